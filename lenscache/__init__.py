@@ -1,0 +1,58 @@
+"""lenscache: run a language model once over every prompt of a concept pack and keep its activations in a Zarr store.
+
+The names below are the public interface. They load on first use: reading a store needs no torch, and importing the
+package loads neither torch nor zarr. Extraction itself is `lenscache.extract.extract`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lenscache.concepts import Concept, ConceptPack, Hierarchy
+    from lenscache.errors import LenscacheError
+    from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings
+    from lenscache.model import LoadedModel, load_model
+    from lenscache.prompts import SamplePlan, plan_samples
+    from lenscache.store import Round, Store, StoreHeader, open_store
+
+_HOMES = {
+    "Concept": "concepts",
+    "ConceptPack": "concepts",
+    "ExtractProgress": "extract",
+    "ExtractReport": "extract",
+    "ExtractSettings": "extract",
+    "Hierarchy": "concepts",
+    "LenscacheError": "errors",
+    "LoadedModel": "model",
+    "Round": "store",
+    "SamplePlan": "prompts",
+    "Store": "store",
+    "StoreHeader": "store",
+    "load_model": "model",
+    "open_store": "store",
+    "plan_samples": "prompts",
+}
+
+__all__ = [
+    "Concept",
+    "ConceptPack",
+    "ExtractProgress",
+    "ExtractReport",
+    "ExtractSettings",
+    "Hierarchy",
+    "LenscacheError",
+    "LoadedModel",
+    "Round",
+    "SamplePlan",
+    "Store",
+    "StoreHeader",
+    "load_model",
+    "open_store",
+    "plan_samples",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,103 @@
+"""Everything lenscache raises on purpose.
+
+    LenscacheError
+      PackError (ValueError)                 the concept pack cannot be used
+      PlanError (ValueError)                 the request does not fit the pack
+      ModelError
+        ModelNotFoundError (FileNotFoundError)   no such model, or nothing installed that provides it
+        UnsupportedModelError                the model loads but its blocks cannot be found
+        ModelLayerError (IndexError)         a model layer the model or the store does not have
+        PromptTooLongError (ValueError)      a prompt that does not fit the model's positions
+      NonFiniteError (ArithmeticError)       an activation is NaN or infinite
+      BatchMismatchError (ArithmeticError)   the same rows at batch 1 gave other activations
+      StoreError
+        StoreNotFoundError (FileNotFoundError)
+        StoreFormatError                     not a lenscache store, or one of a newer format
+        StoreMismatchError (ValueError)      the store was written with something else
+        StoreIncompleteError                 extraction has not finished
+        StoreDamagedError (OSError)          a complete block no longer reads back
+        DiskSpaceError (OSError)             the disk cannot hold the run
+
+Each class also inherits the builtin a caller would expect, so both styles of ``except`` work.
+"""
+
+
+class LenscacheError(Exception):
+    """Base class: `except LenscacheError` catches whatever the package refuses to do."""
+
+
+class PackError(LenscacheError, ValueError):
+    """The concept pack is malformed or contradicts itself."""
+
+
+class PlanError(LenscacheError, ValueError):
+    """The request names layers, concepts or settings that do not fit the pack."""
+
+
+class ModelError(LenscacheError):
+    """The model cannot be used for extraction."""
+
+
+class ModelNotFoundError(ModelError, FileNotFoundError):
+    """No model under this path, id or alias."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model loads but has no recognisable list of transformer blocks."""
+
+
+class ModelLayerError(ModelError, IndexError):
+    """A model layer was asked for that does not exist; there is no fallback to another one."""
+
+
+class PromptTooLongError(ModelError, ValueError):
+    """A prompt and its completion do not fit the positions the model was built for."""
+
+
+class NonFiniteError(LenscacheError, ArithmeticError):
+    """The model produced a NaN or an infinity."""
+
+
+class BatchMismatchError(LenscacheError, ArithmeticError):
+    """Rows extracted again one by one differ from the batched ones by more than the tolerance."""
+
+
+class StoreError(LenscacheError):
+    """The store on disk cannot serve the request."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """There is no store at this path."""
+
+
+class StoreFormatError(StoreError):
+    """The path holds something else, or a store of a format this version does not know."""
+
+
+class StoreMismatchError(StoreError, ValueError):
+    """The store was written with another model, pack or setting.
+
+    Parameters
+    ----------
+    field : what differs, in the words of the command line.
+    found, wanted : the value in the store and the value asked for.
+    """
+
+    def __init__(self, field: str, found: object, wanted: object) -> None:
+        super().__init__(
+            f"the store was written with {field} {found!s}, this run asks for {wanted!s}: "
+            f"extract into another store, or ask for the same {field}"
+        )
+        self.field = field
+
+
+class StoreIncompleteError(StoreError):
+    """Extraction has not finished; what is there is kept."""
+
+
+class StoreDamagedError(StoreError, OSError):
+    """A block that was marked complete cannot be read back."""
+
+
+class DiskSpaceError(StoreError, OSError):
+    """The file system has less room than the run needs."""
