@@ -1,0 +1,49 @@
+"""lenstrain: train, calibrate and grade concept lenses from a lenscache store, with no model in memory.
+
+The names below are the public interface; they load on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lenstrain.adaptive import FitResult, FitSettings, fit_lenses
+    from lenstrain.calibration import Grade
+    from lenstrain.dataset import LensDataset, open_dataset
+    from lenstrain.errors import LenstrainError
+    from lenstrain.lenspack import Lens, LensPack, make_lens_pack
+    from lenstrain.linear import LinearLens
+
+_HOMES = {
+    "FitResult": "adaptive",
+    "FitSettings": "adaptive",
+    "Grade": "calibration",
+    "Lens": "lenspack",
+    "LensDataset": "dataset",
+    "LensPack": "lenspack",
+    "LenstrainError": "errors",
+    "LinearLens": "linear",
+    "fit_lenses": "adaptive",
+    "make_lens_pack": "lenspack",
+    "open_dataset": "dataset",
+}
+
+__all__ = [
+    "FitResult",
+    "FitSettings",
+    "Grade",
+    "Lens",
+    "LensDataset",
+    "LensPack",
+    "LenstrainError",
+    "LinearLens",
+    "fit_lenses",
+    "make_lens_pack",
+    "open_dataset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

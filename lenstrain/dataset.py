@@ -1,0 +1,336 @@
+"""A store as training data: the only module that imports lenscache.
+
+    store --open_dataset--> LensDataset --task(concept)--> Task: which rows are what, by split
+                                        --vectors(model_layer)--> X, one row a (sample, phase)
+
+A vector is one phase of one sample; both phases of a sample carry its labels and stay in its split. Samples are joined
+by key and labels by text, over all rounds: a text that one round labels for a concept can never become that concept's
+negative because another round does not know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lenscache.concepts import Hierarchy
+from lenscache.errors import StoreIncompleteError
+from lenscache.prompts import CONTRAST, EXAMPLE, NEGATIVE, POSITIVE, SPLITS, stable_hash
+from lenscache.store import Phase, Round, Store, open_store
+from lenstrain.errors import SettingsError, TooFewSamplesError
+
+TRAIN, CALIBRATION, TEST = range(len(SPLITS))
+
+PhaseChoice = Literal["both", "prompt", "completion"]
+
+SIBLING_SHARE = 0.3
+"""Share of a concept's negatives that are samples of its siblings."""
+CONTRAST_SHARE = 0.2
+"""Share of a concept's negatives, at most, that are its own contrast samples."""
+
+Rows = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the samples of a store are to one concept. All rows index the dataset's samples."""
+
+    concept: str
+    positives: tuple[Rows, Rows, Rows]
+    """Rows that express the concept, by split, each in nested order: the first ten are part of the first thirty."""
+    negatives: tuple[Rows, Rows, Rows]
+    """Rows that do not, by split, in nested order; never of its ancestors or descendants."""
+    related: Rows
+    """Rows of its ancestors and descendants, in any role: left out when the lens is judged against everything."""
+
+
+class LensDataset:
+    """The complete rounds of a store, joined.
+
+    Parameters
+    ----------
+    store : an open store.
+    layers : layers of abstraction to read; None for all that the store holds.
+    phase : "both", "prompt" or "completion": what a vector is.
+    seed : keys the choice of negatives.
+
+    Raises
+    ------
+    StoreIncompleteError
+        If a round of these layers is not finished; the message says how far it is.
+    SettingsError
+        If the store has no such layer or phase.
+    """
+
+    def __init__(
+        self, store: Store, *, layers: Sequence[int] | None = None, phase: PhaseChoice = "both", seed: int = 0
+    ) -> None:
+        self.store, self.seed = store, seed
+        self.phases = _phases(store, phase)
+        self._rounds = _complete_rounds(store, layers)
+        self._join(self._rounds)
+
+    def _join(self, rounds: Sequence[Round]) -> None:
+        seen: set[bytes] = set()
+        kept: list[Rows] = []
+        columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("text", "kind", "split", "n_completion_tokens")}
+        labels: dict[str, dict[str, int]] = {}
+        targets: dict[str, None] = {}
+        for entry in rounds:
+            samples, marks = entry.samples(), entry.labels()
+            fresh = []
+            for row, key in enumerate(map(bytes, samples.key)):
+                if key not in seen:
+                    seen.add(key)
+                    fresh.append(row)
+            kept.append(np.array(fresh, np.intp))
+            for name, column in columns.items():
+                column.append(getattr(samples, name)[kept[-1]])
+            targets.update(dict.fromkeys(entry.targets))
+            for sample, concept, role in zip(*marks, strict=True):
+                labels.setdefault(entry.concepts[concept], {}).setdefault(str(samples.text[sample]), int(role))
+        self._kept, self._labels = kept, labels
+        self.texts: list[str] = [str(text) for text in np.concatenate(columns["text"])]
+        self.kind: NDArray[np.uint8] = np.concatenate(columns["kind"])
+        self.split: NDArray[np.uint8] = np.concatenate(columns["split"])
+        self._n_completion_tokens: NDArray[np.int32] = np.concatenate(columns["n_completion_tokens"])
+        self.concepts = tuple(targets)
+
+    @property
+    def n_samples(self) -> int:
+        """Samples over all rounds."""
+        return len(self.texts)
+
+    @property
+    def hierarchy(self) -> Hierarchy:
+        """Who is above, below and beside whom."""
+        return self.store.hierarchy
+
+    @property
+    def model_layers(self) -> tuple[int, ...]:
+        """Transformer blocks whose activations the store holds."""
+        return self.store.header.model_layers
+
+    @cached_property
+    def vector_sample(self) -> Rows:
+        """(vectors,) the sample of each vector. Samples without a position in a phase have no vector there."""
+        return np.concatenate([self._samples_with(phase) for phase in self.phases])
+
+    @cached_property
+    def vector_phase(self) -> NDArray[np.uint8]:
+        """(vectors,) index into `phases`."""
+        counts = [len(self._samples_with(phase)) for phase in self.phases]
+        return np.repeat(np.arange(len(self.phases), dtype=np.uint8), counts)
+
+    @cached_property
+    def unnamed(self) -> NDArray[np.bool_]:
+        """(samples,) natural examples, which do not name their concept."""
+        return np.asarray(self.kind == EXAMPLE)
+
+    def vectors(self, model_layer: int) -> NDArray[np.float32]:
+        """(vectors, hidden) raw activations of one model layer."""
+        parts = []
+        for phase in self.phases:
+            read = [r.read(phase, model_layer)[kept] for r, kept in zip(self._rounds, self._kept, strict=True)]
+            parts.append(np.concatenate(read).astype(np.float32)[self._samples_with(phase)])
+        return np.concatenate(parts)
+
+    def vectors_of(self, samples: Rows) -> Rows:
+        """Vectors of some samples, all phases of the first sample first."""
+        found = self._vector_number[samples].ravel()
+        return found[found >= 0]
+
+    def task(self, concept: str, n_negatives: Callable[[int], int]) -> Task:
+        """Who is positive, who is negative, and who counts in judging the lens of one concept.
+
+        Negatives cost nothing, they are other concepts' samples: about 30 % of siblings (then of other relatives on
+        the same branch), up to 20 % the concept's own contrast samples, the rest spread evenly over the other branches
+        of layer 0. Where the data names negatives of its own, those come first.
+
+        Parameters
+        ----------
+        n_negatives : how many negatives go with a number of positives.
+
+        Raises
+        ------
+        TooFewSamplesError
+            If a split has no positive, or there is not a single negative.
+        """
+        positive = self._rows_of(concept, POSITIVE)
+        relatives = sorted(self.hierarchy.family(concept) - {concept})
+        related = np.setdiff1d(_concatenate(self._labelled_rows.get(relative) for relative in relatives), positive)
+        by_split = [positive[self.split[positive] == split] for split in range(len(SPLITS))]
+        allowed = np.ones(self.n_samples, np.bool_)
+        allowed[related] = allowed[positive] = False
+        negatives = [
+            self._draw_negatives(concept, split, allowed, n_negatives(len(rows))) for split, rows in enumerate(by_split)
+        ]
+        _check_enough(concept, by_split, negatives)
+        return Task(
+            concept, (by_split[0], by_split[1], by_split[2]), (negatives[0], negatives[1], negatives[2]), related
+        )
+
+    def _draw_negatives(self, concept: str, split: int, allowed: NDArray[np.bool_], n: int) -> Rows:
+        rng = np.random.default_rng([stable_hash("negatives", self.seed, concept), split])
+
+        def pool(rows: Rows) -> Rows:
+            return rng.permutation(rows[allowed[rows] & (self.split[rows] == split)])
+
+        branches = self.hierarchy.branches(concept)
+        siblings = _concatenate(
+            self._positive_rows.get(sibling) for sibling in sorted(self.hierarchy.siblings(concept))
+        )
+        same_branch = _concatenate(self._branch_rows[split].get(branch) for branch in sorted(branches))
+        others = [pool(rows) for branch, rows in self._branch_rows[split].items() if branch not in branches]
+        by_share = _merge_by_share([
+            (CONTRAST_SHARE, iter(pool(self._rows_of(concept, CONTRAST)))),
+            (SIBLING_SHARE, chain(pool(np.unique(siblings)), pool(same_branch))),
+            (1 - CONTRAST_SHARE - SIBLING_SHARE, _round_robin([others[i] for i in rng.permutation(len(others))])),
+        ])  # fmt: skip
+        given = pool(self._rows_of(concept, NEGATIVE))
+        distinct = dict.fromkeys(given.tolist()[:n])
+        while len(distinct) < n and (row := next(by_share, None)) is not None:
+            distinct.setdefault(row)
+        return np.array(list(distinct), np.intp)
+
+    def _rows_of(self, concept: str, role: int) -> Rows:
+        """Rows that carry a label in this role, in the concept's nested order."""
+        texts = (text for text, found in self._labels.get(concept, {}).items() if found == role)
+        return np.array([row for text in texts for row in self._rows_of_text.get(text, ())], np.intp)
+
+    @cached_property
+    def _rows_of_text(self) -> dict[str, list[int]]:
+        rows: dict[str, list[int]] = {}
+        for row, text in enumerate(self.texts):
+            rows.setdefault(text, []).append(row)
+        return rows
+
+    @cached_property
+    def _positive_rows(self) -> dict[str, Rows]:
+        return {concept: self._rows_of(concept, POSITIVE) for concept in self._labels}
+
+    @cached_property
+    def _labelled_rows(self) -> dict[str, Rows]:
+        """Rows with any label of a concept, contrasts included: what is kept from its ancestors and descendants."""
+        rows = self._rows_of_text
+        return {
+            concept: np.array([row for text in texts for row in rows.get(text, ())], np.intp)
+            for concept, texts in self._labels.items()
+        }
+
+    @cached_property
+    def _branch_rows(self) -> list[dict[str, Rows]]:
+        """For each split, the rows that express anything on a branch, by the concept at its root."""
+        found: dict[str, list[Rows]] = {}
+        for concept, rows in self._positive_rows.items():
+            for branch in self.hierarchy.branches(concept):
+                found.setdefault(branch, []).append(rows)
+        merged = {branch: np.unique(np.concatenate(found[branch])) for branch in sorted(found)}
+        return [{b: rows[self.split[rows] == split] for b, rows in merged.items()} for split in range(len(SPLITS))]
+
+    @cached_property
+    def _vector_number(self) -> NDArray[np.intp]:
+        """(samples, phases) index of each vector, -1 where there is none."""
+        number = np.full((self.n_samples, len(self.phases)), -1, np.intp)
+        number[self.vector_sample, self.vector_phase] = np.arange(len(self.vector_sample))
+        return number
+
+    def _samples_with(self, phase: Phase) -> Rows:
+        if phase == "completion":
+            return np.flatnonzero(self._n_completion_tokens > 0)
+        return np.flatnonzero(self._has_prompt_position)
+
+    @cached_property
+    def _has_prompt_position(self) -> NDArray[np.bool_]:
+        if self.store.header.pool_first_position:
+            return np.ones(self.n_samples, np.bool_)
+        counts = [r.samples().n_prompt_tokens[kept] for r, kept in zip(self._rounds, self._kept, strict=True)]
+        return np.asarray(np.concatenate(counts) > 1)
+
+
+def open_dataset(path: str | Path, **options: Any) -> LensDataset:
+    """Open the store at `path` as training data; `options` as for `LensDataset`."""
+    return LensDataset(open_store(path), **options)
+
+
+_NO_ROWS: Rows = np.zeros(0, np.intp)
+
+
+def _phases(store: Store, phase: PhaseChoice) -> tuple[Phase, ...]:
+    if phase not in get_args(PhaseChoice):
+        raise SettingsError(f"phase is {phase!r}, expected one of {', '.join(get_args(PhaseChoice))}")
+    held = store.header.phases
+    if phase == "both":
+        return held
+    if phase not in held:
+        raise SettingsError(
+            f"the store holds the phase {held[0]} only, {phase} was asked for: extract with --mode combined"
+        )
+    return (phase,)
+
+
+def _complete_rounds(store: Store, layers: Sequence[int] | None) -> list[Round]:
+    held = store.layers()
+    if not held:
+        raise StoreIncompleteError(f"{store.path} holds no samples yet: run `lenscache extract` again to continue")
+    for layer in layers or ():
+        if layer not in held:
+            raise SettingsError(
+                f"layer {layer} is not in the store, which has the layers {held}; --layer selects layers of "
+                "abstraction, transformer blocks are selected with --model-layers"
+            )
+    rounds = [r for layer in (layers or held) for r in store.rounds(layer)]
+    for r in rounds:
+        if not r.is_complete:
+            done = r.complete_blocks()
+            raise StoreIncompleteError(
+                f"{store.path}: {r.name} is not finished, {int(done.sum())} of {done.size} blocks are extracted"
+                f"{' but not verified' if done.all() else ''}: run the same `lenscache extract` again to continue, "
+                "or fit other layers with --layer"
+            )
+    return rounds
+
+
+def _check_enough(concept: str, positives: Sequence[Rows], negatives: Sequence[Rows]) -> None:
+    for name, rows, minimum in zip(SPLITS, positives, (2, 1, 1), strict=True):
+        if len(rows) < minimum:
+            raise TooFewSamplesError(
+                f"{concept}: {len(rows)} positive samples in the {name} split, at least {minimum} are needed: "
+                "give the concept more examples"
+            )
+    for name, rows in zip(SPLITS, negatives, strict=True):
+        if not len(rows):
+            raise TooFewSamplesError(f"{concept}: no negative sample in the {name} split: extract more concepts")
+
+
+def _concatenate(parts: Iterable[Rows | None]) -> Rows:
+    return np.concatenate([_NO_ROWS, *(part for part in parts if part is not None)])
+
+
+def _round_robin(lists: Sequence[Rows]) -> Iterator[int]:
+    """First of each, second of each, ...; the shorter ones end earlier."""
+    for position in range(max(map(len, lists), default=0)):
+        for rows in lists:
+            if position < len(rows):
+                yield int(rows[position])
+
+
+def _merge_by_share(streams: Sequence[tuple[float, Iterator[int]]]) -> Iterator[int]:
+    """Merge so that every prefix has the shares given; a stream that ends leaves its share to the others."""
+    remaining = list(streams)
+    taken = [0] * len(remaining)
+    while remaining:
+        lag = [share * (sum(taken) + 1) - n for (share, _), n in zip(remaining, taken, strict=True)]
+        chosen = lag.index(max(lag))
+        try:
+            yield int(next(remaining[chosen][1]))
+            taken[chosen] += 1
+        except StopIteration:
+            del remaining[chosen], taken[chosen]

@@ -1,0 +1,45 @@
+"""Everything lenstrain raises on purpose.
+
+    LenstrainError
+      SettingsError (ValueError)         settings that contradict each other or the store
+      TooFewSamplesError (ValueError)    a concept, or a whole store, without enough samples to fit and judge a lens
+      NotFittedError (ValueError)        a lens was used before `fit`
+      LensPackError
+        LensPackNotFoundError (FileNotFoundError)
+        LensPackExistsError (FileExistsError)
+        LensPackFormatError              not a lens pack, or one of a newer format
+
+What lenscache raises while a store is read (`lenscache.errors`) passes through unchanged.
+"""
+
+
+class LenstrainError(Exception):
+    """Base class: `except LenstrainError` catches whatever the package refuses to do."""
+
+
+class SettingsError(LenstrainError, ValueError):
+    """The settings contradict each other or what the store holds."""
+
+
+class TooFewSamplesError(LenstrainError, ValueError):
+    """There are not enough samples to fit and judge a lens."""
+
+
+class NotFittedError(LenstrainError, ValueError):
+    """A lens was asked for scores before it was fitted."""
+
+
+class LensPackError(LenstrainError):
+    """The lens pack cannot be read or written."""
+
+
+class LensPackNotFoundError(LensPackError, FileNotFoundError):
+    """There is no lens pack in this folder."""
+
+
+class LensPackExistsError(LensPackError, FileExistsError):
+    """The output folder is there already; nothing in it was touched."""
+
+
+class LensPackFormatError(LensPackError):
+    """The folder holds something else, or a lens pack of a format this version does not know."""
