@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import inspect
+import io
 import json
 import logging
 import shutil
@@ -220,7 +222,10 @@ def _built_in_folder(alias: str, cache_dir: Path | None) -> Path:
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{alias}-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{alias}-") as scratch,
+        contextlib.redirect_stderr(io.StringIO()),  # a progress bar that has no other switch
+    ):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,

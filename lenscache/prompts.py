@@ -132,6 +132,31 @@ def concept_prompts(pack: ConceptPack, concept: Concept, *, seed: int = 0) -> li
     return _interleave(texts.values(), key=lambda prompt: stable_hash(seed, concept.id, prompt.text))
 
 
+def select_concepts(pack: ConceptPack, layers: Sequence[int] | None = None, limit: int | None = None) -> list[str]:
+    """The ids of the concepts that a request names, layer by layer in pack order.
+
+    Parameters
+    ----------
+    layers : layers of abstraction; None for all of the pack.
+    limit : the first `limit` concepts of each layer; None for all.
+
+    Raises
+    ------
+    PlanError
+        If a layer has no concepts in the pack, or the limit is below 1.
+    """
+    wanted = pack.layers if layers is None else tuple(dict.fromkeys(layers))
+    for layer in wanted:
+        if layer not in pack.layers:
+            raise PlanError(
+                f"layer {layer} is not in pack {pack.name!r}, which has the layers {list(pack.layers)}; "
+                "--layer selects layers of abstraction in the concept hierarchy, --model-layers transformer blocks"
+            )
+    if limit is not None and limit < 1:
+        raise PlanError(f"limit is {limit}, expected 1 or more concepts")
+    return [concept.id for layer in wanted for concept in pack.in_layer(layer)[:limit]]
+
+
 def plan_samples(
     pack: ConceptPack,
     layers: Sequence[int] | None = None,
@@ -161,7 +186,7 @@ def plan_samples(
     """
     if len(fractions) != len(SPLITS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise PlanError(f"split fractions are {tuple(fractions)}, expected three shares that sum to 1")
-    targets = _targets(pack, layers, limit)
+    targets = select_concepts(pack, layers, limit)
     # Splits are assigned over the whole pack, whatever is extracted now: extracting another layer later must not
     # find a text that it shares with this one in another split.
     prompts = {concept.id: concept_prompts(pack, concept, seed=seed) for concept in pack.concepts}
@@ -197,19 +222,6 @@ def plan_samples(
         label_concept=np.array(label_concept, np.int32),
         label_role=np.array(label_role, np.uint8),
     )
-
-
-def _targets(pack: ConceptPack, layers: Sequence[int] | None, limit: int | None) -> list[str]:
-    wanted = pack.layers if layers is None else tuple(dict.fromkeys(layers))
-    for layer in wanted:
-        if layer not in pack.layers:
-            raise PlanError(
-                f"layer {layer} is not in pack {pack.name!r}, which has the layers {list(pack.layers)}; "
-                "--layer selects layers of abstraction in the concept hierarchy, --model-layers transformer blocks"
-            )
-    if limit is not None and limit < 1:
-        raise PlanError(f"limit is {limit}, expected 1 or more concepts")
-    return [concept.id for layer in wanted for concept in pack.in_layer(layer)[:limit]]
 
 
 def _kind_of(narrow: str, broad: str) -> str:

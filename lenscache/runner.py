@@ -9,7 +9,7 @@ completion of k tokens has k - 1 pooled positions, or k if the sequence ended af
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -73,8 +73,12 @@ class Runner:
         self.out_of_memory = 0
         self._capture = Capture(loaded.blocks, model_layers, pooling=pooling)
 
-    def run(self, rows: Sequence[Row]) -> list[RowResult]:
+    def run(self, rows: Sequence[Row], *, on_rows: Callable[[int], None] = lambda _: None) -> list[RowResult]:
         """Run rows, shortest first so that little is padding; results come in the order of `rows`.
+
+        Parameters
+        ----------
+        on_rows : called after every batch with the number of its rows.
 
         Raises
         ------
@@ -91,6 +95,7 @@ class Runner:
                 self._halve(error)
                 continue
             results.update(zip(chosen, batch, strict=True))
+            on_rows(len(chosen))
         return [results[row] for row in range(len(rows))]
 
     def _halve(self, error: Exception) -> None:

@@ -42,7 +42,7 @@ from lenscache.errors import (
 from lenscache.prompts import KINDS, SamplePlan
 
 FORMAT_VERSION = 1
-DEFAULT_BLOCK_ROWS = 128
+DEFAULT_BLOCK_ROWS = 256
 
 Phase = Literal["prompt", "completion"]
 Mode = Literal["combined", "prompt", "completion"]
@@ -54,7 +54,9 @@ _NATIVE_DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
 }
-_CHUNK_ROWS = 64  # small enough that reading a few rows is cheap, long enough for the hidden-major order to compress
+# zstd codes at most 128 KiB with one table. In Blosc blocks of 256 KiB of 2-byte values, the shuffled exponent bytes
+# fill exactly one such run and the mantissa bytes another: measured 0.70 of raw, against 0.73-0.75 in smaller blocks.
+_BLOSC_BLOCK_BYTES = 2**18
 _COLUMN_CHUNK_ROWS = 8192
 
 
@@ -316,8 +318,30 @@ class Round:
         zarr.open_group(self._group.store_path, mode="r+").update_attributes(dict(values))
 
     def stored_bytes(self, phase: Phase, model_layer: int) -> int:
-        """Bytes on disk of one activation array, compressed."""
-        return int(self._array(f"activations/{phase}/{model_layer}").nbytes_stored())
+        """Bytes on disk of one activation array, compressed, without its metadata."""
+        array = self._array(f"activations/{phase}/{model_layer}")
+        return int(sync(array.store_path.store.getsize_prefix(f"{array.store_path.path}/c")))
+
+    def summary(self) -> dict[str, Any]:
+        """How far the round is and how much it holds, as plain values."""
+        attributes, done = self.attributes, self.complete_blocks()
+        verification = attributes.get("verification")
+        rows = sum(self.rows(int(block)).stop - self.rows(int(block)).start for block in np.flatnonzero(done))
+        arrays = [(phase, i) for phase in self._header.phases for i in self._header.model_layers]
+        itemsize = _NATIVE_DTYPES[self._header.store_dtype].itemsize
+        return {
+            "name": self.name,
+            "concepts": len(self.targets),
+            "rows": self.n_samples,
+            "blocks": self.n_blocks,
+            "complete_blocks": int(done.sum()),
+            "state": "complete" if verification and done.all() else "unfinished" if not done.all() else "not verified",
+            "limit": attributes["limit"],
+            "batch_size": attributes.get("batch_size"),
+            "max_relative_error": max(verification["max_relative_error"].values()) if verification else None,
+            "stored_bytes": sum(self.stored_bytes(*array) for array in arrays),
+            "raw_bytes": rows * len(arrays) * self._header.hidden * itemsize,
+        }
 
     def _array(self, name: str) -> zarr.Array[Any]:
         return cast("zarr.Array[Any]", self._group[name]).with_config({"write_empty_chunks": True})
@@ -398,6 +422,19 @@ class Store:
         return hashlib.sha256(json.dumps([self.header.to_attributes(), plans], sort_keys=True).encode()).hexdigest()[
             :16
         ]
+
+    def summary(self) -> dict[str, Any]:
+        """Everything `lenscache info` shows, as plain values. Sizes count the activations of complete blocks."""
+        rounds = [r.summary() for r in self.rounds()]
+        return {
+            "path": self.path,
+            "digest": self.digest(),
+            **self.header.to_attributes(),
+            "phases": list(self.header.phases),
+            "rounds": rounds,
+            "stored_bytes": sum(entry["stored_bytes"] for entry in rounds),
+            "raw_bytes": sum(entry["raw_bytes"] for entry in rounds),
+        }
 
     def create_round(
         self,
@@ -558,7 +595,13 @@ def _create_empty_columns(group: zarr.Group, header: StoreHeader, n: int, block_
 def _create_activations(group: zarr.Group, name: str, header: StoreHeader, n: int, block_rows: int) -> None:
     dtype: Any = BFloat16() if header.store_dtype == "bfloat16" else header.store_dtype
     itemsize = _NATIVE_DTYPES[header.store_dtype].itemsize
-    chunk_rows = _CHUNK_ROWS if block_rows % _CHUNK_ROWS == 0 else block_rows
+    # The smallest chunk that fills a Blosc block, so that reading a few rows decodes little else.
+    chunk_rows = next(
+        (n for n in (16, 32, 64, 128, 256) if n * header.hidden * itemsize >= _BLOSC_BLOCK_BYTES), block_rows
+    )
+    if block_rows % chunk_rows:
+        chunk_rows = block_rows
+    blosc = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=itemsize, blocksize=_BLOSC_BLOCK_BYTES)
     group.create_array(
         name,
         shape=(n, header.hidden),
@@ -567,7 +610,7 @@ def _create_activations(group: zarr.Group, name: str, header: StoreHeader, n: in
         shards=(block_rows, header.hidden),
         filters=[TransposeCodec(order=(1, 0))],
         serializer=BytesCodec(endian="little"),  # explicit: tensorstore refuses a "bytes" codec without it
-        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=itemsize), Crc32cCodec()],
+        compressors=[blosc, Crc32cCodec()],
         fill_value=float("nan"),
         dimension_names=["sample", "hidden"],
     )

@@ -180,7 +180,12 @@ class FitProgress(NamedTuple):
     stage: Literal["choosing model layers", "fitting"]
     done: int
     total: int
-    """Model layers tried, or concepts fitted."""
+    """Model layers to try, or concepts to fit."""
+
+    @property
+    def unit(self) -> str:
+        """What `done` and `total` count."""
+        return "concepts" if self.stage == "fitting" else "model layers"
 
 
 OnProgress = Callable[[FitProgress], None]

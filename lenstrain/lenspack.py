@@ -128,6 +128,24 @@ class LensPack:
         counts = Counter(lens.grade.value for lens in self.lenses)
         return {grade.value: counts[grade.value] for grade in Grade}
 
+    def summary(self) -> dict[str, Any]:
+        """The pack in a few numbers."""
+
+        def mean(metric: str) -> float:
+            return float(np.mean([lens.metrics[metric] for lens in self.lenses]))
+
+        return {
+            "n_lenses": len(self),
+            "grades": self.grades(),
+            "graduated": sum(lens.metrics["graduated"] for lens in self.lenses),
+            "hungry": self.hungry,
+            "skipped": self.skipped,
+            "mean_test_f1": mean("test_f1"),
+            "mean_score": mean("score"),
+            "mean_samples": mean("n_samples"),
+            "mean_iterations": mean("iterations"),
+        }
+
     @classmethod
     def load(cls, folder: str | Path) -> LensPack:
         """Read a lens pack from its folder.
@@ -193,7 +211,8 @@ class LensPack:
     def _write(self, folder: Path) -> None:
         weight = np.array([lens.weight for lens in self.lenses], np.float32)
         bias = np.array([lens.bias for lens in self.lenses], np.float32)
-        safetensors.numpy.save_file({"weight": weight, "bias": bias}, folder / "lenses.safetensors")
+        # Not save_file, which makes the file private whatever the umask says.
+        (folder / "lenses.safetensors").write_bytes(safetensors.numpy.save({"weight": weight, "bias": bias}))
         data = {
             "format_version": FORMAT_VERSION,
             "provenance": self.provenance,

@@ -1,0 +1,157 @@
+"""The `lenstrain` command: stage two, from a store to graded lenses, with no model in memory."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from . import console, options
+
+app = typer.Typer(
+    help="Train, calibrate and grade concept lenses from a lenscache store, with no model in memory.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+
+class Phase(StrEnum):
+    """Choices of --phase."""
+
+    both = "both"
+    prompt = "prompt"
+    completion = "completion"
+
+
+class Validation(StrEnum):
+    """Choices of --validation."""
+
+    advisory = "advisory"
+    blocking = "blocking"
+    falloff = "falloff"
+
+
+class MinGrade(StrEnum):
+    """Choices of --min-grade."""
+
+    A = "A"
+    B = "B"
+
+
+@app.command(epilog="Example: lenstrain fit store.zarr --f1 0.95 --out lenses-0.95")
+@console.reports_errors
+def fit(
+    store: options.StorePath,
+    out: Annotated[Path, typer.Option(help="Folder to write the lens pack to.")],
+    f1: Annotated[float, typer.Option(min=0.0, max=1.0, help="Test F1 at which a lens graduates.")] = 0.95,
+    layer: options.Layers = None,
+    model_layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0,5,10-15", help="Transformer blocks to choose from, a concept at a time. Default: all stored."
+        ),
+    ] = None,
+    phase: Annotated[Phase, typer.Option(help="Vectors to train on.")] = Phase.both,
+    concept: Annotated[list[str] | None, typer.Option(help="Concept id; repeatable. Default: all extracted.")] = None,
+    validation: Annotated[
+        Validation, typer.Option(help="Whether a low grade holds graduation back: never, always, or less and less.")
+    ] = Validation.advisory,
+    min_grade: Annotated[MinGrade, typer.Option(help="Grade that blocking validation asks for.")] = MinGrade.B,
+    initial_samples: Annotated[int, typer.Option(min=1, help="Positive training samples to start with.")] = 5,
+    first_increment: Annotated[int, typer.Option(min=1, help="Samples added at the second iteration.")] = 5,
+    increment: Annotated[int, typer.Option(min=1, help="Samples added at later iterations.")] = 10,
+    max_samples: Annotated[int, typer.Option(min=1, help="Positive training samples at most.")] = 200,
+    max_iterations: Annotated[int, typer.Option(min=1, help="Fits of one concept at most.")] = 50,
+    max_overfit_gap: Annotated[float, typer.Option(min=0.0, help="Largest train minus test F1 at graduation.")] = 0.10,
+    c: Annotated[float, typer.Option("--C", help="Inverse L2 strength, on standardised features.")] = 1.0,
+    seed: options.Seed = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a lens pack that is at --out.")] = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Fit a graded lens for every concept in STORE and write them to a lens pack."""
+    from lenstrain.adaptive import FitSettings, fit_lenses
+    from lenstrain.calibration import Grade
+    from lenstrain.dataset import open_dataset
+    from lenstrain.lenspack import check_output, make_lens_pack
+
+    settings = FitSettings(
+        target_f1=f1, max_overfit_gap=max_overfit_gap, initial_samples=initial_samples, first_increment=first_increment,
+        increment=increment, max_samples=max_samples, max_iterations=max_iterations, validation=validation.value,
+        min_grade=Grade(min_grade.value), C=c, phase=phase.value,
+        model_layers=options.parse_model_layers(model_layers), seed=seed,
+    )  # fmt: skip
+    check_output(out, overwrite=overwrite)
+    start = time.perf_counter()
+    dataset = open_dataset(store, layers=layer, phase=phase.value, seed=seed)
+    with console.Meter().running() as meter:
+        result = fit_lenses(
+            dataset, settings, concepts=concept, on_progress=lambda p: meter.update(p.stage, p.done, p.total, p.unit)
+        )
+    pack = make_lens_pack(result, dataset, settings)
+    pack.save(out, overwrite=overwrite)
+    elapsed = time.perf_counter() - start
+    if json:
+        console.print_json({"out": str(out), "elapsed_s": elapsed, **pack.summary()})
+        return
+    for reason in pack.skipped.values():
+        console.err().print(f"left out: {reason}", markup=False)
+    console.out().print(f"{_summary_line(pack)}; {elapsed:.0f} s", markup=False, soft_wrap=True)
+    console.out().print(f"written to {out}; next: lenstrain show {out}", markup=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: lenstrain show lenses-0.95")
+@console.reports_errors
+def show(folder: options.PackFolder, json: options.Json = False, debug: options.Debug = False) -> None:
+    """Show the lenses of a pack: what each detects, where, and how far it can be trusted."""
+    from lenstrain.lenspack import LensPack
+
+    pack = LensPack.load(folder)
+    if json:
+        console.print_json({**pack.summary(), "lenses": [_row(lens) for lens in pack]})
+        return
+    model, settings = pack.provenance["store"]["model"]["id"], pack.provenance["settings"]
+    table = console.make_table(
+        "concept", "layer", "model layer", "test F1", "score", "grade", "samples", "iterations", "graduated"
+    )
+    colours = {"A": "green", "B": "yellow", "C": "red"}
+    for lens in sorted(pack, key=lambda lens: (lens.layer, -lens.metrics["score"])):
+        metrics, grade = lens.metrics, lens.grade.value
+        table.add_row(
+            escape(lens.name), str(lens.layer), str(lens.model_layer), f"{metrics['test_f1']:.2f}",
+            f"{metrics['score']:.2f}", f"[{colours[grade]}]{grade}[/]", str(metrics["n_samples"]),
+            str(metrics["iterations"]), "yes" if metrics["graduated"] else "no",
+        )  # fmt: skip
+    target = f"target F1 {settings['target_f1']:g}, {settings['validation']} validation"
+    console.out().print(f"{folder}: {model}, {target}", markup=False, soft_wrap=True)
+    console.out().print(table)
+    console.out().print(_summary_line(pack), markup=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+def _summary_line(pack: Any) -> str:
+    summary = pack.summary()
+    grades = ", ".join(f"{count} {grade}" for grade, count in summary["grades"].items())
+    line = f"{summary['n_lenses']} lenses: {grades}; {summary['graduated']} graduated"
+    line += f"; mean test F1 {summary['mean_test_f1']:.2f}, mean score {summary['mean_score']:.2f}"
+    line += f"; {summary['mean_samples']:.1f} samples and {summary['mean_iterations']:.1f} iterations on average"
+    if pack.hungry:
+        line += f"; {len(pack.hungry)} used every cached sample (hungry.json)"
+    return f"{line}; {len(pack.skipped)} left out" if pack.skipped else line
+
+
+def _row(lens: Any) -> dict[str, Any]:
+    return {
+        "concept": lens.concept, "name": lens.name, "layer": lens.layer, "model_layer": lens.model_layer,
+        "grade": lens.grade.value, "threshold": lens.threshold, **lens.metrics,
+    }  # fmt: skip

@@ -1,0 +1,39 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="The store: a folder, or a URL that Zarr accepts.")]
+PackFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a lens pack.")]
+Layers = Annotated[
+    list[int] | None,
+    typer.Option("--layer", min=0, help="Layer of abstraction in the concept hierarchy; repeatable. Default: all."),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Keys everything that is drawn.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def parse_model_layers(text: str | None) -> tuple[int, ...] | None:
+    """Numbers and ranges, such as "0,5,10-15"; None for "all"."""
+    if text is None or text == "all":
+        return None
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise typer.BadParameter(
+                f"{part!r} is not a model layer: give numbers and ranges, such as 0,5,10-15, or all"
+            )
+        numbers.extend(range(int(first), int(last if dash else first) + 1))
+    return tuple(dict.fromkeys(numbers))
+
+
+ModelLayers = Annotated[
+    str | None,
+    typer.Option(metavar="0,5,10-15", help="Transformer blocks, counted from 0. Default: all."),
+]

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lenstrain.lenspack import LensPack
+from tests.cli.conftest import Run
+from tests.cli.test_lenscache import assert_one_line_error, tree
+
+
+@pytest.fixture(scope="module")
+def lens_folder(tmp_path_factory: pytest.TempPathFactory, lenstrain: Run, finished_store: Path) -> Path:
+    folder = tmp_path_factory.mktemp("lenses") / "lenses"
+    result = lenstrain("fit", finished_store, "--f1", 0.9, "--out", folder)
+    assert result.exit_code == 0, result.stderr
+    assert "7 lenses: " in result.stdout
+    assert f"next: lenstrain show {folder}" in " ".join(result.stdout.split())
+    return folder
+
+
+@pytest.mark.parametrize("command", ["fit", "show"])
+def test_help_of_every_command_ends_with_an_example(lenstrain: Run, command: str) -> None:
+    result = lenstrain(command, "--help")
+    assert f"Example: lenstrain {command}" in " ".join(result.stdout.split())
+
+
+def test_show_prints_a_row_a_lens_and_a_summary(lenstrain: Run, lens_folder: Path) -> None:
+    text = lenstrain("show", lens_folder).stdout
+    for lens in LensPack.load(lens_folder):
+        row = next(line for line in text.splitlines() if line.startswith(f"{lens.name} "))
+        assert row.split()[1:3] == [str(lens.layer), str(lens.model_layer)]
+        assert lens.grade.value in row.split()
+    assert "target F1 0.9, advisory validation" in text
+    assert "7 lenses: " in text
+
+
+def test_show_json_holds_every_metric(lenstrain: Run, lens_folder: Path) -> None:
+    shown = json.loads(lenstrain("show", lens_folder, "--json").stdout)
+    assert sum(shown["grades"].values()) == len(shown["lenses"]) == shown["n_lenses"] == 7
+    assert {"test_f1", "score", "auroc", "score_unnamed", "grade"} <= set(shown["lenses"][0])
+
+
+def test_fitting_twice_writes_the_same_bytes(
+    lenstrain: Run, finished_store: Path, lens_folder: Path, tmp_path: Path
+) -> None:
+    lenstrain("fit", finished_store, "--f1", 0.9, "--out", tmp_path / "again")
+    assert tree(tmp_path / "again") == tree(lens_folder)
+
+
+def test_another_threshold_needs_no_model_and_no_other_store(
+    lenstrain: Run, finished_store: Path, tmp_path: Path
+) -> None:
+    before = tree(finished_store)
+    result = lenstrain("fit", finished_store, "--f1", 0.5, "--out", tmp_path / "l", "--json")
+    assert json.loads(result.stdout)["n_lenses"] == 7
+    assert tree(finished_store) == before
+
+
+def test_options_reach_the_provenance(lenstrain: Run, finished_store: Path, tmp_path: Path) -> None:
+    result = lenstrain(
+        "fit", finished_store, "--out", tmp_path / "l", "--layer", 1, "--model-layers", 2, "--phase", "prompt",
+        "--validation", "blocking", "--min-grade", "A", "--C", 0.5, "--concept", "bird", "--concept", "fish",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    pack = LensPack.load(tmp_path / "l")
+    settings = pack.provenance["settings"]
+    assert [lens.concept for lens in pack] == ["bird", "fish"]
+    assert {lens.model_layer for lens in pack} == {2}
+    assert (settings["validation"], settings["min_grade"], settings["C"], settings["phase"]) == (
+        "blocking", "A", 0.5, "prompt",
+    )  # fmt: skip
+
+
+def test_an_unfinished_store_says_how_far_it_is_and_how_to_go_on(
+    lenstrain: Run, interrupted_store: Path, tmp_path: Path
+) -> None:
+    result = lenstrain("fit", interrupted_store, "--out", tmp_path / "l")
+    assert_one_line_error(result, "layer_1/round_0 is not finished", "blocks are extracted", "lenscache extract")
+    assert not (tmp_path / "l").exists()
+
+
+def test_an_existing_output_folder_is_refused_and_left_alone(
+    lenstrain: Run, finished_store: Path, lens_folder: Path
+) -> None:
+    before = tree(lens_folder)
+    result = lenstrain("fit", finished_store, "--out", lens_folder)
+    assert_one_line_error(result, "exists already", "--overwrite")
+    assert tree(lens_folder) == before
+
+
+def test_overwrite_does_not_replace_a_folder_of_something_else(
+    lenstrain: Run, finished_store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert_one_line_error(lenstrain("fit", finished_store, "--out", tmp_path, "--overwrite"), "exists already")
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--layer", "5"], ["layer 5 is not in the store", "[0, 1]", "--model-layers"]),
+        (["--model-layers", "9"], ["model layer 9 is not in the store", "0-2"]),
+        (["--concept", "ghost"], ["'ghost'"]),
+        (["--f1", "0"], ["target F1 is 0"]),
+        (["--initial-samples", "300"], ["max_samples 200", "initial_samples 300"]),
+    ],
+)
+def test_a_request_that_does_not_fit_is_one_line(
+    lenstrain: Run, finished_store: Path, tmp_path: Path, options: list[str], words: list[str]
+) -> None:
+    result = lenstrain("fit", finished_store, "--out", tmp_path / "l", *options)
+    assert_one_line_error(result, *words)
+
+
+def test_a_concept_with_too_few_samples_is_left_out_and_named(
+    lenscache: Run, lenstrain: Run, extract_options: list[str], pack_file: Path, tmp_path: Path
+) -> None:
+    pack = json.loads(pack_file.read_text())
+    bare = {"id": "bare", "name": "bare", "layer": 1, "parents": ["craft"]}
+    (tmp_path / "pack.json").write_text(json.dumps({**pack, "concepts": [*pack["concepts"], bare]}))
+    lenscache("extract", tmp_path / "s.zarr", *extract_options, "--pack", tmp_path / "pack.json")
+    result = lenstrain("fit", tmp_path / "s.zarr", "--out", tmp_path / "l")
+    assert result.exit_code == 0
+    assert "left out: bare: " in result.stderr
+    assert "1 left out" in result.stdout
+    assert len(LensPack.load(tmp_path / "l")) == 7
+
+
+def test_show_of_something_else_is_one_line(lenstrain: Run, tmp_path: Path) -> None:
+    assert_one_line_error(lenstrain("show", tmp_path), "no lens pack at")

@@ -1,0 +1,178 @@
+"""Imports go one way, and stage two works without stage one's libraries (DESIGN.md, section 3)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from lenscache.extract import ExtractSettings, extract
+from tests.models import tiny_model
+from tests.packs import small_pack
+
+ROOT = Path(__file__).parents[1]
+
+HEAVY = {"torch", "transformers", "zarr", "numcodecs", "numpy", "scipy", "sklearn", "safetensors", "ml_dtypes",
+         "platformdirs", "typer", "rich"}  # fmt: skip
+INTERNAL = {"lenscache", "lenstrain", "lens_cli", "cli"}
+
+# Default deny: a module may import the standard library and what its line names, nothing else.
+ALLOWED: dict[str, set[str]] = {
+    "lenscache/__init__.py": {"lenscache"},
+    "lenscache/errors.py": set(),
+    "lenscache/concepts.py": {"lenscache.errors"},
+    "lenscache/prompts.py": {"numpy", "lenscache.concepts", "lenscache.errors"},
+    "lenscache/bfloat16.py": {"numpy", "ml_dtypes", "zarr"},
+    "lenscache/store.py": {"numpy", "ml_dtypes", "zarr", "lenscache.bfloat16", "lenscache.concepts",
+                           "lenscache.errors", "lenscache.prompts"},
+    "lenscache/model.py": {"torch", "transformers", "platformdirs", "lenscache.errors"},
+    "lenscache/capture.py": {"torch", "lenscache.store"},
+    "lenscache/sampling.py": {"numpy", "torch"},
+    "lenscache/runner.py": {"numpy", "torch", "lenscache.capture", "lenscache.errors", "lenscache.model",
+                            "lenscache.sampling", "lenscache.store"},
+    "lenscache/extract.py": {"numpy", "lenscache.concepts", "lenscache.errors", "lenscache.model",
+                             "lenscache.prompts", "lenscache.runner", "lenscache.store"},
+    "lenstrain/__init__.py": {"lenstrain"},
+    "lenstrain/errors.py": set(),
+    "lenstrain/dataset.py": {"numpy", "lenscache.concepts", "lenscache.errors", "lenscache.prompts",
+                             "lenscache.store", "lenstrain.errors"},
+    "lenstrain/linear.py": {"numpy", "torch", "lenstrain.errors"},
+    "lenstrain/calibration.py": {"numpy", "scipy"},
+    "lenstrain/adaptive.py": {"numpy", "lenstrain.calibration", "lenstrain.dataset", "lenstrain.errors",
+                              "lenstrain.linear"},
+    "lenstrain/lenspack.py": {"numpy", "safetensors", "lenstrain.adaptive", "lenstrain.calibration",
+                              "lenstrain.dataset", "lenstrain.errors"},
+    "cli/__init__.py": set(),
+    "cli/console.py": {"typer", "rich"},
+    "cli/options.py": {"typer"},
+    "cli/lenscache.py": {"typer", "rich", "cli", "lenscache"},
+    "cli/lenstrain.py": {"typer", "rich", "cli", "lenstrain"},
+}  # fmt: skip
+
+
+def imported(source: str) -> set[str]:
+    """Dotted names that a module imports anywhere, function bodies and TYPE_CHECKING included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.add("cli" if node.level else str(node.module))
+    return names
+
+
+def forbidden(source: str, allowed: set[str]) -> set[str]:
+    outside = {name for name in imported(source) if name.split(".")[0] not in sys.stdlib_module_names}
+    return {name for name in outside if name not in allowed and not {name.split(".")[0]} & _tops(allowed)}
+
+
+def _tops(allowed: set[str]) -> set[str]:
+    """A bare name allows its submodules; a dotted name allows itself alone."""
+    return {name for name in allowed if "." not in name}
+
+
+def modules() -> list[str]:
+    files = (f for package in ("lenscache", "lenstrain", "cli") for f in (ROOT / package).rglob("*.py"))
+    return sorted(str(f.relative_to(ROOT)) for f in files)
+
+
+def test_every_module_has_a_line_in_the_table() -> None:
+    assert modules() == sorted(ALLOWED)
+
+
+@pytest.mark.parametrize("module", ALLOWED)
+def test_module_imports_only_what_its_line_allows(module: str) -> None:
+    assert forbidden((ROOT / module).read_text(), ALLOWED[module]) == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import transformers",
+        "from transformers import AutoModel",
+        "def f():\n    import zarr.core",
+        "from lenscache.model import load_model",
+        "import lenscache",
+    ],
+)
+def test_the_check_can_fail(source: str) -> None:
+    assert forbidden(source, ALLOWED["lenstrain/adaptive.py"])
+
+
+def test_only_the_dataset_of_lenstrain_knows_lenscache() -> None:
+    knowing = {
+        m for m, names in ALLOWED.items() if m.startswith("lenstrain/") for n in names if n.startswith("lenscache")
+    }
+    assert knowing == {"lenstrain/dataset.py"}
+
+
+def run_blocked(code: str, *blocked: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter in which the blocked modules cannot be imported."""
+    head = f"""
+    import sys
+    class Block:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] in {set(blocked) or set()!r}:
+                raise ImportError(f"{{name}} is blocked")
+    sys.meta_path.insert(0, Block())
+    """
+    script = textwrap.dedent(head) + textwrap.dedent(code)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("imports") / "store.zarr"
+    extract(path, small_pack(n_examples=12), tiny_model(), ExtractSettings(max_new_tokens=4, block_rows=64))
+    return path
+
+
+def test_a_store_is_read_without_torch_and_transformers(store: Path) -> None:
+    code = f"""
+    from lenscache import open_store
+    for r in open_store({str(store)!r}).rounds():
+        assert r.is_complete and r.read("prompt", 1).shape == (r.n_samples, 32), r.name
+    print("read")
+    """
+    ran = run_blocked(code, "torch", "transformers")
+    assert (ran.stdout, ran.returncode) == ("read\n", 0), ran.stderr
+
+
+def test_lenses_are_fitted_without_transformers_or_any_model_code(store: Path) -> None:
+    code = f"""
+    from lenstrain import FitSettings, fit_lenses, make_lens_pack, open_dataset
+    dataset = open_dataset({str(store)!r})
+    pack = make_lens_pack(fit_lenses(dataset, FitSettings()), dataset, FitSettings())
+    banned = {{"transformers", "lenscache.model", "lenscache.runner", "lenscache.capture"}} & set(sys.modules)
+    print(len(pack), banned)
+    """
+    ran = run_blocked(code, "transformers")
+    assert (ran.stdout, ran.returncode) == ("7 set()\n", 0), ran.stderr
+
+
+def test_the_blocker_blocks(store: Path) -> None:
+    ran = run_blocked("import torch", "torch")
+    assert ran.returncode == 1
+    assert "torch is blocked" in ran.stderr
+
+
+def test_importing_the_commands_loads_nothing_heavy() -> None:
+    code = "import lens_cli.lenscache, lens_cli.lenstrain, sys; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = set(ast.literal_eval(subprocess.check_output([sys.executable, "-c", code], text=True)))
+    assert loaded & HEAVY <= {"typer", "rich"}
+    assert loaded & INTERNAL == {"lens_cli"}
+
+
+def test_help_answers_with_torch_zarr_and_numpy_blocked() -> None:
+    code = """
+    sys.argv = ["lenscache", "--help"]
+    from lens_cli.lenscache import main
+    main()
+    """
+    ran = run_blocked(code, "torch", "zarr", "numpy", "transformers")
+    assert ran.returncode == 0, ran.stderr
+    assert "extract" in ran.stdout
