@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from lenscache.concepts import Concept, ConceptPack, Hierarchy
     from lenscache.errors import LenscacheError
     from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings
+    from lenscache.header import StoreHeader
     from lenscache.model import LoadedModel, load_model
     from lenscache.prompts import SamplePlan, plan_samples
-    from lenscache.store import Round, Store, StoreHeader, open_store
+    from lenscache.rounds import Round
+    from lenscache.store import Store, open_store
 
 _HOMES = {
     "Concept": "concepts",
@@ -24,10 +26,10 @@ _HOMES = {
     "Hierarchy": "concepts",
     "LenscacheError": "errors",
     "LoadedModel": "model",
-    "Round": "store",
+    "Round": "rounds",
     "SamplePlan": "prompts",
     "Store": "store",
-    "StoreHeader": "store",
+    "StoreHeader": "header",
     "load_model": "model",
     "open_store": "store",
     "plan_samples": "prompts",

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from lenscache.store import Pooling
+from lenscache.header import Pooling
 
 
 class _DeepestBlockReached(Exception):  # noqa: N818 - a signal, not an error

@@ -30,20 +30,12 @@ from lenscache.errors import (
     PromptTooLongError,
     StoreDamagedError,
 )
+from lenscache.header import Mode, Phase, Pooling, StoreDtype, StoreHeader
 from lenscache.model import LoadedModel
 from lenscache.prompts import SamplePlan, plan_samples
+from lenscache.rounds import DEFAULT_BLOCK_ROWS, Block, Round
 from lenscache.runner import Row, RowResult, Runner
-from lenscache.store import (
-    DEFAULT_BLOCK_ROWS,
-    Block,
-    Mode,
-    Phase,
-    Pooling,
-    Round,
-    StoreDtype,
-    StoreHeader,
-    create_store,
-)
+from lenscache.store import create_store
 
 VERIFIED_ROWS = 8
 """Rows of a round that are extracted again one by one at its end."""

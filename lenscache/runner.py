@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from lenscache.capture import Capture
 from lenscache.errors import ModelError
+from lenscache.header import Mode, Phase, Pooling
 from lenscache.model import LoadedModel
 from lenscache.sampling import row_uniforms, sample_tokens
-from lenscache.store import Mode, Phase, Pooling
 
 
 @dataclass(frozen=True)

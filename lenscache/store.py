@@ -2,378 +2,29 @@
 
     store.zarr/                     StoreHeader in its attributes
       hierarchy/                    the concepts of the pack and their parents, so that training needs no pack file
-      layer_0/round_0/              Round: plan digest, seed, block_rows, `concepts`, `kinds`, verification
-        samples/  labels/           one row a text; one row a (sample, concept, role)
-        activations/prompt/15       (n, hidden), dimension names ["sample", "hidden"]
-        complete                    (n_blocks,), one chunk a block: 1 once every array of the block is written
+      layer_0/round_0/              one Round: samples, labels, activations and which blocks of them are complete
 
-A block's arrays are written first and its mark last, so a reader sees complete blocks only. Nothing is ever deleted
-or locked: the plan is deterministic, hence two writers of one block write the same bytes. Missing objects can not be
-mistaken for data: floats are filled with NaN, counts with -1, and `Round.verify_block` asks for the object itself.
+Nothing is ever deleted or locked: the plan is deterministic, hence two writers of one block write the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, cast
 
-import ml_dtypes
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
-from zarr.core.sync import sync
 
-from lenscache.bfloat16 import BFloat16
 from lenscache.concepts import ConceptPack, Hierarchy
-from lenscache.errors import (
-    NonFiniteError,
-    StoreDamagedError,
-    StoreFormatError,
-    StoreIncompleteError,
-    StoreMismatchError,
-    StoreNotFoundError,
-)
-from lenscache.prompts import KINDS, SamplePlan
-
-FORMAT_VERSION = 1
-DEFAULT_BLOCK_ROWS = 256
-
-Phase = Literal["prompt", "completion"]
-Mode = Literal["combined", "prompt", "completion"]
-Pooling = Literal["mean", "max", "last"]
-StoreDtype = Literal["bfloat16", "float16", "float32"]
-
-_NATIVE_DTYPES: dict[str, np.dtype[Any]] = {
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-    "float32": np.dtype(np.float32),
-}
-# zstd codes at most 128 KiB with one table. In Blosc blocks of 256 KiB of 2-byte values, the shuffled exponent bytes
-# fill exactly one such run and the mantissa bytes another: measured 0.70 of raw, against 0.73-0.75 in smaller blocks.
-_BLOSC_BLOCK_BYTES = 2**18
-_COLUMN_CHUNK_ROWS = 8192
-
-
-@dataclass(frozen=True)
-class StoreHeader:
-    """What every activation of a store has in common. Two runs may share a store only if all of it is equal."""
-
-    model_id: str
-    """Name the model was loaded by; informative, the fingerprint decides."""
-    model_fingerprint: str
-    model_dtype: str
-    """Floating point type the model computed in."""
-    n_layers: int
-    """Transformer blocks of the model."""
-    hidden: int
-    """Size of the residual stream."""
-    tokenizer_fingerprint: str
-    pack_name: str
-    pack_version: str
-    pack_digest: str
-    model_layers: tuple[int, ...]
-    """Transformer blocks whose output is stored, ascending."""
-    mode: Mode
-    max_new_tokens: int
-    """Tokens generated a row; 0 in prompt mode."""
-    pooling: Pooling
-    pool_first_position: bool
-    special_tokens: bool
-    """Whether the tokenizer added its special tokens to a prompt."""
-    store_dtype: StoreDtype
-    seed: int
-
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        """The phases that are stored."""
-        return ("prompt", "completion") if self.mode == "combined" else (self.mode,)
-
-    def check_equal(self, wanted: StoreHeader) -> None:
-        """Raise StoreMismatchError, naming the first field in which `wanted` differs."""
-        for item in sorted(fields(self), key=lambda item: item.name.endswith("fingerprint")):
-            found, asked = getattr(self, item.name), getattr(wanted, item.name)
-            if item.name not in _INFORMATIVE_FIELDS and found != asked:
-                name = _FIELD_NAMES.get(item.name, item.name.replace("_", " "))
-                if item.name == "model_fingerprint":
-                    found, asked = (f"{h.model_id} (weights {h.model_fingerprint})" for h in (self, wanted))
-                raise StoreMismatchError(name, _show(found), _show(asked))
-
-    def to_attributes(self) -> dict[str, Any]:
-        """The attributes of the store's root group."""
-        values = asdict(self)
-        model = {"id": values.pop("model_id"), "fingerprint": values.pop("model_fingerprint"),
-                 "dtype": values.pop("model_dtype"), "n_layers": values.pop("n_layers"),
-                 "hidden": values.pop("hidden")}  # fmt: skip
-        pack = {key: values.pop(f"pack_{key}") for key in ("name", "version", "digest")}
-        tokenizer = {"fingerprint": values.pop("tokenizer_fingerprint")}
-        values["model_layers"] = list(self.model_layers)
-        return {
-            "format_version": FORMAT_VERSION, "model": model, "tokenizer": tokenizer, "pack": pack, "settings": values,
-        }  # fmt: skip
-
-    @classmethod
-    def from_attributes(cls, attributes: Mapping[str, Any]) -> StoreHeader:
-        """The inverse of `to_attributes`; unknown settings are passed over."""
-        model, pack, settings = attributes["model"], attributes["pack"], dict(attributes["settings"])
-        known = {item.name for item in fields(cls)}
-        settings = {key: value for key, value in settings.items() if key in known}
-        settings["model_layers"] = tuple(settings["model_layers"])
-        return cls(
-            model_id=model["id"], model_fingerprint=model["fingerprint"], model_dtype=model["dtype"],
-            n_layers=model["n_layers"], hidden=model["hidden"],
-            tokenizer_fingerprint=attributes["tokenizer"]["fingerprint"],
-            pack_name=pack["name"], pack_version=pack["version"], pack_digest=pack["digest"], **settings,
-        )  # fmt: skip
-
-
-_FIELD_NAMES = {
-    "model_fingerprint": "model",
-    "model_dtype": "dtype",
-    "tokenizer_fingerprint": "tokenizer",
-    "n_layers": "number of transformer blocks",
-}
-_INFORMATIVE_FIELDS = frozenset({"model_id", "pack_version"})  # digests decide, whatever the names say
-
-
-class Samples(NamedTuple):
-    """The `samples` columns of a round, n rows each."""
-
-    key: NDArray[np.uint8]
-    """(n, 16) digest of everything the activation depends on."""
-    text: NDArray[Any]
-    completion: NDArray[Any]
-    kind: NDArray[np.uint8]
-    split: NDArray[np.uint8]
-    n_prompt_tokens: NDArray[np.int32]
-    n_completion_tokens: NDArray[np.int32]
-    """Generated tokens that were fed back; -1 in blocks that are not complete."""
-    temperature: NDArray[np.float32]
-
-
-class Labels(NamedTuple):
-    """The `labels` columns of a round, m rows each; see `lenscache.prompts.SamplePlan`."""
-
-    sample: NDArray[np.int32]
-    concept: NDArray[np.int32]
-    role: NDArray[np.uint8]
-
-
-class Block(NamedTuple):
-    """What extraction found for the rows of one block, in row order."""
-
-    activations: Mapping[tuple[Phase, int], NDArray[Any]]
-    """(rows, hidden) by phase and model layer; a row with no pooled position is all NaN."""
-    completion: Sequence[str]
-    n_completion_tokens: NDArray[np.int32]
-
-
-class Round:
-    """One extraction of samples for a layer of concepts. Immutable once complete."""
-
-    def __init__(self, store: Store, layer: int, index: int) -> None:
-        self.layer, self.index, self._header = layer, index, store.header
-        self._group = cast("zarr.Group", store.group[f"layer_{layer}/round_{index}"])
-        self._mark = self._array("complete")
-
-    @property
-    def name(self) -> str:
-        """Path of the round inside the store."""
-        return f"layer_{self.layer}/round_{self.index}"
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """The attributes as they are on disk now."""
-        return dict(zarr.open_group(self._group.store_path, mode="r").attrs)
-
-    @cached_property
-    def _fixed(self) -> dict[str, Any]:
-        return dict(self._group.attrs)
-
-    @property
-    def n_samples(self) -> int:
-        """Rows of the round."""
-        return int(self._fixed["n_samples"])
-
-    @property
-    def block_rows(self) -> int:
-        """Rows of a block; the last may have fewer."""
-        return int(self._fixed["block_rows"])
-
-    @property
-    def n_blocks(self) -> int:
-        """Number of blocks."""
-        return -(-self.n_samples // self.block_rows)
-
-    @property
-    def concepts(self) -> tuple[str, ...]:
-        """Concept ids that `labels.concept` points into."""
-        return tuple(self._fixed["concepts"])
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The concepts this round was planned for."""
-        return self.concepts[: self._fixed["n_targets"]]
-
-    def rows(self, block: int) -> slice:
-        """The rows of a block."""
-        return slice(block * self.block_rows, min((block + 1) * self.block_rows, self.n_samples))
-
-    def complete_blocks(self) -> NDArray[np.bool_]:
-        """(n_blocks,) which blocks are marked complete, read anew."""
-        return np.asarray(np.asarray(self._mark[:]) == 1)
-
-    @property
-    def is_complete(self) -> bool:
-        """Every block is written and the batched rows were verified one by one."""
-        return "verification" in self.attributes and bool(self.complete_blocks().all())
-
-    def samples(self) -> Samples:
-        """All sample columns."""
-        return Samples(*(self._read(f"samples/{name}") for name in Samples._fields))
-
-    def labels(self) -> Labels:
-        """All label columns."""
-        return Labels(*(self._read(f"labels/{name}") for name in Labels._fields))
-
-    def read(self, phase: Phase, model_layer: int, rows: slice = slice(None)) -> NDArray[Any]:
-        """Activations of some rows, (rows, hidden), in the store's dtype.
-
-        Raises
-        ------
-        ModelLayerError, StoreMismatchError
-            If the store holds no such model layer or phase.
-        StoreIncompleteError
-            If a block of these rows is not complete.
-        StoreDamagedError
-            If a checksum does not match or an object is gone.
-        """
-        start, stop, _ = rows.indices(self.n_samples)
-        blocks = slice(start // self.block_rows, -(-stop // self.block_rows))
-        if not (done := self.complete_blocks()[blocks]).all():
-            raise StoreIncompleteError(
-                f"{self.name}: {int((~done).sum())} of {done.size} blocks of these rows are not extracted yet: "
-                "run `lenscache extract` again to continue"
-            )
-        return self._read(f"activations/{phase}/{model_layer}", slice(start, stop))
-
-    def write_block(self, block: int, data: Block) -> None:
-        """Write one block: every array first, the mark last.
-
-        Raises
-        ------
-        NonFiniteError
-            If a pooled activation is NaN or infinite in the store's dtype; nothing of the block is marked.
-        """
-        rows = self.rows(block)
-        encoded = {place: self._encode(values, place, rows.start) for place, values in data.activations.items()}
-        for (phase, model_layer), values in encoded.items():
-            self._array(f"activations/{phase}/{model_layer}")[rows] = values
-        self._array("samples/completion")[rows] = np.array(list(data.completion), dtype=object)
-        self._array("samples/n_completion_tokens")[rows] = data.n_completion_tokens
-        self._set_mark(block, 1)
-
-    def verify_block(self, block: int) -> None:
-        """Read a complete block back, checksums included.
-
-        Raises
-        ------
-        StoreDamagedError
-            Naming the array and the rows that are gone, do not decode or hold what cannot have been written.
-        """
-        rows = self.rows(block)
-        where = f"rows {rows.start}-{rows.stop - 1}"
-        counts = self._read_present("samples/n_completion_tokens", block)
-        if (counts < 0).any():
-            raise StoreDamagedError(f"{self.name}/samples/n_completion_tokens: {where} were never written")
-        self._read_present("samples/completion", block)
-        prompt_positions = self._read("samples/n_prompt_tokens", rows) - (not self._header.pool_first_position)
-        for phase in self._header.phases:
-            has_position = (counts if phase == "completion" else prompt_positions) > 0
-            for model_layer in self._header.model_layers:
-                name = f"activations/{phase}/{model_layer}"
-                if not np.isfinite(self._read_present(name, block)[has_position]).all():
-                    raise StoreDamagedError(f"{self.name}/{name}: {where} hold values that are not finite")
-
-    def _read_present(self, name: str, block: int) -> NDArray[Any]:
-        """Rows of one block; unlike in any other reading, a missing object is an error and not the fill value."""
-        array = self._array(name)
-        chunk = (block,) + (0,) * (array.ndim - 1)
-        if not sync((array.store_path / array.metadata.encode_chunk_key(chunk)).exists()):
-            rows = self.rows(block)
-            raise StoreDamagedError(f"{self.name}/{name}: the object of rows {rows.start}-{rows.stop - 1} is gone")
-        return self._read(name, self.rows(block))
-
-    def unmark_block(self, block: int) -> None:
-        """Take the mark off a damaged block, so that it is extracted again."""
-        self._set_mark(block, 0)
-
-    def update_attributes(self, values: Mapping[str, Any]) -> None:
-        """Add attributes, or replace them."""
-        zarr.open_group(self._group.store_path, mode="r+").update_attributes(dict(values))
-
-    def stored_bytes(self, phase: Phase, model_layer: int) -> int:
-        """Bytes on disk of one activation array, compressed, without its metadata."""
-        array = self._array(f"activations/{phase}/{model_layer}")
-        return int(sync(array.store_path.store.getsize_prefix(f"{array.store_path.path}/c")))
-
-    def summary(self) -> dict[str, Any]:
-        """How far the round is and how much it holds, as plain values."""
-        attributes, done = self.attributes, self.complete_blocks()
-        verification = attributes.get("verification")
-        rows = sum(self.rows(int(block)).stop - self.rows(int(block)).start for block in np.flatnonzero(done))
-        arrays = [(phase, i) for phase in self._header.phases for i in self._header.model_layers]
-        itemsize = _NATIVE_DTYPES[self._header.store_dtype].itemsize
-        return {
-            "name": self.name,
-            "concepts": len(self.targets),
-            "rows": self.n_samples,
-            "blocks": self.n_blocks,
-            "complete_blocks": int(done.sum()),
-            "state": "complete" if verification and done.all() else "unfinished" if not done.all() else "not verified",
-            "limit": attributes["limit"],
-            "batch_size": attributes.get("batch_size"),
-            "max_relative_error": max(verification["max_relative_error"].values()) if verification else None,
-            "stored_bytes": sum(self.stored_bytes(*array) for array in arrays),
-            "raw_bytes": rows * len(arrays) * self._header.hidden * itemsize,
-        }
-
-    def _array(self, name: str) -> zarr.Array[Any]:
-        return cast("zarr.Array[Any]", self._group[name]).with_config({"write_empty_chunks": True})
-
-    def _set_mark(self, block: int, value: int) -> None:
-        self._mark[block : block + 1] = np.array([value], np.uint8)
-
-    def _read(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
-        try:
-            return np.asarray(self._array(name)[rows])
-        except KeyError:
-            raise StoreDamagedError(f"{self.name}/{name} is missing from the store") from None
-        except Exception as error:  # codecs raise ValueError, RuntimeError and struct errors on damaged input
-            raise StoreDamagedError(
-                f"{self.name}/{name} does not read back ({error}): run `lenscache extract` again, which extracts "
-                "damaged blocks anew"
-            ) from error
-
-    def _encode(self, values: NDArray[Any], place: tuple[Phase, int], first_row: int) -> NDArray[Any]:
-        with np.errstate(over="ignore"):  # an overflow is found below, with the row's number
-            encoded = np.asarray(values).astype(_NATIVE_DTYPES[self._header.store_dtype])
-        absent = np.isnan(values).all(axis=1)
-        finite = np.isfinite(encoded).all(axis=1) | absent
-        if not finite.all():
-            row = int(np.flatnonzero(~finite)[0])
-            what = "NaN" if np.isnan(values[row]).any() else "infinity"
-            raise NonFiniteError(
-                f"{self.name} row {first_row + row}, model layer {place[1]}, {place[0]}: {what} when stored as "
-                f"{self._header.store_dtype} (model dtype {self._header.model_dtype}): "
-                "use --store-dtype bfloat16, which has the range of float32, or compute with --dtype float32"
-            )
-        return encoded
+from lenscache.errors import StoreFormatError, StoreNotFoundError
+from lenscache.header import FORMAT_VERSION, StoreHeader
+from lenscache.prompts import SamplePlan
+from lenscache.rounds import DEFAULT_BLOCK_ROWS, Round, lay_out_round, write_column
 
 
 class Store:
@@ -414,7 +65,7 @@ class Store:
 
     def rounds(self, layer: int | None = None) -> list[Round]:
         """The rounds of one layer, or of all, in order."""
-        return [Round(self, *place) for place in sorted(self._round_places()) if layer in (None, place[0])]
+        return [self._round(*place) for place in sorted(self._round_places()) if layer in (None, place[0])]
 
     def digest(self) -> str:
         """Identity of the content: header, and the plan of every round; 16 hex digits."""
@@ -458,34 +109,12 @@ class Store:
             If the round was laid out from another plan.
         """
         name = f"layer_{layer}/round_{index}"
-        if name in self.group:
-            self._check_same_plan(name, plan, block_rows, limit)
-        attributes = {
-            "n_samples": len(plan), "block_rows": block_rows, "plan_digest": plan.digest, "seed": self.header.seed,
-            "limit": limit, "concepts": list(plan.concepts), "n_targets": plan.n_targets, "kinds": list(KINDS),
-        }  # fmt: skip
-        group = self.group.require_group(name)
-        if "n_samples" not in group.attrs:
-            group.update_attributes(attributes)
-        columns: dict[str, NDArray[Any]] = {
-            "samples/key": keys, "samples/text": np.array(plan.texts, dtype=object), "samples/kind": plan.kind,
-            "samples/split": plan.split, "samples/n_prompt_tokens": n_prompt_tokens,
-            "samples/temperature": plan.temperature, "labels/sample": plan.label_sample,
-            "labels/concept": plan.label_concept, "labels/role": plan.label_role,
-        }  # fmt: skip
-        for place, values in columns.items():
-            _write_column(group, place, values)
-        _create_empty_columns(group, self.header, len(plan), block_rows)
-        return Round(self, layer, index)
+        created = self.group.require_group(name)
+        lay_out_round(created, self.header, plan, keys, n_prompt_tokens, block_rows=block_rows, limit=limit)
+        return self._round(layer, index)
 
-    def _check_same_plan(self, name: str, plan: SamplePlan, block_rows: int, limit: int | None) -> None:
-        found = self.group[name].attrs
-        if "plan_digest" not in found:
-            return  # killed between creating the group and its attributes
-        wanted = {"limit": limit, "block_rows": block_rows, "seed": self.header.seed, "plan_digest": plan.digest}
-        for key, value in wanted.items():
-            if found[key] != value:
-                raise StoreMismatchError(key.replace("_", " "), _show(found[key]), _show(value))
+    def _round(self, layer: int, index: int) -> Round:
+        return Round(cast("zarr.Group", self.group[f"layer_{layer}/round_{index}"]), self.header, layer, index)
 
     def _round_places(self) -> Iterator[tuple[int, int]]:
         for layer_name, layer_group in self.group.groups():
@@ -543,80 +172,5 @@ def create_store(path: str | Path, header: StoreHeader, pack: ConceptPack) -> St
         "parent_links": np.array(links, np.int32).reshape(-1, 2),
     }
     for name, values in columns.items():
-        _write_column(group, name, values)
+        write_column(group, name, values)
     return store
-
-
-def store_dtypes() -> tuple[str, ...]:
-    """Names accepted for `store_dtype`."""
-    return get_args(StoreDtype)
-
-
-def _write_column(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
-    """Create a column and fill it, or mend it if it is there and differs."""
-    if name in group:
-        array = cast("zarr.Array[Any]", group[name]).with_config({"write_empty_chunks": True})
-        try:
-            if np.array_equal(np.asarray(array[:]).astype(values.dtype), values):
-                return
-        except Exception:  # noqa: BLE001, S110 - codecs raise anything; what does not decode is written again
-            pass
-    else:
-        array = group.create_array(
-            name,
-            shape=values.shape,
-            chunks=(max(1, min(len(values), _COLUMN_CHUNK_ROWS)), *values.shape[1:]),
-            dtype="string" if values.dtype == object else values.dtype,
-            compressors=[ZstdCodec(level=3), Crc32cCodec()],
-            dimension_names=[name.split("/")[0].rstrip("s"), *(["byte"] if values.ndim > 1 else [])],
-            config={"write_empty_chunks": True},
-        )
-    array[:] = values
-
-
-def _create_empty_columns(group: zarr.Group, header: StoreHeader, n: int, block_rows: int) -> None:
-    """Lay out what extraction fills block by block; `complete` last."""
-    for phase in header.phases:
-        for model_layer in header.model_layers:
-            if (name := f"activations/{phase}/{model_layer}") not in group:
-                _create_activations(group, name, header, n, block_rows)
-    for name, dtype, fill in (("samples/completion", "string", ""), ("samples/n_completion_tokens", "int32", -1)):
-        if name not in group:
-            group.create_array(
-                name, shape=(n,), chunks=(block_rows,), dtype=dtype, fill_value=fill,
-                compressors=[ZstdCodec(level=3), Crc32cCodec()], dimension_names=["sample"],
-            )  # fmt: skip
-    if "complete" not in group:
-        n_blocks = -(-n // block_rows)
-        group.create_array("complete", shape=(n_blocks,), chunks=(1,), dtype="uint8", compressors=[Crc32cCodec()],
-                           dimension_names=["block"])  # fmt: skip
-
-
-def _create_activations(group: zarr.Group, name: str, header: StoreHeader, n: int, block_rows: int) -> None:
-    dtype: Any = BFloat16() if header.store_dtype == "bfloat16" else header.store_dtype
-    itemsize = _NATIVE_DTYPES[header.store_dtype].itemsize
-    # The smallest chunk that fills a Blosc block, so that reading a few rows decodes little else.
-    chunk_rows = next(
-        (n for n in (16, 32, 64, 128, 256) if n * header.hidden * itemsize >= _BLOSC_BLOCK_BYTES), block_rows
-    )
-    if block_rows % chunk_rows:
-        chunk_rows = block_rows
-    blosc = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=itemsize, blocksize=_BLOSC_BLOCK_BYTES)
-    group.create_array(
-        name,
-        shape=(n, header.hidden),
-        dtype=dtype,
-        chunks=(chunk_rows, header.hidden),
-        shards=(block_rows, header.hidden),
-        filters=[TransposeCodec(order=(1, 0))],
-        serializer=BytesCodec(endian="little"),  # explicit: tensorstore refuses a "bytes" codec without it
-        compressors=[blosc, Crc32cCodec()],
-        fill_value=float("nan"),
-        dimension_names=["sample", "hidden"],
-    )
-
-
-def _show(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return "none" if value is None else str(value)

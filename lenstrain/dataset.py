@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from lenscache.concepts import Hierarchy
 from lenscache.errors import StoreIncompleteError
+from lenscache.header import Phase
 from lenscache.prompts import CONTRAST, EXAMPLE, NEGATIVE, POSITIVE, SPLITS, stable_hash
-from lenscache.store import Phase, Round, Store, open_store
+from lenscache.rounds import Round
+from lenscache.store import Store, open_store
 from lenstrain.errors import SettingsError, TooFewSamplesError
 
 TRAIN, CALIBRATION, TEST = range(len(SPLITS))
