@@ -284,7 +284,7 @@ def lay_out_round(
     block_rows: int,
     limit: int | None,
 ) -> None:
-    """Create whatever a round lacks; see `Store.create_round`. `complete` comes last: it says that the rest is there."""
+    """Create whatever a round lacks; see `Store.create_round`. `complete` comes last and says the rest is there."""
     attributes = {
         "n_samples": len(plan), "block_rows": block_rows, "plan_digest": plan.digest, "seed": header.seed,
         "limit": limit, "concepts": list(plan.concepts), "n_targets": plan.n_targets, "kinds": list(KINDS),

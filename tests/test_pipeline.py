@@ -1,0 +1,56 @@
+"""From a pack to lenses, whole: what must not depend on how it was run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lenscache.extract import ExtractSettings, extract
+from lenscache.runner import Row, Runner
+from lenstrain.adaptive import FitSettings, fit_lenses
+from lenstrain.dataset import open_dataset
+from lenstrain.lenspack import LensPack, make_lens_pack
+from tests.models import tiny_model
+from tests.packs import small_pack
+
+
+def lenses_at(folder: Path, batch_size: int, store_dtype: str = "float32") -> LensPack:
+    settings = ExtractSettings(batch_size=batch_size, max_new_tokens=5, block_rows=32, store_dtype=store_dtype)  # type: ignore[arg-type]
+    extract(folder / "store.zarr", small_pack(n_examples=14), tiny_model(), settings)
+    dataset = open_dataset(folder / "store.zarr")
+    return make_lens_pack(fit_lenses(dataset, FitSettings()), dataset, FitSettings())
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_lenses_do_not_depend_on_the_batch_size(tmp_path: Path, batch_size: int) -> None:
+    one, other = lenses_at(tmp_path / "a", 4), lenses_at(tmp_path / "b", batch_size)
+    assert one.provenance == other.provenance
+    for a, b in zip(one, other, strict=True):
+        assert (a.concept, a.model_layer, a.grade, a.metrics["n_samples"], a.metrics["graduated"]) == (
+            b.concept, b.model_layer, b.grade, b.metrics["n_samples"], b.metrics["graduated"],
+        )  # fmt: skip
+        assert np.linalg.norm(a.weight - b.weight) <= 1e-2 * np.linalg.norm(a.weight)
+        assert a.metrics["score"] == pytest.approx(b.metrics["score"], abs=1e-2)
+
+
+def test_two_runs_give_the_same_lenses_bit_for_bit(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        lenses_at(tmp_path / name, 4, "bfloat16").save(tmp_path / name / "lenses")
+    for file in ("lenses.json", "lenses.safetensors", "hungry.json"):
+        assert (tmp_path / "a/lenses" / file).read_bytes() == (tmp_path / "b/lenses" / file).read_bytes()
+
+
+def test_a_text_scored_live_gets_the_logit_of_its_stored_activation(tmp_path: Path) -> None:
+    """Training, calibration and serving read the same model layer, pooled the same way."""
+    pack = lenses_at(tmp_path, 4)
+    dataset = open_dataset(tmp_path / "store.zarr", phase="prompt")
+    loaded = tiny_model()
+    for lens in list(pack)[:3]:
+        live = Runner(loaded, [lens.model_layer], mode="prompt").run(
+            [Row(loaded.tokenizer(text)["input_ids"]) for text in dataset.texts[:6]]
+        )
+        alive = np.stack([result.pooled["prompt"][0] for result in live])
+        stored = dataset.vectors(lens.model_layer)[dataset.vectors_of(np.arange(6))]
+        np.testing.assert_allclose(lens.decision_function(alive), lens.decision_function(stored), atol=1e-3)
