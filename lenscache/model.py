@@ -129,12 +129,14 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto", cache_di
 
     Raises
     ------
+    ModelError
+        If the device or the dtype cannot be used.
     ModelNotFoundError
         If nothing can be loaded under this name.
     UnsupportedModelError
         If its transformer blocks cannot be told.
     """
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = _device(device)
     dtype = _native_dtype(place) if dtype == "auto" else dtype
     if dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}, expected auto, {', '.join(DTYPES)}")
@@ -190,6 +192,18 @@ def silence() -> None:
 
 
 _CONFIG_OF_NO_CONSEQUENCE = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ModelError(f"the device {name!r} cannot be used: {reason}; expected cpu, cuda, cuda:1 or auto") from error
+    return device
 
 
 def _native_dtype(device: torch.device) -> str:

@@ -23,7 +23,13 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec, Zst
 from zarr.core.sync import sync
 
 from lenscache.bfloat16 import BFloat16
-from lenscache.errors import NonFiniteError, StoreDamagedError, StoreIncompleteError, StoreMismatchError
+from lenscache.errors import (
+    ModelLayerError,
+    NonFiniteError,
+    StoreDamagedError,
+    StoreIncompleteError,
+    StoreMismatchError,
+)
 from lenscache.header import Phase, StoreHeader, show_value
 from lenscache.prompts import KINDS, SamplePlan
 
@@ -123,8 +129,17 @@ class Round:
         return slice(block * self.block_rows, min((block + 1) * self.block_rows, self.n_samples))
 
     def complete_blocks(self) -> NDArray[np.bool_]:
-        """(n_blocks,) which blocks are marked complete, read anew."""
-        return np.asarray(np.asarray(self._mark[:]) == 1)
+        """(n_blocks,) which blocks are marked complete, read anew. A mark that does not decode is none."""
+        try:
+            return np.asarray(np.asarray(self._mark[:]) == 1)
+        except Exception:  # noqa: BLE001 - codecs raise anything on damaged input
+            return np.array([self._has_mark(block) for block in range(self.n_blocks)])
+
+    def _has_mark(self, block: int) -> bool:
+        try:
+            return bool(np.asarray(self._mark[block : block + 1]) == 1)
+        except Exception:  # noqa: BLE001 - as above
+            return False
 
     @property
     def is_complete(self) -> bool:
@@ -151,6 +166,12 @@ class Round:
         StoreDamagedError
             If a checksum does not match or an object is gone.
         """
+        if phase not in self._header.phases:
+            raise StoreMismatchError("mode", self._header.mode, phase)
+        if model_layer not in self._header.model_layers:
+            raise ModelLayerError(
+                f"model layer {model_layer} is not in the store, which holds {show_value(self._header.model_layers)}"
+            )
         start, stop, _ = rows.indices(self.n_samples)
         blocks = slice(start // self.block_rows, -(-stop // self.block_rows))
         if not (done := self.complete_blocks()[blocks]).all():
@@ -169,7 +190,11 @@ class Round:
             If a pooled activation is NaN or infinite in the store's dtype; nothing of the block is marked.
         """
         rows = self.rows(block)
-        encoded = {place: self._encode(values, place, rows.start) for place, values in data.activations.items()}
+        present = self._has_position(rows, data.n_completion_tokens)
+        encoded = {
+            place: self._encode(values, place, rows.start, present[place[0]])
+            for place, values in data.activations.items()
+        }
         for (phase, model_layer), values in encoded.items():
             self._array(f"activations/{phase}/{model_layer}")[rows] = values
         self._array("samples/completion")[rows] = np.array(list(data.completion), dtype=object)
@@ -190,13 +215,17 @@ class Round:
         if (counts < 0).any():
             raise StoreDamagedError(f"{self.name}/samples/n_completion_tokens: {where} were never written")
         self._read_present("samples/completion", block)
-        prompt_positions = self._read("samples/n_prompt_tokens", rows) - (not self._header.pool_first_position)
-        for phase in self._header.phases:
-            has_position = (counts if phase == "completion" else prompt_positions) > 0
+        for phase, has_position in self._has_position(rows, counts).items():
             for model_layer in self._header.model_layers:
                 name = f"activations/{phase}/{model_layer}"
                 if not np.isfinite(self._read_present(name, block)[has_position]).all():
                     raise StoreDamagedError(f"{self.name}/{name}: {where} hold values that are not finite")
+
+    def _has_position(self, rows: slice, n_completion_tokens: NDArray[np.int32]) -> dict[Phase, NDArray[np.bool_]]:
+        """(rows,) by phase: whether a position was pooled. Only rows without one may hold NaN."""
+        pooled = self._read("samples/n_prompt_tokens", rows) - (not self._header.pool_first_position)
+        counts: dict[Phase, NDArray[Any]] = {"prompt": pooled, "completion": n_completion_tokens}
+        return {phase: np.asarray(counts[phase] > 0) for phase in self._header.phases}
 
     def _read_present(self, name: str, block: int) -> NDArray[Any]:
         """Rows of one block; unlike in any other reading, a missing object is an error and not the fill value."""
@@ -253,16 +282,18 @@ class Round:
         except KeyError:
             raise StoreDamagedError(f"{self.name}/{name} is missing from the store") from None
         except Exception as error:  # codecs raise ValueError, RuntimeError and struct errors on damaged input
+            where = f", rows {rows.start}-{rows.stop - 1}," if rows.stop is not None else ""
             raise StoreDamagedError(
-                f"{self.name}/{name} does not read back ({error}): run `lenscache extract` again, which extracts "
+                f"{self.name}/{name}{where} does not read back ({error}): run `lenscache extract` again, which extracts "
                 "damaged blocks anew"
             ) from error
 
-    def _encode(self, values: NDArray[Any], place: tuple[Phase, int], first_row: int) -> NDArray[Any]:
+    def _encode(
+        self, values: NDArray[Any], place: tuple[Phase, int], first_row: int, has_position: NDArray[np.bool_]
+    ) -> NDArray[Any]:
         with np.errstate(over="ignore"):  # an overflow is found below, with the row's number
             encoded = np.asarray(values).astype(_NATIVE_DTYPES[self._header.store_dtype])
-        absent = np.isnan(values).all(axis=1)
-        finite = np.isfinite(encoded).all(axis=1) | absent
+        finite = np.isfinite(encoded).all(axis=1) | ~has_position
         if not finite.all():
             row = int(np.flatnonzero(~finite)[0])
             what = "NaN" if np.isnan(values[row]).any() else "infinity"
@@ -294,6 +325,9 @@ def lay_out_round(
     for key in ("limit", "block_rows", "seed", "plan_digest"):
         if group.attrs[key] != attributes[key]:
             raise StoreMismatchError(key.replace("_", " "), show_value(group.attrs[key]), show_value(attributes[key]))
+    # One by one: zarr writes the groups above an array together with it, and a writer may be killed in between.
+    for place in ("samples", "labels", "activations", *(f"activations/{phase}" for phase in header.phases)):
+        group.require_group(place)
     columns: dict[str, NDArray[Any]] = {
         "samples/key": keys, "samples/text": np.array(plan.texts, dtype=object), "samples/kind": plan.kind,
         "samples/split": plan.split, "samples/n_prompt_tokens": n_prompt_tokens,

@@ -140,7 +140,7 @@ def open_store(path: str | Path, mode: Literal["r", "r+"] = "r") -> Store:
     try:
         group = zarr.open_group(str(path), mode=mode)
     except FileNotFoundError:
-        if Path(path).exists():
+        if Path(path).exists() and (not Path(path).is_dir() or any(Path(path).iterdir())):
             raise StoreFormatError(f"{path} exists but is not a Zarr v3 group: give the path of a store") from None
         raise StoreNotFoundError(f"no store at {path}: run `lenscache extract {path}` first") from None
     return Store(group, str(path))
