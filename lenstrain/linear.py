@@ -13,7 +13,10 @@ Standardisation is folded into the result, so a lens is one vector and one numbe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -25,10 +28,11 @@ from lenstrain.errors import NotFittedError, TooFewSamplesError
 DEFAULT_C = 1.0
 """Inverse L2 strength on standardised features; 1 to 10 was best for every pooling and model measured."""
 
-_TOLERANCE = 1e-6  # on the optimality condition, in units of C where C is above 1
+_TOLERANCE = 1e-7  # on the optimality condition, relative to the largest dual variable
 _MAX_STEPS = 100
-_CURVATURE_FLOOR = 1e-4  # p(1-p) of rows far on their side; without it Newton's system is not solvable in float64
-_BATCH_BYTES = 256 * 2**20
+_SMALLEST_CURVATURE = 1e-15  # of p(1-p), so that it can be divided by
+_BATCH_BYTES = 64 * 2**20
+_BATCH_CONCEPTS = 16
 
 _Problem = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # gram, targets, cost of each row
 _Point = tuple[torch.Tensor, torch.Tensor]  # dual variables, intercept
@@ -107,13 +111,17 @@ def fit_linear_batch(
     hidden = X.shape[1]
     weight, bias = np.empty((len(rows), hidden)), np.empty(len(rows))
     converged = np.empty(len(rows), np.bool_)
-    for chosen in _batches([len(r) for r in rows], hidden):
+
+    def fit(chosen: list[int]) -> None:
         Z, y, importance = _gather(X, [rows[i] for i in chosen], [targets[i] for i in chosen], standardizer, balanced)
         dual, offset, done = _solve(Z @ Z.mT, y, importance, C)
         standardised = (Z.mT @ dual.unsqueeze(2)).squeeze(2).numpy()  # (batch, hidden)
         weight[chosen] = standardised / standardizer.scale
         bias[chosen] = offset.numpy() - weight[chosen] @ standardizer.mean
         converged[chosen] = done.numpy()
+
+    with _one_thread_an_operation(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fit, _batches([len(r) for r in rows], hidden)))
     return LinearBatch(weight, bias, converged)
 
 
@@ -158,12 +166,28 @@ class LinearLens:
         return np.stack([1 - present, present], axis=1)
 
 
+@contextmanager
+def _one_thread_an_operation() -> Iterator[None]:
+    """Spend the cores on batches, not inside one: threads that spin on small systems are many times slower as soon as a
+    second trainer wants the same cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _batches(lengths: Sequence[int], hidden: int) -> list[list[int]]:
-    """Concepts of similar length together, few enough that their rows and Gram matrices fit in memory."""
+    """Concepts of similar length together, few enough that their rows and Gram matrices fit in memory.
+
+    Depends on the problem alone, not on the number of cores, so that every machine adds up the same numbers alike.
+    """
     batches: list[list[int]] = []
     width = 0
     for concept in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not batches or (len(batches[-1]) + 1) * width * (hidden + 4 * width) * 8 > _BATCH_BYTES:
+        size = (len(batches[-1]) + 1 if batches else 1) * width * (hidden + 4 * width) * 8
+        if not batches or size > _BATCH_BYTES or len(batches[-1]) == _BATCH_CONCEPTS:
             batches.append([])
             width = lengths[concept]
         batches[-1].append(concept)
@@ -209,11 +233,11 @@ def _solve(
     active = torch.arange(len(y))
     for _ in range(_MAX_STEPS):
         f = _logits(gram[active], dual[active], intercept[active])
-        residual = y[active] - torch.sigmoid(f)
+        residual = _residual(f, y[active])
         # At the optimum each dual variable is its row's weighted residual, and the intercept has no gradient.
         pull = cost[active] * residual
         slack = torch.maximum((dual[active] - pull).abs().amax(dim=1), pull.sum(dim=1).abs())
-        converged[active] = slack <= _TOLERANCE * max(C, 1.0)
+        converged[active] = slack <= _TOLERANCE * pull.abs().amax(dim=1)
         going = ~converged[active]
         if not bool(going.any()):
             break
@@ -231,7 +255,8 @@ def _damped_step(problem: _Problem, at: _Point, target: _Point) -> _Point:
     step = torch.ones_like(intercept)
     for _ in range(30):
         trial = dual + step.unsqueeze(1) * (new_dual - dual), intercept + step * (new_intercept - intercept)
-        worse = _objective(*problem, *trial) > before + 1e-12 * before.abs()
+        # Near the optimum the objective is flat to rounding, and a full Newton step is right whatever it says.
+        worse = _objective(*problem, *trial) > before + 1e-9 * before.abs()
         if not bool(worse.any()):
             break
         step = torch.where(worse, step / 2, step)
@@ -241,15 +266,19 @@ def _damped_step(problem: _Problem, at: _Point, target: _Point) -> _Point:
 def _newton_target(
     gram: torch.Tensor, f: torch.Tensor, residual: torch.Tensor, cost: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where a full Newton step leads: (K + diag(1/(cost s))) a + b 1 = f + residual / s, 1^T a = 0, s = p(1 - p)."""
-    real = cost > 0
-    p = torch.sigmoid(f)
-    curvature = (p * (1 - p)).clamp(min=_CURVATURE_FLOOR)
-    system = gram + torch.diag_embed(torch.where(real, 1 / (cost * curvature), 1.0))
-    right = torch.stack([torch.where(real, f + residual / curvature, 0.0), real.to(f.dtype)], dim=2)
+    """Where a full Newton step leads: (K + 1/W) a + b 1 = f + cost residual / W with 1^T a = 0, W = cost p (1 - p).
+
+    Solved through B = I + W^1/2 K W^1/2, whose eigenvalues are at least 1 however small W gets (Rasmussen and Williams,
+    Gaussian Processes for Machine Learning, section 3.4.3).
+    """
+    curvature = (torch.sigmoid(f) * torch.sigmoid(-f)).clamp(min=_SMALLEST_CURVATURE)
+    root = (cost * curvature).sqrt()  # 0 for padding, which so drops out
+    system = torch.diag_embed(torch.ones_like(root)) + root.unsqueeze(2) * gram * root.unsqueeze(1)
+    right = torch.stack([root * f + cost.sqrt() * residual / curvature.sqrt(), root], dim=2)
     solved = torch.cholesky_solve(right, torch.linalg.cholesky(system))
-    intercept = solved[:, :, 0].sum(dim=1) / solved[:, :, 1].sum(dim=1)
-    return solved[:, :, 0] - intercept.unsqueeze(1) * solved[:, :, 1], intercept
+    along = torch.einsum("bi,bik->bk", root, solved)
+    intercept = along[:, 0] / along[:, 1]
+    return root * (solved[:, :, 0] - intercept.unsqueeze(1) * solved[:, :, 1]), intercept
 
 
 def _objective(
@@ -259,6 +288,12 @@ def _objective(
     f = _logits(gram, dual, intercept)
     loss = torch.nn.functional.binary_cross_entropy_with_logits(f, y, reduction="none")
     return (cost * loss).sum(dim=1) + (dual * (f - intercept.unsqueeze(1))).sum(dim=1) / 2
+
+
+def _residual(f: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """y - sigmoid(f), to full relative precision where it is tiny."""
+    sign = 2 * y - 1
+    return sign * torch.sigmoid(-sign * f)
 
 
 def _logits(gram: torch.Tensor, dual: torch.Tensor, intercept: torch.Tensor) -> torch.Tensor:
