@@ -5,8 +5,9 @@
 
 The plan is deterministic. Whatever looks random is keyed by a stable hash of the seed and of what it belongs to: the
 order of a concept's prompts by (seed, concept, text); the sampling seed and temperature of a row by (seed, text).
-The digest of the pack is left out of these keys on purpose: editing one concept must not reshuffle the samples of the
-others, and a text that was extracted before must get the completion it got then, or nothing could be reused.
+The digest of the pack is left out of these keys on purpose: editing one concept must not reshuffle the samples of
+concepts that have nothing to do with it, and a text that was extracted before must get the completion it got then, or
+nothing could be reused.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ class LensPack:
         try:
             data = json.loads((folder / "lenses.json").read_text(encoding="utf-8"))
             tensors = safetensors.numpy.load_file(folder / "lenses.safetensors")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise LensPackNotFoundError(f"no lens pack at {folder}: make one with `lenstrain fit`") from None
         except (ValueError, safetensors.SafetensorError) as error:
             raise LensPackFormatError(f"{folder} is not a readable lens pack ({error}): fit it again") from error
@@ -170,13 +170,13 @@ class LensPack:
             raise LensPackFormatError(
                 f"{folder} has format version {found}, this lenstrain reads {FORMAT_VERSION}: upgrade lenstrain"
             )
-        if len(data["lenses"]) != len(tensors["weight"]):
-            raise LensPackFormatError(
-                f"{folder} has {len(data['lenses'])} lenses in JSON and {len(tensors['weight'])} in safetensors: "
-                "fit it again"
-            )
-        rows = zip(data["lenses"], tensors["weight"], tensors["bias"], strict=True)
-        return cls([_lens_from_json(*row) for row in rows], data["provenance"], data["skipped"])
+        try:
+            if len(data["lenses"]) != len(tensors["weight"]):
+                raise ValueError(f"{len(data['lenses'])} lenses in JSON and {len(tensors['weight'])} in safetensors")
+            rows = zip(data["lenses"], tensors["weight"], tensors["bias"], strict=True)
+            return cls([_lens_from_json(*row) for row in rows], data["provenance"], data["skipped"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise LensPackFormatError(f"{folder} is not a readable lens pack ({error}): fit it again") from error
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the pack to a folder that does not exist yet.
@@ -200,7 +200,11 @@ class LensPack:
             if folder.exists():
                 old = scratch.with_name(f"{scratch.name}-old")
                 folder.rename(old)
-                scratch.rename(folder)
+                try:
+                    scratch.rename(folder)
+                except BaseException:
+                    old.rename(folder)
+                    raise
                 shutil.rmtree(old)
             else:
                 scratch.rename(folder)

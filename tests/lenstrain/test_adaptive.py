@@ -1,0 +1,441 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lenscache.concepts import Concept
+from lenscache.store import Store
+from lenstrain.adaptive import FitProgress, FitResult, FitSettings, choose_model_layers, fit_lenses, settings_to_json
+from lenstrain.calibration import Grade
+from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset
+from lenstrain.errors import SettingsError, TooFewSamplesError
+from tests.lenstrain.conftest import (
+    BRANCHES,
+    LEAVES,
+    SIGNAL_LAYER,
+    Planting,
+    direction_of,
+    make_planted_store,
+    planted_pack,
+)
+
+CONCEPTS = (*BRANCHES, *(leaf for leaves in LEAVES for leaf in leaves))
+EAGER = FitSettings(initial_samples=200, model_layers=(SIGNAL_LAYER,))
+"""All samples at once, on the model layer that has the signal."""
+
+Change = Callable[[NDArray[np.float32], NDArray[np.intp]], NDArray[np.float32]]
+
+
+class ChangedDataset(LensDataset):
+    """A dataset in which the activations of some splits are not those of the store."""
+
+    def __init__(self, store: Store, change: Change, *splits: int) -> None:
+        super().__init__(store)
+        self.change, self.changed_splits = change, splits
+
+    def vectors(self, model_layer: int) -> NDArray[np.float32]:
+        X = super().vectors(model_layer)
+        for split in self.changed_splits:
+            rows = np.flatnonzero(self.split[self.vector_sample] == split)
+            X[rows] = self.change(X, rows)
+        return X
+
+
+def shuffle(X: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    return np.asarray(X[np.random.default_rng(0).permutation(rows)])
+
+
+def replace(X: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    return np.asarray(np.random.default_rng(0).normal(scale=50, size=X[rows].shape), np.float32)
+
+
+def weights_of(result: FitResult) -> bytes:
+    """Weights and biases, bit for bit."""
+    return b"".join(lens.weight.tobytes() + np.float64(lens.bias).tobytes() for lens in result.lenses)
+
+
+def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+@pytest.fixture(scope="module")
+def fitted(planted: LensDataset) -> FitResult:
+    return fit_lenses(planted)
+
+
+@pytest.fixture(scope="module")
+def faint_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Directions so faint that no lens graduates."""
+    planting = Planting(strength=2.0, completion_strength=1.5)
+    return make_planted_store(tmp_path_factory.mktemp("faint") / "s", planting=planting)
+
+
+@pytest.fixture(scope="module")
+def faint(faint_store: Store) -> LensDataset:
+    return LensDataset(faint_store)
+
+
+# --- what is found ---------------------------------------------------------------------------------------------------
+
+
+def test_planted_directions_are_recovered(tmp_path: Path) -> None:
+    dataset = LensDataset(make_planted_store(tmp_path / "s", pack=planted_pack(n_examples=60)))
+    result = fit_lenses(dataset, dataclasses.replace(EAGER, C=0.01))
+    cosines = {lens.concept: cosine(lens.weight, direction_of(lens.concept)) for lens in result.lenses}
+    assert min(cosines.values()) >= 0.9, cosines
+    strangers = [abs(cosine(lens.weight, direction_of(c))) for lens in result.lenses for c in CONCEPTS if c not in
+                 dataset.hierarchy.family(lens.concept)]  # fmt: skip
+    assert max(strangers) < 0.4
+
+
+def test_clear_concepts_graduate_with_grade_A_whatever_their_layer(fitted: FitResult) -> None:  # noqa: N802
+    assert {lens.concept for lens in fitted.lenses} == set(CONCEPTS)
+    assert {lens.grade for lens in fitted.lenses} == {Grade.A}
+    assert sum(lens.graduated for lens in fitted.lenses) >= 10
+    assert all(lens.converged for lens in fitted.lenses)
+
+
+def test_lenses_of_noise_never_grade_well(tmp_path: Path) -> None:
+    names = [f"noise-{i}" for i in range(40)]
+    changes = [
+        Concept(name, name, 1, parents=(BRANCHES[i % 3],), examples=tuple(f"Nothing {i}, {j}." for j in range(12)))
+        for i, name in enumerate(names)
+    ]
+    store = make_planted_store(
+        tmp_path / "s", pack=planted_pack(changes=changes), planting=Planting(flat=tuple(names)), layers=[1]
+    )  # fmt: skip
+    result = fit_lenses(LensDataset(store), dataclasses.replace(EAGER, initial_samples=10), concepts=names)
+    assert len(result.lenses) == 40
+    assert Grade.A not in {lens.grade for lens in result.lenses}
+    assert np.mean([lens.ranking.score for lens in result.lenses]) < 0.1
+    assert not any(lens.graduated for lens in result.lenses)
+
+
+def test_model_layer_that_holds_the_directions_is_chosen(fitted: FitResult) -> None:
+    assert {lens.model_layer for lens in fitted.lenses} == {SIGNAL_LAYER}
+
+
+def test_threshold_and_probability_separate_the_test_rows(planted: LensDataset, fitted: FitResult) -> None:
+    X = planted.vectors(SIGNAL_LAYER)
+    for lens in fitted.lenses:
+        task = planted.task(lens.concept, FitSettings().n_negatives)
+        positives, negatives = (X[planted.vectors_of(rows[TEST])] for rows in (task.positives, task.negatives))
+        assert (positives @ lens.weight + lens.bias >= lens.threshold).mean() > 0.8
+        assert lens.sigmoid(positives @ lens.weight + lens.bias).mean() > 0.7
+        assert lens.sigmoid(negatives @ lens.weight + lens.bias).mean() < 0.3
+
+
+def test_fit_is_deterministic(planted_store: Store, fitted: FitResult) -> None:
+    assert weights_of(fit_lenses(LensDataset(planted_store))) == weights_of(fitted)
+
+
+def test_lens_does_not_depend_on_which_others_are_fitted(planted: LensDataset) -> None:
+    together = {lens.concept: lens for lens in fit_lenses(planted, EAGER).lenses}
+    alone = fit_lenses(planted, EAGER, concepts=["bird"]).lenses[0]
+    np.testing.assert_allclose(alone.weight, together["bird"].weight, rtol=1e-6, atol=1e-9)
+    assert alone.ranking == pytest.approx(together["bird"].ranking)
+
+
+# --- nothing held out leaks ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", [CALIBRATION, TEST])
+@pytest.mark.parametrize("change", [shuffle, replace])
+def test_held_out_activations_never_reach_the_weights(
+    planted_store: Store, planted: LensDataset, change: Change, split: int
+) -> None:
+    changed = fit_lenses(ChangedDataset(planted_store, change, split), EAGER)
+    assert weights_of(changed) == weights_of(fit_lenses(planted, EAGER))
+
+
+@pytest.mark.parametrize("change", [shuffle, replace])
+def test_test_activations_reach_neither_threshold_nor_probabilities(
+    planted_store: Store, planted: LensDataset, change: Change
+) -> None:
+    before, after = fit_lenses(planted, EAGER), fit_lenses(ChangedDataset(planted_store, change, TEST), EAGER)
+    assert [(a.threshold, a.sigmoid) for a in after.lenses] == [(b.threshold, b.sigmoid) for b in before.lenses]
+    assert [a.test_f1 for a in after.lenses] != [b.test_f1 for b in before.lenses]
+
+
+def test_training_activations_do_reach_the_weights(planted_store: Store, planted: LensDataset) -> None:
+    """The checks above would pass if nothing ever changed."""
+    changed = fit_lenses(ChangedDataset(planted_store, shuffle, TRAIN), EAGER)
+    assert weights_of(changed) != weights_of(fit_lenses(planted, EAGER))
+
+
+def chosen_layers(dataset: LensDataset) -> list[int]:
+    tasks = [dataset.task(concept, FitSettings().n_negatives) for concept in CONCEPTS]
+    return choose_model_layers(dataset, tasks, FitSettings())
+
+
+@pytest.mark.parametrize("change", [shuffle, replace])
+def test_model_layer_is_chosen_without_the_test_split(planted_store: Store, change: Change) -> None:
+    assert chosen_layers(ChangedDataset(planted_store, change, TEST)) == [SIGNAL_LAYER] * len(CONCEPTS)
+
+
+def test_model_layer_is_chosen_by_the_calibration_split(planted_store: Store) -> None:
+    """With calibration rows of no use there is nothing to choose by: equal layers go to the lower one."""
+    flat = ChangedDataset(planted_store, lambda X, rows: np.zeros_like(X[rows]), CALIBRATION)
+    assert chosen_layers(flat) == [0] * len(CONCEPTS)
+
+
+# --- schedule --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (FitSettings(), [5, 10, 20, 30, 40]),
+        (FitSettings(initial_samples=3, first_increment=2, increment=4), [3, 5, 9, 13, 17]),
+        (FitSettings(max_samples=22), [5, 10, 20, 22, 22]),
+    ],
+)
+def test_samples_grow_by_the_increments(settings: FitSettings, expected: list[int]) -> None:
+    assert [settings.n_samples(iteration, 1000) for iteration in range(1, 6)] == expected
+
+
+def test_samples_end_with_what_is_available() -> None:
+    assert [FitSettings().n_samples(iteration, 13) for iteration in range(1, 5)] == [5, 10, 13, 13]
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, 10), (5, 50), (30, 300), (100, 300), (400, 400)])
+def test_negatives_follow_the_positives_up_to_a_bound(n: int, expected: int) -> None:
+    assert FitSettings().n_negatives(n) == expected
+
+
+def test_trajectory_records_every_iteration(faint: LensDataset) -> None:
+    result = fit_lenses(faint, FitSettings(model_layers=(1,)))
+    for lens in result.lenses:
+        available = len(faint.task(lens.concept, FitSettings().n_negatives).positives[TRAIN])
+        expected = [n for n in (5, 10, 20) if n < available] + [available]
+        counts = [iteration.n_samples for iteration in lens.trajectory]
+        assert counts == expected[: len(counts)]
+        assert lens.graduated or counts == expected
+        assert [iteration.n_negatives for iteration in lens.trajectory] == [10 * n for n in counts]
+        assert [iteration.graduated for iteration in lens.trajectory[:-1]] == [False] * (len(counts) - 1)
+
+
+def test_last_iteration_is_the_lens_that_is_kept(faint: LensDataset) -> None:
+    for lens in fit_lenses(faint, FitSettings(model_layers=(1,))).lenses:
+        last = lens.trajectory[-1]
+        assert last.test_f1 == lens.test_f1
+        assert last.score == lens.ranking.score
+        assert last.grade == lens.grade
+        assert last.graduated == lens.graduated
+        assert lens.n_samples == last.n_samples
+
+
+def test_iterations_are_bounded(faint: LensDataset) -> None:
+    result = fit_lenses(faint, FitSettings(model_layers=(1,), target_f1=1.0, max_iterations=2))
+    assert max(len(lens.trajectory) for lens in result.lenses) == 2
+
+
+def test_first_fit_of_a_trajectory_is_that_of_its_samples_alone(faint: LensDataset) -> None:
+    """What was fitted at ten samples must not depend on how many there will be in the end."""
+    short = fit_lenses(faint, FitSettings(model_layers=(1,), max_samples=10, target_f1=1.0))
+    long = fit_lenses(faint, FitSettings(model_layers=(1,), target_f1=1.0))
+    for a, b in zip(short.lenses, long.lenses, strict=True):
+        assert a.trajectory[1][:5] == pytest.approx(b.trajectory[1][:5])
+
+
+# --- graduation ------------------------------------------------------------------------------------------------------
+
+
+def check_graduation(result: FitResult, settings: FitSettings) -> None:
+    """Every iteration graduated if and only if the rule says so."""
+    for lens in result.lenses:
+        for number, step in enumerate(lens.trajectory, start=1):
+            expected = (
+                step.test_f1 >= settings.target_f1
+                and step.train_f1 - step.test_f1 <= settings.max_overfit_gap
+                and Grade(step.grade).reaches(settings.required_grade(number))
+            )
+            assert step.graduated == expected
+
+
+@pytest.mark.parametrize("validation", ["advisory", "blocking", "falloff"])
+@pytest.mark.parametrize("target", [0.5, 0.7, 0.95])
+def test_graduation_follows_the_rule(faint: LensDataset, validation: Any, target: float) -> None:
+    settings = FitSettings(model_layers=(1,), target_f1=target, validation=validation)
+    check_graduation(fit_lenses(faint, settings), settings)
+
+
+def test_overfit_lens_does_not_graduate(faint: LensDataset) -> None:
+    settings = FitSettings(model_layers=(1,), target_f1=0.4, max_overfit_gap=0.10)
+    strict, lax = fit_lenses(faint, settings), fit_lenses(faint, dataclasses.replace(settings, max_overfit_gap=1.0))
+    first = [lens.trajectory[0] for lens in strict.lenses]
+    overfit = [step for step in first if step.test_f1 >= 0.4 and step.train_f1 - step.test_f1 > 0.10]
+    assert overfit
+    assert not any(step.graduated for step in overfit)
+    assert all(lens.trajectory[0].graduated for lens in lax.lenses if lens.test_f1 >= 0.4)
+
+
+def test_advisory_never_blocks(faint: LensDataset) -> None:
+    settings = FitSettings(model_layers=(1,), target_f1=0.4, max_overfit_gap=1.0)
+    result = fit_lenses(faint, settings)
+    assert any(lens.graduated and lens.grade is Grade.C for lens in result.lenses)
+
+
+def test_blocking_holds_back_low_grades(faint: LensDataset) -> None:
+    settings = FitSettings(
+        model_layers=(1,), target_f1=0.4, max_overfit_gap=1.0, validation="blocking", min_grade=Grade.A
+    )  # fmt: skip
+    blocked, free = fit_lenses(faint, settings), fit_lenses(faint, dataclasses.replace(settings, validation="advisory"))
+    assert all(lens.grade is Grade.A for lens in blocked.lenses if lens.graduated)
+    assert sum(len(lens.trajectory) for lens in blocked.lenses) > sum(len(lens.trajectory) for lens in free.lenses)
+
+
+def test_falloff_relaxes_with_the_iterations() -> None:
+    settings = FitSettings(validation="falloff")
+    asked = [settings.required_grade(iteration) for iteration in range(1, 13)]
+    assert "".join(asked) == "AAABBBBBBCCC"
+
+
+def test_required_grade_of_the_other_modes_is_constant() -> None:
+    assert {FitSettings().required_grade(i) for i in (1, 5, 50)} == {Grade.C}
+    blocking = FitSettings(validation="blocking", min_grade=Grade.A)
+    assert {blocking.required_grade(i) for i in (1, 5, 50)} == {Grade.A}
+
+
+def test_lower_target_needs_no_more_samples(faint: LensDataset) -> None:
+    needed = [
+        [lens.n_samples for lens in fit_lenses(faint, FitSettings(model_layers=(1,), target_f1=target)).lenses]
+        for target in (0.5, 0.7, 0.9, 1.0)
+    ]
+    assert (np.diff(needed, axis=0) >= 0).all()
+    assert needed[0] != needed[-1]
+
+
+# --- hungry ----------------------------------------------------------------------------------------------------------
+
+
+def test_concept_that_used_every_sample_without_graduating_is_hungry(faint: LensDataset) -> None:
+    result = fit_lenses(faint, FitSettings(model_layers=(1,)))
+    assert result.hungry
+    for lens in result.lenses:
+        assert lens.hungry == (not lens.graduated)
+
+
+def test_graduated_lens_is_not_hungry(fitted: FitResult) -> None:
+    assert not set(fitted.hungry) & {lens.concept for lens in fitted.lenses if lens.graduated}
+
+
+@pytest.mark.parametrize("bound", [{"max_samples": 10}, {"max_iterations": 1}])
+def test_lens_stopped_by_a_setting_is_not_hungry(faint: LensDataset, bound: dict[str, int]) -> None:
+    settings = FitSettings(model_layers=(1,), target_f1=1.0, **bound)  # type: ignore[arg-type]
+    assert fit_lenses(faint, settings).hungry == []
+
+
+# --- what is reported ------------------------------------------------------------------------------------------------
+
+
+def test_each_phase_is_scored_on_its_own(planted: LensDataset, fitted: FitResult) -> None:
+    assert {tuple(lens.phase_scores) for lens in fitted.lenses} == {("prompt", "completion")}
+    only = fit_lenses(planted, EAGER)
+    assert all(0 <= score <= 1 for lens in only.lenses for score in lens.phase_scores.values())
+
+
+def test_phase_without_signal_scores_low(tmp_path: Path) -> None:
+    store = make_planted_store(tmp_path / "s", planting=Planting(completion_strength=0.0))
+    scores = np.array([list(lens.phase_scores.values()) for lens in fit_lenses(LensDataset(store), EAGER).lenses])
+    assert scores[:, 0].mean() > 0.7
+    assert scores[:, 1].mean() < 0.2
+
+
+def test_score_counts_all_test_rows_but_those_of_the_family(planted: LensDataset, fitted: FitResult) -> None:
+    is_test = planted.split[planted.vector_sample] == TEST
+    for lens in fitted.lenses:
+        related = planted.task(lens.concept, FitSettings().n_negatives).related
+        expected = (is_test & ~np.isin(planted.vector_sample, related)).sum()
+        assert lens.ranking.n_positive + lens.ranking.n_negative == expected
+
+
+def test_unnamed_score_is_that_of_the_examples_alone(planted: LensDataset, fitted: FitResult) -> None:
+    assert all(lens.unnamed_score > 0.8 for lens in fitted.lenses)
+    hidden = LensDataset(planted.store)
+    hidden.__dict__["unnamed"] = np.zeros(hidden.n_samples, np.bool_)
+    assert all(np.isnan(lens.unnamed_score) for lens in fit_lenses(hidden, EAGER).lenses)
+
+
+def test_prompt_phase_can_be_fitted_alone(planted_store: Store) -> None:
+    result = fit_lenses(LensDataset(planted_store, phase="prompt"), EAGER)
+    assert {tuple(lens.phase_scores) for lens in result.lenses} == {("prompt",)}
+    assert np.mean([lens.ranking.score for lens in result.lenses]) > 0.8
+
+
+def test_rows_without_completion_are_no_obstacle(tmp_path: Path) -> None:
+    store = make_planted_store(tmp_path / "s", planting=Planting(without_completion=0.7))
+    result = fit_lenses(LensDataset(store), EAGER)
+    assert all(np.isfinite(lens.weight).all() for lens in result.lenses)
+    assert np.mean([lens.ranking.score for lens in result.lenses]) > 0.8
+
+
+def test_progress_ends_with_every_concept(planted: LensDataset) -> None:
+    told: list[FitProgress] = []
+    fit_lenses(planted, on_progress=told.append)
+    assert [step.done for step in told if step.stage == "choosing model layers"] == [0, 1, 2]
+    assert [step.done for step in told if step.stage == "fitting"] == list(range(1, len(CONCEPTS) + 1))
+    assert told[-1].total == len(CONCEPTS)
+
+
+# --- what cannot be fitted -------------------------------------------------------------------------------------------
+
+
+def test_concept_with_too_few_samples_is_skipped_and_the_others_go_on(fresh: LensDataset) -> None:
+    rows = np.concatenate(fresh.task("loom", FitSettings().n_negatives).positives)
+    fresh.split[rows] = TRAIN
+    result = fit_lenses(fresh, EAGER)
+    assert result.skipped == {
+        "loom": "loom: 0 positive samples in the calibration split, at least 1 are needed: "
+        "give the concept more examples"
+    }
+    assert [lens.concept for lens in result.lenses] == [c for c in fresh.concepts if c != "loom"]
+
+
+def test_nothing_to_fit_is_an_error_with_the_first_reason(fresh: LensDataset) -> None:
+    fresh.split[:] = TRAIN
+    with pytest.raises(TooFewSamplesError, match="no concept has enough samples to fit a lens; the first: nature: 0"):
+        fit_lenses(fresh)
+
+
+def test_unknown_concept_is_named(planted: LensDataset) -> None:
+    with pytest.raises(SettingsError, match="concept 'dragon' was not extracted into the store: see `lenscache info`"):
+        fit_lenses(planted, concepts=["bird", "dragon"])
+
+
+@pytest.mark.parametrize("model_layers", [(15,), (1, 15)])
+def test_unknown_model_layer_is_never_replaced_by_another(planted: LensDataset, model_layers: tuple[int, ...]) -> None:
+    with pytest.raises(SettingsError, match="model layer 15 is not in the store, which has 0-1"):
+        fit_lenses(planted, FitSettings(model_layers=model_layers))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target_f1": 0.0}, r"target F1 is 0\.0, expected above 0 and at most 1"),
+        ({"target_f1": 95}, "target F1 is 95, expected above 0 and at most 1"),
+        ({"initial_samples": 0}, "must be 1 or more"),
+        ({"increment": 0}, "must be 1 or more"),
+        ({"max_iterations": 0}, "must be 1 or more"),
+        ({"max_samples": 3}, "max_samples 3 is below initial_samples 5"),
+        ({"C": 0.0}, "C and negatives per positive must be above 0"),
+        ({"prevalence": 1.0}, "prevalence between 0 and 1"),
+        ({"validation": "strict"}, "validation is 'strict', expected advisory, blocking, falloff"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        FitSettings(**change)
+
+
+def test_settings_become_plain_values() -> None:
+    values = settings_to_json(FitSettings(model_layers=(3, 4), min_grade=Grade.A))
+    assert values["model_layers"] == [3, 4]
+    assert values["min_grade"] == "A"
+    assert settings_to_json(FitSettings())["model_layers"] is None

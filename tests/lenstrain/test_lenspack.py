@@ -1,0 +1,418 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from lenscache.concepts import Concept
+from lenstrain.adaptive import FitResult, FitSettings, fit_lenses
+from lenstrain.dataset import LensDataset
+from lenstrain.errors import (
+    LensPackError,
+    LensPackExistsError,
+    LensPackFormatError,
+    LensPackNotFoundError,
+)
+from lenstrain.lenspack import LensPack, check_output, make_lens_pack
+from tests.lenstrain.conftest import Planting, make_planted_store, planted_pack
+
+SETTINGS = FitSettings(max_iterations=3)
+
+
+@pytest.fixture(scope="module")
+def result(planted: LensDataset) -> FitResult:
+    return fit_lenses(planted, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def pack(planted: LensDataset, result: FitResult) -> LensPack:
+    return make_lens_pack(result, planted, SETTINGS)
+
+
+@pytest.fixture
+def saved(pack: LensPack, tmp_path: Path) -> Path:
+    pack.save(tmp_path / "lenses")
+    return tmp_path / "lenses"
+
+
+@pytest.fixture(scope="module")
+def activations(planted: LensDataset) -> NDArray[np.float32]:
+    return planted.vectors(1)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def edit_json(folder: Path, **changes: Any) -> None:
+    path = folder / "lenses.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+# --- round trip ------------------------------------------------------------------------------------------------------
+
+
+def test_saved_pack_scores_as_before_bit_for_bit(pack: LensPack, saved: Path, activations: NDArray[np.float32]) -> None:
+    loaded = LensPack.load(saved)
+    assert loaded.score(activations, 1).tobytes() == pack.score(activations, 1).tobytes()
+    for lens in pack:
+        assert (
+            loaded[lens.concept].decision_function(activations).tobytes()
+            == lens.decision_function(activations).tobytes()
+        )
+        assert loaded[lens.concept].predict_proba(activations).tobytes() == lens.predict_proba(activations).tobytes()
+        np.testing.assert_array_equal(loaded[lens.concept].predict(activations), lens.predict(activations))
+
+
+def test_saved_pack_keeps_everything_known_about_a_lens(pack: LensPack, saved: Path) -> None:
+    for before, after in zip(pack, LensPack.load(saved), strict=True):
+        for name in ("concept", "name", "layer", "model_layer", "bias", "threshold", "sigmoid", "grade", "metrics"):
+            assert getattr(after, name) == getattr(before, name), name
+        assert after.trajectory == before.trajectory
+
+
+def test_saved_pack_keeps_its_provenance(pack: LensPack, saved: Path, planted: LensDataset) -> None:
+    loaded = LensPack.load(saved)
+    assert loaded.provenance == pack.provenance
+    assert loaded.provenance["store"]["digest"] == planted.store.digest()
+    assert loaded.provenance["store"]["model"]["id"] == "planted"
+    assert loaded.provenance["settings"]["max_iterations"] == 3
+    assert loaded.provenance["layers"] == [0, 1]
+
+
+def test_pack_saved_again_is_the_same_file(saved: Path, tmp_path: Path) -> None:
+    LensPack.load(saved).save(tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(saved)
+
+
+def test_two_fits_give_byte_identical_files(planted: LensDataset, saved: Path, tmp_path: Path) -> None:
+    dataset = LensDataset(planted.store)
+    make_lens_pack(fit_lenses(dataset, SETTINGS), dataset, SETTINGS).save(tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(saved)
+
+
+def test_files_are_json_and_safetensors_and_nothing_else(saved: Path) -> None:
+    found = contents(saved)
+    assert set(found) == {"lenses.json", "lenses.safetensors", "hungry.json"}
+    for name in ("lenses.json", "hungry.json"):
+        json.loads(found[name])
+    length = int.from_bytes(found["lenses.safetensors"][:8], "little")
+    assert set(json.loads(found["lenses.safetensors"][8 : 8 + length])) == {"weight", "bias"}
+
+
+def test_weights_are_one_float32_matrix(saved: Path, pack: LensPack) -> None:
+    tensors = safetensors.numpy.load_file(saved / "lenses.safetensors")
+    assert tensors["weight"].shape == (len(pack), 48)
+    assert tensors["weight"].dtype == tensors["bias"].dtype == np.float32
+
+
+def test_files_and_folder_can_be_read_by_others(saved: Path) -> None:
+    assert saved.stat().st_mode & stat.S_IROTH
+    assert all(path.stat().st_mode & stat.S_IROTH for path in saved.iterdir())
+
+
+# --- scoring ---------------------------------------------------------------------------------------------------------
+
+
+def test_score_of_the_pack_is_that_of_each_lens(pack: LensPack, activations: NDArray[np.float32]) -> None:
+    scores = pack.score(activations, 1)
+    assert scores.shape == (len(activations), len(pack.at(1)))
+    for column, lens in zip(scores.T, pack.at(1), strict=True):
+        np.testing.assert_allclose(column, lens.decision_function(activations), rtol=1e-5, atol=1e-5)
+
+
+def test_shipped_lens_gives_the_logits_of_the_fit(
+    pack: LensPack, result: FitResult, activations: NDArray[np.float32]
+) -> None:
+    for lens in result.lenses:
+        exact = activations.astype(np.float64) @ lens.weight + lens.bias
+        shipped = pack[lens.concept].decision_function(activations)
+        assert shipped.dtype == np.float32
+        np.testing.assert_allclose(shipped, exact, atol=1e-4 * np.abs(exact).max(), rtol=1e-4)
+
+
+def test_lenses_of_several_model_layers_keep_apart(planted: LensDataset, activations: NDArray[np.float32]) -> None:
+    results = [fit_lenses(planted, FitSettings(max_iterations=1, model_layers=(layer,))) for layer in (0, 1)]
+    mixed = FitResult([results[i % 2].lenses[i] for i in range(12)])
+    pack = make_lens_pack(mixed, planted, FitSettings())
+    assert pack.model_layers == (0, 1)
+    for layer in (0, 1):
+        columns = np.stack([lens.decision_function(activations) for lens in pack.at(layer)], axis=1)
+        assert {lens.concept for lens in pack.at(layer)} == {lens.concept for lens in mixed.lenses[layer::2]}
+        np.testing.assert_allclose(pack.score(activations, layer), columns, rtol=1e-5, atol=1e-5)
+
+
+def test_probabilities_are_a_distribution_and_follow_the_calibration(
+    pack: LensPack, activations: NDArray[np.float32]
+) -> None:
+    lens = pack["bird"]
+    p = lens.predict_proba(activations)
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    np.testing.assert_array_equal(p[:, 1], lens.sigmoid(lens.decision_function(activations).astype(np.float64)))
+
+
+def test_lens_says_yes_from_its_threshold_on(pack: LensPack, activations: NDArray[np.float32]) -> None:
+    lens = pack["bird"]
+    np.testing.assert_array_equal(lens.predict(activations), lens.decision_function(activations) >= lens.threshold)
+    assert 0 < lens.predict(activations).mean() < 1
+
+
+def test_pack_is_a_collection_by_concept(pack: LensPack) -> None:
+    assert len(pack) == 12
+    assert [lens.concept for lens in pack][:3] == ["nature", "society", "craft"]
+    assert "bird" in pack
+    assert "dragon" not in pack
+    assert sum(pack.grades().values()) == 12
+    assert list(pack.grades()) == ["A", "B", "C"]
+
+
+def test_metrics_are_those_of_the_fit(pack: LensPack, result: FitResult) -> None:
+    for lens in result.lenses:
+        metrics = pack[lens.concept].metrics
+        assert metrics["test_f1"] == lens.test_f1 > 0
+        assert metrics["score"] == lens.ranking.score > 0
+        assert metrics["n_samples"] == lens.n_samples
+        assert metrics["iterations"] == metrics["test_looks"] == len(lens.trajectory)
+        assert metrics["graduated"] == lens.graduated
+
+
+# --- hungry ----------------------------------------------------------------------------------------------------------
+
+
+def test_hungry_file_lists_the_hungry_with_what_they_used(tmp_path: Path) -> None:
+    planting = Planting(strength=2.0, completion_strength=1.5)
+    dataset = LensDataset(make_planted_store(tmp_path / "s", planting=planting))
+    result = fit_lenses(dataset)
+    make_lens_pack(result, dataset, FitSettings()).save(tmp_path / "lenses")
+    found = json.loads((tmp_path / "lenses" / "hungry.json").read_text())
+    assert result.hungry
+    assert found["concepts"] == {lens.concept: lens.n_samples for lens in result.lenses if lens.hungry}
+    assert found["store"]["digest"] == dataset.store.digest()
+    assert LensPack.load(tmp_path / "lenses").hungry == result.hungry
+
+
+def test_hungry_file_is_there_when_nobody_is(planted: LensDataset, tmp_path: Path) -> None:
+    settings = FitSettings(max_iterations=1)
+    make_lens_pack(fit_lenses(planted, settings), planted, settings).save(tmp_path / "lenses")
+    assert json.loads((tmp_path / "lenses" / "hungry.json").read_text())["concepts"] == {}
+
+
+def test_skipped_concepts_and_their_reasons_are_kept(fresh: LensDataset, tmp_path: Path) -> None:
+    fresh.split[np.concatenate(fresh.task("loom", SETTINGS.n_negatives).positives)] = 0
+    make_lens_pack(fit_lenses(fresh, SETTINGS), fresh, SETTINGS).save(tmp_path / "lenses")
+    loaded = LensPack.load(tmp_path / "lenses")
+    assert "loom" not in loaded
+    assert loaded.skipped["loom"].startswith("loom: 0 positive samples in the calibration split")
+
+
+# --- where it may be written -----------------------------------------------------------------------------------------
+
+
+def test_existing_pack_is_refused_and_left_untouched(pack: LensPack, saved: Path) -> None:
+    before = contents(saved)
+    with pytest.raises(LensPackExistsError, match=r"lenses exists already: choose another --out, or pass --overwrite"):
+        pack.save(saved)
+    assert contents(saved) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folder_of_something_else_is_never_replaced(pack: LensPack, tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(LensPackExistsError, match=r"thesis exists already: choose another --out$"):
+        pack.save(tmp_path / "thesis", overwrite=overwrite)
+    assert contents(tmp_path) == {"thesis/chapter.txt": b"years of work"}
+
+
+def test_file_in_the_way_is_never_replaced(pack: LensPack, tmp_path: Path) -> None:
+    (tmp_path / "lenses").write_text("mine")
+    with pytest.raises(LensPackExistsError, match="exists already"):
+        pack.save(tmp_path / "lenses", overwrite=True)
+    assert (tmp_path / "lenses").read_text() == "mine"
+
+
+def test_output_is_checked_before_the_work(saved: Path) -> None:
+    with pytest.raises(LensPackExistsError, match="pass --overwrite"):
+        check_output(saved, overwrite=False)
+    check_output(saved, overwrite=True)
+    check_output(saved.with_name("new"), overwrite=False)
+
+
+def test_overwrite_replaces_a_pack_and_leaves_nothing_beside_it(pack: LensPack, saved: Path) -> None:
+    smaller = LensPack(pack.lenses[:2], pack.provenance, {})
+    smaller.save(saved, overwrite=True)
+    assert len(LensPack.load(saved)) == 2
+    assert [path.name for path in saved.parent.iterdir()] == ["lenses"]
+
+
+class _DiskFullError(RuntimeError):
+    """Not an OSError, so that nothing catches it by accident."""
+
+
+def test_old_pack_survives_a_failed_overwrite(pack: LensPack, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(saved)
+
+    def fail(path: Path, data: Any) -> None:
+        raise _DiskFullError("no space left")
+
+    monkeypatch.setattr("lenstrain.lenspack._write_json", fail)
+    with pytest.raises(_DiskFullError, match="no space left"):
+        pack.save(saved, overwrite=True)
+    assert contents(saved) == before
+    assert [path.name for path in saved.parent.iterdir()] == ["lenses"]
+
+
+def test_old_pack_survives_if_the_new_one_cannot_be_moved_into_place(
+    pack: LensPack, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, rename = contents(saved), Path.rename
+
+    def fail_into_place(self: Path, target: Path) -> Path:
+        if Path(target) == saved and not self.name.endswith("-old"):
+            raise _DiskFullError("cannot move")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_into_place)
+    with pytest.raises(_DiskFullError, match="cannot move"):
+        pack.save(saved, overwrite=True)
+    assert contents(saved) == before
+
+
+def test_failed_first_save_leaves_nothing(pack: LensPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, data: Any) -> None:
+        raise _DiskFullError("no space left")
+
+    monkeypatch.setattr("lenstrain.lenspack._write_json", fail)
+    with pytest.raises(_DiskFullError, match="no space left"):
+        pack.save(tmp_path / "lenses")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_parent_folders_are_made(pack: LensPack, tmp_path: Path) -> None:
+    pack.save(tmp_path / "runs" / "1" / "lenses")
+    assert len(LensPack.load(tmp_path / "runs" / "1" / "lenses")) == 12
+
+
+def test_concept_ids_never_become_paths(tmp_path: Path) -> None:
+    names = ["../../escape", "a/b", "..", "C:\\x", "größe ☂", "con.txt"]
+    changes = [
+        Concept(name, f"thing {i}", 1, parents=("craft",), examples=tuple(f"A use {i}, {j}." for j in range(12)))
+        for i, name in enumerate(names)
+    ]
+    store = make_planted_store(tmp_path / "s", pack=planted_pack(changes=changes), layers=[1])
+    dataset = LensDataset(store)
+    settings = FitSettings(model_layers=(1,), max_iterations=1)
+    make_lens_pack(fit_lenses(dataset, settings, concepts=names), dataset, settings).save(tmp_path / "out" / "lenses")
+    assert [lens.concept for lens in LensPack.load(tmp_path / "out" / "lenses")] == names
+    assert set(contents(tmp_path / "out")) == {
+        f"lenses/{n}" for n in ("lenses.json", "lenses.safetensors", "hungry.json")
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {"s", "out"}
+
+
+# --- what cannot be measured -----------------------------------------------------------------------------------------
+
+
+def test_nan_metrics_are_null_on_disk_and_nan_again(planted: LensDataset, result: FitResult, tmp_path: Path) -> None:
+    pack = make_lens_pack(result, planted, SETTINGS)
+    pack["bird"].metrics["score_unnamed"] = math.nan
+    pack["bird"].metrics["score_by_phase"] = {"prompt": math.nan, "completion": 0.5}
+    pack.save(tmp_path / "lenses")
+    text = (tmp_path / "lenses" / "lenses.json").read_text()
+    assert "NaN" not in text
+    assert re.search(r'"score_unnamed": null', text)
+    metrics = LensPack.load(tmp_path / "lenses")["bird"].metrics
+    assert math.isnan(metrics["score_unnamed"])
+    assert math.isnan(metrics["score_by_phase"]["prompt"])
+    assert metrics["score_by_phase"]["completion"] == 0.5
+
+
+# --- what cannot be read ---------------------------------------------------------------------------------------------
+
+
+def test_missing_pack_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(LensPackNotFoundError, match=r"no lens pack at .*nowhere: make one with `lenstrain fit`"):
+        LensPack.load(tmp_path / "nowhere")
+
+
+def test_folder_of_something_else_is_no_pack(tmp_path: Path) -> None:
+    with pytest.raises(LensPackNotFoundError, match="no lens pack at"):
+        LensPack.load(tmp_path)
+
+
+def test_pack_without_its_weights_is_not_found(saved: Path) -> None:
+    (saved / "lenses.safetensors").unlink()
+    with pytest.raises(LensPackNotFoundError, match="no lens pack at"):
+        LensPack.load(saved)
+
+
+def test_newer_format_asks_for_an_upgrade(saved: Path) -> None:
+    edit_json(saved, format_version=2)
+    with pytest.raises(LensPackFormatError, match="has format version 2, this lenstrain reads 1: upgrade lenstrain"):
+        LensPack.load(saved)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"lenses"', "{}"])
+def test_other_json_is_no_pack(saved: Path, text: str) -> None:
+    (saved / "lenses.json").write_text(text)
+    with pytest.raises(LensPackFormatError, match=r"is not a readable lens pack|has format version None"):
+        LensPack.load(saved)
+
+
+@pytest.mark.parametrize("missing", ["lenses", "provenance", "skipped"])
+def test_incomplete_json_is_an_error(saved: Path, missing: str) -> None:
+    data = json.loads((saved / "lenses.json").read_text())
+    del data[missing]
+    (saved / "lenses.json").write_text(json.dumps(data))
+    with pytest.raises(LensPackFormatError, match=f"is not a readable lens pack .*'{missing}'.*: fit it again"):
+        LensPack.load(saved)
+
+
+@pytest.mark.parametrize("key", ["concept", "grade", "calibration", "metrics"])
+def test_incomplete_lens_is_an_error(saved: Path, key: str) -> None:
+    lenses = json.loads((saved / "lenses.json").read_text())["lenses"]
+    del lenses[3][key]
+    edit_json(saved, lenses=lenses)
+    with pytest.raises(LensPackFormatError, match=f"is not a readable lens pack .*'{key}'.*: fit it again"):
+        LensPack.load(saved)
+
+
+def test_weights_without_a_bias_are_an_error(saved: Path) -> None:
+    weight = safetensors.numpy.load_file(saved / "lenses.safetensors")["weight"]
+    safetensors.numpy.save_file({"weight": weight}, saved / "lenses.safetensors")
+    with pytest.raises(LensPackFormatError, match=r"is not a readable lens pack .*'bias'"):
+        LensPack.load(saved)
+
+
+def test_file_instead_of_a_folder_is_no_pack(saved: Path) -> None:
+    with pytest.raises(LensPackNotFoundError, match="no lens pack at"):
+        LensPack.load(saved / "lenses.json")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_truncated_weights_are_an_error(saved: Path, keep: int) -> None:
+    path = saved / "lenses.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(LensPackFormatError, match=r"is not a readable lens pack .*: fit it again"):
+        LensPack.load(saved)
+
+
+def test_weights_of_another_pack_are_noticed(pack: LensPack, saved: Path) -> None:
+    LensPack(pack.lenses[:5], pack.provenance, {}).save(saved.with_name("other"))
+    (saved / "lenses.safetensors").write_bytes((saved.with_name("other") / "lenses.safetensors").read_bytes())
+    with pytest.raises(LensPackFormatError, match=r"12 lenses in JSON and 5 in safetensors\): fit it again"):
+        LensPack.load(saved)
+
+
+def test_lens_pack_errors_are_builtin_errors_too() -> None:
+    assert issubclass(LensPackNotFoundError, FileNotFoundError)
+    assert issubclass(LensPackExistsError, FileExistsError)
+    assert issubclass(LensPackFormatError, LensPackError)
