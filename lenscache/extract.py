@@ -147,16 +147,23 @@ def extract(
         pooling=settings.pooling, pool_first_position=settings.pool_first_position, batch_size=settings.batch_size,
     )  # fmt: skip
     start = time.perf_counter()
-    for n, plan in plans.items():
-        target = store.create_round(
+    # All rounds are laid out first: one that does not fit the store must not show after hours of extracting another.
+    rounds = [
+        store.create_round(
             n, 0, plan,
             keys=sample_keys(header, plan),
             n_prompt_tokens=np.array([len(ids) for ids in token_ids[n]], np.int32),
             block_rows=settings.block_rows, limit=limit,
-        )  # fmt: skip
+        )
+        for n, plan in plans.items()
+    ]  # fmt: skip
+    for target in rounds:
+        plan = plans[target.layer]
         rows = [
             Row(ids, int(seed), float(temperature))
-            for ids, seed, temperature in zip(token_ids[n], plan.sampling_seed, plan.temperature, strict=True)
+            for ids, seed, temperature in zip(
+                token_ids[target.layer], plan.sampling_seed, plan.temperature, strict=True
+            )
         ]
         _RoundExtraction(target, header, runner, rows, report, on_progress or (lambda _: None)).run()
     report.elapsed_s = time.perf_counter() - start
@@ -285,7 +292,8 @@ class _RoundExtraction:
             raise BatchMismatchError(
                 f"{self.target.name}: rows extracted one by one differ from the batched ones by {errors[worst]:.2g} at "
                 f"model layer {worst} (allowed {tolerance:.2g}), {other_completions} of {len(chosen)} in their "
-                "completion: the round is not marked complete; this model does not batch, extract with --batch-size 1"
+                "completion: the round is not marked complete; this model does not batch, extract into another "
+                "store with --batch-size 1"
             )
         self.target.update_attributes({
             "verification": {

@@ -191,7 +191,9 @@ def silence() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
 
 
-_CONFIG_OF_NO_CONSEQUENCE = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
+_CONFIG_OF_NO_CONSEQUENCE = frozenset(
+    {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+)
 
 
 def _device(name: str) -> torch.device:

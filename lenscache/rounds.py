@@ -11,6 +11,7 @@ mistaken for data: floats are filled with NaN, counts with -1, and `Round.verify
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, cast
@@ -21,6 +22,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 from zarr.core.sync import sync
+from zarr.errors import ContainsArrayError, ContainsGroupError
+from zarr.storage import StorePath
 
 from lenscache.bfloat16 import BFloat16
 from lenscache.errors import (
@@ -196,9 +199,9 @@ class Round:
             for place, values in data.activations.items()
         }
         for (phase, model_layer), values in encoded.items():
-            self._array(f"activations/{phase}/{model_layer}")[rows] = values
-        self._array("samples/completion")[rows] = np.array(list(data.completion), dtype=object)
-        self._array("samples/n_completion_tokens")[rows] = data.n_completion_tokens
+            self._write(f"activations/{phase}/{model_layer}", block, values)
+        self._write("samples/completion", block, np.array(list(data.completion), dtype=object))
+        self._write("samples/n_completion_tokens", block, data.n_completion_tokens)
         self._set_mark(block, 1)
 
     def verify_block(self, block: int) -> None:
@@ -229,9 +232,7 @@ class Round:
 
     def _read_present(self, name: str, block: int) -> NDArray[Any]:
         """Rows of one block; unlike in any other reading, a missing object is an error and not the fill value."""
-        array = self._array(name)
-        chunk = (block,) + (0,) * (array.ndim - 1)
-        if not sync((array.store_path / array.metadata.encode_chunk_key(chunk)).exists()):
+        if not sync(self._object(name, block).exists()):
             rows = self.rows(block)
             raise StoreDamagedError(f"{self.name}/{name}: the object of rows {rows.start}-{rows.stop - 1} is gone")
         return self._read(name, self.rows(block))
@@ -271,7 +272,28 @@ class Round:
         }
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        return cast("zarr.Array[Any]", self._group[name]).with_config({"write_empty_chunks": True})
+        try:
+            return cast("zarr.Array[Any]", self._group[name]).with_config({"write_empty_chunks": True})
+        except json.JSONDecodeError:
+            raise StoreDamagedError(
+                f"the metadata of {self.name}/{name} is damaged (zarr.json is not JSON): remove that file and run "
+                "`lenscache extract` again, which writes it anew"
+            ) from None
+
+    def _object(self, name: str, block: int) -> StorePath:
+        """Where the rows of one block are stored."""
+        array = self._array(name)
+        return array.store_path / array.metadata.encode_chunk_key((block,) + (0,) * (array.ndim - 1))
+
+    def _write(self, name: str, block: int, values: NDArray[Any]) -> None:
+        array, rows = self._array(name), self.rows(block)
+        try:
+            array[rows] = values
+        except OSError:
+            raise
+        except Exception:  # noqa: BLE001 - zarr reads the index of a shard before it replaces it; codecs raise anything
+            sync(self._object(name, block).delete())  # damaged, and not marked complete
+            array[rows] = values
 
     def _set_mark(self, block: int, value: int) -> None:
         self._mark[block : block + 1] = np.array([value], np.uint8)
@@ -284,8 +306,8 @@ class Round:
         except Exception as error:  # codecs raise ValueError, RuntimeError and struct errors on damaged input
             where = f", rows {rows.start}-{rows.stop - 1}," if rows.stop is not None else ""
             raise StoreDamagedError(
-                f"{self.name}/{name}{where} does not read back ({error}): run `lenscache extract` again, which extracts "
-                "damaged blocks anew"
+                f"{self.name}/{name}{where} does not read back ({error}): run `lenscache extract` again, which "
+                "extracts damaged blocks anew"
             ) from error
 
     def _encode(
@@ -327,7 +349,7 @@ def lay_out_round(
             raise StoreMismatchError(key.replace("_", " "), show_value(group.attrs[key]), show_value(attributes[key]))
     # One by one: zarr writes the groups above an array together with it, and a writer may be killed in between.
     for place in ("samples", "labels", "activations", *(f"activations/{phase}" for phase in header.phases)):
-        group.require_group(place)
+        require_group(group, place)
     columns: dict[str, NDArray[Any]] = {
         "samples/key": keys, "samples/text": np.array(plan.texts, dtype=object), "samples/kind": plan.kind,
         "samples/split": plan.split, "samples/n_prompt_tokens": n_prompt_tokens,
@@ -349,7 +371,8 @@ def write_column(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
         except Exception:  # noqa: BLE001, S110 - codecs raise anything; what does not decode is written again
             pass
     else:
-        array = group.create_array(
+        array = _create_array(
+            group,
             name,
             shape=values.shape,
             chunks=(max(1, min(len(values), _COLUMN_CHUNK_ROWS)), *values.shape[1:]),
@@ -361,6 +384,22 @@ def write_column(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
     array[:] = values
 
 
+def require_group(group: zarr.Group, name: str) -> zarr.Group:
+    """Open a group below `group`, or create it; whoever else creates it at this moment, too."""
+    try:
+        return group.require_group(name)
+    except ContainsGroupError:
+        return cast("zarr.Group", group[name])
+
+
+def _create_array(group: zarr.Group, name: str, **spec: Any) -> zarr.Array[Any]:
+    """Create an array, or take the one that another writer of the same plan created at this moment."""
+    try:
+        return group.create_array(name, **spec)
+    except ContainsArrayError:
+        return cast("zarr.Array[Any]", group[name])
+
+
 def _create_empty_columns(group: zarr.Group, header: StoreHeader, n: int, block_rows: int) -> None:
     """Lay out what extraction fills block by block; `complete` last."""
     for phase in header.phases:
@@ -369,14 +408,15 @@ def _create_empty_columns(group: zarr.Group, header: StoreHeader, n: int, block_
                 _create_activations(group, name, header, n, block_rows)
     for name, dtype, fill in (("samples/completion", "string", ""), ("samples/n_completion_tokens", "int32", -1)):
         if name not in group:
-            group.create_array(
-                name, shape=(n,), chunks=(block_rows,), dtype=dtype, fill_value=fill,
+            _create_array(
+                group, name, shape=(n,), chunks=(block_rows,), dtype=dtype, fill_value=fill,
                 compressors=[ZstdCodec(level=3), Crc32cCodec()], dimension_names=["sample"],
             )  # fmt: skip
     if "complete" not in group:
-        n_blocks = -(-n // block_rows)
-        group.create_array("complete", shape=(n_blocks,), chunks=(1,), dtype="uint8", compressors=[Crc32cCodec()],
-                           dimension_names=["block"])  # fmt: skip
+        _create_array(
+            group, "complete", shape=(-(-n // block_rows),), chunks=(1,), dtype="uint8", compressors=[Crc32cCodec()],
+            dimension_names=["block"],
+        )  # fmt: skip
 
 
 def _create_activations(group: zarr.Group, name: str, header: StoreHeader, n: int, block_rows: int) -> None:
@@ -389,7 +429,8 @@ def _create_activations(group: zarr.Group, name: str, header: StoreHeader, n: in
     if block_rows % chunk_rows:
         chunk_rows = block_rows
     blosc = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=itemsize, blocksize=_BLOSC_BLOCK_BYTES)
-    group.create_array(
+    _create_array(
+        group,
         name,
         shape=(n, header.hidden),
         dtype=dtype,

@@ -9,6 +9,7 @@ Nothing is ever deleted or locked: the plan is deterministic, hence two writers 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -19,12 +20,15 @@ from typing import Any, Literal, cast
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.core.sync import sync
+from zarr.errors import ContainsGroupError
+from zarr.storage import StorePath
 
 from lenscache.concepts import ConceptPack, Hierarchy
 from lenscache.errors import StoreFormatError, StoreNotFoundError
 from lenscache.header import FORMAT_VERSION, StoreHeader
 from lenscache.prompts import SamplePlan
-from lenscache.rounds import DEFAULT_BLOCK_ROWS, Round, lay_out_round, write_column
+from lenscache.rounds import DEFAULT_BLOCK_ROWS, Round, lay_out_round, require_group, write_column
 
 
 class Store:
@@ -109,7 +113,8 @@ class Store:
             If the round was laid out from another plan.
         """
         name = f"layer_{layer}/round_{index}"
-        created = self.group.require_group(name)
+        require_group(self.group, f"layer_{layer}")  # by itself: a writer may be killed between the two
+        created = require_group(self.group, name)
         lay_out_round(created, self.header, plan, keys, n_prompt_tokens, block_rows=block_rows, limit=limit)
         return self._round(layer, index)
 
@@ -117,11 +122,11 @@ class Store:
         return Round(cast("zarr.Group", self.group[f"layer_{layer}/round_{index}"]), self.header, layer, index)
 
     def _round_places(self) -> Iterator[tuple[int, int]]:
-        for layer_name, layer_group in self.group.groups():
-            if layer_name.startswith("layer_"):
-                for round_name, round_group in layer_group.groups():
-                    if round_name.startswith("round_") and "complete" in round_group:
-                        yield int(layer_name[6:]), int(round_name[6:])
+        # Listed by name: zarr's own listing warns about the .partial files that a killed writer leaves.
+        for layer in _numbers(self.group.store_path, "layer_"):
+            for index in _numbers(self.group.store_path / f"layer_{layer}", "round_"):
+                if f"layer_{layer}/round_{index}/complete" in self.group:
+                    yield layer, index
 
     def _hierarchy_array(self, name: str) -> zarr.Array[Any]:
         return cast("zarr.Array[Any]", self.group[f"hierarchy/{name}"])
@@ -139,10 +144,12 @@ def open_store(path: str | Path, mode: Literal["r", "r+"] = "r") -> Store:
     """
     try:
         group = zarr.open_group(str(path), mode=mode)
-    except FileNotFoundError:
-        if Path(path).exists() and (not Path(path).is_dir() or any(Path(path).iterdir())):
+    except (FileNotFoundError, FileExistsError, NotADirectoryError):
+        if not _is_unused(Path(path)):
             raise StoreFormatError(f"{path} exists but is not a Zarr v3 group: give the path of a store") from None
         raise StoreNotFoundError(f"no store at {path}: run `lenscache extract {path}` first") from None
+    except json.JSONDecodeError:
+        raise StoreFormatError(f"the metadata of {path} is damaged: its zarr.json is not JSON") from None
     return Store(group, str(path))
 
 
@@ -159,9 +166,11 @@ def create_store(path: str | Path, header: StoreHeader, pack: ConceptPack) -> St
     try:
         store = open_store(path, mode="r+")
     except StoreNotFoundError:
-        store = Store(zarr.create_group(str(path), attributes=header.to_attributes()), str(path))
+        with contextlib.suppress(ContainsGroupError):  # another writer was faster: it asked for the same or is refused
+            zarr.create_group(str(path), attributes=header.to_attributes())
+        store = open_store(path, mode="r+")
     store.header.check_equal(header)
-    group = store.group.require_group("hierarchy")
+    group = require_group(store.group, "hierarchy")
     number = {concept.id: i for i, concept in enumerate(pack.concepts)}
     links = [(number[c.id], number[parent]) for c in pack.concepts for parent in c.parents]
     columns: dict[str, NDArray[Any]] = {
@@ -174,3 +183,18 @@ def create_store(path: str | Path, header: StoreHeader, pack: ConceptPack) -> St
     for name, values in columns.items():
         write_column(group, name, values)
     return store
+
+
+def _is_unused(path: Path) -> bool:
+    """Whether nothing is there, or no more than a writer leaves that was killed while it created the store."""
+    return not path.exists() or (path.is_dir() and all(entry.suffix == ".partial" for entry in path.iterdir()))
+
+
+def _numbers(folder: StorePath, prefix: str) -> list[int]:
+    """The numbers of the folders whose names are `prefix` and a number."""
+
+    async def names() -> list[str]:
+        return [name async for name in folder.store.list_dir(folder.path)]
+
+    ends = (name.removeprefix(prefix) for name in sync(names()) if name.startswith(prefix))
+    return [int(end) for end in ends if end.isdecimal()]

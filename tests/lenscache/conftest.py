@@ -1,0 +1,63 @@
+"""A small extraction of a tiny model, once a session, and how to compare what it leaves on disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from lenscache.concepts import ConceptPack
+from lenscache.extract import ExtractReport, ExtractSettings, OnProgress, extract
+from lenscache.model import LoadedModel
+from tests.models import tiny_model
+from tests.packs import small_pack
+
+PACK = small_pack(n_examples=3)
+SETTINGS = ExtractSettings(block_rows=8, max_new_tokens=5, model_layers=(0, 2))
+ROUND = "layer_1/round_0"
+
+
+def run_small(
+    path: Path,
+    loaded: LoadedModel | None = None,
+    settings: ExtractSettings = SETTINGS,
+    *,
+    pack: ConceptPack = PACK,
+    layers: Sequence[int] = (1,),
+    limit: int | None = 2,
+    on_progress: OnProgress | None = None,
+) -> ExtractReport:
+    """Extract 20 rows in three blocks, unless told otherwise."""
+    return extract(path, pack, loaded or tiny_model(), settings, layers=layers, limit=limit, on_progress=on_progress)
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    """Every file of a store by its relative path, but for what a killed writer leaves lying about."""
+    files = (file for file in path.rglob("*") if file.is_file() and file.suffix != ".partial")
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny matrices are slower on several threads, and their sums would depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def finished_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete store of `run_small`. Shared between tests: do not change it."""
+    path = tmp_path_factory.mktemp("finished") / "s.zarr"
+    run_small(path)
+    return path
+
+
+@pytest.fixture
+def store_copy(finished_store: Path, tmp_path: Path) -> Path:
+    """A copy of the complete store, to be changed or damaged."""
+    return Path(shutil.copytree(finished_store, tmp_path / "copy.zarr"))

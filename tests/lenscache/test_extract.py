@@ -1,0 +1,582 @@
+"""Extraction as a whole: exact, resumable, and it refuses what it should."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from numpy.typing import NDArray
+
+from lenscache.errors import (
+    BatchMismatchError,
+    DiskSpaceError,
+    NonFiniteError,
+    PlanError,
+    PromptTooLongError,
+    StoreMismatchError,
+)
+from lenscache.extract import TOLERANCE, ExtractProgress, ExtractSettings, estimate_bytes, make_header
+from lenscache.model import LoadedModel, find_blocks
+from lenscache.prompts import concept_prompts, plan_samples
+from lenscache.rounds import Round
+from lenscache.runner import Row, Runner
+from lenscache.store import open_store
+from tests.lenscache.conftest import PACK, ROUND, SETTINGS, run_small, tree
+from tests.models import tiny_model
+from tests.packs import small_pack
+
+ROOT = Path(__file__).parents[2]
+PLACES = [("prompt", 0), ("prompt", 2), ("completion", 0), ("completion", 2)]
+
+
+class Stop(Exception):  # noqa: N818 - not an error
+    """Ends a run from outside."""
+
+
+def the_round(path: Path) -> Round:
+    (target,) = open_store(path).rounds()
+    return target
+
+
+def activations(path: Path) -> list[NDArray[np.float64]]:
+    return [the_round(path).read(phase, layer).astype(np.float64) for phase, layer in PLACES]  # type: ignore[arg-type]
+
+
+def setting(**changes: Any) -> ExtractSettings:
+    return dataclasses.replace(SETTINGS, **changes)
+
+
+def own_model(hook: Callable[..., Any] | None = None, *, block: int = 0) -> LoadedModel:
+    """A copy of the model, whose weights may be changed; the hook sees and may replace the output of a block."""
+    loaded = tiny_model()
+    loaded = dataclasses.replace(loaded, model=copy.deepcopy(loaded.model))
+    loaded = dataclasses.replace(loaded, blocks=list(find_blocks(loaded.model)))
+    if hook is not None:
+        loaded.blocks[block].register_forward_hook(hook)
+    return loaded
+
+
+def states_of_files(path: Path) -> dict[str, tuple[int, int]]:
+    files = (file for file in path.rglob("*") if file.is_file())
+    return {file.relative_to(path).as_posix(): (file.stat().st_mtime_ns, file.stat().st_ino) for file in files}
+
+
+def stop_after(rows: int) -> Callable[[ExtractProgress], None]:
+    def stop(progress: ExtractProgress) -> None:
+        if progress.rows_run >= rows:
+            raise Stop("stopped")
+
+    return stop
+
+
+# --- a whole run ----------------------------------------------------------------------------------------------------
+
+
+def test_run_stores_every_row_of_the_plan_once(finished_store: Path) -> None:
+    plan, target = plan_samples(PACK, [1], limit=2), the_round(finished_store)
+    samples, labels = target.samples(), target.labels()
+    assert target.is_complete
+    assert samples.text.tolist() == list(plan.texts)
+    for column in ("kind", "split", "temperature"):
+        np.testing.assert_array_equal(getattr(samples, column), getattr(plan, column))
+    for column in ("sample", "concept", "role"):
+        np.testing.assert_array_equal(getattr(labels, column), getattr(plan, f"label_{column}"))
+    assert target.targets == ("bird", "fish")
+    assert len({key.tobytes() for key in samples.key}) == len(plan)
+
+
+def test_row_numbers_join_texts_labels_splits_and_activations(finished_store: Path) -> None:
+    """Each row against its own text, by the model's own account: one prompt, no padding, no batch."""
+    target, loaded = the_round(finished_store), tiny_model()
+    samples, stored = target.samples(), target.read("prompt", 0).astype(np.float32)
+    for row, text in enumerate(samples.text):
+        ids = loaded.tokenizer(text)["input_ids"]
+        assert len(ids) == samples.n_prompt_tokens[row]
+        with torch.inference_mode():
+            hidden = loaded.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0, 1:]
+        np.testing.assert_allclose(stored[row], hidden.mean(dim=0).numpy(), rtol=2.0**-8, atol=1e-6)
+
+
+def test_completions_are_those_of_each_row_run_alone(finished_store: Path) -> None:
+    samples, loaded = the_round(finished_store).samples(), tiny_model()
+    plan = plan_samples(PACK, [1], limit=2)
+    stored = the_round(finished_store).read("completion", 2).astype(np.float32)
+    runner = Runner(loaded, (2,), max_new_tokens=5, batch_size=1)
+    for row, text in enumerate(samples.text):
+        ids = loaded.tokenizer(text)["input_ids"]
+        (alone,) = runner.run([Row(ids, int(plan.sampling_seed[row]), float(plan.temperature[row]))])
+        assert samples.completion[row] == loaded.tokenizer.decode(alone.completion_ids, skip_special_tokens=True)
+        assert samples.n_completion_tokens[row] == alone.n_completion_tokens
+        np.testing.assert_allclose(stored[row], alone.pooled["completion"][0], rtol=2.0**-8, atol=1e-5)
+
+
+def test_labels_point_to_texts_that_say_so(finished_store: Path) -> None:
+    target = the_round(finished_store)
+    texts = target.samples().text
+    for sample, concept, role in zip(*target.labels(), strict=True):
+        prompts = concept_prompts(PACK, PACK[target.concepts[concept]])
+        assert (texts[sample], role) in [(prompt.text, prompt.role) for prompt in prompts]
+
+
+def test_second_run_extracts_nothing_and_changes_nothing(store_copy: Path) -> None:
+    before = states_of_files(store_copy)
+    report = run_small(store_copy)
+    assert (report.rows, report.rows_run, report.repaired_blocks) == (20, 0, [])
+    assert states_of_files(store_copy) == before
+
+
+def test_two_runs_are_byte_identical(finished_store: Path, tmp_path: Path) -> None:
+    run_small(tmp_path / "s")
+    assert tree(tmp_path / "s") == tree(finished_store)
+
+
+def test_progress_counts_rows_up_to_all_of_them(tmp_path: Path) -> None:
+    seen: list[ExtractProgress] = []
+    report = run_small(tmp_path / "s", on_progress=seen.append)
+    assert [progress.rows_done for progress in seen] == [0, 4, 8, 12, 16, 20]
+    assert {(progress.layer, progress.rows_total, progress.message) for progress in seen} == {(1, 20, "")}
+    assert (report.rows, report.rows_run, report.layers, report.batch_size) == (20, 20, [1], 4)
+
+
+def test_layers_are_rounds_of_one_store(store_copy: Path) -> None:
+    before = tree(store_copy)
+    report = run_small(store_copy, layers=(0, 1))
+    rounds = open_store(store_copy).rounds()
+    assert [target.name for target in rounds] == ["layer_0/round_0", "layer_1/round_0"]
+    assert report.rows_run == rounds[0].n_samples
+    assert {name: tree(store_copy)[name] for name in before} == before
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_other_batch_size_changes_activations_by_rounding_only(
+    batch_size: int, finished_store: Path, tmp_path: Path
+) -> None:
+    run_small(tmp_path / "s", settings=setting(batch_size=batch_size))
+    ours, theirs = the_round(tmp_path / "s"), the_round(finished_store)
+    np.testing.assert_equal(ours.samples()._asdict(), theirs.samples()._asdict())
+    np.testing.assert_equal(ours.labels()._asdict(), theirs.labels()._asdict())
+    for found, expected in zip(activations(tmp_path / "s"), activations(finished_store), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2.0**-7, atol=1e-5)  # one step of bfloat16
+
+
+def test_float32_store_shows_batch_size_to_1e_4_at_most(tmp_path: Path) -> None:
+    for batch_size in (1, 4):
+        run_small(tmp_path / str(batch_size), settings=setting(batch_size=batch_size, store_dtype="float32"))
+    for found, expected in zip(activations(tmp_path / "4"), activations(tmp_path / "1"), strict=True):
+        distance = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+        assert distance.max() < 1e-4
+
+
+def test_text_is_completed_alike_whatever_else_is_extracted(finished_store: Path, tmp_path: Path) -> None:
+    run_small(tmp_path / "s", limit=None, settings=setting(block_rows=16))
+    more, fewer = the_round(tmp_path / "s").samples(), the_round(finished_store).samples()
+    assert len(more.text) > len(fewer.text)
+    row_of = {text: row for row, text in enumerate(more.text)}
+    rows = [row_of[text] for text in fewer.text]
+    for column in ("key", "completion", "split", "temperature", "n_completion_tokens"):
+        np.testing.assert_array_equal(getattr(more, column)[rows], getattr(fewer, column))
+    for found, expected in zip(activations(tmp_path / "s"), activations(finished_store), strict=True):
+        np.testing.assert_allclose(found[rows], expected, rtol=2.0**-7, atol=1e-5)
+
+
+def test_temperature_tells_nothing_about_labels_or_order() -> None:
+    plan = plan_samples(small_pack(n_examples=100))
+    assert plan.temperature.min() >= 0.3
+    assert plan.temperature.max() <= 0.9
+    for number in range(len(plan.concepts)):
+        positive = np.zeros(len(plan))
+        positive[plan.label_sample[plan.label_concept == number]] = 1
+        assert abs(np.corrcoef(plan.temperature, positive)[0, 1]) < 0.12  # more than 3 standard deviations
+    assert abs(np.corrcoef(plan.temperature, np.arange(len(plan)))[0, 1]) < 0.12
+    assert abs(np.corrcoef(plan.temperature, plan.split)[0, 1]) < 0.12
+
+
+@pytest.mark.parametrize("mode", ["prompt", "completion", "combined"])
+@pytest.mark.parametrize("store_dtype", ["bfloat16", "float16", "float32"])
+def test_estimated_size_is_the_raw_size_of_the_arrays(mode: Any, store_dtype: Any, tmp_path: Path) -> None:
+    settings = setting(mode=mode, store_dtype=store_dtype)
+    run_small(tmp_path / "s", settings=settings, limit=1)
+    group = zarr.open_group(tmp_path / "s" / ROUND / "activations", mode="r")
+    arrays = [array for _, phase in group.groups() for _, array in phase.arrays()]
+    assert len(arrays) == (4 if mode == "combined" else 2)
+    header = make_header(tiny_model(), PACK, settings)
+    assert estimate_bytes(header, the_round(tmp_path / "s").n_samples) == sum(array.nbytes for array in arrays)
+
+
+def test_prompt_mode_stores_prompts_only(tmp_path: Path) -> None:
+    run_small(tmp_path / "s", settings=setting(mode="prompt"))
+    samples = the_round(tmp_path / "s").samples()
+    assert set(samples.completion) == {""}
+    assert set(samples.n_completion_tokens) == {0}
+    assert the_round(tmp_path / "s").is_complete
+    assert not (tmp_path / "s" / ROUND / "activations/completion").exists()
+    assert run_small(tmp_path / "s", settings=setting(mode="prompt")).rows_run == 0
+
+
+def test_rows_that_say_nothing_are_stored_and_not_extracted_again(tmp_path: Path) -> None:
+    """Whole objects of empty texts, zero counts and NaN: present all the same."""
+    silent = dataclasses.replace(tiny_model())
+    vars(silent)["eos_ids"] = frozenset(range(300))
+    run_small(tmp_path / "s", silent)
+    assert set(the_round(tmp_path / "s").samples().n_completion_tokens) == {0}
+    assert all(np.isnan(values).all() for values in activations(tmp_path / "s")[2:])
+    report = run_small(tmp_path / "s", silent)
+    assert (report.rows_run, report.repaired_blocks) == (0, [])
+
+
+def test_bfloat16_model_is_extracted_within_its_tolerance(tmp_path: Path) -> None:
+    report = run_small(tmp_path / "s", tiny_model(dtype="bfloat16"))
+    assert 0 < report.max_relative_error <= TOLERANCE["bfloat16"] + 2.0**-8
+    assert open_store(tmp_path / "s").header.model_dtype == "bfloat16"
+
+
+# --- interrupted runs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [0, 4, 8, 12, 16, 20])
+def test_interrupted_run_resumes_to_the_same_bytes(rows: int, finished_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stop, match="stopped"):
+        run_small(tmp_path / "s", on_progress=stop_after(rows))
+    done = int(the_round(tmp_path / "s").complete_blocks().sum())
+    assert done == max(0, rows - 4) // 8  # a block is written once the next one has begun
+    report = run_small(tmp_path / "s")
+    assert report.rows_run == 20 - 8 * done
+    assert tree(tmp_path / "s") == tree(finished_store)
+
+
+def test_run_interrupted_while_verifying_verifies_again(finished_store: Path, tmp_path: Path) -> None:
+    def stop(_block: object, inputs: tuple[torch.Tensor], _output: object) -> None:
+        if len(inputs[0]) == 1:  # batches are of four rows: this is the verification
+            raise Stop("stopped")
+
+    with pytest.raises(Stop, match="stopped"):
+        run_small(tmp_path / "s", own_model(stop))
+    assert the_round(tmp_path / "s").complete_blocks().all()
+    assert not the_round(tmp_path / "s").is_complete
+    assert run_small(tmp_path / "s").rows_run == 0
+    assert tree(tmp_path / "s") == tree(finished_store)
+
+
+KILLED_RUNS = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from tests.lenscache.conftest import run_small
+from tests.models import tiny_model
+
+def start(path):
+    pid = os.fork()
+    if not pid:
+        try:
+            run_small(path)
+        finally:
+            os._exit(0)
+    return pid
+
+torch.set_num_threads(1)
+tiny_model()
+folder, n = Path(sys.argv[1]), int(sys.argv[2])
+begin = time.perf_counter()
+os.waitpid(start(folder / "whole"), 0)
+duration = time.perf_counter() - begin
+for i in range(n):
+    pid = start(folder / f"killed {i}")
+    time.sleep(duration * (i + random.random()) / n)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+"""
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_run_resumes_to_the_same_bytes(kills: int, finished_store: Path, tmp_path: Path) -> None:
+    """SIGKILL, at moments spread at random over a run; each is a process of its own, forked once torch is loaded."""
+    command = [sys.executable, "-c", KILLED_RUNS, str(tmp_path), str(kills)]
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}, timeout=250)
+    expected = tree(finished_store)
+    assert tree(tmp_path / "whole") == expected
+    for i in range(kills):
+        run_small(tmp_path / f"killed {i}")
+        assert tree(tmp_path / f"killed {i}") == expected
+
+
+# --- repair ---------------------------------------------------------------------------------------------------------
+
+
+def damage(file: Path, how: str) -> None:
+    data = bytearray(file.read_bytes())
+    if how == "lost":
+        file.unlink()
+    elif how in ("truncated", "emptied"):
+        file.write_bytes(data[: len(data) // 2] if how == "truncated" else b"")
+    else:
+        data[-3 if how == "flipped at the end" else len(data) // 3] ^= 16
+        file.write_bytes(data)
+
+
+HOW = ("lost", "truncated", "emptied", "flipped", "flipped at the end")  # the index of a shard is at its end
+OBJECTS = ("activations/prompt/2/c/{}/0", "activations/completion/0/c/{}/0", "samples/completion/c/{}",
+           "samples/n_completion_tokens/c/{}", "complete/c/{}")  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", [name.format(1) for name in OBJECTS])
+def test_damaged_block_is_repaired_exactly_and_alone(
+    name: str, how: str, store_copy: Path, finished_store: Path
+) -> None:
+    damage(store_copy / ROUND / name, how)
+    before, seen = states_of_files(store_copy), list[ExtractProgress]()
+    report = run_small(store_copy, on_progress=seen.append)
+    assert tree(store_copy) == tree(finished_store)
+    changed = {file for file, state in states_of_files(store_copy).items() if state != before.get(file)}
+    assert all("/c/1" in file for file in changed)
+    assert report.rows_run == 8
+    if name != "complete/c/1":
+        assert report.repaired_blocks == [f"{ROUND} block 1"]
+        assert next(p.message for p in seen if p.message).startswith("damaged, extracting rows 8-15 again: layer_1")
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("marked", [False, True])
+def test_every_object_of_every_block_may_be_damaged(
+    how: str, marked: bool, store_copy: Path, finished_store: Path
+) -> None:
+    """Also in the last block, which is not full, and in blocks that were never marked."""
+    for block in range(3):
+        for name in OBJECTS[:4] if marked else OBJECTS:
+            damage(store_copy / ROUND / name.format(block), how)
+    assert run_small(store_copy).rows_run == 20
+    assert tree(store_copy) == tree(finished_store)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", ["samples/text/c/0", "samples/key/c/0/0", "labels/concept/c/0", "samples/split/c/0"])
+def test_damaged_plan_column_is_written_again_without_the_model(
+    name: str, how: str, store_copy: Path, finished_store: Path
+) -> None:
+    damage(store_copy / ROUND / name, how)
+    assert run_small(store_copy).rows_run == 0
+    assert tree(store_copy) == tree(finished_store)
+
+
+def test_lost_text_of_the_hierarchy_is_written_again(store_copy: Path, finished_store: Path) -> None:
+    damage(store_copy / "hierarchy/name/c/0", "lost")
+    run_small(store_copy)
+    assert tree(store_copy) == tree(finished_store)
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"loaded": "weights"}, "model"),
+        ({"loaded": "dtype"}, "dtype"),
+        ({"loaded": "tokenizer"}, "tokenizer"),
+        ({"pack": small_pack(n_examples=4)}, "pack digest"),
+        ({"limit": 1}, "limit"),
+        ({"limit": None}, "limit"),
+        ({"settings": setting(mode="prompt")}, "mode"),
+        ({"settings": setting(pooling="max")}, "pooling"),
+        ({"settings": setting(max_new_tokens=6)}, "max new tokens"),
+        ({"settings": setting(model_layers=(0, 1))}, "model layers"),
+        ({"settings": setting(pool_first_position=True)}, "pool first position"),
+        ({"settings": setting(store_dtype="float16")}, "store dtype"),
+        ({"settings": setting(seed=1)}, "seed"),
+        ({"settings": setting(block_rows=4)}, "block rows"),
+    ],
+    ids=str,
+)
+def test_run_with_something_else_is_refused_and_the_store_untouched(
+    change: dict[str, Any], field: str, store_copy: Path
+) -> None:
+    if "loaded" in change:
+        tokenizer = copy.deepcopy(tiny_model().tokenizer)
+        tokenizer.add_tokens(["sat on the mat"])
+        models = {"weights": tiny_model(seed=1), "dtype": tiny_model(dtype="bfloat16"),
+                  "tokenizer": dataclasses.replace(tiny_model(), tokenizer=tokenizer)}  # fmt: skip
+        change = {"loaded": models[change["loaded"]]}
+    before = states_of_files(store_copy)
+    with pytest.raises(StoreMismatchError, match=rf"the store was written with {field} ") as caught:
+        run_small(store_copy, **change)
+    assert caught.value.field == field
+    assert states_of_files(store_copy) == before
+
+
+def test_model_under_the_same_name_with_one_other_weight_is_refused(store_copy: Path) -> None:
+    other = own_model()
+    other.model.get_parameter("model.norm.weight")[0] += 0.5
+    with pytest.raises(StoreMismatchError, match=r"written with model tiny-llama \(weights \w{16}\)"):
+        run_small(store_copy, other)
+
+
+def test_other_batch_size_may_continue_a_store(tmp_path: Path) -> None:
+    with pytest.raises(Stop, match="stopped"):
+        run_small(tmp_path / "s", on_progress=stop_after(12))
+    run_small(tmp_path / "s", settings=setting(batch_size=2))
+    assert the_round(tmp_path / "s").is_complete
+
+
+def test_verification_is_recorded(finished_store: Path) -> None:
+    found = the_round(finished_store).attributes
+    assert found["batch_size"] == 4
+    assert (found["verification"]["rows"], found["verification"]["other_completions"]) == (8, 0)
+    errors = found["verification"]["max_relative_error"]
+    assert set(errors) == {"0", "2"}
+    assert all(0 < error < found["verification"]["tolerance"] for error in errors.values())  # not 0: bf16 was stored
+
+
+@pytest.mark.parametrize("block", [0, 2])
+def test_model_that_does_not_batch_is_found_out(block: int, tmp_path: Path) -> None:
+    def depends_on_the_batch(_block: object, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        return output * (1 + 0.01 * len(output))
+
+    message = rf"{ROUND}: rows extracted one by one differ .* not marked complete.* another store with --batch-size 1"
+    with pytest.raises(BatchMismatchError, match=message):
+        run_small(tmp_path / "s", own_model(depends_on_the_batch, block=block))
+    with pytest.raises(BatchMismatchError, match=message):  # and it is not forgotten
+        run_small(tmp_path / "s", own_model(depends_on_the_batch, block=block), setting(batch_size=1))
+    target = the_round(tmp_path / "s")
+    assert not target.is_complete
+    assert "verification" not in target.attributes
+    assert target.complete_blocks().all()  # what is there is kept
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_disk_too_small_is_refused_before_anything_is_written(
+    existing: bool, store_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store_copy if existing else tmp_path / "folder" / "s"
+    before = states_of_files(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=1000))
+    with pytest.raises(DiskSpaceError, match=r"the run needs about .* GB more, .* has 0\.0 GB free: choose another"):
+        run_small(path, limit=None, layers=(0, 1), settings=setting(model_layers=None, store_dtype="float32"))
+    assert states_of_files(tmp_path) == before
+    assert (tmp_path / "folder").exists() is False
+
+
+def test_disk_with_just_enough_room_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = estimate_bytes(make_header(tiny_model(), PACK, SETTINGS), 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=needed))
+    assert run_small(tmp_path / "s").rows_run == 20
+
+
+@pytest.mark.parametrize(("mode", "refused"), [("prompt", False), ("combined", True)])
+def test_prompt_that_does_not_fit_the_positions_is_refused(mode: Any, refused: bool, tmp_path: Path) -> None:
+    loaded = own_model()
+    longest = max(len(loaded.tokenizer(text)["input_ids"]) for text in plan_samples(PACK, [1], limit=2).texts)
+    loaded.model.config.max_position_embeddings = longest + 4
+    if refused:
+        message = rf"has {longest} tokens and 5 new ones .* has {longest + 4} positions: shorten the text"
+        with pytest.raises(PromptTooLongError, match=message):
+            run_small(tmp_path / "s", loaded)
+        assert not (tmp_path / "s").exists()
+    else:
+        run_small(tmp_path / "s", loaded, setting(mode=mode))
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_new_tokens": 1}, {"batch_size": 0}, {"block_rows": 0}], ids=lambda change: next(iter(change))
+)
+def test_settings_that_make_no_sense_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match=next(iter(change))):
+        setting(**change)
+
+
+def test_nan_weights_are_an_error_and_not_stored(tmp_path: Path) -> None:
+    broken = own_model()
+    broken.blocks[2].get_parameter("mlp.down_proj.weight").fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=rf"{ROUND} row 0, model layer 2, prompt: NaN when stored as bfloat16"):
+        run_small(tmp_path / "s", broken)
+    assert not the_round(tmp_path / "s").complete_blocks().any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_blocks_before_a_value_that_is_not_finite_are_kept(value: float, finished_store: Path, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def fails_later(_block: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+        calls.append(len(output))
+        if len(calls) > 15:  # two batches of five passes a block: in the second block
+            output = output.index_fill(2, torch.tensor([7]), value)
+        return output
+
+    what = "NaN" if value != value else "(NaN|infinity)"
+    with pytest.raises(NonFiniteError, match=rf"{ROUND} row \d+, model layer 0, (prompt|completion): {what}"):
+        run_small(tmp_path / "s", own_model(fails_later))
+    assert the_round(tmp_path / "s").complete_blocks().tolist() == [True, False, False]
+    run_small(tmp_path / "s")
+    assert tree(tmp_path / "s") == tree(finished_store)
+
+
+def test_out_of_memory_is_told_once_recorded_and_changes_nothing(finished_store: Path, tmp_path: Path) -> None:
+    def out_of_memory(_block: object, inputs: tuple[torch.Tensor], _output: object) -> None:
+        if len(inputs[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    seen: list[ExtractProgress] = []
+    report = run_small(tmp_path / "s", own_model(out_of_memory), on_progress=seen.append)
+    assert [p.message for p in seen if p.message] == ["out of memory: going on with batches of 2"]
+    assert report.batch_size == the_round(tmp_path / "s").attributes["batch_size"] == 2
+    for found, expected in zip(activations(tmp_path / "s"), activations(finished_store), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2.0**-7, atol=1e-5)
+
+
+def test_keys_change_with_whatever_the_activation_depends_on(finished_store: Path, tmp_path: Path) -> None:
+    base = {bytes(key) for key in the_round(finished_store).samples().key}
+    changes: list[dict[str, Any]] = [{"max_new_tokens": 6}, {"pooling": "max"}, {"mode": "prompt"}, {"seed": 1}]
+    for number, change in enumerate(changes):
+        run_small(tmp_path / str(number), settings=setting(**change), limit=1)
+        assert base.isdisjoint(bytes(key) for key in the_round(tmp_path / str(number)).samples().key)
+
+
+def test_keys_do_not_change_with_the_layers_captured(finished_store: Path, tmp_path: Path) -> None:
+    run_small(tmp_path / "s", settings=setting(model_layers=(1,)))
+    assert the_round(tmp_path / "s").samples().key.tolist() == the_round(finished_store).samples().key.tolist()
+
+
+def test_nothing_in_a_store_is_pickled_or_python_only(finished_store: Path) -> None:
+    names = {
+        codec["name"]
+        for file in finished_store.rglob("zarr.json")
+        for codec in json.loads(file.read_text()).get("codecs", [])
+    }
+    assert names <= {"bytes", "vlen-utf8", "zstd", "crc32c", "sharding_indexed"}
+
+
+def test_writers_that_start_at_the_same_time_do_each_other_no_harm(finished_store: Path, tmp_path: Path) -> None:
+    """Two workers may lay out and fill one store together: wasted work, the same bytes."""
+    barrier = threading.Barrier(3)
+
+    def work() -> None:
+        model = copy.deepcopy(tiny_model().model)  # hooks belong to one runner at a time
+        loaded = dataclasses.replace(tiny_model(), model=model, blocks=list(find_blocks(model)))
+        barrier.wait()
+        run_small(tmp_path / "s", loaded)
+
+    with ThreadPoolExecutor(3) as pool:
+        for future in [pool.submit(work) for _ in range(3)]:
+            future.result()
+    assert tree(tmp_path / "s") == tree(finished_store)
+
+
+def test_round_that_does_not_fit_shows_before_anything_is_extracted(tmp_path: Path) -> None:
+    run_small(tmp_path / "s")
+    with pytest.raises(StoreMismatchError, match="block rows 8, this run asks for 4"):
+        run_small(tmp_path / "s", settings=setting(block_rows=4), layers=[0, 1])
+    assert not any(r.complete_blocks().any() for r in open_store(tmp_path / "s").rounds(0))

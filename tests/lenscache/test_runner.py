@@ -1,0 +1,230 @@
+"""Rows through the model: a batch means the same as its rows, and each phase pools what belongs to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from lenscache.errors import ModelError
+from lenscache.model import LoadedModel
+from lenscache.runner import Row, RowResult, Runner
+from tests.models import ARCHITECTURES, tiny_model
+
+UNEQUAL = (40, 3, 17, 9)
+NEW_TOKENS = 8
+HALF_OF_THE_VOCABULARY = range(0, 300, 2)
+
+
+def rows_of(lengths: Sequence[int], *, seed: int = 0) -> list[Row]:
+    """Rows of random tokens, with a sampling seed and a temperature each."""
+    rng = np.random.default_rng(seed)
+    return [Row(rng.integers(2, 300, n).tolist(), 100 * seed + i, 0.3 + 0.1 * i) for i, n in enumerate(lengths)]
+
+
+def with_eos(loaded: LoadedModel, eos_ids: Collection[int]) -> LoadedModel:
+    """A copy in which these tokens end a completion."""
+    copy = dataclasses.replace(loaded)
+    vars(copy)["eos_ids"] = frozenset(eos_ids)  # what the cached property would hold
+    return copy
+
+
+def run(loaded: LoadedModel, rows: Sequence[Row], *, batch_size: int = 4, **settings: Any) -> list[RowResult]:
+    runner = Runner(loaded, (0, 1, 2), batch_size=batch_size, **{"max_new_tokens": NEW_TOKENS, **settings})
+    return runner.run(rows)
+
+
+def hidden_states(loaded: LoadedModel, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    """(2, position, hidden) after the first two blocks, by the model's own account: one row, no padding, no cache."""
+    with torch.inference_mode():
+        output = loaded.model(torch.tensor([list(token_ids)]), output_hidden_states=True, use_cache=False)
+    return torch.stack(output.hidden_states[1:3])[:, 0].numpy()
+
+
+def assert_close(found: NDArray[Any], expected: NDArray[Any]) -> None:
+    """Relative error below 1e-4, by the norm of each vector; NaN equals NaN."""
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    distance = np.linalg.norm(np.nan_to_num(found - expected), axis=-1)
+    assert (distance <= 1e-4 * np.linalg.norm(np.nan_to_num(expected), axis=-1)).all(), distance
+
+
+def assert_same_results(found: Sequence[RowResult], expected: Sequence[RowResult]) -> None:
+    assert [result.completion_ids for result in found] == [result.completion_ids for result in expected]
+    assert [result.n_completion_tokens for result in found] == [result.n_completion_tokens for result in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.pooled.keys() == other.pooled.keys()
+        for phase, vectors in one.pooled.items():
+            assert_close(vectors, other.pooled[phase])
+
+
+@contextmanager
+def batch_sizes_seen(loaded: LoadedModel, *, memory_for: int = 1000) -> Iterator[list[int]]:
+    """Record the rows of every forward pass; above `memory_for` rows the device is out of memory."""
+    seen: list[int] = []
+
+    def hook(_module: object, _args: object, kwargs: dict[str, Any]) -> None:
+        seen.append(len(kwargs["input_ids"]))
+        if seen[-1] > memory_for:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = loaded.model.register_forward_pre_hook(hook, with_kwargs=True)
+    yield seen
+    handle.remove()
+
+
+@pytest.mark.parametrize("eos_ids", [{1}, HALF_OF_THE_VOCABULARY], ids=["long", "some rows end early"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_batch_of_4_equals_four_batches_of_1(architecture: str, eos_ids: Collection[int]) -> None:
+    loaded = with_eos(tiny_model(architecture), eos_ids)
+    rows = rows_of(UNEQUAL)
+    together = run(loaded, rows)
+    assert set(together[0].pooled) == {"prompt", "completion"}
+    assert_same_results(together, run(loaded, rows, batch_size=1))
+
+
+@pytest.mark.parametrize("pooling", ["max", "last"])
+def test_batch_equals_its_rows_for_every_pooling(pooling: str) -> None:
+    loaded, rows = with_eos(tiny_model("gpt2"), HALF_OF_THE_VOCABULARY), rows_of(UNEQUAL)
+    assert_same_results(run(loaded, rows, pooling=pooling), run(loaded, rows, batch_size=1, pooling=pooling))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("pool_first_position", [False, True])
+def test_prompt_phase_is_the_mean_over_the_unpadded_prompt(architecture: str, pool_first_position: bool) -> None:
+    loaded, rows = tiny_model(architecture), rows_of(UNEQUAL)
+    results = run(loaded, rows, pool_first_position=pool_first_position)
+    for row, result in zip(rows, results, strict=True):
+        states = hidden_states(loaded, row.token_ids)
+        expected = states[:, 0 if pool_first_position else 1 :].mean(axis=1)
+        assert_close(result.pooled["prompt"][:2], expected)
+
+
+@pytest.mark.parametrize("eos_ids", [{1}, HALF_OF_THE_VOCABULARY], ids=["long", "some rows end early"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_completion_phase_is_the_mean_over_the_tokens_fed_back(architecture: str, eos_ids: Collection[int]) -> None:
+    loaded, rows = with_eos(tiny_model(architecture), eos_ids), rows_of(UNEQUAL * 2)
+    for row, result in zip(rows, run(loaded, rows), strict=True):
+        n_prompt, n = len(row.token_ids), result.n_completion_tokens
+        ended = len(result.completion_ids) < NEW_TOKENS
+        assert n == len(result.completion_ids) - (not ended)  # the last of NEW_TOKENS is never fed back
+        if n:
+            states = hidden_states(loaded, [*row.token_ids, *result.completion_ids])  # teacher-forced
+            assert_close(result.pooled["completion"][:2], states[:, n_prompt : n_prompt + n].mean(axis=1))
+
+
+def test_completions_are_what_the_model_and_the_uniform_numbers_say() -> None:
+    """Greedy in the limit: at a low temperature each token is the likeliest after those before it."""
+    loaded = tiny_model()
+    rows = [dataclasses.replace(row, temperature=1e-4) for row in rows_of(UNEQUAL)]
+    for row, result in zip(rows, run(loaded, rows), strict=True):
+        ids = [*row.token_ids, *result.completion_ids]
+        with torch.inference_mode():
+            likeliest = loaded.model(torch.tensor([ids])).logits[0].argmax(dim=1).tolist()
+        assert result.completion_ids == likeliest[len(row.token_ids) - 1 : -1]
+
+
+def test_rows_that_end_early_do_not_change_the_others() -> None:
+    loaded, rows = tiny_model(), rows_of(UNEQUAL)
+    free = run(loaded, rows)
+    never_again = set(free[1].completion_ids) - {t for i in (0, 2, 3) for t in free[i].completion_ids}
+    stopped = run(with_eos(loaded, never_again), rows)
+    assert len(stopped[1].completion_ids) < NEW_TOKENS
+    assert_same_results([stopped[i] for i in (0, 2, 3)], [free[i] for i in (0, 2, 3)])
+
+
+def test_row_whose_first_token_ends_it_has_no_completion_vector() -> None:
+    loaded, rows = tiny_model(), rows_of(UNEQUAL)
+    first = run(loaded, rows)[2].completion_ids[0]
+    result = run(with_eos(loaded, {first}), rows)[2]
+    assert (result.completion_ids, result.n_completion_tokens) == ([], 0)
+    assert np.isnan(result.pooled["completion"]).all()
+    assert np.isfinite(result.pooled["prompt"]).all()
+
+
+def test_batch_in_which_every_row_ends_at_once_has_no_completion_vectors() -> None:
+    for result in run(with_eos(tiny_model(), range(300)), rows_of(UNEQUAL)):
+        assert (result.completion_ids, result.n_completion_tokens) == ([], 0)
+        assert np.isnan(result.pooled["completion"]).all()
+
+
+@pytest.mark.parametrize("mode", ["prompt", "combined"])
+def test_one_token_prompt_has_a_vector_only_if_its_first_position_is_pooled(mode: str) -> None:
+    loaded, rows = tiny_model(), rows_of((1, 5))
+    without, other = run(loaded, rows, mode=mode)
+    assert np.isnan(without.pooled["prompt"]).all()
+    assert np.isfinite(other.pooled["prompt"]).all()
+    with_first = run(loaded, rows, mode=mode, pool_first_position=True)[0]
+    assert_close(with_first.pooled["prompt"][:2], hidden_states(loaded, rows[0].token_ids)[:, 0])
+
+
+def test_order_of_rows_does_not_matter() -> None:
+    loaded, rows = tiny_model(), rows_of((12, 5, 12, 30, 5, 8, 12, 12, 7))
+    order = np.random.default_rng(0).permutation(len(rows))
+    results = run(loaded, rows)
+    assert_same_results(run(loaded, [rows[i] for i in order]), [results[i] for i in order])
+
+
+def test_rows_are_batched_in_order_of_length_and_reported() -> None:
+    loaded = tiny_model()
+    seen: list[int] = []
+    runner = Runner(loaded, (0,), mode="prompt", batch_size=4)
+    with batch_sizes_seen(loaded) as sizes:
+        runner.run(rows_of((9, 2, 30, 9, 2, 30)), on_rows=seen.append)
+    assert (sizes, seen) == ([4, 2], [4, 2])
+
+
+def test_same_prompt_with_other_seeds_is_completed_otherwise() -> None:
+    row = rows_of((6,))[0]
+    rows = [dataclasses.replace(row, sampling_seed=seed, temperature=0.9) for seed in range(4)]
+    assert len({tuple(result.completion_ids) for result in run(tiny_model(), rows)}) > 1
+
+
+def test_completion_mode_equals_the_completion_phase_of_combined() -> None:
+    loaded, rows = tiny_model(), rows_of(UNEQUAL)
+    only, both = run(loaded, rows, mode="completion"), run(loaded, rows)
+    assert_same_results(only, [result._replace(pooled={"completion": result.pooled["completion"]}) for result in both])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_prompt_mode_equals_the_prompt_phase_of_combined_and_generates_nothing(architecture: str) -> None:
+    loaded, rows = tiny_model(architecture), rows_of(UNEQUAL)
+    both = run(loaded, rows)
+    with batch_sizes_seen(loaded) as sizes:
+        only = run(loaded, rows, mode="prompt")
+    assert sizes == [4]  # one pass and no step
+    expected = [RowResult({"prompt": result.pooled["prompt"]}, [], 0) for result in both]
+    assert_same_results(only, expected)
+
+
+def test_one_prefill_serves_both_phases() -> None:
+    loaded = tiny_model()
+    with batch_sizes_seen(loaded) as sizes:
+        run(loaded, rows_of(UNEQUAL))
+    assert sizes == [4] * NEW_TOKENS  # the prefill, and one pass for each token but the last
+
+
+def test_out_of_memory_halves_the_batch_and_gives_the_same_results() -> None:
+    loaded, rows = tiny_model(), rows_of((4, 5, 6, 7, 8, 9, 10))
+    expected = run(loaded, rows)
+    told: list[int] = []
+    runner = Runner(loaded, (0, 1, 2), max_new_tokens=NEW_TOKENS, batch_size=7)
+    with batch_sizes_seen(loaded, memory_for=2) as sizes:
+        results = runner.run(rows, on_rows=told.append)
+    assert (runner.batch_size, runner.out_of_memory) == (2, 2)  # 7, 4, 2
+    assert (sizes[:3], told) == ([7, 4, 2], [2, 2, 2, 1])
+    assert max(sizes[3:]) == 2  # and never larger again
+    assert_same_results(results, expected)
+
+
+def test_out_of_memory_with_a_single_row_is_an_error() -> None:
+    loaded = tiny_model()
+    before = [len(block._forward_hooks) for block in loaded.blocks]
+    with batch_sizes_seen(loaded, memory_for=0), pytest.raises(ModelError, match="one row does not fit the memory"):
+        run(loaded, rows_of((4, 5)), batch_size=2)
+    assert [len(block._forward_hooks) for block in loaded.blocks] == before
