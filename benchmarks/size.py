@@ -14,6 +14,7 @@ import statistics
 
 import numpy as np
 
+from lenscache.errors import LenscacheError
 from lenscache.store import open_store
 
 
@@ -23,7 +24,10 @@ def main() -> None:
     parser.add_argument("store", nargs="?", default="demo/store.zarr")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
-    store = open_store(arguments.store)
+    try:
+        store = open_store(arguments.store)
+    except LenscacheError as error:
+        raise SystemExit(f"{error}; `make demo` makes {arguments.store}") from None
     model_layers = store.header.model_layers[:: 10 if arguments.quick else 1]
     against_raw, against_npz, totals = [], [], np.zeros(3)
     for phase in store.header.phases:

@@ -32,15 +32,20 @@ def err() -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
-def reports_errors(command: Function) -> Function:
-    """Make a command end with one line on stderr and exit code 1 where it fails; `--debug` shows the traceback."""
+def reports_errors(command: Function, *, interrupted: str = "nothing was written") -> Function:
+    """Make a command end with one line on stderr and exit code 1 where it fails; `--debug` shows the traceback.
+
+    Parameters
+    ----------
+    interrupted : what to say after Ctrl-C.
+    """
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
-            err().print("interrupted: what is complete is kept, the same command goes on from there")
+            err().print(f"interrupted: {interrupted}")
             raise typer.Exit(130) from None
         except Exception as error:
             if kwargs.get("debug") or isinstance(error, typer.Exit | typer.BadParameter):
@@ -53,7 +58,7 @@ def reports_errors(command: Function) -> Function:
 
 def print_json(value: Any) -> None:
     """Print one JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=str))
 
 
 def make_table(*columns: str) -> Table:

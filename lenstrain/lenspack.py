@@ -118,7 +118,8 @@ class LensPack:
         """(n, lenses at this model layer) logits of raw activations X (n, hidden), in one matrix product."""
         if model_layer not in self._stacks:
             here = self.at(model_layer)
-            weight = np.array([lens.weight for lens in here], np.float32).reshape(len(here), -1)
+            hidden = len(self.lenses[0].weight) if self.lenses else np.asarray(X).shape[1]
+            weight = np.array([lens.weight for lens in here], np.float32).reshape(len(here), hidden)
             self._stacks[model_layer] = weight, np.array([lens.bias for lens in here], np.float32)
         weight, bias = self._stacks[model_layer]
         return np.asarray(np.asarray(X).astype(np.float32) @ weight.T + bias)
@@ -293,16 +294,16 @@ def _lens_from_json(data: dict[str, Any], weight: NDArray[np.float32], bias: np.
 
 def _write_json(path: Path, data: Any) -> None:
     path.write_text(
-        json.dumps(_none_for_nan(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        json.dumps(none_for_nan(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
 
 
-def _none_for_nan(value: Any) -> Any:
-    """JSON has no NaN: what could not be measured is null."""
+def none_for_nan(value: Any) -> Any:
+    """Plain values for JSON, which has no NaN: what could not be measured is null."""
     if isinstance(value, dict):
-        return {key: _none_for_nan(entry) for key, entry in value.items()}
+        return {key: none_for_nan(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_none_for_nan(entry) for entry in value]
+        return [none_for_nan(entry) for entry in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

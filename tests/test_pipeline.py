@@ -9,6 +9,7 @@ import pytest
 
 from lenscache.extract import ExtractSettings, extract
 from lenscache.runner import Row, Runner
+from lenscache.store import open_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import open_dataset
 from lenstrain.lenspack import LensPack, make_lens_pack
@@ -31,8 +32,16 @@ def test_lenses_do_not_depend_on_the_batch_size(tmp_path: Path, batch_size: int)
         assert (a.concept, a.model_layer, a.grade, a.metrics["n_samples"], a.metrics["graduated"]) == (
             b.concept, b.model_layer, b.grade, b.metrics["n_samples"], b.metrics["graduated"],
         )  # fmt: skip
+        assert [i.n_samples for i in a.trajectory] == [i.n_samples for i in b.trajectory]
         assert np.linalg.norm(a.weight - b.weight) <= 1e-2 * np.linalg.norm(a.weight)
         assert a.metrics["score"] == pytest.approx(b.metrics["score"], abs=1e-2)
+    for ours, theirs in zip(*(open_store(tmp_path / name / "store.zarr").rounds() for name in "ab"), strict=True):
+        for column, other in zip(ours.samples(), theirs.samples(), strict=True):
+            np.testing.assert_array_equal(column, other)
+        for model_layer in range(3):
+            mine, its = (r.read("completion", model_layer).astype(np.float64) for r in (ours, theirs))
+            error = np.linalg.norm(mine - its, axis=1) / np.linalg.norm(its, axis=1)
+            assert np.nanmax(error) <= 1e-4
 
 
 def test_two_runs_give_the_same_lenses_bit_for_bit(tmp_path: Path) -> None:

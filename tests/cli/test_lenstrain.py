@@ -115,6 +115,21 @@ def test_a_request_that_does_not_fit_is_one_line(
     assert_one_line_error(result, *words)
 
 
+def test_json_has_null_where_nothing_could_be_measured(
+    lenscache: Run, lenstrain: Run, extract_options: list[str], pack_file: Path, tmp_path: Path
+) -> None:
+    """A concept without examples has no score on unnamed samples; JSON has no NaN."""
+    pack = json.loads(pack_file.read_text())
+    texts = {"definition": "Only words about it.", "aliases": ["called", "termed"], "contrasts": ["A named road."]}
+    named = {"id": "named", "name": "named", "layer": 1, "parents": ["craft"], **texts}
+    children = [{"id": f"c{i}", "name": f"kind {i}", "layer": 2, "parents": ["named"]} for i in range(3)]
+    (tmp_path / "pack.json").write_text(json.dumps({**pack, "concepts": [*pack["concepts"], named, *children]}))
+    lenscache("extract", tmp_path / "s.zarr", *extract_options, "--pack", tmp_path / "pack.json", "--layer", 1)
+    lenstrain("fit", tmp_path / "s.zarr", "--out", tmp_path / "l")
+    shown = json.loads(lenstrain("show", tmp_path / "l", "--json").stdout, parse_constant=pytest.fail)
+    assert {lens["concept"]: lens["score_unnamed"] for lens in shown["lenses"]}["named"] is None
+
+
 def test_a_concept_with_too_few_samples_is_left_out_and_named(
     lenscache: Run, lenstrain: Run, extract_options: list[str], pack_file: Path, tmp_path: Path
 ) -> None:

@@ -343,7 +343,9 @@ def test_damaged_block_is_repaired_exactly_and_alone(
     report = run_small(store_copy, on_progress=seen.append)
     assert tree(store_copy) == tree(finished_store)
     changed = {file for file, state in states_of_files(store_copy).items() if state != before.get(file)}
-    assert all("/c/1" in file for file in changed)
+    # The round's attributes change, too: its verification is taken back and made anew.
+    assert all("/c/1" in file for file in changed - {f"{ROUND}/zarr.json"})
+    assert open_store(store_copy).rounds()[0].is_complete
     assert report.rows_run == 8
     if name != "complete/c/1":
         assert report.repaired_blocks == [f"{ROUND} block 1"]
@@ -580,3 +582,51 @@ def test_round_that_does_not_fit_shows_before_anything_is_extracted(tmp_path: Pa
     with pytest.raises(StoreMismatchError, match="block rows 8, this run asks for 4"):
         run_small(tmp_path / "s", settings=setting(block_rows=4), layers=[0, 1])
     assert not any(r.complete_blocks().any() for r in open_store(tmp_path / "s").rounds(0))
+
+
+class _BatchedGarbage(torch.nn.Module):
+    """A block that is right for one row and constant for several."""
+
+    def __init__(self, block: torch.nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        output: torch.Tensor = self.block(hidden, *args, **kwargs)
+        return output if len(output) == 1 else torch.full_like(output, 3.0)
+
+
+@pytest.mark.parametrize("mode", ["combined", "completion", "prompt"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_verification_fails_whatever_the_mode_and_dtype(dtype: str, mode: Any, tmp_path: Path) -> None:
+    """Completions differ between batches in low precision, and must be compared all the same."""
+    model = copy.deepcopy(tiny_model(dtype=dtype).model)
+    blocks = find_blocks(model)
+    blocks[0] = _BatchedGarbage(blocks[0])
+    loaded = dataclasses.replace(tiny_model(dtype=dtype), model=model, blocks=list(blocks))
+    with pytest.raises(BatchMismatchError, match="differ from the batched ones"):
+        run_small(tmp_path / "s", loaded, setting(mode=mode))
+    assert not the_round(tmp_path / "s").is_complete
+
+
+@pytest.mark.parametrize("mode", ["combined", "completion", "prompt"])
+def test_rounds_in_bfloat16_pass_verification(mode: Any, tmp_path: Path) -> None:
+    run_small(tmp_path / "s", tiny_model(dtype="bfloat16"), setting(mode=mode))
+    assert the_round(tmp_path / "s").is_complete
+
+
+def test_bytes_of_another_layer_do_not_count_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_small(tmp_path / "s", layers=[1], limit=None)
+    header = open_store(tmp_path / "s").header
+    needed = estimate_bytes(header, len(plan_samples(PACK, [0])))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed // 2))
+    with pytest.raises(DiskSpaceError, match="GB free"):
+        run_small(tmp_path / "s", layers=[0], limit=None)
+
+
+def test_logits_that_are_nan_stop_the_run_even_if_no_stored_block_is(tmp_path: Path) -> None:
+    model = copy.deepcopy(tiny_model().model)
+    model.lm_head.weight.fill_(float("nan"))
+    loaded = dataclasses.replace(tiny_model(), model=model, blocks=list(find_blocks(model)))
+    with pytest.raises(NonFiniteError, match="logits are NaN in float32"):
+        run_small(tmp_path / "s", loaded)

@@ -228,3 +228,14 @@ def test_out_of_memory_with_a_single_row_is_an_error() -> None:
     with batch_sizes_seen(loaded, memory_for=0), pytest.raises(ModelError, match="one row does not fit the memory"):
         run(loaded, rows_of((4, 5)), batch_size=2)
     assert [len(block._forward_hooks) for block in loaded.blocks] == before
+
+
+def test_row_that_follows_a_given_completion_pools_what_it_pooled_when_it_wrote_it() -> None:
+    loaded = tiny_model()
+    rows = [Row([5, 6, 7], seed, 0.9) for seed in range(4)]
+    runner = Runner(loaded, [0, 2], max_new_tokens=6)
+    for row, wrote in zip(rows, runner.run(rows), strict=True):
+        followed = dataclasses.replace(row, sampling_seed=99, completion_ids=tuple(wrote.completion_ids))
+        again = runner.run([followed])[0]
+        assert (again.completion_ids, again.n_completion_tokens) == (wrote.completion_ids, wrote.n_completion_tokens)
+        np.testing.assert_allclose(again.pooled["completion"], wrote.pooled["completion"], rtol=1e-3, atol=1e-5)

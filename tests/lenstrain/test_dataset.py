@@ -478,3 +478,36 @@ def test_concept_alone_in_the_store_has_no_negatives(tmp_path: Path) -> None:
 
 def test_dataset_opens_by_path(planted_store: Store) -> None:
     assert open_dataset(planted_store.path, layers=[0]).concepts == BRANCHES
+
+
+@pytest.mark.parametrize("split", [TRAIN, CALIBRATION, TEST])
+def test_concept_whose_positives_of_a_split_have_no_vector_is_told_by_name(
+    split: int, fresh: LensDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples are counted as training will see them: a row that generated nothing is no completion sample."""
+    rows = fresh.task("bird", ten_times).positives[split]
+    fresh._n_completion_tokens[rows] = 0
+    completions = LensDataset(fresh.store, phase="completion")
+    monkeypatch.setattr(completions, "_n_completion_tokens", fresh._n_completion_tokens)
+    with pytest.raises(TooFewSamplesError, match=f"bird: 0 positive samples in the {SPLITS[split]} split"):
+        completions.task("bird", ten_times)
+    assert len(completions.task("fish", ten_times).positives[split])
+
+
+def test_negatives_all_have_a_vector(fresh: LensDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = fresh.task("bird", ten_times).negatives[TRAIN]
+    fresh._n_completion_tokens[used[:5]] = 0
+    completions = LensDataset(fresh.store, phase="completion")
+    monkeypatch.setattr(completions, "_n_completion_tokens", fresh._n_completion_tokens)
+    assert not set(completions.task("bird", ten_times).negatives[TRAIN]) & set(used[:5])
+
+
+def test_nested_order_does_not_depend_on_the_other_layers_of_the_store(tmp_path: Path) -> None:
+    """A parent's round shares relation prompts with the child; they must not jump to the child's front."""
+    pack = ConceptPack.load(Path(__file__).parents[2] / "data" / "packs" / "starter.json")
+    store = make_planted_store(tmp_path / "s", pack=pack)
+    for layer in (1, 2):
+        alone, together = LensDataset(store, layers=[layer]), LensDataset(store)
+        for concept in alone.concepts:
+            orders = [[d.texts[row] for row in d._rows_of(concept, POSITIVE)] for d in (alone, together)]
+            assert orders[0] == orders[1][: len(orders[0])], concept
