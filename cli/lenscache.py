@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from . import console, options
+from .pack import app as packs
 
 app = typer.Typer(
     help="Run a language model once over every prompt of a concept pack and keep its activations in a Zarr store.",
@@ -18,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
+app.add_typer(packs, name="pack")
 
 
 class Mode(StrEnum):
@@ -61,7 +64,7 @@ def _app() -> None:
 @app.command(
     epilog="Example: lenscache extract store.zarr --pack data/packs/starter.json --model smollm2-135m --layer 0"
 )
-@console.reports_errors
+@partial(console.reports_errors, interrupted="complete blocks are kept, the same command goes on from there")
 def extract(
     store: options.StorePath,
     pack: Annotated[Path, typer.Option(help="Concept pack, a JSON file.")],
@@ -168,7 +171,7 @@ def _print_report(store: Any, report: Any) -> None:
 def _print_summary(summary: dict[str, Any]) -> None:
     out = console.out()
     model, settings = summary["model"], summary["settings"]
-    out.print(f"[bold]{summary['path']}[/]  format {summary['format_version']}, digest {summary['digest']}")
+    out.print(f"{summary['path']}  format {summary['format_version']}, digest {summary['digest']}")
     shape = f"{model['n_layers']} transformer blocks of size {model['hidden']}"
     out.print(
         f"model {model['id']} ({model['fingerprint']}), {shape}, computed in {model['dtype']}",

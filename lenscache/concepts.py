@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lenscache.errors import PackError
 
@@ -43,6 +44,8 @@ class Concept:
     """Sentences that name the concept and are about something else."""
     confusable_with: tuple[str, ...] = ()
     """Ids of concepts that a reader could mistake for this one."""
+    negatives: tuple[str, ...] = ()
+    """Texts that the source names as not expressing the concept, as a binary labelled set does."""
 
     def is_named_in(self, text: str) -> bool:
         """Whether `text` holds the name or an alias: whole words, any case, plural and possessive included."""
@@ -185,6 +188,11 @@ class ConceptPack:
     description: str = ""
     license: str = ""
     origin: str = ""
+    prompts: Literal["all", "examples"] = "all"
+    """Whether definitions, relations and contrasts become prompts, or only the texts given: a labelled set is judged on
+    its own texts."""
+    splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Texts whose split the source gives, by "train", "calibration" or "test"; the others are drawn."""
     _by_id: dict[str, Concept] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -220,7 +228,10 @@ class ConceptPack:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the content, whatever the file's formatting; 16 hex digits."""
-        content = json.dumps([asdict(concept) for concept in self.concepts], sort_keys=True, ensure_ascii=False)
+        entries: list[Any] = [_without_empty(asdict(concept), "negatives") for concept in self.concepts]
+        if self.prompts != "all" or self.splits:
+            entries.append({"prompts": self.prompts, "splits": dict(self.splits)})
+        content = json.dumps(entries, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def in_layer(self, layer: int) -> tuple[Concept, ...]:
@@ -266,13 +277,29 @@ class ConceptPack:
             name=_require(data, "name", str, "the pack"),
             version=_require(data, "version", str, "the pack"),
             concepts=tuple(_parse_concept(entry, number) for number, entry in enumerate(concepts)),
+            prompts=_parse_choice(data.get("prompts", "all"), ("all", "examples"), "prompts"),
+            splits=_parse_splits(data.get("splits", {})),
             **{key: str(data.get(key, "")) for key in ("description", "license", "origin")},
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, as `from_dict` reads it."""
-        head = {key: getattr(self, key) for key in ("name", "version", "description", "license", "origin")}
-        return {"format_version": PACK_FORMAT, **head, "concepts": [asdict(concept) for concept in self.concepts]}
+        head: dict[str, Any] = {
+            key: getattr(self, key) for key in ("name", "version", "description", "license", "origin")
+        }
+        if self.prompts != "all":
+            head["prompts"] = self.prompts
+        if self.splits:
+            head["splits"] = {name: list(texts) for name, texts in self.splits.items()}
+        concepts = [_without_empty(asdict(concept), "negatives") for concept in self.concepts]
+        return {"format_version": PACK_FORMAT, **head, "concepts": concepts}
+
+    def save(self, path: str | Path) -> None:
+        """Write the pack as JSON: complete, or not at all."""
+        path = Path(path)
+        scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        scratch.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        scratch.replace(path)
 
 
 _CONCEPT_FIELDS = frozenset(Concept.__dataclass_fields__)
@@ -293,7 +320,7 @@ def _parse_concept(entry: object, number: int) -> Concept:
     definition = entry.get("definition", "")
     if not isinstance(definition, str):
         raise PackError(f"{where}: definition is {type(definition).__name__}, expected text")
-    lists = ("parents", "aliases", "examples", "contrasts", "confusable_with")
+    lists = ("parents", "aliases", "examples", "contrasts", "confusable_with", "negatives")
     return Concept(
         id=entry["id"],
         name=entry["name"],
@@ -301,6 +328,26 @@ def _parse_concept(entry: object, number: int) -> Concept:
         definition=definition,
         **{key: _parse_texts(entry.get(key, []), key, where) for key in lists},
     )
+
+
+def _without_empty(entry: dict[str, Any], key: str) -> dict[str, Any]:
+    """Leave out a field that most packs do not use."""
+    return {name: value for name, value in entry.items() if name != key or value}
+
+
+def _parse_choice(value: object, choices: tuple[str, ...], key: str) -> Any:
+    if value not in choices:
+        raise PackError(f"{key} is {value!r}, expected {' or '.join(choices)}")
+    return value
+
+
+def _parse_splits(value: object) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, dict) or not set(value) <= {"train", "calibration", "test"}:
+        raise PackError(f"splits is {value!r:.60}, expected texts by train, calibration and test")
+    splits = {name: _parse_texts(texts, f"splits.{name}", "the pack") for name, texts in value.items()}
+    if len({text for texts in splits.values() for text in texts}) < sum(map(len, splits.values())):
+        raise PackError("splits gives one text to two splits: a text belongs to one")
+    return splits
 
 
 def _parse_texts(value: object, key: str, where: str) -> tuple[str, ...]:

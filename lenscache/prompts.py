@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -112,7 +112,6 @@ def concept_prompts(pack: ConceptPack, concept: Concept, *, seed: int = 0) -> li
     Examples express the concept without naming it; definitions and relations name it; contrasts name it and are about
     something else. A relation reads the same from both of its ends, so that child and parent share one text.
     """
-    name = concept.name
     texts: dict[str, Prompt] = {}
 
     def add(role: int, kind: str, *new: str) -> None:
@@ -120,6 +119,14 @@ def concept_prompts(pack: ConceptPack, concept: Concept, *, seed: int = 0) -> li
             texts.setdefault(text, Prompt(text, KINDS.index(kind), role))
 
     add(POSITIVE, "example", *concept.examples)
+    add(NEGATIVE, "example", *concept.negatives)
+    if pack.prompts == "all":
+        _add_named_prompts(pack, concept, seed, add)
+    return _interleave(texts.values(), key=lambda prompt: stable_hash(seed, concept.id, prompt.text))
+
+
+def _add_named_prompts(pack: ConceptPack, concept: Concept, seed: int, add: Callable[..., None]) -> None:
+    name = concept.name
     if concept.definition:
         add(POSITIVE, "definition", f"{name[0].upper()}{name[1:]}: {concept.definition}")
     add(POSITIVE, "definition", f'What does "{name}" mean?')
@@ -130,7 +137,6 @@ def concept_prompts(pack: ConceptPack, concept: Concept, *, seed: int = 0) -> li
     aliases = concept.aliases[:_MAX_ALIAS_PROMPTS]
     add(POSITIVE, "relation", *(f'Another word for "{name}" is "{alias}".' for alias in aliases))
     add(CONTRAST, "contrast", *concept.contrasts)
-    return _interleave(texts.values(), key=lambda prompt: stable_hash(seed, concept.id, prompt.text))
 
 
 def select_concepts(pack: ConceptPack, layers: Sequence[int] | None = None, limit: int | None = None) -> list[str]:
@@ -191,7 +197,7 @@ def plan_samples(
     # Splits are assigned over the whole pack, whatever is extracted now: extracting another layer later must not
     # find a text that it shares with this one in another split.
     prompts = {concept.id: concept_prompts(pack, concept, seed=seed) for concept in pack.concepts}
-    split_of = _assign_splits(prompts.values(), fractions)
+    split_of = _assign_splits(prompts.values(), fractions, pack.splits)
 
     row_of: dict[str, int] = {}
     kinds: list[int] = []
@@ -239,15 +245,25 @@ def _interleave(prompts: Iterable[Prompt], key: Any) -> list[Prompt]:
 
 
 def _group(prompt: Prompt) -> int:
-    """Prompts that must each be spread over the splits: unnamed, named, contrast."""
-    if prompt.role == CONTRAST:
-        return 2
+    """Prompts that must each be spread over the splits: unnamed, named, contrast, given negatives."""
+    if prompt.role != POSITIVE:
+        return 1 + prompt.role
     return 0 if prompt.kind == EXAMPLE else 1
 
 
-def _assign_splits(concepts: Iterable[Sequence[Prompt]], fractions: Sequence[float]) -> dict[str, int]:
-    """Split of each normalised text: always the split that lags furthest behind its share of the concept's group."""
-    split_of: dict[str, int] = {}
+def _assign_splits(
+    concepts: Iterable[Sequence[Prompt]], fractions: Sequence[float], given: Mapping[str, Sequence[str]]
+) -> dict[str, int]:
+    """Split of each normalised text: as given, else the one that lags furthest behind its share of the group.
+
+    Where the source gives training and test texts but none for calibration, those are drawn from the training texts:
+    a test set stays what it is.
+    """
+    split_of = {_normalised(text): SPLITS.index(name) for name in given for text in given[name]}
+    if given and "calibration" not in given:
+        training = [text for text, split in split_of.items() if split == 0]
+        share = fractions[1] / (fractions[0] + fractions[1])
+        split_of.update({text: 1 for text in training if stable_hash("calibration", text) < share * 2**64})
     for prompts in concepts:
         counts: dict[int, list[int]] = {}
         for prompt in prompts:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lenscache.concepts import ConceptPack
+from lenscache.packs.check import CheckSettings, check_pack
 
 FOLDER = Path(__file__).parents[1] / "data" / "packs"
 PATHS = sorted(FOLDER.glob("*.json"))
@@ -107,3 +108,14 @@ def test_starter_has_no_text_twice_or_nearly(starter: ConceptPack) -> None:
 def test_near_duplicates_are_found() -> None:
     texts = ["The old man saw the bird on the roof.", "the old man saw a bird on the roof", "Nobody rang the bell."]
     assert near_duplicates(texts) == [(texts[0], texts[1])]
+
+
+def test_foundation_pack_stands_up_to_every_check() -> None:
+    """Six layers; at least 16 unnamed examples, 4 contrasts and 2 confusable concepts each; branches of like size."""
+    pack = ConceptPack.load(Path(__file__).parents[1] / "data" / "packs" / "foundation.json")
+    settings = CheckSettings(
+        min_examples=16, min_contrasts=4, min_confusable=2, max_characters=300, max_branch_ratio=4
+    )  # fmt: skip
+    assert check_pack(pack, settings) == []
+    assert pack.layers == (0, 1, 2, 3, 4, 5)
+    assert len(pack) >= 240

@@ -1,0 +1,154 @@
+"""SUMO concepts in the layer files of HatCat: a folder of ``layer0.json``, ``layer1.json`` ...
+
+Such files are made by machines and untidy: names of parents and children that do not exist, several entries of one
+name, links that run in circles, definitions that are missing or say nothing. All of it is mended or left out, and
+reported; only a folder without a single usable concept is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lenscache.concepts import Concept, ConceptPack
+from lenscache.errors import PackError
+from lenscache.packs.links import cut_cycles, spoken
+from lenscache.packs.report import Imported, ImportReport, is_text
+
+_LAYER_FILE = re.compile(r"layer(\d+)\.json")
+_SAYS_NOTHING = re.compile(r"(?i)^(grouping|container|umbrella)\s+(category|concept|node)\b")
+
+
+def is_hatcat(path: Path) -> bool:
+    """Whether a path is a folder of layer files."""
+    return path.is_dir() and any(_LAYER_FILE.fullmatch(entry.name) for entry in path.iterdir())
+
+
+def import_hatcat(folder: str | Path) -> Imported:
+    """Make a pack of a folder of layer files.
+
+    Raises
+    ------
+    PackError
+        If the folder has no layer files, one of them is not JSON, or there is no usable concept in them.
+    """
+    folder, report = Path(folder), ImportReport()
+    entries = _read_entries(folder, report)
+    parents = _parents(entries, report)
+    cut_cycles(parents, report)
+    concepts = tuple(
+        _concept(name, entry, layer, parents[name], entries, report) for name, (layer, entry) in entries.items()
+    )
+    if not concepts:
+        raise PackError(f"{folder} holds no usable concept")
+    report.read["concepts"] = len(concepts)
+    name = folder.resolve().name
+    return Imported(ConceptPack(name=name, version="1", concepts=concepts, origin="HatCat layer files"), report)
+
+
+_Entries = dict[str, tuple[int, dict[str, Any]]]  # layer and entry by name
+
+
+def _read_entries(folder: Path, report: ImportReport) -> _Entries:
+    files = [(int(match[1]), f) for f in folder.glob("*.json") if (match := _LAYER_FILE.fullmatch(f.name))]
+    if not files:
+        raise PackError(f"{folder} has no layer0.json, layer1.json ...: give the folder of the layer files")
+    entries: _Entries = {}
+    for layer, file in sorted(files):
+        try:
+            data = json.loads(file.read_text(encoding="utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise PackError(f"{file} is not JSON: {error}") from None
+        listed = data.get("concepts", []) if isinstance(data, dict) else data
+        if not isinstance(listed, list):
+            report.leave_out("layer file without a list of concepts", file.name)
+            continue
+        for number, entry in enumerate(listed):
+            name = entry.get("sumo_term") if isinstance(entry, dict) else None
+            if not is_text(name):
+                report.leave_out("entry without a name", f"{file.name} entry {number}")
+            elif name in entries:
+                report.leave_out("second entry of a name", f"{name} in {file.name}")
+            else:
+                entries[name] = layer, entry
+    report.read["layer files"] = len(files)
+    return entries
+
+
+def _parents(entries: _Entries, report: ImportReport) -> dict[str, list[str]]:
+    """Parents by name: links are given from both ends, and either end may be the only one."""
+    parents: dict[str, dict[str, None]] = {name: {} for name in entries}
+    for name, (_, entry) in entries.items():
+        for parent in _texts(entry.get("parent_concepts")):
+            if parent in entries:
+                parents[name][parent] = None
+            else:
+                report.leave_out("parent that does not exist", f"{parent} of {name}")
+    for name, (_, entry) in entries.items():
+        for child in dict.fromkeys(_texts(entry.get("child_concepts")) + _texts(entry.get("category_children"))):
+            if child not in entries:
+                report.leave_out("child that does not exist", f"{child} of {name}")
+            elif name not in parents[child]:
+                report.repair("link given by the parent only", f"{child} below {name}")
+                parents[child][name] = None
+    for name, above in parents.items():
+        if not above and entries[name][0] > 0:
+            report.repair("concept below layer 0 without a parent, kept as a root", name)
+    return {name: list(above) for name, above in parents.items()}
+
+
+def _concept(
+    name: str, entry: dict[str, Any], layer: int, parents: list[str], entries: _Entries, report: ImportReport
+) -> Concept:
+    hints = entry.get("training_hints")
+    hints = hints if isinstance(hints, dict) else {}
+    words = spoken(name) or name
+    other_names = [*_texts(entry.get("aliases")), *_texts(entry.get("lemmas"))]
+    aliases = dict.fromkeys(alias for other in other_names if (alias := other.replace("_", " ").strip()))
+    confusable = [other for other in dict.fromkeys(_texts(hints.get("confusable_with"))) if other != name]
+    for other in confusable:
+        if other not in entries:
+            report.leave_out("confusable concept that does not exist", f"{other} of {name}")
+    concept = Concept(
+        id=name,
+        name=words,
+        layer=layer,
+        definition=_definition(name, entry, report),
+        parents=tuple(parents),
+        aliases=tuple(alias for alias in aliases if alias.casefold() != words.casefold()),
+        confusable_with=tuple(other for other in confusable if other in entries),
+        negatives=tuple(dict.fromkeys(_texts(hints.get("negative_examples")))),
+    )
+    examples = []
+    for text in dict.fromkeys(_texts(hints.get("positive_examples"))):
+        if concept.is_named_in(text):
+            report.leave_out("example that names its concept", f"{name}: {text}")
+        else:
+            examples.append(text)
+    return replace(concept, examples=tuple(examples))
+
+
+def _definition(name: str, entry: dict[str, Any], report: ImportReport) -> str:
+    for key in ("definition", "sumo_definition"):
+        raw = entry.get(key)
+        text = " ".join(raw.replace("&%", "").split()) if is_text(raw) else ""
+        if not text:
+            continue
+        if _SAYS_NOTHING.match(text):
+            report.leave_out("definition that says nothing", f"{name}: {text}")
+            continue
+        if text != raw:
+            report.repair("definition with marks or line breaks", name)
+        return text
+    report.repair("concept without a definition", name)
+    return ""
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of a list that may be missing or hold anything."""
+    found: Iterable[Any] = value if isinstance(value, list) else []
+    return [text for text in found if is_text(text)]

@@ -1,0 +1,62 @@
+"""What an importer did: what it read, what it repaired, what it left out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+from lenscache.concepts import ConceptPack
+
+_SHOWN = 3
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether something out of a source is text that can be written again: JSON may hold half a surrogate pair."""
+    return isinstance(value, str) and bool(value.strip()) and not _HALF_PAIR.search(value)
+
+
+@dataclass
+class ImportReport:
+    """Counts by what happened, with a few of the places where it did."""
+
+    read: dict[str, int] = field(default_factory=dict)
+    repaired: dict[str, list[str]] = field(default_factory=dict)
+    """Places by what was mended there."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """Places by why they were left out."""
+
+    def repair(self, what: str, place: str) -> None:
+        """Note that something was mended."""
+        self.repaired.setdefault(what, []).append(place)
+
+    def leave_out(self, why: str, place: str) -> None:
+        """Note that something was left out."""
+        self.left_out.setdefault(why, []).append(place)
+
+    def lines(self) -> list[str]:
+        """The report for people, one line a kind."""
+        lines = [f"read: {count} {what}" for what, count in self.read.items()]
+        for title, kinds in (("repaired", self.repaired), ("left out", self.left_out)):
+            for kind, places in kinds.items():
+                shown = ", ".join(f"{place:.60}" for place in places[:_SHOWN])
+                more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
+                lines.append(f"{title}: {len(places)} x {kind}: {shown}{more}")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with counts for places."""
+        return {
+            "read": self.read,
+            "repaired": {kind: len(places) for kind, places in self.repaired.items()},
+            "left_out": {kind: len(places) for kind, places in self.left_out.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A pack and how it came about."""
+
+    pack: ConceptPack
+    report: ImportReport

@@ -1,0 +1,206 @@
+"""Nouns of WordNet 3.0, 3.1 or another database in its format: a folder with ``data.noun`` and ``index.noun``.
+
+    index.noun --order of senses--> ids as NLTK gives them (dog.n.01)
+    data.noun  --synsets--> from the roots down, at most `max_depth` links --> concepts, general ones first
+
+A synset's words are its name and aliases, its gloss is the definition and the sentences quoted in it are examples,
+but for those that name the concept: most of WordNet's do. Faulty lines are left out, and reported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lenscache.concepts import Concept, ConceptPack
+from lenscache.errors import PackError
+from lenscache.packs.links import children_of, depths_below, unknown_root
+from lenscache.packs.report import Imported, ImportReport
+
+_ABOVE, _BELOW = frozenset({"@", "@i"}), frozenset({"~", "~i"})
+_QUOTED = re.compile(r'"([^"]*)"')
+_MAX_ALIASES = 3
+
+
+def is_wordnet(path: Path) -> bool:
+    """Whether a path is a folder of WordNet's database files, or one with such a folder `dict` in it."""
+    return (_database(path) / "data.noun").is_file()
+
+
+def import_wordnet(
+    folder: str | Path,
+    *,
+    roots: Sequence[str] = ("entity.n.01",),
+    max_depth: int = 5,
+    max_concepts: int | None = None,
+) -> Imported:
+    """Make a pack of the nouns below some synsets.
+
+    Concepts are in order of layer, and of their place in the file within a layer.
+
+    Parameters
+    ----------
+    folder : where data.noun and index.noun are, or a folder `dict` with them.
+    roots : ids of the synsets on layer 0.
+    max_depth : the last layer, counted in links from the nearest root.
+    max_concepts : take the first so many; None for all.
+
+    Raises
+    ------
+    PackError
+        If a file is missing or cannot be read, a root is unknown, or a limit leaves nothing to take.
+    """
+    folder, report = Path(folder), ImportReport()
+    if not roots or max_depth < 0 or (max_concepts is not None and max_concepts < 1):
+        raise PackError("nothing to take: give at least one root, a depth of 0 or more and a limit of 1 or more")
+    database = _database(folder)
+    synsets = _read_synsets(database / "data.noun", report)
+    ids = _ids(synsets, database / "index.noun", report)
+    offsets = {name: offset for offset, name in ids.items()}
+    for root in roots:
+        if root not in offsets:
+            raise unknown_root(root, root if ".n." in root else f"{root}.n.01", offsets, str(folder))
+    parents = _parents(synsets, ids, report)
+    depths = depths_below((offsets[root] for root in roots), children_of(parents))
+    taken = sorted((depth, offset) for offset, depth in depths.items() if depth <= max_depth)
+    for _, offset in taken[max_concepts:] if max_concepts is not None else ():
+        report.leave_out("concept over the limit", ids[offset])
+    layers = {offset: depth for depth, offset in taken[:max_concepts]}
+    concepts = tuple(_concept(synsets[offset], layers, parents[offset], ids, report) for offset in layers)
+    report.read.update({"synsets": len(synsets), "concepts": len(concepts)})
+    return Imported(ConceptPack(name=folder.name, version="1", concepts=concepts, origin="WordNet nouns"), report)
+
+
+def _database(folder: Path) -> Path:
+    return folder if (folder / "data.noun").is_file() else folder / "dict"
+
+
+@dataclass(frozen=True)
+class _Synset:
+    offset: str
+    words: tuple[str, ...]
+    above: tuple[str, ...]
+    below: tuple[str, ...]
+    gloss: str
+
+
+def _lines(file: Path, report: ImportReport) -> Iterator[tuple[int, str]]:
+    """Lines and their numbers, without the licence that a file begins with."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, start=1):
+                if "\ufffd" in line:
+                    report.repair("character that is not UTF-8, replaced", f"{file.name} line {number}")
+                if line.strip() and not line.startswith("  "):
+                    yield number, line
+    except FileNotFoundError:
+        raise PackError(f"no file at {file}: give a folder with WordNet's data.noun and index.noun") from None
+    except OSError as error:
+        raise PackError(f"{file} cannot be read: {error}") from error
+
+
+def _read_synsets(file: Path, report: ImportReport) -> dict[str, _Synset]:
+    synsets: dict[str, _Synset] = {}
+    for number, line in _lines(file, report):
+        try:
+            synset = _parse_synset(line)
+        except (ValueError, IndexError):
+            report.leave_out("line that is not a synset", f"{file.name} line {number}")
+            continue
+        if synset.offset in synsets:
+            report.leave_out("second synset of an offset", f"{file.name} line {number}")
+        else:
+            synsets[synset.offset] = synset
+    if not synsets:
+        raise PackError(f"{file} holds no synset")
+    return synsets
+
+
+def _parse_synset(line: str) -> _Synset:
+    """A line: offset file type n_words (word id)... n_pointers (symbol offset type words)... | gloss."""
+    head, _, gloss = line.partition(" | ")
+    fields = head.split()
+    after_words = 4 + 2 * int(fields[3], 16)
+    words = fields[4:after_words:2]
+    pointers = fields[after_words + 1 : after_words + 1 + 4 * int(fields[after_words])]
+    if not (fields[0].isdecimal() and words) or len(pointers) != 4 * int(fields[after_words]):
+        raise ValueError(line)
+    nouns = [pointers[at : at + 2] for at in range(0, len(pointers), 4) if pointers[at + 2] == "n"]
+    above, below = (tuple(offset for symbol, offset in nouns if symbol in kind) for kind in (_ABOVE, _BELOW))
+    return _Synset(fields[0], tuple(words), above, below, gloss.strip())
+
+
+def _ids(synsets: dict[str, _Synset], file: Path, report: ImportReport) -> dict[str, str]:
+    """Ids by offset: the first word of a synset, and which of that word's senses it is."""
+    senses: dict[str, list[str]] = {}
+    for number, line in _lines(file, report):
+        fields = line.split()
+        try:
+            n_senses = int(fields[2])
+            if not 0 < n_senses <= len(fields) - 6:
+                raise ValueError(line)
+        except (ValueError, IndexError):
+            report.leave_out("line that is not an index entry", f"{file.name} line {number}")
+            continue
+        senses[fields[0].lower()] = fields[-n_senses:]
+    ids: dict[str, str] = {}
+    for offset, synset in synsets.items():
+        word = synset.words[0].lower()
+        listed = senses.get(word, [])
+        if offset in listed:
+            ids[offset] = f"{word}.n.{listed.index(offset) + 1:02d}"
+        else:
+            report.repair("synset that the index lacks, named by its offset", f"{word}.n.{offset}")
+            ids[offset] = f"{word}.n.{offset}"
+    return ids
+
+
+def _parents(synsets: dict[str, _Synset], ids: dict[str, str], report: ImportReport) -> dict[str, list[str]]:
+    """Parents by offset: links are given from both ends, and either end may be the only one."""
+    parents: dict[str, dict[str, None]] = {offset: {} for offset in synsets}
+    for offset, synset in synsets.items():
+        for parent in synset.above:
+            if parent in parents:
+                parents[offset][parent] = None
+            else:
+                report.leave_out("hypernym that does not exist", f"{parent} of {ids[offset]}")
+    for offset, synset in synsets.items():
+        for child in synset.below:
+            if child not in parents:
+                report.leave_out("hyponym that does not exist", f"{child} of {ids[offset]}")
+            elif offset not in parents[child]:
+                report.repair("link given by the hypernym only", f"{ids[child]} below {ids[offset]}")
+                parents[child][offset] = None
+    return {offset: sorted(above) for offset, above in parents.items()}
+
+
+def _concept(
+    synset: _Synset, layers: dict[str, int], parents: list[str], ids: dict[str, str], report: ImportReport
+) -> Concept:
+    name, layer = ids[synset.offset], layers[synset.offset]
+    inside = [parent for parent in parents if parent in layers]
+    for parent in inside:
+        if layers[parent] >= layer:
+            report.leave_out("hypernym that is not on a layer above", f"{ids[parent]} of {name}")
+    first, *others = (word.replace("_", " ") for word in synset.words)
+    aliases = {word.casefold(): word for word in reversed(others) if word.casefold() != first.casefold()}
+    definition = synset.gloss.partition('"')[0].strip(" ;:,")
+    if not definition:
+        report.repair("concept without a definition", name)
+    concept = Concept(
+        id=name,
+        name=first,
+        layer=layer,
+        definition=definition,
+        parents=tuple(ids[parent] for parent in inside if layers[parent] < layer),
+        aliases=tuple(reversed(aliases.values())),
+    )
+    examples = []
+    for text in dict.fromkeys(quoted.strip() for quoted in _QUOTED.findall(synset.gloss)):
+        if text and concept.is_named_in(text):
+            report.leave_out("example that names its concept", f"{name}: {text}")
+        elif text:
+            examples.append(text)
+    return replace(concept, aliases=concept.aliases[:_MAX_ALIASES], examples=tuple(examples))

@@ -1,0 +1,362 @@
+"""Labelled text becomes a pack: the same from every format, with the splits it came with, whatever is in it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from lenscache.concepts import ConceptPack
+from lenscache.errors import PackError
+from lenscache.extract import ExtractSettings, extract
+from lenscache.packs.labelled import LabelledColumns, import_labelled
+from lenscache.packs.report import Imported
+from lenscache.prompts import EXAMPLE, SPLITS, plan_samples
+from lenstrain.adaptive import FitSettings, fit_lenses
+from lenstrain.dataset import open_dataset
+from lenstrain.lenspack import LensPack, make_lens_pack
+from tests.models import tiny_model
+
+FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+Rows = Sequence[dict[str, Any]]
+
+
+def write_rows(file: Path, rows: Rows) -> Path:
+    if file.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)
+    elif file.suffix in (".jsonl", ".ndjson"):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        with file.open("w", encoding="utf-8", newline="") as handle:
+            writer = csv.DictWriter(handle, list(rows[0]), delimiter="\t" if file.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return file
+
+
+def imported(folder: Path, rows: Rows, suffix: str = ".jsonl", **columns: Any) -> Imported:
+    return import_labelled(write_rows(folder / f"rows{suffix}", rows), LabelledColumns(**columns))
+
+
+def labelled(*pairs: tuple[Any, Any]) -> list[dict[str, Any]]:
+    return [{"text": text, "label": label} for text, label in pairs]
+
+
+def classes(pack: ConceptPack) -> dict[str, tuple[str, ...]]:
+    return {concept.id: concept.examples for concept in pack.concepts}
+
+
+ANIMALS = labelled(("It purrs.", "cat"), ("It barks,\nloudly.", "dog"), ('It says "meow".', "cat"))
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [*FORMATS, ".CSV"])
+def test_every_format_gives_the_same_pack(tmp_path: Path, suffix: str) -> None:
+    pack = imported(tmp_path, ANIMALS, suffix).pack
+    assert classes(pack) == {"cat": ("It purrs.", 'It says "meow".'), "dog": ("It barks,\nloudly.",)}
+    assert pack.digest == imported(tmp_path, ANIMALS, ".jsonl").pack.digest
+    assert (pack.name, pack.layers, pack.prompts) == ("rows", (0,), "examples")
+
+
+def test_import_is_deterministic_and_the_pack_survives_its_file(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "label": f"c{i % 7}", "split": ("train", "test")[i % 2]} for i in range(60)]
+    one, other = (imported(tmp_path, rows, ".csv", split="split") for _ in range(2))
+    assert one == other
+    one.pack.save(tmp_path / "pack.json")
+    loaded = ConceptPack.load(tmp_path / "pack.json")
+    assert (loaded, loaded.digest) == (one.pack, one.pack.digest)
+    assert plan_samples(loaded).digest == plan_samples(one.pack).digest
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path, suffix: str) -> None:
+    file = write_rows(tmp_path / f"rows{suffix}", ANIMALS)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(import_labelled(file).pack) == 2
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("true", "false"), [("1", "0"), ("true", "False"), ("Yes", "no"), ("1.0", "0.0")])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_binary_set_is_one_concept_with_negatives_of_its_own(
+    tmp_path: Path, true: str, false: str, suffix: str
+) -> None:
+    (concept,) = imported(tmp_path, labelled(("good", true), ("bad", false)), suffix, concept="praise").pack.concepts
+    assert (concept.id, concept.examples, concept.negatives) == ("praise", ("good",), ("bad",))
+
+
+@pytest.mark.parametrize(("true", "false"), [(1, 0), (True, False), (1.0, 0.0)])
+def test_numbers_and_booleans_are_binary_labels_named_after_their_column(tmp_path: Path, true: Any, false: Any) -> None:
+    for suffix in (".jsonl", ".parquet"):
+        (concept,) = imported(tmp_path, labelled(("good", true), ("bad", false)), suffix).pack.concepts
+        assert (concept.id, concept.examples, concept.negatives) == ("label", ("good",), ("bad",))
+
+
+def test_one_class_beside_true_and_false_makes_the_set_multi_class(tmp_path: Path) -> None:
+    pack = imported(tmp_path, labelled(("a", "yes"), ("b", "no"), ("c", "maybe"))).pack
+    assert list(classes(pack)) == ["yes", "no", "maybe"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_list_gives_a_row_several_classes(tmp_path: Path, suffix: str) -> None:
+    pack = imported(tmp_path, labelled(("a", ["x", "y", None, " "]), ("b", ["y"])), suffix).pack
+    assert classes(pack) == {"x": ("a",), "y": ("a", "b")}
+
+
+def test_a_separator_gives_a_row_several_classes(tmp_path: Path) -> None:
+    pack = imported(tmp_path, labelled(("a", "x | y|"), ("b", "y")), ".csv", separator="|").pack
+    assert classes(pack) == {"x": ("a",), "y": ("a", "b")}
+
+
+def test_without_a_separator_a_label_is_one_class(tmp_path: Path) -> None:
+    assert list(
+        classes(
+            imported(
+                tmp_path,
+                labelled(
+                    ("a", "x|y"),
+                ),
+            ).pack
+        )
+    ) == ["x|y"]
+
+
+def test_columns_are_named_by_the_caller(tmp_path: Path) -> None:
+    rows = [{"review": "fine", "stars": "5", "text": "other", "label": "other"}]
+    assert classes(imported(tmp_path, rows, text="review", label="stars").pack) == {"5": ("fine",)}
+
+
+# --- rows that do not serve ------------------------------------------------------------------------------------------
+
+
+def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = labelled(("", "x"), (None, "x"), (7, "x"), ("\ud800", "x"), ("a", None), ("b", " "), ("c", []), ("d", "x"))
+    result = imported(tmp_path, [*rows, {"other": 1}, {"text": "e", "label": float("nan")}])
+    assert classes(result.pack) == {"x": ("d",)}
+    assert result.report.to_dict() == {
+        "read": {"rows": 10, "texts": 1, "concepts": 1},
+        "repaired": {},
+        "left_out": {"row without text": 5, "row without label": 4},
+    }
+
+
+def test_a_short_csv_row_has_no_label(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\nalone\na,x\nb,x,too many\n")
+    result = import_labelled(tmp_path / "rows.csv")
+    assert classes(result.pack) == {"x": ("a", "b")}
+    assert result.report.left_out == {"row without label": ["row 1"]}
+
+
+def test_a_text_that_occurs_twice_is_joined(tmp_path: Path) -> None:
+    result = imported(tmp_path, labelled(("a", "x"), ("a", "y"), ("a", "x"), ("b", "y")))
+    assert classes(result.pack) == {"x": ("a",), "y": ("a", "b")}
+    assert result.report.repaired == {"text that occurs more than once, joined": ["row 2", "row 3"]}
+
+
+def test_a_text_that_a_binary_set_calls_both_is_left_out_of_it_and_of_the_splits(tmp_path: Path) -> None:
+    rows = [{**row, "split": "train"} for row in labelled(("a", 1), ("a", 0), ("b", 1), ("c", 0))]
+    result = imported(tmp_path, rows, split="split")
+    assert (result.pack["label"].examples, result.pack["label"].negatives) == (("b",), ("c",))
+    assert result.report.left_out == {"text labelled both ways": ["a"]}
+    assert result.pack.splits == {"train": ("b", "c")}
+
+
+# --- splits ----------------------------------------------------------------------------------------------------------
+
+
+def split_rows(*names: str, n: int = 90) -> list[dict[str, Any]]:
+    return [{"text": f"text number {i}", "label": f"c{i % 3}", "split": names[i % len(names)]} for i in range(n)]
+
+
+def planned_splits(pack: ConceptPack) -> dict[str, str]:
+    plan = plan_samples(pack)
+    return {text: SPLITS[split] for text, split in zip(plan.texts, plan.split, strict=True)}
+
+
+def test_given_splits_are_kept(tmp_path: Path) -> None:
+    meant = {"train": "train", "Validation": "calibration", "test ": "test", "dev": "calibration", "TESTING": "test"}
+    rows = split_rows(*meant)
+    planned = planned_splits(imported(tmp_path, rows, split="split").pack)
+    assert planned == {row["text"]: meant[row["split"]] for row in rows}
+
+
+def test_calibration_is_drawn_from_training_texts_when_none_is_given(tmp_path: Path) -> None:
+    rows = split_rows("train", "train", "test")
+    planned = planned_splits(imported(tmp_path, rows, split="split").pack)
+    assert {planned[row["text"]] for row in rows if row["split"] == "test"} == {"test"}
+    drawn = [planned[row["text"]] for row in rows if row["split"] == "train"]
+    assert set(drawn) == {"train", "calibration"}
+    assert 5 <= drawn.count("calibration") <= 25  # a quarter of 60
+
+
+def test_without_a_split_column_all_splits_are_drawn(tmp_path: Path) -> None:
+    pack = imported(tmp_path, split_rows("test")).pack
+    assert pack.splits == {}
+    assert set(planned_splits(pack).values()) == set(SPLITS)
+
+
+def test_a_text_in_two_splits_stays_in_the_held_out_one(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": "x", "split": name} for name in ("train", "test", "validation")]
+    result = imported(tmp_path, [*rows, {"text": "b", "label": "x", "split": "train"}], split="split")
+    assert result.pack.splits == {"train": ("b",), "test": ("a",)}
+    assert result.report.repaired["text given to two splits, kept in the held-out one"] == ["row 2", "row 3"]
+
+
+def test_a_training_text_that_differs_from_a_test_text_in_case_only_is_held_out(tmp_path: Path) -> None:
+    rows = [{"text": text, "label": "x", "split": split} for text, split in (("Hi!", "test"), ("hi", "train"))]
+    assert planned_splits(imported(tmp_path, rows, split="split").pack) == {"Hi!": "test", "hi": "test"}
+
+
+def test_splits_of_unknown_name_are_drawn_and_reported(tmp_path: Path) -> None:
+    result = imported(tmp_path, split_rows("fold-3", "", n=30), split="split")
+    assert result.pack.splits == {}
+    assert result.report.to_dict()["repaired"] == {"split of unknown name, drawn": 30}
+    assert result.report.repaired["split of unknown name, drawn"][0] == "row 1: fold-3"
+
+
+# --- what texts and class names may hold -----------------------------------------------------------------------------
+
+ODD_TEXTS = (
+    "before\x00after",
+    "🦜🏽‍♂️ 👩‍👩‍👧",
+    "مرحبا بالعالم",
+    "\u202eright to left\u202c",
+    "x" * 200_000,
+    " \t padded ",
+    "a\r\nb",
+)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_odd_texts_are_kept_as_they_are(tmp_path: Path, suffix: str) -> None:
+    result = imported(tmp_path, labelled(*((text, "x") for text in ODD_TEXTS)), suffix)
+    assert result.pack["x"].examples == ODD_TEXTS
+    assert (result.report.left_out, result.report.repaired) == ({}, {})
+    result.pack.save(tmp_path / "pack.json")
+    assert ConceptPack.load(tmp_path / "pack.json")["x"].examples == ODD_TEXTS
+
+
+ODD_CLASSES = ("../../escape", "/tmp/absolute", "a/b\\c", "n" * 300, "größe 🦜 اسم", "..", "c.d e", "nul\x00")
+
+
+def test_odd_class_names_never_become_paths(tmp_path: Path) -> None:
+    rows = labelled(
+        *((f"{number} of kind {kind}", name) for kind, name in enumerate(ODD_CLASSES) for number in range(8))
+    )
+    pack = imported(tmp_path, rows).pack
+    root = tmp_path / "deep" / "er"
+    root.mkdir(parents=True)
+    settings = ExtractSettings(mode="prompt", model_layers=(1,), batch_size=16)
+    extract(root / "store.zarr", pack, tiny_model(), settings)
+    dataset = open_dataset(root / "store.zarr")
+    fit = FitSettings(max_iterations=1)
+    make_lens_pack(fit_lenses(dataset, fit), dataset, fit).save(root / "lenses")
+    assert {lens.concept for lens in LensPack.load(root / "lenses")} == set(ODD_CLASSES)
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "deep"}
+    assert {path.name for path in root.iterdir()} == {"store.zarr", "lenses"}
+    written = [path.relative_to(root).as_posix() for path in root.rglob("*")]
+    assert not [path for path in written if re.search("escape|absolute|nnnn|größe|nul", path)]
+
+
+# --- files that do not serve -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_missing_column_is_named_beside_those_there_are(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(PackError, match="has no column 'mood', its columns are text, label"):
+        imported(tmp_path, ANIMALS, suffix, label="mood")
+    with pytest.raises(PackError, match="has no column 'fold'"):
+        imported(tmp_path, ANIMALS, suffix, split="fold")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_missing_file_is_named(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(PackError, match=rf"no file at .*nowhere\{suffix}"):
+        import_labelled(tmp_path / f"nowhere{suffix}")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_folder_in_place_of_a_file_cannot_be_read(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"rows{suffix}").mkdir()
+    with pytest.raises(PackError, match="cannot be read"):
+        import_labelled(tmp_path / f"rows{suffix}")
+
+
+@pytest.mark.parametrize("name", ["rows.xlsx", "rows", "rows.csv.gz"])
+def test_another_suffix_is_refused_with_those_that_serve(tmp_path: Path, name: str) -> None:
+    with pytest.raises(PackError, match=r"is not one of \.csv, \.tsv, \.jsonl, \.ndjson, \.parquet"):
+        import_labelled(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text,label\ncaf\xe9,x\n".encode("latin-1"), r"a\.csv cannot be read: .*utf-8"),
+        ("a.jsonl", '{"text": "caf\xe9"}'.encode("latin-1"), r"a\.jsonl cannot be read: .*utf-8"),
+        ("a.jsonl", b'{"text": "a", "label": "x"}\n\n{"text": \n', r"a\.jsonl line 3 is not JSON"),
+        ("a.jsonl", b'["a", "x"]\n', r"line 1 is list, expected an object"),
+        ("a.jsonl", b"[" * 100_000, r"line 1 is not JSON"),
+        ("a.jsonl", b'{"text": "a", "label": ' + b"1" * 5000 + b"}", r"line 1 is not JSON"),
+        ("a.parquet", b"PAR1 not quite", r"a\.parquet is not a Parquet file"),
+        ("a.parquet", b"", r"a\.parquet is not a Parquet file"),
+        ("a.csv", b"", r"a\.csv holds no row with a text in 'text' and a label in 'label'"),
+        ("a.csv", b"text,label\n", r"a\.csv holds no row"),
+        ("a.jsonl", b"\n\n", r"a\.jsonl holds no row"),
+        ("a.csv", b"text,label\na,0\nb,no\n", r"no row is labelled true in 'label'"),
+    ],
+)
+def test_a_file_that_does_not_serve_says_why(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PackError, match=message):
+        import_labelled(tmp_path / name)
+
+
+# --- size ------------------------------------------------------------------------------------------------------------
+
+
+def test_100000_rows_are_imported_in_memory_bounded_by_the_file(tmp_path: Path) -> None:
+    text = "has a text of about a hundred characters as a short review or a message would have it or so"
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n" + "".join(f"row {i} {text},c{i % 5}\n" for i in range(100_000)))
+    tracemalloc.start()
+    pack = import_labelled(file).pack
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(len(concept.examples) for concept in pack.concepts) == 100_000
+    assert peak < 8 * file.stat().st_size
+
+
+# --- end to end ------------------------------------------------------------------------------------------------------
+
+
+def test_a_binary_set_gives_one_lens_whose_negatives_are_its_own(tmp_path: Path) -> None:
+    rows = labelled(
+        *((f"{'QZ' * 6} {i}", 1) for i in range(24)), *((f"the mat and the rain, {i}", 0) for i in range(24))
+    )
+    pack = imported(tmp_path, rows, ".csv", concept="shouting").pack
+    extract(tmp_path / "s.zarr", pack, tiny_model(), ExtractSettings(mode="prompt", batch_size=16))
+    dataset = open_dataset(tmp_path / "s.zarr")
+    assert set(dataset.kind) == {EXAMPLE}
+    task = dataset.task("shouting", lambda n: 100)
+    for positives, negatives in zip(task.positives, task.negatives, strict=True):
+        assert {dataset.texts[row] for row in positives} <= set(pack["shouting"].examples)
+        assert {dataset.texts[row] for row in negatives} <= set(pack["shouting"].negatives)
+    assert sum(map(len, task.negatives)) == 24
+    (lens,) = fit_lenses(dataset, FitSettings()).lenses
+    assert lens.concept == "shouting"
+    shouting = np.isin(dataset.texts, pack["shouting"].examples)
+    logits = dataset.vectors(lens.model_layer) @ lens.weight + lens.bias
+    assert logits[shouting].min() > logits[~shouting].max()
