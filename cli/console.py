@@ -96,9 +96,9 @@ class Meter:
             self._bar.update(self._tasks[what], completed=done, total=total, note=note)
         elif done == total or time.monotonic() - self._shown > _PLAIN_INTERVAL_S:
             self._shown = time.monotonic()
-            left = f", {_clock((total - done) / rate)} left" if rate and done < total else ""
+            left = f", {clock((total - done) / rate)} left" if rate and done < total else ""
             pace = f", {note}" if rate else ""
-            err().print(escape(f"{what}: {done} of {total} {unit}, {_clock(elapsed)}{left}{pace}"))
+            err().print(escape(f"{what}: {done} of {total} {unit}, {clock(elapsed)}{left}{pace}"))
 
     def say(self, message: str) -> None:
         """Show one line above the bar."""
@@ -119,7 +119,8 @@ def megabytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A duration for people: m:ss, or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 

@@ -97,7 +97,6 @@ def extract(
     from lenscache.concepts import ConceptPack
     from lenscache.extract import ExtractSettings
     from lenscache.extract import extract as run_extract
-    from lenscache.model import load_model, silence
     from lenscache.prompts import select_concepts
     from lenscache.store import open_store
 
@@ -108,13 +107,7 @@ def extract(
         batch_size=batch_size, block_rows=block_rows,
     )  # fmt: skip
     select_concepts(concepts, layer, limit)  # before the model is loaded
-    silence()
-    console.err().print(f"loading {model}", markup=False, soft_wrap=True)
-    loaded = load_model(model, dtype=dtype.value, device=device)
-    console.err().print(
-        f"{loaded.id}: {loaded.n_layers} transformer blocks of size {loaded.hidden}, {loaded.dtype} on {loaded.device}",
-        markup=False,
-    )
+    loaded = _load(model, dtype, device)
     with console.Meter().running() as meter:
         report = run_extract(
             store, concepts, loaded, settings, layers=layer, limit=limit, on_progress=lambda p: _show_progress(meter, p)
@@ -123,6 +116,44 @@ def extract(
         console.print_json(asdict(report))
     else:
         _print_report(open_store(store), report)
+
+
+@app.command(epilog="Example: lenscache plan --pack data/packs/starter.json --model smollm2-135m --batch-size 16")
+@console.reports_errors
+def plan(
+    pack: Annotated[Path, typer.Option(help="Concept pack, a JSON file.")],
+    model: Annotated[str, typer.Option(help="Model folder, Hugging Face id, or smollm2-135m.")],
+    layer: options.Layers = None,
+    model_layers: options.ModelLayers = None,
+    mode: Annotated[Mode, typer.Option(help="As for extract.")] = Mode.combined,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts a forward pass.")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate a prompt, at most.")] = 20,
+    dtype: Annotated[Dtype, typer.Option(help="Weights and arithmetic, as for extract.")] = Dtype.auto,
+    store_dtype: Annotated[StoreDtype, typer.Option(help="Type of the stored activations.")] = StoreDtype.bfloat16,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")] = "auto",
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only the first N concepts of each layer.")
+    ] = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what an extraction would cost: prompts, tokens, bytes, and time from a few timed batches."""
+    from lenscache.concepts import ConceptPack
+    from lenscache.extract import ExtractSettings
+    from lenscache.planning import estimate_run
+    from lenscache.prompts import select_concepts
+
+    concepts = ConceptPack.load(pack)
+    settings = ExtractSettings(
+        mode=mode.value, max_new_tokens=max_new_tokens, model_layers=options.parse_model_layers(model_layers),
+        store_dtype=store_dtype.value, batch_size=batch_size,
+    )  # fmt: skip
+    select_concepts(concepts, layer, limit)  # before the model is loaded
+    estimate = estimate_run(concepts, _load(model, dtype, device), settings, layers=layer, limit=limit)
+    if json:
+        console.print_json(asdict(estimate))
+    else:
+        _print_estimate(estimate)
 
 
 @app.command(epilog="Example: lenscache info store.zarr")
@@ -141,6 +172,29 @@ def info(store: options.StorePath, json: options.Json = False, debug: options.De
 def main() -> None:
     """Entry point."""
     app()
+
+
+def _load(model: str, dtype: Dtype, device: str) -> Any:
+    from lenscache.model import load_model, silence
+
+    silence()
+    console.err().print(f"loading {model}", markup=False, soft_wrap=True)
+    loaded = load_model(model, dtype=dtype.value, device=device)
+    shape = f"{loaded.n_layers} transformer blocks of size {loaded.hidden}"
+    console.err().print(f"{loaded.id}: {shape}, {loaded.dtype} on {loaded.device}", markup=False, soft_wrap=True)
+    return loaded
+
+
+def _print_estimate(estimate: Any) -> None:
+    layers = f"layer{'s' if len(estimate.layers) > 1 else ''} {', '.join(map(str, estimate.layers))}"
+    for line in (
+        f"{estimate.concepts} concepts on {layers}: {estimate.prompts} prompts, "
+        f"{estimate.prompt_tokens} prompt tokens, at most {estimate.new_tokens} new ones",
+        f"{estimate.model_layers} model layers: about {console.megabytes(estimate.stored_bytes)} on disk, "
+        f"{console.megabytes(estimate.bytes_per_model_layer)} each, of {console.megabytes(estimate.raw_bytes)} raw",
+        f"about {console.clock(estimate.seconds)} on this device, at {estimate.prompts_per_second:.1f} prompts/s",
+    ):
+        console.out().print(line, markup=False, soft_wrap=True)
 
 
 def _show_progress(meter: console.Meter, progress: Any) -> None:

@@ -45,7 +45,8 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
 """Largest relative error between a row in a batch and the same row alone, by the dtype the model computes in."""
 
 _ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # what storing a value may add
-_COMPRESSED_SHARE = 0.75  # of raw; measured 0.70, with room to spare
+COMPRESSED_SHARE = 0.75
+"""Of the raw size of a bfloat16 store; 0.70 was measured, so there is room to spare."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def extract(
     settings = settings or ExtractSettings()
     header = make_header(loaded, pack, settings)
     plans = {n: plan_samples(pack, [n], seed=settings.seed, limit=limit) for n in (layers or pack.layers)}
-    token_ids = {n: _tokenize(loaded, plan.texts, settings) for n, plan in plans.items()}
+    token_ids = {n: tokenize(loaded, plan.texts, settings) for n, plan in plans.items()}
     _check_disk_space(path, header, {n: len(plan) for n, plan in plans.items()})
     store = create_store(path, header, pack)
     report = ExtractReport(batch_size=settings.batch_size, layers=list(plans))
@@ -323,7 +324,16 @@ class _RoundExtraction:
         self.on_progress(ExtractProgress(self.target.layer, self.rows_done, len(self.rows), self.rows_run, message))
 
 
-def _tokenize(loaded: LoadedModel, texts: Sequence[str], settings: ExtractSettings) -> list[list[int]]:
+def tokenize(loaded: LoadedModel, texts: Sequence[str], settings: ExtractSettings) -> list[list[int]]:
+    """Token ids of each text, special tokens included.
+
+    Raises
+    ------
+    PlanError
+        If a text has no tokens.
+    PromptTooLongError
+        If a text and its completion do not fit the model's positions.
+    """
     token_ids: list[list[int]] = loaded.tokenizer(list(texts), verbose=False)["input_ids"]
     new = 0 if settings.mode == "prompt" else settings.max_new_tokens
     for text, ids in zip(texts, token_ids, strict=True):
@@ -356,7 +366,7 @@ def _check_disk_space(path: str | Path, header: StoreHeader, rows_of_layer: Mapp
     written = sum(file.stat().st_size for file in files if file.is_file())
     while not folder.exists():
         folder = folder.parent
-    share = _COMPRESSED_SHARE if header.store_dtype == "bfloat16" else 1.0
+    share = COMPRESSED_SHARE if header.store_dtype == "bfloat16" else 1.0
     needed = int(estimate_bytes(header, sum(rows_of_layer.values())) * share) - written
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -41,6 +41,8 @@ ALLOWED: dict[str, set[str]] = {
     "lenscache/extract.py": {"numpy", "lenscache.concepts", "lenscache.errors", "lenscache.header",
                              "lenscache.layout", "lenscache.model", "lenscache.prompts", "lenscache.rounds",
                              "lenscache.runner", "lenscache.store"},
+    "lenscache/planning.py": {"lenscache.concepts", "lenscache.extract", "lenscache.model", "lenscache.prompts",
+                              "lenscache.runner"},
     "lenscache/packs/__init__.py": set(),
     "lenscache/packs/report.py": {"lenscache.concepts"},
     "lenscache/packs/check.py": {"lenscache.concepts"},

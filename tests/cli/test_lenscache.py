@@ -12,7 +12,7 @@ from lenscache.store import open_store
 from tests.cli.conftest import Run
 from tests.packs import small_pack
 
-COMMANDS = ["extract", "info"]
+COMMANDS = ["extract", "plan", "info"]
 
 
 def tree(path: Path) -> dict[str, bytes]:
@@ -171,3 +171,27 @@ def test_debug_shows_the_traceback() -> None:
     assert ran.returncode == 1
     assert "Traceback" in ran.stderr
     assert "StoreNotFoundError" in ran.stderr
+
+
+def test_plan_counts_what_extract_then_extracts(
+    lenscache: Run, pack_file: Path, model_folder: Path, finished_store: Path, tmp_path: Path
+) -> None:
+    options = ["--pack", pack_file, "--model", model_folder, "--dtype", "float32", "--max-new-tokens", 4]
+    planned = json.loads(lenscache("plan", *options, "--json").stdout)
+    found = json.loads(lenscache("info", finished_store, "--json").stdout)
+    assert planned["prompts"] == sum(entry["rows"] for entry in found["rounds"])
+    assert planned["raw_bytes"] == found["raw_bytes"]
+    assert planned["prompt_tokens"] == sum(
+        int(r.samples().n_prompt_tokens.sum()) for r in open_store(finished_store).rounds()
+    )
+    assert planned["concepts"] == 7
+    assert planned["seconds"] > 0
+    text = lenscache("plan", *options, "--layer", 1, "--limit", 2).stdout
+    assert "2 concepts on layer 1: " in text
+    assert "3 model layers: about " in text
+    assert "prompts/s" in text
+
+
+def test_plan_refuses_what_extract_would(lenscache: Run, pack_file: Path, model_folder: Path) -> None:
+    result = lenscache("plan", "--pack", pack_file, "--model", model_folder, "--model-layers", "7")
+    assert_one_line_error(result, "model layer 7 does not exist")

