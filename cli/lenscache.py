@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -67,15 +66,15 @@ def _app() -> None:
 @partial(console.reports_errors, interrupted="complete blocks are kept, the same command goes on from there")
 def extract(
     store: options.StorePath,
-    pack: Annotated[Path, typer.Option(help="Concept pack, a JSON file.")],
-    model: Annotated[str, typer.Option(help="Model folder, Hugging Face id, or smollm2-135m.")],
+    pack: options.Pack,
+    model: options.Model,
     layer: options.Layers = None,
     model_layers: options.ModelLayers = None,
     mode: Annotated[
         Mode, typer.Option(help="What to pool: the prompt, the completion, or both in one pass.")
     ] = Mode.combined,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts a forward pass.")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate a prompt, at most.")] = 20,
+    batch_size: options.BatchSize = 4,
+    max_new_tokens: options.MaxNewTokens = 20,
     pooling: Annotated[Pooling, typer.Option(help="How positions become one vector.")] = Pooling.mean,
     pool_first_position: Annotated[
         bool, typer.Option("--pool-first-position", help="Pool the first position too, often an attention sink.")
@@ -84,11 +83,9 @@ def extract(
         Dtype, typer.Option(help="Weights and arithmetic; auto: bfloat16 where the device has it.")
     ] = Dtype.auto,
     store_dtype: Annotated[StoreDtype, typer.Option(help="Type of the stored activations.")] = StoreDtype.bfloat16,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")] = "auto",
+    device: options.Device = "auto",
     seed: options.Seed = 0,
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Only the first N concepts of each layer.")
-    ] = None,
+    limit: options.Limit = None,
     block_rows: Annotated[int, typer.Option(min=1, help="Rows written, and kept, as one unit.")] = 256,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -121,19 +118,17 @@ def extract(
 @app.command(epilog="Example: lenscache plan --pack data/packs/starter.json --model smollm2-135m --batch-size 16")
 @console.reports_errors
 def plan(
-    pack: Annotated[Path, typer.Option(help="Concept pack, a JSON file.")],
-    model: Annotated[str, typer.Option(help="Model folder, Hugging Face id, or smollm2-135m.")],
+    pack: options.Pack,
+    model: options.Model,
     layer: options.Layers = None,
     model_layers: options.ModelLayers = None,
     mode: Annotated[Mode, typer.Option(help="As for extract.")] = Mode.combined,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts a forward pass.")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate a prompt, at most.")] = 20,
+    batch_size: options.BatchSize = 4,
+    max_new_tokens: options.MaxNewTokens = 20,
     dtype: Annotated[Dtype, typer.Option(help="Weights and arithmetic, as for extract.")] = Dtype.auto,
     store_dtype: Annotated[StoreDtype, typer.Option(help="Type of the stored activations.")] = StoreDtype.bfloat16,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")] = "auto",
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Only the first N concepts of each layer.")
-    ] = None,
+    device: options.Device = "auto",
+    limit: options.Limit = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:

@@ -10,6 +10,12 @@ import typer
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="The store: a folder, or a URL that Zarr accepts.")]
 PackFile = Annotated[Path, typer.Argument(metavar="PACK", help="Concept pack, a JSON file.")]
 PackFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a lens pack.")]
+Pack = Annotated[Path, typer.Option(help="Concept pack, a JSON file.")]
+Model = Annotated[str, typer.Option(help="Model folder, Hugging Face id, or smollm2-135m.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Prompts a forward pass.")]
+MaxNewTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate a prompt, at most.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N concepts of each layer.")]
 Layers = Annotated[
     list[int] | None,
     typer.Option("--layer", min=0, help="Layer of abstraction in the concept hierarchy; repeatable. Default: all."),
