@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
 from lenscache.concepts import ConceptPack
 from lenscache.extract import ExtractReport, ExtractSettings, OnProgress, extract
@@ -38,15 +37,6 @@ def tree(path: Path) -> dict[str, bytes]:
     """Every file of a store by its relative path, but for what a killed writer leaves lying about."""
     files = (file for file in path.rglob("*") if file.is_file() and file.suffix != ".partial")
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny matrices are slower on several threads, and their sums would depend on how many there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
