@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -155,13 +156,55 @@ def plan(
 @console.reports_errors
 def info(store: options.StorePath, json: options.Json = False, debug: options.Debug = False) -> None:
     """Show what STORE holds and how far it is."""
+    from lenscache.labelsets import label_set_names
     from lenscache.store import open_store
 
-    summary = open_store(store).summary()
+    opened = open_store(store)
+    summary = {**opened.summary(), "label_sets": label_set_names(opened)}
     if json:
         console.print_json(summary)
     else:
         _print_summary(summary)
+
+
+@app.command(epilog="Example: lenscache label store.zarr topics.csv --name topics --label topic")
+@console.reports_errors
+def label(
+    store: options.StorePath,
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="Labelled text: CSV, JSON Lines or Parquet.")],
+    name: Annotated[str, typer.Option(help="Name of the label set, for `lenstrain fit --labels`.")],
+    text: Annotated[str, typer.Option(help="Column of texts.")] = "text",
+    label: Annotated[str, typer.Option(help="Column of labels.")] = "label",
+    split: Annotated[str | None, typer.Option(help="Column of splits. Default: they are drawn.")] = None,
+    concept: Annotated[str | None, typer.Option(help="Id of a binary set's concept.")] = None,
+    separator: Annotated[str | None, typer.Option(help="What stands between the labels of one row.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a label set of this name.")] = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Label texts that STORE already holds, without the model."""
+    from lenscache.labelsets import add_label_set
+    from lenscache.packs.labelled import LabelledColumns, import_labelled
+    from lenscache.store import open_store
+
+    columns = LabelledColumns(text=text, label=label, split=split, concept=concept, separator=separator)
+    opened = open_store(store, mode="r+")
+    imported = import_labelled(source, columns)
+    added = add_label_set(opened, name, imported.pack, overwrite=overwrite)
+    for missing in added.missing:
+        imported.report.leave_out("text that the store does not hold", missing)
+    for lost in added.lost_concepts:
+        imported.report.leave_out("concept without a text in the store", lost)
+    kept = added.label_set
+    if json:
+        counts = {"samples": len(kept.key), "labels": len(kept.labels.sample), "concepts": len(kept.concepts)}
+        console.print_json({"name": name, "digest": kept.digest, **counts, **imported.report.to_dict()})
+        return
+    for line in imported.report.lines():
+        console.out().print(line, markup=False, soft_wrap=True)
+    counted = f"{len(kept.key)} samples, {len(kept.labels.sample)} labels, {len(kept.concepts)} concepts"
+    console.out().print(f"label set {name}: {counted} ({kept.digest})", markup=False, soft_wrap=True)
+    console.out().print(f"next: lenstrain fit {store} --labels {name} --out lenses", markup=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -244,6 +287,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
             entry["state"], str(entry["batch_size"] or ""), "" if error is None else f"{error:.2%}",
         )  # fmt: skip
     out.print(table)
+    if summary["label_sets"]:
+        out.print(f"label sets: {', '.join(summary['label_sets'])}", markup=False, soft_wrap=True)
 
 
 def _sizes(summary: dict[str, Any]) -> str:

@@ -59,6 +59,9 @@ def fit(
     ] = None,
     phase: Annotated[Phase, typer.Option(help="Vectors to train on.")] = Phase.both,
     concept: Annotated[list[str] | None, typer.Option(help="Concept id; repeatable. Default: all extracted.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Label set to train on. Default: the labels of the pack.")
+    ] = None,
     validation: Annotated[
         Validation, typer.Option(help="Whether a low grade holds graduation back: never, always, or less and less.")
     ] = Validation.advisory,
@@ -89,7 +92,7 @@ def fit(
     )  # fmt: skip
     check_output(out, overwrite=overwrite)
     start = time.perf_counter()
-    dataset = open_dataset(store, layers=layer, phase=phase.value, seed=seed)
+    dataset = open_dataset(store, layers=layer, phase=phase.value, seed=seed, labels=labels)
     with console.Meter().running() as meter:
         result = fit_lenses(
             dataset, settings, concepts=concept, on_progress=lambda p: meter.update(p.stage, p.done, p.total, p.unit)

@@ -16,7 +16,10 @@
         StoreMismatchError (ValueError)      the store was written with something else
         StoreIncompleteError                 extraction has not finished
         StoreDamagedError (OSError)          a complete block no longer reads back
+        LabelSetError (ValueError)           no such label set, or one that cannot be added
         DiskSpaceError (OSError)             the disk cannot hold the run
+      ExportError (OSError)                  the folder of an export cannot be used
+      MissingPackageError (ImportError)      an optional package is not installed
 
 Each class also inherits the builtin a caller would expect, so both styles of ``except`` work.
 """
@@ -99,5 +102,17 @@ class StoreDamagedError(StoreError, OSError):
     """A block that was marked complete cannot be read back."""
 
 
+class LabelSetError(StoreError, ValueError):
+    """The store has no such label set, or labels that cannot be added to it."""
+
+
 class DiskSpaceError(StoreError, OSError):
     """The file system has less room than the run needs."""
+
+
+class ExportError(LenscacheError, OSError):
+    """An export cannot be written where it was asked for; what is there is untouched."""
+
+
+class MissingPackageError(LenscacheError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""

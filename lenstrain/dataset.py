@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from lenscache.concepts import Hierarchy
 from lenscache.errors import StoreIncompleteError
 from lenscache.header import Phase
+from lenscache.labelsets import LabelSet, read_label_set
 from lenscache.prompts import CONTRAST, EXAMPLE, NEGATIVE, POSITIVE, SPLITS, stable_hash
 from lenscache.rounds import Labels, Round
 from lenscache.store import Store, open_store
@@ -62,6 +63,8 @@ class LensDataset:
     layers : layers of abstraction to read; None for all that the store holds.
     phase : "both", "prompt" or "completion": what a vector is.
     seed : keys the choice of negatives.
+    labels : name of a label set to use instead of the labels that the store was extracted with; samples that carry
+        none of its labels are left out.
 
     Raises
     ------
@@ -69,20 +72,32 @@ class LensDataset:
         If a round of these layers is not finished; the message says how far it is.
     SettingsError
         If the store has no such layer or phase.
+    LabelSetError
+        If the store has no such label set.
     """
 
     def __init__(
-        self, store: Store, *, layers: Sequence[int] | None = None, phase: PhaseChoice = "both", seed: int = 0
+        self,
+        store: Store,
+        *,
+        layers: Sequence[int] | None = None,
+        phase: PhaseChoice = "both",
+        seed: int = 0,
+        labels: str | None = None,
     ) -> None:
         self.store, self.seed = store, seed
         self.phases = _phases(store, phase)
+        self.label_set = None if labels is None else read_label_set(store, labels)
         self._rounds = _complete_rounds(store, layers)
         self._join(self._rounds)
 
     def _join(self, rounds: Sequence[Round]) -> None:
         seen: set[bytes] = set()
+        labelled = None if self.label_set is None else {bytes(key): i for i, key in enumerate(self.label_set.key)}
         kept: list[Rows] = []
-        columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("text", "kind", "split", "n_completion_tokens")}
+        columns: dict[str, list[NDArray[Any]]] = {
+            name: [] for name in ("key", "text", "kind", "split", "n_completion_tokens")
+        }
         labels: dict[str, dict[str, int]] = {}
         targets: dict[str, None] = {}
         held: list[tuple[Round, list[str], Labels]] = []
@@ -90,7 +105,7 @@ class LensDataset:
             samples, marks = entry.samples(), entry.labels()
             fresh = []
             for row, key in enumerate(map(bytes, samples.key)):
-                if key not in seen:
+                if key not in seen and (labelled is None or key in labelled):
                     seen.add(key)
                     fresh.append(row)
             kept.append(np.array(fresh, np.intp))
@@ -111,16 +126,38 @@ class LensDataset:
         self.split: NDArray[np.uint8] = np.concatenate(columns["split"])
         self._n_completion_tokens: NDArray[np.int32] = np.concatenate(columns["n_completion_tokens"])
         self.concepts = tuple(targets)
+        if self.label_set is not None and labelled is not None:
+            self._use_label_set(self.label_set, [labelled[bytes(key)] for key in np.concatenate(columns["key"])])
+
+    def _use_label_set(self, label_set: LabelSet, numbers: Sequence[int]) -> None:
+        """Label the samples anew; `numbers` says which sample of the set each of them is."""
+        text_of = dict(zip(numbers, self.texts, strict=True))
+        self._labels = {}
+        for sample, concept, role in zip(*label_set.labels, strict=True):
+            if sample in text_of:
+                self._labels.setdefault(label_set.concepts[concept], {}).setdefault(text_of[sample], int(role))
+        self.split = label_set.split[np.array(numbers, np.intp)]
+        self.kind = np.full(len(numbers), EXAMPLE, np.uint8)
+        self.concepts = tuple(concept for concept in label_set.concepts if concept in self._labels)
 
     @property
     def n_samples(self) -> int:
         """Samples over all rounds."""
         return len(self.texts)
 
-    @property
+    @cached_property
     def hierarchy(self) -> Hierarchy:
-        """Who is above, below and beside whom."""
+        """Who is above, below and beside whom; the concepts of a label set are all beside each other."""
+        if self.label_set is not None:
+            return Hierarchy(dict.fromkeys(self.label_set.concepts, 0), {})
         return self.store.hierarchy
+
+    @property
+    def concept_names(self) -> dict[str, str]:
+        """What people call each concept, by id."""
+        if self.label_set is not None:
+            return dict(zip(self.label_set.concepts, self.label_set.names, strict=True))
+        return self.store.concept_names
 
     @property
     def model_layers(self) -> tuple[int, ...]:

@@ -231,7 +231,7 @@ class LensPack:
 
 def make_lens_pack(result: FitResult, dataset: LensDataset, settings: FitSettings) -> LensPack:
     """The lens pack of a fit, with its provenance."""
-    names, layers = dataset.store.concept_names, dataset.hierarchy.layers
+    names, layers = dataset.concept_names, dataset.hierarchy.layers
     lenses = [_ship(lens, names[lens.concept], layers[lens.concept]) for lens in result.lenses]
     return LensPack(lenses, _provenance(dataset, settings), result.skipped)
 
@@ -268,6 +268,13 @@ def _provenance(dataset: LensDataset, settings: FitSettings) -> dict[str, Any]:
     packages = ("lenscache", "numpy", "torch", "zarr")
     return {
         "store": {"digest": dataset.store.digest(), **header},
+        "labels": None
+        if (used := dataset.label_set) is None
+        else {
+            "name": used.name,
+            "digest": used.digest,
+            "source": used.source,
+        },
         "family": FAMILY,
         "settings": settings_to_json(settings),
         "layers": sorted({dataset.hierarchy.layers[concept] for concept in dataset.concepts}),

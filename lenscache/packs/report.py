@@ -40,7 +40,7 @@ class ImportReport:
         lines = [f"read: {count} {what}" for what, count in self.read.items()]
         for title, kinds in (("repaired", self.repaired), ("left out", self.left_out)):
             for kind, places in kinds.items():
-                shown = ", ".join(f"{place:.60}" for place in places[:_SHOWN])
+                shown = ", ".join(f"{_printable(place):.60}" for place in places[:_SHOWN])
                 more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
                 lines.append(f"{title}: {len(places)} x {kind}: {shown}{more}")
         return lines
@@ -52,6 +52,11 @@ class ImportReport:
             "repaired": {kind: len(places) for kind, places in self.repaired.items()},
             "left_out": {kind: len(places) for kind, places in self.left_out.items()},
         }
+
+
+def _printable(place: str) -> str:
+    """On one line, and without what would command a terminal."""
+    return " ".join("".join(char if char.isprintable() else " " for char in place).split())
 
 
 @dataclass(frozen=True)

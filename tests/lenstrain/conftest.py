@@ -142,10 +142,14 @@ def plant_round(
     *,
     n_blocks: int | None = None,
     verified: bool = True,
+    sampling: str = "",
 ) -> Round:
-    """Write a round; only its first `n_blocks` blocks if given, and without the mark of verification if not."""
+    """Write a round; only its first `n_blocks` blocks if given, and without the mark of verification if not.
+
+    Another `sampling` gives the same texts other keys, as sampling them again does.
+    """
     planting, header = planting or Planting(), store.header
-    keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in plan.texts]
+    keys = [hashlib.blake2b((sampling + text).encode(), digest_size=16).digest() for text in plan.texts]
     target = store.create_round(
         layer,
         index,
