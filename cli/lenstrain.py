@@ -121,15 +121,15 @@ def show(folder: options.PackFolder, json: options.Json = False, debug: options.
         return
     model, settings = pack.provenance["store"]["model"]["id"], pack.provenance["settings"]
     table = console.make_table(
-        "concept", "layer", "model layer", "test F1", "score", "grade", "samples", "iterations", "graduated"
+        "concept", "layer", "model layer", "test F1", "unnamed", "score", "grade", "samples", "iterations", "graduated"
     )
     colours = {"A": "green", "B": "yellow", "C": "red"}
     for lens in sorted(pack, key=lambda lens: (lens.layer, -lens.metrics["score"])):
         metrics, grade = lens.metrics, lens.grade.value
         table.add_row(
             escape(lens.name), str(lens.layer), str(lens.model_layer), f"{metrics['test_f1']:.2f}",
-            f"{metrics['score']:.2f}", f"[{colours[grade]}]{grade}[/]", str(metrics["n_samples"]),
-            str(metrics["iterations"]), "yes" if metrics["graduated"] else "no",
+            _share(metrics["test_f1_unnamed"]), f"{metrics['score']:.2f}", f"[{colours[grade]}]{grade}[/]",
+            str(metrics["n_samples"]), str(metrics["iterations"]), "yes" if metrics["graduated"] else "no",
         )  # fmt: skip
     target = f"target F1 {settings['target_f1']:g}, {settings['validation']} validation"
     console.out().print(f"{folder}: {model}, {target}", markup=False, soft_wrap=True)
@@ -146,11 +146,19 @@ def _summary_line(pack: Any) -> str:
     summary = pack.summary()
     grades = ", ".join(f"{count} {grade}" for grade, count in summary["grades"].items())
     line = f"{summary['n_lenses']} lenses: {grades}; {summary['graduated']} graduated"
-    line += f"; mean test F1 {summary['mean_test_f1']:.2f}, mean score {summary['mean_score']:.2f}"
+    line += f"; mean test F1 {summary['mean_test_f1']:.2f}"
+    if summary["mean_test_f1_named"] == summary["mean_test_f1_named"]:  # labelled texts name nothing
+        named, unnamed = summary["mean_test_f1_named"], summary["mean_test_f1_unnamed"]
+        line += f" ({unnamed:.2f} on unnamed samples, {named:.2f} on named)"
+    line += f", mean score {summary['mean_score']:.2f}"
     line += f"; {summary['mean_samples']:.1f} samples and {summary['mean_iterations']:.1f} iterations on average"
     if pack.hungry:
         line += f"; {len(pack.hungry)} used every cached sample (hungry.json)"
     return f"{line}; {len(pack.skipped)} left out" if pack.skipped else line
+
+
+def _share(value: float) -> str:
+    return "" if value != value else f"{value:.2f}"
 
 
 def _row(lens: Any) -> dict[str, Any]:

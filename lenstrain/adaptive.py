@@ -141,6 +141,10 @@ class FittedLens:
     """Score on the vectors of each phase alone."""
     train_f1: float
     test_f1: float
+    f1_unnamed: float
+    """Test F1 of the positives that do not name the concept, against the same negatives; NaN if there are none."""
+    f1_named: float
+    """Test F1 of those that do."""
     precision: float
     recall: float
     graduated: bool
@@ -304,11 +308,12 @@ class _LayerData:
         return fitted.decision_function(self.X[self.vectors[split]])
 
     def drawn(
-        self, task: Task, split: int, logits: NDArray[np.float64]
+        self, task: Task, split: int, logits: NDArray[np.float64], positives: Rows | None = None
     ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        """y and logits of the task's own positives and negatives in a split."""
+        """y and logits of the task's own positives, or of some of them, and negatives in a split."""
         mark = np.zeros(self.dataset.n_samples, np.int8)
-        mark[task.negatives[split]], mark[task.positives[split]] = 1, 2
+        mark[task.negatives[split]] = 1
+        mark[task.positives[split] if positives is None else positives] = 2
         found = mark[self.samples[split]]
         return found[found > 0] == 2, logits[found > 0]
 
@@ -387,10 +392,17 @@ class _AdaptiveTraining:
                 phase: self._score(task, logits[TEST], self.dataset.vector_phase[self.layer.vectors[TEST]] == number)
                 for number, phase in enumerate(self.dataset.phases)
             },
-            train_f1=train_f1, test_f1=test.f1, precision=test.precision, recall=test.recall, graduated=graduated,
+            train_f1=train_f1, test_f1=test.f1, f1_unnamed=self._f1_of(task, logits[TEST], threshold, named=False),
+            f1_named=self._f1_of(task, logits[TEST], threshold, named=True),
+            precision=test.precision, recall=test.recall, graduated=graduated,
             hungry=False, n_test=len(task.positives[TEST]), converged=bool(fitted.converged[i]),
             trajectory=[Iteration(n, self.settings.n_negatives(n), train_f1, test.f1, rank.score, grade, graduated)],
         )  # fmt: skip
+
+    def _f1_of(self, task: Task, logits: NDArray[np.float64], threshold: float, *, named: bool) -> float:
+        positives = task.positives[TEST]
+        chosen = positives[self.dataset.unnamed[positives] != named]
+        return classify(*self.layer.drawn(task, TEST, logits, chosen), threshold).f1 if len(chosen) else np.nan
 
     def _score(self, task: Task, logits: NDArray[np.float64], only: NDArray[np.bool_]) -> float:
         return ranking(*self.layer.judged(task, TEST, logits, only), self.settings.prevalence).score

@@ -133,7 +133,8 @@ class LensPack:
         """The pack in a few numbers."""
 
         def mean(metric: str) -> float:
-            return float(np.mean([lens.metrics[metric] for lens in self.lenses]))
+            values = [value for lens in self.lenses if not math.isnan(value := lens.metrics[metric])]
+            return float(np.mean(values)) if values else math.nan
 
         return {
             "n_lenses": len(self),
@@ -142,6 +143,8 @@ class LensPack:
             "hungry": self.hungry,
             "skipped": self.skipped,
             "mean_test_f1": mean("test_f1"),
+            "mean_test_f1_unnamed": mean("test_f1_unnamed"),
+            "mean_test_f1_named": mean("test_f1_named"),
             "mean_score": mean("score"),
             "mean_samples": mean("n_samples"),
             "mean_iterations": mean("iterations"),
@@ -252,7 +255,8 @@ def _ship(lens: FittedLens, name: str, layer: int) -> Lens:
         weight=lens.weight.astype(np.float32), bias=float(np.float32(lens.bias)), threshold=lens.threshold,
         sigmoid=lens.sigmoid, grade=lens.grade,
         metrics={
-            "test_f1": lens.test_f1, "train_f1": lens.train_f1, "precision": lens.precision, "recall": lens.recall,
+            "test_f1": lens.test_f1, "test_f1_unnamed": lens.f1_unnamed, "test_f1_named": lens.f1_named,
+            "train_f1": lens.train_f1, "precision": lens.precision, "recall": lens.recall,
             "score": rank.score, "average_precision": rank.average_precision, "auroc": rank.auroc,
             "score_unnamed": lens.unnamed_score, "score_by_phase": lens.phase_scores,
             "n_samples": lens.n_samples, "n_test": lens.n_test, "n_judged": rank.n_positive + rank.n_negative,

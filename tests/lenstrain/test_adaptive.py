@@ -231,6 +231,29 @@ def test_last_iteration_is_the_lens_that_is_kept(faint: LensDataset) -> None:
         assert lens.n_samples == last.n_samples
 
 
+def test_f1_is_reported_apart_for_samples_that_name_the_concept_and_for_those_that_do_not(tmp_path: Path) -> None:
+    """What names the concept is lost from the activations: a lens that is blind there must not hide behind the rest."""
+    store = make_planted_store(tmp_path / "s")
+
+    def hide_named(X: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        named = ~dataset.unnamed[dataset.vector_sample[rows]]
+        changed = X[rows].copy()
+        changed[named] = X[rows].mean(axis=0)
+        return changed
+
+    dataset = ChangedDataset(store, hide_named, TEST)
+    for lens in fit_lenses(dataset, EAGER).lenses:
+        assert lens.f1_unnamed > 0.9
+        assert lens.f1_named < lens.test_f1 < lens.f1_unnamed
+
+
+def test_f1_of_samples_that_there_are_none_of_is_not_a_number(tmp_path: Path) -> None:
+    pack = dataclasses.replace(planted_pack(), prompts="examples")
+    for lens in fit_lenses(LensDataset(make_planted_store(tmp_path / "s", pack=pack)), EAGER).lenses:
+        assert np.isnan(lens.f1_named)
+        assert lens.f1_unnamed == lens.test_f1
+
+
 def test_iterations_are_bounded(faint: LensDataset) -> None:
     result = fit_lenses(faint, FitSettings(model_layers=(1,), target_f1=1.0, max_iterations=2))
     assert max(len(lens.trajectory) for lens in result.lenses) == 2
