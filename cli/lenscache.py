@@ -54,6 +54,22 @@ class StoreDtype(StrEnum):
     bfloat16 = "bfloat16"
     float16 = "float16"
     float32 = "float32"
+    int8 = "int8"
+
+
+class ExportFormat(StrEnum):
+    """Choices of --to."""
+
+    safetensors = "safetensors"
+    npz = "npz"
+    parquet = "parquet"
+
+
+class Phase(StrEnum):
+    """Choices of --phase."""
+
+    prompt = "prompt"
+    completion = "completion"
 
 
 @app.callback()
@@ -71,11 +87,13 @@ def extract(
     model: options.Model,
     layer: options.Layers = None,
     model_layers: options.ModelLayers = None,
+    templates: options.Templates = None,
     mode: Annotated[
         Mode, typer.Option(help="What to pool: the prompt, the completion, or both in one pass.")
     ] = Mode.combined,
     batch_size: options.BatchSize = 4,
     max_new_tokens: options.MaxNewTokens = 20,
+    max_prompt_tokens: options.MaxPromptTokens = None,
     pooling: Annotated[Pooling, typer.Option(help="How positions become one vector.")] = Pooling.mean,
     pool_first_position: Annotated[
         bool, typer.Option("--pool-first-position", help="Pool the first position too, often an attention sink.")
@@ -83,33 +101,56 @@ def extract(
     dtype: Annotated[
         Dtype, typer.Option(help="Weights and arithmetic; auto: bfloat16 where the device has it.")
     ] = Dtype.auto,
-    store_dtype: Annotated[StoreDtype, typer.Option(help="Type of the stored activations.")] = StoreDtype.bfloat16,
+    store_dtype: Annotated[
+        StoreDtype, typer.Option(help="Type of the stored activations; int8 is lossy.")
+    ] = StoreDtype.bfloat16,
     device: options.Device = "auto",
     seed: options.Seed = 0,
     limit: options.Limit = None,
+    samples: options.Samples = None,
+    top_up: Annotated[
+        Path | None,
+        typer.Option(metavar="hungry.json", help="Add samples for the concepts of this file, as another round."),
+    ] = None,
+    reuse: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STORE", help="Copy rows that this store holds, as of an older pack; repeatable."),
+    ] = None,
     block_rows: Annotated[int, typer.Option(min=1, help="Rows written, and kept, as one unit.")] = 256,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Extract activations into STORE, or continue where an earlier run stopped."""
-    from lenscache.concepts import ConceptPack
-    from lenscache.extract import ExtractSettings
+    from lenscache.errors import PlanError
+    from lenscache.extract import ExtractSettings, extract_top_up
     from lenscache.extract import extract as run_extract
     from lenscache.prompts import select_concepts
+    from lenscache.remote import check_place
     from lenscache.store import open_store
+    from lenscache.topup import read_top_up
 
-    concepts = ConceptPack.load(pack)
+    concepts = options.load_pack(pack, templates)
     settings = ExtractSettings(
-        mode=mode.value, max_new_tokens=max_new_tokens, model_layers=options.parse_model_layers(model_layers),
-        pooling=pooling.value, pool_first_position=pool_first_position, store_dtype=store_dtype.value, seed=seed,
-        batch_size=batch_size, block_rows=block_rows,
+        mode=mode.value, max_new_tokens=max_new_tokens, max_prompt_tokens=max_prompt_tokens,
+        model_layers=options.parse_model_layers(model_layers), pooling=pooling.value,
+        pool_first_position=pool_first_position, store_dtype=store_dtype.value, seed=seed, batch_size=batch_size,
+        block_rows=block_rows, samples=samples,
     )  # fmt: skip
+    if top_up is not None and (layer or limit or reuse):
+        raise PlanError("--top-up takes its concepts from the file: leave out --layer, --limit and --reuse")
     select_concepts(concepts, layer, limit)  # before the model is loaded
+    check_place(store)
+    request = None if top_up is None else read_top_up(top_up, samples)
+    others = [open_store(path) for path in reuse or ()]
     loaded = _load(model, dtype, device)
     with console.Meter().running() as meter:
-        report = run_extract(
-            store, concepts, loaded, settings, layers=layer, limit=limit, on_progress=lambda p: _show_progress(meter, p)
-        )
+        tell = partial(_show_progress, meter)
+        if request is None:
+            report = run_extract(
+                store, concepts, loaded, settings, layers=layer, limit=limit, reuse=others, on_progress=tell
+            )
+        else:
+            report = extract_top_up(store, concepts, loaded, request, settings, on_progress=tell)
     if json:
         console.print_json(asdict(report))
     else:
@@ -123,26 +164,31 @@ def plan(
     model: options.Model,
     layer: options.Layers = None,
     model_layers: options.ModelLayers = None,
+    templates: options.Templates = None,
     mode: Annotated[Mode, typer.Option(help="As for extract.")] = Mode.combined,
     batch_size: options.BatchSize = 4,
     max_new_tokens: options.MaxNewTokens = 20,
+    max_prompt_tokens: options.MaxPromptTokens = None,
     dtype: Annotated[Dtype, typer.Option(help="Weights and arithmetic, as for extract.")] = Dtype.auto,
-    store_dtype: Annotated[StoreDtype, typer.Option(help="Type of the stored activations.")] = StoreDtype.bfloat16,
+    store_dtype: Annotated[
+        StoreDtype, typer.Option(help="Type of the stored activations; int8 is lossy.")
+    ] = StoreDtype.bfloat16,
     device: options.Device = "auto",
     limit: options.Limit = None,
+    samples: options.Samples = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Show what an extraction would cost: prompts, tokens, bytes, and time from a few timed batches."""
-    from lenscache.concepts import ConceptPack
     from lenscache.extract import ExtractSettings
     from lenscache.planning import estimate_run
     from lenscache.prompts import select_concepts
 
-    concepts = ConceptPack.load(pack)
+    concepts = options.load_pack(pack, templates)
     settings = ExtractSettings(
-        mode=mode.value, max_new_tokens=max_new_tokens, model_layers=options.parse_model_layers(model_layers),
-        store_dtype=store_dtype.value, batch_size=batch_size,
+        mode=mode.value, max_new_tokens=max_new_tokens, max_prompt_tokens=max_prompt_tokens,
+        model_layers=options.parse_model_layers(model_layers), store_dtype=store_dtype.value, batch_size=batch_size,
+        samples=samples,
     )  # fmt: skip
     select_concepts(concepts, layer, limit)  # before the model is loaded
     estimate = estimate_run(concepts, _load(model, dtype, device), settings, layers=layer, limit=limit)
@@ -207,6 +253,96 @@ def label(
     console.out().print(f"next: lenstrain fit {store} --labels {name} --out lenses", markup=False, soft_wrap=True)
 
 
+@app.command(epilog="Example: lenscache export store.zarr --to safetensors --out activations --model-layers 10-20")
+@console.reports_errors
+def export(
+    store: options.StorePath,
+    to: Annotated[ExportFormat, typer.Option(help="safetensors keeps bfloat16 bit for bit, the others hold float32.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
+    layer: options.Layers = None,
+    model_layers: options.ModelLayers = None,
+    phase: Annotated[list[Phase] | None, typer.Option(help="Phase to export; repeatable. Default: all.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in DIR.")] = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write what is complete in STORE to files that need no Zarr, with a manifest."""
+    from lenscache.export import export_store
+    from lenscache.store import open_store
+
+    with console.Meter().running() as meter:
+        report = export_store(
+            open_store(store), out, to.value, layers=layer, model_layers=options.parse_model_layers(model_layers),
+            phases=[choice.value for choice in phase] if phase else None, overwrite=overwrite,
+            on_progress=lambda done, total: meter.update("export", done, total, "vectors"),
+        )  # fmt: skip
+    if json:
+        console.print_json(asdict(report))
+        return
+    size = console.megabytes(report.size_bytes)
+    left_out = f"; {report.rows_left_out} rows that are not extracted yet are left out" if report.rows_left_out else ""
+    line = f"{report.folder}: {report.rows} rows as {report.to}, {size} in {report.n_files} files{left_out}"
+    console.out().print(line, markup=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: lenscache verify store.zarr --pack data/packs/starter.json")
+@partial(console.reports_errors, interrupted="nothing was changed")
+def verify(
+    store: options.StorePath,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only marks, and presence and size of objects; decode nothing.")
+    ] = False,
+    pack: Annotated[Path | None, typer.Option(help="Compare with this concept pack, too.")] = None,
+    layer: options.OneLayer = None,
+    jobs: options.Jobs = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Check every object, value and count of STORE; exit code 1 if anything is wrong. Nothing is written."""
+    from lenscache.concepts import ConceptPack
+    from lenscache.verify import verify_store
+
+    if quick and pack is not None:
+        raise typer.BadParameter("--pack compares texts, which --quick does not read: leave one of them out")
+    concepts = None if pack is None else ConceptPack.load(pack)
+    with console.Meter().running() as meter:
+        report = verify_store(
+            store, quick=quick, pack=concepts, layer=layer, jobs=jobs,
+            on_checked=lambda done, total: meter.update("verify", done, total, "objects"),
+        )  # fmt: skip
+    if json:
+        console.print_json({**asdict(report), "damaged": report.is_damaged})
+    else:
+        _print_verified(report)
+    if report.is_damaged:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: lenscache repair store.zarr")
+@partial(console.reports_errors, interrupted="blocks unmarked so far stay so, the same command goes on")
+def repair(
+    store: options.StorePath,
+    layer: options.OneLayer = None,
+    jobs: options.Jobs = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Unmark exactly the damaged blocks of STORE, so that `extract` runs them again. Deletes nothing."""
+    from lenscache.repair import repair_store
+
+    with console.Meter().running() as meter:
+        report = repair_store(
+            store, layer=layer, jobs=jobs,
+            on_checked=lambda done, total: meter.update("verify", done, total, "objects"),
+        )  # fmt: skip
+    if json:
+        console.print_json(asdict(report))
+    else:
+        _print_repaired(report)
+    if report.left_to_user:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Entry point."""
     app()
@@ -228,6 +364,10 @@ def _print_estimate(estimate: Any) -> None:
     for line in (
         f"{estimate.concepts} concepts on {layers}: {estimate.prompts} prompts, "
         f"{estimate.prompt_tokens} prompt tokens, at most {estimate.new_tokens} new ones",
+        *(
+            [f"{estimate.cut_prompts} prompts are longer than the model takes, and would be cut"]
+            * (estimate.cut_prompts > 0)
+        ),
         f"{estimate.model_layers} model layers: about {console.megabytes(estimate.stored_bytes)} on disk, "
         f"{console.megabytes(estimate.bytes_per_model_layer)} each, of {console.megabytes(estimate.raw_bytes)} raw",
         f"about {console.clock(estimate.seconds)} on this device, at {estimate.prompts_per_second:.1f} prompts/s",
@@ -251,6 +391,14 @@ def _print_report(store: Any, report: Any) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if report.cut_prompts:
+        limit = summary["settings"]["max_prompt_tokens"]
+        out.print(f"cut: {report.cut_prompts} prompts to their first {limit} tokens (samples/n_cut_tokens says which)")
+    if report.rows_reused:
+        out.print(f"copied: {report.rows_reused} rows that another store held")
+    if report.exhausted_concepts:
+        named = ", ".join(report.exhausted_concepts[:5]) + (" ..." if len(report.exhausted_concepts) > 5 else "")
+        out.print(f"nothing left to add for {len(report.exhausted_concepts)} concepts: {named}", markup=False)
     for block in report.repaired_blocks:
         out.print(f"repaired: {block}", markup=False, soft_wrap=True)
     out.print(_sizes(summary))
@@ -289,6 +437,36 @@ def _print_summary(summary: dict[str, Any]) -> None:
     out.print(table)
     if summary["label_sets"]:
         out.print(f"label sets: {', '.join(summary['label_sets'])}", markup=False, soft_wrap=True)
+
+
+def _print_verified(report: Any) -> None:
+    for line in (
+        *(finding.line() for finding in report.findings),
+        *(f"note: {note}" for note in report.notes),
+        *(state.line() for state in report.rounds),
+    ):
+        console.out().print(line, markup=False, soft_wrap=True)
+    how = "looked at, not decoded" if report.quick else "decoded"
+    counted = f"{report.objects} objects of {report.arrays} arrays {how}, {console.megabytes(report.bytes)}"
+    found = f"{len(report.findings)} findings" if report.is_damaged else "clean"
+    console.out().print(f"{report.path}: {found}; {counted}", markup=False, soft_wrap=True)
+    if any(finding.block is not None for finding in report.findings):
+        console.out().print(f"next: lenscache repair {report.path}", markup=False, soft_wrap=True)
+
+
+def _print_repaired(report: Any) -> None:
+    for line in (
+        *(f"unmarked: {block}" for block in report.unmarked),
+        *(f"left to extract: {finding.line()}" for finding in report.left_to_extract),
+        *(f"not repaired: {finding.line()}" for finding in report.left_to_user),
+    ):
+        console.out().print(line, markup=False, soft_wrap=True)
+    if not (report.unmarked or report.left_to_extract or report.left_to_user):
+        console.out().print(f"{report.path}: nothing to repair", markup=False, soft_wrap=True)
+        return
+    done = f"{len(report.unmarked)} blocks unmarked, {report.rows} rows to extract again"
+    again = "next: lenscache extract with the arguments it was run with before"
+    console.out().print(f"{report.path}: {done}; {again}", markup=False, soft_wrap=True)
 
 
 def _sizes(summary: dict[str, Any]) -> str:

@@ -2,27 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-StorePath = Annotated[str, typer.Argument(metavar="STORE", help="The store: a folder, or a URL that Zarr accepts.")]
+if TYPE_CHECKING:
+    from lenscache.concepts import ConceptPack
+
+StorePath = Annotated[
+    str, typer.Argument(metavar="STORE", help="The store: a folder, or a URL such as s3://bucket/prefix.")
+]
 PackFile = Annotated[Path, typer.Argument(metavar="PACK", help="Concept pack, a JSON file.")]
 PackFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a lens pack.")]
 Pack = Annotated[Path, typer.Option(help="Concept pack, a JSON file.")]
+Templates = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="More prompts for every concept: one template a line, such as: About {name}."),
+]
 Model = Annotated[str, typer.Option(help="Model folder, Hugging Face id, or smollm2-135m.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts a forward pass.")]
 MaxNewTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate a prompt, at most.")]
+MaxPromptTokens = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Cut longer prompts to N tokens. Default: what the model has positions for."),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N concepts of each layer.")]
+Samples = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Only the first N prompts of each concept; a top-up adds more.")
+]
 Layers = Annotated[
     list[int] | None,
     typer.Option("--layer", min=0, help="Layer of abstraction in the concept hierarchy; repeatable. Default: all."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Keys everything that is drawn.")]
+OneLayer = Annotated[
+    int | None, typer.Option("--layer", min=0, metavar="N", help="Only this layer of abstraction. Default: all.")
+]
+Jobs = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads. Default: one a core, 8 at most.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def load_pack(path: Path, templates: Path | None) -> ConceptPack:
+    """The pack at `path`, with the templates of a file beside its own."""
+    from lenscache.concepts import ConceptPack
+    from lenscache.templates import read_templates
+
+    pack = ConceptPack.load(path)
+    if templates is None:
+        return pack
+    return replace(pack, templates=tuple(dict.fromkeys((*pack.templates, *read_templates(templates)))))
 
 
 def parse_model_layers(text: str | None) -> tuple[int, ...] | None:

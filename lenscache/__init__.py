@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lenscache.concepts import Concept, ConceptPack, Hierarchy
     from lenscache.errors import LenscacheError
-    from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings
     from lenscache.header import StoreHeader
     from lenscache.model import LoadedModel, load_model
     from lenscache.prompts import SamplePlan, plan_samples
     from lenscache.rounds import Round
+    from lenscache.settings import ExtractProgress, ExtractReport, ExtractSettings
     from lenscache.store import Store, open_store
 
 _HOMES = {
     "Concept": "concepts",
     "ConceptPack": "concepts",
-    "ExtractProgress": "extract",
-    "ExtractReport": "extract",
-    "ExtractSettings": "extract",
+    "ExtractProgress": "settings",
+    "ExtractReport": "settings",
+    "ExtractSettings": "settings",
     "Hierarchy": "concepts",
     "LenscacheError": "errors",
     "LoadedModel": "model",

@@ -193,6 +193,8 @@ class ConceptPack:
     its own texts."""
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Texts whose split the source gives, by "train", "calibration" or "test"; the others are drawn."""
+    templates: tuple[str, ...] = ()
+    """Prompts of the user's own, to be filled for every concept; see `lenscache.templates`."""
     _by_id: dict[str, Concept] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -231,6 +233,8 @@ class ConceptPack:
         entries: list[Any] = [_without_empty(asdict(concept), "negatives") for concept in self.concepts]
         if self.prompts != "all" or self.splits:
             entries.append({"prompts": self.prompts, "splits": dict(self.splits)})
+        if self.templates:
+            entries.append({"templates": self.templates})
         content = json.dumps(entries, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
@@ -279,6 +283,7 @@ class ConceptPack:
             concepts=tuple(_parse_concept(entry, number) for number, entry in enumerate(concepts)),
             prompts=_parse_choice(data.get("prompts", "all"), ("all", "examples"), "prompts"),
             splits=_parse_splits(data.get("splits", {})),
+            templates=_parse_texts(data.get("templates", []), "templates", "the pack"),
             **{key: str(data.get(key, "")) for key in ("description", "license", "origin")},
         )
 
@@ -291,6 +296,8 @@ class ConceptPack:
             head["prompts"] = self.prompts
         if self.splits:
             head["splits"] = {name: list(texts) for name, texts in self.splits.items()}
+        if self.templates:
+            head["templates"] = list(self.templates)
         concepts = [_without_empty(asdict(concept), "negatives") for concept in self.concepts]
         return {"format_version": PACK_FORMAT, **head, "concepts": concepts}
 

@@ -16,6 +16,8 @@
         StoreMismatchError (ValueError)      the store was written with something else
         StoreIncompleteError                 extraction has not finished
         StoreDamagedError (OSError)          a complete block no longer reads back
+        StoreWriteError (OSError)            the file system refuses a write: disk full, read-only, broken
+        StoreAccessError (OSError)           an object store: no such bucket, no permission, no connection
         LabelSetError (ValueError)           no such label set, or one that cannot be added
         DiskSpaceError (OSError)             the disk cannot hold the run
       ExportError (OSError)                  the folder of an export cannot be used
@@ -84,12 +86,13 @@ class StoreMismatchError(StoreError, ValueError):
     ----------
     field : what differs, in the words of the command line.
     found, wanted : the value in the store and the value asked for.
+    advice : what to do next; by default, extract into another store or ask for the same.
     """
 
-    def __init__(self, field: str, found: object, wanted: object) -> None:
+    def __init__(self, field: str, found: object, wanted: object, advice: str = "") -> None:
         super().__init__(
             f"the store was written with {field} {found!s}, this run asks for {wanted!s}: "
-            f"extract into another store, or ask for the same {field}"
+            f"{advice or f'extract into another store, or ask for the same {field}'}"
         )
         self.field = field
 
@@ -100,6 +103,14 @@ class StoreIncompleteError(StoreError):
 
 class StoreDamagedError(StoreError, OSError):
     """A block that was marked complete cannot be read back."""
+
+
+class StoreWriteError(StoreError, OSError):
+    """Something cannot be written; what was complete before is untouched."""
+
+
+class StoreAccessError(StoreError, OSError):
+    """An object store refuses or cannot be reached; this says nothing about what it holds."""
 
 
 class LabelSetError(StoreError, ValueError):

@@ -9,13 +9,10 @@ the batches of a block depend on nothing outside it.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,20 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenscache.concepts import ConceptPack
-from lenscache.errors import (
-    BatchMismatchError,
-    DiskSpaceError,
-    PlanError,
-    PromptTooLongError,
-    StoreDamagedError,
-)
-from lenscache.header import Mode, Phase, Pooling, StoreDtype, StoreHeader
-from lenscache.layout import DEFAULT_BLOCK_ROWS
+from lenscache.diskspace import check_disk_space
+from lenscache.errors import BatchMismatchError, PlanError, PromptTooLongError, StoreDamagedError
+from lenscache.header import Phase, StoreHeader
+from lenscache.keys import sample_keys
 from lenscache.model import LoadedModel
-from lenscache.prompts import SamplePlan, plan_samples
+from lenscache.prompts import plan_samples
+from lenscache.quantization import as_stored
+from lenscache.reuse import NO_COPIES, CopiedRows, ReusableRows
 from lenscache.rounds import Block, Round
 from lenscache.runner import Row, RowResult, Runner
-from lenscache.store import create_store
+from lenscache.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress
+from lenscache.store import Store, create_store, open_store
+from lenscache.topup import PlannedRound, TopUp, plan_rounds
+
+__all__ = ["ExtractProgress", "ExtractReport", "ExtractSettings", "OnProgress", "extract", "extract_top_up"]
 
 VERIFIED_ROWS = 8
 """Rows of a round that are extracted again one by one at its end."""
@@ -44,69 +42,8 @@ VERIFIED_ROWS = 8
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
 """Largest relative error between a row in a batch and the same row alone, by the dtype the model computes in."""
 
-_ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # what storing a value may add
-COMPRESSED_SHARE = 0.75
-"""Of the raw size of a bfloat16 store; 0.70 was measured, so there is room to spare."""
-
-
-@dataclass(frozen=True)
-class ExtractSettings:
-    """How to extract. Everything but `batch_size` and `block_rows` is part of the store's identity."""
-
-    mode: Mode = "combined"
-    """Phases to pool: "prompt", "completion", or both in one pass."""
-    max_new_tokens: int = 20
-    """Tokens to generate a row, at most; at least 2, since the last one is never fed back."""
-    model_layers: tuple[int, ...] | None = None
-    """Transformer blocks to store; None for all."""
-    pooling: Pooling = "mean"
-    pool_first_position: bool = False
-    """Whether the first position of a prompt is pooled: in many models it is an attention sink of outsized norm."""
-    store_dtype: StoreDtype = "bfloat16"
-    seed: int = 0
-    batch_size: int = 4
-    """Rows a forward pass."""
-    block_rows: int = DEFAULT_BLOCK_ROWS
-    """Rows written, and marked complete, as one unit."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.block_rows < 1:
-            raise PlanError(f"batch_size {self.batch_size} and block_rows {self.block_rows} must be 1 or more")
-        if self.mode != "prompt" and self.max_new_tokens < 2:
-            raise PlanError(f"max_new_tokens is {self.max_new_tokens}, expected 2 or more (or mode prompt)")
-
-
-class ExtractProgress(NamedTuple):
-    """Where a run stands."""
-
-    layer: int
-    rows_done: int
-    """Rows of this layer that are extracted."""
-    rows_total: int
-    rows_run: int
-    """Of those, rows this run extracted."""
-    message: str = ""
-    """Something to tell the user once."""
-
-
-@dataclass
-class ExtractReport:
-    """What a run did."""
-
-    rows: int = 0
-    """Rows the requested layers hold."""
-    rows_run: int = 0
-    """Rows extracted by this run; the others were in the store."""
-    repaired_blocks: list[str] = field(default_factory=list)
-    batch_size: int = 0
-    """Rows a forward pass at the end of the run."""
-    max_relative_error: float = 0.0
-    """Largest difference found between batched rows and the same rows one by one."""
-    elapsed_s: float = 0.0
-    layers: list[int] = field(default_factory=list)
-
-
-OnProgress = Callable[[ExtractProgress], None]
+_ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11, "int8": 2.0**-6}
+"""What storing may add: values that differ a little may be rounded apart."""
 
 
 def extract(
@@ -117,6 +54,7 @@ def extract(
     *,
     layers: Sequence[int] | None = None,
     limit: int | None = None,
+    reuse: Sequence[Store] = (),
     on_progress: OnProgress | None = None,
 ) -> ExtractReport:
     """Extract the activations of a pack's layers into the store at `path`, or continue doing so.
@@ -126,6 +64,7 @@ def extract(
     path : where the store is or shall be.
     layers : layers of abstraction; None for all of the pack.
     limit : the first `limit` concepts of each layer only.
+    reuse : stores whose rows are copied where they are the same, as those of an earlier version of the pack are.
     on_progress : called after every batch.
 
     Raises
@@ -139,11 +78,64 @@ def extract(
     """
     settings = settings or ExtractSettings()
     header = make_header(loaded, pack, settings)
-    plans = {n: plan_samples(pack, [n], seed=settings.seed, limit=limit) for n in (layers or pack.layers)}
-    token_ids = {n: tokenize(loaded, plan.texts, settings) for n, plan in plans.items()}
-    _check_disk_space(path, header, {n: len(plan) for n, plan in plans.items()})
+    request = {"limit": limit, "samples": settings.samples}
+    planned = [
+        PlannedRound(
+            layer, 0, plan_samples(pack, [layer], seed=settings.seed, limit=limit, samples=settings.samples), request
+        )
+        for layer in (layers or pack.layers)
+    ]
+    rows = ReusableRows(reuse, header) if reuse else None
+    return _extract_rounds(path, pack, loaded, settings, header, planned, rows, on_progress)
+
+
+def extract_top_up(
+    path: str | Path,
+    pack: ConceptPack,
+    loaded: LoadedModel,
+    request: TopUp,
+    settings: ExtractSettings | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+) -> ExtractReport:
+    """Extract more samples for some concepts, as a further round of their layer, or continue doing so.
+
+    Prompts that were not extracted yet come first; after those, texts are sampled again with another seed and
+    temperature.
+
+    Raises
+    ------
+    PlanError
+        If a concept was never extracted, or nothing is left to add.
+    StoreIncompleteError
+        If an earlier round of a layer is not finished.
+    StoreMismatchError, DiskSpaceError, NonFiniteError, BatchMismatchError
+        As `extract`.
+    """
+    settings = settings or ExtractSettings()
+    header, store = make_header(loaded, pack, settings), open_store(path, mode="r+")
+    store.header.check_equal(header)
+    planned, exhausted = plan_rounds(store, pack, request)
+    report = _extract_rounds(path, pack, loaded, settings, header, planned, None, on_progress)
+    report.exhausted_concepts = exhausted
+    return report
+
+
+def _extract_rounds(
+    path: str | Path,
+    pack: ConceptPack,
+    loaded: LoadedModel,
+    settings: ExtractSettings,
+    header: StoreHeader,
+    planned: Sequence[PlannedRound],
+    reusable: ReusableRows | None,
+    on_progress: OnProgress | None,
+) -> ExtractReport:
+    tokenized = [tokenize(loaded, entry.plan.texts, header.max_prompt_tokens) for entry in planned]
+    check_disk_space(path, header, {f"layer_{p.layer}/round_{p.index}": len(p.plan) for p in planned})
     store = create_store(path, header, pack)
-    report = ExtractReport(batch_size=settings.batch_size, layers=list(plans))
+    report = ExtractReport(batch_size=settings.batch_size, layers=[entry.layer for entry in planned])
+    report.cut_prompts = sum(int((found.n_cut > 0).sum()) for found in tokenized)
     runner = Runner(
         loaded, header.model_layers, mode=settings.mode, max_new_tokens=settings.max_new_tokens,
         pooling=settings.pooling, pool_first_position=settings.pool_first_position, batch_size=settings.batch_size,
@@ -152,51 +144,64 @@ def extract(
     # All rounds are laid out first: one that does not fit the store must not show after hours of extracting another.
     rounds = [
         store.create_round(
-            n, 0, plan,
-            keys=sample_keys(header, plan),
-            n_prompt_tokens=np.array([len(ids) for ids in token_ids[n]], np.int32),
-            block_rows=settings.block_rows, limit=limit,
+            entry.layer, entry.index, entry.plan,
+            keys=sample_keys(header, entry.plan),
+            n_prompt_tokens=np.array([len(ids) for ids in found.token_ids], np.int32),
+            n_cut_tokens=found.n_cut, block_rows=settings.block_rows, request=entry.request,
         )
-        for n, plan in plans.items()
+        for entry, found in zip(planned, tokenized, strict=True)
     ]  # fmt: skip
-    for target in rounds:
-        plan = plans[target.layer]
+    for target, entry, found in zip(rounds, planned, tokenized, strict=True):
         rows = [
             Row(ids, int(seed), float(temperature))
             for ids, seed, temperature in zip(
-                token_ids[target.layer], plan.sampling_seed, plan.temperature, strict=True
+                found.token_ids, entry.plan.sampling_seed, entry.plan.temperature, strict=True
             )
         ]
-        _RoundExtraction(target, header, runner, rows, report, on_progress or (lambda _: None)).run()
+        _RoundExtraction(target, header, runner, rows, reusable, report, on_progress or (lambda _: None)).run()
     report.elapsed_s = time.perf_counter() - start
     report.batch_size = runner.batch_size
     return report
 
 
 def make_header(loaded: LoadedModel, pack: ConceptPack, settings: ExtractSettings) -> StoreHeader:
-    """The identity of the store that these would write."""
+    """The identity of the store that these would write.
+
+    Raises
+    ------
+    ModelLayerError
+        If the model lacks a model layer that is asked for.
+    PromptTooLongError
+        If a completion leaves no room for a prompt, or prompts may be longer than the model takes.
+    """
+    new_tokens = 0 if settings.mode == "prompt" else settings.max_new_tokens
     return StoreHeader(
         model_id=loaded.id, model_fingerprint=loaded.fingerprint, model_dtype=loaded.dtype,
         n_layers=loaded.n_layers, hidden=loaded.hidden, tokenizer_fingerprint=loaded.tokenizer_fingerprint,
         pack_name=pack.name, pack_version=pack.version, pack_digest=pack.digest,
         model_layers=loaded.check_model_layers(settings.model_layers), mode=settings.mode,
-        max_new_tokens=0 if settings.mode == "prompt" else settings.max_new_tokens, pooling=settings.pooling,
-        pool_first_position=settings.pool_first_position, special_tokens=True, store_dtype=settings.store_dtype,
-        seed=settings.seed,
+        max_new_tokens=new_tokens, max_prompt_tokens=_prompt_limit(loaded, settings.max_prompt_tokens, new_tokens),
+        pooling=settings.pooling, pool_first_position=settings.pool_first_position, special_tokens=True,
+        store_dtype=settings.store_dtype, seed=settings.seed,
     )  # fmt: skip
 
 
-def sample_keys(header: StoreHeader, plan: SamplePlan) -> NDArray[np.uint8]:
-    """(n, 16) digest of each text, its sampling, and everything in the header that its activation depends on."""
-    names = ("model_fingerprint", "model_dtype", "tokenizer_fingerprint", "mode", "max_new_tokens", "pooling",
-             "pool_first_position", "special_tokens", "store_dtype")  # fmt: skip
-    common = json.dumps([getattr(header, name) for name in names]).encode()
-    keys = np.empty((len(plan), 16), np.uint8)
-    for row, text in enumerate(plan.texts):
-        sampling = [] if header.mode == "prompt" else [int(plan.sampling_seed[row]), float(plan.temperature[row])]
-        content = common + json.dumps([text, *sampling]).encode()
-        keys[row] = np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), np.uint8)
-    return keys
+def _prompt_limit(loaded: LoadedModel, asked: int | None, new_tokens: int) -> int:
+    """Tokens a prompt may have; 0 for no limit."""
+    if loaded.max_positions is None:
+        return asked or 0
+    room = loaded.max_positions - new_tokens
+    if room < 1:
+        raise PromptTooLongError(
+            f"{new_tokens} new tokens are asked for, {loaded.id} has {loaded.max_positions} positions: there is no "
+            "room for a prompt, lower --max-new-tokens"
+        )
+    if asked is not None and asked > room:
+        raise PromptTooLongError(
+            f"prompts of up to {asked} tokens are asked for, the {loaded.max_positions} positions of {loaded.id} leave "
+            f"room for {room} beside {new_tokens} new ones: lower --max-prompt-tokens"
+        )
+    return asked or room
 
 
 class _RoundExtraction:
@@ -208,10 +213,11 @@ class _RoundExtraction:
         header: StoreHeader,
         runner: Runner,
         rows: Sequence[Row],
+        reusable: ReusableRows | None,
         report: ExtractReport,
         on_progress: OnProgress,
     ) -> None:
-        self.target, self.header, self.runner, self.rows = target, header, runner, rows
+        self.target, self.header, self.runner, self.rows, self.reusable = target, header, runner, rows, reusable
         self.report, self.on_progress = report, on_progress
         self.rows_done = self.rows_run = 0
 
@@ -243,18 +249,38 @@ class _RoundExtraction:
                     self.rows_done += rows.stop - rows.start
                     continue
             except StoreDamagedError as error:
+                self._tell(f"damaged, extracting rows {rows.start}-{rows.stop - 1} again: {error}")
                 self.target.unmark_block(block)
                 self.report.repaired_blocks.append(f"{self.target.name} block {block}")
-                self._tell(f"damaged, extracting rows {rows.start}-{rows.stop - 1} again: {error}")
             missing.append(block)
         return missing
 
     def _extract_block(self, block: int) -> Block:
+        rows = self.rows[self.target.rows(block)]
+        copied = self._copy(block)
         tries = self.runner.out_of_memory
-        results = self.runner.run(self.rows[self.target.rows(block)], on_rows=self._advance)
+        missing = [row for number, row in enumerate(rows) if number not in copied.numbers]
+        if not missing:
+            return copied.block
+        results = self.runner.run(missing, on_rows=self._advance)
         if self.runner.out_of_memory > tries:
             self._tell(f"out of memory: going on with batches of {self.runner.batch_size}")
-        return self._to_block(results)
+        return copied.merge(self._to_block(results), len(rows)) if copied.numbers else self._to_block(results)
+
+    def _copy(self, block: int) -> CopiedRows:
+        """Rows of a block that another store holds; none where that store is damaged."""
+        if self.reusable is None:
+            return NO_COPIES
+        rows = self.target.rows(block)
+        try:
+            copied = self.reusable.read([bytes(key) for key in self.target.samples(rows).key])
+        except StoreDamagedError as error:
+            self._tell(f"rows {rows.start}-{rows.stop - 1} are not copied but extracted: {error}")
+            return NO_COPIES
+        self.rows_done += len(copied.numbers)
+        self.report.rows_reused += len(copied.numbers)
+        self._tell()
+        return copied
 
     def _to_block(self, results: Sequence[RowResult]) -> Block:
         activations: dict[tuple[Phase, int], NDArray[Any]] = {}
@@ -290,7 +316,7 @@ class _RoundExtraction:
                     found = [_relative_error(vector, alone.pooled[phase][number])]
                     if phase == "prompt" or same_text:
                         stored = self.target.read(phase, model_layer, slice(row, row + 1))[0]
-                        found.append(_relative_error(stored, vector))
+                        found.append(_relative_error(stored, as_stored(vector, self.header.store_dtype)))
                     errors[model_layer] = max(errors[model_layer], *found)
         self._record(chosen, errors, other_completions)
 
@@ -324,56 +350,33 @@ class _RoundExtraction:
         self.on_progress(ExtractProgress(self.target.layer, self.rows_done, len(self.rows), self.rows_run, message))
 
 
-def tokenize(loaded: LoadedModel, texts: Sequence[str], settings: ExtractSettings) -> list[list[int]]:
-    """Token ids of each text, special tokens included.
+class Tokenized(NamedTuple):
+    """The prompts of a plan as the model gets them."""
+
+    token_ids: list[list[int]]
+    """Special tokens included; no prompt is longer than the limit."""
+    n_cut: NDArray[np.int32]
+    """(n,) tokens cut off at the end of each."""
+
+
+def tokenize(loaded: LoadedModel, texts: Sequence[str], max_tokens: int = 0) -> Tokenized:
+    """Token ids of each text, cut to the first `max_tokens`; 0 for no limit.
 
     Raises
     ------
     PlanError
         If a text has no tokens.
-    PromptTooLongError
-        If a text and its completion do not fit the model's positions.
     """
     token_ids: list[list[int]] = loaded.tokenizer(list(texts), verbose=False)["input_ids"]
-    new = 0 if settings.mode == "prompt" else settings.max_new_tokens
     for text, ids in zip(texts, token_ids, strict=True):
         if not ids:
             raise PlanError(f"the prompt {text!r:.60} has no tokens: remove it from the pack")
-        if loaded.max_positions is not None and len(ids) + new > loaded.max_positions:
-            raise PromptTooLongError(
-                f"the prompt {text!r:.60} has {len(ids)} tokens and {new} new ones are asked for, {loaded.id} has "
-                f"{loaded.max_positions} positions: shorten the text or lower --max-new-tokens"
-            )
-    return token_ids
+    n_cut = [max(len(ids) - max_tokens, 0) if max_tokens else 0 for ids in token_ids]
+    return Tokenized([ids[: max_tokens or None] for ids in token_ids], np.array(n_cut, np.int32))
 
 
 def _decode(loaded: LoadedModel, completion_ids: Sequence[int]) -> str:
     return str(loaded.tokenizer.decode(completion_ids, skip_special_tokens=True)) if completion_ids else ""
-
-
-def estimate_bytes(header: StoreHeader, n_rows: int) -> int:
-    """Raw bytes of the activations of `n_rows` rows, before compression."""
-    itemsize = 4 if header.store_dtype == "float32" else 2
-    return n_rows * len(header.phases) * len(header.model_layers) * header.hidden * itemsize
-
-
-def _check_disk_space(path: str | Path, header: StoreHeader, rows_of_layer: Mapping[int, int]) -> None:
-    if "://" in str(path):
-        return  # an object store has no end that we could ask for
-    folder = Path(path).absolute()
-    # Bytes of other layers say nothing about how much of these is written already.
-    files = (file for layer in rows_of_layer for file in (folder / f"layer_{layer}").rglob("*"))
-    written = sum(file.stat().st_size for file in files if file.is_file())
-    while not folder.exists():
-        folder = folder.parent
-    share = COMPRESSED_SHARE if header.store_dtype == "bfloat16" else 1.0
-    needed = int(estimate_bytes(header, sum(rows_of_layer.values())) * share) - written
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DiskSpaceError(
-            f"the run needs about {needed / 1e9:.1f} GB more, {folder} has {free / 1e9:.1f} GB free: "
-            "choose another disk, fewer --model-layers or --mode prompt"
-        )
 
 
 def _relative_error(stored: NDArray[Any], alone: NDArray[Any]) -> float:

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from lenscache.errors import StoreMismatchError
+from lenscache.errors import StoreFormatError, StoreMismatchError
 
 FORMAT_VERSION = 1
 
 Phase = Literal["prompt", "completion"]
 Mode = Literal["combined", "prompt", "completion"]
 Pooling = Literal["mean", "max", "last"]
-StoreDtype = Literal["bfloat16", "float16", "float32"]
+StoreDtype = Literal["bfloat16", "float16", "float32", "int8"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class StoreHeader:
     """Whether the tokenizer added its special tokens to a prompt."""
     store_dtype: StoreDtype
     seed: int
+    max_prompt_tokens: int = 0
+    """Longer prompts are cut to their first so many tokens; 0 for no limit."""
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -62,7 +64,8 @@ class StoreHeader:
                 name = _FIELD_NAMES.get(item.name, item.name.replace("_", " "))
                 if item.name == "model_fingerprint":
                     found, asked = (f"{h.model_id} (weights {h.model_fingerprint})" for h in (self, wanted))
-                raise StoreMismatchError(name, show_value(found), show_value(asked))
+                advice = "extract into another store, with --reuse for what stays the same" if "pack" in name else ""
+                raise StoreMismatchError(name, show_value(found), show_value(asked), advice)
 
     def to_attributes(self) -> dict[str, Any]:
         """The attributes of the store's root group."""
@@ -79,7 +82,23 @@ class StoreHeader:
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> StoreHeader:
-        """The inverse of `to_attributes`; unknown settings are passed over."""
+        """The inverse of `to_attributes`; unknown settings are passed over.
+
+        Raises
+        ------
+        StoreFormatError
+            If a field is missing.
+        """
+        try:
+            return cls._from_attributes(attributes)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise StoreFormatError(
+                f"the header of the store is damaged or incomplete ({type(error).__name__}: {error}): restore its "
+                "zarr.json from a copy, or extract into another store"
+            ) from error
+
+    @classmethod
+    def _from_attributes(cls, attributes: Mapping[str, Any]) -> StoreHeader:
         model, pack, settings = attributes["model"], attributes["pack"], dict(attributes["settings"])
         known = {item.name for item in fields(cls)}
         settings = {key: value for key, value in settings.items() if key in known}

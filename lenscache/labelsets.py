@@ -27,8 +27,9 @@ import zarr
 from numpy.typing import NDArray
 
 from lenscache.concepts import Concept, ConceptPack
-from lenscache.errors import LabelSetError
-from lenscache.layout import require_group, write_column
+from lenscache.errors import LabelSetError, StoreAccessError
+from lenscache.layout import find_node, require_group, write_column
+from lenscache.objects import object_names
 from lenscache.prompts import plan_samples
 from lenscache.rounds import Labels
 from lenscache.store import Store
@@ -108,10 +109,9 @@ def add_label_set(store: Store, name: str, pack: ConceptPack, *, overwrite: bool
 
 def label_set_names(store: Store) -> list[str]:
     """Names of the label sets that are complete, sorted."""
-    if "label_sets" not in store.group:
-        return []
-    group = cast("zarr.Group", store.group["label_sets"])
-    return sorted(name for name, entry in group.groups() if "current" in entry.attrs)
+    names = object_names(store.group, "label_sets")
+    found = {name: find_node(store.group, f"label_sets/{name}") for name in names if _NAME.fullmatch(name)}
+    return sorted(name for name, entry in found.items() if isinstance(entry, zarr.Group) and "current" in entry.attrs)
 
 
 def read_label_set(store: Store, name: str) -> LabelSet:
@@ -135,6 +135,8 @@ def read_label_set(store: Store, name: str) -> LabelSet:
             name, tuple(cast(Any, group.attrs["concepts"])), tuple(cast(Any, group.attrs["names"])),
             str(group.attrs["source"]), key, split, Labels(*labels),
         )  # fmt: skip
+    except StoreAccessError:
+        raise
     except Exception as error:  # codecs raise anything on damaged input
         raise LabelSetError(f"{hint} ({error})") from error
     if found.digest != digest:
@@ -216,5 +218,6 @@ def _write(store: Store, label_set: LabelSet) -> None:
         "concepts": list(label_set.concepts), "names": list(label_set.names), "source": label_set.source,
     })  # fmt: skip
     versions.update_attributes({"current": label_set.digest})
-    for old in [name for name, _ in versions.groups() if name != label_set.digest]:
-        del versions[old]
+    for name in object_names(versions, ""):
+        if name not in ("zarr.json", label_set.digest):
+            del versions[name]

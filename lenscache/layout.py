@@ -6,6 +6,8 @@ missing is created, what is there is left alone, and nothing is deleted.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import ml_dtypes
@@ -16,9 +18,10 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec, Zst
 from zarr.errors import ContainsArrayError, ContainsGroupError
 
 from lenscache.bfloat16 import BFloat16
-from lenscache.errors import StoreMismatchError
+from lenscache.errors import StoreAccessError, StoreDamagedError, StoreError, StoreMismatchError, StoreWriteError
 from lenscache.header import StoreHeader, show_value
 from lenscache.prompts import KINDS, SamplePlan
+from lenscache.quantization import MISSING
 
 DEFAULT_BLOCK_ROWS = 256
 
@@ -26,6 +29,7 @@ NATIVE_DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
+    "int8": np.dtype(np.int8),
 }
 # zstd codes at most 128 KiB with one table. In Blosc blocks of 256 KiB of 2-byte values, the shuffled exponent bytes
 # fill exactly one such run and the mantissa bytes another: measured 0.70 of raw, against 0.73-0.75 in smaller blocks.
@@ -39,26 +43,29 @@ def lay_out_round(
     plan: SamplePlan,
     keys: NDArray[np.uint8],
     n_prompt_tokens: NDArray[np.int32],
+    n_cut_tokens: NDArray[np.int32],
     *,
     block_rows: int,
-    limit: int | None,
+    request: Mapping[str, Any],
 ) -> None:
     """Create whatever a round lacks; see `Store.create_round`. `complete` comes last and says the rest is there."""
     attributes = {
-        "n_samples": len(plan), "block_rows": block_rows, "plan_digest": plan.digest, "seed": header.seed,
-        "limit": limit, "concepts": list(plan.concepts), "n_targets": plan.n_targets, "kinds": list(KINDS),
+        "n_samples": len(plan), "block_rows": block_rows, "plan_digest": plan.digest, "seed": header.seed, **request,
+        "concepts": list(plan.concepts), "n_targets": plan.n_targets, "kinds": list(KINDS),
     }  # fmt: skip
     if "plan_digest" not in group.attrs:
         group.update_attributes(attributes)
-    for key in ("limit", "block_rows", "seed", "plan_digest"):
-        if group.attrs[key] != attributes[key]:
-            raise StoreMismatchError(key.replace("_", " "), show_value(group.attrs[key]), show_value(attributes[key]))
+    for key in (*request, "block_rows", "seed", "plan_digest"):
+        if (found := group.attrs.get(key)) != attributes[key]:
+            raise StoreMismatchError(key.replace("_", " "), show_value(found), show_value(attributes[key]))
     # One by one: zarr writes the groups above an array together with it, and a writer may be killed in between.
-    for place in ("samples", "labels", "activations", *(f"activations/{phase}" for phase in header.phases)):
+    vectors = vector_arrays(header)
+    for place in ("samples", "labels", *vectors, *(f"{name}/{phase}" for name in vectors for phase in header.phases)):
         require_group(group, place)
     columns: dict[str, NDArray[Any]] = {
         "samples/key": keys, "samples/text": np.array(plan.texts, dtype=object), "samples/kind": plan.kind,
-        "samples/split": plan.split, "samples/n_prompt_tokens": n_prompt_tokens,
+        "samples/split": plan.split, "samples/repeat": plan.repeat, "samples/n_prompt_tokens": n_prompt_tokens,
+        "samples/n_cut_tokens": n_cut_tokens,
         "samples/temperature": plan.temperature, "labels/sample": plan.label_sample,
         "labels/concept": plan.label_concept, "labels/role": plan.label_role,
     }  # fmt: skip
@@ -67,13 +74,25 @@ def lay_out_round(
     _create_empty_columns(group, header, len(plan), block_rows)
 
 
-def write_column(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
-    """Create a column and fill it, or mend it if it is there and differs."""
-    if name in group:
-        array = cast("zarr.Array[Any]", group[name]).with_config({"write_empty_chunks": True})
+def vector_arrays(header: StoreHeader) -> tuple[str, ...]:
+    """The groups whose arrays, by phase and model layer, together hold the activations."""
+    return ("activations", "scales") if header.store_dtype == "int8" else ("activations",)
+
+
+def write_column(group: zarr.Group, name: str, values: NDArray[Any], dimensions: Sequence[str] | None = None) -> None:
+    """Create a column and fill it, or mend it if it is there and differs.
+
+    `dimensions` names its axes; by default "sample" or "label" for what stands below `samples` and `labels`.
+    """
+    if (node := find_node(group, name)) is not None:
+        array = cast("zarr.Array[Any]", node).with_config({"write_empty_chunks": True})
         try:
-            if np.array_equal(np.asarray(array[:]).astype(values.dtype), values):
+            # An object that is gone reads as fill values, and a column may well be zero throughout.
+            whole = array.nchunks_initialized == array.nchunks
+            if whole and np.array_equal(np.asarray(array[:]).astype(values.dtype), values):
                 return
+        except StoreAccessError:
+            raise
         except Exception:  # noqa: BLE001, S110 - codecs raise anything; what does not decode is written again
             pass
     else:
@@ -84,14 +103,64 @@ def write_column(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
             chunks=(max(1, min(len(values), _COLUMN_CHUNK_ROWS)), *values.shape[1:]),
             dtype="string" if values.dtype == object else values.dtype,
             compressors=[ZstdCodec(level=3), Crc32cCodec()],
-            dimension_names=[name.split("/")[0].rstrip("s"), *(["byte"] if values.ndim > 1 else [])],
+            dimension_names=dimensions or [name.split("/")[0].rstrip("s"), *(["byte"] if values.ndim > 1 else [])],
             config={"write_empty_chunks": True},
         )
     array[:] = values
 
 
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Name what was being written where the file system refuses it.
+
+    Raises
+    ------
+    StoreWriteError
+        If anything below raises an OSError of its own.
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreWriteError(
+            f"{what} cannot be written ({error}): make room on the disk, or make it writable, and run the same "
+            "`lenscache extract` again; complete blocks are kept"
+        ) from error
+
+
+def find_node(group: zarr.Group, name: str) -> zarr.Group | zarr.Array[Any] | None:
+    """What is there under a name below `group`, None if nothing.
+
+    Raises
+    ------
+    StoreDamagedError
+        If its metadata does not parse.
+    """
+    try:
+        return group[name]
+    except KeyError:
+        return None
+    except OSError:
+        raise
+    except Exception as error:  # zarr raises anything on metadata that it cannot parse
+        place = f"{group.path}/{name}".lstrip("/")
+        raise StoreDamagedError(
+            f"the metadata of {place} is damaged ({type(error).__name__}: {error}): remove {place}/zarr.json and run "
+            "`lenscache extract` again, which writes it anew"
+        ) from error
+
+
 def require_group(group: zarr.Group, name: str) -> zarr.Group:
-    """Open a group below `group`, or create it; whoever else creates it at this moment, too."""
+    """Open a group below `group`, or create it; whoever else creates it at this moment, too.
+
+    Raises
+    ------
+    StoreDamagedError
+        If its metadata does not parse.
+    """
+    if (node := find_node(group, name)) is not None:
+        return cast("zarr.Group", node)
     try:
         return group.require_group(name)
     except ContainsGroupError:
@@ -110,15 +179,20 @@ def _create_empty_columns(group: zarr.Group, header: StoreHeader, n: int, block_
     """Lay out what extraction fills block by block; `complete` last."""
     for phase in header.phases:
         for model_layer in header.model_layers:
-            if (name := f"activations/{phase}/{model_layer}") not in group:
+            if find_node(group, name := f"activations/{phase}/{model_layer}") is None:
                 _create_activations(group, name, header, n, block_rows)
+            if header.store_dtype == "int8" and find_node(group, name := f"scales/{phase}/{model_layer}") is None:
+                _create_array(
+                    group, name, shape=(n,), chunks=(block_rows,), dtype="float32", fill_value=float("nan"),
+                    compressors=[ZstdCodec(level=3), Crc32cCodec()], dimension_names=["sample"],
+                )  # fmt: skip
     for name, dtype, fill in (("samples/completion", "string", ""), ("samples/n_completion_tokens", "int32", -1)):
-        if name not in group:
+        if find_node(group, name) is None:
             _create_array(
                 group, name, shape=(n,), chunks=(block_rows,), dtype=dtype, fill_value=fill,
                 compressors=[ZstdCodec(level=3), Crc32cCodec()], dimension_names=["sample"],
             )  # fmt: skip
-    if "complete" not in group:
+    if find_node(group, "complete") is None:
         _create_array(
             group, "complete", shape=(-(-n // block_rows),), chunks=(1,), dtype="uint8", compressors=[Crc32cCodec()],
             dimension_names=["block"],
@@ -145,6 +219,6 @@ def _create_activations(group: zarr.Group, name: str, header: StoreHeader, n: in
         filters=[TransposeCodec(order=(1, 0))],
         serializer=BytesCodec(endian="little"),  # explicit: tensorstore refuses a "bytes" codec without it
         compressors=[blosc, Crc32cCodec()],
-        fill_value=float("nan"),
+        fill_value=MISSING if header.store_dtype == "int8" else float("nan"),
         dimension_names=["sample", "hidden"],
     )

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lenscache.concepts import ConceptPack
-from lenscache.extract import COMPRESSED_SHARE, ExtractSettings, estimate_bytes, make_header, tokenize
+from lenscache.diskspace import COMPRESSED_SHARE, estimate_bytes
+from lenscache.extract import ExtractSettings, make_header, tokenize
 from lenscache.model import LoadedModel
 from lenscache.prompts import plan_samples
 from lenscache.runner import Row, Runner
@@ -26,6 +27,8 @@ class RunEstimate:
     layers: tuple[int, ...]
     concepts: int
     prompts: int
+    cut_prompts: int
+    """Prompts that are longer than the model takes, and would be cut."""
     prompt_tokens: int
     new_tokens: int
     """Tokens to generate, at most: completions may end earlier."""
@@ -57,13 +60,15 @@ def estimate_run(
     """
     settings = settings or ExtractSettings()
     header = make_header(loaded, pack, settings)
-    plans = [plan_samples(pack, [layer], seed=settings.seed, limit=limit) for layer in (layers or pack.layers)]
+    plans = [
+        plan_samples(pack, [layer], seed=settings.seed, limit=limit, samples=settings.samples)
+        for layer in (layers or pack.layers)
+    ]
+    tokenized = [tokenize(loaded, plan.texts, header.max_prompt_tokens) for plan in plans]
     rows = [
         Row(ids, int(seed), float(temperature))
-        for plan in plans
-        for ids, seed, temperature in zip(
-            tokenize(loaded, plan.texts, settings), plan.sampling_seed, plan.temperature, strict=True
-        )
+        for plan, found in zip(plans, tokenized, strict=True)
+        for ids, seed, temperature in zip(found.token_ids, plan.sampling_seed, plan.temperature, strict=True)
     ]
     raw = estimate_bytes(header, len(rows))
     stored = int(raw * (COMPRESSED_SHARE if header.store_dtype == "bfloat16" else 1.0))
@@ -72,6 +77,7 @@ def estimate_run(
         layers=tuple(layers or pack.layers),
         concepts=sum(plan.n_targets for plan in plans),
         prompts=len(rows),
+        cut_prompts=sum(int((found.n_cut > 0).sum()) for found in tokenized),
         prompt_tokens=sum(len(row.token_ids) for row in rows),
         new_tokens=header.max_new_tokens * len(rows),
         model_layers=len(header.model_layers),

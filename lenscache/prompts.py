@@ -2,6 +2,7 @@
 
     ConceptPack --concept_prompts--> prompts of each concept, in a fixed order
                 --plan_samples-----> SamplePlan: each text once, with every label it carries
+                --plan_top_up------> SamplePlan of a later round: other texts, and texts sampled again
 
 The plan is deterministic. Whatever looks random is keyed by a stable hash of the seed and of what it belongs to: the
 order of a concept's prompts by (seed, concept, text); the sampling seed and temperature of a row by (seed, text).
@@ -13,6 +14,7 @@ nothing could be reused.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,8 +27,9 @@ from numpy.typing import NDArray
 
 from lenscache.concepts import Concept, ConceptPack
 from lenscache.errors import PlanError
+from lenscache.templates import parse_templates
 
-KINDS = ("example", "definition", "relation", "contrast")
+KINDS = ("example", "definition", "relation", "contrast", "template")
 """What a text is. Only an example does not name its concept."""
 EXAMPLE = KINDS.index("example")
 
@@ -79,6 +82,8 @@ class SamplePlan:
     """(n,) index into `KINDS`."""
     split: NDArray[np.uint8]
     """(n,) index into `SPLITS`."""
+    repeat: NDArray[np.uint16]
+    """(n,) how often the text was sampled before, in earlier rows of its layer."""
     sampling_seed: NDArray[np.uint64]
     """(n,) what keys the completion of a row."""
     temperature: NDArray[np.float32]
@@ -122,6 +127,9 @@ def concept_prompts(pack: ConceptPack, concept: Concept, *, seed: int = 0) -> li
     add(NEGATIVE, "example", *concept.negatives)
     if pack.prompts == "all":
         _add_named_prompts(pack, concept, seed, add)
+    for template in parse_templates(pack.templates):
+        role = CONTRAST if template.is_contrast else POSITIVE
+        add(role, "template", *template.fill(_fields(pack, concept, seed)))
     return _interleave(texts.values(), key=lambda prompt: stable_hash(seed, concept.id, prompt.text))
 
 
@@ -131,12 +139,23 @@ def _add_named_prompts(pack: ConceptPack, concept: Concept, seed: int, add: Call
         add(POSITIVE, "definition", f"{name[0].upper()}{name[1:]}: {concept.definition}")
     add(POSITIVE, "definition", f'What does "{name}" mean?')
     add(POSITIVE, "definition", f'Here is a short explanation of the concept "{name}", with an example.')
-    add(POSITIVE, "relation", *(_kind_of(name, pack[parent].name) for parent in concept.parents))
-    below = sorted(pack.hierarchy.children(concept.id), key=lambda child: stable_hash(seed, concept.id, child))
-    add(POSITIVE, "relation", *(_kind_of(pack[child].name, name) for child in below[:_MAX_CHILD_PROMPTS]))
-    aliases = concept.aliases[:_MAX_ALIAS_PROMPTS]
-    add(POSITIVE, "relation", *(f'Another word for "{name}" is "{alias}".' for alias in aliases))
+    near = _fields(pack, concept, seed)
+    add(POSITIVE, "relation", *(_kind_of(name, parent) for parent in near["parent"]))
+    add(POSITIVE, "relation", *(_kind_of(child, name) for child in near["child"]))
+    add(POSITIVE, "relation", *(f'Another word for "{name}" is "{alias}".' for alias in near["alias"]))
     add(CONTRAST, "contrast", *concept.contrasts)
+
+
+def _fields(pack: ConceptPack, concept: Concept, seed: int) -> dict[str, list[str]]:
+    """What a prompt may say about a concept."""
+    below = sorted(pack.hierarchy.children(concept.id), key=lambda child: stable_hash(seed, concept.id, child))
+    return {
+        "name": [concept.name],
+        "definition": [concept.definition] if concept.definition else [],
+        "parent": [pack[parent].name for parent in concept.parents],
+        "child": [pack[child].name for child in below[:_MAX_CHILD_PROMPTS]],
+        "alias": list(concept.aliases[:_MAX_ALIAS_PROMPTS]),
+    }
 
 
 def select_concepts(pack: ConceptPack, layers: Sequence[int] | None = None, limit: int | None = None) -> list[str]:
@@ -170,6 +189,7 @@ def plan_samples(
     *,
     seed: int = 0,
     limit: int | None = None,
+    samples: int | None = None,
     fractions: Sequence[float] = SPLIT_FRACTIONS,
 ) -> SamplePlan:
     """Plan the samples of some layers of a pack.
@@ -184,6 +204,7 @@ def plan_samples(
     layers : layers of abstraction to plan for; None for all of the pack.
     seed : keys everything that looks random.
     limit : plan for the first `limit` concepts of each layer only; None for all.
+    samples : the first `samples` prompts of each concept only; None for all.
     fractions : shares of train, calibration and test; they sum to 1.
 
     Raises
@@ -193,37 +214,101 @@ def plan_samples(
     """
     if len(fractions) != len(SPLITS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise PlanError(f"split fractions are {tuple(fractions)}, expected three shares that sum to 1")
+    if samples is not None and samples < 1:
+        raise PlanError(f"samples is {samples}, expected 1 or more prompts a concept")
     targets = select_concepts(pack, layers, limit)
+    prompts = _all_prompts(pack, seed)
+    rows = [(prompt.text, 0) for target in targets for prompt in prompts[target][:samples]]
+    return _make_plan(pack, targets, rows, prompts, seed=seed, fractions=fractions)
+
+
+def plan_top_up(
+    pack: ConceptPack, concepts: Sequence[str], taken: Mapping[str, int], *, samples: int, seed: int = 0, resample: bool
+) -> SamplePlan | None:
+    """Plan more samples for some concepts: prompts that were not extracted yet, then others sampled once more.
+
+    A text that is sampled again gets another seed and temperature, and stays in its split: its completion is new, its
+    prompt is not.
+
+    Parameters
+    ----------
+    concepts : ids of the concepts that asked for more.
+    taken : how often each text was sampled in the rounds before.
+    samples : prompts to add for each concept.
+    resample : whether texts may be sampled again, which gives something new where completions are stored.
+
+    Returns
+    -------
+    The plan; None if there is nothing left to add.
+    """
+    prompts = _all_prompts(pack, seed)
+    rows: list[tuple[str, int]] = []
+    for concept in concepts:
+        least = min((taken.get(prompt.text, 0) for prompt in prompts[concept]), default=0)
+        most = least + 1 + samples if resample else 1
+        left = ((p.text, time) for time in range(least, most) for p in prompts[concept] if time >= taken.get(p.text, 0))
+        rows.extend(itertools.islice(left, samples))
+    if not rows:
+        return None
+    return _make_plan(pack, list(concepts), rows, prompts, seed=seed)
+
+
+def sampling_seed(seed: int, text: str, repeat: int) -> int:
+    """What keys the completion of a text, each time that it is sampled."""
+    return stable_hash("sampling", *_draw(seed, text, repeat))
+
+
+def _draw(seed: int, text: str, repeat: int) -> tuple[object, ...]:
+    return (seed, text, repeat) if repeat else (seed, text)
+
+
+def _all_prompts(pack: ConceptPack, seed: int) -> dict[str, list[Prompt]]:
+    return {concept.id: concept_prompts(pack, concept, seed=seed) for concept in pack.concepts}
+
+
+def _make_plan(
+    pack: ConceptPack,
+    targets: Sequence[str],
+    rows: Iterable[tuple[str, int]],
+    prompts: Mapping[str, Sequence[Prompt]],
+    *,
+    seed: int,
+    fractions: Sequence[float] = SPLIT_FRACTIONS,
+) -> SamplePlan:
+    """The plan of some (text, time) rows; `time` counts how often the text was sampled before."""
     # Splits are assigned over the whole pack, whatever is extracted now: extracting another layer later must not
     # find a text that it shares with this one in another split.
-    prompts = {concept.id: concept_prompts(pack, concept, seed=seed) for concept in pack.concepts}
     split_of = _assign_splits(prompts.values(), fractions, pack.splits)
-
-    row_of: dict[str, int] = {}
-    kinds: list[int] = []
-    for target in targets:
-        for prompt in prompts[target]:
-            if prompt.text not in row_of:
-                row_of[prompt.text] = len(row_of)
-                kinds.append(prompt.kind)
-    beside = [c for c in prompts if c not in set(targets) and any(p.text in row_of for p in prompts[c])]
+    row_of = {place: number for number, place in enumerate(dict.fromkeys(rows))}
+    rows_of_text: dict[str, list[int]] = {}
+    for (text, _), row in row_of.items():
+        rows_of_text.setdefault(text, []).append(row)
+    kind_of: dict[str, int] = {}
+    for concept in (*targets, *prompts):  # what a text is to the first concept that it was planned for
+        for prompt in prompts[concept]:
+            kind_of.setdefault(prompt.text, prompt.kind)
+    known = set(targets)
+    beside = [c for c in prompts if c not in known and any(p.text in rows_of_text for p in prompts[c])]
     concepts = (*targets, *beside)
     labels = [
-        (row_of[prompt.text], number, prompt.role)
+        (row, number, prompt.role)
         for number, concept in enumerate(concepts)
         for prompt in prompts[concept]
-        if prompt.text in row_of
+        for row in rows_of_text.get(prompt.text, ())
     ]
     label_sample, label_concept, label_role = zip(*labels, strict=True)
     low, high = TEMPERATURE_RANGE
-    temperature = [low + (high - low) * stable_hash("temperature", seed, text) / 2**64 for text in row_of]
+    temperature = [
+        low + (high - low) * stable_hash("temperature", *_draw(seed, text, time)) / 2**64 for text, time in row_of
+    ]
     return SamplePlan(
         concepts=concepts,
         n_targets=len(targets),
-        texts=tuple(row_of),
-        kind=np.array(kinds, np.uint8),
-        split=np.array([split_of[_normalised(text)] for text in row_of], np.uint8),
-        sampling_seed=np.array([stable_hash("sampling", seed, text) for text in row_of], np.uint64),
+        texts=tuple(text for text, _ in row_of),
+        kind=np.array([kind_of[text] for text, _ in row_of], np.uint8),
+        split=np.array([split_of[_normalised(text)] for text, _ in row_of], np.uint8),
+        repeat=np.array([time for _, time in row_of], np.uint16),
+        sampling_seed=np.array([sampling_seed(seed, text, time) for text, time in row_of], np.uint64),
         temperature=np.array(temperature, np.float32),
         label_sample=np.array(label_sample, np.int32),
         label_concept=np.array(label_concept, np.int32),
@@ -256,23 +341,25 @@ def _assign_splits(
 ) -> dict[str, int]:
     """Split of each normalised text: as given, else the one that lags furthest behind its share of the group.
 
-    Where the source gives training and test texts but none for calibration, those are drawn from the training texts:
-    a test set stays what it is.
+    Where the source gives training and test texts but none for calibration, those are drawn from the training texts in
+    the same way: a test set stays what it is.
     """
     split_of = {_normalised(text): SPLITS.index(name) for name in given for text in given[name]}
+    allowed: dict[str, tuple[int, ...]] = {}
     if given and "calibration" not in given:
-        training = [text for text, split in split_of.items() if split == 0]
-        share = fractions[1] / (fractions[0] + fractions[1])
-        split_of.update({text: 1 for text in training if stable_hash("calibration", text) < share * 2**64})
+        allowed = {text: (0, 1) for text, split in split_of.items() if split == 0}
+        split_of = {text: split for text, split in split_of.items() if split != 0}
     for prompts in concepts:
         counts: dict[int, list[int]] = {}
         for prompt in prompts:
             taken = counts.setdefault(_group(prompt), [0] * len(SPLITS))
             text = _normalised(prompt.text)
             if text not in split_of:
-                lag = [share * (sum(taken) + 1) - n for share, n in zip(fractions, taken, strict=True)]
+                choice = allowed.get(text, range(len(SPLITS)))
+                n, whole = sum(taken[split] for split in choice) + 1, sum(fractions[split] for split in choice)
+                lag = {split: fractions[split] / whole * n - taken[split] for split in choice}
                 # On a tie, test comes first: a lens that cannot be judged is worth nothing.
-                split_of[text] = max(range(len(SPLITS)), key=lambda split: (round(lag[split], 9), split))
+                split_of[text] = max(choice, key=lambda split: (round(lag[split], 9), split))
             taken[split_of[text]] += 1
     return split_of
 

@@ -11,7 +11,7 @@ mistaken for data: floats are filled with NaN, counts with -1, and `Round.verify
 
 from __future__ import annotations
 
-import json
+import asyncio
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, cast
@@ -25,12 +25,14 @@ from zarr.storage import StorePath
 from lenscache.errors import (
     ModelLayerError,
     NonFiniteError,
+    StoreAccessError,
     StoreDamagedError,
     StoreIncompleteError,
     StoreMismatchError,
 )
 from lenscache.header import Phase, StoreHeader, show_value
-from lenscache.layout import NATIVE_DTYPES
+from lenscache.layout import NATIVE_DTYPES, find_node, vector_arrays, writing
+from lenscache.quantization import dequantize, quantize
 
 
 class Samples(NamedTuple):
@@ -42,7 +44,12 @@ class Samples(NamedTuple):
     completion: NDArray[Any]
     kind: NDArray[np.uint8]
     split: NDArray[np.uint8]
+    repeat: NDArray[np.uint16]
+    """How often the text was sampled before, in earlier rows of its layer."""
     n_prompt_tokens: NDArray[np.int32]
+    """Tokens that the model was given, special tokens included."""
+    n_cut_tokens: NDArray[np.int32]
+    """Tokens at the end of the prompt that it was not given, because the prompt is too long; 0 in most rows."""
     n_completion_tokens: NDArray[np.int32]
     """Generated tokens that were fed back; -1 in blocks that are not complete."""
     temperature: NDArray[np.float32]
@@ -56,6 +63,9 @@ class Labels(NamedTuple):
     role: NDArray[np.uint8]
 
 
+_BY_BLOCK = ("completion", "n_completion_tokens")  # columns that extraction fills in
+
+
 class Block(NamedTuple):
     """What extraction found for the rows of one block, in row order."""
 
@@ -65,12 +75,23 @@ class Block(NamedTuple):
     n_completion_tokens: NDArray[np.int32]
 
 
+def has_position(
+    header: StoreHeader, n_prompt_tokens: NDArray[np.int32], n_completion_tokens: NDArray[np.int32]
+) -> dict[Phase, NDArray[np.bool_]]:
+    """(rows,) by phase: whether a position was pooled. Rows without one are NaN, and only they."""
+    pooled = n_prompt_tokens - (not header.pool_first_position)
+    counts: dict[Phase, NDArray[Any]] = {"prompt": pooled, "completion": n_completion_tokens}
+    return {phase: np.asarray(counts[phase] > 0) for phase in header.phases}
+
+
 class Round:
     """One extraction of samples for a layer of concepts. Immutable once complete."""
 
     def __init__(self, group: zarr.Group, header: StoreHeader, layer: int, index: int) -> None:
         self.layer, self.index, self._group, self._header = layer, index, group, header
+        self._opened: dict[str, zarr.Array[Any]] = {}
         self._mark = self._array("complete")
+        self._columns_seen: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -115,16 +136,20 @@ class Round:
         """The rows of a block."""
         return slice(block * self.block_rows, min((block + 1) * self.block_rows, self.n_samples))
 
-    def complete_blocks(self) -> NDArray[np.bool_]:
-        """(n_blocks,) which blocks are marked complete, read anew. A mark that does not decode is none."""
+    def complete_blocks(self, blocks: slice = slice(None)) -> NDArray[np.bool_]:
+        """(blocks,) which blocks are marked complete, read anew. A mark that does not decode is none."""
         try:
-            return np.asarray(np.asarray(self._mark[:]) == 1)
+            return np.asarray(np.asarray(self._mark[blocks]) == 1)
+        except StoreAccessError:
+            raise
         except Exception:  # noqa: BLE001 - codecs raise anything on damaged input
-            return np.array([self._has_mark(block) for block in range(self.n_blocks)])
+            return np.array([self._has_mark(block) for block in range(self.n_blocks)[blocks]], np.bool_)
 
     def _has_mark(self, block: int) -> bool:
         try:
             return bool(np.asarray(self._mark[block : block + 1]) == 1)
+        except StoreAccessError:
+            raise
         except Exception:  # noqa: BLE001 - as above
             return False
 
@@ -133,16 +158,30 @@ class Round:
         """Every block is written and the batched rows were verified one by one."""
         return bool(self.attributes.get("verification")) and bool(self.complete_blocks().all())
 
-    def samples(self) -> Samples:
-        """All sample columns."""
-        return Samples(*(self._read(f"samples/{name}") for name in Samples._fields))
+    def samples(self, rows: slice = slice(None)) -> Samples:
+        """All sample columns, of some consecutive rows.
+
+        Raises
+        ------
+        StoreDamagedError
+            If a column is gone, in whole or in part, or does not decode.
+        """
+        self._require_columns(*(f"samples/{name}" for name in Samples._fields if name not in _BY_BLOCK))
+        return Samples(*(self._read(f"samples/{name}", rows) for name in Samples._fields))
 
     def labels(self) -> Labels:
-        """All label columns."""
+        """All label columns.
+
+        Raises
+        ------
+        StoreDamagedError
+            If a column is gone, in whole or in part, or does not decode.
+        """
+        self._require_columns(*(f"labels/{name}" for name in Labels._fields))
         return Labels(*(self._read(f"labels/{name}") for name in Labels._fields))
 
     def read(self, phase: Phase, model_layer: int, rows: slice = slice(None)) -> NDArray[Any]:
-        """Activations of some rows, (rows, hidden), in the store's dtype.
+        """Activations of some rows, (rows, hidden), in the store's dtype; float32 where it is int8.
 
         Raises
         ------
@@ -159,14 +198,26 @@ class Round:
             raise ModelLayerError(
                 f"model layer {model_layer} is not in the store, which holds {show_value(self._header.model_layers)}"
             )
-        start, stop, _ = rows.indices(self.n_samples)
+        start, stop, step = rows.indices(self.n_samples)
+        if step != 1:
+            raise ValueError(f"rows step by {step}, expected consecutive rows: read them all and pick")
+        if start >= stop:  # no rows, no blocks
+            start = stop = 0
         blocks = slice(start // self.block_rows, -(-stop // self.block_rows))
-        if not (done := self.complete_blocks()[blocks]).all():
+        # Only the marks of these blocks: a mark is an object, and a long round read block by block has many.
+        if not (done := self.complete_blocks(blocks)).all():
             raise StoreIncompleteError(
                 f"{self.name}: {int((~done).sum())} of {done.size} blocks of these rows are not extracted yet: "
                 "run `lenscache extract` again to continue"
             )
-        return self._read(f"activations/{phase}/{model_layer}", slice(start, stop))
+        values = self._read_vectors(phase, model_layer, slice(start, stop))
+        # Zarr reads an object that is gone as fill values: where a block is NaN throughout, the object is asked for.
+        for block in range(blocks.start, blocks.stop):
+            part = values[max(self.rows(block).start - start, 0) : self.rows(block).stop - start]
+            if np.isnan(part).all():
+                for name in self._arrays_of(phase, model_layer):
+                    self._require_object(name, block)
+        return values
 
     def write_block(self, block: int, data: Block) -> None:
         """Write one block: every array first, the mark last.
@@ -182,8 +233,10 @@ class Round:
             place: self._encode(values, place, rows.start, present[place[0]])
             for place, values in data.activations.items()
         }
-        for (phase, model_layer), values in encoded.items():
-            self._write(f"activations/{phase}/{model_layer}", block, values)
+        for place, values in encoded.items():
+            parts = quantize(values) if self._header.store_dtype == "int8" else (values,)
+            for name, part in zip(self._arrays_of(*place), parts, strict=True):
+                self._write(name, block, part)
         self._write("samples/completion", block, np.array(list(data.completion), dtype=object))
         self._write("samples/n_completion_tokens", block, data.n_completion_tokens)
         self._set_mark(block, 1)
@@ -204,22 +257,45 @@ class Round:
         self._read_present("samples/completion", block)
         for phase, has_position in self._has_position(rows, counts).items():
             for model_layer in self._header.model_layers:
-                name = f"activations/{phase}/{model_layer}"
-                if not np.isfinite(self._read_present(name, block)[has_position]).all():
+                for name in self._arrays_of(phase, model_layer):
+                    self._require_object(name, block)
+                if not np.isfinite(self._read_vectors(phase, model_layer, rows)[has_position]).all():
                     raise StoreDamagedError(f"{self.name}/{name}: {where} hold values that are not finite")
 
     def _has_position(self, rows: slice, n_completion_tokens: NDArray[np.int32]) -> dict[Phase, NDArray[np.bool_]]:
         """(rows,) by phase: whether a position was pooled. Only rows without one may hold NaN."""
-        pooled = self._read("samples/n_prompt_tokens", rows) - (not self._header.pool_first_position)
-        counts: dict[Phase, NDArray[Any]] = {"prompt": pooled, "completion": n_completion_tokens}
-        return {phase: np.asarray(counts[phase] > 0) for phase in self._header.phases}
+        return has_position(self._header, self._read("samples/n_prompt_tokens", rows), n_completion_tokens)
+
+    def _arrays_of(self, phase: Phase, model_layer: int) -> tuple[str, ...]:
+        """What holds the activations of one model layer."""
+        return tuple(f"{name}/{phase}/{model_layer}" for name in vector_arrays(self._header))
+
+    def _read_vectors(self, phase: Phase, model_layer: int, rows: slice) -> NDArray[Any]:
+        parts = [self._read(name, rows) for name in self._arrays_of(phase, model_layer)]
+        return dequantize(parts[0], parts[1]) if len(parts) > 1 else parts[0]
 
     def _read_present(self, name: str, block: int) -> NDArray[Any]:
         """Rows of one block; unlike in any other reading, a missing object is an error and not the fill value."""
+        self._require_object(name, block)
+        return self._read(name, self.rows(block))
+
+    def _require_columns(self, *names: str) -> None:
+        """Ask once for every object of columns that are whole from the start: a missing one would read as zeros."""
+        for name in set(names) - self._columns_seen:
+            array = self._array(name)
+            for chunk in range(-(-array.shape[0] // array.chunks[0])):
+                key = array.metadata.encode_chunk_key((chunk,) + (0,) * (array.ndim - 1))
+                if not sync((array.store_path / key).exists()):
+                    raise StoreDamagedError(
+                        f"{self.name}/{name}: the object {key} is gone: run `lenscache extract` again, which writes it "
+                        "anew"
+                    )
+            self._columns_seen.add(name)
+
+    def _require_object(self, name: str, block: int) -> None:
         if not sync(self._object(name, block).exists()):
             rows = self.rows(block)
             raise StoreDamagedError(f"{self.name}/{name}: the object of rows {rows.start}-{rows.stop - 1} is gone")
-        return self._read(name, self.rows(block))
 
     def unmark_block(self, block: int) -> None:
         """Take the mark off a damaged block, so that it is extracted, and the round verified, again."""
@@ -228,13 +304,21 @@ class Round:
 
     def update_attributes(self, values: Mapping[str, Any]) -> None:
         """Add attributes, or replace them."""
-        zarr.open_group(self._group.store_path, mode="r+").update_attributes(dict(values))
+        with writing(f"{self.name}, its attributes,"):
+            zarr.open_group(self._group.store_path, mode="r+").update_attributes(dict(values))
 
     def stored_bytes(self, phase: Phase, model_layer: int) -> int:
-        """Bytes on disk of one activation array, compressed: its complete blocks, without metadata."""
-        name = f"activations/{phase}/{model_layer}"
-        places = [self._object(name, int(block)) for block in np.flatnonzero(self.complete_blocks())]
-        return sum(int(sync(place.store.getsize(place.path))) for place in places)
+        """Bytes on disk of the activations of one model layer, compressed: complete blocks, without metadata."""
+        return self._stored_bytes([(phase, model_layer)], self.complete_blocks())
+
+    def _stored_bytes(self, arrays: Sequence[tuple[Phase, int]], done: NDArray[np.bool_]) -> int:
+        opened = [self._array(name) for array in arrays for name in self._arrays_of(*array)]
+        places = [_place(array, int(block)) for array in opened for block in np.flatnonzero(done)]
+
+        async def sizes() -> list[int]:  # together: one after the other, an object store is slow to answer
+            return await asyncio.gather(*(place.store.getsize(place.path) for place in places))
+
+        return sum(sync(sizes()))
 
     def summary(self) -> dict[str, Any]:
         """How far the round is and how much it holds, as plain values."""
@@ -253,42 +337,45 @@ class Round:
             "limit": attributes["limit"],
             "batch_size": attributes.get("batch_size"),
             "max_relative_error": max(verification["max_relative_error"].values()) if verification else None,
-            "stored_bytes": sum(self.stored_bytes(*array) for array in arrays),
+            "stored_bytes": self._stored_bytes(arrays, done),
             "raw_bytes": rows * len(arrays) * self._header.hidden * itemsize,
         }
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        try:
-            return cast("zarr.Array[Any]", self._group[name]).with_config({"write_empty_chunks": True})
-        except json.JSONDecodeError:
+        if (opened := self._opened.get(name)) is not None:
+            return opened
+        if (node := find_node(self._group, name)) is None:
             raise StoreDamagedError(
-                f"the metadata of {self.name}/{name} is damaged (zarr.json is not JSON): remove that file and run "
-                "`lenscache extract` again, which writes it anew"
-            ) from None
+                f"{self.name}/{name} is missing from the store: run `lenscache extract` again, which writes it anew"
+            )
+        # Kept, because metadata never change, and asking an object store takes as long as reading a block.
+        self._opened[name] = cast("zarr.Array[Any]", node).with_config({"write_empty_chunks": True})
+        return self._opened[name]
 
     def _object(self, name: str, block: int) -> StorePath:
         """Where the rows of one block are stored."""
-        array = self._array(name)
-        return array.store_path / array.metadata.encode_chunk_key((block,) + (0,) * (array.ndim - 1))
+        return _place(self._array(name), block)
 
     def _write(self, name: str, block: int, values: NDArray[Any]) -> None:
         array, rows = self._array(name), self.rows(block)
-        try:
-            array[rows] = values
-        except OSError:
-            raise
-        except Exception:  # noqa: BLE001 - zarr reads the index of a shard before it replaces it; codecs raise anything
-            sync(self._object(name, block).delete())  # damaged, and not marked complete
-            array[rows] = values
+        with writing(f"{self.name}/{name}, rows {rows.start}-{rows.stop - 1},"):
+            try:
+                array[rows] = values
+            except OSError:
+                raise
+            except Exception:  # noqa: BLE001 - zarr reads a shard's index before it replaces it; codecs raise anything
+                sync(self._object(name, block).delete())  # damaged, and not marked complete
+                array[rows] = values
 
     def _set_mark(self, block: int, value: int) -> None:
-        self._mark[block : block + 1] = np.array([value], np.uint8)
+        with writing(f"{self.name}/complete, the mark of block {block},"):
+            self._mark[block : block + 1] = np.array([value], np.uint8)
 
     def _read(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
         try:
             return np.asarray(self._array(name)[rows])
-        except KeyError:
-            raise StoreDamagedError(f"{self.name}/{name} is missing from the store") from None
+        except (StoreDamagedError, StoreAccessError):
+            raise
         except Exception as error:  # codecs raise ValueError, RuntimeError and struct errors on damaged input
             where = f", rows {rows.start}-{rows.stop - 1}," if rows.stop is not None else ""
             raise StoreDamagedError(
@@ -307,7 +394,8 @@ class Round:
         self, values: NDArray[Any], place: tuple[Phase, int], first_row: int, has_position: NDArray[np.bool_]
     ) -> NDArray[Any]:
         with np.errstate(over="ignore"):  # an overflow is found below, with the row's number
-            encoded = np.asarray(values).astype(NATIVE_DTYPES[self._header.store_dtype])
+            wide = self._header.store_dtype == "int8"  # made whole numbers later, by vector
+            encoded = np.asarray(values).astype(np.float32 if wide else NATIVE_DTYPES[self._header.store_dtype])
         finite = np.isfinite(encoded).all(axis=1) | ~has_position
         if not finite.all():
             row = int(np.flatnonzero(~finite)[0])
@@ -317,3 +405,7 @@ class Round:
                 f"{self._header.store_dtype} (model dtype {self._header.model_dtype}): {self._advice(values[row])}"
             )
         return encoded
+
+
+def _place(array: zarr.Array[Any], block: int) -> StorePath:
+    return array.store_path / array.metadata.encode_chunk_key((block,) + (0,) * (array.ndim - 1))

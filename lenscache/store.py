@@ -12,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import zarr
@@ -25,11 +25,16 @@ from zarr.errors import ContainsGroupError
 from zarr.storage import StorePath
 
 from lenscache.concepts import ConceptPack, Hierarchy
-from lenscache.errors import StoreFormatError, StoreNotFoundError
-from lenscache.header import FORMAT_VERSION, StoreHeader
-from lenscache.layout import DEFAULT_BLOCK_ROWS, lay_out_round, require_group, write_column
+from lenscache.errors import StoreDamagedError, StoreFormatError, StoreNotFoundError
+from lenscache.header import FORMAT_VERSION, Phase, StoreHeader
+from lenscache.layout import DEFAULT_BLOCK_ROWS, find_node, lay_out_round, require_group, write_column, writing
 from lenscache.prompts import SamplePlan
+from lenscache.remote import RemoteStore, open_place
 from lenscache.rounds import Round
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
 
 
 class Store:
@@ -70,7 +75,48 @@ class Store:
 
     def rounds(self, layer: int | None = None) -> list[Round]:
         """The rounds of one layer, or of all, in order."""
-        return [self._round(*place) for place in sorted(self._round_places()) if layer in (None, place[0])]
+        return [self.round(*place) for place in sorted(self._round_places()) if layer in (None, place[0])]
+
+    def to_xarray(
+        self,
+        layer: int | None = None,
+        *,
+        model_layers: Sequence[int] | None = None,
+        phases: Sequence[Phase] | None = None,
+        chunks: Mapping[str, Any] | None = None,
+    ) -> xr.Dataset:
+        """The rows of complete blocks as one lazy dataset; see `lenscache.xarray_view`."""
+        from lenscache.xarray_view import open_dataset  # not above: xarray is optional
+
+        return open_dataset(self, layer, model_layers=model_layers, phases=phases, chunks=chunks)
+
+    def labels_frame(self, layer: int | None = None) -> pd.DataFrame:
+        """The labels of the same rows, one a line; see `lenscache.xarray_view`."""
+        from lenscache.xarray_view import make_labels_frame
+
+        return make_labels_frame(self, layer)
+
+    def round(self, layer: int, index: int) -> Round:
+        """One round.
+
+        Raises
+        ------
+        StoreDamagedError
+            If its metadata is gone or does not parse.
+        """
+        name = f"layer_{layer}/round_{index}"
+        if (group := find_node(self.group, name)) is None:
+            raise StoreDamagedError(
+                f"{name}/zarr.json is missing from {self.path}: run `lenscache extract` again, which writes it anew"
+            )
+        return Round(cast("zarr.Group", group), self.header, layer, index)
+
+    def places(self) -> list[tuple[int, int]]:
+        """Layer and index of every round that was begun, whether or not it is laid out whole; sorted."""
+        # Listed by name: zarr's own listing warns about the .partial files that a killed writer leaves.
+        root = self.group.store_path
+        layers = _numbers(root, "layer_")
+        return sorted((layer, index) for layer in layers for index in _numbers(root / f"layer_{layer}", "round_"))
 
     def digest(self) -> str:
         """Identity of the content: header, and the plan of every round; 16 hex digits."""
@@ -100,13 +146,18 @@ class Store:
         *,
         keys: NDArray[np.uint8],
         n_prompt_tokens: NDArray[np.int32],
+        n_cut_tokens: NDArray[np.int32] | None = None,
         block_rows: int = DEFAULT_BLOCK_ROWS,
-        limit: int | None = None,
+        request: Mapping[str, Any] | None = None,
     ) -> Round:
         """Lay out a round, or take up one that was laid out before.
 
         Whatever is missing is created and whatever is there is left alone; `complete` is created last and so says that
         the rest is there. Columns that the plan determines are compared with it and rewritten if damaged.
+
+        Parameters
+        ----------
+        request : what was asked for, beside the header: attributes of the round that must be the same the next time.
 
         Raises
         ------
@@ -114,39 +165,44 @@ class Store:
             If the round was laid out from another plan.
         """
         name = f"layer_{layer}/round_{index}"
-        require_group(self.group, f"layer_{layer}")  # by itself: a writer may be killed between the two
-        created = require_group(self.group, name)
-        lay_out_round(created, self.header, plan, keys, n_prompt_tokens, block_rows=block_rows, limit=limit)
-        return self._round(layer, index)
-
-    def _round(self, layer: int, index: int) -> Round:
-        return Round(cast("zarr.Group", self.group[f"layer_{layer}/round_{index}"]), self.header, layer, index)
+        cut = np.zeros(len(plan), np.int32) if n_cut_tokens is None else n_cut_tokens
+        with writing(f"{self.path}: the layout of {name}"):
+            require_group(self.group, f"layer_{layer}")  # by itself: a writer may be killed between the two
+            created = require_group(self.group, name)
+            lay_out_round(
+                created, self.header, plan, keys, n_prompt_tokens, cut, block_rows=block_rows,
+                request={"limit": None, "samples": None, "top_up": None, **(request or {})},
+            )  # fmt: skip
+        return self.round(layer, index)
 
     def _round_places(self) -> Iterator[tuple[int, int]]:
-        # Listed by name: zarr's own listing warns about the .partial files that a killed writer leaves.
-        for layer in _numbers(self.group.store_path, "layer_"):
-            for index in _numbers(self.group.store_path / f"layer_{layer}", "round_"):
-                if f"layer_{layer}/round_{index}/complete" in self.group:
-                    yield layer, index
+        for layer, index in self.places():
+            if find_node(self.group, f"layer_{layer}/round_{index}/complete") is not None:
+                yield layer, index
 
     def _hierarchy_array(self, name: str) -> zarr.Array[Any]:
         return cast("zarr.Array[Any]", self.group[f"hierarchy/{name}"])
 
 
 def open_store(path: str | Path, mode: Literal["r", "r+"] = "r") -> Store:
-    """Open a store: a local path, or any URL that zarr accepts.
+    """Open a store: a local path, or any URL that fsspec has a file system for; see `lenscache.remote`.
 
     Raises
     ------
     StoreNotFoundError
         If nothing is there.
     StoreFormatError
-        If what is there is not a lenscache store, or one of a newer format.
+        If what is there is not a lenscache store, or one of a newer format; or if the URL cannot be one of a store.
+    StoreAccessError
+        If an object store refuses or cannot be reached.
+    MissingPackageError
+        If the package for this kind of URL is not installed.
     """
     try:
-        group = zarr.open_group(str(path), mode=mode)
+        place = open_place(path, read_only=mode == "r")
+        group = zarr.open_group(place, mode=mode, zarr_format=3)
     except (FileNotFoundError, FileExistsError, NotADirectoryError):
-        if not _is_unused(Path(path)):
+        if not _is_unused(place):
             raise StoreFormatError(f"{path} exists but is not a Zarr v3 group: give the path of a store") from None
         raise StoreNotFoundError(f"no store at {path}: run `lenscache extract {path}` first") from None
     except json.JSONDecodeError:
@@ -167,10 +223,17 @@ def create_store(path: str | Path, header: StoreHeader, pack: ConceptPack) -> St
     try:
         store = open_store(path, mode="r+")
     except StoreNotFoundError:
-        with contextlib.suppress(ContainsGroupError):  # another writer was faster: it asked for the same or is refused
-            zarr.create_group(str(path), attributes=header.to_attributes())
+        # Suppressed: another writer was faster. It asked for the same or is refused below.
+        with writing(str(path)), contextlib.suppress(ContainsGroupError):
+            zarr.create_group(open_place(path, read_only=False), attributes=header.to_attributes())
         store = open_store(path, mode="r+")
     store.header.check_equal(header)
+    with writing(f"{path}: the hierarchy"):
+        _write_hierarchy(store, pack)
+    return store
+
+
+def _write_hierarchy(store: Store, pack: ConceptPack) -> None:
     group = require_group(store.group, "hierarchy")
     number = {concept.id: i for i, concept in enumerate(pack.concepts)}
     links = [(number[c.id], number[parent]) for c in pack.concepts for parent in c.parents]
@@ -182,12 +245,16 @@ def create_store(path: str | Path, header: StoreHeader, pack: ConceptPack) -> St
         "parent_links": np.array(links, np.int32).reshape(-1, 2),
     }
     for name, values in columns.items():
-        write_column(group, name, values)
-    return store
+        write_column(group, name, values, ["link", "end"] if values.ndim > 1 else ["concept"])
 
 
-def _is_unused(path: Path) -> bool:
+def _is_unused(place: str | RemoteStore) -> bool:
     """Whether nothing is there, or no more than a writer leaves that was killed while it created the store."""
+    if isinstance(place, RemoteStore):
+        if unused := place.is_unused():
+            place.check_bucket()
+        return unused
+    path = Path(place)
     return not path.exists() or (path.is_dir() and all(entry.suffix == ".partial" for entry in path.iterdir()))
 
 

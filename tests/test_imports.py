@@ -26,25 +26,54 @@ ALLOWED: dict[str, set[str]] = {
     "lenscache/errors.py": set(),
     "lenscache/concepts.py": {"lenscache.errors"},
     "lenscache/header.py": {"lenscache.errors"},
-    "lenscache/prompts.py": {"numpy", "lenscache.concepts", "lenscache.errors"},
+    "lenscache/templates.py": {"lenscache.errors"},
+    "lenscache/prompts.py": {"numpy", "lenscache.concepts", "lenscache.errors", "lenscache.templates"},
     "lenscache/bfloat16.py": {"numpy", "ml_dtypes", "zarr"},
     "lenscache/layout.py": {"numpy", "ml_dtypes", "zarr", "lenscache.bfloat16", "lenscache.errors",
-                            "lenscache.header", "lenscache.prompts"},
-    "lenscache/rounds.py": {"numpy", "zarr", "lenscache.errors", "lenscache.header", "lenscache.layout"},
-    "lenscache/store.py": {"numpy", "zarr", "lenscache.concepts", "lenscache.errors", "lenscache.header",
-                           "lenscache.layout", "lenscache.prompts", "lenscache.rounds"},
+                            "lenscache.header", "lenscache.prompts", "lenscache.quantization"},
+    "lenscache/rounds.py": {"numpy", "zarr", "lenscache.errors", "lenscache.header", "lenscache.layout",
+                             "lenscache.quantization"},
+    "lenscache/store.py": {"numpy", "zarr", "pandas", "xarray", "lenscache.concepts", "lenscache.errors",
+                           "lenscache.header", "lenscache.layout", "lenscache.prompts", "lenscache.remote",
+                           "lenscache.rounds", "lenscache.xarray_view"},
+    "lenscache/selection.py": {"numpy", "lenscache.errors", "lenscache.header", "lenscache.prompts",
+                               "lenscache.rounds", "lenscache.store"},
+    "lenscache/xarray_view.py": {"numpy", "pandas", "xarray", "lenscache.errors", "lenscache.header",
+                                 "lenscache.rounds", "lenscache.selection", "lenscache.store"},
+    "lenscache/export.py": {"numpy", "pyarrow", "lenscache.errors", "lenscache.header", "lenscache.remote",
+                            "lenscache.selection", "lenscache.store"},
     "lenscache/labelsets.py": {"numpy", "zarr", "lenscache.concepts", "lenscache.errors", "lenscache.layout",
-                               "lenscache.prompts", "lenscache.rounds", "lenscache.store"},
+                               "lenscache.prompts", "lenscache.rounds", "lenscache.store", "lenscache.objects"},
+    "lenscache/remote.py": {"zarr", "lenscache.errors"},
+    "lenscache/keys.py": {"numpy", "lenscache.header", "lenscache.prompts"},
+    "lenscache/findings.py": set(),
+    "lenscache/objects.py": {"numpy", "zarr", "lenscache.errors", "lenscache.layout"},
+    "lenscache/roundcheck.py": {"numpy", "zarr", "lenscache.errors", "lenscache.findings", "lenscache.header",
+                                "lenscache.layout", "lenscache.objects", "lenscache.rounds", "lenscache.quantization"},
+    "lenscache/plancheck.py": {"numpy", "lenscache.concepts", "lenscache.errors", "lenscache.findings",
+                               "lenscache.header", "lenscache.keys", "lenscache.prompts", "lenscache.roundcheck"},
+    "lenscache/verify.py": {"numpy", "lenscache.concepts", "lenscache.errors", "lenscache.findings",
+                            "lenscache.labelsets", "lenscache.objects", "lenscache.plancheck", "lenscache.roundcheck",
+                            "lenscache.store"},
+    "lenscache/repair.py": {"lenscache.findings", "lenscache.store", "lenscache.verify"},
     "lenscache/model.py": {"torch", "transformers", "platformdirs", "safetensors", "lenscache.errors"},
     "lenscache/capture.py": {"torch", "lenscache.header"},
     "lenscache/sampling.py": {"numpy", "torch"},
     "lenscache/runner.py": {"numpy", "torch", "lenscache.capture", "lenscache.errors", "lenscache.header",
                             "lenscache.model", "lenscache.sampling"},
-    "lenscache/extract.py": {"numpy", "lenscache.concepts", "lenscache.errors", "lenscache.header",
-                             "lenscache.layout", "lenscache.model", "lenscache.prompts", "lenscache.rounds",
-                             "lenscache.runner", "lenscache.store"},
-    "lenscache/planning.py": {"lenscache.concepts", "lenscache.extract", "lenscache.model", "lenscache.prompts",
-                              "lenscache.runner"},
+    "lenscache/quantization.py": {"numpy"},
+    "lenscache/settings.py": {"lenscache.errors", "lenscache.header", "lenscache.layout"},
+    "lenscache/diskspace.py": {"lenscache.errors", "lenscache.header", "lenscache.remote"},
+    "lenscache/reuse.py": {"numpy", "lenscache.errors", "lenscache.header", "lenscache.layout", "lenscache.rounds",
+                           "lenscache.store"},
+    "lenscache/topup.py": {"lenscache.concepts", "lenscache.errors", "lenscache.prompts", "lenscache.rounds",
+                           "lenscache.store"},
+    "lenscache/extract.py": {"numpy", "lenscache.concepts", "lenscache.diskspace", "lenscache.errors",
+                             "lenscache.header", "lenscache.keys", "lenscache.model", "lenscache.prompts",
+                             "lenscache.reuse", "lenscache.rounds", "lenscache.runner", "lenscache.settings",
+                             "lenscache.store", "lenscache.topup", "lenscache.quantization"},
+    "lenscache/planning.py": {"lenscache.concepts", "lenscache.diskspace", "lenscache.extract", "lenscache.model",
+                              "lenscache.prompts", "lenscache.runner"},
     "lenscache/packs/__init__.py": set(),
     "lenscache/packs/report.py": {"lenscache.concepts"},
     "lenscache/packs/check.py": {"lenscache.concepts"},
@@ -63,13 +92,19 @@ ALLOWED: dict[str, set[str]] = {
                              "lenscache.prompts", "lenscache.rounds", "lenscache.store", "lenstrain.errors"},
     "lenstrain/linear.py": {"numpy", "torch", "lenstrain.errors"},
     "lenstrain/calibration.py": {"numpy", "scipy"},
-    "lenstrain/adaptive.py": {"numpy", "lenstrain.calibration", "lenstrain.dataset", "lenstrain.errors",
-                              "lenstrain.linear"},
+    "lenstrain/settings.py": {"lenstrain.calibration", "lenstrain.dataset", "lenstrain.errors"},
+    "lenstrain/layerdata.py": {"numpy", "lenstrain.dataset", "lenstrain.linear", "lenstrain.settings"},
+    "lenstrain/choice.py": {"numpy", "lenstrain.calibration", "lenstrain.dataset", "lenstrain.errors",
+                            "lenstrain.layerdata", "lenstrain.settings"},
+    "lenstrain/adaptive.py": {"numpy", "lenstrain.calibration", "lenstrain.choice", "lenstrain.dataset",
+                              "lenstrain.errors", "lenstrain.layerdata", "lenstrain.linear", "lenstrain.settings"},
     "lenstrain/lenspack.py": {"numpy", "safetensors", "lenstrain.adaptive", "lenstrain.calibration",
                               "lenstrain.dataset", "lenstrain.errors"},
+    "lenstrain/follow.py": {"lenstrain.adaptive", "lenstrain.choice", "lenstrain.dataset", "lenstrain.errors",
+                            "lenstrain.lenspack", "lenstrain.settings"},
     "cli/__init__.py": set(),
     "cli/console.py": {"typer", "rich"},
-    "cli/options.py": {"typer"},
+    "cli/options.py": {"typer", "lenscache.concepts", "lenscache.templates"},
     "cli/pack.py": {"typer", "rich", "cli", "lenscache"},
     "cli/lenscache.py": {"typer", "cli", "lenscache"},
     "cli/lenstrain.py": {"typer", "rich", "cli", "lenstrain"},
@@ -162,6 +197,49 @@ def test_a_store_is_read_without_torch_and_transformers(store: Path) -> None:
     """
     ran = run_blocked(code, "torch", "transformers")
     assert (ran.stdout, ran.returncode) == ("read\n", 0), ran.stderr
+
+
+def test_a_store_is_exported_and_opened_as_a_dataset_without_torch_and_transformers(
+    store: Path, tmp_path: Path
+) -> None:
+    code = f"""
+    from lenscache import open_store
+    from lenscache.export import export_store
+    opened = open_store({str(store)!r})
+    for to in ("safetensors", "npz", "parquet"):
+        export_store(opened, {str(tmp_path)!r} + "/" + to, to)
+    print(opened.to_xarray(1).activation.isel(sample=0).values.shape, "concept" in opened.labels_frame(1))
+    """
+    ran = run_blocked(code, "torch", "transformers")
+    assert (ran.stdout, ran.returncode) == ("(2, 3, 32) True\n", 0), ran.stderr
+
+
+def test_a_store_is_read_and_exported_without_the_optional_packages(store: Path, tmp_path: Path) -> None:
+    code = f"""
+    from lenscache import open_store
+    from lenscache.errors import MissingPackageError
+    from lenscache.export import export_store
+    opened = open_store({str(store)!r})
+    export_store(opened, {str(tmp_path)!r} + "/out", "safetensors")
+    for attempt in (opened.to_xarray, opened.labels_frame):
+        try:
+            attempt()
+        except MissingPackageError as error:
+            print(error)
+    """
+    ran = run_blocked(code, "xarray", "pandas", "dask", "pyarrow")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("run `pip install 'lenscache[xarray]'`") == 2
+
+
+def test_a_store_is_verified_and_repaired_without_torch_and_transformers(store: Path) -> None:
+    code = f"""
+    from lenscache.repair import repair_store
+    from lenscache.verify import verify_store
+    print(verify_store({str(store)!r}).is_damaged, repair_store({str(store)!r}).unmarked)
+    """
+    ran = run_blocked(code, "torch", "transformers")
+    assert (ran.stdout, ran.returncode) == ("False []\n", 0), ran.stderr
 
 
 def test_lenses_are_fitted_without_transformers_or_any_model_code(store: Path) -> None:

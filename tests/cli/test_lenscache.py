@@ -12,7 +12,7 @@ from lenscache.store import open_store
 from tests.cli.conftest import Run
 from tests.packs import small_pack
 
-COMMANDS = ["extract", "plan", "info"]
+COMMANDS = ["extract", "plan", "info", "export", "verify", "repair"]
 
 
 def tree(path: Path) -> dict[str, bytes]:
@@ -195,3 +195,38 @@ def test_plan_counts_what_extract_then_extracts(
 def test_plan_refuses_what_extract_would(lenscache: Run, pack_file: Path, model_folder: Path) -> None:
     result = lenscache("plan", "--pack", pack_file, "--model", model_folder, "--model-layers", "7")
     assert_one_line_error(result, "model layer 7 does not exist")
+
+
+@pytest.mark.parametrize("to", ["safetensors", "npz", "parquet"])
+def test_export_writes_what_was_selected_and_says_how_much(
+    lenscache: Run, finished_store: Path, to: str, tmp_path: Path
+) -> None:
+    options = ["--to", to, "--out", tmp_path / "out", "--layer", 1, "--model-layers", "0,2", "--phase", "prompt"]
+    result = lenscache("export", finished_store, *options)
+    assert result.exit_code == 0, result.stderr
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["selection"] == {"phases": ["prompt"], "model_layers": [0, 2]}
+    (entry,) = manifest["rounds"]
+    assert f"out: {entry['rows']} rows as {to}, " in result.stdout
+    assert f"in {len(manifest['files']) + 1} files\n" in result.stdout
+    assert "left out" not in result.stdout
+
+
+def test_export_of_an_unfinished_store_says_what_it_leaves_out(
+    lenscache: Run, interrupted_store: Path, tmp_path: Path
+) -> None:
+    result = lenscache("export", interrupted_store, "--to", "npz", "--out", tmp_path / "out")
+    (entry,) = json.loads((tmp_path / "out/manifest.json").read_text())["rounds"]
+    assert entry["rows_left_out"] > 0
+    assert f"; {entry['rows_left_out']} rows that are not extracted yet are left out" in result.stdout
+
+
+def test_export_over_something_is_refused_in_one_line_and_overwrite_replaces_an_export(
+    lenscache: Run, finished_store: Path, tmp_path: Path
+) -> None:
+    options = ["export", finished_store, "--to", "npz", "--out", tmp_path / "out"]
+    first = json.loads(lenscache(*options, "--json").stdout)
+    assert_one_line_error(lenscache(*options), "out exists", "--overwrite")
+    assert json.loads(lenscache(*options, "--overwrite", "--json").stdout) == first
+    (tmp_path / "out/thesis.txt").write_text("all my work")
+    assert_one_line_error(lenscache(*options, "--overwrite"), "thesis.txt")

@@ -20,7 +20,7 @@ ROUND = "layer_1/round_0"
 
 
 def run_small(
-    path: Path,
+    path: str | Path,
     loaded: LoadedModel | None = None,
     settings: ExtractSettings = SETTINGS,
     *,

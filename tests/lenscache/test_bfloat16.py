@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,26 @@ def test_every_activation_array_opens_in_tensorstore_with_the_same_bits(finished
         assert other.dtype.name == "bfloat16"
         ours = target.read("prompt" if folder.parent.name == "prompt" else "completion", int(folder.name))
         np.testing.assert_array_equal(other.read().result().view(np.uint16), ours.view(np.uint16))
+
+
+def test_plain_zarr_opens_every_activation_array_once_the_type_is_registered(finished_store: Path) -> None:
+    """In an interpreter of its own, that knows nothing of lenscache but the data type."""
+    code = f"""
+import sys, hashlib, zarr, lenscache.bfloat16
+for name in sys.argv[1:]:
+    array = zarr.open({str(finished_store)!r}, mode="r")[name]
+    print(array.dtype, array.shape, hashlib.sha256(array[:].tobytes()).hexdigest())
+print("torch" in sys.modules, "lenscache.store" in sys.modules)
+"""
+    (target,) = open_store(finished_store).rounds()
+    found = [folder.relative_to(finished_store).as_posix() for folder in activation_arrays(finished_store)]
+    ran = subprocess.run([sys.executable, "-c", code, *found], capture_output=True, text=True, check=True)
+    *lines, last = ran.stdout.splitlines()
+    for name, line in zip(found, lines, strict=True):
+        *_, phase, model_layer = name.split("/")
+        ours = target.read("prompt" if phase == "prompt" else "completion", int(model_layer))
+        assert line == f"bfloat16 {ours.shape} {hashlib.sha256(ours.tobytes()).hexdigest()}"
+    assert last == "False False"
 
 
 def test_metadata_names_the_registered_type_and_codecs(finished_store: Path) -> None:

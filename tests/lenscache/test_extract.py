@@ -5,10 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +19,8 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
+from lenscache.concepts import Concept, ConceptPack
+from lenscache.diskspace import estimate_bytes
 from lenscache.errors import (
     BatchMismatchError,
     DiskSpaceError,
@@ -30,7 +29,7 @@ from lenscache.errors import (
     PromptTooLongError,
     StoreMismatchError,
 )
-from lenscache.extract import TOLERANCE, ExtractProgress, ExtractSettings, estimate_bytes, make_header
+from lenscache.extract import TOLERANCE, ExtractProgress, ExtractSettings, extract, make_header
 from lenscache.model import LoadedModel, find_blocks
 from lenscache.prompts import concept_prompts, plan_samples
 from lenscache.rounds import Round
@@ -272,115 +271,6 @@ def test_run_interrupted_while_verifying_verifies_again(finished_store: Path, tm
     assert tree(tmp_path / "s") == tree(finished_store)
 
 
-KILLED_RUNS = """
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
-from tests.lenscache.conftest import run_small
-from tests.models import tiny_model
-
-def start(path):
-    pid = os.fork()
-    if not pid:
-        try:
-            run_small(path)
-        finally:
-            os._exit(0)
-    return pid
-
-torch.set_num_threads(1)
-tiny_model()
-folder, n = Path(sys.argv[1]), int(sys.argv[2])
-begin = time.perf_counter()
-os.waitpid(start(folder / "whole"), 0)
-duration = time.perf_counter() - begin
-for i in range(n):
-    pid = start(folder / f"killed {i}")
-    time.sleep(duration * (i + random.random()) / n)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-"""
-
-
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_run_resumes_to_the_same_bytes(kills: int, finished_store: Path, tmp_path: Path) -> None:
-    """SIGKILL, at moments spread at random over a run; each is a process of its own, forked once torch is loaded."""
-    command = [sys.executable, "-c", KILLED_RUNS, str(tmp_path), str(kills)]
-    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}, timeout=250)
-    expected = tree(finished_store)
-    assert tree(tmp_path / "whole") == expected
-    for i in range(kills):
-        run_small(tmp_path / f"killed {i}")
-        assert tree(tmp_path / f"killed {i}") == expected
-
-
-# --- repair ---------------------------------------------------------------------------------------------------------
-
-
-def damage(file: Path, how: str) -> None:
-    data = bytearray(file.read_bytes())
-    if how == "lost":
-        file.unlink()
-    elif how in ("truncated", "emptied"):
-        file.write_bytes(data[: len(data) // 2] if how == "truncated" else b"")
-    else:
-        data[-3 if how == "flipped at the end" else len(data) // 3] ^= 16
-        file.write_bytes(data)
-
-
-HOW = ("lost", "truncated", "emptied", "flipped", "flipped at the end")  # the index of a shard is at its end
-OBJECTS = ("activations/prompt/2/c/{}/0", "activations/completion/0/c/{}/0", "samples/completion/c/{}",
-           "samples/n_completion_tokens/c/{}", "complete/c/{}")  # fmt: skip
-
-
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("name", [name.format(1) for name in OBJECTS])
-def test_damaged_block_is_repaired_exactly_and_alone(
-    name: str, how: str, store_copy: Path, finished_store: Path
-) -> None:
-    damage(store_copy / ROUND / name, how)
-    before, seen = states_of_files(store_copy), list[ExtractProgress]()
-    report = run_small(store_copy, on_progress=seen.append)
-    assert tree(store_copy) == tree(finished_store)
-    changed = {file for file, state in states_of_files(store_copy).items() if state != before.get(file)}
-    # The round's attributes change, too: its verification is taken back and made anew.
-    assert all("/c/1" in file for file in changed - {f"{ROUND}/zarr.json"})
-    assert open_store(store_copy).rounds()[0].is_complete
-    assert report.rows_run == 8
-    if name != "complete/c/1":
-        assert report.repaired_blocks == [f"{ROUND} block 1"]
-        assert next(p.message for p in seen if p.message).startswith("damaged, extracting rows 8-15 again: layer_1")
-
-
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("marked", [False, True])
-def test_every_object_of_every_block_may_be_damaged(
-    how: str, marked: bool, store_copy: Path, finished_store: Path
-) -> None:
-    """Also in the last block, which is not full, and in blocks that were never marked."""
-    for block in range(3):
-        for name in OBJECTS[:4] if marked else OBJECTS:
-            damage(store_copy / ROUND / name.format(block), how)
-    assert run_small(store_copy).rows_run == 20
-    assert tree(store_copy) == tree(finished_store)
-
-
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("name", ["samples/text/c/0", "samples/key/c/0/0", "labels/concept/c/0", "samples/split/c/0"])
-def test_damaged_plan_column_is_written_again_without_the_model(
-    name: str, how: str, store_copy: Path, finished_store: Path
-) -> None:
-    damage(store_copy / ROUND / name, how)
-    assert run_small(store_copy).rows_run == 0
-    assert tree(store_copy) == tree(finished_store)
-
-
-def test_lost_text_of_the_hierarchy_is_written_again(store_copy: Path, finished_store: Path) -> None:
-    damage(store_copy / "hierarchy/name/c/0", "lost")
-    run_small(store_copy)
-    assert tree(store_copy) == tree(finished_store)
-
-
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
@@ -478,22 +368,56 @@ def test_disk_with_just_enough_room_is_accepted(tmp_path: Path, monkeypatch: pyt
     assert run_small(tmp_path / "s").rows_run == 20
 
 
-@pytest.mark.parametrize(("mode", "refused"), [("prompt", False), ("combined", True)])
-def test_prompt_that_does_not_fit_the_positions_is_refused(mode: Any, refused: bool, tmp_path: Path) -> None:
-    loaded = own_model()
-    longest = max(len(loaded.tokenizer(text)["input_ids"]) for text in plan_samples(PACK, [1], limit=2).texts)
-    loaded.model.config.max_position_embeddings = longest + 4
-    if refused:
-        message = rf"has {longest} tokens and 5 new ones .* has {longest + 4} positions: shorten the text"
-        with pytest.raises(PromptTooLongError, match=message):
-            run_small(tmp_path / "s", loaded)
-        assert not (tmp_path / "s").exists()
-    else:
-        run_small(tmp_path / "s", loaded, setting(mode=mode))
+def prompt_lengths() -> list[int]:
+    return [len(own_model().tokenizer(text)["input_ids"]) for text in plan_samples(PACK, [1], limit=2).texts]
+
+
+@pytest.mark.parametrize(("mode", "new"), [("prompt", 0), ("combined", 5)])
+def test_prompts_that_do_not_fit_the_positions_are_cut_and_it_is_said_which(
+    mode: Any, new: int, tmp_path: Path
+) -> None:
+    loaded, lengths = own_model(), np.array(prompt_lengths())
+    room = int(np.sort(lengths)[-3])
+    loaded.model.config.max_position_embeddings = room + new
+    report = run_small(tmp_path / "s", loaded, setting(mode=mode))
+    samples = the_round(tmp_path / "s").samples()
+    np.testing.assert_array_equal(samples.n_cut_tokens, np.maximum(lengths - room, 0))
+    np.testing.assert_array_equal(samples.n_prompt_tokens, np.minimum(lengths, room))
+    assert report.cut_prompts == (samples.n_cut_tokens > 0).sum() > 0
+    assert list(samples.text) == list(plan_samples(PACK, [1], limit=2).texts)
+
+
+def test_a_cut_prompt_gives_what_its_beginning_gives(tmp_path: Path) -> None:
+    limit = min(prompt_lengths()) - 2
+    run_small(tmp_path / "cut", settings=setting(mode="prompt", max_prompt_tokens=limit, store_dtype="float32"))
+    found = the_round(tmp_path / "cut")
+    loaded = tiny_model()
+    ids = loaded.tokenizer(str(found.samples().text[0]))["input_ids"][:limit]
+    with torch.no_grad():
+        states = loaded.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0, 1:].mean(dim=0)
+    np.testing.assert_allclose(found.read("prompt", 0, slice(0, 1))[0], states.float().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_another_prompt_limit_is_another_store(tmp_path: Path) -> None:
+    run_small(tmp_path / "s", settings=setting(max_prompt_tokens=9))
+    with pytest.raises(StoreMismatchError, match="max prompt tokens 9, this run asks for 8"):
+        run_small(tmp_path / "s", settings=setting(max_prompt_tokens=8))
 
 
 @pytest.mark.parametrize(
-    "change", [{"max_new_tokens": 1}, {"batch_size": 0}, {"block_rows": 0}], ids=lambda change: next(iter(change))
+    ("change", "message"),
+    [({"max_new_tokens": 300}, "no room for a prompt"), ({"max_prompt_tokens": 255}, "leave room for 251 beside 5")],
+)
+def test_settings_that_leave_no_room_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(PromptTooLongError, match=message):
+        run_small(tmp_path / "s", settings=setting(**change))
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"max_new_tokens": 1}, {"batch_size": 0}, {"block_rows": 0}, {"max_prompt_tokens": 0}],
+    ids=lambda change: next(iter(change)),
 )
 def test_settings_that_make_no_sense_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match=next(iter(change))):
@@ -630,3 +554,20 @@ def test_logits_that_are_nan_stop_the_run_even_if_no_stored_block_is(tmp_path: P
     loaded = dataclasses.replace(tiny_model(), model=model, blocks=list(find_blocks(model)))
     with pytest.raises(NonFiniteError, match="logits are NaN in float32"):
         run_small(tmp_path / "s", loaded)
+
+
+def test_texts_of_every_sort_and_length_are_extracted_and_read_back_as_they_were(tmp_path: Path) -> None:
+    texts = (
+        "nul \0 inside", "emoji 🦜🏴‍☠️ and \ud7ff", "שלום עולם, right to left", "line\r\nbreaks\u2028here", "a" * 50_000,
+        "word " * 10_000, "\u202ereversed\u202c", "tab\tand\x1b[31mescape",
+    )  # fmt: skip
+    concept = Concept("../c/" + "x" * 300, "c", 0, examples=texts, negatives=("plain", "and simple"))
+    pack = ConceptPack("odd", "1", (concept,), prompts="examples")
+    report = extract(tmp_path / "s", pack, tiny_model(), setting(model_layers=(0,)))
+    target = open_store(tmp_path / "s").rounds(0)[0]
+    samples = target.samples()
+    assert {*map(str, samples.text)} == {*texts, "plain", "and simple"}
+    assert report.cut_prompts == (samples.n_cut_tokens > 0).sum() == 2
+    assert target.targets == (concept.id,)
+    assert np.isfinite(target.read("prompt", 0)).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]

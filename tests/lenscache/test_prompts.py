@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -398,3 +399,39 @@ def test_unicode_of_every_sort_can_be_planned() -> None:
     plan = plan_samples(examples_pack("naïve ☂", "ⅷ", "\ud800 lone", "日本語。", "a\u0301"))  # fmt: skip
     assert json.loads(json.dumps(plan.texts)) == list(plan.texts)
     assert len(plan.digest) == 16
+
+
+# --- splits that the source gives ------------------------------------------------------------------------------------
+
+
+def labelled_pack(n: int = 10, name: str = "p") -> ConceptPack:
+    """A binary set of `n` positives and negatives to train on, and as many to test."""
+    texts = {(role, split): tuple(f"{name} {role} {split} {i}" for i in range(n))
+             for role in ("yes", "no") for split in ("train", "test")}  # fmt: skip
+    concept = Concept(
+        "c", "c", 0, examples=texts["yes", "train"] + texts["yes", "test"],
+        negatives=texts["no", "train"] + texts["no", "test"],
+    )  # fmt: skip
+    splits = {split: texts["yes", split] + texts["no", split] for split in ("train", "test")}
+    return ConceptPack("labelled", "1", (concept,), prompts="examples", splits=splits)
+
+
+@pytest.mark.parametrize("n", [4, 10, 40])
+@pytest.mark.parametrize("number", range(5))
+def test_calibration_texts_are_a_quarter_of_the_given_training_texts_of_either_class(n: int, number: int) -> None:
+    plan = plan_samples(labelled_pack(n, str(number)))
+    found = Counter(
+        (text.split()[1], text.split()[2], SPLITS[s]) for text, s in zip(plan.texts, plan.split, strict=True)
+    )
+    for role in ("yes", "no"):
+        assert found[role, "test", "test"] == n
+        assert found[role, "train", "calibration"] == n // 4 + (n % 4 > 1)
+        assert found[role, "train", "train"] + found[role, "train", "calibration"] == n
+
+
+def test_which_training_texts_calibrate_depends_on_the_seed() -> None:
+    def chosen(seed: int) -> set[str]:
+        plan = plan_samples(labelled_pack(40), seed=seed)
+        return {text for text, split in zip(plan.texts, plan.split, strict=True) if SPLITS[split] == "calibration"}
+
+    assert chosen(0) == chosen(0) != chosen(1)

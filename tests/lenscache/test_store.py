@@ -31,7 +31,8 @@ from tests.packs import small_pack
 HEADER = StoreHeader(
     model_id="m", model_fingerprint="abc", model_dtype="float32", n_layers=4, hidden=6, tokenizer_fingerprint="tok",
     pack_name=PACK.name, pack_version=PACK.version, pack_digest=PACK.digest, model_layers=(1, 3), mode="combined",
-    max_new_tokens=5, pooling="mean", pool_first_position=False, special_tokens=True, store_dtype="bfloat16", seed=0,
+    max_new_tokens=5, max_prompt_tokens=0, pooling="mean", pool_first_position=False, special_tokens=True,
+    store_dtype="bfloat16", seed=0,
 )  # fmt: skip
 PLAN = plan_samples(PACK, [1], limit=2)  # 20 rows
 OTHERS: dict[str, Any] = {  # another value for every field, and what the error calls it
@@ -39,7 +40,8 @@ OTHERS: dict[str, Any] = {  # another value for every field, and what the error 
     "n_layers": (5, "number of transformer blocks"), "hidden": (7, "hidden"),
     "tokenizer_fingerprint": ("t", "tokenizer"),
     "pack_name": ("p", "pack name"), "pack_digest": ("0" * 16, "pack digest"), "model_layers": ((1,), "model layers"),
-    "mode": ("prompt", "mode"), "max_new_tokens": (6, "max new tokens"), "pooling": ("max", "pooling"),
+    "mode": ("prompt", "mode"), "max_new_tokens": (6, "max new tokens"),
+    "max_prompt_tokens": (9, "max prompt tokens"), "pooling": ("max", "pooling"),
     "pool_first_position": (True, "pool first position"), "special_tokens": (False, "special tokens"),
     "store_dtype": ("float32", "store dtype"), "seed": (1, "seed"),
 }  # fmt: skip
@@ -106,7 +108,10 @@ def test_names_that_decide_nothing_may_differ(field: str) -> None:
     HEADER.check_equal(dataclasses.replace(HEADER, **other))
 
 
-@pytest.mark.parametrize(("change", "field"), [({"limit": 3}, "limit"), ({"block_rows": 4}, "block rows")])
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"request": {"limit": 3}}, "limit"), ({"request": {"samples": 3}}, "samples"), ({"block_rows": 4}, "block rows")],
+)
 def test_round_laid_out_otherwise_is_refused(change: dict[str, Any], field: str, tmp_path: Path) -> None:
     new_round(tmp_path / "s")
     settings: dict[str, Any] = {"block_rows": 8, **change}
@@ -165,6 +170,19 @@ def test_attributes_of_others_are_kept_and_passed_over(place: str, store_copy: P
     assert open_store(store_copy).header == header
 
 
+def test_settings_arrays_and_groups_of_others_are_kept_and_passed_over(store_copy: Path) -> None:
+    """What a later minor version, or somebody else, adds to a store of this version."""
+    header, root = open_store(store_copy).header, zarr.open_group(str(store_copy))
+    root.attrs["settings"] = {**dict(root.attrs["settings"]), "steering": "none"}  # type: ignore[arg-type]
+    root.create_array("notes", shape=(3,), dtype="int32", fill_value=7)
+    zarr.open_group(str(store_copy / ROUND)).create_array("samples/rating", shape=(20,), dtype="int8", fill_value=5)
+    before = tree(store_copy)
+    run_small(store_copy)
+    assert tree(store_copy) == before
+    assert open_store(store_copy).header == header
+    assert [target.name for target in open_store(store_copy).rounds()] == [ROUND]
+
+
 def test_hierarchy_needs_no_pack_file(finished_store: Path) -> None:
     store = open_store(finished_store)
     for concept in PACK.concepts:
@@ -199,7 +217,7 @@ def test_activations_read_back_in_the_dtype_of_the_store(dtype: Any, rounding: f
 def test_rows_are_read_by_slice(finished_store: Path) -> None:
     target = open_store(finished_store).rounds()[0]
     everything = target.read("completion", 2)
-    for rows in (slice(0, 0), slice(5, 6), slice(3, 19), slice(16, None), slice(0, 100)):
+    for rows in (slice(0, 0), slice(9, 9), slice(9, 5), slice(5, 6), slice(3, 19), slice(16, None), slice(0, 100)):
         np.testing.assert_array_equal(target.read("completion", 2, rows), everything[rows])
 
 
@@ -331,6 +349,27 @@ def test_reading_a_damaged_block_is_an_error_and_others_still_read(store_copy: P
     assert np.isfinite(target.read("prompt", 0)).all()
 
 
+@pytest.mark.parametrize("rows", [slice(None), slice(8, 16), slice(10, 12), slice(15, 17)])
+def test_object_that_is_gone_is_an_error_when_read_and_not_fill_values(rows: slice, store_copy: Path) -> None:
+    (store_copy / ROUND / "activations/completion/2/c/1/0").unlink()
+    target = open_store(store_copy).rounds()[0]
+    with pytest.raises(StoreDamagedError, match=r"activations/completion/2: the object of rows 8-15 is gone"):
+        target.read("completion", 2, rows)
+    assert target.read("completion", 2, slice(0, 8)).shape == (8, 32)
+
+
+def test_reading_looks_at_no_marks_but_those_of_its_blocks(store_copy: Path) -> None:
+    (store_copy / ROUND / "complete" / "c" / "2").unlink()
+    target = open_store(store_copy).rounds()[0]
+    assert target.read("prompt", 2, slice(0, 16)).shape == (16, 32)
+    assert target.complete_blocks(slice(1, 3)).tolist() == [True, False]
+
+
+def test_rows_that_are_not_consecutive_are_refused(finished_store: Path) -> None:
+    with pytest.raises(ValueError, match="rows step by 2, expected consecutive rows"):
+        open_store(finished_store).rounds()[0].read("prompt", 2, slice(0, 8, 2))
+
+
 @pytest.mark.parametrize("damage", [truncate, empty, flip_bit, Path.unlink])
 def test_damaged_mark_counts_as_no_mark(damage: Any, store_copy: Path) -> None:
     damage(store_copy / ROUND / "complete" / "c" / "1")
@@ -433,3 +472,14 @@ def test_group_that_was_not_written_any_more_is_mended(group: str, store_copy: P
     (store_copy / group / "zarr.json").unlink()
     run_small(store_copy)
     assert tree(store_copy) == before
+
+
+@pytest.mark.parametrize("column", ["samples/text", "samples/split", "labels/role", "labels/sample"])
+def test_a_column_that_is_gone_is_an_error_and_never_zeros(column: str, store_copy: Path) -> None:
+    chunk = next(file for file in (store_copy / ROUND / column / "c").rglob("*") if file.is_file())
+    chunk.unlink()
+    target = open_store(store_copy).rounds(1)[0]
+    with pytest.raises(StoreDamagedError, match=rf"{column}: the object c/0 is gone: run `lenscache extract` again"):
+        target.samples() if column.startswith("samples") else target.labels()
+    run_small(store_copy)
+    open_store(store_copy).rounds(1)[0].samples()

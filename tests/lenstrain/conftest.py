@@ -118,6 +118,7 @@ def planted_header(pack: ConceptPack, **changes: Any) -> StoreHeader:
         model_layers=(0, 1),
         mode="combined",
         max_new_tokens=8,
+        max_prompt_tokens=0,
         pooling="mean",
         pool_first_position=True,
         special_tokens=True,
@@ -179,7 +180,7 @@ def plant_round(
 
 
 def make_planted_store(
-    path: Path,
+    path: str | Path,
     *,
     pack: ConceptPack | None = None,
     planting: Planting | None = None,

@@ -1,0 +1,360 @@
+"""A store for those who do not read Zarr: safetensors, npz or Parquet, in a folder.
+
+    manifest.json                     what was exported from which store; every file with size, SHA-256 and shapes
+    concepts.jsonl                    id, name, layer and parents of each concept
+    layer_0/round_0/
+      samples.jsonl                   one line a row: texts, split, kind, labels     (with safetensors and npz)
+      model_layer_15.safetensors      one array a phase, (n, hidden), rows as in samples.jsonl
+      samples.parquet                 everything of a row in one line                (with Parquet)
+
+Rows of blocks that are not complete are left out, and the manifest counts them. The store is read and written block by
+block. A folder appears under its name when all of it is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lenscache.errors import DiskSpaceError, ExportError, MissingPackageError, StoreIncompleteError
+from lenscache.header import Phase
+from lenscache.remote import local_folder
+from lenscache.selection import RoundSelection, Selection, select
+
+if TYPE_CHECKING:
+    from lenscache.store import Store
+
+ExportFormat = Literal["safetensors", "npz", "parquet"]
+OnProgress = Callable[[int, int], None]
+
+FORMAT = "lenscache-export"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+_TENSOR_TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_ROW_GROUP_BYTES = 2**26
+_PARQUET_SHARE = 0.4  # of float32: at the least, the zeros below a bfloat16 compress away
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # no clock in a file: the same store gives the same bytes
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export wrote."""
+
+    folder: str
+    to: ExportFormat
+    rows: int
+    rows_left_out: int
+    """Rows that are not extracted yet."""
+    n_files: int
+    size_bytes: int
+
+
+def export_store(
+    store: Store,
+    out: str | Path,
+    to: ExportFormat,
+    *,
+    layers: Sequence[int] | None = None,
+    model_layers: Sequence[int] | None = None,
+    phases: Sequence[Phase] | None = None,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> ExportReport:
+    """Write the complete rows of a store to a folder.
+
+    safetensors keeps the dtype of the store bit for bit, BF16 included; npz and Parquet hold float32, exactly. A row
+    without a position in a phase is NaN there, as in the store.
+
+    Parameters
+    ----------
+    out : the folder, which must not exist.
+    layers, model_layers, phases : what to export; None for all that the store holds.
+    overwrite : replace an export that is there; it stays until the new one is complete.
+    on_progress : called with vectors written and vectors in all.
+
+    Raises
+    ------
+    ExportError
+        If `out` exists, and is not an export or `overwrite` is off; or lies inside the store.
+    MissingPackageError
+        If Parquet is asked for and pyarrow is not installed.
+    StoreIncompleteError
+        If there is no complete block, or no such layer.
+    ModelLayerError, StoreMismatchError
+        If the store holds no such model layer or phase.
+    DiskSpaceError
+        If the disk cannot hold the export.
+    StoreDamagedError
+        If a block does not read back. Like after any other error, nothing is left behind.
+    """
+    if to == "parquet":
+        _import_pyarrow()
+    out = Path(out)
+    check_target(out, store.path, overwrite=overwrite)
+    selection = select(store, layers, model_layers=model_layers, phases=phases)
+    if not len(selection):
+        raise StoreIncompleteError(
+            f"none of {selection.n_left_out} rows of {store.path} is in a complete block: "
+            "run `lenscache extract` again to continue"
+        )
+    _check_disk_space(out, store, selection, to)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(out) as scratch:
+        files = _Writer(scratch, store, selection, on_progress or (lambda *_: None)).write(to)
+        _write_json(scratch / MANIFEST, _make_manifest(store, selection, to, files))
+        size = sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())
+    return ExportReport(str(out), to, len(selection), selection.n_left_out, len(files) + 1, size)
+
+
+def check_target(out: Path, store_path: str, *, overwrite: bool) -> None:
+    """Raise ExportError unless an export may be written to `out`."""
+    folder = local_folder(store_path)
+    if folder is not None and folder.resolve() in (out.resolve(), *out.resolve().parents):
+        raise ExportError(f"{out} is in the store {store_path}: choose a folder outside it")
+    if not out.exists() and not out.is_symlink():
+        return
+    if not overwrite:
+        raise ExportError(f"{out} exists: choose another folder, or --overwrite if it is an earlier export")
+    listed = _listed_files(out)
+    if listed is None:
+        raise ExportError(f"{out} exists and is not an export (no {MANIFEST} of one): choose another folder")
+    found = (file.relative_to(out).as_posix() for file in out.rglob("*") if not file.is_dir())
+    if others := sorted(name for name in found if name not in listed):
+        raise ExportError(f"{out} holds files that no export wrote ({', '.join(others[:3])}): move them away first")
+
+
+def _listed_files(folder: Path) -> set[str] | None:
+    """The files that the manifest of a folder names; None if it has none, or is a link."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        if folder.is_symlink() or manifest["format"] != FORMAT:
+            return None
+        return {MANIFEST, *(entry["path"] for entry in manifest["files"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A scratch folder beside `out`, which takes its place at the end and vanishes after an error."""
+    scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    try:
+        yield scratch
+        scratch.chmod(0o755)  # mkdtemp's folders are private
+        if out.exists():
+            old = scratch.with_name(f"{scratch.name}-old")
+            out.rename(old)
+            try:
+                scratch.rename(out)
+            except BaseException:
+                old.rename(out)
+                raise
+            shutil.rmtree(old)
+        else:
+            scratch.rename(out)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _check_disk_space(out: Path, store: Store, selection: Selection, to: ExportFormat) -> None:
+    itemsize = 4 if to != "safetensors" or store.header.store_dtype in ("float32", "int8") else 2
+    vectors = len(selection) * len(selection.phases) * len(selection.model_layers)
+    needed = int(vectors * store.header.hidden * itemsize * (_PARQUET_SHARE if to == "parquet" else 1))
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DiskSpaceError(
+            f"the export needs about {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free: "
+            "choose another disk, or fewer --model-layers"
+        )
+
+
+def _make_manifest(store: Store, selection: Selection, to: ExportFormat, files: list[dict[str, Any]]) -> dict[str, Any]:
+    header = store.header.to_attributes()
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "to": to,
+        "store": {"digest": store.digest(), "format_version": header.pop("format_version")},
+        **header,
+        "selection": {"phases": list(selection.phases), "model_layers": list(selection.model_layers)},
+        "rounds": [
+            {
+                "name": part.source.name, "rows": len(part), "rows_left_out": part.n_left_out,
+                "plan_digest": part.source.attributes["plan_digest"], "verified": part.source.is_complete,
+            }
+            for part in selection.rounds
+        ],
+        "files": files,
+    }  # fmt: skip
+
+
+class _Writer:
+    """Writes the files of one export into a folder."""
+
+    def __init__(self, folder: Path, store: Store, selection: Selection, on_progress: OnProgress) -> None:
+        self.folder, self.store, self.selection, self.on_progress = folder, store, selection, on_progress
+        self.hidden = store.header.hidden
+        self._files: list[dict[str, Any]] = []
+        self._done = 0
+
+    def write(self, to: ExportFormat) -> list[dict[str, Any]]:
+        """Write everything; what the manifest says about each file."""
+        self._write_lines("concepts.jsonl", self._concepts())
+        for part in self.selection.rounds:
+            if not len(part):
+                continue
+            (self.folder / part.source.name).mkdir(parents=True)
+            if to == "parquet":
+                self._write_parquet(part)
+                continue
+            self._write_lines(f"{part.source.name}/samples.jsonl", _sample_lines(part))
+            for model_layer in self.selection.model_layers:
+                (self._write_safetensors if to == "safetensors" else self._write_npz)(part, model_layer)
+        return self._files
+
+    def _concepts(self) -> Iterator[dict[str, Any]]:
+        hierarchy, names = self.store.hierarchy, self.store.concept_names
+        for concept, layer in hierarchy.layers.items():
+            yield {"id": concept, "name": names[concept], "layer": layer, "parents": list(hierarchy.parents(concept))}
+
+    def _write_lines(self, name: str, lines: Iterator[dict[str, Any]]) -> None:
+        count = 0
+        with (self.folder / name).open("w", encoding="utf-8", newline="\n") as file:
+            for line in lines:
+                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+                count += 1
+        self._list(name, lines=count)
+
+    def _write_safetensors(self, part: RoundSelection, model_layer: int) -> None:
+        """Header first, since every size is known; then the values as they come."""
+        stored = part.source.read(self.selection.phases[0], model_layer, slice(0, 0)).dtype
+        shape, size = [len(part), self.hidden], len(part) * self.hidden * stored.itemsize
+        tensors: dict[str, Any] = {
+            phase: {"dtype": _TENSOR_TYPES[str(stored)], "shape": shape, "data_offsets": [i * size, (i + 1) * size]}
+            for i, phase in enumerate(self.selection.phases)
+        }
+        origin = {"format": FORMAT, "store_digest": self.store.digest(), "round": part.source.name,
+                  "model_layer": str(model_layer)}  # fmt: skip
+        head = json.dumps({"__metadata__": origin, **tensors}, separators=(",", ":")).encode()
+        head += b" " * (-len(head) % 8)  # values start at a multiple of 8
+        name = f"{part.source.name}/model_layer_{model_layer}.safetensors"
+        with (self.folder / name).open("wb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            for phase in self.selection.phases:
+                for values in self._blocks(part, phase, model_layer):
+                    file.write(_little_endian(values))
+        arrays = {phase: {key: entry[key] for key in ("dtype", "shape")} for phase, entry in tensors.items()}
+        self._list(name, arrays=arrays)
+
+    def _write_npz(self, part: RoundSelection, model_layer: int) -> None:
+        """What `numpy.savez` writes, a block at a time."""
+        name = f"{part.source.name}/model_layer_{model_layer}.npz"
+        shape = (len(part), self.hidden)
+        with zipfile.ZipFile(self.folder / name, "w", zipfile.ZIP_STORED) as archive:
+            for phase in self.selection.phases:
+                with archive.open(zipfile.ZipInfo(f"{phase}.npy", _ZIP_EPOCH), "w", force_zip64=True) as file:
+                    head = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, head)
+                    for values in self._blocks(part, phase, model_layer):
+                        file.write(_little_endian(values.astype(np.float32)))
+        self._list(name, arrays={phase: {"dtype": "F32", "shape": list(shape)} for phase in self.selection.phases})
+
+    def _write_parquet(self, part: RoundSelection) -> None:
+        """A row group a block, or several where a block has many vectors."""
+        pa, parquet = _import_pyarrow()
+        places = [(phase, i) for phase in self.selection.phases for i in self.selection.model_layers]
+        names = [f"{phase}_{model_layer}" for phase, model_layer in places]
+        vector = pa.list_(pa.float32(), self.hidden)
+        text = pa.table(part.columns()).append_column("labels", _label_lists(pa, part))
+        schema = pa.schema([*text.schema, *(pa.field(name, vector) for name in names)])
+        group_rows = max(1, _ROW_GROUP_BYTES // (4 * self.hidden * len(places)))
+        name, first = f"{part.source.name}/samples.parquet", 0
+        with parquet.ParquetWriter(
+            self.folder / name, schema, compression="zstd", use_dictionary=["kind", "split"]
+        ) as file:
+            for rows in _slices(part, group_rows):
+                columns = text.slice(first, rows.stop - rows.start).columns
+                first += rows.stop - rows.start
+                for phase, model_layer in places:
+                    values = self._read(part, phase, model_layer, rows).astype(np.float32)
+                    columns.append(pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=vector))
+                file.write_table(pa.table(columns, schema=schema))
+        arrays = {column: {"dtype": "F32", "shape": [len(part), self.hidden]} for column in names}
+        self._list(name, lines=len(part), arrays=arrays)
+
+    def _blocks(self, part: RoundSelection, phase: Phase, model_layer: int) -> Iterator[NDArray[Any]]:
+        for block in part.blocks:
+            yield self._read(part, phase, model_layer, part.source.rows(block))
+
+    def _read(self, part: RoundSelection, phase: Phase, model_layer: int, rows: slice) -> NDArray[Any]:
+        values = part.source.read(phase, model_layer, rows)
+        self._done += len(values)
+        total = len(self.selection) * len(self.selection.phases) * len(self.selection.model_layers)
+        self.on_progress(self._done, total)
+        return values
+
+    def _list(self, name: str, **more: Any) -> None:
+        file = self.folder / name
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        self._files.append({"path": name, "bytes": file.stat().st_size, "sha256": digest, **more})
+
+
+def _sample_lines(part: RoundSelection) -> Iterator[dict[str, Any]]:
+    columns = part.columns()
+    for *values, labels in zip(*(column.tolist() for column in columns.values()), _labels_of(part), strict=True):
+        yield {**dict(zip(columns, values, strict=True)), "labels": labels}
+
+
+def _labels_of(part: RoundSelection) -> list[list[dict[str, Any]]]:
+    """The labels of each selected row."""
+    labels: dict[int, list[dict[str, Any]]] = {row: [] for row in part.rows.tolist()}
+    for label in part.labels():
+        labels[label.row].append({"concept": label.concept, "role": label.role, "order": label.order})
+    return list(labels.values())
+
+
+def _label_lists(pa: Any, part: RoundSelection) -> Any:
+    fields = [("concept", pa.string()), ("role", pa.string()), ("order", pa.int32())]
+    return pa.array(_labels_of(part), pa.list_(pa.struct(fields)))
+
+
+def _slices(part: RoundSelection, most: int) -> Iterator[slice]:
+    """The rows of the complete blocks, at most so many at a time."""
+    for rows in map(part.source.rows, part.blocks):
+        for start in range(rows.start, rows.stop, most):
+            yield slice(start, min(start + most, rows.stop))
+
+
+def _little_endian(values: NDArray[Any]) -> bytes:
+    """Rows of numbers as bytes, lowest first, whatever the machine."""
+    bits = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
+    return bits.astype(bits.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _import_pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingPackageError("writing Parquet needs pyarrow: run `pip install 'lenscache[parquet]'`") from None
+    return pyarrow, pyarrow.parquet
+
+
+def _write_json(file: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    file.write_text(text, encoding="utf-8", newline="\n")

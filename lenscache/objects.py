@@ -1,0 +1,175 @@
+"""Single objects of a store: is one there, is it whole, does it decode.
+
+    group, name --StoredArray.open--> rows of each object --look---> missing, empty or cut short, by size alone
+                                                          --check--> values, every checksum of the object compared
+
+An object is what the store keeps of an array under one key: a file in a folder, a shard where an array has shards.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.store import SuffixByteRequest
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore, StorePath
+
+from lenscache.errors import StoreAccessError, StoreDamagedError
+from lenscache.layout import find_node
+
+_ABSENT = 2**64 - 1  # offset and length of an inner chunk that a shard does not hold
+_CHECKSUM_BYTES = 4
+
+
+class Look(NamedTuple):
+    """What one object was found to be."""
+
+    size: int
+    """Bytes; 0 if it is not there."""
+    fault: str | None
+    """What is wrong with it, if anything."""
+    values: NDArray[Any] | None = None
+    """What it holds, if it was decoded."""
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """One array and the objects that hold it, cut along the rows."""
+
+    name: str
+    """Path inside the store."""
+    array: zarr.Array[Any]
+
+    @classmethod
+    def open(cls, group: zarr.Group, name: str) -> StoredArray | None:
+        """The array `name` below the root group of a store; None if nothing is there.
+
+        Raises
+        ------
+        StoreDamagedError
+            If its metadata does not parse, or it is no array.
+        """
+        node = find_node(group, name)
+        if node is None:
+            return None
+        if not isinstance(node, zarr.Array):
+            raise StoreDamagedError(f"{name} is a group, expected an array")
+        return cls(name, node)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape by the metadata."""
+        return self.array.shape
+
+    @property
+    def data_type(self) -> str:
+        """Name of the Zarr data type."""
+        return str(self.array.metadata.data_type.to_json(zarr_format=3))  # type: ignore[union-attr]
+
+    @property
+    def object_rows(self) -> int:
+        """Rows of one object; the last may have fewer."""
+        return int((self.array.shards or self.array.chunks)[0])
+
+    @property
+    def n_objects(self) -> int:
+        """Objects that a complete array has. Other axes than the first are never cut."""
+        return -(-self.shape[0] // self.object_rows)
+
+    def rows(self, number: int) -> slice:
+        """The rows in one object."""
+        return slice(number * self.object_rows, min((number + 1) * self.object_rows, self.shape[0]))
+
+    def object_path(self, number: int) -> str:
+        """Path of one object inside the store."""
+        return self._place(number).path
+
+    def size(self, number: int) -> int | None:
+        """Bytes of one object, None if it is not there."""
+        place = self._place(number)
+        try:
+            return int(sync(place.store.getsize(place.path)))
+        except FileNotFoundError:
+            return None
+
+    def decode(self, number: int) -> NDArray[Any]:
+        """The values of one object; codecs raise anything on damaged input."""
+        return np.asarray(self.array[self.rows(number)])
+
+    def look(self, number: int) -> Look:
+        """What shows of an object without decoding it."""
+        size = self.size(number)
+        if not size:
+            return Look(0, "the object is missing" if size is None else "the object is empty")
+        try:
+            return Look(size, self._shard_fault(number, size) if self.array.shards else None)
+        except StoreAccessError:
+            raise
+        except OSError as error:
+            return Look(size, f"does not read back ({first_line(error)})")
+
+    def check(self, number: int) -> Look:
+        """Decode an object, which compares every checksum of it, and keep the values."""
+        size = self.size(number)
+        if not size:
+            return self.look(number)
+        try:
+            return Look(size, None, self.decode(number))
+        except StoreAccessError:  # says nothing about the object
+            raise
+        except Exception as error:  # noqa: BLE001 - codecs raise anything on damaged input
+            return Look(size, self.look(number).fault or f"does not read back ({first_line(error)})")
+
+    def _shard_fault(self, number: int, size: int) -> str | None:
+        """A shard ends with its index: offset and length of each inner chunk, then a checksum."""
+        n_chunks = self.object_rows // self.array.chunks[0]
+        index_bytes = 16 * n_chunks + _CHECKSUM_BYTES
+        if size < index_bytes:
+            return f"the object has {size} bytes, its index alone has {index_bytes}"
+        request = SuffixByteRequest(index_bytes)
+        tail = sync(self._place(number).get(default_buffer_prototype(), byte_range=request))
+        if tail is None:
+            return "the object is missing"
+        numbers = struct.unpack(f"<{2 * n_chunks}Q", tail.to_bytes()[:-_CHECKSUM_BYTES])
+        chunks = [pair for pair in zip(numbers[::2], numbers[1::2], strict=True) if pair != (_ABSENT, _ABSENT)]
+        end = max((offset + length for offset, length in chunks), default=0)
+        if end + index_bytes != size:
+            return f"the object has {size} bytes, which its index does not account for: it was cut short or changed"
+        return None
+
+    def _place(self, number: int) -> StorePath:
+        key = self.array.metadata.encode_chunk_key((number,) + (0,) * (self.array.ndim - 1))
+        return self.array.store_path / key
+
+
+def first_line(error: BaseException) -> str:
+    """An error as part of a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.120}"
+
+
+def object_names(group: zarr.Group, name: str) -> list[str]:
+    """What stands in a folder below `group`, but for temporary files; nothing if there is no such folder."""
+    place = group.store_path / name
+
+    async def names() -> list[str]:
+        return [entry async for entry in place.store.list_dir(place.path)]
+
+    return [entry for entry in sync(names()) if not entry.endswith(".partial")]
+
+
+def leftover_files(group: zarr.Group) -> list[str]:
+    """Temporary files that a killed writer left, or that a living one is writing; object stores have none."""
+    store = group.store_path.store
+    if not isinstance(store, LocalStore):
+        return []
+    return sorted(
+        file.relative_to(store.root).as_posix()
+        for file in (store.root / group.store_path.path).rglob("*.partial")
+        if file.is_file()
+    )

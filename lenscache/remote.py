@@ -1,0 +1,300 @@
+"""Stores that are no folder: whatever fsspec has a file system for, such as `s3://bucket/prefix`.
+
+    path --open_place--> a folder's name, which zarr opens itself
+                     --> RemoteStore: zarr's FsspecStore over s3fs, gcsfs, memory ...
+
+Options of a file system, credentials first of all, come from where its users keep them: the environment and the
+configuration files of the service. They are never part of the URL, because a URL ends up in logs and shell histories.
+
+Nothing is cached: not the listing of a folder, since a reader must see the blocks that another machine writes, and not
+the file system, since credentials may be set after a first attempt that lacked them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import re
+import weakref
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from urllib.request import url2pathname
+
+from zarr.core.sync import loop as zarr_loop
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore
+
+from lenscache.errors import LenscacheError, MissingPackageError, StoreAccessError, StoreFormatError
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+_FOLDERS = frozenset({"file", "local"})
+_BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})
+"""Protocols whose URLs begin with the name of a bucket, and with nothing else."""
+_PACKAGES = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "gcs": ("gcsfs", "gs")}
+"""By protocol: the package that fsspec needs, and our extra that brings it."""
+_NO_CACHES: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+# Above one, s3fs asks for the size before it reads any whole object, which doubles the requests, and reads a large one
+# in parts that may be of two versions of it.
+_WHOLE_READS: dict[str, Any] = {"max_concurrency": 1}
+_PASSWORD = re.compile(r"[^/:@]*:(?!\d+(/|$))[^@]*@")  # not the port of hdfs://host:8020/folder@home
+_SECRET_NAMES = re.compile("SECRET|TOKEN|PASSWORD|ACCESS_KEY|CREDENTIAL|CONNECTION_STRING", re.IGNORECASE)
+_SHORTEST_SECRET = 6  # letters; replacing shorter ones would garble any message
+
+
+def local_folder(path: str | Path) -> Path | None:
+    """The folder that a store's path names; None for the URL of anything else."""
+    if isinstance(path, Path) or ("://" not in path and "::" not in path):
+        return Path(path)
+    protocol, _, rest = path.partition("://")
+    # Not left to fsspec, which writes files in place: a reader would see half of them.
+    return Path(url2pathname(rest)) if protocol in _FOLDERS else None
+
+
+def open_place(path: str | Path, *, read_only: bool) -> str | RemoteStore:
+    """What zarr opens or creates a group in: the name of a folder, or a store of objects.
+
+    Raises
+    ------
+    StoreFormatError
+        If the URL holds credentials, names no bucket, or is of a kind that fsspec does not know.
+    MissingPackageError
+        If the package for this kind of URL is not installed.
+    StoreAccessError
+        If the configuration of the service cannot be used.
+    """
+    folder = local_folder(path)
+    return str(folder) if folder is not None else RemoteStore.open_url(str(path), read_only=read_only)
+
+
+def check_place(path: str | Path) -> None:
+    """Look at an object store once, so that a run that cannot use it ends before a model is loaded.
+
+    Raises
+    ------
+    StoreAccessError
+        If there is no such bucket, no permission or no connection.
+    StoreFormatError, MissingPackageError
+        As `open_place`.
+    """
+    place = open_place(path, read_only=True)
+    if isinstance(place, RemoteStore) and place.is_unused():
+        place.check_bucket()
+
+
+class RemoteStore(FsspecStore):
+    """A store of objects that raises StoreAccessError where the service refuses or cannot be reached.
+
+    That is told apart from damage: what cannot be read for want of a network must not be extracted again.
+
+    Parameters
+    ----------
+    url : what messages call the store.
+    """
+
+    def __init__(self, fs: Any, read_only: bool = False, path: str = "/", *, url: str = "", **options: Any) -> None:
+        super().__init__(fs, read_only, path, **options)
+        self.url = url or path
+
+    @classmethod
+    def open_url(cls, url: str, *, read_only: bool) -> Self:
+        """The store at `url`; nothing is asked of it yet. See `open_place` for what is raised."""
+        protocol = _check_url(url)
+        options = _NO_CACHES | (_WHOLE_READS if protocol in ("s3", "s3a") else {})
+        with _explaining(url):
+            try:
+                opened = FsspecStore.from_url(url, storage_options=options, read_only=read_only)
+            except ImportError as error:
+                package, extra = _PACKAGES.get(protocol, (f"a package for {protocol}://", ""))
+                cure = f"`pip install 'lenscache[{extra}]'`" if extra else f"`pip install` as fsspec says: {error}"
+                raise MissingPackageError(f"{url} needs {package}: run {cure}") from None
+            except ValueError as error:
+                raise StoreFormatError(
+                    f"{url} cannot be a store ({_scrub(error)}): give a folder, or a URL such as s3://bucket/prefix"
+                ) from None
+            _close_with(opened.fs)
+        return cls(opened.fs, read_only, opened.path.rstrip("/"), url=url)
+
+    def is_unused(self) -> bool:
+        """Whether there is not a single object."""
+
+        async def names() -> list[str]:
+            return [name async for name in self.list_dir("")]
+
+        return not sync(names())
+
+    def check_bucket(self) -> None:
+        """Raise StoreAccessError if the bucket is not there; a listing does not tell that from an empty one."""
+        if self.url.partition("://")[0] not in _BUCKETS:
+            return
+
+        async def ask() -> None:
+            try:
+                await self.fs._info(self.path.split("/")[0])
+            except FileNotFoundError:
+                raise _no_bucket(self.url) from None
+
+        with _explaining(self.url):
+            sync(ask())
+
+    # --- what zarr calls ------------------------------------------------------------------------------------------
+
+    def with_read_only(self, read_only: bool = False) -> Self:  # noqa: D102 - as the class above, like all that follow
+        return type(self)(self.fs, read_only, self.path, url=self.url, allowed_exceptions=self.allowed_exceptions)
+
+    async def get(  # noqa: D102
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        with _explaining(self.url):
+            return await super().get(key, prototype, byte_range)
+
+    async def get_partial_values(  # noqa: D102
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        with _explaining(self.url):
+            return await super().get_partial_values(prototype, key_ranges)
+
+    async def set(self, key: str, value: Buffer, byte_range: tuple[int, int] | None = None) -> None:  # noqa: D102
+        with _explaining(self.url):
+            try:
+                await super().set(key, value, byte_range)
+            except FileNotFoundError:  # there are no folders that could be missing
+                raise _no_bucket(self.url) from None
+
+    async def delete(self, key: str) -> None:  # noqa: D102
+        with _explaining(self.url):
+            await super().delete(key)
+
+    async def delete_dir(self, prefix: str) -> None:  # noqa: D102
+        with _explaining(self.url):
+            await super().delete_dir(prefix)
+
+    async def exists(self, key: str) -> bool:  # noqa: D102
+        with _explaining(self.url):
+            return await super().exists(key)
+
+    async def getsize(self, key: str) -> int:  # noqa: D102
+        with _explaining(self.url):
+            return await super().getsize(key)
+
+    async def list(self) -> AsyncIterator[str]:  # noqa: D102
+        with _explaining(self.url):
+            async for key in super().list():
+                yield key
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:  # noqa: D102
+        with _explaining(self.url):
+            async for key in super().list_prefix(prefix):
+                yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:  # noqa: D102
+        with _explaining(self.url):
+            async for name in super().list_dir(prefix):
+                if name:  # consoles of object stores create an empty object that stands for the folder itself
+                    yield name
+
+
+def _check_url(url: str) -> str:
+    """The protocol of a URL that may name a store."""
+    protocol, _, rest = url.rpartition("::")[2].partition("://")
+    bucket = rest.partition("/")[0]
+    in_bucket = protocol in _BUCKETS and not bucket.startswith("arn:") and (":" in bucket or "@" in bucket)
+    if in_bucket or _PASSWORD.match(rest) or "?" in rest:
+        raise StoreFormatError(
+            f"the URL {protocol}://... holds credentials or a query, which would end up in logs: give "
+            f"{protocol}://bucket/prefix, and credentials in the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE ...) or "
+            "in the configuration files of the service"
+        )
+    if protocol in _BUCKETS and not bucket:
+        raise StoreFormatError(f"{url} names no bucket: give {protocol}://bucket/prefix")
+    return protocol
+
+
+@contextmanager
+def _explaining(url: str) -> Iterator[None]:
+    """Turn what a file system raises into one line; what zarr takes for a missing object passes.
+
+    Raises
+    ------
+    StoreAccessError
+        Without the cause, whose text may hold what is taken out of ours.
+    """
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, LenscacheError):
+        raise
+    except Exception as error:  # noqa: BLE001 - every service has its own tree of errors
+        raise _explain(url, error) from None
+
+
+def _explain(url: str, error: Exception) -> StoreAccessError:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    why = f"{type(error).__name__}: {_scrub(error)}"
+    if "PermissionError" in names:
+        return StoreAccessError(
+            f"{url}: access is denied ({why}): check the credentials, and that they may list the bucket and read and "
+            "write its objects"
+        )
+    if any(part in type(error).__name__ for part in ("Credential", "Profile", "Token", "SSO")):
+        return StoreAccessError(
+            f"{url}: there are no credentials that can be used ({why}): set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or what else the service has for this"
+        )
+    if names & {"ConnectionError", "HTTPClientError", "TimeoutError", "FSTimeoutError", "ClientError"}:
+        return StoreAccessError(
+            f"{url}: the service cannot be reached ({why}): check the network and AWS_ENDPOINT_URL, and run the same "
+            "command again; what is complete is kept"
+        )
+    return StoreAccessError(
+        f"{url}: the service refuses ({why}): see to that and run the same command again; what is complete is kept"
+    )
+
+
+def _no_bucket(url: str) -> StoreAccessError:
+    protocol, _, rest = url.partition("://")
+    return StoreAccessError(
+        f"{url}: there is no bucket {rest.partition('/')[0]!r} at this service: create it first, or check its name "
+        f"and the endpoint{' (AWS_ENDPOINT_URL)' if protocol.startswith('s3') else ''}"
+    )
+
+
+def _scrub(error: Exception) -> str:
+    """The text of an error on one line, without anything that may be secret."""
+    text = " ".join(str(error).split())
+    secrets = {value for name, value in os.environ.items() if _SECRET_NAMES.search(name)}
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, "***")
+    return re.sub(r"\?[^\s\"']*", "", re.sub(r"://[^\s\"']*@", "://***@", text))
+
+
+# --- connections ------------------------------------------------------------------------------------------------------
+
+_CLIENTS: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _close_with(fs: Any) -> None:
+    """Close the connections of s3fs when its file system goes: it does so itself only where it runs the event loop."""
+    if hasattr(fs, "set_session"):
+        client = sync(fs.set_session())
+        _CLIENTS.add(client)
+        weakref.finalize(fs, _close_soon, client, os.getpid()).atexit = False
+
+
+def _close_soon(client: Any, pid: int) -> None:
+    loop = zarr_loop[0]
+    if pid == os.getpid() and loop is not None and loop.is_running():
+        asyncio.run_coroutine_threadsafe(client.close(), loop)
+
+
+@atexit.register  # before zarr's, which ends the event loop: the last to be registered is the first to run
+def _close_all(pid: int = os.getpid()) -> None:
+    if pid == os.getpid():
+        for client in list(_CLIENTS):
+            with suppress(Exception):  # nothing depends on it any more
+                sync(client.close(), timeout=1)

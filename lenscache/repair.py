@@ -1,0 +1,59 @@
+"""Take the marks off damaged blocks, so that nobody reads them and the next `lenscache extract` extracts them again.
+
+Nothing is deleted and no other block is touched. Columns that the plan determines need no repair: `extract` compares
+them with the plan and writes them again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lenscache.findings import Finding
+from lenscache.store import open_store
+from lenscache.verify import OnChecked, verify_store
+
+
+@dataclass
+class RepairReport:
+    """What `repair_store` did."""
+
+    path: str
+    unmarked: list[str] = field(default_factory=list)
+    """Blocks whose mark was taken off."""
+    rows: int = 0
+    """Rows of these blocks, which the next extraction runs again."""
+    left_to_extract: list[Finding] = field(default_factory=list)
+    """Damage that `lenscache extract` mends by itself, without extracting a row."""
+    left_to_user: list[Finding] = field(default_factory=list)
+    """Damage that someone has to mend by hand first; each says how."""
+
+
+def repair_store(
+    path: str | Path, *, layer: int | None = None, jobs: int | None = None, on_checked: OnChecked | None = None
+) -> RepairReport:
+    """Check a store and unmark exactly the damaged blocks.
+
+    Raises
+    ------
+    StoreNotFoundError, StoreFormatError
+        If there is no store, or its own metadata is damaged.
+    StoreWriteError
+        If a mark cannot be taken off, because the store is read-only or the disk is full.
+    """
+    found = verify_store(path, layer=layer, jobs=jobs, on_checked=on_checked).findings
+    report = RepairReport(str(path))
+    damaged = sorted({(item.round, item.block) for item in found if item.round is not None and item.block is not None})
+    report.left_to_extract = [finding for finding in found if finding.block is None and finding.cure == "extract"]
+    report.left_to_user = [finding for finding in found if finding.cure == "hand"]
+    if not damaged:
+        return report
+    store = open_store(path, mode="r+")
+    for name, block in damaged:
+        layer_number, index = (int(part.rpartition("_")[2]) for part in name.split("/"))
+        target = store.round(layer_number, index)
+        target.unmark_block(block)
+        rows = target.rows(block)
+        report.unmarked.append(f"{name} block {block}, rows {rows.start}-{rows.stop - 1}")
+        report.rows += rows.stop - rows.start
+    return report

@@ -1,0 +1,383 @@
+"""Checks of one round: its arrays against the plan, its objects, its values.
+
+    attributes --> expected arrays --metadata--> marks --every object of every array--> columns --> keys, plan digest
+                                                          (many threads)
+
+Columns come before activations, since they say which rows may be NaN. Nothing here writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from lenscache.errors import StoreAccessError, StoreDamagedError
+from lenscache.findings import EXTRACT_ROWS, WRITE_ANEW, Finding, RoundState
+from lenscache.header import Phase, StoreHeader
+from lenscache.layout import find_node, vector_arrays
+from lenscache.objects import StoredArray, first_line, object_names
+from lenscache.quantization import MISSING
+from lenscache.rounds import has_position
+
+_VECTORS = ("activations/", "scales/")
+_PER_BLOCK = frozenset({"samples/completion", "samples/n_completion_tokens"})
+_COLUMN_TYPES = {
+    "samples/key": "uint8", "samples/text": "string", "samples/completion": "string", "samples/kind": "uint8",
+    "samples/split": "uint8", "samples/repeat": "uint16", "samples/n_prompt_tokens": "int32",
+    "samples/n_cut_tokens": "int32", "samples/n_completion_tokens": "int32", "samples/temperature": "float32",
+    "labels/sample": "int32", "labels/concept": "int32", "labels/role": "uint8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """One object of one array."""
+
+    array: StoredArray
+    number: int
+    place: tuple[Phase, int] | None = None
+    """Phase and model layer, of activations."""
+    block: int | None = None
+    """The block the object holds; None for a column that the plan determines."""
+
+
+@dataclass
+class Outcome:
+    """What came of one task."""
+
+    findings: list[Finding]
+    size: int
+    values: NDArray[Any] | None = None
+    """Of columns; activations are let go at once."""
+
+
+class RoundCheck:
+    """One round under examination: `prepare`, then `examine` every task and `keep` what the columns hold.
+
+    Parameters
+    ----------
+    root : root group of the store.
+    """
+
+    def __init__(self, root: zarr.Group, header: StoreHeader, layer: int, index: int, *, quick: bool) -> None:
+        self.root, self.header, self.quick = root, header, quick
+        self.layer, self.index = layer, index
+        self.name = f"layer_{layer}/round_{index}"
+        self.findings: list[Finding] = []
+        self.notes: list[str] = []
+        self.attributes: dict[str, Any] = {}
+        self.arrays: dict[str, StoredArray] = {}
+        self.marked: set[int] = set()
+        self.columns: dict[str, NDArray[Any]] = {}
+        """What decoded whole; block columns only where every block is complete."""
+        self._parts: dict[str, dict[int, NDArray[Any]]] = {}
+
+    # --- sizes --------------------------------------------------------------------------------------------------
+
+    @property
+    def n_samples(self) -> int:
+        """Rows by the attributes."""
+        return int(self.attributes["n_samples"])
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block by the attributes."""
+        return int(self.attributes["block_rows"])
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks by the attributes."""
+        return -(-self.n_samples // self.block_rows)
+
+    def rows(self, block: int) -> slice:
+        """The rows of a block."""
+        return slice(block * self.block_rows, min((block + 1) * self.block_rows, self.n_samples))
+
+    def state(self) -> RoundState:
+        """How far the round is, by its marks."""
+        if not self.attributes or "complete" not in self.arrays:
+            return RoundState(self.name, 0, 0, 0, 0, "damaged" if self.findings else "not laid out")
+        done, all_done = len(self.marked), len(self.marked) == self.n_blocks
+        rows = sum(self.rows(block).stop - self.rows(block).start for block in self.marked)
+        state: Any = "complete" if self.attributes.get("verification") else "not verified"
+        state = "damaged" if self.findings else state if all_done else "unfinished"
+        return RoundState(self.name, self.n_samples, rows, self.n_blocks, done, state)
+
+    # --- metadata and marks ---------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Check attributes and metadata and read the marks; what cannot be opened is left out afterwards.
+
+        A round whose laying out was cut short has no `complete` yet and is not looked at any further.
+        """
+        if not self._read_attributes():
+            return
+        phases = [f"/{phase}" for phase in self.header.phases]
+        vectors = [f"/{name}{place}" for name in vector_arrays(self.header) for place in ("", *phases)]
+        for place in ("", "/samples", "/labels", *vectors):
+            self._check_group(f"layer_{self.layer}" if place == "" else f"{self.name}{place}")
+        if not self._is_laid_out:
+            return  # nothing can be missing or damaged that the next run would not write anyway
+        for name, (shape, data_type) in self._expected().items():
+            self._open(name, shape, data_type)
+        if "complete" in self.arrays:
+            self._read_marks()
+
+    def _read_attributes(self) -> bool:
+        try:
+            group = find_node(self.root, self.name)
+        except StoreDamagedError as error:
+            self.findings.append(self._broken_metadata(self.name, error))
+            return False
+        if group is None:
+            if self._has_marks():
+                self._add(self.name, "zarr.json is missing", WRITE_ANEW, path=f"{self.name}/zarr.json")
+            return False
+        attributes = dict(group.attrs)
+        if "plan_digest" not in attributes and not self._has_marks():
+            return False  # a writer was stopped between the group and its attributes
+        if fault := _attributes_fault(attributes, self.header):
+            self._add(self.name, fault, self._remove(self.name), path=f"{self.name}/zarr.json", cure="hand")
+            return False
+        self.attributes = attributes
+        return True
+
+    def _check_group(self, name: str) -> None:
+        try:
+            if find_node(self.root, name) is None and self._is_laid_out:
+                self._add(name, "zarr.json of the group is missing", WRITE_ANEW, path=f"{name}/zarr.json")
+        except StoreDamagedError as error:
+            self.findings.append(self._broken_metadata(name, error))
+
+    @cached_property
+    def _is_laid_out(self) -> bool:
+        """`complete` is created last, so where it is, or any mark was set, everything must be there."""
+        try:
+            return find_node(self.root, f"{self.name}/complete") is not None or self._has_marks()
+        except StoreDamagedError:
+            return True
+
+    def _has_marks(self) -> bool:
+        return bool(object_names(self.root, f"{self.name}/complete/c"))
+
+    def _expected(self) -> dict[str, tuple[tuple[int | None, ...], str]]:
+        """Shape and data type of every array the round must have; None where any length will do."""
+        n, header = self.n_samples, self.header
+        shapes: dict[str, tuple[int | None, ...]] = {"samples/key": (n, 16)}
+        arrays = {
+            name: (shapes.get(name, (n if name.startswith("samples") else None,)), data_type)
+            for name, data_type in _COLUMN_TYPES.items()
+        }
+        for place in (f"{phase}/{model_layer}" for phase in header.phases for model_layer in header.model_layers):
+            arrays[f"activations/{place}"] = ((n, header.hidden), header.store_dtype)
+            if header.store_dtype == "int8":
+                arrays[f"scales/{place}"] = ((n,), "float32")
+        return {**arrays, "complete": ((self.n_blocks,), "uint8")}
+
+    def _open(self, name: str, shape: tuple[int | None, ...], data_type: str) -> None:
+        full = f"{self.name}/{name}"
+        try:
+            array = StoredArray.open(self.root, full)
+        except StoreDamagedError as error:
+            self.findings.append(self._broken_metadata(full, error))
+            return
+        if array is None:
+            self._add(full, "the array is missing", WRITE_ANEW, path=f"{full}/zarr.json")
+            return
+        fits = len(array.shape) == len(shape) and all(
+            want in (None, have) for have, want in zip(array.shape, shape, strict=True)
+        )
+        fault = None
+        if not fits or array.data_type != data_type:
+            wanted = tuple("any" if size is None else size for size in shape)
+            fault = f"shape {array.shape} of {array.data_type}, expected {wanted} of {data_type}"
+        elif self._is_per_block(name) and array.object_rows != self.block_rows:
+            fault = f"{array.object_rows} rows an object, expected {self.block_rows}"
+        elif name == "complete" and array.object_rows != 1:
+            fault = f"{array.object_rows} marks an object, expected 1"
+        if fault:
+            self._add(full, fault, self._remove(full), path=f"{full}/zarr.json", cure="hand")
+        else:
+            self.arrays[name] = array
+
+    def _is_per_block(self, name: str) -> bool:
+        return name in _PER_BLOCK or name.startswith(_VECTORS)
+
+    def _read_marks(self) -> None:
+        """Read the marks, and then the attributes again.
+
+        In this order, and a missing mark a second time at the end, so that a run that goes on meanwhile is not taken
+        for damage: it sets `verification` after the last mark, and takes it back before it takes off a mark.
+        """
+        marks = self.arrays["complete"]
+        found = {block: _read_mark(marks, block) for block in range(self.n_blocks)}
+        self.attributes = dict(cast("zarr.Group", find_node(self.root, self.name)).attrs)
+        for block, mark in found.items():
+            if mark == 1:
+                self.marked.add(block)
+            elif isinstance(mark, str):
+                self._add_block("complete", block, mark)
+            elif self.attributes.get("verification") and _read_mark(marks, block) == mark:
+                what = "the mark of these rows is missing" if mark is None else "these rows are marked unfinished"
+                self._add_block("complete", block, f"{what}, though the round was finished")
+
+    # --- objects --------------------------------------------------------------------------------------------------
+
+    def column_tasks(self) -> Iterator[Task]:
+        """The objects of samples and labels that must be there."""
+        for name, array in self.arrays.items():
+            if name in _PER_BLOCK:
+                yield from (Task(array, block, block=block) for block in sorted(self.marked))
+            elif name != "complete" and not name.startswith(_VECTORS):
+                yield from (Task(array, number) for number in range(array.n_objects))
+
+    def activation_tasks(self) -> Iterator[Task]:
+        """The objects of activations that must be there."""
+        for phase in self.header.phases:
+            for model_layer in self.header.model_layers:
+                for name in vector_arrays(self.header):
+                    if (array := self.arrays.get(f"{name}/{phase}/{model_layer}")) is not None:
+                        for block in sorted(self.marked):
+                            yield Task(array, block, place=(phase, model_layer), block=block)
+
+    def examine(self, task: Task) -> Outcome:
+        """Look at one object, and decode it unless this is a quick check. Called from many threads."""
+        size, fault, values = task.array.look(task.number) if self.quick else task.array.check(task.number)
+        findings = [self._object_finding(task, fault)] if fault else []
+        if values is not None and task.place is not None:
+            findings += self._check_activations(task, values)
+            values = None
+        return Outcome(findings, size, values)
+
+    def keep(self, task: Task, values: NDArray[Any] | None) -> None:
+        """Remember the values of a column."""
+        if values is not None:
+            self._parts.setdefault(self._relative(task.array), {})[task.number] = values
+
+    def parts(self, name: str) -> Mapping[int, NDArray[Any]]:
+        """What decoded of a column, by number of the object."""
+        return self._parts.get(name, {})
+
+    def unmarked_objects(self) -> list[int]:
+        """Blocks that are not marked complete and have objects all the same."""
+        names = {
+            entry
+            for name in self.arrays
+            if self._is_per_block(name)
+            for entry in object_names(self.root, f"{self.name}/{name}/c")
+        }
+        return sorted({int(name) for name in names if name.isdecimal()} - self.marked)
+
+    def join_columns(self) -> None:
+        """Put together what decoded whole."""
+        for name, parts in self._parts.items():
+            array = self.arrays[name]
+            if len(parts) == array.n_objects:
+                self.columns[name] = np.concatenate([parts[number] for number in sorted(parts)])
+        for name in ("labels/sample", "labels/concept", "labels/role"):
+            if (empty := self.arrays.get(name)) is not None and empty.n_objects == 0:
+                self.columns[name] = np.asarray(empty.array[:])
+
+    def _check_activations(self, task: Task, values: NDArray[Any]) -> Iterable[Finding]:
+        assert task.place is not None and task.block is not None  # noqa: S101, PT018 - for the type checker
+        values = values.reshape(len(values), -1)  # scales are one number a row
+        if values.dtype == np.int8:
+            finite, empty = (values != MISSING).all(axis=1), np.zeros(len(values), np.bool_)
+        else:
+            finite, empty = np.isfinite(values).all(axis=1), np.isnan(values).all(axis=1)
+        present = self._positions(task.block, task.place[0])
+        # Where a count is unknown, a row may be one or the other but not a mixture.
+        if values.dtype == np.int8:
+            present = None  # their scales say so
+        wrong = ~finite & ~empty if present is None else np.where(present, ~finite, ~empty)
+        if not wrong.any():
+            return []
+        rows = self.rows(task.block).start + np.flatnonzero(wrong)
+        what = "NaN or infinity" if (~finite & wrong).any() else "values in a row without a pooled position"
+        found = f"{what} in {len(rows)} of {len(values)} rows of the block"
+        return [self.block_finding(self._relative(task.array), task.block, found, (int(rows[0]), int(rows[-1])))]
+
+    def _positions(self, block: int, phase: Phase) -> NDArray[np.bool_] | None:
+        """(rows,) whether a position was pooled; None if the column that says so is damaged."""
+        prompts = self.columns.get("samples/n_prompt_tokens")
+        counts = self.parts("samples/n_completion_tokens").get(block)
+        rows = self.rows(block)
+        if (prompts if phase == "prompt" else counts) is None:
+            return None
+        unknown = np.zeros(rows.stop - rows.start, np.int32)
+        return has_position(
+            self.header, unknown if prompts is None else prompts[rows], unknown if counts is None else counts
+        )[phase]
+
+    # --- findings -------------------------------------------------------------------------------------------------
+
+    def _add(self, array: str, found: str, advice: str, **more: Any) -> None:
+        self.findings.append(Finding(array, found, advice, round=self.name, **more))
+
+    def _add_block(self, name: str, block: int, found: str) -> None:
+        self.findings.append(self.block_finding(name, block, found))
+
+    def block_finding(self, name: str, block: int, found: str, rows: tuple[int, int] | None = None) -> Finding:
+        """A finding about one block, which extracting it again mends; `rows` where not all of it is concerned."""
+        array, whole = self.arrays[name], self.rows(block)
+        return Finding(
+            array.name, found, EXTRACT_ROWS, rows or (whole.start, whole.stop - 1), array.object_path(block),
+            self.name, block,
+        )  # fmt: skip
+
+    def _relative(self, array: StoredArray) -> str:
+        return array.name.removeprefix(f"{self.name}/")
+
+    def _object_finding(self, task: Task, fault: str) -> Finding:
+        if task.block is not None:
+            return self.block_finding(self._relative(task.array), task.block, fault)
+        rows = task.array.rows(task.number)
+        return Finding(
+            task.array.name, fault, WRITE_ANEW, (rows.start, rows.stop - 1), task.array.object_path(task.number),
+            self.name,
+        )  # fmt: skip
+
+    def _broken_metadata(self, name: str, error: StoreDamagedError) -> Finding:
+        cause = first_line(error.__cause__ or error)
+        return Finding(
+            name, f"zarr.json does not parse ({cause})", self._remove(name), path=f"{name}/zarr.json",
+            round=self.name, cure="hand",
+        )  # fmt: skip
+
+    @staticmethod
+    def _remove(name: str) -> str:
+        return f"remove {name}/zarr.json and run the same `lenscache extract` again, which writes it anew"
+
+
+def _read_mark(marks: StoredArray, block: int) -> int | str | None:
+    """0, 1, None if there is no mark, or what is wrong with it."""
+    try:
+        if marks.size(block) is None:
+            return None
+        value = int(marks.decode(block)[0])
+    except StoreAccessError:
+        raise
+    except Exception as error:  # noqa: BLE001 - codecs raise anything on damaged input
+        return f"the mark does not read back ({first_line(error)})"
+    return value if value in (0, 1) else f"the mark is {value}, expected 0 or 1"
+
+
+def _attributes_fault(attributes: Mapping[str, Any], header: StoreHeader) -> str | None:
+    """What is wrong with a round's attributes, if anything."""
+    kinds = {"n_samples": int, "block_rows": int, "plan_digest": str, "concepts": list, "n_targets": int, "kinds": list}
+    for key, kind in kinds.items():
+        if not isinstance(attributes.get(key), kind):
+            return f"the attribute {key} is {attributes.get(key)!r:.60}, expected {kind.__name__}"
+    if attributes["n_samples"] < 1 or attributes["block_rows"] < 1:
+        return f"{attributes['n_samples']} samples in blocks of {attributes['block_rows']}, expected 1 or more"
+    if not 0 < attributes["n_targets"] <= len(attributes["concepts"]):
+        return f"{attributes['n_targets']} target concepts of {len(attributes['concepts'])}"
+    if attributes.get("seed") != header.seed:
+        return f"the seed is {attributes.get('seed')}, that of the store is {header.seed}"
+    return None

@@ -1,0 +1,83 @@
+"""What an extraction is asked for, and what it tells while it runs and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from lenscache.errors import PlanError
+from lenscache.header import Mode, Pooling, StoreDtype
+from lenscache.layout import DEFAULT_BLOCK_ROWS
+
+
+@dataclass(frozen=True)
+class ExtractSettings:
+    """How to extract. All but `samples`, `batch_size` and `block_rows` is part of the store's identity."""
+
+    mode: Mode = "combined"
+    """Phases to pool: "prompt", "completion", or both in one pass."""
+    max_new_tokens: int = 20
+    """Tokens to generate a row, at most; at least 2, since the last one is never fed back."""
+    max_prompt_tokens: int | None = None
+    """Cut longer prompts to their first so many tokens; None for what the model's positions leave room for."""
+    model_layers: tuple[int, ...] | None = None
+    """Transformer blocks to store; None for all."""
+    pooling: Pooling = "mean"
+    pool_first_position: bool = False
+    """Whether the first position of a prompt is pooled: in many models it is an attention sink of outsized norm."""
+    store_dtype: StoreDtype = "bfloat16"
+    seed: int = 0
+    samples: int | None = None
+    """Extract the first so many prompts of each concept only; None for all. A top-up adds more where lenses need it."""
+    batch_size: int = 4
+    """Rows a forward pass."""
+    block_rows: int = DEFAULT_BLOCK_ROWS
+    """Rows written, and marked complete, as one unit."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.block_rows < 1:
+            raise PlanError(f"batch_size {self.batch_size} and block_rows {self.block_rows} must be 1 or more")
+        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
+            raise PlanError(f"max_prompt_tokens is {self.max_prompt_tokens}, expected 1 or more")
+        if self.mode != "prompt" and self.max_new_tokens < 2:
+            raise PlanError(f"max_new_tokens is {self.max_new_tokens}, expected 2 or more (or mode prompt)")
+
+
+class ExtractProgress(NamedTuple):
+    """Where a run stands."""
+
+    layer: int
+    rows_done: int
+    """Rows of this layer that are extracted."""
+    rows_total: int
+    rows_run: int
+    """Of those, rows this run extracted."""
+    message: str = ""
+    """Something to tell the user once."""
+
+
+@dataclass
+class ExtractReport:
+    """What a run did."""
+
+    rows: int = 0
+    """Rows the requested layers hold."""
+    rows_run: int = 0
+    """Rows that this run ran the model for."""
+    rows_reused: int = 0
+    """Rows that this run copied from other stores."""
+    exhausted_concepts: list[str] = field(default_factory=list)
+    """Concepts of a top-up for which there was nothing left to add."""
+    repaired_blocks: list[str] = field(default_factory=list)
+    batch_size: int = 0
+    """Rows a forward pass at the end of the run."""
+    max_relative_error: float = 0.0
+    """Largest difference found between batched rows and the same rows one by one."""
+    cut_prompts: int = 0
+    """Prompts that are longer than the model takes, and were cut; `samples/n_cut_tokens` says which."""
+    elapsed_s: float = 0.0
+    layers: list[int] = field(default_factory=list)
+
+
+OnProgress = Callable[[ExtractProgress], None]

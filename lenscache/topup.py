@@ -1,0 +1,137 @@
+"""Top-up: more samples for the concepts whose lenses asked for them, as a further round of their layer.
+
+    hungry.json of a lens pack --read_top_up--> TopUp --plan_rounds--> one SamplePlan a layer, for round k
+
+Rounds are immutable, so more samples are another round. Which round a request belongs to is recorded in it: the same
+request again goes on with that round, or finds it complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lenscache.concepts import ConceptPack
+from lenscache.errors import PlanError, StoreIncompleteError
+from lenscache.prompts import SamplePlan, plan_top_up
+from lenscache.rounds import Round
+from lenscache.store import Store
+
+DEFAULT_SAMPLES = 20
+"""Prompts added for each concept."""
+
+
+@dataclass(frozen=True)
+class TopUp:
+    """A request for more samples."""
+
+    concepts: tuple[str, ...]
+    samples: int = DEFAULT_SAMPLES
+    """Prompts to add for each concept."""
+    origin: str = ""
+    """What asked: the digest of the store that the lenses were fitted on. The same request about another state of the
+    store is another request."""
+
+    @property
+    def digest(self) -> str:
+        """Identity of the request; 16 hex digits."""
+        content = json.dumps([sorted(self.concepts), self.samples, self.origin])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class PlannedRound:
+    """A round to be extracted."""
+
+    layer: int
+    index: int
+    plan: SamplePlan
+    request: Mapping[str, object]
+    """What was asked for; attributes of the round that must be the same when it is continued."""
+
+
+def read_top_up(path: str | Path, samples: int | None = None) -> TopUp:
+    """Read the hungry.json of a lens pack: the concepts that used every sample there was.
+
+    Raises
+    ------
+    PlanError
+        If the file cannot be read or names no concept.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        concepts = tuple(data["concepts"])
+        origin = str((data.get("store") or {}).get("digest", ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PlanError(
+            f"{path} is not the hungry.json of a lens pack ({type(error).__name__}: {error}): give the file that "
+            "`lenstrain fit` wrote beside the lenses"
+        ) from None
+    if not concepts or not all(isinstance(concept, str) for concept in concepts):
+        raise PlanError(f"{path} names no concept that asks for more samples: there is nothing to top up")
+    return TopUp(concepts, DEFAULT_SAMPLES if samples is None else samples, origin)
+
+
+def plan_rounds(store: Store, pack: ConceptPack, request: TopUp) -> tuple[list[PlannedRound], list[str]]:
+    """The rounds that a request needs, one a layer, and the concepts for which there is nothing left to add.
+
+    Raises
+    ------
+    PlanError
+        If a concept is not in the pack or was never extracted, or nothing is left to add for any of them.
+    StoreIncompleteError
+        If an earlier round of a layer is not finished.
+    """
+    if unknown := [concept for concept in request.concepts if concept not in pack.hierarchy]:
+        raise PlanError(f"concept {unknown[0]!r} asks for more samples and is not in pack {pack.name!r}")
+    by_layer: dict[int, list[str]] = {}
+    for concept in request.concepts:
+        by_layer.setdefault(pack[concept].layer, []).append(concept)
+    planned: list[PlannedRound] = []
+    exhausted: list[str] = []
+    for layer, concepts in sorted(by_layer.items()):
+        index, before = _place(store, layer, request)
+        if strange := [c for c in concepts if not any(c in entry.targets for entry in before)]:
+            raise PlanError(f"concept {strange[0]!r} was never extracted into {store.path}: extract its layer first")
+        taken = _taken(before)
+        resample = store.header.mode != "prompt"
+        seed, samples = store.header.seed, request.samples
+        plans = {c: plan_top_up(pack, [c], taken, samples=samples, seed=seed, resample=resample) for c in concepts}
+        exhausted.extend(concept for concept, plan in plans.items() if plan is None)
+        served = [concept for concept, plan in plans.items() if plan is not None]
+        plan = plan_top_up(pack, served, taken, samples=samples, seed=seed, resample=resample) if served else None
+        if plan is not None:
+            planned.append(PlannedRound(layer, index, plan, {"samples": samples, "top_up": request.digest}))
+    if not planned:
+        raise PlanError(
+            f"every prompt of the {len(exhausted)} concepts is in the store, and in prompt mode sampling them again "
+            "gives nothing new: add examples to the pack and extract with --reuse"
+        )
+    return planned, exhausted
+
+
+def _place(store: Store, layer: int, request: TopUp) -> tuple[int, list[Round]]:
+    """The index of the round that serves the request, and the rounds before it."""
+    rounds = store.rounds(layer)
+    if rounds and rounds[-1].attributes.get("top_up") == request.digest:
+        return rounds[-1].index, rounds[:-1]
+    for entry in rounds:
+        if not entry.is_complete:
+            raise StoreIncompleteError(
+                f"{store.path}: {entry.name} is not finished: run the `lenscache extract` that began it again, then "
+                "top up"
+            )
+    return (rounds[-1].index + 1 if rounds else 0), rounds
+
+
+def _taken(rounds: list[Round]) -> dict[str, int]:
+    """How often each text was sampled."""
+    taken: dict[str, int] = {}
+    for entry in rounds:
+        samples = entry.samples()
+        for text, repeat in zip(samples.text, samples.repeat, strict=True):
+            taken[str(text)] = max(taken.get(str(text), 0), int(repeat) + 1)
+    return taken

@@ -1,0 +1,183 @@
+"""Is a store what it should be? Every object decoded, every value and count compared with the plan; nothing written.
+
+    store --> hierarchy, rounds, label sets --tasks, one an object--> threads --> findings, how far each round is
+
+A store that is merely unfinished is not damaged. What a killed writer leaves (temporary files, objects of blocks that
+are not marked) does no harm and is noted.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lenscache.concepts import ConceptPack
+from lenscache.errors import LabelSetError, PlanError, StoreDamagedError
+from lenscache.findings import WRITE_ANEW, Finding, VerifyReport
+from lenscache.labelsets import label_set_names, read_label_set
+from lenscache.objects import StoredArray, leftover_files
+from lenscache.plancheck import check_columns, check_hierarchy, check_pack
+from lenscache.roundcheck import Outcome, RoundCheck, Task
+from lenscache.store import Store, open_store
+
+OnChecked = Callable[[int, int], None]
+"""Called with the objects checked so far, and all of them."""
+
+_HIERARCHY = {"id": "string", "name": "string", "definition": "string", "layer": "int16", "parent_links": "int32"}
+
+
+def verify_store(
+    path: str | Path,
+    *,
+    quick: bool = False,
+    pack: ConceptPack | None = None,
+    layer: int | None = None,
+    jobs: int | None = None,
+    on_checked: OnChecked | None = None,
+) -> VerifyReport:
+    """Check a store; it may be read-only, and it may be written meanwhile.
+
+    Parameters
+    ----------
+    quick : only look at marks, metadata, and presence and size of objects; decode nothing but the marks.
+    pack : compare the store with this pack, too.
+    layer : only the rounds of one layer of abstraction.
+    jobs : threads; None for one a core, eight at most.
+    on_checked : called after every object.
+
+    Raises
+    ------
+    StoreNotFoundError, StoreFormatError
+        If there is no store, or its own metadata is damaged.
+    PlanError
+        If the store has no round of this layer.
+    """
+    start = time.perf_counter()
+    store = open_store(path)
+    report = VerifyReport(str(path), quick)
+    places = [place for place in store.places() if layer in (None, place[0])]
+    if layer is not None and not places:
+        raise PlanError(f"{path} has no layer {layer}, it has {sorted({n for n, _ in store.places()})}")
+    checks = [RoundCheck(store.group, store.header, *place, quick=quick) for place in places]
+    for check in checks:
+        check.prepare()
+    run = _Run(report, jobs or min(8, os.cpu_count() or 1), on_checked or (lambda _done, _total: None))
+    # The hierarchy is written before any round: without one, it may be as a stopped writer left it.
+    hierarchy = _open_hierarchy(store, report) if any(check.attributes for check in checks) else {}
+    # Columns of all rounds first: they say which rows of the activations may be NaN.
+    steps = [(check, task) for check in checks for task in check.column_tasks()]
+    later = [(check, task) for check in checks for task in check.activation_tasks()]
+    run.total = sum(array.n_objects for array in hierarchy.values()) + len(steps) + len(later)
+    _check_hierarchy(hierarchy, run)
+    run.do(steps)
+    for check in checks:
+        check.join_columns()
+    run.do(later)
+    for check in checks:
+        _finish(check, report)
+    if not quick:
+        _check_label_sets(store, report)
+        if pack is not None:
+            report.findings += check_pack(store.header, checks, pack)
+    report.notes += [f"{file}: left by a writer that was stopped; harmless" for file in leftover_files(store.group)]
+    report.elapsed_s = time.perf_counter() - start
+    return report
+
+
+class _Run:
+    """Objects examined by several threads, results taken in order."""
+
+    def __init__(self, report: VerifyReport, jobs: int, on_checked: OnChecked) -> None:
+        self.report, self.jobs, self.on_checked = report, jobs, on_checked
+        self.total = 0
+
+    def do(self, steps: Sequence[tuple[RoundCheck, Task]]) -> None:
+        pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="lenscache-verify")
+        try:
+            for (check, task), outcome in zip(steps, pool.map(_examine, steps), strict=True):
+                check.findings += outcome.findings
+                check.keep(task, outcome.values)
+                self.count(outcome.size)
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for what was not begun
+
+    def count(self, size: int) -> None:
+        self.report.objects += 1
+        self.report.bytes += size
+        self.on_checked(self.report.objects, self.total)
+
+
+def _examine(step: tuple[RoundCheck, Task]) -> Outcome:
+    check, task = step
+    return check.examine(task)
+
+
+def _finish(check: RoundCheck, report: VerifyReport) -> None:
+    """What follows once every object of a round was examined."""
+    if check.attributes and not check.quick:
+        check.findings += check_columns(check)
+    check.findings.sort(key=lambda finding: (finding.array, finding.rows or (-1, -1)))
+    unmarked = check.unmarked_objects()
+    if unmarked:
+        blocks = ", ".join(map(str, unmarked))
+        report.notes.append(f"{check.name}: objects of blocks {blocks}, which are not marked complete; harmless")
+    report.findings += check.findings
+    report.rounds.append(check.state())
+    report.arrays += len(check.arrays)
+
+
+def _open_hierarchy(store: Store, report: VerifyReport) -> dict[str, StoredArray]:
+    """The columns of the hierarchy that can be opened."""
+    found: dict[str, StoredArray] = {}
+    for name, data_type in _HIERARCHY.items():
+        place, file = f"hierarchy/{name}", f"hierarchy/{name}/zarr.json"
+        try:
+            array = StoredArray.open(store.group, place)
+        except StoreDamagedError as error:
+            advice = f"remove {file} and run the same `lenscache extract` again, which writes it anew"
+            found_there = f"zarr.json does not parse ({type(error.__cause__ or error).__name__})"
+            report.findings.append(Finding(place, found_there, advice, path=file, cure="hand"))
+            continue
+        if array is None:
+            report.findings.append(Finding(place, "the array is missing", WRITE_ANEW, path=file))
+        elif array.data_type != data_type:
+            wrong = f"data type {array.data_type}, expected {data_type}"
+            report.findings.append(Finding(place, wrong, f"remove {file} and extract again", path=file, cure="hand"))
+        else:
+            found[name] = array
+            report.arrays += 1
+    return found
+
+
+def _check_hierarchy(arrays: dict[str, StoredArray], run: _Run) -> None:
+    columns: dict[str, NDArray[Any]] = {}
+    for name, array in arrays.items():
+        parts = []
+        for number in range(array.n_objects):
+            size, fault, values = array.look(number) if run.report.quick else array.check(number)
+            if values is not None:
+                parts.append(values)
+            if fault:
+                path = array.object_path(number)
+                run.report.findings.append(Finding(array.name, fault, WRITE_ANEW, path=path))
+            run.count(size)
+        if len(parts) == array.n_objects and not run.report.quick:
+            columns[name] = np.concatenate(parts) if parts else np.zeros(array.shape, np.int32)
+    if set(columns) == set(_HIERARCHY):
+        run.report.findings += check_hierarchy(columns)
+
+
+def _check_label_sets(store: Store, report: VerifyReport) -> None:
+    for name in label_set_names(store):
+        try:
+            read_label_set(store, name)
+        except LabelSetError as error:
+            advice = "write it again with `lenscache label --overwrite`"
+            report.findings.append(Finding(f"label_sets/{name}", str(error), advice, cure="hand"))

@@ -1,0 +1,167 @@
+"""A store as xarray and pandas know data: one labelled, lazy dataset, and the labels as a table.
+
+    Store --open_dataset------> Dataset: activation (sample, phase, model_layer, hidden) and what is known of a sample
+          --make_labels_frame-> DataFrame: sample, key, concept, role, order
+
+Indexing reads the blocks that it touches, through `Round.read`, and nothing else. Values are float32, which holds
+every bfloat16 and float16 exactly. Only rows of blocks that were complete when the dataset was opened are in it; open
+it again to see more.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lenscache.errors import MissingPackageError
+from lenscache.header import Phase
+from lenscache.rounds import Round
+from lenscache.selection import RoundSelection, SampleLabel, Selection, select
+
+try:
+    import pandas as pd
+    import xarray as xr
+    from xarray.backends import BackendArray
+    from xarray.core import indexing
+except ImportError:
+    raise MissingPackageError(
+        "a store as a dataset or a table needs xarray and pandas: run `pip install 'lenscache[xarray]'`"
+    ) from None
+
+if TYPE_CHECKING:
+    from lenscache.store import Store
+
+DIMS = ("sample", "phase", "model_layer", "hidden")
+
+
+def open_dataset(
+    store: Store,
+    layer: int | None = None,
+    *,
+    model_layers: Sequence[int] | None = None,
+    phases: Sequence[Phase] | None = None,
+    chunks: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    """Open the rows of complete blocks, round after round, as one dataset.
+
+    The variable `activation` is float32 (sample, phase, model_layer, hidden); a sample that has no position in a phase
+    is NaN there. `sample` is the name of the row in the store (`layer_1/round_0/17`). Coordinates along it are layer,
+    round, row and the columns that the store has of a sample: key, text, completion, kind, split, n_prompt_tokens,
+    n_completion_tokens, temperature ... The attribute `rows_not_extracted` says how many rows are left out.
+
+    Parameters
+    ----------
+    layer : layer of abstraction; None for all that the store holds.
+    model_layers, phases : which transformer blocks and phases; None for all that are stored.
+    chunks : sizes of dask chunks by dimension, which needs dask; {} for the blocks of the store. None reads without
+        dask, when values are asked for.
+
+    Raises
+    ------
+    MissingPackageError
+        If xarray, or with `chunks` dask, is not installed.
+    StoreIncompleteError, ModelLayerError, StoreMismatchError
+        If the store holds no such layer, model layer or phase.
+    """
+    if chunks is not None and importlib.util.find_spec("dask") is None:
+        raise MissingPackageError("chunks= needs dask: run `pip install 'lenscache[dask]'`")
+    selection = select(store, _as_layers(layer), model_layers=model_layers, phases=phases)
+    header = store.header
+    source = _Activations(selection, header.hidden, store.digest())
+    columns = [part.columns() for part in selection.rounds]
+    names = columns[0] if columns else ()
+    dataset = xr.Dataset(
+        {"activation": (DIMS, indexing.LazilyIndexedArray(source))},
+        coords={
+            **{name: ("sample", np.concatenate([column[name] for column in columns])) for name in names},
+            "phase": list(selection.phases),
+            "model_layer": list(selection.model_layers),
+        },
+        attrs={
+            "store_digest": store.digest(), "model": header.model_id, "model_fingerprint": header.model_fingerprint,
+            "model_dtype": header.model_dtype, "pack": header.pack_name, "pack_digest": header.pack_digest,
+            "pooling": header.pooling, "store_dtype": header.store_dtype,
+            "rows_not_extracted": selection.n_left_out,
+        },
+    )  # fmt: skip
+    if chunks is not None:
+        sizes: dict[str, Any] = {"sample": source.block_sizes or -1, "phase": 1, "model_layer": 1, "hidden": -1}
+        dataset["activation"] = dataset["activation"].chunk({**sizes, **chunks})
+    return dataset
+
+
+def make_labels_frame(store: Store, layer: int | None = None) -> pd.DataFrame:
+    """The labels that the rows of `open_dataset` carry, in the order in which the store holds them.
+
+    The index is `sample`, as in the dataset; columns: `key`, `concept` (its id), `role` ("positive", "contrast" or
+    "negative") and `order`, the place in the nested order of the concept's labels in the round. Select with
+    ``dataset.sel(sample=frame[frame.concept == "bird"].index)``.
+
+    Raises
+    ------
+    MissingPackageError
+        If pandas is not installed.
+    StoreIncompleteError
+        If the store holds no such layer.
+    """
+    lines = [line for part in select(store, _as_layers(layer)).rounds for line in _label_lines(part)]
+    columns = ("sample", "key", *(name for name in SampleLabel._fields if name != "row"))
+    return pd.DataFrame(lines, columns=list(columns)).set_index("sample")
+
+
+def _label_lines(part: RoundSelection) -> Iterator[tuple[Any, ...]]:
+    key_of = dict(zip(part.rows.tolist(), (bytes(key).hex() for key in part.samples.key), strict=True))
+    for row, *label in part.labels():
+        yield (f"{part.source.name}/{row}", key_of[row], *label)
+
+
+def _as_layers(layer: int | None) -> list[int] | None:
+    return None if layer is None else [layer]
+
+
+class _Activations(BackendArray):
+    """Rows of several rounds as one array (sample, phase, model layer, hidden) that is read where it is indexed."""
+
+    def __init__(self, selection: Selection, hidden: int, digest: str) -> None:
+        self.phases, self.model_layers = selection.phases, selection.model_layers
+        self.shape = (len(selection), len(self.phases), len(self.model_layers), hidden)
+        self.dtype = np.dtype(np.float32)
+        self._digest = digest
+        self._blocks: list[tuple[Round, int]] = [
+            (part.source, part.source.rows(block).start) for part in selection.rounds for block in part.blocks
+        ]
+        self.block_sizes = tuple(
+            part.source.rows(block).stop - part.source.rows(block).start
+            for part in selection.rounds
+            for block in part.blocks
+        )
+        self._starts = np.cumsum([0, *self.block_sizes])
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        places = [(source.name, start) for source, start in self._blocks]
+        return (self._digest, places, self.phases, self.model_layers)
+
+    def _read(self, key: tuple[Any, ...]) -> NDArray[np.float32]:
+        """Read an outer selection: an integer, a slice or an array of integers for each dimension."""
+        samples, phases, model_layers, features = (
+            np.atleast_1d(np.arange(size)[part]) for size, part in zip(self.shape, key, strict=True)
+        )
+        values = np.empty((len(samples), len(phases), len(model_layers), len(features)), np.float32)
+        number = np.searchsorted(self._starts, samples, side="right") - 1
+        for block in np.unique(number):
+            source, first_row = self._blocks[block]
+            wanted = np.flatnonzero(number == block)
+            rows = samples[wanted] - self._starts[block] + first_row
+            span = slice(int(rows.min()), int(rows.max()) + 1)
+            for p, phase in enumerate(phases):
+                for m, model_layer in enumerate(model_layers):
+                    found = source.read(self.phases[phase], self.model_layers[model_layer], span)
+                    values[wanted, p, m] = found[rows - span.start][:, features].astype(np.float32)
+        return values[tuple(0 if isinstance(part, int | np.integer) else slice(None) for part in key)]

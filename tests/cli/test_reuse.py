@@ -1,0 +1,92 @@
+"""Paying for the model once: rows copied from an older store, samples capped and topped up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.packs import small_pack
+
+
+@pytest.fixture
+def edited_pack(tmp_path: Path) -> Path:
+    pack = small_pack(n_examples=12).to_dict()
+    pack["concepts"][2]["examples"] = [*pack["concepts"][2]["examples"], "A beak at the window."]
+    file = tmp_path / "edited.json"
+    file.write_text(json.dumps(pack))
+    return file
+
+
+def with_pack(options: list[str], pack: Path) -> list[str]:
+    return [*options[: options.index("--pack")], "--pack", str(pack), *options[options.index("--pack") + 2 :]]
+
+
+def test_an_edited_pack_is_refused_with_the_way_to_go_on(
+    lenscache: Run, finished_store: Path, extract_options: list[str], edited_pack: Path
+) -> None:
+    result = lenscache("extract", finished_store, *with_pack(extract_options, edited_pack))
+    assert result.exit_code == 1
+    assert "extract into another store, with --reuse for what stays the same" in " ".join(result.stderr.split())
+
+
+def test_reuse_says_how_many_rows_were_copied(
+    lenscache: Run, finished_store: Path, extract_options: list[str], edited_pack: Path, tmp_path: Path
+) -> None:
+    options = [*with_pack(extract_options, edited_pack), "--reuse", str(finished_store)]
+    result = lenscache("extract", tmp_path / "new.zarr", *options)
+    assert result.exit_code == 0, result.stderr
+    assert "; 1 extracted now" in result.stdout
+    assert "copied: " in result.stdout
+
+
+def test_hungry_concepts_are_topped_up_and_fitted_again(
+    lenscache: Run, lenstrain: Run, extract_options: list[str], tmp_path: Path
+) -> None:
+    store = tmp_path / "s.zarr"
+    assert lenscache("extract", store, *extract_options, "--samples", "8").exit_code == 0
+    assert lenstrain("fit", store, "--f1", "1.0", "--out", tmp_path / "few").exit_code == 0
+    hungry = tmp_path / "few" / "hungry.json"
+    asked = json.loads(hungry.read_text())["concepts"]
+    assert asked
+    options = [*extract_options, "--top-up", str(hungry), "--samples", "4"]
+    report = json.loads(lenscache("extract", store, *options, "--json").stdout)
+    assert 0 < report["rows_run"] <= 4 * len(asked)
+    assert "layer_1/round_1" in lenscache("info", store).stdout
+    result = lenstrain("fit", store, "--out", tmp_path / "more")
+    assert result.exit_code == 0, result.stderr
+    rounds = json.loads((tmp_path / "more" / "lenses.json").read_text())["provenance"]["rounds"]
+    assert "layer_1/round_1" in rounds
+    assert json.loads(lenscache("extract", store, *options, "--json").stdout)["rows_run"] == 0
+
+
+def test_top_up_with_layers_of_its_own_is_one_line(lenscache: Run, extract_options: list[str], tmp_path: Path) -> None:
+    result = lenscache("extract", tmp_path / "s.zarr", *extract_options, "--top-up", "hungry.json", "--layer", "1")
+    assert result.exit_code == 1
+    assert "error: --top-up takes its concepts from the file" in result.stderr
+
+
+def test_templates_are_extracted_beside_the_other_prompts(
+    lenscache: Run, extract_options: list[str], tmp_path: Path
+) -> None:
+    templates = tmp_path / "t.txt"
+    templates.write_text("Tell me all about {name}.\n")
+    result = lenscache("extract", tmp_path / "s.zarr", *extract_options, "--layer", "0", "--templates", templates)
+    assert result.exit_code == 0, result.stderr
+    from lenscache.prompts import KINDS
+    from lenscache.store import open_store
+
+    samples = open_store(tmp_path / "s.zarr").rounds(0)[0].samples()
+    filled = {str(text) for text, kind in zip(samples.text, samples.kind, strict=True) if KINDS[kind] == "template"}
+    assert filled == {"Tell me all about nature.", "Tell me all about craft."}
+
+
+def test_cut_prompts_are_reported(lenscache: Run, extract_options: list[str], tmp_path: Path) -> None:
+    result = lenscache("extract", tmp_path / "s.zarr", *extract_options, "--layer", "0", "--max-prompt-tokens", "12")
+    assert result.exit_code == 0, result.stderr
+    assert "prompts to their first 12 tokens (samples/n_cut_tokens says which)" in " ".join(result.stdout.split())
+    same = extract_options[: extract_options.index("--block-rows")]
+    plan = json.loads(lenscache("plan", *same, "--max-prompt-tokens", "12", "--json").stdout)
+    assert plan["cut_prompts"] > 0

@@ -1,0 +1,99 @@
+"""Stores of format version 1 that were written once and must open for ever, as they are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lenscache.errors import StoreFormatError
+from lenscache.prompts import KINDS
+from lenscache.store import open_store
+from lenscache.verify import verify_store
+from lenstrain.dataset import LensDataset
+from tests.golden.make import HIDDEN
+
+FOLDER = Path(__file__).parent
+BF16, INT8 = FOLDER / "format-1.zarr", FOLDER / "format-1-int8.zarr"
+
+# Written out, and not computed by the code that is under test.
+KEY = "dc922bfc34414acfc346c96b05add950"
+TEXTS = [
+    'What does "bird" mean?',
+    "It sang at dawn.",
+    'The idea of "bird" falls under the broader idea of "nature".',
+    'Here is a short explanation of the concept "bird", with an example.',
+    "Ein Vogel? 🐦",
+    "Bird: A creature with feathers.",
+]
+
+
+def test_golden_stores_are_of_format_1() -> None:
+    for path in (BF16, INT8):
+        assert json.loads((path / "zarr.json").read_text())["attributes"]["format_version"] == 1
+
+
+def test_golden_bfloat16_store_holds_what_was_put_into_it() -> None:
+    store = open_store(BF16)
+    (target,) = store.rounds(1)
+    values = np.arange(12)[:, None] + np.arange(HIDDEN) / 4
+    np.testing.assert_array_equal(target.read("prompt", 1).astype(np.float32), values)
+    completion = target.read("completion", 1).astype(np.float32)
+    without = counts_of(12) == 0
+    assert np.isnan(completion[without]).all()
+    np.testing.assert_array_equal(completion[~without], -values[~without])
+    assert target.targets == ("bird", "moss")
+    assert target.is_complete
+
+
+def counts_of(n: int) -> NDArray[Any]:
+    """Tokens that the golden rows generated."""
+    return np.arange(n) % 3
+
+
+def test_golden_samples_and_labels_read_back() -> None:
+    (target,) = open_store(BF16).rounds(1)
+    samples, labels = target.samples(), target.labels()
+    assert {str(text) for text in samples.text} >= set(TEXTS)
+    assert list(samples.n_completion_tokens) == list(counts_of(12))
+    assert [str(text) for text in samples.completion] == [f"and {n}" if n else "" for n in counts_of(12)]
+    assert bytes(samples.key[list(map(str, samples.text)).index(TEXTS[1])]).hex() == KEY
+    bird = {str(samples.text[row]) for row in labels.sample[labels.concept == target.concepts.index("bird")]}
+    assert bird == set(TEXTS)
+    assert tuple(target.attributes["kinds"]) == KINDS[:5]
+
+
+def test_golden_hierarchy_and_label_set_read_back() -> None:
+    store = open_store(BF16)
+    assert store.hierarchy.ancestors("bird") == {"nature"}
+    assert store.concept_names == {"nature": "nature", "bird": "bird", "moss": "moss"}
+    dataset = LensDataset(store, labels="sounds")
+    assert dataset.concepts == ("sound",)
+    assert set(dataset.texts) == {"It sang at dawn.", "Green on the north side."}
+
+
+def test_golden_int8_store_holds_what_was_put_into_it() -> None:
+    (target,) = open_store(INT8).rounds(1)
+    values = np.arange(12)[:, None] + np.arange(HIDDEN) / 4
+    np.testing.assert_allclose(target.read("prompt", 1), values, atol=values.max() / 254)
+
+
+@pytest.mark.parametrize("path", [BF16, INT8], ids=lambda path: path.stem)
+def test_golden_stores_verify(path: Path) -> None:
+    assert verify_store(path).findings == []
+
+
+@pytest.mark.parametrize("version", [2, "2", None])
+def test_a_newer_version_is_refused_with_a_clear_message(version: object, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(BF16, tmp_path / "newer.zarr"))
+    data = json.loads((path / "zarr.json").read_text())
+    data["attributes"]["format_version"] = version
+    (path / "zarr.json").write_text(json.dumps(data))
+    expected = "no format_version" if version is None else "reads up to 1: upgrade lenscache"
+    with pytest.raises(StoreFormatError, match=expected):
+        open_store(path)
