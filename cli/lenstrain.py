@@ -72,8 +72,16 @@ def fit(
     max_samples: Annotated[int, typer.Option(min=1, help="Positive training samples at most.")] = 200,
     max_iterations: Annotated[int, typer.Option(min=1, help="Fits of one concept at most.")] = 50,
     max_overfit_gap: Annotated[float, typer.Option(min=0.0, help="Largest train minus test F1 at graduation.")] = 0.10,
-    c: Annotated[float, typer.Option("--C", help="Inverse L2 strength, on standardised features.")] = 1.0,
+    c: Annotated[
+        float | None, typer.Option("--C", help="Inverse L2 strength. Default: chosen for each concept.")
+    ] = None,
     seed: options.Seed = 0,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Start while extract still runs, and end when the store is complete.")
+    ] = False,
+    patience: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="With --follow: how long to wait for the next block.")
+    ] = 900,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a lens pack that is at --out.")] = False,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -82,6 +90,7 @@ def fit(
     from lenstrain.adaptive import FitSettings, fit_lenses
     from lenstrain.calibration import Grade
     from lenstrain.dataset import open_dataset
+    from lenstrain.follow import FollowSettings, fit_following
     from lenstrain.lenspack import check_output, make_lens_pack, none_for_nan
 
     settings = FitSettings(
@@ -92,13 +101,20 @@ def fit(
     )  # fmt: skip
     check_output(out, overwrite=overwrite)
     start = time.perf_counter()
-    dataset = open_dataset(store, layers=layer, phase=phase.value, seed=seed, labels=labels)
     with console.Meter().running() as meter:
-        result = fit_lenses(
-            dataset, settings, concepts=concept, on_progress=lambda p: meter.update(p.stage, p.done, p.total, p.unit)
-        )
-    pack = make_lens_pack(result, dataset, settings)
-    pack.save(out, overwrite=overwrite)
+        if follow:
+            pack = fit_following(
+                store, out, settings, layers=layer, concepts=concept, labels=labels, overwrite=overwrite,
+                waiting=FollowSettings(patience_s=patience), on_progress=lambda p: _show_following(meter, p),
+            )  # fmt: skip
+        else:
+            dataset = open_dataset(store, layers=layer, phase=phase.value, seed=seed, labels=labels)
+            result = fit_lenses(
+                dataset, settings, concepts=concept,
+                on_progress=lambda p: meter.update(p.stage, p.done, p.total, p.unit),
+            )  # fmt: skip
+            pack = make_lens_pack(result, dataset, settings)
+            pack.save(out, overwrite=overwrite)
     elapsed = time.perf_counter() - start
     if json:
         console.print_json(none_for_nan({"out": str(out), "elapsed_s": elapsed, **pack.summary()}))
@@ -131,6 +147,8 @@ def show(folder: options.PackFolder, json: options.Json = False, debug: options.
             _share(metrics["test_f1_unnamed"]), f"{metrics['score']:.2f}", f"[{colours[grade]}]{grade}[/]",
             str(metrics["n_samples"]), str(metrics["iterations"]), "yes" if metrics["graduated"] else "no",
         )  # fmt: skip
+    if pack.provenance.get("provisional"):
+        console.out().print("provisional: extraction was still running, these lenses saw part of the store")
     target = f"target F1 {settings['target_f1']:g}, {settings['validation']} validation"
     console.out().print(f"{folder}: {model}, {target}", markup=False, soft_wrap=True)
     console.out().print(table)
@@ -140,6 +158,13 @@ def show(folder: options.PackFolder, json: options.Json = False, debug: options.
 def main() -> None:
     """Entry point."""
     app()
+
+
+def _show_following(meter: console.Meter, progress: Any) -> None:
+    if progress.fit is None:
+        meter.update(f"following, {progress.lenses} lenses", progress.blocks_done, progress.blocks_total, "blocks")
+    else:
+        meter.update(progress.fit.stage, progress.fit.done, progress.fit.total, progress.fit.unit)
 
 
 def _summary_line(pack: Any) -> str:

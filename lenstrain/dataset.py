@@ -10,12 +10,13 @@ negative because another round does not know of it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,8 @@ class LensDataset:
     seed : keys the choice of negatives.
     labels : name of a label set to use instead of the labels that the store was extracted with; samples that carry
         none of its labels are left out.
+    partial : read the complete blocks of rounds that are still being extracted, too. The dataset is what was complete
+        when it was opened, and has the concepts of which every sample was.
 
     Raises
     ------
@@ -84,11 +87,13 @@ class LensDataset:
         phase: PhaseChoice = "both",
         seed: int = 0,
         labels: str | None = None,
+        partial: bool = False,
     ) -> None:
         self.store, self.seed = store, seed
         self.phases = _phases(store, phase)
         self.label_set = None if labels is None else read_label_set(store, labels)
-        self._rounds = _complete_rounds(store, layers)
+        self._rounds = _rounds_of(store, layers) if partial else _complete_rounds(store, layers)
+        self._done = [entry.complete_blocks() for entry in self._rounds]  # before anything else is read
         self._join(self._rounds)
 
     def _join(self, rounds: Sequence[Round]) -> None:
@@ -100,18 +105,22 @@ class LensDataset:
         }
         labels: dict[str, dict[str, int]] = {}
         targets: dict[str, None] = {}
+        unfinished: set[str] = set()
         held: list[tuple[Round, list[str], Labels]] = []
-        for entry in rounds:
+        for entry, done in zip(rounds, self._done, strict=True):
             samples, marks = entry.samples(), entry.labels()
             fresh = []
+            is_done = np.repeat(done, entry.block_rows)[: entry.n_samples]
             for row, key in enumerate(map(bytes, samples.key)):
-                if key not in seen and (labelled is None or key in labelled):
+                if is_done[row] and key not in seen and (labelled is None or key in labelled):
                     seen.add(key)
                     fresh.append(row)
             kept.append(np.array(fresh, np.intp))
             for name, column in columns.items():
                 column.append(getattr(samples, name)[kept[-1]])
-            targets.update(dict.fromkeys(entry.targets))
+            waiting = set(marks.concept[~is_done[marks.sample]].tolist())
+            targets.update({c: None for i, c in enumerate(entry.targets) if i not in waiting})
+            unfinished.update(c for i, c in enumerate(entry.targets) if i in waiting)
             held.append((entry, [str(text) for text in samples.text], marks))
         # A concept's order is that of the rounds planned for it. Rounds of other concepts know some of its texts, too,
         # and must not bring those to the front.
@@ -125,7 +134,7 @@ class LensDataset:
         self.kind: NDArray[np.uint8] = np.concatenate(columns["kind"])
         self.split: NDArray[np.uint8] = np.concatenate(columns["split"])
         self._n_completion_tokens: NDArray[np.int32] = np.concatenate(columns["n_completion_tokens"])
-        self.concepts = tuple(targets)
+        self.concepts = tuple(concept for concept in targets if concept not in unfinished)
         if self.label_set is not None and labelled is not None:
             self._use_label_set(self.label_set, [labelled[bytes(key)] for key in np.concatenate(columns["key"])])
 
@@ -139,6 +148,11 @@ class LensDataset:
         self.split = label_set.split[np.array(numbers, np.intp)]
         self.kind = np.full(len(numbers), EXAMPLE, np.uint8)
         self.concepts = tuple(concept for concept in label_set.concepts if concept in self._labels)
+
+    @property
+    def rounds(self) -> tuple[str, ...]:
+        """The rounds that are read."""
+        return tuple(entry.name for entry in self._rounds)
 
     @property
     def n_samples(self) -> int:
@@ -184,7 +198,10 @@ class LensDataset:
         """(vectors, hidden) raw activations of one model layer."""
         parts = []
         for phase in self.phases:
-            read = [r.read(phase, model_layer)[kept] for r, kept in zip(self._rounds, self._kept, strict=True)]
+            read = [
+                _read_rows(entry, kept, done, phase, model_layer)
+                for entry, kept, done in zip(self._rounds, self._kept, self._done, strict=True)
+            ]
             parts.append(np.concatenate(read).astype(np.float32)[self._samples_with(phase)])
         return np.concatenate(parts)
 
@@ -250,13 +267,15 @@ class LensDataset:
     def _rows_of(self, concept: str, role: int) -> Rows:
         """Rows that carry a label in this role, in the concept's nested order."""
         texts = (text for text, found in self._labels.get(concept, {}).items() if found == role)
-        return np.array([row for text in texts for row in self._rows_of_text.get(text, ())], np.intp)
+        # Texts that were sampled again come after all the others: the first samples must not be copies of each other.
+        places = [(time, i, row) for i, text in enumerate(texts) for time, row in enumerate(self._rows_of_text[text])]
+        return np.array([row for _, _, row in sorted(places)], np.intp)
 
     @cached_property
-    def _rows_of_text(self) -> dict[str, list[int]]:
-        rows: dict[str, list[int]] = {}
+    def _rows_of_text(self) -> defaultdict[str, list[int]]:
+        rows: defaultdict[str, list[int]] = defaultdict(list)
         for row, text in enumerate(self.texts):
-            rows.setdefault(text, []).append(row)
+            rows[text].append(row)
         return rows
 
     @cached_property
@@ -297,7 +316,14 @@ class LensDataset:
     def _samples_with(self, phase: Phase) -> Rows:
         if phase == "completion":
             return np.flatnonzero(self._n_completion_tokens > 0)
-        return np.flatnonzero(self._has_prompt_position)
+        return np.flatnonzero(self._has_prompt_position & self._is_first_of_text)
+
+    @cached_property
+    def _is_first_of_text(self) -> NDArray[np.bool_]:
+        """(samples,) A text that was sampled again has another completion and the same prompt: that is one vector."""
+        first = np.zeros(self.n_samples, np.bool_)
+        first[[rows[0] for rows in self._rows_of_text.values() if rows]] = True
+        return first
 
     @cached_property
     def _has_prompt_position(self) -> NDArray[np.bool_]:
@@ -305,6 +331,22 @@ class LensDataset:
             return np.ones(self.n_samples, np.bool_)
         counts = [r.samples().n_prompt_tokens[kept] for r, kept in zip(self._rounds, self._kept, strict=True)]
         return np.asarray(np.concatenate(counts) > 1)
+
+
+class ExtractionState(NamedTuple):
+    """How far the extraction of a store is."""
+
+    blocks_done: int
+    blocks_total: int
+    complete: bool
+    """Every round is written and verified."""
+
+
+def extraction_state(path: str | Path, layers: Sequence[int] | None = None) -> ExtractionState:
+    """How far the store at `path` is, over some layers or all that are laid out; read anew at every call."""
+    rounds = _rounds_of(open_store(path), layers)
+    done = sum(int(entry.complete_blocks().sum()) for entry in rounds)
+    return ExtractionState(done, sum(entry.n_blocks for entry in rounds), all(entry.is_complete for entry in rounds))
 
 
 def open_dataset(path: str | Path, **options: Any) -> LensDataset:
@@ -328,7 +370,19 @@ def _phases(store: Store, phase: PhaseChoice) -> tuple[Phase, ...]:
     return (phase,)
 
 
-def _complete_rounds(store: Store, layers: Sequence[int] | None) -> list[Round]:
+def _read_rows(entry: Round, kept: Rows, done: NDArray[np.bool_], phase: Phase, model_layer: int) -> NDArray[Any]:
+    """Activations of some rows of complete blocks."""
+    if done.all():
+        return np.asarray(entry.read(phase, model_layer)[kept])
+    blocks = [entry.rows(int(block)) for block in np.flatnonzero(done)]
+    if not blocks:
+        return np.asarray(entry.read(phase, model_layer, slice(0, 0)))
+    read = np.concatenate([entry.read(phase, model_layer, rows) for rows in blocks])
+    there = np.concatenate([np.arange(rows.start, rows.stop) for rows in blocks])
+    return np.asarray(read[np.searchsorted(there, kept)])
+
+
+def _rounds_of(store: Store, layers: Sequence[int] | None) -> list[Round]:
     held = store.layers()
     if not held:
         raise StoreIncompleteError(f"{store.path} holds no samples yet: run `lenscache extract` again to continue")
@@ -338,16 +392,20 @@ def _complete_rounds(store: Store, layers: Sequence[int] | None) -> list[Round]:
                 f"layer {layer} is not in the store, which has the layers {held}; --layer selects layers of "
                 "abstraction, transformer blocks are selected with --model-layers"
             )
-    rounds = [r for layer in (layers or held) for r in store.rounds(layer)]
+    return [r for layer in (layers or held) for r in store.rounds(layer)]
+
+
+def _complete_rounds(store: Store, layers: Sequence[int] | None) -> list[Round]:
+    rounds = _rounds_of(store, layers)
     for r in rounds:
-        if not r.is_complete:
+        if not r.is_complete and r.index == 0:
             done = r.complete_blocks()
             raise StoreIncompleteError(
                 f"{store.path}: {r.name} is not finished, {int(done.sum())} of {done.size} blocks are extracted"
                 f"{' but not verified' if done.all() else ''}: run the same `lenscache extract` again to continue, "
                 "or fit other layers with --layer"
             )
-    return rounds
+    return [r for r in rounds if r.is_complete]  # a top-up that is under way adds to what is there when it is done
 
 
 def _check_enough(concept: str, positives: Sequence[Rows], negatives: Sequence[Rows]) -> None:

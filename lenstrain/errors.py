@@ -3,6 +3,7 @@
     LenstrainError
       SettingsError (ValueError)         settings that contradict each other or the store
       TooFewSamplesError (ValueError)    a concept, or a whole store, without enough samples to fit and judge a lens
+      StalledError (TimeoutError)        a store that is followed does not grow any more
       NotFittedError (ValueError)        a lens was used before `fit`
       LensPackError
         LensPackNotFoundError (FileNotFoundError)
@@ -23,6 +24,10 @@ class SettingsError(LenstrainError, ValueError):
 
 class TooFewSamplesError(LenstrainError, ValueError):
     """There are not enough samples to fit and judge a lens."""
+
+
+class StalledError(LenstrainError, TimeoutError):
+    """The extraction that is followed does not go on."""
 
 
 class NotFittedError(LenstrainError, ValueError):

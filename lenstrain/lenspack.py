@@ -261,7 +261,7 @@ def _ship(lens: FittedLens, name: str, layer: int) -> Lens:
             "score_unnamed": lens.unnamed_score, "score_by_phase": lens.phase_scores,
             "n_samples": lens.n_samples, "n_test": lens.n_test, "n_judged": rank.n_positive + rank.n_negative,
             "iterations": len(lens.trajectory), "test_looks": len(lens.trajectory), "graduated": lens.graduated,
-            "hungry": lens.hungry, "converged": lens.converged,
+            "C": lens.C, "hungry": lens.hungry, "converged": lens.converged,
         },
         trajectory=tuple(lens.trajectory),
     )  # fmt: skip
@@ -281,6 +281,7 @@ def _provenance(dataset: LensDataset, settings: FitSettings) -> dict[str, Any]:
         },
         "family": FAMILY,
         "settings": settings_to_json(settings),
+        "rounds": list(dataset.rounds),
         "layers": sorted({dataset.hierarchy.layers[concept] for concept in dataset.concepts}),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
     }

@@ -80,7 +80,7 @@ def fit_linear_batch(
     rows: Sequence[NDArray[np.intp]],
     targets: Sequence[NDArray[np.bool_]],
     *,
-    C: float = DEFAULT_C,
+    C: float | Sequence[float] = DEFAULT_C,
     balanced: bool = False,
     standardizer: Standardizer | None = None,
 ) -> LinearBatch:
@@ -91,7 +91,8 @@ def fit_linear_batch(
     X : (n, hidden) raw activations that all concepts share.
     rows : for each concept, the rows of X to train on.
     targets : for each concept, whether each of those rows expresses it.
-    C : inverse L2 strength, as in scikit-learn: on the standardised features, against the *sum* of the losses.
+    C : inverse L2 strength, as in scikit-learn: on the standardised features, against the *sum* of the losses;
+        one for all concepts, or one each.
     balanced : weigh the rows so that both classes count alike and the mean weight is 1, as scikit-learn's
         ``class_weight="balanced"``.
     standardizer : feature statistics of the training split; None to take them from the rows used.
@@ -109,12 +110,13 @@ def fit_linear_batch(
     if standardizer is None:
         standardizer = Standardizer.fit(X[np.unique(np.concatenate(list(rows)))])
     hidden = X.shape[1]
+    strengths = torch.from_numpy(np.broadcast_to(np.asarray(C, np.float64), len(rows)).copy())
     weight, bias = np.empty((len(rows), hidden)), np.empty(len(rows))
     converged = np.empty(len(rows), np.bool_)
 
     def fit(chosen: list[int]) -> None:
         Z, y, importance = _gather(X, [rows[i] for i in chosen], [targets[i] for i in chosen], standardizer, balanced)
-        dual, offset, done = _solve(Z @ Z.mT, y, importance, C)
+        dual, offset, done = _solve(Z @ Z.mT, y, importance, strengths[chosen])
         standardised = (Z.mT @ dual.unsqueeze(2)).squeeze(2).numpy()  # (batch, hidden)
         weight[chosen] = standardised / standardizer.scale
         bias[chosen] = offset.numpy() - weight[chosen] @ standardizer.mean
@@ -214,7 +216,7 @@ def _gather(
 
 
 def _solve(
-    gram: torch.Tensor, y: torch.Tensor, importance: torch.Tensor, C: float
+    gram: torch.Tensor, y: torch.Tensor, importance: torch.Tensor, C: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Newton's method with step halving for a batch of dual problems.
 
@@ -222,12 +224,13 @@ def _solve(
     ----------
     gram : (batch, n, n) float64.
     y, importance : (batch, n) targets and weights of the rows; padding has weight 0.
+    C : (batch,) inverse L2 strengths.
 
     Returns
     -------
     dual (batch, n), intercept (batch,), converged (batch,)
     """
-    cost = C * importance
+    cost = C.unsqueeze(1) * importance
     dual, intercept = torch.zeros_like(y), torch.logit((y * cost).sum(dim=1) / cost.sum(dim=1))
     converged = torch.zeros(len(y), dtype=torch.bool)
     active = torch.arange(len(y))

@@ -13,6 +13,7 @@ from lenscache.concepts import Concept
 from lenscache.store import Store
 from lenstrain.adaptive import FitProgress, FitResult, FitSettings, choose_model_layers, fit_lenses, settings_to_json
 from lenstrain.calibration import Grade
+from lenstrain.choice import STRENGTHS
 from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset
 from lenstrain.errors import SettingsError, TooFewSamplesError
 from tests.lenstrain.conftest import (
@@ -26,8 +27,8 @@ from tests.lenstrain.conftest import (
 )
 
 CONCEPTS = (*BRANCHES, *(leaf for leaves in LEAVES for leaf in leaves))
-EAGER = FitSettings(initial_samples=200, model_layers=(SIGNAL_LAYER,))
-"""All samples at once, on the model layer that has the signal."""
+EAGER = FitSettings(initial_samples=200, model_layers=(SIGNAL_LAYER,), C=1.0)
+"""All samples at once, on the model layer that has the signal: nothing is left to choose."""
 
 Change = Callable[[NDArray[np.float32], NDArray[np.intp]], NDArray[np.float32]]
 
@@ -217,7 +218,8 @@ def test_trajectory_records_every_iteration(faint: LensDataset) -> None:
         counts = [iteration.n_samples for iteration in lens.trajectory]
         assert counts == expected[: len(counts)]
         assert lens.graduated or counts == expected
-        assert [iteration.n_negatives for iteration in lens.trajectory] == [10 * n for n in counts]
+        held = len(faint.task(lens.concept, FitSettings().n_negatives).negatives[TRAIN])
+        assert [iteration.n_negatives for iteration in lens.trajectory] == [min(10 * n, held) for n in counts]
         assert [iteration.graduated for iteration in lens.trajectory[:-1]] == [False] * (len(counts) - 1)
 
 
@@ -254,6 +256,20 @@ def test_f1_of_samples_that_there_are_none_of_is_not_a_number(tmp_path: Path) ->
         assert lens.f1_unnamed == lens.test_f1
 
 
+def test_strength_is_chosen_on_the_calibration_split_and_kept_with_the_lens(tmp_path: Path) -> None:
+    """Where calibration has noise for features the strongest penalty wins every tie; a given one is taken as it is."""
+    store = make_planted_store(tmp_path / "s", planting=Planting(strength=2.0, completion_strength=1.0))
+    settings = FitSettings(initial_samples=200, model_layers=(SIGNAL_LAYER,))
+    chosen = {lens.concept: lens.C for lens in fit_lenses(LensDataset(store), settings).lenses}
+    assert set(chosen.values()) <= set(STRENGTHS)
+    shuffled = fit_lenses(ChangedDataset(store, shuffle, CALIBRATION), settings).lenses
+    assert {lens.concept: lens.C for lens in shuffled} != chosen
+    tested = fit_lenses(ChangedDataset(store, replace, TEST), settings).lenses
+    assert {lens.concept: lens.C for lens in tested} == chosen
+    given = fit_lenses(LensDataset(store), dataclasses.replace(settings, C=0.3)).lenses
+    assert {lens.C for lens in given} == {0.3}
+
+
 def test_iterations_are_bounded(faint: LensDataset) -> None:
     result = fit_lenses(faint, FitSettings(model_layers=(1,), target_f1=1.0, max_iterations=2))
     assert max(len(lens.trajectory) for lens in result.lenses) == 2
@@ -261,8 +277,8 @@ def test_iterations_are_bounded(faint: LensDataset) -> None:
 
 def test_first_fit_of_a_trajectory_is_that_of_its_samples_alone(faint: LensDataset) -> None:
     """What was fitted at ten samples must not depend on how many there will be in the end."""
-    short = fit_lenses(faint, FitSettings(model_layers=(1,), max_samples=10, target_f1=1.0))
-    long = fit_lenses(faint, FitSettings(model_layers=(1,), target_f1=1.0))
+    short = fit_lenses(faint, FitSettings(model_layers=(1,), max_samples=10, target_f1=1.0, C=1.0))
+    long = fit_lenses(faint, FitSettings(model_layers=(1,), target_f1=1.0, C=1.0))
     for a, b in zip(short.lenses, long.lenses, strict=True):
         assert a.trajectory[1][:5] == pytest.approx(b.trajectory[1][:5])
 

@@ -46,6 +46,16 @@ def standardised(batch: LinearBatch, X: NDArray[Any], number: int = 0) -> tuple[
     return weight, float(batch.bias[number] + batch.weight[number] @ statistics.mean)
 
 
+def test_concepts_with_strengths_of_their_own_are_solved_as_if_alone() -> None:
+    X, y = make_problem(60, 30)
+    rows, strengths = [np.arange(60)] * 3, [0.01, 1.0, 30.0]
+    together = fit_linear_batch(X, rows, [y] * 3, C=strengths)
+    for number, C in enumerate(strengths):
+        alone = fit_one(X, y, C=C)
+        np.testing.assert_allclose(together.weight[number], alone.weight[0], rtol=1e-6)
+        assert together.bias[number] == pytest.approx(alone.bias[0], rel=1e-6)
+
+
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("C", [0.01, 1.0, 30.0, 1000.0])
 @pytest.mark.parametrize(("n", "d"), [(20, 5), (40, 200), (150, 30)])

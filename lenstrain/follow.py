@@ -1,0 +1,128 @@
+"""Fitting while extraction still runs: lenses appear as the samples of their concepts are complete.
+
+    store, growing --LensDataset(partial=True)--> concepts that are complete --fit_lenses--> provisional lens pack
+    store, complete --LensDataset------------------------------------------> all concepts --> the lens pack
+
+A provisional lens knows only the negatives that are there so far. When the last round is complete, every concept is
+fitted once more on all of it, so that what following leaves is, bit for bit, what a fit afterwards would have made.
+Waves of provisional fits grow by half each time: reading the store again for every new concept would cost more than
+the fits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from lenstrain.adaptive import fit_lenses
+from lenstrain.choice import FitProgress
+from lenstrain.dataset import LensDataset, extraction_state, open_dataset
+from lenstrain.errors import StalledError, TooFewSamplesError
+from lenstrain.lenspack import Lens, LensPack, check_output, make_lens_pack
+from lenstrain.settings import FitSettings
+
+
+class FollowProgress(NamedTuple):
+    """Where a store that is followed stands."""
+
+    blocks_done: int
+    blocks_total: int
+    lenses: int
+    """Provisional lenses so far."""
+    fit: FitProgress | None = None
+    """Where a fit stands, while one runs."""
+
+
+@dataclass(frozen=True)
+class FollowSettings:
+    """How to wait. Times in seconds."""
+
+    poll_s: float = 2.0
+    """How long to wait before the store is looked at again."""
+    patience_s: float = 900.0
+    """How long to wait for the next complete block before giving up."""
+
+
+def fit_following(
+    path: str | Path,
+    out: str | Path,
+    settings: FitSettings | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+    concepts: Sequence[str] | None = None,
+    labels: str | None = None,
+    overwrite: bool = False,
+    waiting: FollowSettings | None = None,
+    on_progress: Callable[[FollowProgress], None] = lambda _: None,
+) -> LensPack:
+    """Fit the concepts of a store as they are extracted, and all of them when the store is complete.
+
+    Parameters
+    ----------
+    path : the store, which must be there.
+    out : folder of the lens pack; provisional ones are written to it as they come, marked so in their provenance.
+    layers : layers of abstraction to wait for and fit; None for all that are laid out.
+    concepts : ids to fit; None for all.
+
+    Raises
+    ------
+    StalledError
+        If no block was completed for `patience_s`: the provisional lenses are kept.
+    SettingsError, TooFewSamplesError, LensPackExistsError
+        As `fit_lenses` and `LensPack.save`.
+    """
+    settings, waiting, out = settings or FitSettings(), waiting or FollowSettings(), Path(out)
+    check_output(out, overwrite=overwrite)
+    provisional: dict[str, Lens] = {}
+    blocks_then, heard = -1, time.monotonic()
+    while True:
+        state = extraction_state(path, layers)
+        tell = _Teller(on_progress, state.blocks_done, state.blocks_total, len(provisional))
+        options = {"layers": layers, "phase": settings.phase, "seed": settings.seed, "labels": labels}
+        if state.complete:
+            dataset = open_dataset(path, **options)
+            pack = make_lens_pack(fit_lenses(dataset, settings, concepts=concepts, on_progress=tell), dataset, settings)
+            pack.save(out, overwrite=overwrite or bool(provisional))
+            return pack
+        if state.blocks_done > blocks_then:
+            blocks_then, heard = state.blocks_done, time.monotonic()
+            tell(None)
+            dataset = open_dataset(path, partial=True, **options)
+            wanted = dataset.concepts if concepts is None else [c for c in dataset.concepts if c in concepts]
+            fresh = [concept for concept in wanted if concept not in provisional]
+            if fresh and len(fresh) >= len(provisional) / 2:
+                pack = _fit_provisional(dataset, settings, fresh, provisional, tell)
+                if len(pack):
+                    pack.save(out, overwrite=overwrite or bool(provisional))
+                    provisional = {lens.concept: lens for lens in pack}
+        elif time.monotonic() - heard > waiting.patience_s:
+            kept = f", {len(provisional)} provisional lenses are in {out}" if provisional else ""
+            raise StalledError(
+                f"{path}: {state.blocks_done} of {state.blocks_total} blocks are complete and none was added for "
+                f"{waiting.patience_s:.0f} s{kept}: is `lenscache extract` still running? Run both again to go on"
+            )
+        time.sleep(waiting.poll_s)
+
+
+def _fit_provisional(
+    dataset: LensDataset, settings: FitSettings, fresh: Sequence[str], before: dict[str, Lens], tell: _Teller
+) -> LensPack:
+    try:
+        result = fit_lenses(dataset, settings, concepts=fresh, on_progress=tell)
+    except TooFewSamplesError:  # nothing to tell them from yet
+        return LensPack([], {}, {})
+    new = make_lens_pack(result, dataset, settings)
+    return LensPack([*before.values(), *new.lenses], {**new.provenance, "provisional": True}, {})
+
+
+class _Teller:
+    """Passes on where a fit stands, with where the store stands."""
+
+    def __init__(self, on_progress: Callable[[FollowProgress], None], done: int, total: int, lenses: int) -> None:
+        self._on_progress, self._state = on_progress, (done, total, lenses)
+
+    def __call__(self, progress: FitProgress | None) -> None:
+        self._on_progress(FollowProgress(*self._state, progress))

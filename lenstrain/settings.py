@@ -1,0 +1,88 @@
+"""How to train: what a fit may be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from lenstrain.calibration import REFERENCE_PREVALENCE, Grade
+from lenstrain.dataset import PhaseChoice
+from lenstrain.errors import SettingsError
+
+Validation = Literal["advisory", "blocking", "falloff"]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to train. Samples are rows of the store; in a combined store each gives a vector a phase."""
+
+    target_f1: float = 0.95
+    """Test F1 at which a lens graduates."""
+    max_overfit_gap: float = 0.10
+    """Largest difference between train and test F1 at graduation."""
+    initial_samples: int = 5
+    """Positive training samples of the first iteration."""
+    first_increment: int = 5
+    """Positive training samples added at the second iteration."""
+    increment: int = 10
+    """Positive training samples added at every later iteration."""
+    max_samples: int = 200
+    """Positive training samples at most."""
+    max_iterations: int = 50
+    negatives_per_positive: float = 10.0
+    """Negatives cost nothing, and a lens that saw few of them fires at everything. Classes are weighed alike."""
+    max_negatives: int = 300
+    """Negative training samples at most (never fewer than positives)."""
+    validation: Validation = "advisory"
+    """Whether the grade can hold back graduation: "advisory" never, "blocking" until it reaches `min_grade`, "falloff"
+    asks A of iterations 1-3, B until 9, then C."""
+    min_grade: Grade = Grade.B
+    """Grade that "blocking" asks for."""
+    C: float | None = None
+    """Inverse L2 strength on standardised features; None to choose it for each concept, from `STRENGTHS`."""
+    phase: PhaseChoice = "both"
+    model_layers: tuple[int, ...] | None = None
+    """Transformer blocks to choose from; None for all that the store holds."""
+    prevalence: float = REFERENCE_PREVALENCE
+    """Prevalence at which the calibration score is computed."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target_f1 <= 1:
+            raise SettingsError(f"target F1 is {self.target_f1}, expected above 0 and at most 1")
+        if min(self.initial_samples, self.first_increment, self.increment, self.max_iterations) < 1:
+            raise SettingsError("initial samples, increments and iterations must be 1 or more")
+        if self.max_samples < self.initial_samples:
+            raise SettingsError(f"max_samples {self.max_samples} is below initial_samples {self.initial_samples}")
+        if (self.C is not None and self.C <= 0) or self.negatives_per_positive <= 0 or not 0 < self.prevalence < 1:
+            raise SettingsError("C and negatives per positive must be above 0, prevalence between 0 and 1")
+        if self.model_layers == ():
+            raise SettingsError("no model layers to choose from: name at least one, or None for all that are stored")
+        if self.validation not in get_args(Validation):
+            raise SettingsError(f"validation is {self.validation!r}, expected {', '.join(get_args(Validation))}")
+
+    def required_grade(self, iteration: int) -> Grade:
+        """The grade that graduation asks for at an iteration, counted from 1."""
+        if self.validation == "advisory":
+            return Grade.C
+        if self.validation == "blocking":
+            return self.min_grade
+        return Grade.A if iteration <= 3 else Grade.B if iteration <= 9 else Grade.C
+
+    def n_samples(self, iteration: int, available: int) -> int:
+        """Positive training samples of an iteration, counted from 1."""
+        grown = self.initial_samples
+        if iteration > 1:
+            grown += self.first_increment + (iteration - 2) * self.increment
+        return min(grown, self.max_samples, available)
+
+    def n_negatives(self, n_positives: int) -> int:
+        """Negative samples that go with some positives."""
+        return max(n_positives, min(round(self.negatives_per_positive * n_positives), self.max_negatives))
+
+
+def settings_to_json(settings: FitSettings) -> dict[str, Any]:
+    """Plain values, for provenance."""
+    values = asdict(settings)
+    values["model_layers"] = None if settings.model_layers is None else list(settings.model_layers)
+    return values
