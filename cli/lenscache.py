@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 app.add_typer(packs, name="pack")
 
+_TABLE_COLUMNS = 5
+
 
 class Mode(StrEnum):
     """Choices of --mode."""
@@ -116,7 +118,9 @@ def extract(
         list[str] | None,
         typer.Option(metavar="STORE", help="Copy rows that this store holds, as of an older pack; repeatable."),
     ] = None,
-    block_rows: Annotated[int, typer.Option(min=1, help="Rows written, and kept, as one unit.")] = 256,
+    block_rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows written, and kept, as one unit. Default: about 256.")
+    ] = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -435,6 +439,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
             entry["state"], str(entry["batch_size"] or ""), "" if error is None else f"{error:.2%}",
         )  # fmt: skip
     out.print(table)
+    out.print(_model_layer_table(summary))
     if summary["label_sets"]:
         out.print(f"label sets: {', '.join(summary['label_sets'])}", markup=False, soft_wrap=True)
 
@@ -467,6 +472,17 @@ def _print_repaired(report: Any) -> None:
     done = f"{len(report.unmarked)} blocks unmarked, {report.rows} rows to extract again"
     again = "next: lenscache extract with the arguments it was run with before"
     console.out().print(f"{report.path}: {done}; {again}", markup=False, soft_wrap=True)
+
+
+def _model_layer_table(summary: dict[str, Any]) -> Any:
+    """Sizes by model layer; five to a row, since there may be eighty."""
+    stored = summary["stored_bytes_by_model_layer"]
+    raw = summary["raw_bytes"] / max(len(stored), 1)
+    table = console.make_table(*("model layer: stored, share of raw" if i == 0 else "" for i in range(_TABLE_COLUMNS)))
+    cells = [f"{i}: {console.megabytes(size)}, {size / max(raw, 1):.2f}" for i, size in stored.items()]
+    for start in range(0, len(cells), _TABLE_COLUMNS):
+        table.add_row(*cells[start : start + _TABLE_COLUMNS])
+    return table
 
 
 def _sizes(summary: dict[str, Any]) -> str:

@@ -23,17 +23,18 @@ from lenscache.header import StoreHeader, show_value
 from lenscache.prompts import KINDS, SamplePlan
 from lenscache.quantization import MISSING
 
-DEFAULT_BLOCK_ROWS = 256
-
 NATIVE_DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
     "int8": np.dtype(np.int8),
 }
-# zstd codes at most 128 KiB with one table. In Blosc blocks of 256 KiB of 2-byte values, the shuffled exponent bytes
-# fill exactly one such run and the mantissa bytes another: measured 0.70 of raw, against 0.73-0.75 in smaller blocks.
+# zstd codes at most 128 KiB with one table. In a Blosc block of 256 KiB of 2-byte values, the shuffled exponent bytes
+# fill exactly one such run and the mantissa bytes another: measured 0.69 of raw where a chunk is one full Blosc block,
+# and 0.70-0.77 elsewhere (benchmarks/codecs.py). Level 1 is smaller and faster here than 3.
 _BLOSC_BLOCK_BYTES = 2**18
+_BLOSC_LEVEL = 1
+_BLOCK_ROWS = 256  # about as many rows are written, and may be lost, as one unit
 _COLUMN_CHUNK_ROWS = 8192
 
 
@@ -72,6 +73,17 @@ def lay_out_round(
     for place, values in columns.items():
         write_column(group, place, values)
     _create_empty_columns(group, header, len(plan), block_rows)
+
+
+def default_block_rows(hidden: int) -> int:
+    """Rows of a block, about 256: as many chunks as fit, each of which fills one Blosc block."""
+    fitting = _fitting_rows(hidden)
+    return fitting * max(1, round(_BLOCK_ROWS / fitting))
+
+
+def _fitting_rows(hidden: int) -> int:
+    """Rows of 2-byte values that fill one Blosc block."""
+    return max(1, min(_BLOSC_BLOCK_BYTES // (2 * hidden), _BLOCK_ROWS))
 
 
 def vector_arrays(header: StoreHeader) -> tuple[str, ...]:
@@ -202,13 +214,13 @@ def _create_empty_columns(group: zarr.Group, header: StoreHeader, n: int, block_
 def _create_activations(group: zarr.Group, name: str, header: StoreHeader, n: int, block_rows: int) -> None:
     dtype: Any = BFloat16() if header.store_dtype == "bfloat16" else header.store_dtype
     itemsize = NATIVE_DTYPES[header.store_dtype].itemsize
-    # The smallest chunk that fills a Blosc block, so that reading a few rows decodes little else.
-    chunk_rows = next(
-        (n for n in (16, 32, 64, 128, 256) if n * header.hidden * itemsize >= _BLOSC_BLOCK_BYTES), block_rows
-    )
-    if block_rows % chunk_rows:
+    fitting = min(_fitting_rows(header.hidden), block_rows)
+    chunk_rows = next(n for n in range(fitting, 0, -1) if block_rows % n == 0)
+    if 2 * chunk_rows <= fitting:  # no divisor comes near, and small chunks compress badly
         chunk_rows = block_rows
-    blosc = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=itemsize, blocksize=_BLOSC_BLOCK_BYTES)
+    blosc = BloscCodec(
+        cname="zstd", clevel=_BLOSC_LEVEL, shuffle="shuffle", typesize=itemsize, blocksize=_BLOSC_BLOCK_BYTES
+    )
     _create_array(
         group,
         name,

@@ -33,6 +33,7 @@ from lenscache.errors import (
 from lenscache.header import Phase, StoreHeader, show_value
 from lenscache.layout import NATIVE_DTYPES, find_node, vector_arrays, writing
 from lenscache.quantization import dequantize, quantize
+from lenscache.shards import ShardReader
 
 
 class Samples(NamedTuple):
@@ -92,6 +93,7 @@ class Round:
         self._opened: dict[str, zarr.Array[Any]] = {}
         self._mark = self._array("complete")
         self._columns_seen: set[str] = set()
+        self._seen_complete = np.zeros(self.n_blocks, np.bool_)
 
     @property
     def name(self) -> str:
@@ -204,17 +206,19 @@ class Round:
         if start >= stop:  # no rows, no blocks
             start = stop = 0
         blocks = slice(start // self.block_rows, -(-stop // self.block_rows))
-        # Only the marks of these blocks: a mark is an object, and a long round read block by block has many.
-        if not (done := self.complete_blocks(blocks)).all():
-            raise StoreIncompleteError(
-                f"{self.name}: {int((~done).sum())} of {done.size} blocks of these rows are not extracted yet: "
-                "run `lenscache extract` again to continue"
-            )
+        # Marks that were seen are not read again: each is an object, and a long round has many.
+        if not self._seen_complete[blocks].all():
+            self._seen_complete[blocks] = self.complete_blocks(blocks)
+            if not (done := self._seen_complete[blocks]).all():
+                raise StoreIncompleteError(
+                    f"{self.name}: {int((~done).sum())} of {done.size} blocks of these rows are not extracted yet: "
+                    "run `lenscache extract` again to continue"
+                )
         values = self._read_vectors(phase, model_layer, slice(start, stop))
         # Zarr reads an object that is gone as fill values: where a block is NaN throughout, the object is asked for.
         for block in range(blocks.start, blocks.stop):
             part = values[max(self.rows(block).start - start, 0) : self.rows(block).stop - start]
-            if np.isnan(part).all():
+            if np.isnan(part[:, 0]).all() and np.isnan(part).all():
                 for name in self._arrays_of(phase, model_layer):
                     self._require_object(name, block)
         return values
@@ -234,7 +238,7 @@ class Round:
             for place, values in data.activations.items()
         }
         for place, values in encoded.items():
-            parts = quantize(values) if self._header.store_dtype == "int8" else (values,)
+            parts: tuple[NDArray[Any], ...] = quantize(values) if self._header.store_dtype == "int8" else (values,)
             for name, part in zip(self._arrays_of(*place), parts, strict=True):
                 self._write(name, block, part)
         self._write("samples/completion", block, np.array(list(data.completion), dtype=object))
@@ -309,16 +313,24 @@ class Round:
 
     def stored_bytes(self, phase: Phase, model_layer: int) -> int:
         """Bytes on disk of the activations of one model layer, compressed: complete blocks, without metadata."""
-        return self._stored_bytes([(phase, model_layer)], self.complete_blocks())
+        return self._stored_bytes([(phase, model_layer)], self.complete_blocks())[model_layer]
 
-    def _stored_bytes(self, arrays: Sequence[tuple[Phase, int]], done: NDArray[np.bool_]) -> int:
-        opened = [self._array(name) for array in arrays for name in self._arrays_of(*array)]
-        places = [_place(array, int(block)) for array in opened for block in np.flatnonzero(done)]
+    def _stored_bytes(self, arrays: Sequence[tuple[Phase, int]], done: NDArray[np.bool_]) -> dict[int, int]:
+        """Bytes by model layer."""
+        places = [
+            (model_layer, _place(self._array(name), int(block)))
+            for phase, model_layer in arrays
+            for name in self._arrays_of(phase, model_layer)
+            for block in np.flatnonzero(done)
+        ]
 
         async def sizes() -> list[int]:  # together: one after the other, an object store is slow to answer
-            return await asyncio.gather(*(place.store.getsize(place.path) for place in places))
+            return await asyncio.gather(*(place.store.getsize(place.path) for _, place in places))
 
-        return sum(sync(sizes()))
+        total = dict.fromkeys((model_layer for _, model_layer in arrays), 0)
+        for (model_layer, _), size in zip(places, sync(sizes()), strict=True):
+            total[model_layer] += size
+        return total
 
     def summary(self) -> dict[str, Any]:
         """How far the round is and how much it holds, as plain values."""
@@ -327,6 +339,7 @@ class Round:
         rows = sum(self.rows(int(block)).stop - self.rows(int(block)).start for block in np.flatnonzero(done))
         arrays = [(phase, i) for phase in self._header.phases for i in self._header.model_layers]
         itemsize = NATIVE_DTYPES[self._header.store_dtype].itemsize
+        stored = self._stored_bytes(arrays, done)
         return {
             "name": self.name,
             "concepts": len(self.targets),
@@ -337,7 +350,8 @@ class Round:
             "limit": attributes["limit"],
             "batch_size": attributes.get("batch_size"),
             "max_relative_error": max(verification["max_relative_error"].values()) if verification else None,
-            "stored_bytes": self._stored_bytes(arrays, done),
+            "stored_bytes": sum(stored.values()),
+            "stored_bytes_by_model_layer": {str(model_layer): size for model_layer, size in stored.items()},
             "raw_bytes": rows * len(arrays) * self._header.hidden * itemsize,
         }
 
@@ -370,10 +384,15 @@ class Round:
     def _set_mark(self, block: int, value: int) -> None:
         with writing(f"{self.name}/complete, the mark of block {block},"):
             self._mark[block : block + 1] = np.array([value], np.uint8)
+        self._seen_complete[block] = False
 
     def _read(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
         try:
-            return np.asarray(self._array(name)[rows])
+            array = self._array(name)
+            if name.startswith("activations/") and (reader := ShardReader.of(array)) is not None:
+                start, stop, _ = rows.indices(array.shape[0])
+                return reader.read(start, stop)
+            return np.asarray(array[rows])
         except (StoreDamagedError, StoreAccessError):
             raise
         except Exception as error:  # codecs raise ValueError, RuntimeError and struct errors on damaged input

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from lenscache.errors import PlanError
 from lenscache.header import Mode, Pooling, StoreDtype
-from lenscache.layout import DEFAULT_BLOCK_ROWS
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,11 @@ class ExtractSettings:
     """Extract the first so many prompts of each concept only; None for all. A top-up adds more where lenses need it."""
     batch_size: int = 4
     """Rows a forward pass."""
-    block_rows: int = DEFAULT_BLOCK_ROWS
-    """Rows written, and marked complete, as one unit."""
+    block_rows: int | None = None
+    """Rows written, and marked complete, as one unit; None for those of the round if it is there, else about 256."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.block_rows < 1:
+        if self.batch_size < 1 or (self.block_rows is not None and self.block_rows < 1):
             raise PlanError(f"batch_size {self.batch_size} and block_rows {self.block_rows} must be 1 or more")
         if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
             raise PlanError(f"max_prompt_tokens is {self.max_prompt_tokens}, expected 1 or more")

@@ -27,7 +27,7 @@ from zarr.storage import StorePath
 from lenscache.concepts import ConceptPack, Hierarchy
 from lenscache.errors import StoreDamagedError, StoreFormatError, StoreNotFoundError
 from lenscache.header import FORMAT_VERSION, Phase, StoreHeader
-from lenscache.layout import DEFAULT_BLOCK_ROWS, find_node, lay_out_round, require_group, write_column, writing
+from lenscache.layout import default_block_rows, find_node, lay_out_round, require_group, write_column, writing
 from lenscache.prompts import SamplePlan
 from lenscache.remote import RemoteStore, open_place
 from lenscache.rounds import Round
@@ -128,6 +128,8 @@ class Store:
     def summary(self) -> dict[str, Any]:
         """Everything `lenscache info` shows, as plain values. Sizes count the activations of complete blocks."""
         rounds = [r.summary() for r in self.rounds()]
+        by_layer = [entry["stored_bytes_by_model_layer"] for entry in rounds]
+        model_layers = [str(model_layer) for model_layer in self.header.model_layers]
         return {
             "path": self.path,
             "digest": self.digest(),
@@ -135,6 +137,7 @@ class Store:
             "phases": list(self.header.phases),
             "rounds": rounds,
             "stored_bytes": sum(entry["stored_bytes"] for entry in rounds),
+            "stored_bytes_by_model_layer": {i: sum(sizes[i] for sizes in by_layer) for i in model_layers},
             "raw_bytes": sum(entry["raw_bytes"] for entry in rounds),
         }
 
@@ -147,7 +150,7 @@ class Store:
         keys: NDArray[np.uint8],
         n_prompt_tokens: NDArray[np.int32],
         n_cut_tokens: NDArray[np.int32] | None = None,
-        block_rows: int = DEFAULT_BLOCK_ROWS,
+        block_rows: int | None = None,
         request: Mapping[str, Any] | None = None,
     ) -> Round:
         """Lay out a round, or take up one that was laid out before.
@@ -157,6 +160,7 @@ class Store:
 
         Parameters
         ----------
+        block_rows : rows of a block; None for those of the round if it is there, else about 256.
         request : what was asked for, beside the header: attributes of the round that must be the same the next time.
 
         Raises
@@ -169,6 +173,8 @@ class Store:
         with writing(f"{self.path}: the layout of {name}"):
             require_group(self.group, f"layer_{layer}")  # by itself: a writer may be killed between the two
             created = require_group(self.group, name)
+            if block_rows is None:
+                block_rows = int(cast(Any, created.attrs.get("block_rows", default_block_rows(self.header.hidden))))
             lay_out_round(
                 created, self.header, plan, keys, n_prompt_tokens, cut, block_rows=block_rows,
                 request={"limit": None, "samples": None, "top_up": None, **(request or {})},
@@ -198,13 +204,14 @@ def open_store(path: str | Path, mode: Literal["r", "r+"] = "r") -> Store:
     MissingPackageError
         If the package for this kind of URL is not installed.
     """
+    place = open_place(path, read_only=mode == "r")
     try:
-        place = open_place(path, read_only=mode == "r")
-        group = zarr.open_group(place, mode=mode, zarr_format=3)
-    except (FileNotFoundError, FileExistsError, NotADirectoryError):
-        if not _is_unused(place):
-            raise StoreFormatError(f"{path} exists but is not a Zarr v3 group: give the path of a store") from None
-        raise StoreNotFoundError(f"no store at {path}: run `lenscache extract {path}` first") from None
+        if (group := _find_group(place, mode)) is None:
+            if _is_unused(place):
+                raise StoreNotFoundError(f"no store at {path}: run `lenscache extract {path}` first")
+            # Once more: a writer may have created it between the two looks.
+            if (group := _find_group(place, mode)) is None:
+                raise StoreFormatError(f"{path} exists but is not a Zarr v3 group: give the path of a store")
     except json.JSONDecodeError:
         raise StoreFormatError(f"the metadata of {path} is damaged: its zarr.json is not JSON") from None
     return Store(group, str(path))
@@ -246,6 +253,13 @@ def _write_hierarchy(store: Store, pack: ConceptPack) -> None:
     }
     for name, values in columns.items():
         write_column(group, name, values, ["link", "end"] if values.ndim > 1 else ["concept"])
+
+
+def _find_group(place: str | RemoteStore, mode: Literal["r", "r+"]) -> zarr.Group | None:
+    try:
+        return zarr.open_group(place, mode=mode, zarr_format=3)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError):
+        return None
 
 
 def _is_unused(place: str | RemoteStore) -> bool:

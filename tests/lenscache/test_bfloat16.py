@@ -98,7 +98,7 @@ def test_metadata_names_the_registered_type_and_codecs(finished_store: Path) -> 
         assert (sharding["name"], list(codecs)) == ("sharding_indexed", ["transpose", "bytes", "blosc", "crc32c"])
         assert (codecs["transpose"], codecs["bytes"]) == ({"order": [1, 0]}, {"endian": "little"})
         blosc = codecs["blosc"]
-        assert (blosc["cname"], blosc["clevel"], blosc["shuffle"], blosc["typesize"]) == ("zstd", 3, "shuffle", 2)
+        assert (blosc["cname"], blosc["clevel"], blosc["shuffle"], blosc["typesize"]) == ("zstd", 1, "shuffle", 2)
 
 
 def test_one_shard_is_one_block(finished_store: Path) -> None:
