@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,17 +52,10 @@ def fit(
     out: Annotated[Path, typer.Option(help="Folder to write the lens pack to.")],
     f1: Annotated[float, typer.Option(min=0.0, max=1.0, help="Test F1 at which a lens graduates.")] = 0.95,
     layer: options.Layers = None,
-    model_layers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="0,5,10-15", help="Transformer blocks to choose from, a concept at a time. Default: all stored."
-        ),
-    ] = None,
+    model_layers: options.FitModelLayers = None,
     phase: Annotated[Phase, typer.Option(help="Vectors to train on.")] = Phase.both,
     concept: Annotated[list[str] | None, typer.Option(help="Concept id; repeatable. Default: all extracted.")] = None,
-    labels: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Label set to train on. Default: the labels of the pack.")
-    ] = None,
+    labels: options.Labels = None,
     validation: Annotated[
         Validation, typer.Option(help="Whether a low grade holds graduation back: never, always, or less and less.")
     ] = Validation.advisory,
@@ -125,6 +119,63 @@ def fit(
     console.out().print(f"written to {out}; next: lenstrain show {out}", markup=False, soft_wrap=True)
 
 
+@app.command(epilog="Example: lenstrain sweep store.zarr --f1 0.80 --f1 0.90 --f1 0.95 --out lenses")
+@console.reports_errors
+def sweep(
+    store: options.StorePath,
+    out: Annotated[Path, typer.Option(help="Folder to write the lens packs to, one folder a target.")],
+    f1: Annotated[list[float], typer.Option(min=0.0, max=1.0, help="Test F1 to graduate at; repeatable.")],
+    layer: options.Layers = None,
+    model_layers: options.FitModelLayers = None,
+    phase: Annotated[Phase, typer.Option(help="Vectors to train on.")] = Phase.both,
+    concept: Annotated[list[str] | None, typer.Option(help="Concept id; repeatable. Default: all extracted.")] = None,
+    labels: options.Labels = None,
+    validation: Annotated[Validation, typer.Option(help="As for fit.")] = Validation.advisory,
+    max_samples: Annotated[int, typer.Option(min=1, help="Positive training samples at most.")] = 200,
+    seed: options.Seed = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace lens packs that are there.")] = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Fit lenses for several targets in one pass over STORE: a pack for each, and a table."""
+    from lenstrain.adaptive import FitSettings, fit_targets
+    from lenstrain.dataset import open_dataset
+    from lenstrain.lenspack import check_output, make_lens_pack, none_for_nan
+
+    targets = sorted(dict.fromkeys(f1))
+    folders = [out / f"f1-{target:.2f}".rstrip("0").rstrip(".") for target in targets]
+    for folder in folders:
+        check_output(folder, overwrite=overwrite)
+    settings = FitSettings(
+        target_f1=targets[-1], validation=validation.value, max_samples=max_samples, phase=phase.value,
+        model_layers=options.parse_model_layers(model_layers), seed=seed,
+    )  # fmt: skip
+    start = time.perf_counter()
+    dataset = open_dataset(store, layers=layer, phase=phase.value, seed=seed, labels=labels)
+    with console.Meter().running() as meter:
+        results = fit_targets(
+            dataset, settings, targets, concepts=concept,
+            on_progress=lambda p: meter.update(p.stage, p.done, p.total, p.unit),
+        )  # fmt: skip
+    packs = []
+    for target, folder, result in zip(targets, folders, results, strict=True):
+        packs.append(make_lens_pack(result, dataset, replace(settings, target_f1=target)))
+        packs[-1].save(folder, overwrite=overwrite)
+    elapsed = time.perf_counter() - start
+    if json:
+        rows = [
+            {"target_f1": target, "out": str(folder), **pack.summary()}
+            for target, folder, pack in zip(targets, folders, packs, strict=True)
+        ]
+        console.print_json(none_for_nan({"elapsed_s": elapsed, "packs": rows}))
+        return
+    console.out().print(_sweep_table(targets, packs))
+    for reason in packs[0].skipped.values():
+        console.err().print(f"left out: {reason}", markup=False)
+    written = ", ".join(str(folder) for folder in folders)
+    console.out().print(f"{elapsed:.0f} s; written to {written}", markup=False, soft_wrap=True)
+
+
 @app.command(epilog="Example: lenstrain show lenses-0.95")
 @console.reports_errors
 def show(folder: options.PackFolder, json: options.Json = False, debug: options.Debug = False) -> None:
@@ -165,6 +216,21 @@ def _show_following(meter: console.Meter, progress: Any) -> None:
         meter.update(f"following, {progress.lenses} lenses", progress.blocks_done, progress.blocks_total, "blocks")
     else:
         meter.update(progress.fit.stage, progress.fit.done, progress.fit.total, progress.fit.unit)
+
+
+def _sweep_table(targets: list[float], packs: list[Any]) -> Any:
+    table = console.make_table(
+        "target F1", "lenses", "graduated", "A", "B", "C", "test F1", "score", "samples", "iterations", "hungry"
+    )
+    for target, pack in zip(targets, packs, strict=True):
+        summary = pack.summary()
+        table.add_row(
+            f"{target:.2f}", str(summary["n_lenses"]), str(summary["graduated"]),
+            *(str(summary["grades"][grade]) for grade in "ABC"), f"{summary['mean_test_f1']:.2f}",
+            f"{summary['mean_score']:.2f}", f"{summary['mean_samples']:.1f}", f"{summary['mean_iterations']:.1f}",
+            str(len(summary["hungry"])),
+        )  # fmt: skip
+    return table
 
 
 def _summary_line(pack: Any) -> str:

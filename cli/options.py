@@ -78,3 +78,12 @@ ModelLayers = Annotated[
     str | None,
     typer.Option(metavar="0,5,10-15", help="Transformer blocks, counted from 0. Default: all."),
 ]
+
+FitModelLayers = Annotated[
+    str | None,
+    typer.Option(metavar="0,5,10-15", help="Transformer blocks to choose from, a concept at a time. Default: all."),
+]
+
+Labels = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Label set to train on. Default: the labels of the pack.")
+]

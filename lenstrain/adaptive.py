@@ -13,7 +13,7 @@ layer, the decision threshold and the probabilities; test rows decide graduation
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from lenstrain.settings import FitSettings, settings_to_json
 
 __all__ = [
     "FitProgress", "FitResult", "FitSettings", "FittedLens", "Iteration", "OnProgress", "choose_model_layers",
-    "fit_lenses", "settings_to_json",
+    "fit_lenses", "fit_targets", "settings_to_json",
 ]  # fmt: skip
 
 
@@ -130,37 +130,66 @@ def fit_lenses(
     TooFewSamplesError
         If not one concept has enough samples.
     """
-    settings, tell = settings or FitSettings(), on_progress or (lambda _: None)
-    result = FitResult()
-    tasks = _tasks(dataset, settings, concepts, result.skipped)
-    if not tasks:
-        reason = next(iter(result.skipped.values()), "the store holds no concepts")
-        raise TooFewSamplesError(f"no concept has enough samples to fit a lens; the first: {reason}")
-    chosen = choose_model_layers(dataset, tasks, settings, on_progress=tell)
-    lenses: dict[str, FittedLens] = {}
-    for model_layer in sorted(set(chosen)):
-        here = [task for task, layer in zip(tasks, chosen, strict=True) if layer == model_layer]
-        for lens in _AdaptiveTraining(dataset, here, model_layer, settings).run():
-            lenses[lens.concept] = lens
-            tell(FitProgress("fitting", len(lenses), len(tasks)))
-    result.lenses = [lenses[task.concept] for task in tasks]
+    settings = settings or FitSettings()
+    (result,) = fit_targets(dataset, settings, [settings.target_f1], concepts=concepts, on_progress=on_progress)
     return result
 
 
-class _AdaptiveTraining:
-    """The iterations of all tasks of one model layer."""
+def fit_targets(
+    dataset: LensDataset,
+    settings: FitSettings,
+    targets: Sequence[float],
+    *,
+    concepts: Sequence[str] | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[FitResult]:
+    """Train for several target F1 in one pass: what `fit_lenses` gives for each of them, in their order.
 
-    def __init__(self, dataset: LensDataset, tasks: Sequence[Task], model_layer: int, settings: FitSettings) -> None:
-        self.dataset, self.tasks, self.model_layer, self.settings = dataset, tasks, model_layer, settings
-        self.layer = LayerData(dataset, model_layer, settings)
+    The iterations of a concept are the same whatever the target is, which only says where to stop. So each is fitted
+    and judged once, until the last target is reached.
+
+    Raises
+    ------
+    SettingsError, TooFewSamplesError
+        As `fit_lenses`.
+    """
+    tell = on_progress or (lambda _: None)
+    wanted = [replace(settings, target_f1=target) for target in targets]
+    if not wanted:
+        raise SettingsError("no target F1 to train for: name at least one")
+    skipped: dict[str, str] = {}
+    tasks = _tasks(dataset, settings, concepts, skipped)
+    if not tasks:
+        reason = next(iter(skipped.values()), "the store holds no concepts")
+        raise TooFewSamplesError(f"no concept has enough samples to fit a lens; the first: {reason}")
+    chosen = choose_model_layers(dataset, tasks, settings, on_progress=tell)
+    lenses: dict[str, list[FittedLens]] = {}
+    for model_layer in sorted(set(chosen)):
+        here = [task for task, layer in zip(tasks, chosen, strict=True) if layer == model_layer]
+        for found in _AdaptiveTraining(dataset, here, model_layer, wanted).run():
+            lenses[found[0].concept] = found
+            tell(FitProgress("fitting", len(lenses), len(tasks)))
+    return [FitResult([lenses[task.concept][number] for task in tasks], dict(skipped)) for number in range(len(wanted))]
+
+
+class _AdaptiveTraining:
+    """The iterations of all tasks of one model layer, for settings that differ in their target F1 alone."""
+
+    def __init__(
+        self, dataset: LensDataset, tasks: Sequence[Task], model_layer: int, wanted: Sequence[FitSettings]
+    ) -> None:
+        self.dataset, self.tasks, self.model_layer, self.wanted = dataset, tasks, model_layer, wanted
+        self.settings = wanted[0]
+        self.layer = LayerData(dataset, model_layer, self.settings)
         self.strength = dict(
-            zip((t.concept for t in tasks), choose_strengths(self.layer, tasks, settings), strict=True)
+            zip((t.concept for t in tasks), choose_strengths(self.layer, tasks, self.settings), strict=True)
         )
 
-    def run(self) -> Iterable[FittedLens]:
-        """Lenses as their concepts graduate or run out of samples."""
+    def run(self) -> Iterable[list[FittedLens]]:
+        """For each concept, when it is through, its lens for each of the settings."""
         active = list(self.tasks)
-        trajectories: dict[str, list[Iteration]] = {task.concept: [] for task in active}
+        steps: dict[str, list[Iteration]] = {task.concept: [] for task in active}
+        found: dict[str, list[FittedLens | None]] = {task.concept: [None] * len(self.wanted) for task in active}
         iteration = 0
         while active:
             iteration += 1
@@ -169,21 +198,29 @@ class _AdaptiveTraining:
             logits = [self.layer.logits(fitted, split) for split in (TRAIN, CALIBRATION, TEST)]
             remaining = []
             for i, task in enumerate(active):
-                lens = self._judge(task, iteration, counts[i], fitted, i, [values[:, i] for values in logits])
-                trajectories[task.concept].append(lens.trajectory[0])
+                lens = self._judge(task, counts[i], fitted, i, [values[:, i] for values in logits])
+                steps[task.concept].append(lens.trajectory[0])
                 more = self.settings.n_samples(iteration + 1, len(task.positives[TRAIN])) > counts[i]
-                if not lens.graduated and more and iteration < self.settings.max_iterations:
+                is_last = not more or iteration >= self.settings.max_iterations
+                lenses = found[task.concept]
+                for number, settings in enumerate(self.wanted):
+                    graduated = settings.graduates(lens.trajectory[0], iteration)
+                    if lenses[number] is None and (graduated or is_last):
+                        hungry = not graduated and not more and counts[i] < settings.max_samples
+                        trajectory = [
+                            step._replace(graduated=settings.graduates(step, k))
+                            for k, step in enumerate(steps[task.concept], start=1)
+                        ]
+                        lenses[number] = replace(lens, graduated=graduated, hungry=hungry, trajectory=trajectory)
+                if None in lenses:
                     remaining.append(task)
-                    continue
-                lens.trajectory = trajectories[task.concept]
-                lens.hungry = not lens.graduated and not more and counts[i] < self.settings.max_samples
-                yield lens
+                else:
+                    yield [one for one in lenses if one is not None]
             active = remaining
 
     def _judge(
         self,
         task: Task,
-        iteration: int,
         n: int,
         fitted: LinearBatch,
         i: int,
@@ -197,12 +234,6 @@ class _AdaptiveTraining:
         train_f1 = classify(target, logits[TRAIN][place], threshold).f1
         test = classify(*self.layer.drawn(task, TEST, logits[TEST]), threshold)
         rank = ranking(*self.layer.judged(task, TEST, logits[TEST]), self.settings.prevalence)
-        grade = Grade.of(rank.score)
-        graduated = (
-            test.f1 >= self.settings.target_f1
-            and train_f1 - test.f1 <= self.settings.max_overfit_gap
-            and grade.reaches(self.settings.required_grade(iteration))
-        )
         return FittedLens(
             concept=task.concept, model_layer=self.model_layer, weight=fitted.weight[i], bias=float(fitted.bias[i]),
             C=self.strength[task.concept], threshold=threshold, sigmoid=sigmoid, ranking=rank,
@@ -213,9 +244,9 @@ class _AdaptiveTraining:
             },
             train_f1=train_f1, test_f1=test.f1, f1_unnamed=self._f1_of(task, logits[TEST], threshold, named=False),
             f1_named=self._f1_of(task, logits[TEST], threshold, named=True),
-            precision=test.precision, recall=test.recall, graduated=graduated,
+            precision=test.precision, recall=test.recall, graduated=False,
             hungry=False, n_test=len(task.positives[TEST]), converged=bool(fitted.converged[i]),
-            trajectory=[Iteration(n, n_negatives, train_f1, test.f1, rank.score, grade, graduated)],
+            trajectory=[Iteration(n, n_negatives, train_f1, test.f1, rank.score, Grade.of(rank.score), False)],
         )  # fmt: skip
 
     def _f1_of(self, task: Task, logits: NDArray[np.float64], threshold: float, *, named: bool) -> float:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from lenstrain.calibration import REFERENCE_PREVALENCE, Grade
 from lenstrain.dataset import PhaseChoice
 from lenstrain.errors import SettingsError
 
 Validation = Literal["advisory", "blocking", "falloff"]
+
+
+class Step(Protocol):
+    """What graduation looks at."""
+
+    @property
+    def train_f1(self) -> float: ...  # noqa: D102
+    @property
+    def test_f1(self) -> float: ...  # noqa: D102
+    @property
+    def grade(self) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,14 @@ class FitSettings:
         if self.validation == "blocking":
             return self.min_grade
         return Grade.A if iteration <= 3 else Grade.B if iteration <= 9 else Grade.C
+
+    def graduates(self, step: Step, iteration: int) -> bool:
+        """Whether a lens is done at an iteration, counted from 1: F1 at the target, no overfitting, and the grade."""
+        return (
+            step.test_f1 >= self.target_f1
+            and step.train_f1 - step.test_f1 <= self.max_overfit_gap
+            and Grade(step.grade).reaches(self.required_grade(iteration))
+        )
 
     def n_samples(self, iteration: int, available: int) -> int:
         """Positive training samples of an iteration, counted from 1."""

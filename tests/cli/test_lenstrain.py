@@ -146,3 +146,21 @@ def test_a_concept_with_too_few_samples_is_left_out_and_named(
 
 def test_show_of_something_else_is_one_line(lenstrain: Run, tmp_path: Path) -> None:
     assert_one_line_error(lenstrain("show", tmp_path), "no lens pack at")
+
+
+def test_sweep_writes_a_pack_for_each_target_and_prints_a_table(
+    lenstrain: Run, finished_store: Path, tmp_path: Path
+) -> None:
+    options = ["--f1", "0.95", "--f1", "0.5", "--layer", "1", "--out", str(tmp_path / "lenses")]
+    result = lenstrain("sweep", finished_store, *options)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["0.50", "0.95"]
+    graduated = [int(line.split()[2]) for line in lines[1:3]]
+    assert graduated[0] >= graduated[1]
+    for target in ("0.5", "0.95"):
+        shown = json.loads(lenstrain("show", tmp_path / "lenses" / f"f1-{target}", "--json").stdout)
+        assert shown["n_lenses"] == 5
+    again = lenstrain("sweep", finished_store, *options)
+    assert again.exit_code == 1
+    assert "pass --overwrite" in again.stderr

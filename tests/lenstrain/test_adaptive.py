@@ -11,11 +11,20 @@ from numpy.typing import NDArray
 
 from lenscache.concepts import Concept
 from lenscache.store import Store
-from lenstrain.adaptive import FitProgress, FitResult, FitSettings, choose_model_layers, fit_lenses, settings_to_json
+from lenstrain.adaptive import (
+    FitProgress,
+    FitResult,
+    FitSettings,
+    choose_model_layers,
+    fit_lenses,
+    fit_targets,
+    settings_to_json,
+)
 from lenstrain.calibration import Grade
 from lenstrain.choice import STRENGTHS
 from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset
 from lenstrain.errors import SettingsError, TooFewSamplesError
+from lenstrain.linear import fit_linear_batch
 from tests.lenstrain.conftest import (
     BRANCHES,
     LEAVES,
@@ -268,6 +277,44 @@ def test_strength_is_chosen_on_the_calibration_split_and_kept_with_the_lens(tmp_
     assert {lens.concept: lens.C for lens in tested} == chosen
     given = fit_lenses(LensDataset(store), dataclasses.replace(settings, C=0.3)).lenses
     assert {lens.C for lens in given} == {0.3}
+
+
+@pytest.mark.parametrize("validation", ["advisory", "blocking", "falloff"])
+def test_several_targets_in_one_pass_give_what_a_fit_for_each_gives(validation: Any, faint: LensDataset) -> None:
+    settings, targets = FitSettings(validation=validation), [0.95, 0.6, 0.8]
+    together = fit_targets(faint, settings, targets)
+    for target, result in zip(targets, together, strict=True):
+        alone = fit_lenses(faint, dataclasses.replace(settings, target_f1=target))
+        for one, other in zip(result.lenses, alone.lenses, strict=True):
+            # Concepts are solved in batches, and a batch of others adds up to other last bits.
+            np.testing.assert_allclose(one.weight, other.weight, rtol=1e-6, atol=1e-9)
+            assert (one.graduated, one.hungry, one.model_layer) == (other.graduated, other.hungry, other.model_layer)
+            for step, expected in zip(one.trajectory, other.trajectory, strict=True):
+                assert step[:5] == pytest.approx(expected[:5])
+                assert step[5:] == expected[5:]
+
+
+def test_a_pass_over_several_targets_fits_no_more_than_the_highest_needs(
+    faint: LensDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted, not timed: problems solved and vectors read."""
+    counted: list[int] = []
+
+    def count(X: Any, rows: Any, *args: Any, **options: Any) -> Any:
+        counted.append(len(rows))
+        return fit_linear_batch(X, rows, *args, **options)
+
+    monkeypatch.setattr("lenstrain.layerdata.fit_linear_batch", count)
+    fit_lenses(faint, FitSettings(target_f1=0.95))
+    single = sum(counted)
+    counted.clear()
+    fit_targets(faint, FitSettings(), [0.6, 0.8, 0.9, 0.95])
+    assert sum(counted) == single
+
+
+def test_no_target_is_refused(faint: LensDataset) -> None:
+    with pytest.raises(SettingsError, match="no target F1"):
+        fit_targets(faint, FitSettings(), [])
 
 
 def test_iterations_are_bounded(faint: LensDataset) -> None:
