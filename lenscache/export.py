@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 import zipfile
@@ -45,6 +46,7 @@ MANIFEST = "manifest.json"
 _TENSOR_TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _ROW_GROUP_BYTES = 2**26
 _PARQUET_SHARE = 0.4  # of float32: at the least, the zeros below a bfloat16 compress away
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as a path: without its second slash
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # no clock in a file: the same store gives the same bytes
 
 
@@ -120,6 +122,8 @@ def export_store(
 
 def check_target(out: Path, store_path: str, *, overwrite: bool) -> None:
     """Raise ExportError unless an export may be written to `out`."""
+    if _URL.match(str(out)):
+        raise ExportError(f"an export cannot be written to a URL ({out}): choose a folder, and copy it from there")
     folder = local_folder(store_path)
     if folder is not None and folder.resolve() in (out.resolve(), *out.resolve().parents):
         raise ExportError(f"{out} is in the store {store_path}: choose a folder outside it")

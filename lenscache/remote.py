@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 import re
 import weakref
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
+logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # else the traceback of what it raises is printed
+
 _FOLDERS = frozenset({"file", "local"})
 _BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})
 """Protocols whose URLs begin with the name of a bucket, and with nothing else."""
@@ -43,6 +46,11 @@ _NO_CACHES: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache"
 # in parts that may be of two versions of it.
 _WHOLE_READS: dict[str, Any] = {"max_concurrency": 1}
 _PASSWORD = re.compile(r"[^/:@]*:(?!\d+(/|$))[^@]*@")  # not the port of hdfs://host:8020/folder@home
+_LOST_CONNECTION = frozenset({
+    "ConnectionError", "TimeoutError", "HTTPClientError", "FSTimeoutError", "ClientConnectionError",
+    "ClientPayloadError",
+})  # fmt: skip
+"""Names of errors of Python, botocore, fsspec and aiohttp, none of which need be installed."""
 _SECRET_NAMES = re.compile("SECRET|TOKEN|PASSWORD|ACCESS_KEY|CREDENTIAL|CONNECTION_STRING", re.IGNORECASE)
 _SHORTEST_SECRET = 6  # letters; replacing shorter ones would garble any message
 
@@ -234,7 +242,7 @@ def _explaining(url: str) -> Iterator[None]:
 
 def _explain(url: str, error: Exception) -> StoreAccessError:
     names = {kind.__name__ for kind in type(error).__mro__}
-    why = f"{type(error).__name__}: {_scrub(error)}"
+    why, is_s3 = f"{type(error).__name__}: {_scrub(error)}", url.startswith("s3")
     if "PermissionError" in names:
         return StoreAccessError(
             f"{url}: access is denied ({why}): check the credentials, and that they may list the bucket and read and "
@@ -242,13 +250,13 @@ def _explain(url: str, error: Exception) -> StoreAccessError:
         )
     if any(part in type(error).__name__ for part in ("Credential", "Profile", "Token", "SSO")):
         return StoreAccessError(
-            f"{url}: there are no credentials that can be used ({why}): set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or what else the service has for this"
+            f"{url}: there are no credentials that can be used ({why}): "
+            f"{'set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE' if is_s3 else 'log in to the service'}"
         )
-    if names & {"ConnectionError", "HTTPClientError", "TimeoutError", "FSTimeoutError", "ClientError"}:
+    if names & _LOST_CONNECTION:
         return StoreAccessError(
-            f"{url}: the service cannot be reached ({why}): check the network and AWS_ENDPOINT_URL, and run the same "
-            "command again; what is complete is kept"
+            f"{url}: the service cannot be reached ({why}): check the network{' and AWS_ENDPOINT_URL' if is_s3 else ''} "
+            "and run the same command again; what is complete is kept"
         )
     return StoreAccessError(
         f"{url}: the service refuses ({why}): see to that and run the same command again; what is complete is kept"

@@ -11,7 +11,6 @@ mistaken for data: floats are filled with NaN, counts with -1, and `Round.verify
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, cast
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.core.common import concurrent_map
 from zarr.core.sync import sync
 from zarr.storage import StorePath
 
@@ -64,6 +64,7 @@ class Labels(NamedTuple):
     role: NDArray[np.uint8]
 
 
+_SIZES_AT_ONCE = 32  # requests
 _BY_BLOCK = ("completion", "n_completion_tokens")  # columns that extraction fills in
 
 
@@ -324,8 +325,8 @@ class Round:
             for block in np.flatnonzero(done)
         ]
 
-        async def sizes() -> list[int]:  # together: one after the other, an object store is slow to answer
-            return await asyncio.gather(*(place.store.getsize(place.path) for _, place in places))
+        async def sizes() -> list[int]:  # many at once: one after the other, an object store is slow to answer
+            return await concurrent_map(places, lambda _, place: place.store.getsize(place.path), _SIZES_AT_ONCE)
 
         total = dict.fromkeys((model_layer for _, model_layer in arrays), 0)
         for (model_layer, _), size in zip(places, sync(sizes()), strict=True):

@@ -1,4 +1,4 @@
-"""The store on disk: a Zarr v3 hierarchy that any Zarr v3 reader understands.
+"""The store, in a folder or an object store: a Zarr v3 hierarchy that any Zarr v3 reader understands.
 
     store.zarr/                     StoreHeader in its attributes
       hierarchy/                    the concepts of the pack and their parents, so that training needs no pack file
