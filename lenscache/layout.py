@@ -184,7 +184,9 @@ def _create_array(group: zarr.Group, name: str, **spec: Any) -> zarr.Array[Any]:
     try:
         return group.create_array(name, **spec)
     except ContainsArrayError:
-        return cast("zarr.Array[Any]", group[name])
+        array = cast("zarr.Array[Any]", group[name])
+        # Else writing zeros would delete the object that the other writer has just written.
+        return array.with_config({"write_empty_chunks": True})
 
 
 def _create_empty_columns(group: zarr.Group, header: StoreHeader, n: int, block_rows: int) -> None:

@@ -254,9 +254,10 @@ def _explain(url: str, error: Exception) -> StoreAccessError:
             f"{'set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE' if is_s3 else 'log in to the service'}"
         )
     if names & _LOST_CONNECTION:
+        place = "the network and AWS_ENDPOINT_URL" if is_s3 else "the network"
         return StoreAccessError(
-            f"{url}: the service cannot be reached ({why}): check the network{' and AWS_ENDPOINT_URL' if is_s3 else ''} "
-            "and run the same command again; what is complete is kept"
+            f"{url}: the service cannot be reached ({why}): check {place}, and run "
+            "the same command again; what is complete is kept"
         )
     return StoreAccessError(
         f"{url}: the service refuses ({why}): see to that and run the same command again; what is complete is kept"

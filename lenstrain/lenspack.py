@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -32,6 +33,8 @@ from lenstrain.adaptive import FitResult, FitSettings, FittedLens, Iteration, se
 from lenstrain.calibration import Grade, Sigmoid
 from lenstrain.dataset import LensDataset
 from lenstrain.errors import LensPackExistsError, LensPackFormatError, LensPackNotFoundError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as a path: without its second slash
 
 FORMAT_VERSION = 1
 FAMILY = "linear"
@@ -240,7 +243,15 @@ def make_lens_pack(result: FitResult, dataset: LensDataset, settings: FitSetting
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
-    """Raise LensPackExistsError unless `folder` may be written; called before the work, too."""
+    """Raise LensPackExistsError unless `folder` may be written; called before the work, too.
+
+    Raises
+    ------
+    LensPackFormatError
+        If it is a URL.
+    """
+    if _URL.match(str(folder)):
+        raise LensPackFormatError(f"a lens pack cannot be written to a URL ({folder}): choose a folder, and copy it")
     if folder.exists() and not (overwrite and (folder / "lenses.json").exists()):
         hint = (
             "choose another --out, or pass --overwrite" if (folder / "lenses.json").exists() else "choose another --out"

@@ -229,7 +229,7 @@ def test_a_store_is_read_and_exported_without_the_optional_packages(store: Path,
         except MissingPackageError as error:
             print(error)
     """
-    ran = run_blocked(code, "xarray", "pandas", "dask", "pyarrow", "fsspec", "s3fs")
+    ran = run_blocked(code, "xarray", "pandas", "dask", "pyarrow", "s3fs")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("run `pip install 'lenscache[xarray]'`") == 2
 

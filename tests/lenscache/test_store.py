@@ -22,6 +22,7 @@ from lenscache.errors import (
     StoreNotFoundError,
 )
 from lenscache.header import Phase, StoreHeader
+from lenscache.layout import write_column
 from lenscache.prompts import SamplePlan, plan_samples
 from lenscache.rounds import Block, Round
 from lenscache.store import Store, create_store, open_store
@@ -483,3 +484,16 @@ def test_a_column_that_is_gone_is_an_error_and_never_zeros(column: str, store_co
         target.samples() if column.startswith("samples") else target.labels()
     run_small(store_copy)
     open_store(store_copy).rounds(1)[0].samples()
+
+
+def test_column_of_zeros_that_another_writer_creates_first_keeps_its_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group, zeros = zarr.create_group(tmp_path / "s.zarr"), np.zeros(5, np.int32)
+    group.create_group("samples")
+    write_column(group, "samples/n_cut_tokens", zeros)
+    file = tmp_path / "s.zarr/samples/n_cut_tokens/c/0"
+    assert file.exists()
+    monkeypatch.setattr("lenscache.layout.find_node", lambda *_: None)  # it looked before the other one wrote
+    write_column(group, "samples/n_cut_tokens", zeros)
+    assert file.exists()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -525,3 +526,22 @@ def test_settings_become_plain_values() -> None:
     assert values["model_layers"] == [3, 4]
     assert values["min_grade"] == "A"
     assert settings_to_json(FitSettings())["model_layers"] is None
+
+
+def test_a_fit_holds_the_vectors_of_one_model_layer_at_a_time(tmp_path: Path) -> None:
+    """So a store may be many times larger than memory."""
+    alive: set[int] = set()
+    most = [0]
+
+    class Counted(LensDataset):
+        def vectors(self, model_layer: int) -> NDArray[np.float32]:
+            X = super().vectors(model_layer)
+            alive.add(model_layer)
+            most[0] = max(most[0], len(alive))
+            weakref.finalize(X, alive.discard, model_layer)
+            return X
+
+    store = make_planted_store(tmp_path / "s", n_layers=8, model_layers=tuple(range(8)))
+    fit_lenses(Counted(store), FitSettings())
+    assert most[0] <= 2
+    assert not alive

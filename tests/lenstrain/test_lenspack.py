@@ -416,3 +416,10 @@ def test_lens_pack_errors_are_builtin_errors_too() -> None:
     assert issubclass(LensPackNotFoundError, FileNotFoundError)
     assert issubclass(LensPackExistsError, FileExistsError)
     assert issubclass(LensPackFormatError, LensPackError)
+
+
+def test_a_url_is_refused_as_a_place_for_a_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LensPackFormatError, match=r"cannot be written to a URL \(s3:/bucket/lenses\): choose a folder"):
+        check_output(Path("s3://bucket/lenses"), overwrite=False)
+    assert list(tmp_path.iterdir()) == []
