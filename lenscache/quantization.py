@@ -24,7 +24,8 @@ def quantize(values: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32
     with np.errstate(divide="ignore", invalid="ignore"):
         whole = np.rint(values / scale[:, None])
     whole[~(scale > 0)] = 0
-    return whole.astype(np.int8), scale
+    # A scale below the smallest normal number is a coarse one, and the quotient may come out larger than 127.
+    return whole.clip(-LARGEST, LARGEST).astype(np.int8), scale
 
 
 def dequantize(whole: NDArray[np.int8], scale: NDArray[np.float32]) -> NDArray[np.float32]:

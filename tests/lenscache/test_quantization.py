@@ -36,6 +36,13 @@ def test_error_is_at_most_half_a_step_in_every_feature(values: np.ndarray) -> No
     np.testing.assert_allclose(scale, np.abs(values).max(axis=1) / LARGEST, rtol=1e-6)
 
 
+def test_magnitudes_too_small_for_a_scale_of_their_own_read_back_as_tiny_and_never_as_nan() -> None:
+    values = np.array([[1.977e-42, -1.4e-45, 1e-40]], np.float32)
+    whole, scale = quantize(values)
+    assert (whole != MISSING).all()
+    assert (np.abs(dequantize(whole, scale)) < 1e-39).all()
+
+
 @given(VECTORS)
 def test_what_was_read_is_stored_again_without_loss(values: np.ndarray) -> None:
     once = dequantize(*quantize(values))
