@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import console, options
+from . import console, options, reports
 from .pack import app as packs
 
 app = typer.Typer(
@@ -21,8 +21,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(packs, name="pack")
-
-_TABLE_COLUMNS = 5
 
 
 class Mode(StrEnum):
@@ -158,7 +156,7 @@ def extract(
     if json:
         console.print_json(asdict(report))
     else:
-        _print_report(open_store(store), report)
+        reports.print_report(open_store(store), report)
 
 
 @app.command(epilog="Example: lenscache plan --pack data/packs/starter.json --model smollm2-135m --batch-size 16")
@@ -199,7 +197,7 @@ def plan(
     if json:
         console.print_json(asdict(estimate))
     else:
-        _print_estimate(estimate)
+        reports.print_estimate(estimate)
 
 
 @app.command(epilog="Example: lenscache info store.zarr")
@@ -214,7 +212,7 @@ def info(store: options.StorePath, json: options.Json = False, debug: options.De
     if json:
         console.print_json(summary)
     else:
-        _print_summary(summary)
+        reports.print_summary(summary)
 
 
 @app.command(epilog="Example: lenscache label store.zarr topics.csv --name topics --label topic")
@@ -317,7 +315,7 @@ def verify(
     if json:
         console.print_json({**asdict(report), "damaged": report.is_damaged})
     else:
-        _print_verified(report)
+        reports.print_verified(report)
     if report.is_damaged:
         raise typer.Exit(1)
 
@@ -342,7 +340,7 @@ def repair(
     if json:
         console.print_json(asdict(report))
     else:
-        _print_repaired(report)
+        reports.print_repaired(report)
     if report.left_to_user:
         raise typer.Exit(1)
 
@@ -363,132 +361,7 @@ def _load(model: str, dtype: Dtype, device: str) -> Any:
     return loaded
 
 
-def _print_estimate(estimate: Any) -> None:
-    layers = f"layer{'s' if len(estimate.layers) > 1 else ''} {', '.join(map(str, estimate.layers))}"
-    for line in (
-        f"{estimate.concepts} concepts on {layers}: {estimate.prompts} prompts, "
-        f"{estimate.prompt_tokens} prompt tokens, at most {estimate.new_tokens} new ones",
-        *(
-            [f"{estimate.cut_prompts} prompts are longer than the model takes, and would be cut"]
-            * (estimate.cut_prompts > 0)
-        ),
-        f"{estimate.model_layers} model layers: about {console.megabytes(estimate.stored_bytes)} on disk, "
-        f"{console.megabytes(estimate.bytes_per_model_layer)} each, of {console.megabytes(estimate.raw_bytes)} raw",
-        f"about {console.clock(estimate.seconds)} on this device, at {estimate.prompts_per_second:.1f} prompts/s",
-    ):
-        console.out().print(line, markup=False, soft_wrap=True)
-
-
 def _show_progress(meter: console.Meter, progress: Any) -> None:
     if progress.message:
         meter.say(progress.message)
     meter.update(f"layer {progress.layer}", progress.rows_done, progress.rows_total, "rows")
-
-
-def _print_report(store: Any, report: Any) -> None:
-    summary = store.summary()
-    out = console.out()
-    rate = f" in {report.elapsed_s:.0f} s, {report.rows_run / report.elapsed_s:.1f} rows/s" if report.rows_run else ""
-    layers = f"layer{'s' if len(report.layers) > 1 else ''} {', '.join(map(str, report.layers))}"
-    out.print(
-        f"{store.path}: {report.rows} rows on {layers}; {report.rows_run} extracted now{rate}",
-        markup=False,
-        soft_wrap=True,
-    )
-    if report.cut_prompts:
-        limit = summary["settings"]["max_prompt_tokens"]
-        out.print(f"cut: {report.cut_prompts} prompts to their first {limit} tokens (samples/n_cut_tokens says which)")
-    if report.rows_reused:
-        out.print(f"copied: {report.rows_reused} rows that another store held")
-    if report.exhausted_concepts:
-        named = ", ".join(report.exhausted_concepts[:5]) + (" ..." if len(report.exhausted_concepts) > 5 else "")
-        out.print(f"nothing left to add for {len(report.exhausted_concepts)} concepts: {named}", markup=False)
-    for block in report.repaired_blocks:
-        out.print(f"repaired: {block}", markup=False, soft_wrap=True)
-    out.print(_sizes(summary))
-    if report.max_relative_error:
-        error = f"{report.max_relative_error:.2%}"
-        out.print(f"rows in batches of {report.batch_size} agree with the same rows one by one within {error}")
-    out.print(f"next: lenstrain fit {store.path} --f1 0.95 --out lenses", markup=False, soft_wrap=True)
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    out = console.out()
-    model, settings = summary["model"], summary["settings"]
-    out.print(f"{summary['path']}  format {summary['format_version']}, digest {summary['digest']}")
-    shape = f"{model['n_layers']} transformer blocks of size {model['hidden']}"
-    out.print(
-        f"model {model['id']} ({model['fingerprint']}), {shape}, computed in {model['dtype']}",
-        markup=False,
-        soft_wrap=True,
-    )
-    out.print(
-        f"pack {summary['pack']['name']} {summary['pack']['version']} ({summary['pack']['digest']})", markup=False
-    )
-    pooling = (
-        f"{settings['pooling']} over positions {'with' if settings['pool_first_position'] else 'without'} the first"
-    )
-    tokens = f"{settings['mode']} mode, {settings['max_new_tokens']} new tokens"
-    out.print(f"{tokens}, {pooling}, stored as {settings['store_dtype']}, seed {settings['seed']}")
-    out.print(_sizes(summary))
-    table = console.make_table("round", "concepts", "rows", "blocks", "state", "batch", "largest error")
-    for entry in summary["rounds"]:
-        error = entry["max_relative_error"]
-        table.add_row(
-            entry["name"], str(entry["concepts"]), str(entry["rows"]), f"{entry['complete_blocks']}/{entry['blocks']}",
-            entry["state"], str(entry["batch_size"] or ""), "" if error is None else f"{error:.2%}",
-        )  # fmt: skip
-    out.print(table)
-    out.print(_model_layer_table(summary))
-    if summary["label_sets"]:
-        out.print(f"label sets: {', '.join(summary['label_sets'])}", markup=False, soft_wrap=True)
-
-
-def _print_verified(report: Any) -> None:
-    for line in (
-        *(finding.line() for finding in report.findings),
-        *(f"note: {note}" for note in report.notes),
-        *(state.line() for state in report.rounds),
-    ):
-        console.out().print(line, markup=False, soft_wrap=True)
-    how = "looked at, not decoded" if report.quick else "decoded"
-    counted = f"{report.objects} objects of {report.arrays} arrays {how}, {console.megabytes(report.bytes)}"
-    found = f"{len(report.findings)} findings" if report.is_damaged else "clean"
-    console.out().print(f"{report.path}: {found}; {counted}", markup=False, soft_wrap=True)
-    if any(finding.block is not None for finding in report.findings):
-        console.out().print(f"next: lenscache repair {report.path}", markup=False, soft_wrap=True)
-
-
-def _print_repaired(report: Any) -> None:
-    for line in (
-        *(f"unmarked: {block}" for block in report.unmarked),
-        *(f"left to extract: {finding.line()}" for finding in report.left_to_extract),
-        *(f"not repaired: {finding.line()}" for finding in report.left_to_user),
-    ):
-        console.out().print(line, markup=False, soft_wrap=True)
-    if not (report.unmarked or report.left_to_extract or report.left_to_user):
-        console.out().print(f"{report.path}: nothing to repair", markup=False, soft_wrap=True)
-        return
-    done = f"{len(report.unmarked)} blocks unmarked, {report.rows} rows to extract again"
-    again = "next: lenscache extract with the arguments it was run with before"
-    console.out().print(f"{report.path}: {done}; {again}", markup=False, soft_wrap=True)
-
-
-def _model_layer_table(summary: dict[str, Any]) -> Any:
-    """Sizes by model layer; five to a row, since there may be eighty."""
-    stored = summary["stored_bytes_by_model_layer"]
-    raw = summary["raw_bytes"] / max(len(stored), 1)
-    table = console.make_table(*("model layer: stored, share of raw" if i == 0 else "" for i in range(_TABLE_COLUMNS)))
-    cells = [f"{i}: {console.megabytes(size)}, {size / max(raw, 1):.2f}" for i, size in stored.items()]
-    for start in range(0, len(cells), _TABLE_COLUMNS):
-        table.add_row(*cells[start : start + _TABLE_COLUMNS])
-    return table
-
-
-def _sizes(summary: dict[str, Any]) -> str:
-    stored, raw = summary["stored_bytes"], summary["raw_bytes"]
-    layers = len(summary["settings"]["model_layers"])
-    return (
-        f"{layers} model layers x {' and '.join(summary['phases'])}: {console.megabytes(stored)} stored, "
-        f"{stored / max(raw, 1):.2f} of the {console.megabytes(raw)} they hold uncompressed"
-    )
