@@ -82,10 +82,14 @@ class Meter:
             self._bar = Progress(*columns, console=err())
         self._tasks: dict[str, Any] = {}
         self._begun: dict[str, tuple[float, int]] = {}
+        self._done: dict[str, int] = {}
         self._shown = time.monotonic()
 
     def update(self, what: str, done: int, total: int, unit: str) -> None:
-        """Say that `done` of `total` units of `what` are done."""
+        """Say that `done` of `total` units of `what` are done. What starts again is timed from there."""
+        if done < self._done.get(what, done):
+            del self._begun[what]
+        self._done[what] = done
         start, first = self._begun.setdefault(what, (time.monotonic(), done))
         elapsed = time.monotonic() - start
         rate = (done - first) / elapsed if elapsed > 0 else 0.0

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from lens_cli import console
 
 from lenstrain.lenspack import LensPack
 from tests.cli.conftest import Run
@@ -164,3 +165,17 @@ def test_sweep_writes_a_pack_for_each_target_and_prints_a_table(
     again = lenstrain("sweep", finished_store, *options)
     assert again.exit_code == 1
     assert "pass --overwrite" in again.stderr
+
+
+def test_progress_that_starts_again_is_timed_from_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter(float(i) for i in range(0, 10_000, 10))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    meter = console.Meter()
+    for _ in range(2):
+        for done in (0, 1, 2):
+            meter.update("fitting", done, 2, "concepts")
+    ends = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fitting: 2 of 2")]
+    assert len(ends) == 2
+    assert ends[0] == ends[1]
