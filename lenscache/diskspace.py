@@ -39,13 +39,22 @@ def check_disk_space(path: str | Path, header: StoreHeader, rows_of_round: Mappi
     # Bytes of other rounds say nothing about how much of these is written already.
     files = (file for name in rows_of_round for file in (folder / name).rglob("*"))
     written = sum(file.stat().st_size for file in files if file.is_file())
-    while not folder.exists():
-        folder = folder.parent
     share = COMPRESSED_SHARE if header.store_dtype == "bfloat16" else 1.0
     needed = int(estimate_bytes(header, sum(rows_of_round.values())) * share) - written
-    free = shutil.disk_usage(folder).free
+    require_room(
+        folder, needed, "the run needs about {} more", "choose another disk, fewer --model-layers or --mode prompt"
+    )
+
+
+def require_room(folder: Path, needed: int, need: str, advice: str) -> None:
+    """Refuse what the disk of `folder`, which need not exist yet, cannot hold; `need` says how much, in place of {}.
+
+    Raises
+    ------
+    DiskSpaceError
+        If fewer than `needed` bytes are free.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
     if needed > free:
-        raise DiskSpaceError(
-            f"the run needs about {needed / 1e9:.1f} GB more, {folder} has {free / 1e9:.1f} GB free: "
-            "choose another disk, fewer --model-layers or --mode prompt"
-        )
+        raise DiskSpaceError(f"{need.format(f'{needed / 1e9:.1f} GB')}, {there} has {free / 1e9:.1f} GB free: {advice}")

@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.errors import DiskSpaceError, ExportError, MissingPackageError, StoreIncompleteError
+from lenscache.diskspace import require_room
+from lenscache.errors import ExportError, MissingPackageError, StoreIncompleteError
 from lenscache.header import Phase
 from lenscache.remote import local_folder
 from lenscache.selection import RoundSelection, Selection, select
@@ -177,13 +178,7 @@ def _check_disk_space(out: Path, store: Store, selection: Selection, to: ExportF
     itemsize = 4 if to != "safetensors" or store.header.store_dtype in ("float32", "int8") else 2
     vectors = len(selection) * len(selection.phases) * len(selection.model_layers)
     needed = int(vectors * store.header.hidden * itemsize * (_PARQUET_SHARE if to == "parquet" else 1))
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DiskSpaceError(
-            f"the export needs about {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free: "
-            "choose another disk, or fewer --model-layers"
-        )
+    require_room(out, needed, "the export needs about {}", "choose another disk, or fewer --model-layers")
 
 
 def _make_manifest(store: Store, selection: Selection, to: ExportFormat, files: list[dict[str, Any]]) -> dict[str, Any]:
