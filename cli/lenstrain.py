@@ -103,6 +103,7 @@ def fit(
             )  # fmt: skip
         else:
             dataset = open_dataset(store, layers=layer, phase=phase.value, seed=seed, labels=labels)
+            _tell_left_out(dataset)
             result = fit_lenses(
                 dataset, settings, concepts=concept,
                 on_progress=lambda p: meter.update(p.stage, p.done, p.total, p.unit),
@@ -152,6 +153,7 @@ def sweep(
     )  # fmt: skip
     start = time.perf_counter()
     dataset = open_dataset(store, layers=layer, phase=phase.value, seed=seed, labels=labels)
+    _tell_left_out(dataset)
     with console.Meter().running() as meter:
         results = fit_targets(
             dataset, settings, targets, concepts=concept,
@@ -209,6 +211,13 @@ def show(folder: options.PackFolder, json: options.Json = False, debug: options.
 def main() -> None:
     """Entry point."""
     app()
+
+
+def _tell_left_out(dataset: Any) -> None:
+    for name in dataset.rounds_left_out:
+        console.err().print(
+            f"left out: {name} is not finished, run the `lenscache extract --top-up` that began it again", markup=False
+        )
 
 
 def _show_following(meter: console.Meter, progress: Any) -> None:

@@ -155,6 +155,12 @@ class LensDataset:
         return tuple(entry.name for entry in self._rounds)
 
     @property
+    def rounds_left_out(self) -> tuple[str, ...]:
+        """Later rounds of the same layers that are not finished: a top-up adds to what is there when it is done."""
+        layers = {entry.layer for entry in self._rounds}
+        return tuple(r.name for n in sorted(layers) for r in self.store.rounds(n) if r.name not in self.rounds)
+
+    @property
     def n_samples(self) -> int:
         """Samples over all rounds."""
         return len(self.texts)
@@ -405,7 +411,7 @@ def _complete_rounds(store: Store, layers: Sequence[int] | None) -> list[Round]:
                 f"{' but not verified' if done.all() else ''}: run the same `lenscache extract` again to continue, "
                 "or fit other layers with --layer"
             )
-    return [r for r in rounds if r.is_complete]  # a top-up that is under way adds to what is there when it is done
+    return [r for r in rounds if r.is_complete]
 
 
 def _check_enough(concept: str, positives: Sequence[Rows], negatives: Sequence[Rows]) -> None:

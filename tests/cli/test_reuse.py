@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lenscache.prompts import KINDS
+from lenscache.store import open_store
 from tests.cli.conftest import Run
 from tests.packs import small_pack
 
@@ -60,6 +62,10 @@ def test_hungry_concepts_are_topped_up_and_fitted_again(
     rounds = json.loads((tmp_path / "more" / "lenses.json").read_text())["provenance"]["rounds"]
     assert "layer_1/round_1" in rounds
     assert json.loads(lenscache("extract", store, *options, "--json").stdout)["rows_run"] == 0
+    open_store(store, mode="r+").rounds(1)[1].unmark_block(0)
+    for command in (["fit", "--out", tmp_path / "fewer"], ["sweep", "--f1", "0.9", "--out", tmp_path / "sweep"]):
+        result = lenstrain(command[0], store, *command[1:])
+        assert "left out: layer_1/round_1 is not finished" in " ".join(result.stderr.split())
 
 
 def test_top_up_with_layers_of_its_own_is_one_line(lenscache: Run, extract_options: list[str], tmp_path: Path) -> None:
@@ -75,9 +81,6 @@ def test_templates_are_extracted_beside_the_other_prompts(
     templates.write_text("Tell me all about {name}.\n")
     result = lenscache("extract", tmp_path / "s.zarr", *extract_options, "--layer", "0", "--templates", templates)
     assert result.exit_code == 0, result.stderr
-    from lenscache.prompts import KINDS
-    from lenscache.store import open_store
-
     samples = open_store(tmp_path / "s.zarr").rounds(0)[0].samples()
     filled = {str(text) for text, kind in zip(samples.text, samples.kind, strict=True) if KINDS[kind] == "template"}
     assert filled == {"Tell me all about nature.", "Tell me all about craft."}

@@ -189,8 +189,11 @@ def test_fits_read_all_complete_rounds_and_leave_out_one_under_way(store: Path) 
     assert alone.rounds == ("layer_1/round_0",)
     assert both.rounds == ("layer_1/round_0", "layer_1/round_1")
     assert both.n_samples == alone.n_samples + N_PROMPTS
+    assert both.rounds_left_out == ()
     open_rw(store).rounds(1)[1].unmark_block(0)
-    assert LensDataset(open_store(store), layers=[1]).rounds == ("layer_1/round_0",)
+    unfinished = LensDataset(open_store(store), layers=[1])
+    assert unfinished.rounds == ("layer_1/round_0",)
+    assert unfinished.rounds_left_out == ("layer_1/round_1",)
 
 
 def test_a_text_sampled_again_gives_a_completion_vector_and_no_second_prompt_vector(store: Path) -> None:
