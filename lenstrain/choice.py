@@ -18,8 +18,8 @@ STRENGTHS = (0.01, 0.1, 1.0)
 """Inverse L2 strengths to choose from, the strongest penalty first."""
 
 _MIDDLE_STRENGTH = 0.1  # for choosing the model layer, before the strength is chosen
-# Average precision at 1 % hangs on the few best negatives, and a calibration split is small: at one half it chose model
-# layers with a better test F1 (0.80 against 0.78 over 75 concepts), and no worse a score at 1 %.
+# Average precision at 1 % hangs on the few best negatives, and a calibration split is small: at one half it chose
+# lenses with a better test F1 (0.808 against 0.795 over 75 concepts, benchmarks/choice.py) and no worse a score at 1 %.
 _CHOICE_PREVALENCE = 0.5
 _PRIOR = 12  # calibration samples that the mean over concepts is worth; 4 to 36 chose about equally well
 
