@@ -1,4 +1,4 @@
-"""How far a lens can be trusted: discriminability (score and grade) and probabilities.
+"""How far a lens can be trusted: its score, the grade of it, and the decision threshold.
 
 The **score** is the average precision of the lens over all held-out samples, with the negatives reweighted so that
 the concept has a reference prevalence of 1 % (calibrated average precision; Siblini et al., "Master your metrics with
@@ -12,7 +12,6 @@ from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special
 from numpy.typing import NDArray
 
 REFERENCE_PREVALENCE = 0.01
@@ -51,6 +50,44 @@ class Ranking(NamedTuple):
     n_negative: int
 
 
+class Interval(NamedTuple):
+    """A confidence interval."""
+
+    low: float
+    high: float
+
+
+class _Cuts(NamedTuple):
+    """Positives from the highest logit down, and how many negatives each of them leaves above."""
+
+    logits: NDArray[np.float64]
+    """(positives,) descending"""
+    order: NDArray[np.intp]
+    """(positives,) which of the positives each is"""
+    last_of_tie: NDArray[np.intp]
+    """(positives,) place of the last positive with the same logit: tied logits are one threshold"""
+    above: NDArray[np.intp]
+    """(positives,) negatives at or above each"""
+    strictly_above: NDArray[np.intp]
+    """(positives,) negatives above each"""
+
+
+def _cuts(y: NDArray[np.bool_], logits: NDArray[np.float64]) -> _Cuts:
+    """Positives are few and negatives many, so the positives alone are sorted, and the negatives counted into them."""
+    positives, negatives = logits[y], logits[~y]
+    order = np.argsort(-positives, kind="stable")
+    ascending = positives[order][::-1]
+    n = len(ascending)
+    # bins[k]: negatives with exactly k positives at or below them (side right), or below them (side left)
+    at_or_above = np.bincount(np.searchsorted(ascending, negatives, side="right"), minlength=n + 1)
+    strictly = np.bincount(np.searchsorted(ascending, negatives, side="left"), minlength=n + 1)
+    last = np.searchsorted(-ascending[::-1], -ascending[::-1], side="right") - 1
+    return _Cuts(
+        ascending[::-1], order, last,
+        np.cumsum(at_or_above[::-1])[:n], np.cumsum(strictly[::-1])[:n],
+    )  # fmt: skip
+
+
 def ranking(y: NDArray[np.bool_], logits: NDArray[np.float64], prevalence: float = REFERENCE_PREVALENCE) -> Ranking:
     """Rank metrics of logits (n,) against y (n,); tied logits count as one threshold.
 
@@ -59,18 +96,62 @@ def ranking(y: NDArray[np.bool_], logits: NDArray[np.float64], prevalence: float
     n_positive, n_negative = int(y.sum()), int((~y).sum())
     if not n_positive or not n_negative:
         return Ranking(np.nan, np.nan, np.nan, n_positive, n_negative)
-    order = np.argsort(-logits, kind="stable")
-    last_of_tie = np.append(np.flatnonzero(np.diff(logits[order])), len(y) - 1)
-    true = np.cumsum(y[order])[last_of_tie] / n_positive  # true positive rate at each threshold
-    false = np.cumsum(~y[order])[last_of_tie] / n_negative  # false positive rate
-    gained = np.diff(true, prepend=0.0)
+    cuts = _cuts(y, logits)
+    true, false = (cuts.last_of_tie + 1) / n_positive, cuts.above / n_negative
+    auroc = float(1 - ((cuts.above + cuts.strictly_above) / 2).mean() / n_negative)
+    natural = n_positive / (n_positive + n_negative)
 
     def average_precision(share: float) -> float:
-        return float((gained * (share * true / (share * true + (1 - share) * false))).sum())
+        return float((share * true / (share * true + (1 - share) * false)).mean())
 
-    auroc = float(np.trapezoid(np.append(0.0, true), np.append(0.0, false)))
-    natural = n_positive / (n_positive + n_negative)
     return Ranking(average_precision(prevalence), average_precision(natural), auroc, n_positive, n_negative)
+
+
+def score_interval(
+    y: NDArray[np.bool_],
+    logits: NDArray[np.float64],
+    prevalence: float = REFERENCE_PREVALENCE,
+    *,
+    groups: NDArray[np.intp],
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval of the score (Efron and Tibshirani, An Introduction to the Bootstrap, 1993).
+
+    Samples are resampled, not rows: the phases of a sample stand and fall together. Negatives enter the score only by
+    how many lie above each positive, so their counts between positives are drawn, as many as there are samples of
+    them: as if the rows of a sample were one. NaN if a class is missing; with a single positive sample only the
+    negatives vary, and the interval is too narrow.
+
+    Parameters
+    ----------
+    groups : (n,) the sample of each row.
+    """
+    if not y.any() or y.all():
+        return Interval(np.nan, np.nan)
+    rng = np.random.default_rng(seed)
+    cuts = _cuts(y, logits)
+    _, member = np.unique(groups[y][cuts.order], return_inverse=True)
+    n_groups = int(member.max()) + 1
+    drawn = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples)[:, member]
+    n_negative = int(np.count_nonzero(np.bincount(groups[~y])))
+    share = np.diff(cuts.above, prepend=0) / int((~y).sum())  # of negatives that each positive lets in
+    let_in = rng.multinomial(n_negative, np.append(share, max(0.0, 1 - share.sum())), size=n_resamples)
+    false = np.cumsum(let_in[:, :-1], axis=1) / n_negative
+    weight = drawn / drawn.sum(axis=1, keepdims=True)
+    true = np.cumsum(weight, axis=1)[:, cuts.last_of_tie]
+    wanted = prevalence * true
+    # A positive that was not drawn weighs nothing, and 0 / 0 must not come of it.
+    precision = wanted / np.maximum(wanted + (1 - prevalence) * false, 1e-300)
+    scores = (weight * precision).sum(axis=1)
+    low, high = np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))
+
+
+def is_uncertain(score: float, interval: Interval) -> bool:
+    """Whether the interval of a score crosses the boundary of a grade."""
+    return Grade.of(interval.low) != Grade.of(interval.high) if score == score else False
 
 
 class Classification(NamedTuple):
@@ -103,49 +184,20 @@ def best_threshold(y: NDArray[np.bool_], logits: NDArray[np.float64]) -> float:
     return float(cuts[np.lexsort((np.abs(cuts), -f1))[0]])
 
 
-class Sigmoid(NamedTuple):
-    """Calibrated probability of presence: 1 / (1 + exp(-(slope * logit + intercept)))."""
+def threshold_for_fpr(y: NDArray[np.bool_], logits: NDArray[np.float64], fpr: float) -> float:
+    """The lowest threshold that at most a share `fpr` of the negatives is at or above; midway to the next logit below.
 
-    slope: float
-    intercept: float
-
-    def __call__(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Probabilities of logits, any shape."""
-        return np.asarray(scipy.special.expit(self.slope * logits + self.intercept))
-
-
-def fit_sigmoid(y: NDArray[np.bool_], logits: NDArray[np.float64]) -> Sigmoid:
-    """Platt's sigmoid on calibration rows, both classes weighted alike.
-
-    Targets are smoothed as Platt (1999) does, so that a separable calibration set does not give certainty. The slope
-    stays positive: a lens whose logits run the wrong way gets a flat curve, not an inverted one.
-
-    Parameters
-    ----------
-    y, logits : (n,) of the calibration split, both classes present.
+    Raises
+    ------
+    ValueError
+        If there are no negatives.
     """
-    n_positive, n_negative = int(y.sum()), int((~y).sum())
-    target = np.where(y, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
-    weight = np.where(y, 0.5 / n_positive, 0.5 / n_negative)
-    unit = float(np.std(logits)) or 1.0
-    x = np.stack([logits / unit, np.ones(len(y))], axis=1)
-    theta = np.zeros(2)
-
-    def loss(at: NDArray[np.float64]) -> float:
-        f = x @ at
-        return float(weight @ (np.logaddexp(0, f) - target * f))
-
-    for _ in range(100):
-        p = scipy.special.expit(x @ theta)
-        gradient = x.T @ (weight * (p - target))
-        if np.abs(gradient).max() < 1e-10:
-            break
-        hessian = (x.T * (weight * p * (1 - p))) @ x + 1e-12 * np.eye(2)
-        step = np.linalg.solve(hessian, gradient)
-        scale = 1.0
-        while loss(theta - scale * step) > loss(theta) and scale > 1e-9:
-            scale /= 2
-        theta = theta - scale * step
-    if theta[0] <= 0:
-        return Sigmoid(0.0, float(scipy.special.logit(weight @ target)))
-    return Sigmoid(float(theta[0] / unit), float(theta[1]))
+    negatives = np.sort(logits[~y])[::-1]
+    if not len(negatives):
+        raise ValueError("no negatives to set a threshold by")
+    allowed = int(fpr * len(negatives) + 1e-9)  # short of what rounding takes away
+    if allowed >= len(negatives):
+        return float(negatives[-1])
+    bound = negatives[allowed]  # the first that must stay below
+    above = logits[logits > bound]
+    return float((bound + above.min()) / 2) if len(above) else float(np.nextafter(bound, np.inf))

@@ -3,6 +3,7 @@
     LenstrainError
       SettingsError (ValueError)         settings that contradict each other or the store
       TooFewSamplesError (ValueError)    a concept, or a whole store, without enough samples to fit and judge a lens
+      LeakageError (ValueError)          a row held out for calibration or test would be trained on
       StalledError (TimeoutError)        a store that is followed does not grow any more
       NotFittedError (ValueError)        a lens was used before `fit`
       LensPackError
@@ -24,6 +25,10 @@ class SettingsError(LenstrainError, ValueError):
 
 class TooFewSamplesError(LenstrainError, ValueError):
     """There are not enough samples to fit and judge a lens."""
+
+
+class LeakageError(LenstrainError, ValueError):
+    """Held-out rows are about to be trained on: every figure of the lens would be worthless."""
 
 
 class StalledError(LenstrainError, TimeoutError):

@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from lenstrain.errors import LenstrainError, NotFittedError, TooFewSamplesError
 from lenstrain.linear import LinearLens
+from lenstrain.mean_difference import MeanDifferenceLens
+from lenstrain.mlp import MlpLens
 
 
 class LensFamily(Protocol):
@@ -28,7 +30,7 @@ class LensFamily(Protocol):
 
 Family = Callable[[], LensFamily]
 
-FAMILIES: dict[str, Family] = {"linear": LinearLens}
+FAMILIES: dict[str, Family] = {"linear": LinearLens, "mean difference": MeanDifferenceLens, "mlp": MlpLens}
 
 
 def make_data(n: int = 40, d: int = 12, *, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

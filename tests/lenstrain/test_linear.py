@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-import lenstrain.linear
+import lenstrain.logistic
+import lenstrain.parallel
 from lenstrain.errors import TooFewSamplesError
 from lenstrain.linear import LinearBatch, LinearLens, Standardizer, fit_linear_batch
 
@@ -149,7 +150,7 @@ def test_batch_is_its_problems_one_by_one(lengths: list[int], balanced: bool) ->
 def test_memory_bound_cuts_batches_without_changing_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     X, rows, targets = make_batch([40, 10, 80, 33, 12, 64])
     whole = fit_linear_batch(X, rows, targets)
-    monkeypatch.setattr(lenstrain.linear, "_BATCH_BYTES", 1)
+    monkeypatch.setattr(lenstrain.parallel, "_CHUNK_BYTES", 1)
     parts = fit_linear_batch(X, rows, targets)
     np.testing.assert_allclose(whole.weight, parts.weight, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(whole.bias, parts.bias, rtol=1e-6)
@@ -211,7 +212,7 @@ def test_weaker_penalty_fits_more_closely() -> None:
 
 def test_fit_that_is_cut_short_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = make_problem(60, 10)
-    monkeypatch.setattr(lenstrain.linear, "_MAX_STEPS", 1)
+    monkeypatch.setattr(lenstrain.logistic, "_MAX_STEPS", 1)
     lens = LinearLens().fit(X, y)
     assert not lens.converged_
     monkeypatch.undo()
@@ -222,7 +223,7 @@ def test_converged_is_told_for_each_problem(monkeypatch: pytest.MonkeyPatch) -> 
     X, rows, targets = make_batch([100, 8])  # many rows for few features, and few rows that any weights separate
     finished = []
     for steps in range(1, 20):
-        monkeypatch.setattr(lenstrain.linear, "_MAX_STEPS", steps)
+        monkeypatch.setattr(lenstrain.logistic, "_MAX_STEPS", steps)
         finished.append(tuple(fit_linear_batch(X, rows, targets, C=10.0).converged.tolist()))
     assert finished[0] == (False, False)
     assert finished[-1] == (True, True)

@@ -1,0 +1,42 @@
+"""What every lens family asks of its input before it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lenstrain.errors import TooFewSamplesError
+
+
+def check_rows(X: ArrayLike, y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """X (n, hidden) and y (n,) of one lens as arrays.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit or X is not finite.
+    """
+    X, target = np.asarray(X), np.asarray(y).astype(np.bool_)
+    if X.ndim != 2 or target.shape != (len(X),):
+        raise ValueError(f"X has shape {X.shape} and y {target.shape}, expected (n, hidden) and (n,)")
+    if not np.isfinite(X).all():
+        raise ValueError("X holds NaN or infinity: leave out rows without activations")
+    return X, target
+
+
+def check_both_classes(targets: Sequence[NDArray[np.bool_]]) -> None:
+    """Look for positives and negatives among the training rows of each concept.
+
+    Raises
+    ------
+    TooFewSamplesError
+        If a concept has rows of one class only.
+    """
+    for number, target in enumerate(targets):
+        if not 0 < target.sum() < len(target):
+            raise TooFewSamplesError(
+                f"concept number {number}: {target.sum()} of {len(target)} training rows are positive"
+            )
