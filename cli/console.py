@@ -65,7 +65,10 @@ def make_table(*columns: str) -> Table:
     """A table whose columns align right, but for the first."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number > 0)
+        first = number == 0
+        table.add_column(
+            column, justify="left" if first else "right", no_wrap=not first, min_width=18 if first else None
+        )
     return table
 
 

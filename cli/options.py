@@ -42,6 +42,18 @@ OneLayer = Annotated[
     int | None, typer.Option("--layer", min=0, metavar="N", help="Only this layer of abstraction. Default: all.")
 ]
 Jobs = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads. Default: one a core, 8 at most.")]
+Fpr = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        metavar="SHARE",
+        help="Set each threshold to let through this share of unrelated samples. Default: the best F1.",
+    ),
+]
+StoreOption = Annotated[
+    str, typer.Option("--store", metavar="STORE", help="The store that the packs were fitted on: a folder or a URL.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

@@ -1,10 +1,12 @@
 """Adaptive training: give every concept as many samples as it needs, and no more.
 
-    Task of each concept --choose_model_layers--> one model layer each, by the calibration split
-                         --rounds of fit and judge--> graduated, or out of samples
+    Task of each concept --choose_model_layers--> its model layers, by the calibration split
+                         --iterations of fit and judge--> graduated, or out of samples
+                         --measure, controls--> FittedLens
 
 A concept starts with a few training samples and gets more until its lens graduates: test F1 at the target, without
-overfitting. All concepts of a model layer that are still in training are fitted as one batch an iteration.
+overfitting. Concepts of a model layer are trained in chunks, each on one core: the products of their rows are computed
+once, and every iteration is a batch of small problems.
 
 What each split is for: training rows fit the lens and give the feature statistics; calibration rows choose the model
 layer, the decision threshold and the probabilities; test rows decide graduation and fill the report, nothing else.
@@ -12,86 +14,48 @@ layer, the decision threshold and the probabilities; test rows decide graduation
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lenstrain.calibration import Grade, Ranking, Sigmoid, best_threshold, classify, fit_sigmoid, ranking
-from lenstrain.choice import FitProgress, OnProgress, choose_model_layers, choose_strengths
-from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Task
+from lenstrain.calibration import Grade
+from lenstrain.choice import (
+    FitProgress,
+    OnProgress,
+    best_for_each,
+    calibration_scores,
+    choose_model_layers,
+)
+from lenstrain.controls import Controls
+from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Task, stable_seed
 from lenstrain.errors import SettingsError, TooFewSamplesError
-from lenstrain.layerdata import LayerData
-from lenstrain.linear import LinearBatch
+from lenstrain.families import FAMILIES, Fitted, Job, Trainer
+from lenstrain.features import Features
+from lenstrain.measure import Control, FittedLens, Iteration, judge, measure
+from lenstrain.parallel import chunks_by_size, in_parallel
 from lenstrain.settings import FitSettings, settings_to_json
+from lenstrain.taskrows import TaskRows
+from lenstrain.text import Vocabulary, word_features
 
 __all__ = [
     "FitProgress", "FitResult", "FitSettings", "FittedLens", "Iteration", "OnProgress", "choose_model_layers",
     "fit_lenses", "fit_targets", "settings_to_json",
 ]  # fmt: skip
 
-
-class Iteration(NamedTuple):
-    """One fit of one concept at one sample count."""
-
-    n_samples: int
-    """Positive training samples."""
-    n_negatives: int
-    train_f1: float
-    test_f1: float
-    score: float
-    grade: str
-    graduated: bool
+_KEPT_BYTES = 2**30  # of Gram matrices that are kept from choosing strengths to training
 
 
-@dataclass
-class FittedLens:
-    """A lens and what is known about it."""
+class IterationTime(NamedTuple):
+    """What an iteration cost, over all concepts that got to it."""
 
-    concept: str
-    model_layer: int
-    weight: NDArray[np.float64]
-    """(hidden,) on raw activations."""
-    bias: float
-    C: float
-    """Inverse L2 strength it was fitted with."""
-    threshold: float
-    """Logit from which on the concept counts as present."""
-    sigmoid: Sigmoid
-    """Calibrated probability; both classes alike in prevalence."""
-    ranking: Ranking
-    """Against all held-out samples."""
-    unnamed_score: float
-    """Score on held-out samples that do not name their concept."""
-    phase_scores: dict[str, float]
-    """Score on the vectors of each phase alone."""
-    train_f1: float
-    test_f1: float
-    f1_unnamed: float
-    """Test F1 of the positives that do not name the concept, against the same negatives; NaN if there are none."""
-    f1_named: float
-    """Test F1 of those that do."""
-    precision: float
-    recall: float
-    graduated: bool
-    hungry: bool
-    """Every cached sample was used and the lens did not graduate."""
-    n_test: int
-    """Positive test samples."""
-    converged: bool
-    trajectory: list[Iteration]
-
-    @property
-    def grade(self) -> Grade:
-        """How far it can be trusted."""
-        return Grade.of(self.ranking.score)
-
-    @property
-    def n_samples(self) -> int:
-        """Positive training samples it was fitted on."""
-        return self.trajectory[-1].n_samples
+    fits: int
+    seconds: float
+    """Of one core: fit and judge."""
 
 
 @dataclass
@@ -101,6 +65,10 @@ class FitResult:
     lenses: list[FittedLens] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     """Why a concept got no lens, by concept."""
+    times: dict[int, IterationTime] = field(default_factory=dict)
+    """By iteration, those after graduation included; the same for all targets of one pass."""
+    vocabulary: Vocabulary | None = None
+    """Of lenses that read text."""
 
     @property
     def hungry(self) -> list[str]:
@@ -113,6 +81,7 @@ def fit_lenses(
     settings: FitSettings | None = None,
     *,
     concepts: Sequence[str] | None = None,
+    jobs: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> FitResult:
     """Train a lens for every concept of a dataset.
@@ -122,6 +91,7 @@ def fit_lenses(
     Parameters
     ----------
     concepts : which concepts; None for all that the store was extracted for.
+    jobs : threads; None for one a core. The lenses are the same, bit for bit, whatever it is.
 
     Raises
     ------
@@ -131,7 +101,9 @@ def fit_lenses(
         If not one concept has enough samples.
     """
     settings = settings or FitSettings()
-    (result,) = fit_targets(dataset, settings, [settings.target_f1], concepts=concepts, on_progress=on_progress)
+    (result,) = fit_targets(
+        dataset, settings, [settings.target_f1], concepts=concepts, jobs=jobs, on_progress=on_progress
+    )
     return result
 
 
@@ -141,6 +113,7 @@ def fit_targets(
     targets: Sequence[float],
     *,
     concepts: Sequence[str] | None = None,
+    jobs: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[FitResult]:
     """Train for several target F1 in one pass: what `fit_lenses` gives for each of them, in their order.
@@ -158,104 +131,253 @@ def fit_targets(
     if not wanted:
         raise SettingsError("no target F1 to train for: name at least one")
     skipped: dict[str, str] = {}
-    tasks = _tasks(dataset, settings, concepts, skipped)
-    if not tasks:
-        reason = next(iter(skipped.values()), "the store holds no concepts")
-        raise TooFewSamplesError(f"no concept has enough samples to fit a lens; the first: {reason}")
-    chosen = choose_model_layers(dataset, tasks, settings, on_progress=tell)
+    tasks = [TaskRows(dataset, task, settings) for task in _tasks(dataset, settings, concepts, skipped)]
+    family, controls = FAMILIES[settings.family], Controls(dataset, settings)
+    vocabulary = None
     lenses: dict[str, list[FittedLens]] = {}
-    for model_layer in sorted(set(chosen)):
-        here = [task for task, layer in zip(tasks, chosen, strict=True) if layer == model_layer]
-        for found in _AdaptiveTraining(dataset, here, model_layer, wanted).run():
+    spent: dict[int, list[float]] = defaultdict(list)
+    if tasks and family.n_model_layers:
+        chosen = choose_model_layers(
+            dataset, tasks, settings, family.n_model_layers, jobs=jobs, on_progress=tell
+        )  # fmt: skip
+    else:
+        chosen = [()] * len(tasks)
+    for model_layers in sorted(set(chosen)):
+        features, vocabulary = _features(dataset, model_layers, settings)
+        here = [task for task, its in zip(tasks, chosen, strict=True) if its == model_layers]
+        training = _AdaptiveTraining(features, here, model_layers, wanted, controls, jobs, skipped)
+        for found in training.run(spent):
             lenses[found[0].concept] = found
             tell(FitProgress("fitting", len(lenses), len(tasks)))
-    return [FitResult([lenses[task.concept][number] for task in tasks], dict(skipped)) for number in range(len(wanted))]
+        del features, training
+    if not lenses:
+        reason = next(iter(skipped.values()), "the store holds no concepts")
+        raise TooFewSamplesError(f"no concept has enough samples to fit a lens; the first: {reason}")
+    times = {iteration: IterationTime(len(each), sum(each)) for iteration, each in sorted(spent.items())}
+    order = [task.task.concept for task in tasks if task.task.concept in lenses]
+    return [
+        FitResult([lenses[concept][number] for concept in order], dict(skipped), times, vocabulary)
+        for number in range(len(wanted))
+    ]
+
+
+def fit_again(
+    dataset: LensDataset,
+    tasks: Sequence[TaskRows],
+    model_layers: tuple[int, ...],
+    settings: FitSettings,
+    strengths: Mapping[str, float | None],
+    *,
+    jobs: int | None = None,
+) -> list[FittedLens]:
+    """Fit tasks that read the same model layers once, with all of their rows; nothing is chosen anew.
+
+    Parameters
+    ----------
+    strengths : inverse L2 strength of each concept.
+    """
+    skipped: dict[str, str] = {}
+    wanted = [replace(settings, beyond_graduation=False)]
+    training = _AdaptiveTraining(
+        _features(dataset, model_layers, settings)[0], tasks, model_layers, wanted, Controls(dataset, settings), jobs,
+        skipped,
+    )  # fmt: skip
+    known = [np.nan if (C := strengths[task.task.concept]) is None else C for task in training.tasks]
+    return [lens for (lens,) in training.run(defaultdict(list), known)]
+
+
+def _features(
+    dataset: LensDataset, model_layers: tuple[int, ...], settings: FitSettings
+) -> tuple[Features, Vocabulary | None]:
+    """Activations of some model layers, or without any the words of the completions."""
+    if model_layers:
+        return Features.of_model_layers(dataset, model_layers, settings.device), None
+    return word_features(dataset, dataset.completions)
+
+
+class _Run:
+    """One concept on its way: what was recorded, and for which of the settings it has a lens."""
+
+    def __init__(self, rows: TaskRows, wanted: Sequence[FitSettings]) -> None:
+        self.rows, self.wanted = rows, wanted
+        self.steps: list[Iteration] = []
+        self.stopped: dict[int, int] = {}  # number of the settings: iteration
+        self.lenses: dict[int, FittedLens] = {}  # by iteration
+        # Whoever satisfies this has satisfied every other mode before.
+        self._strictest = replace(
+            max(wanted, key=lambda s: s.target_f1), validation="blocking", min_grade=Grade.A
+        )  # fmt: skip
+        self._strictest_met = not wanted[0].beyond_graduation
+
+    def record(self, step: Iteration) -> bool:
+        """Take down an iteration; true if it is the last for any of the settings."""
+        self.steps.append(step)
+        iteration = len(self.steps)
+        self._strictest_met |= self._strictest.graduates(step, iteration, is_last=self._is_last)
+        ended = [
+            number for number, settings in enumerate(self.wanted) if number not in self.stopped
+            and (self._is_last or settings.graduates(step, iteration))
+        ]  # fmt: skip
+        self.stopped |= dict.fromkeys(ended, iteration)
+        return bool(ended)
+
+    @property
+    def _is_last(self) -> bool:
+        return len(self.steps) == self.rows.last_iteration
+
+    @property
+    def is_through(self) -> bool:
+        """Whether no more iterations are needed."""
+        return self._is_last or (len(self.stopped) == len(self.wanted) and self._strictest_met)
+
+    def result(self) -> list[FittedLens]:
+        """The lens for each of the settings."""
+        return [self._lens(settings, self.stopped[number]) for number, settings in enumerate(self.wanted)]
+
+    def _lens(self, settings: FitSettings, end: int) -> FittedLens:
+        last = self.rows.last_iteration
+        steps = [
+            step._replace(graduated=settings.graduates(step, number, is_last=number == last))
+            for number, step in enumerate(self.steps, start=1)
+        ]
+        graduated = steps[end - 1].graduated
+        used = steps[end - 1].n_samples
+        is_spent = used == len(self.rows.task.positives[TRAIN])
+        return replace(
+            self.lenses[end], graduated=graduated, hungry=not graduated and is_spent and used < settings.max_samples,
+            trajectory=steps[:end], beyond=steps[end:],
+        )  # fmt: skip
 
 
 class _AdaptiveTraining:
-    """The iterations of all tasks of one model layer, for settings that differ in their target F1 alone."""
+    """The iterations of all tasks that read the same features, for settings that differ in their target F1 alone."""
 
     def __init__(
-        self, dataset: LensDataset, tasks: Sequence[Task], model_layer: int, wanted: Sequence[FitSettings]
-    ) -> None:
-        self.dataset, self.tasks, self.model_layer, self.wanted = dataset, tasks, model_layer, wanted
-        self.settings = wanted[0]
-        self.layer = LayerData(dataset, model_layer, self.settings)
-        self.strength = dict(
-            zip((t.concept for t in tasks), choose_strengths(self.layer, tasks, self.settings), strict=True)
-        )
-
-    def run(self) -> Iterable[list[FittedLens]]:
-        """For each concept, when it is through, its lens for each of the settings."""
-        active = list(self.tasks)
-        steps: dict[str, list[Iteration]] = {task.concept: [] for task in active}
-        found: dict[str, list[FittedLens | None]] = {task.concept: [None] * len(self.wanted) for task in active}
-        iteration = 0
-        while active:
-            iteration += 1
-            counts = [self.settings.n_samples(iteration, len(task.positives[TRAIN])) for task in active]
-            fitted = self.layer.fit(active, counts, [self.strength[task.concept] for task in active])
-            logits = [self.layer.logits(fitted, split) for split in (TRAIN, CALIBRATION, TEST)]
-            remaining = []
-            for i, task in enumerate(active):
-                lens = self._judge(task, counts[i], fitted, i, [values[:, i] for values in logits])
-                steps[task.concept].append(lens.trajectory[0])
-                more = self.settings.n_samples(iteration + 1, len(task.positives[TRAIN])) > counts[i]
-                is_last = not more or iteration >= self.settings.max_iterations
-                lenses = found[task.concept]
-                for number, settings in enumerate(self.wanted):
-                    graduated = settings.graduates(lens.trajectory[0], iteration)
-                    if lenses[number] is None and (graduated or is_last):
-                        hungry = not graduated and not more and counts[i] < settings.max_samples
-                        trajectory = [
-                            step._replace(graduated=settings.graduates(step, k))
-                            for k, step in enumerate(steps[task.concept], start=1)
-                        ]
-                        lenses[number] = replace(lens, graduated=graduated, hungry=hungry, trajectory=trajectory)
-                if None in lenses:
-                    remaining.append(task)
-                else:
-                    yield [one for one in lenses if one is not None]
-            active = remaining
-
-    def _judge(
         self,
-        task: Task,
-        n: int,
-        fitted: LinearBatch,
-        i: int,
-        logits: Sequence[NDArray[np.float64]],
-    ) -> FittedLens:
-        y, values = self.layer.drawn(task, CALIBRATION, logits[CALIBRATION])
-        threshold, sigmoid = best_threshold(y, values), fit_sigmoid(y, values)
-        rows, target = self.layer.training_rows(task, n)
-        place = np.searchsorted(self.layer.vectors[TRAIN], rows)
-        n_negatives = min(self.settings.n_negatives(n), len(task.negatives[TRAIN]))
-        train_f1 = classify(target, logits[TRAIN][place], threshold).f1
-        test = classify(*self.layer.drawn(task, TEST, logits[TEST]), threshold)
-        rank = ranking(*self.layer.judged(task, TEST, logits[TEST]), self.settings.prevalence)
-        return FittedLens(
-            concept=task.concept, model_layer=self.model_layer, weight=fitted.weight[i], bias=float(fitted.bias[i]),
-            C=self.strength[task.concept], threshold=threshold, sigmoid=sigmoid, ranking=rank,
-            unnamed_score=self._score(task, logits[TEST], self.dataset.unnamed[self.layer.samples[TEST]]),
-            phase_scores={
-                phase: self._score(task, logits[TEST], self.dataset.vector_phase[self.layer.vectors[TEST]] == number)
-                for number, phase in enumerate(self.dataset.phases)
-            },
-            train_f1=train_f1, test_f1=test.f1, f1_unnamed=self._f1_of(task, logits[TEST], threshold, named=False),
-            f1_named=self._f1_of(task, logits[TEST], threshold, named=True),
-            precision=test.precision, recall=test.recall, graduated=False,
-            hungry=False, n_test=len(task.positives[TEST]), converged=bool(fitted.converged[i]),
-            trajectory=[Iteration(n, n_negatives, train_f1, test.f1, rank.score, Grade.of(rank.score), False)],
+        features: Features,
+        tasks: Sequence[TaskRows],
+        model_layers: tuple[int, ...],
+        wanted: Sequence[FitSettings],
+        controls: Controls,
+        jobs: int | None,
+        skipped: dict[str, str],
+    ) -> None:
+        self.features, self.model_layers, self.wanted, self.controls = features, model_layers, wanted, controls
+        self.settings, self.jobs = wanted[0], jobs
+        self.family = FAMILIES[self.settings.family]
+        self.tasks = [task for task in tasks if self._is_usable(task, skipped)]
+        lengths = [len(task) for task in self.tasks]
+        per_concept = self.family.bytes_per_feature * features.Z.shape[1]
+        self.chunks = chunks_by_size(lengths, features.row_bytes, per_concept)
+        self._kept: dict[int, Trainer] = {}
+
+    def run(
+        self, spent: dict[int, list[float]], strengths: Sequence[float] | None = None
+    ) -> Iterator[list[FittedLens]]:
+        """For each concept its lens for each of the settings; `spent` gets the seconds of each fit, by iteration."""
+        strengths = strengths or self._choose_strengths()
+        for lenses, times in in_parallel(lambda chunk: self._train(chunk, strengths), self.chunks, self.jobs):
+            yield from lenses
+            for iteration, (fits, seconds) in times.items():
+                spent[iteration] += [seconds / fits] * fits
+
+    def _trainer(self, chunk: list[int]) -> Trainer:
+        if chunk[0] in self._kept:
+            return self._kept.pop(chunk[0])
+        here = [self.tasks[i] for i in chunk]
+        return self.family.trainer(
+            Job(
+                self.features.Z, [task.training.rows for task in here], [task.training.targets for task in here],
+                [stable_seed("lens", self.settings.seed, task.task.concept) for task in here],
+            )
         )  # fmt: skip
 
-    def _f1_of(self, task: Task, logits: NDArray[np.float64], threshold: float, *, named: bool) -> float:
-        positives = task.positives[TEST]
-        chosen = positives[self.dataset.unnamed[positives] != named]
-        return classify(*self.layer.drawn(task, TEST, logits, chosen), threshold).f1 if len(chosen) else np.nan
+    def _choose_strengths(self) -> list[float]:
+        """The L2 strength of each task: the best of the family's on the calibration split.
 
-    def _score(self, task: Task, logits: NDArray[np.float64], only: NDArray[np.bool_]) -> float:
-        return ranking(*self.layer.judged(task, TEST, logits, only), self.settings.prevalence).score
+        With a dozen samples they hardly differ; with hundreds of labelled texts a weak penalty costs 0.02-0.05 of
+        AUROC (`benchmarks/labelled.py`), so it is chosen as the model layer is. Equal ones go to the stronger penalty.
+        """
+        if not self.family.strengths or self.settings.C is not None:
+            return [self.settings.C or np.nan] * len(self.tasks)
+        scores = np.empty((len(self.family.strengths), len(self.tasks)))
+        widest = max(map(len, self.tasks), default=0)
+        keep = len(self.tasks) * widest * (self.features.row_bytes + 8 * widest) <= _KEPT_BYTES
+
+        def score(chunk: list[int]) -> None:
+            trainer, here = self._trainer(chunk), [self.tasks[i] for i in chunk]
+            for number, strength in enumerate(self.family.strengths):
+                scores[number, chunk] = calibration_scores(trainer, self.features, here, strength)
+            if keep:
+                self._kept[chunk[0]] = trainer
+
+        for _ in in_parallel(score, self.chunks, self.jobs):
+            pass
+        return [self.family.strengths[number] for number in best_for_each(scores, self.tasks)]
+
+    def _train(
+        self, chunk: list[int], strengths: Sequence[float]
+    ) -> tuple[list[list[FittedLens]], dict[int, tuple[int, float]]]:
+        trainer = self._trainer(chunk)
+        runs = [_Run(self.tasks[i], self.wanted) for i in chunk]
+        times: dict[int, tuple[int, float]] = {}
+        active = list(range(len(chunk)))
+        for iteration in count(1):
+            start = time.perf_counter()
+            counts = [runs[i].rows.training.ends[iteration - 1] for i in active]
+            C = [strengths[chunk[i]] for i in active]
+            fitted = trainer.fit(active, counts, C)
+            logits = {split: self.features.logits(fitted, split) for split in (CALIBRATION, TEST)}
+            ended: list[tuple[int, float]] = []  # columns whose lens is to be kept, and thresholds
+            for column, i in enumerate(active):
+                held = {split: values[:, column] for split, values in logits.items()}
+                step, threshold = judge(
+                    runs[i].rows, fitted.training_logits[column], held, self.settings, iteration
+                )  # fmt: skip
+                if runs[i].record(step):
+                    ended.append((column, threshold))
+            times[iteration] = len(active), time.perf_counter() - start
+            if ended:
+                columns = [column for column, _ in ended]
+                controls = self.controls.measure(
+                    trainer, self.features, [runs[active[c]].rows for c in columns], [active[c] for c in columns],
+                    [counts[c] for c in columns], [C[c] for c in columns],
+                )  # fmt: skip
+                for (column, threshold), control in zip(ended, controls, strict=True):
+                    run = runs[active[column]]
+                    held = {split: values[:, column] for split, values in logits.items()}
+                    run.lenses[iteration] = self._keep(run, fitted, column, held, threshold, C[column], control)
+            active = [i for i in active if not runs[i].is_through]
+            if not active:
+                return [run.result() for run in runs], times
+        raise AssertionError("unreachable")
+
+    def _keep(
+        self, run: _Run, fitted: Fitted, column: int, held: dict[int, np.ndarray], threshold: float, C: float,
+        control: dict[str, Control],
+    ) -> FittedLens:  # fmt: skip
+        lens = measure(
+            run.rows, self.features, fitted.ship(column, self.features.standardizer), held, run.steps[-1], threshold,
+            self.settings, model_layers=self.model_layers, C=None if np.isnan(C) else C,
+            converged=bool(fitted.converged[column]),
+        )  # fmt: skip
+        lens.controls = control
+        return lens
+
+    def _is_usable(self, task: TaskRows, skipped: dict[str, str]) -> bool:
+        """Whether the activations of a task's own samples are numbers; if not, `skipped` says so."""
+        finite, slices = self.features.finite, self.features.dataset.split_slices
+        if finite.all():
+            return True
+        rows = [task.training.rows, *(slices[s].start + task.drawn(s).rows for s in (CALIBRATION, TEST))]
+        broken = int((~finite[np.concatenate(rows)]).sum())
+        if broken:
+            where = ", ".join(map(str, self.model_layers))
+            skipped[task.task.concept] = (
+                f"{task.task.concept}: {broken} of its activations at model layer {where} are NaN or infinite: run "
+                "`lenscache verify`, then `lenscache repair` and extract again"
+            )
+        return not broken
 
 
 def _tasks(

@@ -1,4 +1,4 @@
-"""What is chosen on the calibration split before training: each concept's model layer and L2 strength."""
+"""What is chosen on the calibration split before training: each concept's model layers and L2 strength."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.calibration import ranking
-from lenstrain.dataset import CALIBRATION, TRAIN, LensDataset, Task
+from lenstrain.dataset import CALIBRATION, LensDataset
 from lenstrain.errors import SettingsError
-from lenstrain.layerdata import LayerData
+from lenstrain.families import Trainer
+from lenstrain.features import Features
+from lenstrain.linear import LinearTrainer
+from lenstrain.parallel import chunks_by_size, in_parallel
 from lenstrain.settings import FitSettings
-
-STRENGTHS = (0.01, 0.1, 1.0)
-"""Inverse L2 strengths to choose from, the strongest penalty first."""
+from lenstrain.taskrows import TaskRows
 
 _MIDDLE_STRENGTH = 0.1  # for choosing the model layer, before the strength is chosen
 # Average precision at 1 % hangs on the few best negatives, and a calibration split is small: at one half it chose
@@ -27,15 +28,15 @@ _PRIOR = 12  # calibration samples that the mean over concepts is worth; 4 to 36
 class FitProgress(NamedTuple):
     """Where a fit stands."""
 
-    stage: Literal["choosing model layers", "fitting"]
+    stage: Literal["choosing model layers", "fitting", "refining", "checking"]
     done: int
     total: int
-    """Model layers to try, or concepts to fit."""
+    """Model layers, or concepts to fit."""
 
     @property
     def unit(self) -> str:
         """What `done` and `total` count."""
-        return "concepts" if self.stage == "fitting" else "model layers"
+        return {"fitting": "concepts", "checking": "packs"}.get(self.stage, "model layers")
 
 
 OnProgress = Callable[[FitProgress], None]
@@ -43,69 +44,79 @@ OnProgress = Callable[[FitProgress], None]
 
 def choose_model_layers(
     dataset: LensDataset,
-    tasks: Sequence[Task],
+    tasks: Sequence[TaskRows],
     settings: FitSettings,
+    n: int = 1,
     *,
+    jobs: int | None = None,
     on_progress: OnProgress = lambda _: None,
-) -> list[int]:
-    """The model layer of each task: the best on the calibration split, with all training samples.
+) -> list[tuple[int, ...]]:
+    """The n model layers of each task: the best of each of n parts, on the calibration split, with all samples.
 
-    A concept has a handful of calibration samples, and the best of thirty layers on a handful is mostly luck. So a
-    concept's own score is drawn towards the mean score of the layer over all concepts (empirical Bayes), with the
-    weight of `_PRIOR` samples. Equal layers go to the lower one.
+    Whatever the family, linear lenses find where a concept can be read. A concept has a handful of calibration samples,
+    and the best of thirty layers on a handful is mostly luck. So a concept's own score is drawn towards the mean score
+    of the layer over all concepts (empirical Bayes), with the weight of `_PRIOR` samples. Equal layers go to the lower
+    one.
 
     Raises
     ------
     SettingsError
-        If a model layer asked for is not in the store.
+        If a model layer asked for is not in the store, or there are fewer than n.
     """
-    candidates = dataset.model_layers if settings.model_layers is None else settings.model_layers
+    candidates = dataset.model_layers if settings.model_layers is None else tuple(sorted(set(settings.model_layers)))
     for model_layer in candidates:
         if model_layer not in dataset.model_layers:
             raise SettingsError(
                 f"model layer {model_layer} is not in the store, which has {_ranges(dataset.model_layers)}"
             )
-    if len(candidates) == 1:
-        return [candidates[0]] * len(tasks)
-    strengths = [settings.C or _MIDDLE_STRENGTH] * len(tasks)
+    if len(candidates) < n:
+        raise SettingsError(
+            f"an ensemble reads {n} model layers, there are {len(candidates)} to choose from: extract or name more"
+        )
+    parts = np.array_split(np.arange(len(candidates)), n)
+    if all(len(part) == 1 for part in parts):
+        return [candidates] * len(tasks)
+    strength = settings.C or _MIDDLE_STRENGTH
     scores = np.empty((len(candidates), len(tasks)))
     for number, model_layer in enumerate(candidates):
         on_progress(FitProgress("choosing model layers", number, len(candidates)))
-        scores[number] = _calibration_scores(LayerData(dataset, model_layer, settings), tasks, settings, strengths)
+        features = Features.of_model_layers(dataset, (model_layer,), settings.device)
+        scores[number] = _scores_of_layer(features, tasks, strength, jobs)
     on_progress(FitProgress("choosing model layers", len(candidates), len(candidates)))
-    return [candidates[number] for number in _best(scores, tasks)]
+    best = [[int(part[0]) + chosen for chosen in best_for_each(scores[part], tasks)] for part in parts]
+    return [tuple(candidates[number] for number in numbers) for numbers in zip(*best, strict=True)]
 
 
-def choose_strengths(layer: LayerData, tasks: Sequence[Task], settings: FitSettings) -> list[float]:
-    """The L2 strength of each task on its model layer: the best of `STRENGTHS` on the calibration split.
+def _scores_of_layer(
+    features: Features, tasks: Sequence[TaskRows], strength: float, jobs: int | None
+) -> NDArray[np.float64]:
+    scores = np.empty(len(tasks))
 
-    With a dozen samples the strengths hardly differ; with hundreds of labelled texts a weak one costs 0.02-0.05 of
-    AUROC (`benchmarks/labelled.py`), so it is chosen as the model layer is. Equal ones go to the stronger penalty.
+    def score(chosen: list[int]) -> None:
+        here = [tasks[i] for i in chosen]
+        trainer = LinearTrainer(features.Z, [t.training.rows for t in here], [t.training.targets for t in here])
+        scores[chosen] = calibration_scores(trainer, features, here, strength)
+
+    for _ in in_parallel(score, chunks_by_size([len(task) for task in tasks], features.row_bytes), jobs):
+        pass
+    return scores
+
+
+def calibration_scores(trainer: Trainer, features: Features, tasks: Sequence[TaskRows], strength: float) -> list[float]:
+    """Average precision of each task on the calibration split, with all training samples, at one L2 strength."""
+    fitted = trainer.fit(range(len(tasks)), [len(task) for task in tasks], [strength] * len(tasks))
+    logits = features.logits(fitted, CALIBRATION)
+    judged = [task.judged(CALIBRATION) for task in tasks]
+    return [ranking(held.y, logits[held.rows, i], _CHOICE_PREVALENCE).score for i, held in enumerate(judged)]
+
+
+def best_for_each(scores: NDArray[np.float64], tasks: Sequence[TaskRows]) -> list[int]:
+    """Which row of `scores` (candidates, tasks) is best for each task; of equal ones the first.
+
+    A task's own scores are drawn towards the mean over tasks, the more so the fewer calibration samples it has.
     """
-    if settings.C is not None:
-        return [settings.C] * len(tasks)
-    scores = np.stack([
-        _calibration_scores(layer, tasks, settings, [strength] * len(tasks)) for strength in STRENGTHS
-    ])  # fmt: skip
-    return [STRENGTHS[number] for number in _best(scores, tasks)]
-
-
-def _calibration_scores(
-    layer: LayerData, tasks: Sequence[Task], settings: FitSettings, strengths: Sequence[float]
-) -> list[float]:
-    """Average precision of each task on the calibration split, with all training samples."""
-    most = [settings.n_samples(settings.max_iterations, len(task.positives[TRAIN])) for task in tasks]
-    logits = layer.logits(layer.fit(tasks, most, strengths), CALIBRATION)
-    return [
-        ranking(*layer.judged(task, CALIBRATION, logits[:, i]), _CHOICE_PREVALENCE).score
-        for i, task in enumerate(tasks)
-    ]
-
-
-def _best(scores: NDArray[np.float64], tasks: Sequence[Task]) -> list[int]:
-    """Which row of `scores` (candidates, tasks) is best for each task; of equal ones the first."""
-    seen = np.array([len(task.positives[CALIBRATION]) for task in tasks])
-    drawn = (seen * scores + _PRIOR * scores.mean(axis=1, keepdims=True)) / (seen + _PRIOR)
+    seen = np.array([len(task.task.positives[CALIBRATION]) for task in tasks])
+    drawn = (seen * scores + _PRIOR * np.mean(scores, axis=1, keepdims=True)) / (seen + _PRIOR)
     return [int(number) for number in drawn.round(9).argmax(axis=0)]
 
 

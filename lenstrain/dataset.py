@@ -39,6 +39,8 @@ SIBLING_SHARE = 0.3
 CONTRAST_SHARE = 0.2
 """Share of a concept's negatives, at most, that are its own contrast samples."""
 
+_SPAN_BYTES = 64 * 2**20
+
 Rows = NDArray[np.intp]
 
 
@@ -90,6 +92,7 @@ class LensDataset:
         partial: bool = False,
     ) -> None:
         self.store, self.seed = store, seed
+        self._options: dict[str, Any] = {"layers": layers, "seed": seed, "labels": labels, "partial": partial}
         self.phases = _phases(store, phase)
         self.label_set = None if labels is None else read_label_set(store, labels)
         self._rounds = _rounds_of(store, layers) if partial else _complete_rounds(store, layers)
@@ -101,7 +104,8 @@ class LensDataset:
         labelled = None if self.label_set is None else {bytes(key): i for i, key in enumerate(self.label_set.key)}
         kept: list[Rows] = []
         columns: dict[str, list[NDArray[Any]]] = {
-            name: [] for name in ("key", "text", "kind", "split", "n_completion_tokens")
+            name: []
+            for name in ("key", "text", "kind", "split", "n_prompt_tokens", "n_completion_tokens", "temperature")
         }
         labels: dict[str, dict[str, int]] = {}
         targets: dict[str, None] = {}
@@ -133,7 +137,9 @@ class LensDataset:
         self.texts: list[str] = [str(text) for text in np.concatenate(columns["text"])]
         self.kind: NDArray[np.uint8] = np.concatenate(columns["kind"])
         self.split: NDArray[np.uint8] = np.concatenate(columns["split"])
+        self.n_prompt_tokens: NDArray[np.int32] = np.concatenate(columns["n_prompt_tokens"])
         self._n_completion_tokens: NDArray[np.int32] = np.concatenate(columns["n_completion_tokens"])
+        self.temperature: NDArray[np.float32] = np.concatenate(columns["temperature"])
         self.concepts = tuple(concept for concept in targets if concept not in unfinished)
         if self.label_set is not None and labelled is not None:
             self._use_label_set(self.label_set, [labelled[bytes(key)] for key in np.concatenate(columns["key"])])
@@ -148,6 +154,18 @@ class LensDataset:
         self.split = label_set.split[np.array(numbers, np.intp)]
         self.kind = np.full(len(numbers), EXAMPLE, np.uint8)
         self.concepts = tuple(concept for concept in label_set.concepts if concept in self._labels)
+
+    def with_phase(self, phase: PhaseChoice) -> LensDataset:
+        """The same samples and labels with other vectors.
+
+        Raises
+        ------
+        SettingsError
+            If the store does not hold the phase.
+        """
+        if _phases(self.store, phase) == self.phases:
+            return self
+        return LensDataset(self.store, phase=phase, **self._options)
 
     @property
     def rounds(self) -> tuple[str, ...]:
@@ -164,6 +182,17 @@ class LensDataset:
     def n_samples(self) -> int:
         """Samples over all rounds."""
         return len(self.texts)
+
+    @property
+    def n_completion_tokens(self) -> NDArray[np.int32]:
+        """(samples,) generated tokens that were fed back."""
+        return self._n_completion_tokens
+
+    @cached_property
+    def completions(self) -> list[str]:
+        """What the model wrote after each sample; read when first asked for."""
+        read = [entry.samples().completion[kept] for entry, kept in zip(self._rounds, self._kept, strict=True)]
+        return [str(completion) for completion in np.concatenate(read)]
 
     @cached_property
     def hierarchy(self) -> Hierarchy:
@@ -200,21 +229,66 @@ class LensDataset:
         """(samples,) natural examples, which do not name their concept."""
         return np.asarray(self.kind == EXAMPLE)
 
-    def vectors(self, model_layer: int) -> NDArray[np.float32]:
-        """(vectors, hidden) raw activations of one model layer."""
-        parts = []
-        for phase in self.phases:
-            read = [
-                _read_rows(entry, kept, done, phase, model_layer)
-                for entry, kept, done in zip(self._rounds, self._kept, self._done, strict=True)
-            ]
-            parts.append(np.concatenate(read).astype(np.float32)[self._samples_with(phase)])
-        return np.concatenate(parts)
+    @cached_property
+    def split_order(self) -> Rows:
+        """(vectors,) the vectors sorted by split, so that a split is a slice."""
+        return np.argsort(self.split[self.vector_sample], kind="stable")
+
+    @cached_property
+    def split_place(self) -> Rows:
+        """(vectors,) the place of each vector in `split_order`."""
+        place = np.empty_like(self.split_order)
+        place[self.split_order] = np.arange(len(place))
+        return place
+
+    @cached_property
+    def samples_by_split(self) -> Rows:
+        """(vectors,) the sample of each vector, in `split_order`."""
+        return self.vector_sample[self.split_order]
+
+    @cached_property
+    def phases_by_split(self) -> NDArray[np.uint8]:
+        """(vectors,) the phase of each vector, in `split_order`."""
+        return self.vector_phase[self.split_order]
+
+    @cached_property
+    def split_slices(self) -> tuple[slice, ...]:
+        """The places of each split in `split_order`."""
+        ends = np.cumsum(np.bincount(self.split[self.vector_sample], minlength=len(SPLITS)))
+        return tuple(slice(int(start), int(end)) for start, end in zip([0, *ends], ends, strict=False))
+
+    def vectors(self, model_layer: int, place: Rows | None = None) -> NDArray[np.float32]:
+        """(vectors, hidden) raw activations of one model layer.
+
+        Parameters
+        ----------
+        place : (vectors,) the row of the result that each vector is to have; None for the order of `vector_sample`.
+        """
+        X = np.empty((len(self.vector_sample), self.store.header.hidden), np.float32)
+        for number, phase in enumerate(self.phases):
+            first = 0
+            for entry, kept, done in zip(self._rounds, self._kept, self._done, strict=True):
+                vector = self._vector_number[first : first + len(kept), number]
+                first += len(kept)
+                for rows in _spans(entry, done, X.shape[1]):
+                    here = (vector >= 0) & (kept >= rows.start) & (kept < rows.stop)
+                    read = entry.read(phase, model_layer, rows)
+                    X[vector[here] if place is None else place[vector[here]]] = read[kept[here] - rows.start]
+        return X
 
     def vectors_of(self, samples: Rows) -> Rows:
         """Vectors of some samples, all phases of the first sample first."""
         found = self._vector_number[samples].ravel()
         return found[found >= 0]
+
+    def positives(self, concept: str) -> Rows:
+        """Samples that express a concept and have a vector, in its nested order."""
+        rows = self._rows_of(concept, POSITIVE)
+        return rows[self._has_vector[rows]]
+
+    def labelled(self, concept: str) -> Rows:
+        """Samples with any label of a concept: what its ancestors and descendants are not judged by."""
+        return self._labelled_rows.get(concept, _NO_ROWS)
 
     def task(self, concept: str, n_negatives: Callable[[int], int]) -> Task:
         """Who is positive, who is negative, and who counts in judging the lens of one concept.
@@ -232,8 +306,7 @@ class LensDataset:
         TooFewSamplesError
             If a split has no positive, or there is not a single negative.
         """
-        positive = self._rows_of(concept, POSITIVE)
-        positive = positive[self._has_vector[positive]]
+        positive = self.positives(concept)
         relatives = sorted(self.hierarchy.family(concept) - {concept})
         related = np.setdiff1d(_concatenate(self._labelled_rows.get(relative) for relative in relatives), positive)
         by_split = [positive[self.split[positive] == split] for split in range(len(SPLITS))]
@@ -335,8 +408,7 @@ class LensDataset:
     def _has_prompt_position(self) -> NDArray[np.bool_]:
         if self.store.header.pool_first_position:
             return np.ones(self.n_samples, np.bool_)
-        counts = [r.samples().n_prompt_tokens[kept] for r, kept in zip(self._rounds, self._kept, strict=True)]
-        return np.asarray(np.concatenate(counts) > 1)
+        return np.asarray(self.n_prompt_tokens > 1)
 
 
 class ExtractionState(NamedTuple):
@@ -353,6 +425,11 @@ def extraction_state(path: str | Path, layers: Sequence[int] | None = None) -> E
     rounds = _rounds_of(open_store(path), layers)
     done = sum(int(entry.complete_blocks().sum()) for entry in rounds)
     return ExtractionState(done, sum(entry.n_blocks for entry in rounds), all(entry.is_complete for entry in rounds))
+
+
+def stable_seed(*parts: object) -> int:
+    """A number that depends on `parts` alone, on every machine: what is drawn is keyed by it."""
+    return stable_hash(*parts)
 
 
 def open_dataset(path: str | Path, **options: Any) -> LensDataset:
@@ -376,16 +453,14 @@ def _phases(store: Store, phase: PhaseChoice) -> tuple[Phase, ...]:
     return (phase,)
 
 
-def _read_rows(entry: Round, kept: Rows, done: NDArray[np.bool_], phase: Phase, model_layer: int) -> NDArray[Any]:
-    """Activations of some rows of complete blocks."""
-    if done.all():
-        return np.asarray(entry.read(phase, model_layer)[kept])
-    blocks = [entry.rows(int(block)) for block in np.flatnonzero(done)]
-    if not blocks:
-        return np.asarray(entry.read(phase, model_layer, slice(0, 0)))
-    read = np.concatenate([entry.read(phase, model_layer, rows) for rows in blocks])
-    there = np.concatenate([np.arange(rows.start, rows.stop) for rows in blocks])
-    return np.asarray(read[np.searchsorted(there, kept)])
+def _spans(entry: Round, done: NDArray[np.bool_], hidden: int) -> Iterator[slice]:
+    """Runs of rows of complete blocks, each small beside what is read in all."""
+    most = max(1, _SPAN_BYTES // (4 * hidden * entry.block_rows))
+    blocks = np.flatnonzero(done)
+    for run in np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1):
+        for start in range(0, len(run), most):
+            part = run[start : start + most]
+            yield slice(entry.rows(int(part[0])).start, entry.rows(int(part[-1])).stop)
 
 
 def _rounds_of(store: Store, layers: Sequence[int] | None) -> list[Round]:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from lenstrain.adaptive import fit_lenses
 from lenstrain.choice import FitProgress
 from lenstrain.dataset import LensDataset, extraction_state, open_dataset
 from lenstrain.errors import StalledError, TooFewSamplesError
-from lenstrain.lenspack import Lens, LensPack, check_output, make_lens_pack
+from lenstrain.lenspack import Lens, LensPack, check_output
 from lenstrain.settings import FitSettings
+from lenstrain.training import train
 
 
 class FollowProgress(NamedTuple):
@@ -54,6 +54,9 @@ def fit_following(
     layers: Sequence[int] | None = None,
     concepts: Sequence[str] | None = None,
     labels: str | None = None,
+    text: FitSettings | None = None,
+    refine: bool = False,
+    jobs: int | None = None,
     overwrite: bool = False,
     waiting: FollowSettings | None = None,
     on_progress: Callable[[FollowProgress], None] = lambda _: None,
@@ -66,6 +69,7 @@ def fit_following(
     out : folder of the lens pack; provisional ones are written to it as they come, marked so in their provenance.
     layers : layers of abstraction to wait for and fit; None for all that are laid out.
     concepts : ids to fit; None for all.
+    text, refine, jobs : as for `train`; provisional lenses are neither refined nor accompanied by text lenses.
 
     Raises
     ------
@@ -84,7 +88,9 @@ def fit_following(
         options = {"layers": layers, "phase": settings.phase, "seed": settings.seed, "labels": labels}
         if state.complete:
             dataset = open_dataset(path, **options)
-            pack = make_lens_pack(fit_lenses(dataset, settings, concepts=concepts, on_progress=tell), dataset, settings)
+            pack = train(
+                dataset, settings, text=text, refine=refine, concepts=concepts, jobs=jobs, on_progress=tell
+            )  # fmt: skip
             pack.save(out, overwrite=overwrite or bool(provisional))
             return pack
         if state.blocks_done > blocks_then:
@@ -94,7 +100,7 @@ def fit_following(
             wanted = dataset.concepts if concepts is None else [c for c in dataset.concepts if c in concepts]
             fresh = [concept for concept in wanted if concept not in provisional]
             if fresh and len(fresh) >= len(provisional) / 2:
-                pack = _fit_provisional(dataset, settings, fresh, provisional, tell)
+                pack = _fit_provisional(dataset, settings, fresh, provisional, tell, jobs)
                 if len(pack):
                     pack.save(out, overwrite=overwrite or bool(provisional))
                     provisional = {lens.concept: lens for lens in pack}
@@ -108,13 +114,17 @@ def fit_following(
 
 
 def _fit_provisional(
-    dataset: LensDataset, settings: FitSettings, fresh: Sequence[str], before: dict[str, Lens], tell: _Teller
+    dataset: LensDataset,
+    settings: FitSettings,
+    fresh: Sequence[str],
+    before: dict[str, Lens],
+    tell: _Teller,
+    jobs: int | None,
 ) -> LensPack:
     try:
-        result = fit_lenses(dataset, settings, concepts=fresh, on_progress=tell)
+        new = train(dataset, settings, concepts=fresh, jobs=jobs, on_progress=tell)
     except TooFewSamplesError:  # nothing to tell them from yet
         return LensPack([], {}, {})
-    new = make_lens_pack(result, dataset, settings)
     return LensPack([*before.values(), *new.lenses], {**new.provenance, "provisional": True}, {})
 
 

@@ -1,11 +1,14 @@
 """Lens packs: a folder of lenses trained from one store, as safetensors and JSON. Nothing in it is pickled.
 
-    lenses.safetensors    weight (lenses, hidden) and bias (lenses,), float32, on raw activations
-    lenses.json           for each row: concept, model layer, threshold, calibration, metrics, grade, trajectory;
+    lenses.safetensors    the weights of all lenses, one row a lens: see `lenstrain.shipping`
+    lenses.json           for each row: concept, model layers, threshold, calibration, metrics, grade, trajectory;
                           and the provenance of all: store, model, settings, versions
     hungry.json           concepts that used every cached sample and did not graduate
+    run.json              when and how long the fit ran: what differs from run to run, and nothing else does
+    vocabulary.json       of lenses that read text: the terms of their rows
+    text/                 of dual training: a pack of its own, the lenses that read what the model wrote
 
-The weights of all lenses are one matrix, so scoring an activation with the whole pack is one matrix product a model
+The weights of linear lenses are one matrix, so scoring an activation with the whole pack is one matrix product a model
 layer. The folder is written beside its final place and moved there when it is complete.
 """
 
@@ -18,8 +21,9 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,54 +34,99 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from lenstrain.adaptive import FitResult, FitSettings, FittedLens, Iteration, settings_to_json
-from lenstrain.calibration import Grade, Sigmoid
+from lenstrain.calibration import Grade, is_uncertain
 from lenstrain.dataset import LensDataset
 from lenstrain.errors import LensPackExistsError, LensPackFormatError, LensPackNotFoundError
+from lenstrain.families import Weights
+from lenstrain.linear import LinearWeights
+from lenstrain.measure import NoiseFloor
+from lenstrain.probability import Calibrator
+from lenstrain.shipping import pack_weights, unpack_weights
+from lenstrain.text import Vocabulary
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as a path: without its second slash
 
-FORMAT_VERSION = 1
-FAMILY = "linear"
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Lens:
-    """One concept's lens, as shipped: a small classifier over raw pooled activations of one model layer."""
+    """One concept's lens, as shipped: a small classifier over raw pooled activations of its model layers."""
 
     concept: str
     name: str
     """What people call the concept."""
     layer: int
     """Layer of abstraction of the concept."""
-    model_layer: int
-    """Transformer block whose output it reads."""
-    weight: NDArray[np.float32]
-    """(hidden,)"""
-    bias: float
+    model_layers: tuple[int, ...]
+    """Transformer blocks whose outputs it reads, side by side; none if it reads text."""
+    weights: Weights
     threshold: float
     """Logit from which on the concept counts as present."""
-    sigmoid: Sigmoid
+    calibrator: Calibrator
+    noise: NoiseFloor
+    """Its logits where nothing of the concept is: what to tell a signal from."""
     grade: Grade
     metrics: dict[str, Any]
-    """Everything measured: F1, score, average precision, AUROC, scores by phase ..."""
+    """Everything measured: F1, score, average precision, AUROC, scores by phase, controls ..."""
     trajectory: tuple[Iteration, ...]
+    beyond: tuple[Iteration, ...] = ()
+    """Iterations after graduation, recorded for `lenstrain impact`."""
+
+    @property
+    def model_layer(self) -> int:
+        """The transformer block it reads, of a lens that reads one."""
+        (model_layer,) = self.model_layers
+        return model_layer
+
+    @property
+    def weight(self) -> NDArray[np.float32]:
+        """(hidden,) of a linear lens, on raw activations.
+
+        Raises
+        ------
+        TypeError
+            If the lens is no linear one.
+        """
+        return self._linear.weight
+
+    @property
+    def bias(self) -> float:
+        """Of a linear lens."""
+        return self._linear.bias
+
+    @property
+    def _linear(self) -> LinearWeights:
+        if not isinstance(self.weights, LinearWeights):
+            raise TypeError(f"the lens of {self.concept} is not linear: use its decision_function")
+        return self.weights
 
     def decision_function(self, X: NDArray[Any]) -> NDArray[np.float32]:
-        """(n,) logits of raw activations X (n, hidden)."""
-        return np.asarray(np.asarray(X).astype(np.float32) @ self.weight + np.float32(self.bias))
+        """(n,) logits of raw activations X (n, hidden); of several model layers side by side (n, layers * hidden)."""
+        return np.asarray(self.weights.decision_function(np.asarray(X)), np.float32)
 
     def predict_proba(self, X: NDArray[Any]) -> NDArray[np.float64]:
         """(n, 2) calibrated probabilities of absence and presence, both alike in prevalence."""
-        present = self.sigmoid(self.decision_function(X).astype(np.float64))
+        present = self.calibrator(self.decision_function(X).astype(np.float64))
         return np.stack([1 - present, present], axis=1)
 
     def predict(self, X: NDArray[Any]) -> NDArray[np.bool_]:
         """(n,) whether the concept counts as present."""
         return self.decision_function(X) >= self.threshold
 
+    def signal(self, logits: NDArray[Any]) -> NDArray[np.float64]:
+        """How far logits, any shape, are above the noise floor, in its deviations."""
+        return np.asarray((logits - self.noise.mean) / max(self.noise.deviation, 1e-12), np.float64)
+
 
 class LensPack:
     """A lens pack in memory: a sequence of lenses that can score activations all at once.
+
+    Parameters
+    ----------
+    vocabulary : of lenses that read text.
+    text : the pack of text lenses that was trained beside this one.
+    run : when and how long the fit ran.
 
     Examples
     --------
@@ -86,10 +135,20 @@ class LensPack:
     >>> pack.score(X, model_layer=15)  # (n, lenses of model layer 15)  # doctest: +SKIP
     """
 
-    def __init__(self, lenses: Sequence[Lens], provenance: dict[str, Any], skipped: dict[str, str]) -> None:
+    def __init__(
+        self,
+        lenses: Sequence[Lens],
+        provenance: dict[str, Any],
+        skipped: dict[str, str],
+        *,
+        vocabulary: Vocabulary | None = None,
+        text: LensPack | None = None,
+        run: dict[str, Any] | None = None,
+    ) -> None:
         self.lenses, self.provenance, self.skipped = tuple(lenses), provenance, skipped
+        self.vocabulary, self.text, self.run = vocabulary, text, run or {}
         self._by_concept = {lens.concept: lens for lens in self.lenses}
-        self._stacks: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        self._stacks: dict[int, tuple[list[int], NDArray[np.float32]]] = {}
 
     def __len__(self) -> int:
         return len(self.lenses)
@@ -104,9 +163,14 @@ class LensPack:
         return concept in self._by_concept
 
     @property
+    def family(self) -> str:
+        """What its lenses are."""
+        return str(self.provenance.get("settings", {}).get("family", "linear"))
+
+    @property
     def model_layers(self) -> tuple[int, ...]:
         """Transformer blocks that any lens reads, ascending."""
-        return tuple(sorted({lens.model_layer for lens in self.lenses}))
+        return tuple(sorted({layer for lens in self.lenses for layer in lens.model_layers}))
 
     @property
     def hungry(self) -> list[str]:
@@ -114,18 +178,78 @@ class LensPack:
         return [lens.concept for lens in self.lenses if lens.metrics["hungry"]]
 
     def at(self, model_layer: int) -> list[Lens]:
-        """The lenses that read one model layer, in the order of `score`'s columns."""
-        return [lens for lens in self.lenses if lens.model_layer == model_layer]
+        """The lenses that read one model layer alone, in the order of `score`'s columns."""
+        return [lens for lens in self.lenses if lens.model_layers == (model_layer,)]
 
     def score(self, X: NDArray[Any], model_layer: int) -> NDArray[np.float32]:
         """(n, lenses at this model layer) logits of raw activations X (n, hidden), in one matrix product."""
+        X = np.asarray(X)
+        scores = self.no_scores(len(X))
+        self.add_scores(scores, X, model_layer)
+        here = [number for number, lens in enumerate(self.lenses) if lens.model_layers == (model_layer,)]
+        return scores if len(here) == len(self) else scores[:, here]
+
+    def score_all(self, activations: Mapping[int, NDArray[Any]]) -> NDArray[np.float32]:
+        """(n, lenses) logits of raw activations (n, hidden) of every model layer that a lens of the pack reads.
+
+        Raises
+        ------
+        KeyError
+            If a model layer is missing.
+        """
+        scores = self.no_scores(len(next(iter(activations.values()), ())))
+        for model_layer in self.model_layers:
+            self.add_scores(scores, np.asarray(activations[model_layer]), model_layer)
+        return scores
+
+    def no_scores(self, n: int) -> NDArray[np.float32]:
+        """(n, lenses) to add the scores of each model layer to."""
+        return np.tile(self._biases, (n, 1))
+
+    def add_scores(self, scores: NDArray[np.float32], X: NDArray[Any], model_layer: int) -> None:
+        """Add to `scores` (n, lenses) what raw activations X (n, hidden) of one model layer say.
+
+        For whoever cannot hold the activations of all model layers at once.
+        """
+        numbers, weight = self._stack(model_layer)
+        if len(numbers):
+            scores[:, numbers] += X.astype(np.float32, copy=False) @ weight.T
+        for number, lens in enumerate(self.lenses):
+            if not isinstance(lens.weights, LinearWeights) and lens.model_layers == (model_layer,):
+                scores[:, number] += lens.decision_function(X)
+
+    def score_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(n, lenses) logits of texts, for a pack of text lenses.
+
+        Raises
+        ------
+        ValueError
+            If the lenses read activations.
+        """
+        if self.vocabulary is None:
+            raise ValueError("the lenses of this pack read activations: `LensPack.text` has those that read text")
+        rows = self.vocabulary.transform(texts)
+        weight = np.array([lens.weights.weight for lens in self.lenses if isinstance(lens.weights, LinearWeights)])
+        return np.asarray(rows @ weight.T + self._biases, np.float32)
+
+    @cached_property
+    def _biases(self) -> NDArray[np.float32]:
+        return np.array(
+            [lens.weights.bias if isinstance(lens.weights, LinearWeights) else 0.0 for lens in self.lenses], np.float32
+        )
+
+    def _stack(self, model_layer: int) -> tuple[list[int], NDArray[np.float32]]:
+        """Numbers of the linear lenses that read a model layer, and their weights for it (lenses, hidden)."""
         if model_layer not in self._stacks:
-            here = self.at(model_layer)
-            hidden = len(self.lenses[0].weight) if self.lenses else np.asarray(X).shape[1]
-            weight = np.array([lens.weight for lens in here], np.float32).reshape(len(here), hidden)
-            self._stacks[model_layer] = weight, np.array([lens.bias for lens in here], np.float32)
-        weight, bias = self._stacks[model_layer]
-        return np.asarray(np.asarray(X).astype(np.float32) @ weight.T + bias)
+            numbers, rows = [], []
+            for number, lens in enumerate(self.lenses):
+                if model_layer in lens.model_layers and isinstance(lens.weights, LinearWeights):
+                    numbers.append(number)
+                    parts = np.split(lens.weights.weight, len(lens.model_layers))
+                    rows.append(parts[lens.model_layers.index(model_layer)])
+            hidden = len(rows[0]) if rows else 0
+            self._stacks[model_layer] = numbers, np.array(rows, np.float32).reshape(len(rows), hidden)
+        return self._stacks[model_layer]
 
     def grades(self) -> dict[str, int]:
         """How many lenses have each grade."""
@@ -174,16 +298,26 @@ class LensPack:
             raise LensPackFormatError(f"{folder} is not a readable lens pack ({error}): fit it again") from error
         found = data.get("format_version") if isinstance(data, dict) else None
         if found != FORMAT_VERSION:
+            todo = "fit it again" if isinstance(found, int) and found < FORMAT_VERSION else "upgrade lenstrain"
             raise LensPackFormatError(
-                f"{folder} has format version {found}, this lenstrain reads {FORMAT_VERSION}: upgrade lenstrain"
+                f"{folder} has format version {found}, this lenstrain reads {FORMAT_VERSION}: {todo}"
             )
         try:
-            if len(data["lenses"]) != len(tensors["weight"]):
-                raise ValueError(f"{len(data['lenses'])} lenses in JSON and {len(tensors['weight'])} in safetensors")
-            rows = zip(data["lenses"], tensors["weight"], tensors["bias"], strict=True)
-            return cls([_lens_from_json(*row) for row in rows], data["provenance"], data["skipped"])
-        except (KeyError, TypeError, ValueError) as error:
+            vocabulary = _read_vocabulary(folder / "vocabulary.json", tensors)
+            family = data["provenance"].get("settings", {}).get("family", "linear")
+            weights = unpack_weights(tensors, family, 0 if vocabulary is None else len(vocabulary.terms))
+            if len(data["lenses"]) != len(weights):
+                raise ValueError(f"{len(data['lenses'])} lenses in JSON and {len(weights)} in safetensors")
+            provenance, skipped = data["provenance"], data["skipped"]
+            lenses = [_lens_from_json(*row) for row in zip(data["lenses"], weights, strict=True)]
+        except (KeyError, TypeError, ValueError, OSError) as error:
             raise LensPackFormatError(f"{folder} is not a readable lens pack ({error}): fit it again") from error
+        text = cls.load(folder / "text") if (folder / "text").exists() else None
+        run = folder / "run.json"
+        return cls(
+            lenses, provenance, skipped, vocabulary=vocabulary, text=text,
+            run=json.loads(run.read_text(encoding="utf-8")) if run.exists() else None,
+        )  # fmt: skip
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the pack to a folder that does not exist yet.
@@ -220,10 +354,12 @@ class LensPack:
             raise
 
     def _write(self, folder: Path) -> None:
-        weight = np.array([lens.weight for lens in self.lenses], np.float32)
-        bias = np.array([lens.bias for lens in self.lenses], np.float32)
+        tensors = pack_weights([lens.weights for lens in self.lenses], self.family)
+        if self.vocabulary is not None:
+            tensors["idf"] = self.vocabulary.idf
+            _write_json(folder / "vocabulary.json", list(self.vocabulary.terms))
         # Not save_file, which makes the file private whatever the umask says.
-        (folder / "lenses.safetensors").write_bytes(safetensors.numpy.save({"weight": weight, "bias": bias}))
+        (folder / "lenses.safetensors").write_bytes(safetensors.numpy.save(tensors))
         data = {
             "format_version": FORMAT_VERSION,
             "provenance": self.provenance,
@@ -233,13 +369,23 @@ class LensPack:
         _write_json(folder / "lenses.json", data)
         hungry = {lens.concept: lens.metrics["n_samples"] for lens in self.lenses if lens.metrics["hungry"]}
         _write_json(folder / "hungry.json", {"concepts": hungry, "store": self.provenance.get("store")})
+        if self.run:
+            _write_json(folder / "run.json", self.run)
+        if self.text is not None:
+            (folder / "text").mkdir()
+            self.text._write(folder / "text")
 
 
-def make_lens_pack(result: FitResult, dataset: LensDataset, settings: FitSettings) -> LensPack:
-    """The lens pack of a fit, with its provenance."""
+def make_lens_pack(
+    result: FitResult, dataset: LensDataset, settings: FitSettings, *, text: LensPack | None = None
+) -> LensPack:
+    """The lens pack of a fit, with its provenance; `text` is the pack of text lenses trained beside it."""
     names, layers = dataset.concept_names, dataset.hierarchy.layers
     lenses = [_ship(lens, names[lens.concept], layers[lens.concept]) for lens in result.lenses]
-    return LensPack(lenses, _provenance(dataset, settings), result.skipped)
+    run = {"iterations": {str(number): spent._asdict() for number, spent in result.times.items()}}
+    return LensPack(
+        lenses, _provenance(dataset, settings), result.skipped, vocabulary=result.vocabulary, text=text, run=run
+    )
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
@@ -260,21 +406,30 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 
 
 def _ship(lens: FittedLens, name: str, layer: int) -> Lens:
-    rank = lens.ranking
+    rank, interval, probability = lens.ranking, lens.score_interval, lens.probability
     return Lens(
-        concept=lens.concept, name=name, layer=layer, model_layer=lens.model_layer,
-        weight=lens.weight.astype(np.float32), bias=float(np.float32(lens.bias)), threshold=lens.threshold,
-        sigmoid=lens.sigmoid, grade=lens.grade,
+        concept=lens.concept, name=name, layer=layer, model_layers=lens.model_layers, weights=lens.weights,
+        threshold=lens.threshold, calibrator=lens.calibrator, noise=lens.noise, grade=lens.grade,
         metrics={
             "test_f1": lens.test_f1, "test_f1_unnamed": lens.f1_unnamed, "test_f1_named": lens.f1_named,
             "train_f1": lens.train_f1, "precision": lens.precision, "recall": lens.recall,
-            "score": rank.score, "average_precision": rank.average_precision, "auroc": rank.auroc,
+            "false_positive_rate": lens.false_positive_rate,
+            "score": rank.score, "score_low": interval.low, "score_high": interval.high,
+            "grade_uncertain": is_uncertain(rank.score, interval),
+            "average_precision": rank.average_precision, "auroc": rank.auroc,
             "score_unnamed": lens.unnamed_score, "score_by_phase": lens.phase_scores,
+            "controls": {name: control._asdict() for name, control in lens.controls.items()},
+            "unbeaten_controls": lens.unbeaten,
+            "brier": probability.brier, "brier_before": probability.brier_before,
+            "expected_calibration_error": probability.expected_calibration_error,
+            "expected_calibration_error_before": probability.expected_calibration_error_before,
+            "calibration_log_loss": probability.held_out_log_loss,
+            "reliability": none_for_nan(probability.reliability.to_json()),
             "n_samples": lens.n_samples, "n_test": lens.n_test, "n_judged": rank.n_positive + rank.n_negative,
             "iterations": len(lens.trajectory), "test_looks": len(lens.trajectory), "graduated": lens.graduated,
-            "C": lens.C, "hungry": lens.hungry, "converged": lens.converged,
+            "refined_against": list(lens.refined), "C": lens.C, "hungry": lens.hungry, "converged": lens.converged,
         },
-        trajectory=tuple(lens.trajectory),
+        trajectory=tuple(lens.trajectory), beyond=tuple(lens.beyond),
     )  # fmt: skip
 
 
@@ -290,7 +445,6 @@ def _provenance(dataset: LensDataset, settings: FitSettings) -> dict[str, Any]:
             "digest": used.digest,
             "source": used.source,
         },
-        "family": FAMILY,
         "settings": settings_to_json(settings),
         "rounds": list(dataset.rounds),
         "layers": sorted({dataset.hierarchy.layers[concept] for concept in dataset.concepts}),
@@ -300,19 +454,27 @@ def _provenance(dataset: LensDataset, settings: FitSettings) -> dict[str, Any]:
 
 def _lens_to_json(lens: Lens) -> dict[str, Any]:
     return {
-        "concept": lens.concept, "name": lens.name, "layer": lens.layer, "model_layer": lens.model_layer,
-        "threshold": lens.threshold, "calibration": lens.sigmoid._asdict(), "grade": lens.grade.value,
-        "metrics": lens.metrics, "trajectory": [iteration._asdict() for iteration in lens.trajectory],
+        "concept": lens.concept, "name": lens.name, "layer": lens.layer, "model_layers": list(lens.model_layers),
+        "threshold": lens.threshold, "calibration": lens.calibrator.to_json(), "noise_floor": lens.noise._asdict(),
+        "grade": lens.grade.value, "metrics": lens.metrics,
+        "trajectory": [step._asdict() for step in lens.trajectory], "beyond": [step._asdict() for step in lens.beyond],
     }  # fmt: skip
 
 
-def _lens_from_json(data: dict[str, Any], weight: NDArray[np.float32], bias: np.float32) -> Lens:
+def _lens_from_json(data: dict[str, Any], weights: Weights) -> Lens:
     return Lens(
-        concept=data["concept"], name=data["name"], layer=data["layer"], model_layer=data["model_layer"],
-        weight=weight, bias=float(bias), threshold=data["threshold"], sigmoid=Sigmoid(**data["calibration"]),
-        grade=Grade(data["grade"]), metrics=_nan_for_none(data["metrics"]),
-        trajectory=tuple(Iteration(**iteration) for iteration in data["trajectory"]),
+        concept=data["concept"], name=data["name"], layer=data["layer"], model_layers=tuple(data["model_layers"]),
+        weights=weights, threshold=data["threshold"], calibrator=Calibrator.from_json(data["calibration"]),
+        noise=NoiseFloor(**data["noise_floor"]), grade=Grade(data["grade"]), metrics=_nan_for_none(data["metrics"]),
+        trajectory=tuple(Iteration(**step) for step in data["trajectory"]),
+        beyond=tuple(Iteration(**step) for step in data["beyond"]),
     )  # fmt: skip
+
+
+def _read_vocabulary(path: Path, tensors: dict[str, NDArray[Any]]) -> Vocabulary | None:
+    if "idf" not in tensors:
+        return None
+    return Vocabulary(tuple(json.loads(path.read_text(encoding="utf-8"))), tensors["idf"])
 
 
 def _write_json(path: Path, data: Any) -> None:

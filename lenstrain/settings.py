@@ -10,6 +10,7 @@ from lenstrain.dataset import PhaseChoice
 from lenstrain.errors import SettingsError
 
 Validation = Literal["advisory", "blocking", "falloff"]
+FamilyName = Literal["linear", "mlp", "mean-difference", "ensemble", "text"]
 
 
 class Step(Protocol):
@@ -40,6 +41,8 @@ class FitSettings:
     max_samples: int = 200
     """Positive training samples at most."""
     max_iterations: int = 50
+    min_iterations: int = 1
+    """Iterations before a lens may graduate, as far as there are samples for them."""
     negatives_per_positive: float = 10.0
     """Negatives cost nothing, and a lens that saw few of them fires at everything. Classes are weighed alike."""
     max_negatives: int = 300
@@ -51,26 +54,41 @@ class FitSettings:
     """Grade that "blocking" asks for."""
     C: float | None = None
     """Inverse L2 strength on standardised features; None to choose it for each concept, from `STRENGTHS`."""
+    family: FamilyName = "linear"
+    """What a lens is: see `lenstrain.families`. "text" reads what the model wrote, not its activations."""
+    fpr: float | None = None
+    """Share of all unrelated calibration samples that the decision threshold may let through; None for the threshold
+    with the best F1 on the concept's own calibration samples."""
+    beyond_graduation: bool = True
+    """Whether to go on after graduation, for the record, as long as another validation mode would have."""
     phase: PhaseChoice = "both"
     model_layers: tuple[int, ...] | None = None
     """Transformer blocks to choose from; None for all that the store holds."""
     prevalence: float = REFERENCE_PREVALENCE
     """Prevalence at which the calibration score is computed."""
     seed: int = 0
+    device: str = "cpu"
+    """Where to solve: "cpu", or a CUDA device."""
 
     def __post_init__(self) -> None:
         if not 0 < self.target_f1 <= 1:
             raise SettingsError(f"target F1 is {self.target_f1}, expected above 0 and at most 1")
-        if min(self.initial_samples, self.first_increment, self.increment, self.max_iterations) < 1:
+        counts = self.initial_samples, self.first_increment, self.increment, self.max_iterations, self.min_iterations
+        if min(counts) < 1:
             raise SettingsError("initial samples, increments and iterations must be 1 or more")
+        if self.min_iterations > self.max_iterations:
+            raise SettingsError(f"min_iterations {self.min_iterations} is above max_iterations {self.max_iterations}")
+        if self.fpr is not None and not 0 < self.fpr < 1:
+            raise SettingsError(f"the false-positive rate is {self.fpr}, expected between 0 and 1")
         if self.max_samples < self.initial_samples:
             raise SettingsError(f"max_samples {self.max_samples} is below initial_samples {self.initial_samples}")
         if (self.C is not None and self.C <= 0) or self.negatives_per_positive <= 0 or not 0 < self.prevalence < 1:
             raise SettingsError("C and negatives per positive must be above 0, prevalence between 0 and 1")
         if self.model_layers == ():
             raise SettingsError("no model layers to choose from: name at least one, or None for all that are stored")
-        if self.validation not in get_args(Validation):
-            raise SettingsError(f"validation is {self.validation!r}, expected {', '.join(get_args(Validation))}")
+        for what, value, choices in (("validation", self.validation, Validation), ("family", self.family, FamilyName)):
+            if value not in get_args(choices):
+                raise SettingsError(f"{what} is {value!r}, expected {', '.join(get_args(choices))}")
 
     def required_grade(self, iteration: int) -> Grade:
         """The grade that graduation asks for at an iteration, counted from 1."""
@@ -80,10 +98,14 @@ class FitSettings:
             return self.min_grade
         return Grade.A if iteration <= 3 else Grade.B if iteration <= 9 else Grade.C
 
-    def graduates(self, step: Step, iteration: int) -> bool:
-        """Whether a lens is done at an iteration, counted from 1: F1 at the target, no overfitting, and the grade."""
+    def graduates(self, step: Step, iteration: int, *, is_last: bool = False) -> bool:
+        """Whether a lens is done at an iteration, counted from 1: F1 at the target, no overfitting, and the grade.
+
+        `is_last` says that there are no samples for another iteration: then there need not be as many as asked for.
+        """
         return (
-            step.test_f1 >= self.target_f1
+            (iteration >= self.min_iterations or is_last)
+            and step.test_f1 >= self.target_f1
             and step.train_f1 - step.test_f1 <= self.max_overfit_gap
             and Grade(step.grade).reaches(self.required_grade(iteration))
         )
@@ -105,3 +127,11 @@ def settings_to_json(settings: FitSettings) -> dict[str, Any]:
     values = asdict(settings)
     values["model_layers"] = None if settings.model_layers is None else list(settings.model_layers)
     return values
+
+
+def settings_from_json(values: dict[str, Any]) -> FitSettings:
+    """Settings as `settings_to_json` wrote them."""
+    layers = values["model_layers"]
+    return FitSettings(
+        **values | {"model_layers": None if layers is None else tuple(layers), "min_grade": Grade(values["min_grade"])}
+    )

@@ -32,7 +32,7 @@ def test_show_prints_a_row_a_lens_and_a_summary(lenstrain: Run, lens_folder: Pat
     for lens in LensPack.load(lens_folder):
         row = next(line for line in text.splitlines() if line.startswith(f"{lens.name} "))
         assert row.split()[1:3] == [str(lens.layer), str(lens.model_layer)]
-        assert lens.grade.value in row.split()
+        assert lens.grade.value in row.replace("?", " ").split()
     assert "target F1 0.9, advisory validation" in text
     assert "7 lenses: " in text
 
@@ -47,7 +47,9 @@ def test_fitting_twice_writes_the_same_bytes(
     lenstrain: Run, finished_store: Path, lens_folder: Path, tmp_path: Path
 ) -> None:
     lenstrain("fit", finished_store, "--f1", 0.9, "--out", tmp_path / "again")
-    assert tree(tmp_path / "again") == tree(lens_folder)
+    again, before = tree(tmp_path / "again"), tree(lens_folder)
+    assert again.pop("run.json") != before.pop("run.json")  # what took how long, and nothing else
+    assert again == before
 
 
 def test_another_threshold_needs_no_model_and_no_other_store(

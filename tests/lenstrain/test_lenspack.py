@@ -74,7 +74,19 @@ def test_saved_pack_scores_as_before_bit_for_bit(pack: LensPack, saved: Path, ac
 
 def test_saved_pack_keeps_everything_known_about_a_lens(pack: LensPack, saved: Path) -> None:
     for before, after in zip(pack, LensPack.load(saved), strict=True):
-        for name in ("concept", "name", "layer", "model_layer", "bias", "threshold", "sigmoid", "grade", "metrics"):
+        for name in (
+            "concept",
+            "name",
+            "layer",
+            "model_layers",
+            "bias",
+            "threshold",
+            "calibrator",
+            "noise",
+            "grade",
+            "metrics",
+            "beyond",
+        ):
             assert getattr(after, name) == getattr(before, name), name
         assert after.trajectory == before.trajectory
 
@@ -96,13 +108,15 @@ def test_pack_saved_again_is_the_same_file(saved: Path, tmp_path: Path) -> None:
 def test_two_fits_give_byte_identical_files(planted: LensDataset, saved: Path, tmp_path: Path) -> None:
     dataset = LensDataset(planted.store)
     make_lens_pack(fit_lenses(dataset, SETTINGS), dataset, SETTINGS).save(tmp_path / "again")
-    assert contents(tmp_path / "again") == contents(saved)
+    again, before = contents(tmp_path / "again"), contents(saved)
+    assert again.pop("run.json") != before.pop("run.json")  # what took how long, and nothing else
+    assert again == before
 
 
 def test_files_are_json_and_safetensors_and_nothing_else(saved: Path) -> None:
     found = contents(saved)
-    assert set(found) == {"lenses.json", "lenses.safetensors", "hungry.json"}
-    for name in ("lenses.json", "hungry.json"):
+    assert set(found) == {"lenses.json", "lenses.safetensors", "hungry.json", "run.json"}
+    for name in ("lenses.json", "hungry.json", "run.json"):
         json.loads(found[name])
     length = int.from_bytes(found["lenses.safetensors"][:8], "little")
     assert set(json.loads(found["lenses.safetensors"][8 : 8 + length])) == {"weight", "bias"}
@@ -133,7 +147,7 @@ def test_shipped_lens_gives_the_logits_of_the_fit(
     pack: LensPack, result: FitResult, activations: NDArray[np.float32]
 ) -> None:
     for lens in result.lenses:
-        exact = activations.astype(np.float64) @ lens.weight + lens.bias
+        exact = lens.weights.decision_function(activations)
         shipped = pack[lens.concept].decision_function(activations)
         assert shipped.dtype == np.float32
         np.testing.assert_allclose(shipped, exact, atol=1e-4 * np.abs(exact).max(), rtol=1e-4)
@@ -156,7 +170,7 @@ def test_probabilities_are_a_distribution_and_follow_the_calibration(
     lens = pack["bird"]
     p = lens.predict_proba(activations)
     np.testing.assert_allclose(p.sum(axis=1), 1)
-    np.testing.assert_array_equal(p[:, 1], lens.sigmoid(lens.decision_function(activations).astype(np.float64)))
+    np.testing.assert_array_equal(p[:, 1], lens.calibrator(lens.decision_function(activations).astype(np.float64)))
 
 
 def test_lens_says_yes_from_its_threshold_on(pack: LensPack, activations: NDArray[np.float32]) -> None:
@@ -313,7 +327,7 @@ def test_concept_ids_never_become_paths(tmp_path: Path) -> None:
     make_lens_pack(fit_lenses(dataset, settings, concepts=names), dataset, settings).save(tmp_path / "out" / "lenses")
     assert [lens.concept for lens in LensPack.load(tmp_path / "out" / "lenses")] == names
     assert set(contents(tmp_path / "out")) == {
-        f"lenses/{n}" for n in ("lenses.json", "lenses.safetensors", "hungry.json")
+        f"lenses/{n}" for n in ("lenses.json", "lenses.safetensors", "hungry.json", "run.json")
     }
     assert {path.name for path in tmp_path.iterdir()} == {"s", "out"}
 
@@ -355,8 +369,14 @@ def test_pack_without_its_weights_is_not_found(saved: Path) -> None:
 
 
 def test_newer_format_asks_for_an_upgrade(saved: Path) -> None:
-    edit_json(saved, format_version=2)
-    with pytest.raises(LensPackFormatError, match="has format version 2, this lenstrain reads 1: upgrade lenstrain"):
+    edit_json(saved, format_version=3)
+    with pytest.raises(LensPackFormatError, match="has format version 3, this lenstrain reads 2: upgrade lenstrain"):
+        LensPack.load(saved)
+
+
+def test_older_format_asks_for_another_fit(saved: Path) -> None:
+    edit_json(saved, format_version=1)
+    with pytest.raises(LensPackFormatError, match="has format version 1, this lenstrain reads 2: fit it again"):
         LensPack.load(saved)
 
 

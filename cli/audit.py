@@ -1,0 +1,89 @@
+"""`lenstrain audit`: what the library finds, for people."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from . import console, options
+
+_MAX_FINDINGS = 20
+_TEXT_LENGTH = 100  # characters of a text that are shown
+
+
+@console.reports_errors
+def audit(
+    store: options.StorePath,
+    layer: options.Layers = None,
+    labels: options.Labels = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where there is a finding.")] = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Say how far a score on the held-out samples of STORE can be trusted: twins across splits, confounds of labels."""
+    from lenstrain.audit import audit_dataset
+    from lenstrain.dataset import open_dataset
+
+    dataset = open_dataset(store, layers=layer, labels=labels)
+    for name in dataset.rounds_left_out:
+        console.err().print(f"left out: {name} is not finished", markup=False)
+    report = audit_dataset(dataset)
+    if json:
+        console.print_json(report.to_json())
+    else:
+        _print_report(report)
+    if strict and report.findings:
+        raise typer.Exit(1)
+
+
+def _print_report(report: Any) -> None:
+    out = console.out()
+    left_out = f"; {len(report.left_out)} left out, with too few samples for a lens" if report.left_out else ""
+    _say(f"{report.path}: {report.n_samples} samples, {len(report.names)} concepts{left_out}")
+    out.print(_split_table(report))
+    for pair in report.splits:
+        for twin in pair.examples:
+            both = f"{visible(twin.text_a)} ({twin.split_a}) = {visible(twin.text_b)} ({twin.split_b})"
+            _say(f"  {twin.similarity:.2f}  {both}")
+    out.print()
+    out.print(_factor_table(report))
+    out.print()
+    findings = report.findings
+    for line in findings[:_MAX_FINDINGS]:
+        _say(f"finding: {visible(line, len(line))}")
+    if len(findings) > _MAX_FINDINGS:
+        _say(f"and {len(findings) - _MAX_FINDINGS} more (--json has all)")
+    _say(report.verdict)
+
+
+def visible(text: str, length: int = _TEXT_LENGTH) -> str:
+    """The text on one line, cut, with an escape for what would move the cursor or turn the reading direction."""
+    shown = text if len(text) <= length else f"{text[: length - 3]}..."
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
+
+
+def _say(line: str) -> None:
+    console.out().print(line, markup=False, emoji=False, soft_wrap=True)
+
+
+def _split_table(report: Any) -> Any:
+    table = console.make_table("splits", "exact twins", "near twins")
+    for pair in report.splits:
+        table.add_row(" and ".join(pair.splits), str(pair.exact), str(pair.near))
+    return table
+
+
+def _factor_table(report: Any) -> Any:
+    table = console.make_table("factor", "concepts", "mean |r|", "by chance", "worst", "concept", "flagged")
+    for factor in report.factors:
+        if factor.worst is None:
+            table.add_row(factor.name, "0", "", "", "", "does not vary", "")
+            continue
+        table.add_row(
+            factor.name, str(factor.n_concepts), f"{factor.mean_abs_r:.2f}", f"{factor.by_chance:.2f}",
+            f"{factor.worst.r:+.2f}", escape(visible(report.short_name(factor.worst.concept))),
+            "by design" if factor.by_design else str(len(factor.flagged)),
+        )  # fmt: skip
+    return table

@@ -1,0 +1,141 @@
+"""Two lens packs on the same held-out samples: families, thresholds, model layers or whatever else differs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lenstrain.calibration import Grade, classify, ranking
+from lenstrain.dataset import TEST, LensDataset, open_dataset, stable_seed
+from lenstrain.errors import SettingsError
+from lenstrain.heldout import held_out_logits
+from lenstrain.lenspack import LensPack
+from lenstrain.settings import FitSettings
+from lenstrain.taskrows import TaskRows
+
+
+class Measured(NamedTuple):
+    """One lens on the shared samples; a sample's logit is the mean over its phases."""
+
+    f1: float
+    """At the lens's own threshold, both classes alike in prevalence."""
+    score: float
+    """Average precision against all unrelated samples at the reference prevalence."""
+
+    @property
+    def grade(self) -> Grade:
+        """Of this score."""
+        return Grade.of(self.score)
+
+
+class Pair(NamedTuple):
+    """A concept in both packs."""
+
+    concept: str
+    name: str
+    a: Measured
+    b: Measured
+
+
+class Difference(NamedTuple):
+    """Mean of b minus a over concepts, with a 95 % percentile bootstrap interval over concepts."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Comparison(NamedTuple):
+    """Two packs over the concepts that both have."""
+
+    pairs: list[Pair]
+    n_samples: int
+    """Held-out samples that both were asked about."""
+    f1: Difference
+    score: Difference
+    only_a: list[str]
+    """Concepts that only the first pack has a lens for."""
+    only_b: list[str]
+
+
+def compare(
+    a: LensPack, b: LensPack, dataset: LensDataset, dataset_b: LensDataset | None = None, *, seed: int = 0
+) -> Comparison:
+    """Compare two packs on the test samples that both can read.
+
+    Parameters
+    ----------
+    dataset, dataset_b : the store as each of the packs reads it (the phases may differ); None for the same.
+
+    Raises
+    ------
+    SettingsError
+        If they have no concept in common, or were not trained on this store.
+    """
+    held_a, held_b = held_out_logits(a, dataset, TEST), held_out_logits(b, dataset_b or dataset, TEST)
+    shared, rows_a, rows_b = np.intersect1d(held_a.samples, held_b.samples, return_indices=True)
+    columns = {lens.concept: i for i, lens in enumerate(b)}
+    pairs = []
+    for i, lens in enumerate(a):
+        if lens.concept in columns:
+            j = columns[lens.concept]
+            logits = held_a.logits[rows_a, i], held_b.logits[rows_b, j]
+            pair = _measure(dataset, lens.concept, shared, logits, (lens.threshold, b.lenses[j].threshold))
+            if pair is not None:
+                pairs.append(Pair(lens.concept, lens.name, *pair))
+    if not pairs:
+        raise SettingsError("the two packs have no concept in common that has held-out samples")
+    rng = np.random.default_rng(stable_seed("compare", seed))
+    return Comparison(
+        pairs, len(shared), _difference([p.b.f1 - p.a.f1 for p in pairs], rng),
+        _difference([p.b.score - p.a.score for p in pairs], rng),
+        [lens.concept for lens in a if lens.concept not in b], [lens.concept for lens in b if lens.concept not in a],
+    )  # fmt: skip
+
+
+def open_for(pack: LensPack, store: str) -> LensDataset:
+    """A store as a pack was fitted on it: the same layers, phase, labels and negatives.
+
+    Raises
+    ------
+    StoreError
+        As `open_dataset`.
+    """
+    settings, labels = pack.provenance["settings"], pack.provenance.get("labels")
+    return open_dataset(
+        store, layers=pack.provenance.get("layers"), phase=settings["phase"], seed=settings["seed"],
+        labels=None if labels is None else labels["name"],
+    )  # fmt: skip
+
+
+def _measure(
+    dataset: LensDataset,
+    concept: str,
+    samples: NDArray[np.intp],
+    logits: tuple[NDArray[np.float32], NDArray[np.float32]],
+    thresholds: tuple[float, float],
+) -> tuple[Measured, Measured] | None:
+    settings = FitSettings()
+    rows = TaskRows(dataset, dataset.task(concept, settings.n_negatives), settings)
+    drawn, judged = rows.drawn(TEST), rows.judged(TEST)
+    found = []
+    for values, threshold in zip(logits, thresholds, strict=True):
+        own = {int(s): bool(y) for s, y in zip(drawn.samples, drawn.y, strict=True)}
+        every = {int(s): bool(y) for s, y in zip(judged.samples, judged.y, strict=True)}
+        of_own = np.array([int(s) in own for s in samples])
+        of_all = np.array([int(s) in every for s in samples])
+        y_own = np.array([own[int(s)] for s in samples[of_own]], np.bool_)
+        y_all = np.array([every[int(s)] for s in samples[of_all]], np.bool_)
+        if y_own.all() or not y_own.any():
+            return None
+        f1 = classify(y_own, values[of_own].astype(np.float64), threshold).f1
+        found.append(Measured(f1, ranking(y_all, values[of_all].astype(np.float64)).score))
+    return found[0], found[1]
+
+
+def _difference(values: list[float], rng: np.random.Generator) -> Difference:
+    drawn = np.array(values)[rng.integers(len(values), size=(2000, len(values)))].mean(axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Difference(float(np.mean(values)), float(low), float(high))

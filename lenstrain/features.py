@@ -1,0 +1,81 @@
+"""What lenses look at: a row of numbers for every vector of a dataset, sorted by split.
+
+Activations of one model layer or of several side by side, standardised by the statistics of the training split; or the
+words of a text, or its length. Everything a lens is fitted on or judged by goes through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lenstrain.dataset import TRAIN, LensDataset
+from lenstrain.linear import Matrix, Standardizer
+
+
+class Scores(Protocol):
+    """Fitted lenses of some concepts."""
+
+    def decision_function(self, Z: Matrix) -> NDArray[np.float64]:
+        """(rows, concepts) logits of rows Z (rows, features)."""
+
+
+class Features:
+    """Rows of numbers for the vectors of a dataset.
+
+    Parameters
+    ----------
+    Z : (vectors, features), sorted by split as `LensDataset.split_place` says.
+    standardizer : what Z was standardised with; None if it is what it was.
+    finite : (vectors,) rows that can be used; None for all.
+    """
+
+    def __init__(
+        self,
+        dataset: LensDataset,
+        Z: Matrix,
+        standardizer: Standardizer | None = None,
+        finite: NDArray[np.bool_] | None = None,
+    ) -> None:
+        self.dataset, self.Z, self.standardizer = dataset, Z, standardizer
+        self.finite = np.ones(Z.shape[0], np.bool_) if finite is None else finite
+
+    @classmethod
+    def of_model_layers(cls, dataset: LensDataset, model_layers: Sequence[int], device: str = "cpu") -> Features:
+        """Standardised activations of one model layer, or of several side by side."""
+        read = [dataset.vectors(model_layer, dataset.split_place) for model_layer in model_layers]
+        return cls.of_dense(dataset, read[0] if len(read) == 1 else np.hstack(read), device)
+
+    @classmethod
+    def of_dense(cls, dataset: LensDataset, X: NDArray[np.float32], device: str = "cpu") -> Features:
+        """Standardise X (vectors, features), sorted by split, in place."""
+        finite = _finite_rows(X)
+        train = X[dataset.split_slices[TRAIN]]
+        if not finite.all():
+            train = train[finite[dataset.split_slices[TRAIN]]]
+        standardizer = Standardizer.fit(train)
+        standardizer.transform_in_place(X)
+        X[~finite] = 0.0  # so that no product with it is NaN; whoever needs such a row is told
+        return cls(dataset, torch.from_numpy(X).to(device), standardizer, finite)
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory of one row while it is trained on."""
+        return self.Z.shape[1] * self.Z.element_size() if isinstance(self.Z, torch.Tensor) else 4096
+
+    def logits(self, fitted: Scores, split: int) -> NDArray[np.float64]:
+        """(rows of the split, lenses)"""
+        return fitted.decision_function(self.Z[self.dataset.split_slices[split]])
+
+
+def _finite_rows(X: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(rows,) without a mask of the size of X: a sum of squares is finite if, short of overflow, all of it is."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.einsum("ij,ij->i", X, X)
+    found: NDArray[np.bool_] = np.isfinite(squares)
+    found[~found] = np.isfinite(X[~found]).all(axis=1)
+    return found

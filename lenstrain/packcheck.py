@@ -1,0 +1,111 @@
+"""How the lenses of a pack do beside each other: on samples of one concept, whose lens speaks up most?
+
+A lens is graded alone, against samples. A monitor runs thousands of them, and asks which concept a text is about. So on
+each concept's held-out samples its own lens is ranked among all lenses of its layer of abstraction, by how far each is
+above its noise floor; and lenses that fire on everything are named.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lenstrain.dataset import TEST, LensDataset, Rows
+from lenstrain.heldout import HeldOutLogits, held_out_logits
+from lenstrain.lenspack import LensPack
+
+FIRES_EVERYWHERE = 0.25
+"""Share of unrelated samples from which on a lens is said to fire everywhere."""
+
+_MOST_CONFUSERS = 5
+
+
+class LensCheck(NamedTuple):
+    """One lens beside the others of its layer; its ancestors and descendants are no rivals, they ought to speak up."""
+
+    median_rank: float
+    """Of its own lens among those of the layer, 1 is first; over the concept's held-out samples."""
+    first: float
+    """Share of those samples on which it is first."""
+    n_rivals: int
+    """Other lenses of the layer."""
+    above_siblings: float
+    """Share on which it is above the lens of every sibling; NaN if it has none."""
+    above_ancestors: float
+    """Share on which it is above the lens of every ancestor; NaN if it has none. They are true there, too."""
+    ancestors_fire: float
+    """Share on which the lens of every ancestor says that its concept is present; NaN if it has none."""
+    confusers: list[str]
+    """Concepts whose lens is most often above its own, the worst first."""
+    firing_rate: float
+    """Share of all unrelated samples on which it says that its concept is present."""
+
+    @property
+    def fires_everywhere(self) -> bool:
+        """Whether it says so nearly whatever it sees."""
+        return self.firing_rate >= FIRES_EVERYWHERE
+
+
+def check_pack(pack: LensPack, dataset: LensDataset, split: int = TEST) -> dict[str, LensCheck]:
+    """Check every lens of a pack on a split, by concept; lenses without a sample there are left out.
+
+    Raises
+    ------
+    SettingsError
+        If these are not the samples that were held out from the pack.
+    """
+    held = held_out_logits(pack, dataset, split)
+    signal = np.stack([lens.signal(held.logits[:, i]) for i, lens in enumerate(pack)], axis=1).astype(np.float32)
+    return _Checker(pack, dataset, held, signal).run()
+
+
+class _Checker:
+    def __init__(self, pack: LensPack, dataset: LensDataset, held: HeldOutLogits, signal: NDArray[np.float32]) -> None:
+        self.pack, self.dataset, self.held, self.signal = pack, dataset, held, signal
+        self.fires = held.logits >= np.array([lens.threshold for lens in pack], np.float32)
+        self.number = {lens.concept: i for i, lens in enumerate(pack)}
+        self.rows = {lens.concept: held.rows_of(dataset.positives(lens.concept)) for lens in pack}
+        self.concepts_of: dict[int, list[int]] = {}
+        for concept, rows in self.rows.items():
+            for row in rows.tolist():
+                self.concepts_of.setdefault(row, []).append(self.number[concept])
+
+    def run(self) -> dict[str, LensCheck]:
+        return {concept: self._check(concept, rows) for concept, rows in self.rows.items() if len(rows)}
+
+    def _check(self, concept: str, rows: Rows) -> LensCheck:
+        hierarchy, own = self.dataset.hierarchy, self.number[concept]
+        family = hierarchy.family(concept)
+        layer = self.pack.lenses[own].layer
+        rivals = np.array(
+            [i for i, lens in enumerate(self.pack) if lens.layer == layer and lens.concept not in family], np.intp
+        )
+        above = self.signal[rows][:, rivals] >= self.signal[rows, own][:, None]
+        for place, row in enumerate(rows.tolist()):  # a rival whose concept the sample expresses as well is right
+            above[place] &= ~np.isin(rivals, self.concepts_of[row])
+        rank = 1 + above.sum(axis=1)
+        unrelated = np.ones(len(self.held.samples), np.bool_)
+        for relative in family:
+            unrelated[self.held.rows_of(self.dataset.labelled(relative))] = False
+        outranked = Counter({int(rivals[i]): int(n) for i, n in enumerate(above.sum(axis=0)) if n})
+        return LensCheck(
+            median_rank=float(np.median(rank)), first=float((rank == 1).mean()), n_rivals=len(rivals),
+            above_siblings=self._above(rows, own, hierarchy.siblings(concept)),
+            above_ancestors=self._above(rows, own, hierarchy.ancestors(concept)),
+            ancestors_fire=self._fire(rows, hierarchy.ancestors(concept)),
+            confusers=[self.pack.lenses[i].concept for i, _ in outranked.most_common(_MOST_CONFUSERS)],
+            firing_rate=float(self.fires[unrelated, own].mean()) if unrelated.any() else np.nan,
+        )  # fmt: skip
+
+    def _above(self, rows: Rows, own: int, others: frozenset[str]) -> float:
+        numbers = [self.number[other] for other in others if other in self.number]
+        if not numbers:
+            return np.nan
+        return float((self.signal[rows, own][:, None] > self.signal[rows][:, numbers]).all(axis=1).mean())
+
+    def _fire(self, rows: Rows, others: frozenset[str]) -> float:
+        numbers = [self.number[other] for other in others if other in self.number]
+        return float(self.fires[rows][:, numbers].all(axis=1).mean()) if numbers else np.nan

@@ -1,0 +1,106 @@
+"""Refine lenses with their confusers: fit once more, with samples of the concepts that set them off as extra negatives.
+
+    FittedLens --check on the calibration split--> confusers --fit again--> kept if its calibration score improves
+
+Which concepts confuse a lens, and whether the second fit is better, is seen on the calibration split; the test split
+reports what came of it and has no say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, zip_longest
+
+import numpy as np
+
+from lenstrain.adaptive import FitResult, fit_again
+from lenstrain.choice import FitProgress, OnProgress
+from lenstrain.dataset import TRAIN, LensDataset, Rows, Task
+from lenstrain.measure import FittedLens
+from lenstrain.packcheck import LensCheck
+from lenstrain.settings import FitSettings
+from lenstrain.taskrows import TaskRows
+
+_MOST_EXTRA = 100  # samples of confusers, over all of them
+_RARELY_FIRST = 0.5  # share of its own samples on which a lens in need of refinement is first, at most
+
+
+def refine_lenses(
+    dataset: LensDataset,
+    settings: FitSettings,
+    result: FitResult,
+    checks: Mapping[str, LensCheck],
+    *,
+    jobs: int | None = None,
+    on_progress: OnProgress = lambda _: None,
+) -> FitResult:
+    """Refit the lenses that others of their layer outrank on their own samples, or that fire everywhere.
+
+    Parameters
+    ----------
+    checks : `check_pack` of these lenses on the calibration split, by concept.
+
+    Returns
+    -------
+    The lenses, with the better ones in place of the old; `FittedLens.refined` says of which confusers they learned.
+    """
+    chosen = [lens for lens in result.lenses if lens.concept in checks and _needs_it(checks[lens.concept])]
+    tasks: dict[tuple[int, ...], list[TaskRows]] = {}
+    for lens in chosen:
+        rows = _with_confusers(dataset, settings, lens, checks[lens.concept].confusers)
+        if rows is not None:
+            tasks.setdefault(lens.model_layers, []).append(rows)
+    strengths = {lens.concept: lens.C for lens in chosen}
+    better: dict[str, FittedLens] = {}
+    before = {lens.concept: lens for lens in result.lenses}
+    for done, (model_layers, here) in enumerate(sorted(tasks.items())):
+        on_progress(FitProgress("refining", done, len(tasks)))
+        for lens in fit_again(dataset, here, model_layers, settings, strengths, jobs=jobs):
+            old = before[lens.concept]
+            if lens.calibration_score > old.calibration_score:
+                better[lens.concept] = _in_place_of(old, lens, checks[lens.concept].confusers)
+    return replace(result, lenses=[better.get(lens.concept, lens) for lens in result.lenses])
+
+
+def _needs_it(check: LensCheck) -> bool:
+    return bool(check.confusers) and (check.first <= _RARELY_FIRST or check.fires_everywhere)
+
+
+def _in_place_of(old: FittedLens, new: FittedLens, confusers: Sequence[str]) -> FittedLens:
+    """The new lens with the history of the old; refining is one more iteration, at which it may graduate."""
+    step = new.trajectory[-1]
+    graduated = old.graduated or step.graduated
+    return replace(
+        new, graduated=graduated, hungry=old.hungry and not graduated, refined=tuple(confusers),
+        trajectory=old.trajectory, beyond=old.beyond,
+    )  # fmt: skip
+
+
+def _with_confusers(
+    dataset: LensDataset, settings: FitSettings, lens: FittedLens, confusers: Sequence[str]
+) -> TaskRows | None:
+    """The rows of a lens's last iteration and, in turn, those of its confusers; None if they have none to give."""
+    task = dataset.task(lens.concept, settings.n_negatives)
+    n = lens.n_samples
+    used = task.negatives[TRAIN][: settings.n_negatives(n)]
+    taboo = np.concatenate([task.related, *task.positives, used])
+    pools = [_training_samples(dataset, confuser, taboo) for confuser in confusers]
+    in_turn = [row for row in chain.from_iterable(zip_longest(*pools)) if row is not None]
+    extra = np.array(list(dict.fromkeys(in_turn))[:_MOST_EXTRA], np.intp)
+    if not len(extra):
+        return None
+    negatives = np.concatenate([used, extra])
+    changed = Task(
+        task.concept, (task.positives[TRAIN][:n], *task.positives[1:]), (negatives, *task.negatives[1:]), task.related
+    )
+    once = replace(
+        settings, initial_samples=n, max_samples=n, max_iterations=1, min_iterations=1,
+        negatives_per_positive=len(negatives) / n, max_negatives=len(negatives),
+    )  # fmt: skip
+    return TaskRows(dataset, changed, once)
+
+
+def _training_samples(dataset: LensDataset, concept: str, taboo: Rows) -> list[int]:
+    rows = dataset.positives(concept)
+    return [int(row) for row in rows[dataset.split[rows] == TRAIN] if row not in taboo]

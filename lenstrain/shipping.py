@@ -1,0 +1,60 @@
+"""The weights of lenses as named tensors, by family.
+
+    linear, mean-difference    weight (lenses, hidden) and bias (lenses,), on raw activations
+    ensemble                   the same, hidden being that of its model layers side by side
+    mlp                        w1 (lenses, hidden, 128), b1, w2 (lenses, 128, 64), b2, w3 (lenses, 64), b3 (lenses,)
+    text                       weight as compressed sparse rows (weight.indptr, .indices, .data) and bias; idf (terms,)
+
+float32 but for b1 of the MLP, where a feature far from 0 needs more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from lenstrain.families import Weights
+from lenstrain.linear import LinearWeights
+from lenstrain.mlp import MlpWeights
+
+Tensors = Mapping[str, NDArray[Any]]
+
+
+def pack_weights(weights: Sequence[Weights], family: str) -> dict[str, NDArray[Any]]:
+    """Named tensors of some lenses of one family."""
+    if family == "mlp":
+        networks = [each for each in weights if isinstance(each, MlpWeights)]
+        return {name: np.stack([getattr(each, name) for each in networks]) for name in MlpWeights._fields if networks}
+    linear = [each for each in weights if isinstance(each, LinearWeights)]
+    weight = np.array([each.weight for each in linear], np.float32)
+    bias = np.array([each.bias for each in linear], np.float32)
+    if family != "text":
+        return {"weight": weight, "bias": bias}
+    sparse = scipy.sparse.csr_array(weight.reshape(len(linear), -1))
+    return {
+        "weight.indptr": sparse.indptr.astype(np.int64), "weight.indices": sparse.indices.astype(np.int32),
+        "weight.data": sparse.data, "bias": bias,
+    }  # fmt: skip
+
+
+def unpack_weights(tensors: Tensors, family: str, n_terms: int = 0) -> list[Weights]:
+    """The lenses in named tensors; `n_terms` is the number of terms that text lenses know.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If a tensor is missing or they do not fit together.
+    """
+    if family == "mlp":
+        columns = [tensors[name] for name in MlpWeights._fields]
+        return [MlpWeights(*row) for row in zip(*columns, strict=True)]
+    if family == "text":
+        parts = tensors["weight.data"], tensors["weight.indices"], tensors["weight.indptr"]
+        weight = scipy.sparse.csr_array(parts, shape=(len(tensors["bias"]), n_terms)).toarray()
+    else:
+        weight = tensors["weight"]
+    return [LinearWeights(row, float(bias)) for row, bias in zip(weight, tensors["bias"], strict=True)]

@@ -1,0 +1,124 @@
+"""The rows of one concept: what it learns at each iteration, and what it is judged by.
+
+    Task (samples) --TaskRows--> training: rows in the order in which iterations take them up
+                                 drawn(split): its own positives and negatives
+                                 judged(split): everything but its ancestors' and descendants' samples
+
+Rows are those of the dataset's vectors sorted by split (`LensDataset.split_place`); those of a held-out split are
+counted from its first.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lenstrain.dataset import TRAIN, LensDataset, Rows, Task
+from lenstrain.errors import LeakageError
+from lenstrain.settings import FitSettings
+
+
+class TrainingRows(NamedTuple):
+    """What a concept learns. The first `ends[k]` rows are those of iteration k."""
+
+    rows: Rows
+    targets: NDArray[np.bool_]
+    """Whether each row expresses the concept."""
+    samples: Rows
+    """The sample of each row."""
+    ends: list[int]
+    n_positives: list[int]
+    """Positive samples of each iteration."""
+    n_negatives: list[int]
+
+
+class HeldOut(NamedTuple):
+    """Rows of a held-out split that a lens is measured on."""
+
+    rows: Rows
+    y: NDArray[np.bool_]
+    """Whether each row expresses the concept."""
+    samples: Rows
+    """The sample of each row: both phases of a sample belong together."""
+
+
+class TaskRows:
+    """The rows of one concept.
+
+    Raises
+    ------
+    LeakageError
+        If a row to train on is not of the training split.
+    """
+
+    def __init__(self, dataset: LensDataset, task: Task, settings: FitSettings) -> None:
+        self.dataset, self.task = dataset, task
+        self.training = _training_rows(dataset, task, settings)
+        self.drawn = cache(self._drawn)
+        self.judged = cache(self._judged)
+
+    def __len__(self) -> int:
+        """Training rows of the last iteration."""
+        return self.training.ends[-1]
+
+    @property
+    def last_iteration(self) -> int:
+        """Counted from 1."""
+        return len(self.training.ends)
+
+    def drawn_from(self, split: int, positives: Rows) -> HeldOut:
+        """Some of its positive samples in a split, and its negatives there."""
+        mark = np.zeros(self.dataset.n_samples, np.int8)
+        mark[self.task.negatives[split]] = 1
+        mark[positives] = 2
+        samples = _samples(self.dataset, split)
+        rows = np.flatnonzero(mark[samples])
+        return HeldOut(rows, mark[samples[rows]] == 2, samples[rows])
+
+    def _drawn(self, split: int) -> HeldOut:
+        return self.drawn_from(split, self.task.positives[split])
+
+    def _judged(self, split: int) -> HeldOut:
+        is_positive, is_related = np.zeros((2, self.dataset.n_samples), np.bool_)
+        is_positive[self.task.positives[split]] = is_related[self.task.related] = True
+        samples = _samples(self.dataset, split)
+        rows = np.flatnonzero(~is_related[samples])
+        return HeldOut(rows, is_positive[samples[rows]], samples[rows])
+
+
+def _samples(dataset: LensDataset, split: int) -> Rows:
+    """The sample of each row of a split."""
+    return dataset.samples_by_split[dataset.split_slices[split]]
+
+
+def _training_rows(dataset: LensDataset, task: Task, settings: FitSettings) -> TrainingRows:
+    positives, negatives = task.positives[TRAIN], task.negatives[TRAIN]
+    parts: list[Rows] = []
+    targets: list[NDArray[np.bool_]] = []
+    ends: list[int] = []
+    n_positives: list[int] = []
+    n_negatives: list[int] = []
+    p = n = 0
+    for iteration in range(1, settings.max_iterations + 1):
+        more_p = settings.n_samples(iteration, len(positives))
+        more_n = min(settings.n_negatives(more_p), len(negatives))
+        if ends and more_p == p:
+            break
+        for rows, target in ((positives[p:more_p], True), (negatives[n:more_n], False)):
+            parts.append(dataset.vectors_of(rows))
+            targets.append(np.full(len(parts[-1]), target))
+        p, n = more_p, more_n
+        ends.append(sum(map(len, parts)))
+        n_positives.append(p)
+        n_negatives.append(n)
+    vectors = np.concatenate(parts)
+    samples = dataset.vector_sample[vectors]
+    if (strange := dataset.split[samples] != TRAIN).any():
+        raise LeakageError(
+            f"{task.concept}: {int(strange.sum())} of {len(strange)} rows to train on are held out for calibration or "
+            "test: the splits of the dataset were changed after its tasks were made"
+        )
+    return TrainingRows(dataset.split_place[vectors], np.concatenate(targets), samples, ends, n_positives, n_negatives)

@@ -1,0 +1,54 @@
+"""Text lenses: what the model writes, rather than what it represents.
+
+TF-IDF of the completions, in scikit-learn's vectoriser, and the linear solver on sparse rows. Words and their weights
+come from training completions alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from lenstrain.dataset import TRAIN, LensDataset
+from lenstrain.errors import SettingsError
+from lenstrain.features import Features
+
+_MAX_TERMS = 20_000
+_OPTIONS: dict[str, Any] = {"ngram_range": (1, 2), "sublinear_tf": True, "max_features": _MAX_TERMS}
+
+
+class Vocabulary(NamedTuple):
+    """The terms of TF-IDF rows and what they weigh: all that is needed to make such rows again."""
+
+    terms: tuple[str, ...]
+    idf: NDArray[np.float64]
+    """(terms,)"""
+
+    def transform(self, texts: Sequence[str]) -> scipy.sparse.csr_array:
+        """(texts, terms) rows of length 1, or 0 where no term is known."""
+        vectorizer = TfidfVectorizer(**_OPTIONS, vocabulary=list(self.terms))
+        vectorizer.idf_ = self.idf
+        return scipy.sparse.csr_array(vectorizer.transform(texts))
+
+
+def learn_vocabulary(texts: Sequence[str]) -> Vocabulary:
+    """Words and pairs of words that occur in at least two of the texts (in one, where that leaves none)."""
+    for least in (2, 1):
+        try:
+            vectorizer = TfidfVectorizer(**_OPTIONS, min_df=least).fit(texts)
+        except ValueError:  # what scikit-learn raises when no term is left
+            continue
+        return Vocabulary(tuple(map(str, vectorizer.get_feature_names_out())), np.asarray(vectorizer.idf_))
+    raise SettingsError("the training texts hold not a single word: there is nothing to learn from them")
+
+
+def word_features(dataset: LensDataset, texts: Sequence[str]) -> tuple[Features, Vocabulary]:
+    """TF-IDF of one text a sample, as features of the dataset's vectors."""
+    train = np.unique(dataset.samples_by_split[dataset.split_slices[TRAIN]])
+    vocabulary = learn_vocabulary([texts[i] for i in train])
+    return Features(dataset, vocabulary.transform(texts)[dataset.samples_by_split]), vocabulary

@@ -1,0 +1,127 @@
+"""From a dataset to finished lens packs: fit, refine, compare with what is written, check beside each other.
+
+LensDataset --fit_targets--> FitResult --refine--> FitResult --make_lens_pack--> LensPack
+            --fit_targets, text--> LensPack of text lenses --agreements--> |
+                                                   --check_pack--> metrics of each lens
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lenstrain.adaptive import FitResult, fit_targets
+from lenstrain.agreement import agreements
+from lenstrain.choice import FitProgress, OnProgress
+from lenstrain.dataset import CALIBRATION, LensDataset
+from lenstrain.errors import SettingsError
+from lenstrain.lenspack import LensPack, make_lens_pack
+from lenstrain.packcheck import check_pack
+from lenstrain.refine import refine_lenses
+from lenstrain.settings import FitSettings
+
+TEXT_TARGET_F1 = 0.80
+"""Default target of text lenses: what a model writes says less than what it represents."""
+
+
+def text_settings(settings: FitSettings, target_f1: float = TEXT_TARGET_F1, **changes: Any) -> FitSettings:
+    """Settings for the text lenses that go with activation lenses; `changes` give them a schedule of their own."""
+    fixed: dict[str, Any] = {"family": "text", "phase": "completion", "model_layers": None, "C": None, "device": "cpu"}
+    return replace(settings, **fixed | {"target_f1": target_f1} | changes)
+
+
+def train(
+    dataset: LensDataset,
+    settings: FitSettings | None = None,
+    *,
+    text: FitSettings | None = None,
+    refine: bool = False,
+    concepts: Sequence[str] | None = None,
+    jobs: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> LensPack:
+    """Fit, calibrate, grade and check a lens for every concept of a dataset.
+
+    Parameters
+    ----------
+    text : `text_settings` for lenses that read the completions, trained beside the others; None for none.
+    refine : whether to fit lenses again with their confusers as extra negatives.
+    concepts : which concepts; None for all that the store was extracted for.
+    jobs : threads; None for one a core. The lenses are the same, bit for bit, whatever it is.
+
+    Raises
+    ------
+    SettingsError
+        If a concept, model layer or phase that is asked for is not in the store.
+    TooFewSamplesError
+        If not one concept has enough samples.
+    """
+    settings = settings or FitSettings()
+    (pack,) = train_targets(
+        dataset, settings, [settings.target_f1], text=text, refine=refine, concepts=concepts, jobs=jobs,
+        on_progress=on_progress,
+    )  # fmt: skip
+    return pack
+
+
+def train_targets(
+    dataset: LensDataset,
+    settings: FitSettings,
+    targets: Sequence[float],
+    *,
+    text: FitSettings | None = None,
+    refine: bool = False,
+    concepts: Sequence[str] | None = None,
+    jobs: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[LensPack]:
+    """`train` for several target F1 in one pass over the data: a pack for each, in their order.
+
+    Raises
+    ------
+    SettingsError, TooFewSamplesError
+        As `train`.
+    """
+    tell, start = on_progress or (lambda _: None), time.perf_counter()
+    if settings.family == "text" and text is not None:
+        raise SettingsError("text lenses beside text lenses: choose another family for those that read activations")
+    own = dataset.with_phase("completion") if settings.family == "text" else dataset
+    results = fit_targets(own, settings, targets, concepts=concepts, jobs=jobs, on_progress=tell)
+    beside, texts = None, None
+    if text is not None:
+        texts = dataset.with_phase("completion")
+        (written,) = fit_targets(texts, text, [text.target_f1], concepts=concepts, jobs=jobs, on_progress=tell)
+        beside = _finished(written, texts, text, None, None, tell)
+    packs = []
+    for target, result in zip(targets, results, strict=True):
+        its = replace(settings, target_f1=target)
+        if refine and its.family != "text":
+            checks = check_pack(make_lens_pack(result, own, its), own, CALIBRATION)
+            result = refine_lenses(own, its, result, checks, jobs=jobs, on_progress=tell)
+        packs.append(_finished(result, own, its, beside, texts, tell))
+    for pack in packs:
+        pack.run["elapsed_s"] = time.perf_counter() - start
+        pack.run["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return packs
+
+
+def _finished(
+    result: FitResult,
+    dataset: LensDataset,
+    settings: FitSettings,
+    text: LensPack | None,
+    texts: LensDataset | None,
+    tell: OnProgress,
+) -> LensPack:
+    """The pack of a fit, each lens with what the others make of it."""
+    pack = make_lens_pack(result, dataset, settings, text=text)
+    tell(FitProgress("checking", 0, 1))
+    for concept, check in check_pack(pack, dataset).items():
+        pack[concept].metrics["beside_others"] = {**check._asdict(), "fires_everywhere": check.fires_everywhere}
+    if text is not None and texts is not None:
+        for concept, agreement in agreements(pack, text, dataset, texts).items():
+            pack[concept].metrics["agreement"] = agreement._asdict()
+    tell(FitProgress("checking", 1, 1))
+    return pack
