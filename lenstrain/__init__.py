@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from lenstrain.errors import LenstrainError
     from lenstrain.lenspack import Lens, LensPack, make_lens_pack
     from lenstrain.linear import LinearLens
+    from lenstrain.mean_difference import MeanDifferenceLens
+    from lenstrain.mlp import MlpLens
+    from lenstrain.training import text_settings, train, train_targets
 
 _HOMES = {
     "FitResult": "adaptive",
@@ -24,8 +27,13 @@ _HOMES = {
     "LenstrainError": "errors",
     "LinearLens": "linear",
     "fit_lenses": "adaptive",
+    "MeanDifferenceLens": "mean_difference",
+    "MlpLens": "mlp",
     "make_lens_pack": "lenspack",
     "open_dataset": "dataset",
+    "text_settings": "training",
+    "train": "training",
+    "train_targets": "training",
 }
 
 __all__ = [
@@ -37,9 +45,14 @@ __all__ = [
     "LensPack",
     "LenstrainError",
     "LinearLens",
+    "MeanDifferenceLens",
+    "MlpLens",
     "fit_lenses",
     "make_lens_pack",
     "open_dataset",
+    "text_settings",
+    "train",
+    "train_targets",
 ]
 
 

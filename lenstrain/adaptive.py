@@ -35,7 +35,7 @@ from lenstrain.controls import Controls
 from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Task, stable_seed
 from lenstrain.errors import SettingsError, TooFewSamplesError
 from lenstrain.families import FAMILIES, Fitted, Job, Trainer
-from lenstrain.features import Features
+from lenstrain.features import Features, check_device
 from lenstrain.measure import Control, FittedLens, Iteration, judge, measure
 from lenstrain.parallel import chunks_by_size, in_parallel
 from lenstrain.settings import FitSettings, settings_to_json
@@ -130,6 +130,7 @@ def fit_targets(
     wanted = [replace(settings, target_f1=target) for target in targets]
     if not wanted:
         raise SettingsError("no target F1 to train for: name at least one")
+    check_device(settings.device)
     skipped: dict[str, str] = {}
     tasks = [TaskRows(dataset, task, settings) for task in _tasks(dataset, settings, concepts, skipped)]
     family, controls = FAMILIES[settings.family], Controls(dataset, settings)

@@ -51,7 +51,7 @@ class Ranking(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A confidence interval."""
+    """A confidence interval; NaN where there is nothing to compute it from."""
 
     low: float
     high: float
@@ -74,22 +74,23 @@ class _Cuts(NamedTuple):
 
 def _cuts(y: NDArray[np.bool_], logits: NDArray[np.float64]) -> _Cuts:
     """Positives are few and negatives many, so the positives alone are sorted, and the negatives counted into them."""
+    if np.isnan(logits[y]).any():
+        logits = np.where(np.isnan(logits), -np.inf, logits)
     positives, negatives = logits[y], logits[~y]
     order = np.argsort(-positives, kind="stable")
-    ascending = positives[order][::-1]
-    n = len(ascending)
-    # bins[k]: negatives with exactly k positives at or below them (side right), or below them (side left)
-    at_or_above = np.bincount(np.searchsorted(ascending, negatives, side="right"), minlength=n + 1)
-    strictly = np.bincount(np.searchsorted(ascending, negatives, side="left"), minlength=n + 1)
-    last = np.searchsorted(-ascending[::-1], -ascending[::-1], side="right") - 1
-    return _Cuts(
-        ascending[::-1], order, last,
-        np.cumsum(at_or_above[::-1])[:n], np.cumsum(strictly[::-1])[:n],
-    )  # fmt: skip
+    descending = positives[order]
+    ascending, n = descending[::-1], len(descending)
+    reaching = negatives[negatives >= ascending[0]]  # of a good lens hardly any; NaN is not among them
+    place = np.searchsorted(ascending, reaching, side="right")  # how many positives are at or below each
+    above = np.cumsum(np.bincount(place, minlength=n + 1)[::-1])[:n]
+    tied = np.bincount(place[ascending[place - 1] == reaching] - 1, minlength=n)[::-1]  # at the first place of a tie
+    first = np.searchsorted(-descending, -descending, side="left")
+    last = np.searchsorted(-descending, -descending, side="right") - 1
+    return _Cuts(descending, order, last, above, above - tied[first])
 
 
 def ranking(y: NDArray[np.bool_], logits: NDArray[np.float64], prevalence: float = REFERENCE_PREVALENCE) -> Ranking:
-    """Rank metrics of logits (n,) against y (n,); tied logits count as one threshold.
+    """Rank metrics of logits (n,) against y (n,); tied logits are one threshold, and NaN ranks below all numbers.
 
     NaN throughout if a class is missing.
     """
@@ -112,41 +113,65 @@ def score_interval(
     logits: NDArray[np.float64],
     prevalence: float = REFERENCE_PREVALENCE,
     *,
-    groups: NDArray[np.intp],
+    groups: NDArray[np.integer],
     n_resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of the score (Efron and Tibshirani, An Introduction to the Bootstrap, 1993).
+    """Percentile bootstrap interval of `ranking(y, logits, prevalence).score`.
 
-    Samples are resampled, not rows: the phases of a sample stand and fall together. Negatives enter the score only by
-    how many lie above each positive, so their counts between positives are drawn, as many as there are samples of
-    them: as if the rows of a sample were one. NaN if a class is missing; with a single positive sample only the
-    negatives vary, and the interval is too narrow.
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993. Samples are drawn, not rows, each class by itself: the
+    phases of a sample stand and fall together. Negatives enter the score only by how many lie above each positive, so
+    their counts between positives are drawn, as many as there are samples of them: as if the rows of a sample were
+    one, which makes the interval too wide rather than too narrow.
+
+    With a single positive sample only the negatives vary, and the interval is too narrow. With all positives above all
+    negatives it is (1, 1), however few they are: a bootstrap cannot draw what it has not seen.
 
     Parameters
     ----------
+    y, logits : (n,)
     groups : (n,) the sample of each row.
+    n_resamples : how often the samples are drawn anew.
+    confidence : share of such intervals that should contain the true score.
+    seed : all that the draws depend on.
+
+    Returns
+    -------
+    NaN at both ends if a class is missing.
     """
     if not y.any() or y.all():
         return Interval(np.nan, np.nan)
     rng = np.random.default_rng(seed)
     cuts = _cuts(y, logits)
     _, member = np.unique(groups[y][cuts.order], return_inverse=True)
-    n_groups = int(member.max()) + 1
-    drawn = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples)[:, member]
-    n_negative = int(np.count_nonzero(np.bincount(groups[~y])))
+    drawn = _redrawn(rng, n_resamples, int(member.max()) + 1)[:, member]
+    n_positive = drawn.sum(axis=1)
+    true = np.cumsum(drawn, axis=1)[:, cuts.last_of_tie] / n_positive[:, None]
+    n_negative = _n_distinct(groups[~y])
     share = np.diff(cuts.above, prepend=0) / int((~y).sum())  # of negatives that each positive lets in
     let_in = rng.multinomial(n_negative, np.append(share, max(0.0, 1 - share.sum())), size=n_resamples)
     false = np.cumsum(let_in[:, :-1], axis=1) / n_negative
-    weight = drawn / drawn.sum(axis=1, keepdims=True)
-    true = np.cumsum(weight, axis=1)[:, cuts.last_of_tie]
     wanted = prevalence * true
     # A positive that was not drawn weighs nothing, and 0 / 0 must not come of it.
     precision = wanted / np.maximum(wanted + (1 - prevalence) * false, 1e-300)
-    scores = (weight * precision).sum(axis=1)
+    scores = (drawn * precision).sum(axis=1) / n_positive
     low, high = np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
+
+
+def _redrawn(rng: np.random.Generator, times: int, n: int) -> NDArray[np.intp]:
+    """(times, n) how often each of n is drawn in n draws; a multinomial, several times as fast as numpy's."""
+    drawn = rng.integers(n, size=(times, n)) + n * np.arange(times)[:, None]
+    return np.bincount(drawn.ravel(), minlength=times * n).reshape(times, n)
+
+
+def _n_distinct(numbers: NDArray[np.integer]) -> int:
+    """How many different numbers there are; without sorting them where they lie as close as row numbers do."""
+    low, high = int(numbers.min()), int(numbers.max())
+    if high - low > 16 * len(numbers):
+        return len(np.unique(numbers))
+    return int(np.count_nonzero(np.bincount(numbers - low)))
 
 
 def is_uncertain(score: float, interval: Interval) -> bool:
@@ -185,19 +210,38 @@ def best_threshold(y: NDArray[np.bool_], logits: NDArray[np.float64]) -> float:
 
 
 def threshold_for_fpr(y: NDArray[np.bool_], logits: NDArray[np.float64], fpr: float) -> float:
-    """The lowest threshold that at most a share `fpr` of the negatives is at or above; midway to the next logit below.
+    """The lowest threshold at which `logit >= threshold` lets at most a share of the negatives through.
+
+    Midway between the highest negative that is kept out and the next logit of either class above it; 1 below the
+    lowest logit if all may pass.
+
+    Parameters
+    ----------
+    y, logits : (n,); positives may be missing, and a NaN never passes.
+    fpr : share of the negatives, 0 to 1. A tie that would exceed it is kept out as a whole.
 
     Raises
     ------
     ValueError
-        If there are no negatives.
+        If there are no negatives, or `fpr` is not a share.
     """
-    negatives = np.sort(logits[~y])[::-1]
-    if not len(negatives):
+    negatives = logits[~y]
+    n = len(negatives)
+    if not n:
         raise ValueError("no negatives to set a threshold by")
-    allowed = int(fpr * len(negatives) + 1e-9)  # short of what rounding takes away
+    if not 0 <= fpr <= 1:
+        raise ValueError(f"a false positive rate is a share, 0 to 1, not {fpr}")
+    allowed = int(fpr * n) + 1
+    while allowed / n > fpr:  # by the quotient, since a product may round: 0.29 * 100 is less than 29
+        allowed -= 1
+    negatives = negatives[~np.isnan(negatives)]
     if allowed >= len(negatives):
-        return float(negatives[-1])
-    bound = negatives[allowed]  # the first that must stay below
+        return float(np.nanmin(logits)) - 1.0
+    place = len(negatives) - 1 - allowed
+    bound = float(np.partition(negatives, place)[place])  # the highest that must stay below
     above = logits[logits > bound]
-    return float((bound + above.min()) / 2) if len(above) else float(np.nextafter(bound, np.inf))
+    if not len(above):
+        return float(np.nextafter(bound, np.inf))
+    following = float(above.min())
+    middle = bound / 2 + following / 2
+    return middle if bound < middle <= following else following  # neighbouring floats have no middle

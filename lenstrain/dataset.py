@@ -324,6 +324,10 @@ class LensDataset:
         rng = np.random.default_rng([stable_hash("negatives", self.seed, concept), split])
 
         def pool(rows: Rows) -> Rows:
+            if len(rows) > 16 * (n + 1):  # a store of thousands of concepts: a few of its many rows will do
+                some = rows[np.unique(rng.integers(len(rows), size=8 * (n + 1)))]
+                if len(found := some[allowed[some] & (self.split[some] == split)]) >= n:
+                    return rng.permutation(found)
             return rng.permutation(rows[allowed[rows] & (self.split[rows] == split)])
 
         branches = self.hierarchy.branches(concept)

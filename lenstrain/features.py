@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from lenstrain.dataset import TRAIN, LensDataset
+from lenstrain.errors import SettingsError
 from lenstrain.linear import Matrix, Standardizer
 
 
@@ -70,6 +71,15 @@ class Features:
     def logits(self, fitted: Scores, split: int) -> NDArray[np.float64]:
         """(rows of the split, lenses)"""
         return fitted.decision_function(self.Z[self.dataset.split_slices[split]])
+
+
+def check_device(device: str) -> None:
+    """Raise SettingsError unless torch can compute on a device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises, depending on how it was built
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"device {device!r} cannot be used ({reason}): use cpu, or see `nvidia-smi`") from error
 
 
 def _finite_rows(X: NDArray[np.float32]) -> NDArray[np.bool_]:

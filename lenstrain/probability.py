@@ -7,7 +7,7 @@ so how many there are says nothing about how often the concept occurs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -19,8 +19,7 @@ from sklearn.isotonic import isotonic_regression
 Kind = Literal["sigmoid", "temperature", "isotonic"]
 
 _KINDS: tuple[Kind, ...] = get_args(Kind)
-_FOLDS = 5
-_TINY = 1e-12
+_TINY = 1e-12  # no probability is nearer to 0 or 1
 
 Labels = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -58,18 +57,27 @@ class Calibrator:
         Raises
         ------
         ValueError
-            If the kind is not known or a value is missing.
+            If the kind is not known, or a value is missing or makes no rising map to (0, 1); names what was found.
         """
         try:
-            if data["kind"] == "sigmoid":
-                return cls("sigmoid", (float(data["slope"]), float(data["intercept"])))
-            if data["kind"] == "temperature":
-                return cls("temperature", (float(data["slope"]),))
-            if data["kind"] == "isotonic" and 0 < len(data["logits"]) == len(data["probabilities"]):
-                return cls("isotonic", tuple(map(float, data["logits"])), tuple(map(float, data["probabilities"])))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"a calibrator without {error}") from error
-        raise ValueError(f"calibrator {data!r:.80}, expected one of {', '.join(_KINDS)} with its values")
+            if data["kind"] == "isotonic":
+                found = cls("isotonic", tuple(map(float, data["logits"])), tuple(map(float, data["probabilities"])))
+                if found._is_rising():
+                    return found
+            elif data["kind"] in ("sigmoid", "temperature"):
+                names = ("slope", "intercept") if data["kind"] == "sigmoid" else ("slope",)
+                values = tuple(float(data[name]) for name in names)
+                if values[0] >= 0 and all(map(math.isfinite, values)):
+                    return cls(data["kind"], values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"calibrator {data!r:.80} cannot be read: {error!r}") from error
+        raise ValueError(f"calibrator {data!r:.80}, expected a rising one of {', '.join(_KINDS)}")
+
+    def _is_rising(self) -> bool:
+        """Whether knots are finite and ascending, and lead from (0, 1) to (0, 1)."""
+        x, p = np.array(self.x), np.array(self.p)
+        fits = 0 < len(x) == len(p) and bool(np.isfinite(x).all())
+        return fits and bool((np.diff(x) > 0).all() and (np.diff(p) >= 0).all() and 0 < p[0] <= p[-1] < 1)
 
 
 def fit_calibrator(kind: Kind, y: Labels, logits: Floats) -> Calibrator:
@@ -81,61 +89,57 @@ def fit_calibrator(kind: Kind, y: Labels, logits: Floats) -> Calibrator:
     smoothed as Platt does, so that a separable calibration set does not give certainty. Logits that run the wrong way
     get a flat curve, not an inverted one.
     """
-    target, weight = _smoothed(y), _balanced(y)
-    if kind == "isotonic":
-        return _fit_isotonic(target, weight, logits)
-    unit = float(np.std(logits)) or 1.0
-    columns = [logits / unit, np.ones(len(y))] if kind == "sigmoid" else [logits / unit]
-    theta = _newton(np.stack(columns, axis=1), target, weight)
-    slope = float(theta[0] / unit)
-    if kind == "temperature":
-        return Calibrator(kind, (max(slope, 0.0),))
-    if slope <= 0:
-        return Calibrator(kind, (0.0, float(scipy.special.logit(weight @ target))))
-    return Calibrator(kind, (slope, float(theta[1])))
+    (calibrator,) = _fit_each(kind, y, logits, np.ones((1, len(y)), np.bool_))
+    return calibrator
 
 
 def choose_calibrator(
-    y: Labels, logits: Floats, groups: NDArray[np.intp], *, seed: int = 0
+    y: Labels, logits: Floats, groups: NDArray[np.integer], *, n_folds: int = 5, seed: int = 0
 ) -> tuple[Calibrator, dict[str, float]]:
     """The kind with the lowest log loss on rows it was not fitted on, fitted on all of them.
 
-    Cross-validation in five folds, or in as many as the rarer class has samples; rows of one sample are never in two
-    folds, and each fold has its share of both classes. With fewer than two samples of a class there is nothing to
+    Cross-validation in `n_folds` folds, or in as many as the rarer class has samples; rows of one sample are never in
+    two folds, and each fold has its share of both classes. With fewer than two samples of a class there is nothing to
     choose by, and it is the sigmoid. Equal ones go to the first of sigmoid, temperature, isotonic.
 
     Parameters
     ----------
     y, logits : (n,) of the calibration split, both classes present.
     groups : (n,) the sample of each row.
+    seed : all that the folds depend on.
 
     Returns
     -------
-    The calibrator, and the held-out log loss of each kind.
+    The calibrator, and the held-out log loss of each kind in nats; without any if nothing could be held out.
     """
-    fold = _folds(y, groups, seed)
+    fold = _folds(y, groups, n_folds, seed)
     if fold is None:
         return fit_calibrator("sigmoid", y, logits), {}
     losses = {}
     for kind in _KINDS:
         p = np.empty(len(y))
-        for number in range(int(fold.max()) + 1):
-            held_out = fold == number
-            p[held_out] = fit_calibrator(kind, y[~held_out], logits[~held_out])(logits[held_out])
+        for number, calibrator in enumerate(_fit_each(kind, y, logits, fold != np.arange(fold.max() + 1)[:, None])):
+            p[fold == number] = calibrator(logits[fold == number])
         losses[str(kind)] = log_loss(y, p)
     best = min(_KINDS, key=lambda kind: round(losses[kind], 12))
     return fit_calibrator(best, y, logits), losses
 
 
 def log_loss(y: Labels, p: Floats) -> float:
-    """Mean of -log of the probability given to the truth, both classes weighing alike; log 2 is guessing."""
+    """Mean of -log of the probability given to the truth, both classes weighing alike; log 2 is guessing.
+
+    y, p : (n,). In nats. NaN if a class is missing; certainty counts as one in 1e12.
+    """
     p = np.clip(p, _TINY, 1 - _TINY)
-    return float(-_balanced(y) @ np.where(y, np.log(p), np.log1p(-p)))
+    return _mean(y, -np.where(y, np.log(p), np.log1p(-p)))
 
 
 def brier_score(y: Labels, p: Floats) -> float:
-    """Mean squared distance from the truth, both classes weighing alike; 0.25 is guessing (Brier, 1950)."""
-    return float(_balanced(y) @ (p - y) ** 2)
+    """Mean squared distance from the truth, both classes weighing alike; 0.25 is guessing (Brier, 1950).
+
+    y, p : (n,). NaN if a class is missing.
+    """
+    return _mean(y, (p - y) ** 2)
 
 
 class Reliability(NamedTuple):
@@ -158,11 +162,14 @@ class Reliability(NamedTuple):
 
 
 def reliability(y: Labels, p: Floats, n_bins: int = 10) -> Reliability:
-    """Bins of equal width."""
+    """What was observed in bins of equal width, as a reliability diagram shows it (Guo et al., 2017).
+
+    y, p : (n,), both classes present.
+    """
     edges = np.linspace(0, 1, n_bins + 1)
     place = np.clip(np.digitize(p, edges) - 1, 0, n_bins - 1)
     balanced = _balanced(y)
-    weight = np.bincount(place, balanced, n_bins)
+    weight = np.bincount(place, weights=balanced, minlength=n_bins).astype(np.float64)
     with np.errstate(invalid="ignore"):
         predicted = np.bincount(place, balanced * p, n_bins) / weight
         observed = np.bincount(place, balanced * y, n_bins) / weight
@@ -170,25 +177,56 @@ def reliability(y: Labels, p: Floats, n_bins: int = 10) -> Reliability:
 
 
 def expected_calibration_error(y: Labels, p: Floats, n_bins: int = 10) -> float:
-    """Mean distance of predicted and observed over bins (Naeini et al., 2015), both classes weighing alike."""
+    """Mean distance of predicted and observed over bins (Naeini et al., 2015), both classes weighing alike.
+
+    y, p : (n,). From 0 to 1; NaN if a class is missing.
+    """
+    if not y.any() or y.all():
+        return math.nan
     bins = reliability(y, p, n_bins)
     return float(np.nansum(bins.weight * np.abs(bins.predicted - bins.observed)))
 
 
+def _mean(y: Labels, values: Floats) -> float:
+    """Both classes weighing alike; NaN if one is missing."""
+    return float(_balanced(y) @ values) if y.any() and not y.all() else math.nan
+
+
 def _balanced(y: Labels) -> Floats:
-    """Row weights that give each class one half; NaN-free only if both are there."""
+    """Row weights that give each class one half."""
     return np.asarray(np.where(y, 0.5 / max(int(y.sum()), 1), 0.5 / max(int((~y).sum()), 1)))
 
 
-def _smoothed(y: Labels) -> Floats:
-    return np.asarray(np.where(y, (y.sum() + 1) / (y.sum() + 2), 1 / ((~y).sum() + 2)))
+def _fit_each(kind: Kind, y: Labels, logits: Floats, used: NDArray[np.bool_]) -> list[Calibrator]:
+    """One calibrator for each row of `used` (sets, n), which says what rows it is fitted on.
+
+    Parametric ones are fitted together: what a step costs is the call, not the arithmetic.
+    """
+    n_positive, n_negative = (used & y).sum(axis=1, keepdims=True), (used & ~y).sum(axis=1, keepdims=True)
+    target = np.where(y, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
+    weight = used * np.where(y, 0.5 / n_positive, 0.5 / n_negative)
+    if kind == "isotonic":
+        return [_fit_isotonic(t[u], w[u], logits[u]) for t, w, u in zip(target, weight, used, strict=True)]
+    if kind == "temperature":
+        unit = float(np.abs(logits).max()) or 1.0
+        theta = _newton((logits / unit)[:, None], target, weight)
+        return [Calibrator(kind, (max(float(slope / unit), 0.0),)) for slope in theta[:, 0]]
+    # Centred, or the slope of logits far from 0 would drown in its intercept.
+    middle, unit = float(np.mean(logits)), float(np.ptp(logits)) or 1.0
+    theta = _newton(np.stack([(logits - middle) / unit, np.ones(len(y))], axis=1), target, weight)
+    flat = scipy.special.logit((weight * target).sum(axis=1))
+    is_flat = (theta[:, 0] <= 0) | (np.ptp(logits) == 0)
+    return [
+        Calibrator(kind, (0.0, float(level)) if none else (slope / unit, intercept - slope / unit * middle))
+        for (slope, intercept), level, none in zip(theta.tolist(), flat, is_flat, strict=True)
+    ]
 
 
-def _folds(y: Labels, groups: NDArray[np.intp], seed: int) -> NDArray[np.intp] | None:
-    """(n,) fold of each row; None if a class has fewer than two samples."""
-    samples, first, place = np.unique(groups, return_index=True, return_inverse=True)
-    positive = y[first]
-    n_folds = min(_FOLDS, int(positive.sum()), int((~positive).sum()))
+def _folds(y: Labels, groups: NDArray[np.integer], n_folds: int, seed: int) -> NDArray[np.intp] | None:
+    """(n,) fold of each row; None if a class has fewer than two samples. One with rows of both counts as positive."""
+    samples, place = np.unique(groups, return_inverse=True)
+    positive = np.bincount(place, y) > 0
+    n_folds = min(n_folds, int(positive.sum()), int((~positive).sum()))
     if n_folds < 2:
         return None
     rng, fold = np.random.default_rng(seed), np.empty(len(samples), np.intp)
@@ -208,20 +246,26 @@ def _fit_isotonic(target: Floats, weight: Floats, logits: Floats) -> Calibrator:
 
 
 def _newton(x: Floats, target: Floats, weight: Floats) -> Floats:
-    """(columns,) coefficients of least weighted logistic loss, by Newton's method with step halving."""
-    theta = np.zeros(x.shape[1])
-    loss: Callable[[Floats], float] = lambda f: float(weight @ (np.logaddexp(0, f) - target * f))  # noqa: E731
-    f = x @ theta
+    """(sets, columns) coefficients of least weighted logistic loss on x (n, columns), by Newton's method with halving.
+
+    `target` and `weight` are (sets, n).
+    """
+    theta, f = np.zeros((len(target), x.shape[1])), np.zeros_like(target)
+
+    def loss(f: Floats) -> Floats:
+        return np.asarray((weight * (np.logaddexp(0, f) - target * f)).sum(axis=1))
+
     now = loss(f)
     for _ in range(100):
         p = scipy.special.expit(f)
-        gradient = x.T @ (weight * (p - target))
+        gradient = (weight * (p - target)) @ x
         if np.abs(gradient).max() < 1e-10:
             break
-        hessian = (x.T * (weight * p * (1 - p))) @ x + 1e-12 * np.eye(x.shape[1])
-        step, scale = np.linalg.solve(hessian, gradient), 1.0
-        along = x @ step
-        while (then := loss(f - scale * along)) > now and scale > 1e-9:
-            scale /= 2
-        theta, f, now = theta - scale * step, f - scale * along, then
+        hessian = np.einsum("sn,ni,nj->sij", weight * p * (1 - p), x, x) + 1e-12 * np.eye(x.shape[1])
+        step, scale = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0], np.ones(len(target))
+        along = step @ x.T
+        # Near the optimum the loss is flat to rounding, and a full step is right whatever it says.
+        while (worse := (then := loss(f - scale[:, None] * along)) > now + 1e-12).any() and scale.min() > 1e-9:
+            scale = np.where(worse, scale / 2, scale)
+        theta, f, now = theta - scale[:, None] * step, f - scale[:, None] * along, then
     return theta

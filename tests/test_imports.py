@@ -105,7 +105,7 @@ ALLOWED: dict[str, set[str]] = {
     "lenstrain/probability.py": {"numpy", "scipy", "sklearn"},
     "lenstrain/settings.py": {"lenstrain.calibration", "lenstrain.dataset", "lenstrain.errors"},
     "lenstrain/taskrows.py": {"numpy", "lenstrain.dataset", "lenstrain.errors", "lenstrain.settings"},
-    "lenstrain/features.py": {"numpy", "torch", "lenstrain.dataset", "lenstrain.linear"},
+    "lenstrain/features.py": {"numpy", "torch", "lenstrain.dataset", "lenstrain.errors", "lenstrain.linear"},
     "lenstrain/text.py": {"numpy", "scipy", "sklearn", "lenstrain.dataset", "lenstrain.errors", "lenstrain.features"},
     "lenstrain/families.py": {"numpy", "torch", "lenstrain.features", "lenstrain.linear",
                               "lenstrain.mean_difference", "lenstrain.mlp"},

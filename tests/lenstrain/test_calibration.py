@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
 
-from lenstrain.calibration import Grade, Sigmoid, best_threshold, classify, fit_sigmoid, ranking
+from lenstrain.calibration import (
+    Grade,
+    Interval,
+    best_threshold,
+    classify,
+    is_uncertain,
+    ranking,
+    score_interval,
+    threshold_for_fpr,
+)
 
 Judged = tuple[NDArray[np.bool_], NDArray[np.float64]]
 
@@ -27,6 +36,18 @@ def overlapping(n: int, *, shift: float = 1.5, share: float = 0.3, seed: int = 0
     return y, rng.normal(size=n) + shift * y
 
 
+def ranking_by_sorting(y: NDArray[np.bool_], logits: NDArray[np.float64], prevalence: float) -> list[float]:
+    """Score, average precision and AUROC from all rows sorted, a threshold at each distinct logit: the definition."""
+    order = np.argsort(-logits, kind="stable")
+    last_of_tie = np.append(np.flatnonzero(np.diff(logits[order])), len(y) - 1)
+    true = np.cumsum(y[order])[last_of_tie] / y.sum()
+    false = np.cumsum(~y[order])[last_of_tie] / (~y).sum()
+    gained = np.diff(true, prepend=0.0)
+    auroc = float(np.trapezoid(np.append(0.0, true), np.append(0.0, false)))
+    shares = (prevalence, y.mean())
+    return [*(float((gained * (s * true / (s * true + (1 - s) * false))).sum()) for s in shares), auroc]
+
+
 # --- ranking ---------------------------------------------------------------------------------------------------------
 
 
@@ -43,6 +64,30 @@ def test_raw_average_precision_and_auroc_are_sklearns(judged: Judged) -> None:
     found = ranking(*judged)
     assert found.average_precision == pytest.approx(average_precision_score(*judged), rel=1e-9)
     assert found.auroc == pytest.approx(roc_auc_score(*judged), rel=1e-9)
+
+
+@given(judgements(), st.sampled_from([0.01, 0.1, 0.5]))
+def test_ranking_is_that_of_all_rows_sorted(judged: Judged, prevalence: float) -> None:
+    assert ranking(*judged, prevalence)[:3] == pytest.approx(ranking_by_sorting(*judged, prevalence), rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("n_positive", [1, 5, 200])
+@pytest.mark.parametrize("decimals", [1, 12])
+def test_ranking_of_few_among_very_many_is_that_of_all_rows_sorted(n_positive: int, decimals: int) -> None:
+    y = np.arange(20_000) < n_positive
+    logits = np.round(np.random.default_rng(n_positive).normal(size=len(y)) + y, decimals)
+    assert ranking(y, logits)[:3] == pytest.approx(ranking_by_sorting(y, logits, 0.01), rel=1e-12, abs=0)
+
+
+def test_negatives_whose_logit_is_nan_rank_below_all_positives() -> None:
+    y, logits = np.array([True, True, False, False, False]), np.array([3.0, 2.0, np.nan, 0.0, 2.5])
+    assert ranking(y, logits)[:3] == pytest.approx(ranking_by_sorting(y, logits, 0.01), rel=1e-12)
+    assert ranking(y, logits) == ranking(y, np.where(np.isnan(logits), -9.0, logits))
+
+
+def test_positives_whose_logit_is_nan_rank_below_all_numbers() -> None:
+    y, logits = np.array([True, True, False, False]), np.array([3.0, np.nan, np.nan, 0.0])
+    assert ranking(y, logits) == ranking(y, np.where(np.isnan(logits), -9.0, logits))
 
 
 @given(judgements(), st.integers(2, 6))
@@ -117,6 +162,119 @@ def test_grade_reaches_itself_and_what_is_below(grade: Grade, reached: str) -> N
     assert [wanted for wanted in Grade if grade.reaches(wanted)] == list(reached)
 
 
+@pytest.mark.parametrize(
+    ("score", "low", "high", "uncertain"),
+    [
+        (0.6, 0.5, 0.9, False),
+        (0.6, 0.49, 0.9, True),
+        (0.3, 0.2, 0.49, False),
+        (0.3, 0.2, 0.5, True),
+        (0.1, 0.0, 0.19, False),
+        (0.1, 0.0, 0.2, True),
+        (0.6, 0.1, 0.9, True),
+    ],
+)
+def test_grade_is_uncertain_exactly_if_its_interval_crosses_a_boundary(
+    score: float, low: float, high: float, uncertain: bool
+) -> None:
+    assert is_uncertain(score, Interval(low, high)) is uncertain
+
+
+# --- intervals of the score ------------------------------------------------------------------------------------------
+
+
+def slow_bootstrap(judged: Judged, groups: NDArray[np.intp], prevalence: float, n_resamples: int) -> list[float]:
+    """Ends of the interval from whole groups drawn row by row, each class by itself."""
+    y, logits = judged
+    rng, scores = np.random.default_rng(1), []
+    for _ in range(n_resamples):
+        rows = []
+        for of_class in (y, ~y):
+            names = np.unique(groups[of_class])
+            rows += [np.flatnonzero(of_class & (groups == name)) for name in rng.choice(names, len(names))]
+        drawn = np.concatenate(rows)
+        scores.append(ranking(y[drawn], logits[drawn], prevalence).score)
+    return [float(end) for end in np.quantile(scores, [0.025, 0.975])]
+
+
+def in_pairs(n_positive: int, n_negative: int, *, shift: float, seed: int) -> tuple[Judged, NDArray[np.intp]]:
+    """Groups of two rows whose logits have much in common, as the two phases of a sample have."""
+    rng = np.random.default_rng(seed)
+    y, groups = np.repeat(np.arange(n_positive + n_negative) < n_positive, 2), np.arange(n_positive + n_negative)
+    logits = np.repeat(rng.normal(size=len(groups)), 2) + 0.1 * rng.normal(size=len(y)) + shift * y
+    return (y, logits), np.repeat(groups, 2)
+
+
+@pytest.mark.parametrize(("seed", "prevalence"), [(0, 0.5), (1, 0.1), (2, 0.01)])
+def test_interval_is_that_of_a_bootstrap_of_whole_groups(seed: int, prevalence: float) -> None:
+    judged, groups = in_pairs(12, 60, shift=1.5, seed=seed)
+    fast = score_interval(*judged, prevalence, groups=groups, n_resamples=4000)
+    assert fast == pytest.approx(slow_bootstrap(judged, groups, prevalence, 1000), abs=0.04)
+
+
+def test_rows_of_one_group_count_as_one_sample() -> None:
+    (y, logits), groups = in_pairs(12, 200, shift=1.5, seed=0)
+    apart, together = (score_interval(y, logits, 0.1, groups=numbers) for numbers in (np.arange(len(y)), groups))
+    assert together.high - together.low > 1.2 * (apart.high - apart.low)
+
+
+def test_interval_contains_the_true_score_about_as_often_as_it_says() -> None:
+    truth = ranking(*overlapping(1_000_000, shift=2.0, share=0.5)).score
+    y, inside = np.arange(3030) < 30, []
+    for seed in range(200):
+        logits = np.random.default_rng(seed + 1).normal(size=len(y)) + 2.0 * y
+        low, high = score_interval(y, logits, groups=np.arange(len(y)), n_resamples=300, seed=seed)
+        inside.append(low <= truth <= high)
+    assert 0.85 <= np.mean(inside) <= 0.99
+
+
+def test_more_samples_make_the_interval_narrower() -> None:
+    widths = []
+    for n in (10, 40, 160):
+        judged, groups = in_pairs(n, 10 * n, shift=2.0, seed=0)
+        low, high = score_interval(*judged, groups=groups)
+        widths.append(high - low)
+    assert widths[0] > widths[1] > widths[2]
+
+
+def test_higher_confidence_gives_an_interval_around_that_of_a_lower_one() -> None:
+    judged, groups = in_pairs(20, 200, shift=1.5, seed=0)
+    wide, narrow = (score_interval(*judged, groups=groups, confidence=share) for share in (0.99, 0.5))
+    assert wide.low < narrow.low <= ranking(*judged).score <= narrow.high < wide.high
+
+
+def test_interval_depends_on_the_seed_alone() -> None:
+    judged, groups = in_pairs(12, 100, shift=1.5, seed=0)
+    np.random.seed(0)
+    first = score_interval(*judged, groups=groups, seed=3)
+    np.random.seed(1)
+    assert score_interval(*judged, groups=groups, seed=3) == first
+    assert score_interval(*judged, groups=groups, seed=4) != first
+
+
+@pytest.mark.parametrize("stretch", [-1, 10**12])
+def test_interval_does_not_depend_on_what_the_groups_are_called(stretch: int) -> None:
+    (y, logits), groups = in_pairs(12, 100, shift=1.5, seed=0)
+    names = groups * stretch if stretch > 0 else groups - 1000
+    assert score_interval(y, logits, groups=names) == score_interval(y, logits, groups=groups)
+
+
+def test_interval_of_a_perfect_ranking_is_one_point() -> None:
+    y = np.arange(50) < 10
+    assert score_interval(y, y.astype(float), groups=np.arange(50)) == (1.0, 1.0)
+
+
+def test_with_a_single_positive_group_the_negatives_alone_vary() -> None:
+    y, logits = np.arange(101) < 1, np.append(0.0, np.linspace(-9, 1, 100))
+    low, high = score_interval(y, logits, groups=np.arange(101))
+    assert 0 < low < ranking(y, logits).score < high < 1
+
+
+@pytest.mark.parametrize("y", [np.zeros(5, np.bool_), np.ones(5, np.bool_), np.zeros(0, np.bool_)])
+def test_missing_class_gives_an_interval_of_nan(y: NDArray[np.bool_]) -> None:
+    assert np.isnan(score_interval(y, np.arange(len(y), dtype=float), groups=np.arange(len(y)))).all()
+
+
 # --- thresholds ------------------------------------------------------------------------------------------------------
 
 
@@ -166,69 +324,71 @@ def test_best_threshold_of_constant_logits_says_yes_to_all() -> None:
     assert classify(y, np.full(3, -2.0), best_threshold(y, np.full(3, -2.0))).recall == 1.0
 
 
-# --- probabilities ---------------------------------------------------------------------------------------------------
+# --- thresholds for a false positive rate ----------------------------------------------------------------------------
+
+shares = st.one_of(st.sampled_from([0.0, 0.1, 0.29, 0.5, 1.0]), st.floats(0, 1))
 
 
-@given(judgements())
-def test_probabilities_are_monotone_and_inside_0_and_1(judged: Judged) -> None:
+@given(judgements(), shares)
+def test_threshold_lets_no_more_negatives_through_than_allowed(judged: Judged, fpr: float) -> None:
     y, logits = judged
-    sigmoid = fit_sigmoid(y, logits)
-    p = sigmoid(np.linspace(-5, 5, 50))
-    assert sigmoid.slope >= 0
-    assert (np.diff(p) >= 0).all()
-    assert ((p > 0) & (p < 1)).all()
+    assert (logits[~y] >= threshold_for_fpr(y, logits, fpr)).mean() <= fpr
 
 
-@given(judgements(), st.sampled_from([1e-3, 10.0, 1e4]))
-def test_units_of_the_logits_do_not_matter(judged: Judged, factor: float) -> None:
+@given(judgements(), shares)
+def test_no_lower_threshold_lets_more_through_and_is_still_allowed(judged: Judged, fpr: float) -> None:
     y, logits = judged
-    np.testing.assert_allclose(
-        fit_sigmoid(y, logits * factor)(logits * factor), fit_sigmoid(y, logits)(logits), atol=1e-4
-    )
+    threshold = threshold_for_fpr(y, logits, fpr)
+    for lower in logits[logits < threshold]:
+        assert (logits[~y] >= lower).mean() > fpr
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5])
-def test_probabilities_are_calibrated_at_even_prevalence(share: float) -> None:
-    """Logits of N(0, 1) and N(1.5, 1): the true log odds at even prevalence are 1.5 x - 1.125."""
-    sigmoid = fit_sigmoid(*overlapping(60_000, share=share))
-    assert sigmoid.slope == pytest.approx(1.5, abs=0.05)
-    assert sigmoid.intercept == pytest.approx(-1.125, abs=0.05)
+@given(st.integers(1, 300), st.integers(0, 300))
+def test_a_share_that_is_a_whole_number_of_negatives_lets_them_all_through(n: int, k: int) -> None:
+    assume(k <= n)
+    logits = np.arange(n, dtype=float)
+    assert (logits >= threshold_for_fpr(np.zeros(n, np.bool_), logits, k / n)).sum() == k
 
 
-def test_stretched_logits_are_brought_back() -> None:
-    y, logits = overlapping(60_000, share=0.5)
-    p = fit_sigmoid(y, 10 * logits - 3)(10 * logits - 3)
-    for low in np.arange(0.1, 0.9, 0.2):
-        here = (p >= low) & (p < low + 0.2)
-        assert y[here].mean() == pytest.approx(p[here].mean(), abs=0.03)
+@pytest.mark.parametrize(("fpr", "threshold"), [(0.0, 6.0), (0.25, 3.5), (0.5, 2.5), (0.75, 1.5), (1.0, 0.0)])
+def test_threshold_is_midway_between_neighbouring_logits(fpr: float, threshold: float) -> None:
+    y, logits = np.array([False] * 4 + [True]), np.array([1.0, 2.0, 3.0, 4.0, 8.0])
+    assert threshold_for_fpr(y, logits, fpr) == threshold
 
 
-def test_logits_that_run_the_wrong_way_give_a_flat_curve() -> None:
-    y, logits = overlapping(500)
-    sigmoid = fit_sigmoid(y, -logits)
-    assert sigmoid.slope == 0.0
-    np.testing.assert_allclose(sigmoid(np.array([-9.0, 0.0, 9.0])), 0.5, atol=0.01)
+def test_a_tie_that_would_exceed_the_share_is_kept_out_as_a_whole() -> None:
+    y, logits = np.zeros(5, np.bool_), np.array([1.0, 2.0, 2.0, 2.0, 3.0])
+    assert threshold_for_fpr(y, logits, 0.6) == 2.5
 
 
-@pytest.mark.parametrize("n", [1, 4, 20])
-def test_separable_calibration_rows_do_not_give_certainty(n: int) -> None:
-    y = np.arange(2 * n) < n
-    p = fit_sigmoid(y, np.where(y, 6.0, -6.0))(np.array([6.0, -6.0]))
-    np.testing.assert_allclose(p, [(n + 1) / (n + 2), 1 / (n + 2)], atol=1e-4)
+def test_neighbouring_floats_have_room_for_no_middle() -> None:
+    low = 1.0
+    y, logits = np.array([False, True]), np.array([low, np.nextafter(low, 2)])
+    assert threshold_for_fpr(y, logits, 0.0) == logits[1]
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1e6, 1e12])
-def test_extreme_logits_stay_finite(scale: float) -> None:
-    y, logits = overlapping(100)
-    sigmoid = fit_sigmoid(y, logits * scale)
-    assert np.isfinite(sigmoid).all()
-    assert np.isfinite(sigmoid(logits * scale * 1e3)).all()
+def test_threshold_above_the_highest_logit_is_the_next_number() -> None:
+    y, logits = np.array([False, True]), np.array([5.0, 1.0])
+    assert threshold_for_fpr(y, logits, 0.0) == np.nextafter(5.0, 9)
 
 
-def test_constant_logits_give_even_odds() -> None:
-    p = fit_sigmoid(np.arange(10) < 3, np.full(10, 4.0))(np.array([4.0]))
-    assert p[0] == pytest.approx(0.5, abs=0.06)
+def test_a_share_short_of_one_negative_by_rounding_is_not_exceeded() -> None:
+    logits = np.arange(10.0)
+    assert (logits >= threshold_for_fpr(np.zeros(10, np.bool_), logits, 0.3 - 1e-12)).sum() == 2
 
 
-def test_sigmoid_keeps_the_shape_of_its_input() -> None:
-    assert Sigmoid(1.0, 0.0)(np.zeros((3, 4))).shape == (3, 4)
+def test_negatives_whose_logit_is_nan_never_pass_but_count_in_the_share() -> None:
+    y, logits = np.zeros(4, np.bool_), np.array([np.nan, np.nan, 1.0, 2.0])
+    assert threshold_for_fpr(y, logits, 0.25) == 1.5
+    assert threshold_for_fpr(y, logits, 0.5) == 0.0
+
+
+def test_without_negatives_a_false_positive_rate_is_refused() -> None:
+    with pytest.raises(ValueError, match="no negatives"):
+        threshold_for_fpr(np.ones(3, np.bool_), np.arange(3.0), 0.1)
+
+
+@pytest.mark.parametrize("fpr", [-0.1, 1.5, np.nan])
+def test_false_positive_rate_that_is_no_share_is_refused(fpr: float) -> None:
+    with pytest.raises(ValueError, match=str(fpr)):
+        threshold_for_fpr(np.zeros(3, np.bool_), np.arange(3.0), fpr)
