@@ -266,7 +266,7 @@ class _AdaptiveTraining:
         self.features, self.model_layers, self.wanted, self.controls = features, model_layers, wanted, controls
         self.settings, self.jobs = wanted[0], jobs
         self.family = FAMILIES[self.settings.family]
-        self.tasks = [task for task in tasks if self._is_usable(task, skipped)]
+        self.tasks = [usable for task in tasks if (usable := self._usable(task, skipped)) is not None]
         lengths = [len(task) for task in self.tasks]
         per_concept = self.family.bytes_per_feature * features.Z.shape[1]
         self.chunks = chunks_by_size(lengths, features.row_bytes, per_concept)
@@ -365,20 +365,21 @@ class _AdaptiveTraining:
         lens.controls = control
         return lens
 
-    def _is_usable(self, task: TaskRows, skipped: dict[str, str]) -> bool:
-        """Whether the activations of a task's own samples are numbers; if not, `skipped` says so."""
-        finite, slices = self.features.finite, self.features.dataset.split_slices
+    def _usable(self, task: TaskRows, skipped: dict[str, str]) -> TaskRows | None:
+        """A task without the samples whose activations are no numbers; None, and a line, if they are its own."""
+        dataset, finite = self.features.dataset, self.features.finite
         if finite.all():
-            return True
-        rows = [task.training.rows, *(slices[s].start + task.drawn(s).rows for s in (CALIBRATION, TEST))]
-        broken = int((~finite[np.concatenate(rows)]).sum())
-        if broken:
-            where = ", ".join(map(str, self.model_layers))
-            skipped[task.task.concept] = (
-                f"{task.task.concept}: {broken} of its activations at model layer {where} are NaN or infinite: run "
-                "`lenscache verify`, then `lenscache repair` and extract again"
-            )
-        return not broken
+            return task
+        broken = np.unique(dataset.samples_by_split[~finite])
+        own = int(np.isin(np.concatenate(task.task.positives), broken).sum())
+        if not own:
+            return task.without(broken)
+        where = ", ".join(map(str, self.model_layers))
+        skipped[task.task.concept] = (
+            f"{task.task.concept}: {own} of its samples have activations at model layer {where} that are NaN or "
+            "infinite: run `lenscache verify`, then `lenscache repair` and extract again"
+        )
+        return None
 
 
 def _tasks(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.calibration import Grade, classify, ranking
-from lenstrain.dataset import TEST, LensDataset, open_dataset, stable_seed
+from lenstrain.dataset import TEST, LensDataset, Rows, open_dataset, stable_seed
 from lenstrain.errors import SettingsError
 from lenstrain.heldout import held_out_logits
 from lenstrain.lenspack import LensPack
@@ -74,8 +76,11 @@ def compare(
     SettingsError
         If they have no concept in common, or were not trained on this store.
     """
-    held_a, held_b = held_out_logits(a, dataset, TEST), held_out_logits(b, dataset_b or dataset, TEST)
-    shared, rows_a, rows_b = np.intersect1d(held_a.samples, held_b.samples, return_indices=True)
+    dataset_b = dataset_b or dataset
+    held_a, held_b = held_out_logits(a, dataset, TEST), held_out_logits(b, dataset_b, TEST)
+    shared, rows_a, rows_b = np.intersect1d(
+        held_a.samples, _as_numbered_in(dataset, dataset_b, held_b.samples), return_indices=True
+    )
     columns = {lens.concept: i for i, lens in enumerate(b)}
     pairs = []
     for i, lens in enumerate(a):
@@ -108,6 +113,25 @@ def open_for(pack: LensPack, store: str) -> LensDataset:
         store, layers=pack.provenance.get("layers"), phase=settings["phase"], seed=settings["seed"],
         labels=None if labels is None else labels["name"],
     )  # fmt: skip
+
+
+def _as_numbered_in(dataset: LensDataset, other: LensDataset, samples: Rows) -> Rows:
+    """The numbers that samples of `other` have in `dataset`, -1 where it has none: it may read other layers or labels.
+
+    A sample is known by its text and by how often that was sampled before.
+    """
+    number = {sample: i for i, sample in enumerate(_times_sampled(dataset.texts))}
+    names = _times_sampled(other.texts)
+    return np.array([number.get(names[sample], -1) for sample in samples], np.intp)
+
+
+def _times_sampled(texts: Sequence[str]) -> list[tuple[str, int]]:
+    seen: Counter[str] = Counter()
+    names = []
+    for text in texts:
+        names.append((text, seen[text]))
+        seen[text] += 1
+    return names
 
 
 def _measure(

@@ -196,7 +196,11 @@ class LensPack:
         ------
         KeyError
             If a model layer is missing.
+        ValueError
+            If the lenses read text.
         """
+        if self.vocabulary is not None:
+            raise ValueError("the lenses of this pack read text: use `score_texts`")
         scores = self.no_scores(len(next(iter(activations.values()), ())))
         for model_layer in self.model_layers:
             self.add_scores(scores, np.asarray(activations[model_layer]), model_layer)
@@ -309,15 +313,13 @@ class LensPack:
             if len(data["lenses"]) != len(weights):
                 raise ValueError(f"{len(data['lenses'])} lenses in JSON and {len(weights)} in safetensors")
             provenance, skipped = data["provenance"], data["skipped"]
+            path = folder / "run.json"
+            run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
             lenses = [_lens_from_json(*row) for row in zip(data["lenses"], weights, strict=True)]
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise LensPackFormatError(f"{folder} is not a readable lens pack ({error}): fit it again") from error
         text = cls.load(folder / "text") if (folder / "text").exists() else None
-        run = folder / "run.json"
-        return cls(
-            lenses, provenance, skipped, vocabulary=vocabulary, text=text,
-            run=json.loads(run.read_text(encoding="utf-8")) if run.exists() else None,
-        )  # fmt: skip
+        return cls(lenses, provenance, skipped, vocabulary=vocabulary, text=text, run=run)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the pack to a folder that does not exist yet.
@@ -498,4 +500,5 @@ def _nan_for_none(metrics: dict[str, Any]) -> dict[str, Any]:
             return {key: restore(entry) for key, entry in value.items()}
         return math.nan if value is None else value
 
-    return {key: restore(value) for key, value in metrics.items()}
+    # A family without an L2 strength has none, rather than one that could not be measured.
+    return {key: value if key == "C" else restore(value) for key, value in metrics.items()}

@@ -7,7 +7,6 @@ above its noise floor; and lenses that fire on everything are named.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +38,7 @@ class LensCheck(NamedTuple):
     ancestors_fire: float
     """Share on which the lens of every ancestor says that its concept is present; NaN if it has none."""
     confusers: list[str]
-    """Concepts whose lens is most often above its own, the worst first."""
+    """Concepts whose lens is most often above its own, the worst first; of equals the one that is further up."""
     firing_rate: float
     """Share of all unrelated samples on which it says that its concept is present."""
 
@@ -90,13 +89,14 @@ class _Checker:
         unrelated = np.ones(len(self.held.samples), np.bool_)
         for relative in family:
             unrelated[self.held.rows_of(self.dataset.labelled(relative))] = False
-        outranked = Counter({int(rivals[i]): int(n) for i, n in enumerate(above.sum(axis=0)) if n})
+        times, height = above.sum(axis=0), self.signal[rows][:, rivals].mean(axis=0)
+        worst = [i for i in np.lexsort((-height, -times)) if times[i]][:_MOST_CONFUSERS]
         return LensCheck(
             median_rank=float(np.median(rank)), first=float((rank == 1).mean()), n_rivals=len(rivals),
             above_siblings=self._above(rows, own, hierarchy.siblings(concept)),
             above_ancestors=self._above(rows, own, hierarchy.ancestors(concept)),
             ancestors_fire=self._fire(rows, hierarchy.ancestors(concept)),
-            confusers=[self.pack.lenses[i].concept for i, _ in outranked.most_common(_MOST_CONFUSERS)],
+            confusers=[self.pack.lenses[rivals[i]].concept for i in worst],
             firing_rate=float(self.fires[unrelated, own].mean()) if unrelated.any() else np.nan,
         )  # fmt: skip
 

@@ -59,7 +59,7 @@ def refine_lenses(
         for lens in fit_again(dataset, here, model_layers, settings, strengths, jobs=jobs):
             old = before[lens.concept]
             if lens.calibration_score > old.calibration_score:
-                better[lens.concept] = _in_place_of(old, lens, checks[lens.concept].confusers)
+                better[lens.concept] = _in_place_of(old, lens, checks[lens.concept].confusers, settings)
     return replace(result, lenses=[better.get(lens.concept, lens) for lens in result.lenses])
 
 
@@ -67,10 +67,9 @@ def _needs_it(check: LensCheck) -> bool:
     return bool(check.confusers) and (check.first <= _RARELY_FIRST or check.fires_everywhere)
 
 
-def _in_place_of(old: FittedLens, new: FittedLens, confusers: Sequence[str]) -> FittedLens:
+def _in_place_of(old: FittedLens, new: FittedLens, confusers: Sequence[str], settings: FitSettings) -> FittedLens:
     """The new lens with the history of the old; refining is one more iteration, at which it may graduate."""
-    step = new.trajectory[-1]
-    graduated = old.graduated or step.graduated
+    graduated = old.graduated or settings.graduates(new.trajectory[-1], len(old.trajectory) + 1, is_last=True)
     return replace(
         new, graduated=graduated, hungry=old.hungry and not graduated, refined=tuple(confusers),
         trajectory=old.trajectory, beyond=old.beyond,

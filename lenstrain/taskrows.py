@@ -55,7 +55,7 @@ class TaskRows:
     """
 
     def __init__(self, dataset: LensDataset, task: Task, settings: FitSettings) -> None:
-        self.dataset, self.task = dataset, task
+        self.dataset, self.task, self._settings = dataset, task, settings
         self.training = _training_rows(dataset, task, settings)
         self.drawn = cache(self._drawn)
         self.judged = cache(self._judged)
@@ -68,6 +68,19 @@ class TaskRows:
     def last_iteration(self) -> int:
         """Counted from 1."""
         return len(self.training.ends)
+
+    def without(self, samples: Rows) -> TaskRows:
+        """The same but for some samples, which are neither learned from nor judged by; not the concept's own."""
+        task = self.task
+        negatives = [rows[~np.isin(rows, samples)] for rows in task.negatives]
+        return TaskRows(
+            self.dataset,
+            Task(
+                task.concept, task.positives, (negatives[0], negatives[1], negatives[2]),
+                np.union1d(task.related, samples),
+            ),
+            self._settings,
+        )  # fmt: skip
 
     def drawn_from(self, split: int, positives: Rows) -> HeldOut:
         """Some of its positive samples in a split, and its negatives there."""

@@ -31,6 +31,8 @@ class Vocabulary(NamedTuple):
 
     def transform(self, texts: Sequence[str]) -> scipy.sparse.csr_array:
         """(texts, terms) rows of length 1, or 0 where no term is known."""
+        if not len(texts):  # which scikit-learn refuses
+            return scipy.sparse.csr_array((0, len(self.terms)), dtype=np.float64)
         vectorizer = TfidfVectorizer(**_OPTIONS, vocabulary=list(self.terms))
         vectorizer.idf_ = self.idf
         return scipy.sparse.csr_array(vectorizer.transform(texts))

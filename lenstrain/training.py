@@ -87,11 +87,13 @@ def train_targets(
     tell, start = on_progress or (lambda _: None), time.perf_counter()
     if settings.family == "text" and text is not None:
         raise SettingsError("text lenses beside text lenses: choose another family for those that read activations")
+    if settings.family == "text":
+        settings = replace(settings, phase="completion")
     own = dataset.with_phase("completion") if settings.family == "text" else dataset
+    texts = None if text is None else dataset.with_phase("completion")  # a store without any is refused before the work
     results = fit_targets(own, settings, targets, concepts=concepts, jobs=jobs, on_progress=tell)
-    beside, texts = None, None
-    if text is not None:
-        texts = dataset.with_phase("completion")
+    beside = None
+    if text is not None and texts is not None:
         (written,) = fit_targets(texts, text, [text.target_f1], concepts=concepts, jobs=jobs, on_progress=tell)
         beside = _finished(written, texts, text, None, None, tell)
     packs = []

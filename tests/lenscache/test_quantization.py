@@ -18,6 +18,7 @@ from lenscache.store import open_store
 from lenscache.verify import verify_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import LensDataset
+from lenstrain.linear import LinearWeights
 from tests.lenscache.conftest import SETTINGS, run_small
 from tests.lenstrain.conftest import make_planted_store
 
@@ -117,6 +118,9 @@ def test_lenses_of_int8_find_what_lenses_of_float32_find(tmp_path: Path) -> None
         for dtype in ("float32", "int8")
     )
     for one, other in zip(exact, lossy, strict=True):
-        cosine = one.weight @ other.weight / np.linalg.norm(one.weight) / np.linalg.norm(other.weight)
+        assert isinstance(one.weights, LinearWeights)
+        assert isinstance(other.weights, LinearWeights)
+        a, b = one.weights.weight, other.weights.weight
+        cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
         assert cosine > 0.98
         assert other.ranking.auroc == pytest.approx(one.ranking.auroc, abs=0.02)

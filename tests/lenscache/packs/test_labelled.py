@@ -358,5 +358,5 @@ def test_a_binary_set_gives_one_lens_whose_negatives_are_its_own(tmp_path: Path)
     (lens,) = fit_lenses(dataset, FitSettings()).lenses
     assert lens.concept == "shouting"
     shouting = np.isin(dataset.texts, pack["shouting"].examples)
-    logits = lens.weights.decision_function(dataset.vectors(*lens.model_layers))
+    logits = lens.weights.decision_function(dataset.vectors(lens.model_layers[0]))
     assert logits[shouting].min() > logits[~shouting].max()
