@@ -22,6 +22,7 @@ from itertools import count
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lenstrain.calibration import Grade
 from lenstrain.choice import (
@@ -36,7 +37,7 @@ from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Task, stabl
 from lenstrain.errors import SettingsError, TooFewSamplesError
 from lenstrain.families import FAMILIES, Fitted, Job, Trainer
 from lenstrain.features import Features, check_device
-from lenstrain.measure import Control, FittedLens, Iteration, judge, measure
+from lenstrain.measure import FittedLens, Iteration, judge, measure
 from lenstrain.parallel import chunks_by_size, in_parallel
 from lenstrain.settings import FitSettings, settings_to_json
 from lenstrain.taskrows import TaskRows
@@ -47,7 +48,7 @@ __all__ = [
     "fit_lenses", "fit_targets", "settings_to_json",
 ]  # fmt: skip
 
-_KEPT_BYTES = 2**30  # of Gram matrices that are kept from choosing strengths to training
+_KEPT_BYTES = 2 * 2**30  # of Gram matrices that are kept from choosing strengths to training
 
 
 class IterationTime(NamedTuple):
@@ -250,6 +251,17 @@ class _Run:
         )  # fmt: skip
 
 
+class _End(NamedTuple):
+    """Where the training of a concept ended for some of the settings."""
+
+    lens: FittedLens
+    which: int
+    """Number of the concept in its chunk."""
+    count: int
+    """Rows it learned."""
+    C: float
+
+
 class _AdaptiveTraining:
     """The iterations of all tasks that read the same features, for settings that differ in their target F1 alone."""
 
@@ -322,6 +334,7 @@ class _AdaptiveTraining:
         trainer = self._trainer(chunk)
         runs = [_Run(self.tasks[i], self.wanted) for i in chunk]
         times: dict[int, tuple[int, float]] = {}
+        ends: list[_End] = []
         active = list(range(len(chunk)))
         for iteration in count(1):
             start = time.perf_counter()
@@ -329,41 +342,43 @@ class _AdaptiveTraining:
             C = [strengths[chunk[i]] for i in active]
             fitted = trainer.fit(active, counts, C)
             logits = {split: self.features.logits(fitted, split) for split in (CALIBRATION, TEST)}
-            ended: list[tuple[int, float]] = []  # columns whose lens is to be kept, and thresholds
+            ended = 0.0
             for column, i in enumerate(active):
                 held = {split: values[:, column] for split, values in logits.items()}
                 step, threshold = judge(
                     runs[i].rows, fitted.training_logits[column], held, self.settings, iteration
                 )  # fmt: skip
                 if runs[i].record(step):
-                    ended.append((column, threshold))
-            times[iteration] = len(active), time.perf_counter() - start
-            if ended:
-                columns = [column for column, _ in ended]
-                controls = self.controls.measure(
-                    trainer, self.features, [runs[active[c]].rows for c in columns], [active[c] for c in columns],
-                    [counts[c] for c in columns], [C[c] for c in columns],
-                )  # fmt: skip
-                for (column, threshold), control in zip(ended, controls, strict=True):
-                    run = runs[active[column]]
-                    held = {split: values[:, column] for split, values in logits.items()}
-                    run.lenses[iteration] = self._keep(run, fitted, column, held, threshold, C[column], control)
+                    measured = time.perf_counter()
+                    lens = self._measure(runs[i], fitted, column, held, threshold, C[column])
+                    runs[i].lenses[iteration] = lens
+                    ends.append(_End(lens, i, counts[column], C[column]))
+                    ended += time.perf_counter() - measured
+            times[iteration] = len(active), time.perf_counter() - start - ended
             active = [i for i in active if not runs[i].is_through]
             if not active:
-                return [run.result() for run in runs], times
-        raise AssertionError("unreachable")
+                break
+        # All at once: a product with a few columns costs hardly less than one with many.
+        which, counts, C = [end.which for end in ends], [end.count for end in ends], [end.C for end in ends]
+        controls = self.controls.measure(trainer, self.features, [runs[i].rows for i in which], which, counts, C)
+        for end, found in zip(ends, controls, strict=True):
+            end.lens.controls = found
+        return [run.result() for run in runs], times
 
-    def _keep(
-        self, run: _Run, fitted: Fitted, column: int, held: dict[int, np.ndarray], threshold: float, C: float,
-        control: dict[str, Control],
-    ) -> FittedLens:  # fmt: skip
-        lens = measure(
+    def _measure(
+        self,
+        run: _Run,
+        fitted: Fitted,
+        column: int,
+        held: dict[int, NDArray[np.float64]],
+        threshold: float,
+        C: float,
+    ) -> FittedLens:
+        return measure(
             run.rows, self.features, fitted.ship(column, self.features.standardizer), held, run.steps[-1], threshold,
             self.settings, model_layers=self.model_layers, C=None if np.isnan(C) else C,
             converged=bool(fitted.converged[column]),
         )  # fmt: skip
-        lens.controls = control
-        return lens
 
     def _usable(self, task: TaskRows, skipped: dict[str, str]) -> TaskRows | None:
         """A task without the samples whose activations are no numbers; None, and a line, if they are its own."""

@@ -54,7 +54,9 @@ def unpack_weights(tensors: Tensors, family: str, n_terms: int = 0) -> list[Weig
         return [MlpWeights(*row) for row in zip(*columns, strict=True)]
     if family == "text":
         parts = tensors["weight.data"], tensors["weight.indices"], tensors["weight.indptr"]
-        weight = scipy.sparse.csr_array(parts, shape=(len(tensors["bias"]), n_terms)).toarray()
+        sparse = scipy.sparse.csr_array(parts, shape=(len(tensors["bias"]), n_terms))
+        sparse.check_format(full_check=True)  # else an index that is too large would be written past the end
+        weight = sparse.toarray()
     else:
         weight = tensors["weight"]
     return [LinearWeights(row, float(bias)) for row, bias in zip(weight, tensors["bias"], strict=True)]
