@@ -20,16 +20,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _PLAIN_WIDTH = 120  # of a table that goes to a file or a pipe
 _PLAIN_INTERVAL_S = 10.0
+_SHORTEST_S = 0.5  # what took less says nothing about pace
 
 
 def out() -> Console:
     """Where results go."""
-    return Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False, emoji=False)
 
 
 def err() -> Console:
     """Where progress and errors go."""
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
 def reports_errors(command: Function, *, interrupted: str = "nothing was written") -> Function:
@@ -95,7 +96,7 @@ class Meter:
         self._done[what] = done
         start, first = self._begun.setdefault(what, (time.monotonic(), done))
         elapsed = time.monotonic() - start
-        rate = (done - first) / elapsed if elapsed > 0 else 0.0
+        rate = (done - first) / elapsed if elapsed > _SHORTEST_S else 0.0
         note = f"{rate:.1f} {unit}/s" if rate else unit
         if self._bar is not None:
             if what not in self._tasks:

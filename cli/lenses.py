@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from . import console, options
+from .audit import visible
 
 _COLOURS = {"A": "green", "B": "yellow", "C": "red"}
 _MOST_NAMED = 8
@@ -33,7 +34,7 @@ def show(folder: options.PackFolder, json: options.Json = False, debug: options.
         metrics = lens.metrics
         kappa = (_share(metrics.get("agreement", {}).get("kappa", float("nan"))),) if agreement else ()
         table.add_row(
-            escape(lens.name), str(lens.layer), "+".join(map(str, lens.model_layers)) or "text",
+            _cell(lens.name), str(lens.layer), "+".join(map(str, lens.model_layers)) or "text",
             f"{metrics['test_f1']:.2f}", _share(metrics["test_f1_unnamed"]), f"{metrics['score']:.2f}",
             f"{_share(metrics['score_low'])}-{_share(metrics['score_high'])}", _grade(lens), _best_control(metrics),
             _share(metrics.get("beside_others", {}).get("first", float("nan"))), *kappa,
@@ -112,12 +113,16 @@ def compare(
     table = console.make_table("concept", "F1 of A", "F1 of B", "score of A", "score of B", "B - A", "grades")
     for pair in sorted(found.pairs, key=lambda p: p.a.score - p.b.score):
         table.add_row(
-            escape(pair.name), f"{pair.a.f1:.2f}", f"{pair.b.f1:.2f}", f"{pair.a.score:.2f}", f"{pair.b.score:.2f}",
+            _cell(pair.name), f"{pair.a.f1:.2f}", f"{pair.b.f1:.2f}", f"{pair.a.score:.2f}", f"{pair.b.score:.2f}",
             f"{pair.b.score - pair.a.score:+.2f}", f"{pair.a.grade.value} {pair.b.grade.value}",
         )  # fmt: skip
     say = console.out()
     say.print(f"A: {first} ({a.family}); B: {second} ({b.family})", markup=False, soft_wrap=True)
     say.print(table)
+    say.print(
+        "a sample's logit is the mean over its prompt and completion; `lenstrain show` judges each of them alone",
+        markup=False, soft_wrap=True, style="dim",
+    )  # fmt: skip
     for what, each in (("test F1", found.f1), ("score", found.score)):
         sure = "" if each.low <= 0 <= each.high else ", which chance does not explain"
         say.print(
@@ -151,11 +156,17 @@ def check(
     for concept, found in sorted(checks.items(), key=lambda item: (pack[item[0]].layer, -item[1].first)):
         names = ", ".join(pack[other].name for other in found.confusers[:3])
         table.add_row(
-            escape(pack[concept].name), str(pack[concept].layer), f"{found.median_rank:g}", str(found.n_rivals + 1),
+            _cell(pack[concept].name), str(pack[concept].layer), f"{found.median_rank:g}", str(found.n_rivals + 1),
             _share(found.first), _share(found.above_siblings), _share(found.ancestors_fire), _share(found.firing_rate),
-            escape(names),
+            _cell(names),
         )  # fmt: skip
     console.out().print(table)
+    console.out().print(
+        "rank: of a lens among those of its layer, on its concept's held-out samples (median); first: share of them "
+        "on which it leads; ancestors fire: share on which all its ancestors' lenses do; fires elsewhere: share of "
+        "unrelated samples on which it does; confusers: whose lenses outrank it",
+        markup=False, soft_wrap=True, style="dim",
+    )  # fmt: skip
     everywhere = [pack[concept].name for concept, found in checks.items() if found.fires_everywhere]
     mean = sum(found.first for found in checks.values()) / max(len(checks), 1)
     line = f"{len(checks)} lenses: first of their layer on {mean:.0%} of their samples"
@@ -197,7 +208,12 @@ def print_warnings(pack: Any) -> None:
 
 def _named(names: list[str]) -> str:
     more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(visible, names[:_MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+def _cell(name: str) -> Text:
+    """A name on one line, with nothing in it that means something to a table or a terminal."""
+    return Text(visible(name))
 
 
 def _grade(lens: Any) -> str:

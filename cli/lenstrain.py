@@ -210,7 +210,7 @@ def sweep(
     from lenstrain.training import train_targets
 
     targets = sorted(dict.fromkeys(f1))
-    folders = [out / f"f1-{target:.2f}".rstrip("0").rstrip(".") for target in targets]
+    folders = [out / f"f1-{target:g}" for target in targets]
     for folder in folders:
         check_output(folder, overwrite=overwrite)
     settings = FitSettings(

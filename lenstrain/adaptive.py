@@ -257,7 +257,7 @@ class _End(NamedTuple):
     lens: FittedLens
     which: int
     """Number of the concept in its chunk."""
-    count: int
+    n_rows: int
     """Rows it learned."""
     C: float
 
@@ -359,7 +359,7 @@ class _AdaptiveTraining:
             if not active:
                 break
         # All at once: a product with a few columns costs hardly less than one with many.
-        which, counts, C = [end.which for end in ends], [end.count for end in ends], [end.C for end in ends]
+        which, counts, C = [end.which for end in ends], [end.n_rows for end in ends], [end.C for end in ends]
         controls = self.controls.measure(trainer, self.features, [runs[i].rows for i in which], which, counts, C)
         for end, found in zip(ends, controls, strict=True):
             end.lens.controls = found

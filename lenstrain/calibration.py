@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 REFERENCE_PREVALENCE = 0.01
 
+_ABOVE_ALL = 1e-3  # of a logit: shipped lenses are float32, and what lies on the bound must stay below it there
+
 
 class Grade(StrEnum):
     """How far a lens can be trusted."""
@@ -241,7 +243,7 @@ def threshold_for_fpr(y: NDArray[np.bool_], logits: NDArray[np.float64], fpr: fl
     bound = float(np.partition(negatives, place)[place])  # the highest that must stay below
     above = logits[logits > bound]
     if not len(above):
-        return float(np.nextafter(bound, np.inf))
+        return bound + _ABOVE_ALL * max(1.0, abs(bound))
     following = float(above.min())
     middle = bound / 2 + following / 2
     return middle if bound < middle <= following else following  # neighbouring floats have no middle

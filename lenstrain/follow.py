@@ -99,7 +99,8 @@ def fit_following(
             dataset = open_dataset(path, partial=True, **options)
             wanted = dataset.concepts if concepts is None else [c for c in dataset.concepts if c in concepts]
             fresh = [concept for concept in wanted if concept not in provisional]
-            if fresh and len(fresh) >= len(provisional) / 2:
+            # Text lenses share one vocabulary, which grows with the texts: those of two waves do not go together.
+            if settings.family != "text" and fresh and len(fresh) >= len(provisional) / 2:
                 pack = _fit_provisional(dataset, settings, fresh, provisional, tell, jobs)
                 if len(pack):
                     pack.save(out, overwrite=overwrite or bool(provisional))

@@ -84,6 +84,8 @@ class FitSettings:
             raise SettingsError(f"max_samples {self.max_samples} is below initial_samples {self.initial_samples}")
         if (self.C is not None and self.C <= 0) or self.negatives_per_positive <= 0 or not 0 < self.prevalence < 1:
             raise SettingsError("C and negatives per positive must be above 0, prevalence between 0 and 1")
+        if self.family == "text" and self.model_layers is not None:
+            raise SettingsError("text lenses read what the model wrote, not a model layer: leave model layers out")
         if self.model_layers == ():
             raise SettingsError("no model layers to choose from: name at least one, or None for all that are stored")
         for what, value, choices in (("validation", self.validation, Validation), ("family", self.family, FamilyName)):

@@ -87,6 +87,10 @@ def train_targets(
     tell, start = on_progress or (lambda _: None), time.perf_counter()
     if settings.family == "text" and text is not None:
         raise SettingsError("text lenses beside text lenses: choose another family for those that read activations")
+    if settings.family == "text" and refine:
+        raise SettingsError(
+            "text lenses are not refined: leave --refine out, or choose a family that reads activations"
+        )
     if settings.family == "text":
         settings = replace(settings, phase="completion")
     own = dataset.with_phase("completion") if settings.family == "text" else dataset
@@ -99,7 +103,7 @@ def train_targets(
     packs = []
     for target, result in zip(targets, results, strict=True):
         its = replace(settings, target_f1=target)
-        if refine and its.family != "text":
+        if refine:
             checks = check_pack(make_lens_pack(result, own, its), own, CALIBRATION)
             result = refine_lenses(own, its, result, checks, jobs=jobs, on_progress=tell)
         packs.append(_finished(result, own, its, beside, texts, tell))

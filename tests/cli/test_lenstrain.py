@@ -21,7 +21,7 @@ def lens_folder(tmp_path_factory: pytest.TempPathFactory, lenstrain: Run, finish
     return folder
 
 
-@pytest.mark.parametrize("command", ["fit", "show"])
+@pytest.mark.parametrize("command", ["fit", "sweep", "show", "impact", "compare", "check", "audit"])
 def test_help_of_every_command_ends_with_an_example(lenstrain: Run, command: str) -> None:
     result = lenstrain(command, "--help")
     assert f"Example: lenstrain {command}" in " ".join(result.stdout.split())
@@ -181,3 +181,108 @@ def test_progress_that_starts_again_is_timed_from_there(
     ends = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fitting: 2 of 2")]
     assert len(ends) == 2
     assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("family", ["linear", "mlp", "mean-difference", "ensemble", "text"])
+def test_lenses_of_every_family_are_fitted_and_shown(
+    lenstrain: Run, finished_store: Path, tmp_path: Path, family: str
+) -> None:
+    options = ["--family", family, "--out", tmp_path / "l", "--layer", 0, "--max-iterations", 2]
+    result = lenstrain("fit", finished_store, *options)
+    assert result.exit_code == 0, result.stderr
+    pack = LensPack.load(tmp_path / "l")
+    assert (pack.family, len(pack)) == (family, 2)
+    assert {len(lens.model_layers) for lens in pack} == {{"ensemble": 3, "text": 0}.get(family, 1)}
+    shown = lenstrain("show", tmp_path / "l")
+    assert shown.exit_code == 0, shown.stderr
+    assert f"{family} lenses, target F1 0.95" in shown.stdout
+    assert ("vocabulary.json" in tree(tmp_path / "l")) == (family == "text")
+
+
+def test_text_lenses_are_written_beside_with_a_target_and_schedule_of_their_own(
+    lenstrain: Run, finished_store: Path, tmp_path: Path
+) -> None:
+    result = lenstrain(
+        "fit", finished_store, "--out", tmp_path / "l", "--layer", 0, "--text", "--text-f1", 0.7,
+        "--text-initial-samples", 3, "--text-increment", 2, "--text-max-samples", 7, "--max-iterations", 3,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    settings = LensPack.load(tmp_path / "l" / "text").provenance["settings"]
+    assert (settings["family"], settings["target_f1"], settings["max_iterations"]) == ("text", 0.7, 3)
+    assert (settings["initial_samples"], settings["increment"], settings["max_samples"]) == (3, 2, 7)
+    assert LensPack.load(tmp_path / "l").provenance["settings"]["initial_samples"] == 5
+    assert "lenstrain show" in lenstrain("show", tmp_path / "l").stdout.split("text lenses: ")[1]
+
+
+def test_text_lenses_of_a_store_without_completions_are_refused_before_the_work(
+    lenscache: Run, lenstrain: Run, extract_options: list[str], tmp_path: Path
+) -> None:
+    lenscache("extract", tmp_path / "s.zarr", *extract_options, "--mode", "prompt", "--layer", 0)
+    for option in (["--text"], ["--family", "text"]):
+        result = lenstrain("fit", tmp_path / "s.zarr", "--out", tmp_path / "l", *option)
+        assert_one_line_error(result, "completion was asked for", "--mode combined")
+        assert "fitting" not in result.stderr
+        assert not (tmp_path / "l").exists()
+
+
+def test_threads_do_not_change_a_byte(lenstrain: Run, finished_store: Path, tmp_path: Path) -> None:
+    for jobs in (1, 2):
+        options = ["--f1", 0.9, "--text", "--refine", "--jobs", jobs, "--out", tmp_path / str(jobs)]
+        assert lenstrain("fit", finished_store, *options).exit_code == 0
+    one, two = tree(tmp_path / "1"), tree(tmp_path / "2")
+    for name in ("run.json", "text/run.json"):
+        assert one.pop(name)
+        assert two.pop(name)
+    assert one == two
+    assert {"lenses.safetensors", "text/lenses.safetensors"} <= set(one)
+
+
+def test_thresholds_for_a_false_positive_rate_let_less_through(
+    lenstrain: Run, finished_store: Path, tmp_path: Path
+) -> None:
+    for share in (0.01, 0.5):
+        assert lenstrain("fit", finished_store, "--fpr", share, "--out", tmp_path / str(share)).exit_code == 0
+    strict, lax = LensPack.load(tmp_path / "0.01"), LensPack.load(tmp_path / "0.5")
+    assert (strict.provenance["settings"]["fpr"], lax.provenance["settings"]["fpr"]) == (0.01, 0.5)
+    rates = [[lens.metrics["false_positive_rate"] for lens in pack] for pack in (strict, lax)]
+    assert sum(rates[0]) < sum(rates[1])
+    assert_one_line_error(lenstrain("fit", finished_store, "--fpr", 1, "--out", tmp_path / "l"), "false-positive rate")
+
+
+def test_refine_reaches_the_lenses(lenstrain: Run, finished_store: Path, tmp_path: Path) -> None:
+    options = ["--refine", "--initial-samples", 2, "--max-samples", 2, "--layer", 1, "--json"]
+    result = lenstrain("fit", finished_store, *options, "--out", tmp_path / "l")
+    assert result.exit_code == 0, result.stderr
+    json.loads(result.stdout, parse_constant=pytest.fail)
+    assert any(lens.metrics["refined_against"] for lens in LensPack.load(tmp_path / "l"))
+
+
+def test_no_lens_graduates_before_as_many_iterations_as_asked_for(
+    lenstrain: Run, finished_store: Path, tmp_path: Path
+) -> None:
+    common = ["--f1", 0.3, "--max-overfit-gap", 1, "--initial-samples", 2, "--first-increment", 2, "--increment", 2]
+    for name, options in (("free", []), ("held", ["--min-iterations", 3])):
+        assert lenstrain("fit", finished_store, *common, *options, "--out", tmp_path / name).exit_code == 0
+    free, held = LensPack.load(tmp_path / "free"), LensPack.load(tmp_path / "held")
+    assert min(lens.metrics["iterations"] for lens in free) == 1
+    assert {lens.metrics["iterations"] for lens in held if lens.metrics["graduated"]} == {3}
+    result = lenstrain("fit", finished_store, "--min-iterations", 51, "--out", tmp_path / "l")
+    assert_one_line_error(result, "min_iterations 51 is above max_iterations 50")
+
+
+def test_sweep_json_holds_a_summary_for_each_target(lenstrain: Run, finished_store: Path, tmp_path: Path) -> None:
+    result = lenstrain(
+        "sweep", finished_store, "--f1", 0.9, "--f1", 0.5, "--layer", 0, "--out", tmp_path / "s", "--json"
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout, parse_constant=pytest.fail)
+    assert [each["target_f1"] for each in found["packs"]] == [0.5, 0.9]
+    for each in found["packs"]:
+        assert each["n_lenses"] == len(LensPack.load(each["out"])) == 2
+
+
+def test_fit_json_is_the_summary_and_no_nan(lenstrain: Run, finished_store: Path, tmp_path: Path) -> None:
+    result = lenstrain("fit", finished_store, "--out", tmp_path / "l", "--layer", 0, "--json")
+    found = json.loads(result.stdout, parse_constant=pytest.fail)
+    assert found["out"] == str(tmp_path / "l")
+    assert found["n_lenses"] == sum(found["grades"].values()) == 2

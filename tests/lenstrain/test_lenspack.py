@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,11 @@ from lenstrain.errors import (
     LensPackFormatError,
     LensPackNotFoundError,
 )
+from lenstrain.families import FAMILIES
 from lenstrain.lenspack import LensPack, check_output, make_lens_pack
+from lenstrain.training import train
 from tests.lenstrain.conftest import Planting, make_planted_store, planted_pack
+from tests.lenstrain.test_text import name_concepts, write_completions
 
 SETTINGS = FitSettings(max_iterations=3)
 
@@ -443,3 +448,179 @@ def test_a_url_is_refused_as_a_place_for_a_pack(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(LensPackFormatError, match=r"cannot be written to a URL \(s3:/bucket/lenses\): choose a folder"):
         check_output(Path("s3://bucket/lenses"), overwrite=False)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- every family ----------------------------------------------------------------------------------------------------
+
+FEW = ["nature", "bird", "vote"]
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> LensDataset:
+    """Three model layers, and completions that hold the words of their concepts."""
+    store = make_planted_store(tmp_path_factory.mktemp("deep") / "s", n_layers=3, model_layers=(0, 1, 2))
+    return LensDataset(write_completions(store, name_concepts))
+
+
+@pytest.fixture(scope="module")
+def packs(deep: LensDataset) -> dict[str, LensPack]:
+    """One of each family."""
+    return {name: train(deep, FitSettings(family=name, max_iterations=1), concepts=FEW) for name in FAMILIES}  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def all_activations(deep: LensDataset) -> dict[int, NDArray[np.float32]]:
+    return {model_layer: deep.vectors(model_layer) for model_layer in deep.model_layers}
+
+
+@pytest.mark.parametrize("family", ["linear", "mlp", "mean-difference", "ensemble"])
+def test_pack_of_any_family_scores_as_before_bit_for_bit(
+    family: str, packs: dict[str, LensPack], all_activations: dict[int, NDArray[np.float32]], tmp_path: Path
+) -> None:
+    pack = packs[family]
+    pack.save(tmp_path / "lenses")
+    loaded = LensPack.load(tmp_path / "lenses")
+    assert loaded.family == pack.family == family
+    assert loaded.score_all(all_activations).tobytes() == pack.score_all(all_activations).tobytes()
+    for model_layer, X in all_activations.items():
+        assert loaded.score(X, model_layer).tobytes() == pack.score(X, model_layer).tobytes()
+    for before, after in zip(pack, loaded, strict=True):
+        X = np.hstack([all_activations[model_layer] for model_layer in before.model_layers])
+        assert after.decision_function(X).tobytes() == before.decision_function(X).tobytes()
+        assert after.predict_proba(X).tobytes() == before.predict_proba(X).tobytes()
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_pack_of_any_family_keeps_everything_known_about_a_lens(
+    family: str, packs: dict[str, LensPack], tmp_path: Path
+) -> None:
+    pack = packs[family]
+    pack.save(tmp_path / "lenses")
+    loaded = LensPack.load(tmp_path / "lenses")
+    assert loaded.provenance == pack.provenance
+    assert (loaded.run, loaded.skipped) == (pack.run, pack.skipped)
+    for before, after in zip(pack, loaded, strict=True):
+        np.testing.assert_equal(after.metrics, before.metrics)
+        for name in ("concept", "model_layers", "threshold", "calibrator", "noise", "grade", "trajectory", "beyond"):
+            assert getattr(after, name) == getattr(before, name), name
+    loaded.save(tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(tmp_path / "lenses")
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_nothing_is_pickled_whatever_the_family(family: str, packs: dict[str, LensPack], tmp_path: Path) -> None:
+    packs[family].save(tmp_path / "lenses")
+    found = contents(tmp_path / "lenses")
+    expected = {"lenses.json", "lenses.safetensors", "hungry.json", "run.json"}
+    assert set(found) == expected | ({"vocabulary.json"} if family == "text" else set())
+    for name, data in found.items():
+        if name.endswith(".json"):
+            json.loads(data)
+    safetensors.numpy.load(found["lenses.safetensors"])
+
+
+@pytest.mark.parametrize("family", ["linear", "mlp", "mean-difference", "ensemble"])
+def test_score_of_any_family_is_that_of_each_lens(
+    family: str, packs: dict[str, LensPack], all_activations: dict[int, NDArray[np.float32]]
+) -> None:
+    pack = packs[family]
+    for column, lens in zip(pack.score_all(all_activations).T, pack, strict=True):
+        X = np.hstack([all_activations[model_layer] for model_layer in lens.model_layers])
+        np.testing.assert_allclose(column, lens.decision_function(X), rtol=1e-4, atol=1e-4)
+
+
+def test_text_pack_scores_texts_as_before_bit_for_bit(
+    packs: dict[str, LensPack], deep: LensDataset, tmp_path: Path
+) -> None:
+    packs["text"].save(tmp_path / "lenses")
+    texts = [*deep.completions[:40], "", "unheard"]
+    assert LensPack.load(tmp_path / "lenses").score_texts(texts).tobytes() == packs["text"].score_texts(texts).tobytes()
+
+
+def test_ensemble_is_the_mean_of_a_linear_lens_of_each_of_its_model_layers(
+    deep: LensDataset, all_activations: dict[int, NDArray[np.float32]]
+) -> None:
+    settings = FitSettings(C=0.1, max_iterations=1)
+    ensemble = dataclasses.replace(settings, family="ensemble")
+    pack = make_lens_pack(fit_lenses(deep, ensemble, concepts=FEW), deep, ensemble)
+    assert {lens.model_layers for lens in pack} == {(0, 1, 2)}
+    logits = []
+    for model_layer, X in all_activations.items():
+        single = dataclasses.replace(settings, model_layers=(model_layer,))
+        alone = make_lens_pack(fit_lenses(deep, single, concepts=FEW), deep, single)
+        logits.append(alone.score(X, model_layer))
+    np.testing.assert_allclose(pack.score_all(all_activations), np.mean(logits, axis=0), rtol=1e-3, atol=1e-3)
+
+
+def test_ensemble_needs_every_model_layer_it_reads(
+    packs: dict[str, LensPack], all_activations: dict[int, NDArray[np.float32]]
+) -> None:
+    with pytest.raises(KeyError, match="2"):
+        packs["ensemble"].score_all({0: all_activations[0], 1: all_activations[1]})
+    assert packs["ensemble"].score(all_activations[0], 0).shape == (len(all_activations[0]), 0)
+
+
+def test_weight_of_a_lens_that_is_not_linear_is_an_error(packs: dict[str, LensPack]) -> None:
+    lens = packs["mlp"]["bird"]
+    for attribute in ("weight", "bias"):
+        with pytest.raises(TypeError, match="the lens of bird is not linear: use its decision_function"):
+            getattr(lens, attribute)
+    assert packs["linear"]["bird"].weight.shape == (48,)
+    assert packs["ensemble"]["bird"].weight.shape == (3 * 48,)
+
+
+def test_lens_without_a_strength_says_so(packs: dict[str, LensPack], tmp_path: Path) -> None:
+    packs["mean-difference"].save(tmp_path / "lenses")
+    assert all(lens.metrics["C"] is None for lens in LensPack.load(tmp_path / "lenses"))
+
+
+# --- text lenses beside ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dual(packs: dict[str, LensPack]) -> LensPack:
+    linear = packs["linear"]
+    return LensPack(linear.lenses, linear.provenance, {}, text=packs["text"], run=linear.run)
+
+
+def test_text_lenses_are_a_pack_of_their_own_in_a_folder_of_the_pack(
+    dual: LensPack, packs: dict[str, LensPack], tmp_path: Path
+) -> None:
+    dual.save(tmp_path / "lenses")
+    packs["text"].save(tmp_path / "text")
+    assert contents(tmp_path / "lenses" / "text") == contents(tmp_path / "text")
+    loaded, alone = LensPack.load(tmp_path / "lenses"), LensPack.load(tmp_path / "lenses" / "text")
+    assert loaded.text is not None
+    scores = packs["text"].score_texts(["a bird"]).tobytes()
+    assert loaded.text.score_texts(["a bird"]).tobytes() == alone.score_texts(["a bird"]).tobytes() == scores
+
+
+def test_overwrite_replaces_the_text_lenses_too(dual: LensPack, packs: dict[str, LensPack], tmp_path: Path) -> None:
+    dual.save(tmp_path / "lenses")
+    fewer = packs["text"]
+    few_text = LensPack(fewer.lenses[:1], fewer.provenance, {}, vocabulary=fewer.vocabulary)
+    LensPack(dual.lenses, dual.provenance, {}, text=few_text).save(tmp_path / "lenses", overwrite=True)
+    text = LensPack.load(tmp_path / "lenses").text
+    assert text is not None
+    assert len(text) == 1
+    packs["linear"].save(tmp_path / "lenses", overwrite=True)
+    assert LensPack.load(tmp_path / "lenses").text is None
+    assert not (tmp_path / "lenses" / "text").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "text" / "vocabulary.json").unlink(),
+        lambda folder: (folder / "text" / "vocabulary.json").write_text('["bird"]'),
+        lambda folder: (folder / "text" / "lenses.safetensors").write_bytes(b"\0" * 20),
+        lambda folder: (folder / "text" / "lenses.json").write_text("{"),
+        lambda folder: (folder / "run.json").write_text("{"),
+    ],
+    ids=["no vocabulary", "another vocabulary", "weights", "text json", "run"],
+)
+def test_damaged_part_of_a_pack_is_named(dual: LensPack, tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+    dual.save(tmp_path / "lenses")
+    damage(tmp_path / "lenses")
+    with pytest.raises(LensPackFormatError, match=r"lenses.* is not a readable lens pack .*: fit it again"):
+        LensPack.load(tmp_path / "lenses")
