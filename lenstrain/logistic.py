@@ -18,6 +18,7 @@ import torch
 
 _TOLERANCE = 1e-7  # on the optimality condition, relative to the largest dual variable
 _MAX_STEPS = 100
+_CACHED_BYTES = 2**23  # of systems that are solved together: more would not stay in a core's cache from step to step
 _ROUGH_STEPS = 30  # in float32; whatever took more gets float64
 _SMALLEST_CURVATURE = 1e-15  # of p(1-p), so that it can be divided by
 
@@ -55,6 +56,12 @@ def solve(gram: torch.Tensor, y: torch.Tensor, importance: torch.Tensor, C: torc
     importance : (batch, n) weights of the rows; a row of weight 0 takes no part.
     C : (batch,) inverse L2 strengths, against the *sum* of the losses as in scikit-learn.
     """
+    n = max(1, _CACHED_BYTES // (4 * y.shape[1] ** 2)) if y.device.type == "cpu" else len(y)
+    parts = [_solve(*part) for part in zip(*(torch.split(values, n) for values in (gram, y, importance, C)), strict=True)]
+    return Solution(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def _solve(gram: torch.Tensor, y: torch.Tensor, importance: torch.Tensor, C: torch.Tensor) -> Solution:
     cost = C.unsqueeze(1) * importance
     found = Solution(
         torch.zeros_like(y), torch.empty_like(C), torch.empty_like(y),
