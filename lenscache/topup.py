@@ -114,10 +114,14 @@ def plan_rounds(store: Store, pack: ConceptPack, request: TopUp) -> tuple[list[P
 
 
 def _place(store: Store, layer: int, request: TopUp) -> tuple[int, list[Round]]:
-    """The index of the round that serves the request, and the rounds before it."""
+    """The index of the round that serves the request, and the rounds before it.
+
+    A request says what state of the store it is about, so one that was served before later ones is still served.
+    """
     rounds = store.rounds(layer)
-    if rounds and rounds[-1].attributes.get("top_up") == request.digest:
-        return rounds[-1].index, rounds[:-1]
+    for place, entry in enumerate(rounds):
+        if entry.attributes.get("top_up") == request.digest:
+            return entry.index, rounds[:place]
     for entry in rounds:
         if not entry.is_complete:
             raise StoreIncompleteError(

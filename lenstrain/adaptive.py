@@ -321,6 +321,8 @@ class _AdaptiveTraining:
             trainer, here = self._trainer(chunk), [self.tasks[i] for i in chunk]
             for number, strength in enumerate(self.family.strengths):
                 scores[number, chunk] = calibration_scores(trainer, self.features, here, strength)
+            for task in here:
+                task.forget()
             if keep:
                 self._kept[chunk[0]] = trainer
 
@@ -363,6 +365,8 @@ class _AdaptiveTraining:
         controls = self.controls.measure(trainer, self.features, [runs[i].rows for i in which], which, counts, C)
         for end, found in zip(ends, controls, strict=True):
             end.lens.controls = found
+        for run in runs:
+            run.rows.forget()
         return [run.result() for run in runs], times
 
     def _measure(

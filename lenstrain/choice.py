@@ -28,7 +28,7 @@ _PRIOR = 12  # calibration samples that the mean over concepts is worth; 4 to 36
 class FitProgress(NamedTuple):
     """Where a fit stands."""
 
-    stage: Literal["choosing model layers", "fitting", "refining", "checking"]
+    stage: Literal["choosing model layers", "fitting", "fitting text lenses", "refining", "checking"]
     done: int
     total: int
     """Model layers, or concepts to fit."""
@@ -36,7 +36,8 @@ class FitProgress(NamedTuple):
     @property
     def unit(self) -> str:
         """What `done` and `total` count."""
-        return {"fitting": "concepts", "checking": "packs"}.get(self.stage, "model layers")
+        units = {"fitting": "concepts", "fitting text lenses": "concepts", "checking": "packs"}
+        return units.get(self.stage, "model layers")
 
 
 OnProgress = Callable[[FitProgress], None]
@@ -96,6 +97,8 @@ def _scores_of_layer(
         here = [tasks[i] for i in chosen]
         trainer = LinearTrainer(features.Z, [t.training.rows for t in here], [t.training.targets for t in here])
         scores[chosen] = calibration_scores(trainer, features, here, strength)
+        for task in here:
+            task.forget()
 
     for _ in in_parallel(score, chunks_by_size([len(task) for task in tasks], features.row_bytes), jobs):
         pass

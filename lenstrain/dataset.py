@@ -39,6 +39,9 @@ SIBLING_SHARE = 0.3
 CONTRAST_SHARE = 0.2
 """Share of a concept's negatives, at most, that are its own contrast samples."""
 
+SHORT = "extract more of its prompts, or give the concept more examples"
+"""What to do for a concept that has too few samples; how its line in `FitResult.skipped` ends."""
+
 _SPAN_BYTES = 64 * 2**20
 
 Rows = NDArray[np.intp]
@@ -497,8 +500,7 @@ def _check_enough(concept: str, positives: Sequence[Rows], negatives: Sequence[R
     for name, rows, minimum in zip(SPLITS, positives, (2, 1, 1), strict=True):
         if len(rows) < minimum:
             raise TooFewSamplesError(
-                f"{concept}: {len(rows)} positive samples in the {name} split, at least {minimum} are needed: "
-                "give the concept more examples"
+                f"{concept}: {len(rows)} positive samples in the {name} split, at least {minimum} are needed: {SHORT}"
             )
     for name, rows in zip(SPLITS, negatives, strict=True):
         if not len(rows):

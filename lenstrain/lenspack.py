@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from lenstrain.adaptive import FitResult, FitSettings, FittedLens, Iteration, settings_to_json
 from lenstrain.calibration import Grade, is_uncertain
-from lenstrain.dataset import LensDataset
+from lenstrain.dataset import SHORT, LensDataset
 from lenstrain.errors import LensPackExistsError, LensPackFormatError, LensPackNotFoundError
 from lenstrain.families import Weights
 from lenstrain.linear import LinearWeights
@@ -187,6 +187,11 @@ class LensPack:
     def hungry(self) -> list[str]:
         """Concepts that used every cached sample and did not graduate."""
         return [lens.concept for lens in self.lenses if lens.metrics["hungry"]]
+
+    @property
+    def short(self) -> list[str]:
+        """Concepts without a lens for want of samples: they ask for more, too."""
+        return [concept for concept, reason in self.skipped.items() if SHORT in reason]
 
     def at(self, model_layer: int) -> list[Lens]:
         """The lenses that read one model layer alone, in the order of `score`'s columns."""
@@ -391,6 +396,7 @@ class LensPack:
         }
         _write_json(folder / "lenses.json", data)
         hungry = {lens.concept: lens.metrics["n_samples"] for lens in self.lenses if lens.metrics["hungry"]}
+        hungry |= dict.fromkeys(self.short, 0)
         _write_json(folder / "hungry.json", {"concepts": hungry, "store": self.provenance.get("store")})
         if self.run:
             _write_json(folder / "run.json", self.run)

@@ -57,8 +57,9 @@ def solve(gram: torch.Tensor, y: torch.Tensor, importance: torch.Tensor, C: torc
     C : (batch,) inverse L2 strengths, against the *sum* of the losses as in scikit-learn.
     """
     n = max(1, _CACHED_BYTES // (4 * y.shape[1] ** 2)) if y.device.type == "cpu" else len(y)
-    parts = [_solve(*part) for part in zip(*(torch.split(values, n) for values in (gram, y, importance, C)), strict=True)]
-    return Solution(*(torch.cat(values) for values in zip(*parts, strict=True)))
+    split = [torch.split(values, n) for values in (gram, y, importance, C)]
+    solutions = [_solve(*part) for part in zip(*split, strict=True)]
+    return Solution(*(torch.cat(values) for values in zip(*solutions, strict=True)))
 
 
 def _solve(gram: torch.Tensor, y: torch.Tensor, importance: torch.Tensor, C: torch.Tensor) -> Solution:

@@ -10,7 +10,6 @@ counted from its first.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -57,8 +56,7 @@ class TaskRows:
     def __init__(self, dataset: LensDataset, task: Task, settings: FitSettings) -> None:
         self.dataset, self.task, self._settings = dataset, task, settings
         self.training = _training_rows(dataset, task, settings)
-        self.drawn = cache(self._drawn)
-        self.judged = cache(self._judged)
+        self._held: dict[tuple[str, int], HeldOut] = {}
 
     def __len__(self) -> int:
         """Training rows of the last iteration."""
@@ -91,8 +89,21 @@ class TaskRows:
         rows = np.flatnonzero(mark[samples])
         return HeldOut(rows, mark[samples[rows]] == 2, samples[rows])
 
-    def _drawn(self, split: int) -> HeldOut:
-        return self.drawn_from(split, self.task.positives[split])
+    def drawn(self, split: int) -> HeldOut:
+        """Its own positives and negatives in a split."""
+        if ("drawn", split) not in self._held:
+            self._held["drawn", split] = self.drawn_from(split, self.task.positives[split])
+        return self._held["drawn", split]
+
+    def judged(self, split: int) -> HeldOut:
+        """Everything in a split but the samples of its ancestors and descendants."""
+        if ("judged", split) not in self._held:
+            self._held["judged", split] = self._judged(split)
+        return self._held["judged", split]
+
+    def forget(self) -> None:
+        """Let go of what was looked up: of thousands of concepts that is more than their activations."""
+        self._held.clear()
 
     def _judged(self, split: int) -> HeldOut:
         is_positive, is_related = np.zeros((2, self.dataset.n_samples), np.bool_)

@@ -98,7 +98,10 @@ def train_targets(
     results = fit_targets(own, settings, targets, concepts=concepts, jobs=jobs, on_progress=tell)
     beside = None
     if text is not None and texts is not None:
-        (written,) = fit_targets(texts, text, [text.target_f1], concepts=concepts, jobs=jobs, on_progress=tell)
+        (written,) = fit_targets(
+            texts, text, [text.target_f1], concepts=concepts, jobs=jobs,
+            on_progress=lambda progress: tell(progress._replace(stage="fitting text lenses")),
+        )  # fmt: skip
         beside = _finished(written, texts, text, None, None, tell)
     packs = []
     for target, result in zip(targets, results, strict=True):

@@ -224,3 +224,13 @@ def test_planning_needs_a_finished_first_round(tmp_path: Path) -> None:
         run_small(tmp_path / "s", settings=FEW, limit=None, on_progress=stop)
     with pytest.raises(StoreIncompleteError):
         plan_rounds(open_rw(tmp_path / "s"), PACK, TopUp(("bird",)))
+
+
+def test_a_request_that_was_served_before_later_ones_is_not_served_again(store: Path) -> None:
+    """Somebody tops up with the hungry.json of yesterday's lenses: its round is there, and so are later ones."""
+    first, second = TopUp(("bird",), samples=2, origin="a"), TopUp(("bird",), samples=2, origin="b")
+    assert top_up(store, first).rows_run > 0
+    assert top_up(store, second).rows_run > 0
+    before = len(open_store(store).rounds(1))
+    assert top_up(store, first).rows_run == 0
+    assert len(open_store(store).rounds(1)) == before

@@ -496,7 +496,7 @@ def test_concept_with_too_few_samples_is_skipped_and_the_others_go_on(fresh: Len
     result = fit_lenses(fresh, EAGER)
     assert result.skipped == {
         "loom": "loom: 0 positive samples in the calibration split, at least 1 are needed: "
-        "give the concept more examples"
+        "extract more of its prompts, or give the concept more examples"
     }
     assert [lens.concept for lens in result.lenses] == [c for c in fresh.concepts if c != "loom"]
 
