@@ -14,3 +14,4 @@ for f1 in 0.95 0.85; do
 done
 show lenstrain show demo/lenses-0.85
 show lenstrain show demo/lenses-0.95
+show lenstrain impact demo/lenses-0.85
