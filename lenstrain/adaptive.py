@@ -92,7 +92,7 @@ def fit_lenses(
     Parameters
     ----------
     concepts : which concepts; None for all that the store was extracted for.
-    jobs : threads; None for one a core. The lenses are the same, bit for bit, whatever it is.
+    jobs : threads; None for one a core, 8 at most. The lenses are the same, bit for bit, whatever it is.
 
     Raises
     ------

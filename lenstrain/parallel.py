@@ -15,12 +15,13 @@ _Result = TypeVar("_Result")
 
 _CHUNK_BYTES = 192 * 2**20
 _CHUNK_CONCEPTS = 64
+_MOST_JOBS = 8  # each holds a chunk in memory, and Python itself runs one at a time
 
 
 def in_parallel(
     work: Callable[[_Chunk], _Result], chunks: Sequence[_Chunk], jobs: int | None = None
 ) -> Iterator[_Result]:
-    """The result of each chunk, in their order, from `jobs` threads (None: one a core).
+    """The result of each chunk, in their order, from `jobs` threads (None: one a core, 8 at most).
 
     The cores are spent on chunks, not inside an operation: threads that spin on small systems are many times slower as
     soon as a second trainer wants the same cores, and an operation that is split differently rounds differently.
@@ -28,7 +29,10 @@ def in_parallel(
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1), ThreadPoolExecutor(jobs or os.cpu_count(), initializer=_one_thread) as pool:
+        with (
+            threadpool_limits(1),
+            ThreadPoolExecutor(jobs or min(os.cpu_count() or 1, _MOST_JOBS), initializer=_one_thread) as pool,
+        ):
             yield from pool.map(work, chunks)
     finally:
         torch.set_num_threads(before)

@@ -49,7 +49,7 @@ def train(
     text : `text_settings` for lenses that read the completions, trained beside the others; None for none.
     refine : whether to fit lenses again with their confusers as extra negatives.
     concepts : which concepts; None for all that the store was extracted for.
-    jobs : threads; None for one a core. The lenses are the same, bit for bit, whatever it is.
+    jobs : threads; None for one a core, 8 at most. The lenses are the same, bit for bit, whatever it is.
 
     Raises
     ------
