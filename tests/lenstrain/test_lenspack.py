@@ -624,3 +624,17 @@ def test_damaged_part_of_a_pack_is_named(dual: LensPack, tmp_path: Path, damage:
     damage(tmp_path / "lenses")
     with pytest.raises(LensPackFormatError, match=r"lenses.* is not a readable lens pack .*: fit it again"):
         LensPack.load(tmp_path / "lenses")
+
+
+def test_concepts_without_a_lens_for_want_of_samples_are_hungry_too(tmp_path: Path) -> None:
+    """They need more samples most of all; what was skipped for another reason does not ask for any."""
+    dataset = LensDataset(make_planted_store(tmp_path / "s"))
+    dataset.split[np.concatenate(dataset.task("loom", SETTINGS.n_negatives).positives)] = 0
+    settings = FitSettings(model_layers=(1,), max_iterations=1)
+    pack = make_lens_pack(fit_lenses(dataset, settings), dataset, settings)
+    pack.skipped["vote"] = "vote: its activations are NaN"
+    pack.save(tmp_path / "lenses")
+    asked = json.loads((tmp_path / "lenses" / "hungry.json").read_text())["concepts"]
+    assert asked["loom"] == 0
+    assert "vote" not in asked
+    assert LensPack.load(tmp_path / "lenses").short == ["loom"]
