@@ -7,15 +7,21 @@ AssertionError; `CHECKS` is collected by name.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 import pytest
+import scipy.sparse
+import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
+from lenstrain import checks, families
 from lenstrain.errors import LenstrainError, NotFittedError, TooFewSamplesError
-from lenstrain.linear import LinearLens
+from lenstrain.families import Job
+from lenstrain.linear import LinearLens, Standardizer
 from lenstrain.mean_difference import MeanDifferenceLens
 from lenstrain.mlp import MlpLens
 
@@ -30,7 +36,43 @@ class LensFamily(Protocol):
 
 Family = Callable[[], LensFamily]
 
-FAMILIES: dict[str, Family] = {"linear": LinearLens, "mean difference": MeanDifferenceLens, "mlp": MlpLens}
+
+class Trained:
+    """A family as adaptive training uses it: its trainer on standardised rows, with what each family reads."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Trained:
+        rows, target = checks.check_rows(X, y)
+        self.standardizer = Standardizer.fit(rows.astype(np.float64))
+        job = Job(self._features(rows), [np.arange(len(rows))], [target], [0])
+        self.fitted = families.FAMILIES[self.name].trainer(job).fit([0], [len(rows)], [1.0])
+        return self
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        if not hasattr(self, "fitted"):
+            raise NotFittedError("this lens is not fitted yet: call fit(X, y) first")
+        return self.fitted.decision_function(self._features(np.asarray(X)))[:, 0]
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        present = expit(self.decision_function(X))
+        return np.stack([1 - present, present], axis=1)
+
+    def _features(self, X: NDArray[Any]) -> Any:
+        Z = self.standardizer.transform(X.astype(np.float64))
+        if self.name == "text":
+            return scipy.sparse.csr_array(Z)
+        return torch.from_numpy(np.hstack([Z] * families.FAMILIES[self.name].n_model_layers))
+
+
+FAMILIES: dict[str, Family] = {
+    "linear": LinearLens,
+    "mlp": MlpLens,
+    "mean difference": MeanDifferenceLens,
+    # The MLP's trainer takes the order of rows as it comes, so it is checked as the estimator that sorts them.
+    **{f"{name}, trained": partial(Trained, name) for name in families.FAMILIES if name != "mlp"},
+}
 
 
 def make_data(n: int = 40, d: int = 12, *, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
