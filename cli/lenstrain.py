@@ -101,6 +101,9 @@ def fit(
     max_iterations: Annotated[
         int, typer.Option(min=1, help="Fits of one concept at most.", rich_help_panel=_SCHEDULE)
     ] = 50,
+    min_test_samples: Annotated[
+        int, typer.Option(min=1, help="Positive test samples that graduation asks for.", rich_help_panel=_SCHEDULE)
+    ] = 1,
     max_overfit_gap: Annotated[
         float, typer.Option(min=0.0, help="Largest train minus test F1 at graduation.", rich_help_panel=_SCHEDULE)
     ] = 0.10,
@@ -146,6 +149,7 @@ def fit(
     settings = FitSettings(
         target_f1=f1, max_overfit_gap=max_overfit_gap, initial_samples=initial_samples, first_increment=first_increment,
         increment=increment, max_samples=max_samples, min_iterations=min_iterations, max_iterations=max_iterations,
+        min_test_samples=min_test_samples,
         validation=validation.value, min_grade=Grade(min_grade.value), C=c, family=family.value, fpr=fpr,
         beyond_graduation=beyond, phase=phase.value, model_layers=options.parse_model_layers(model_layers), seed=seed,
         device=device,

@@ -201,7 +201,7 @@ class _Run:
     """One concept on its way: what was recorded, and for which of the settings it has a lens."""
 
     def __init__(self, rows: TaskRows, wanted: Sequence[FitSettings]) -> None:
-        self.rows, self.wanted = rows, wanted
+        self.rows, self.wanted, self._n_test = rows, wanted, len(rows.task.positives[TEST])
         self.steps: list[Iteration] = []
         self.stopped: dict[int, int] = {}  # number of the settings: iteration
         self.lenses: dict[int, FittedLens] = {}  # by iteration
@@ -215,10 +215,10 @@ class _Run:
         """Take down an iteration; true if it is the last for any of the settings."""
         self.steps.append(step)
         iteration = len(self.steps)
-        self._strictest_met |= self._strictest.graduates(step, iteration, is_last=self._is_last)
+        self._strictest_met |= self._strictest.graduates(step, iteration, is_last=self._is_last, n_test=self._n_test)
         ended = [
             number for number, settings in enumerate(self.wanted) if number not in self.stopped
-            and (self._is_last or settings.graduates(step, iteration))
+            and (self._is_last or settings.graduates(step, iteration, n_test=self._n_test))
         ]  # fmt: skip
         self.stopped |= dict.fromkeys(ended, iteration)
         return bool(ended)
@@ -239,7 +239,7 @@ class _Run:
     def _lens(self, settings: FitSettings, end: int) -> FittedLens:
         last = self.rows.last_iteration
         steps = [
-            step._replace(graduated=settings.graduates(step, number, is_last=number == last))
+            step._replace(graduated=settings.graduates(step, number, is_last=number == last, n_test=self._n_test))
             for number, step in enumerate(self.steps, start=1)
         ]
         graduated = steps[end - 1].graduated

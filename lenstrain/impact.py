@@ -82,7 +82,7 @@ def _end(lens: Lens, settings: FitSettings) -> _End:
     steps = [*lens.trajectory, *lens.beyond]
     last = len(steps)
     for number, step in enumerate(steps, start=1):
-        if settings.graduates(step, number, is_last=number == last):
+        if settings.graduates(step, number, is_last=number == last, n_test=lens.metrics.get("n_test")):
             return _End(number, True, step)
     return _End(last, False, steps[-1])
 

@@ -43,6 +43,8 @@ class FitSettings:
     max_iterations: int = 50
     min_iterations: int = 1
     """Iterations before a lens may graduate, as far as there are samples for them."""
+    min_test_samples: int = 1
+    """Positive test samples that graduation asks for. F1 on one or two is luck; a concept with fewer asks for more."""
     negatives_per_positive: float = 10.0
     """Negatives cost nothing, and a lens that saw few of them fires at everything. Classes are weighed alike."""
     max_negatives: int = 300
@@ -74,8 +76,8 @@ class FitSettings:
         if not 0 < self.target_f1 <= 1:
             raise SettingsError(f"target F1 is {self.target_f1}, expected above 0 and at most 1")
         counts = self.initial_samples, self.first_increment, self.increment, self.max_iterations, self.min_iterations
-        if min(counts) < 1:
-            raise SettingsError("initial samples, increments and iterations must be 1 or more")
+        if min(*counts, self.min_test_samples) < 1:
+            raise SettingsError("initial samples, increments, iterations and test samples must be 1 or more")
         if self.min_iterations > self.max_iterations:
             raise SettingsError(f"min_iterations {self.min_iterations} is above max_iterations {self.max_iterations}")
         if self.fpr is not None and not 0 < self.fpr < 1:
@@ -100,13 +102,15 @@ class FitSettings:
             return self.min_grade
         return Grade.A if iteration <= 3 else Grade.B if iteration <= 9 else Grade.C
 
-    def graduates(self, step: Step, iteration: int, *, is_last: bool = False) -> bool:
+    def graduates(self, step: Step, iteration: int, *, is_last: bool = False, n_test: int | None = None) -> bool:
         """Whether a lens is done at an iteration, counted from 1: F1 at the target, no overfitting, and the grade.
 
         `is_last` says that there are no samples for another iteration: then there need not be as many as asked for.
+        `n_test` is how many positive test samples there are; None for enough.
         """
         return (
-            (iteration >= self.min_iterations or is_last)
+            (n_test is None or n_test >= self.min_test_samples)
+            and (iteration >= self.min_iterations or is_last)
             and step.test_f1 >= self.target_f1
             and step.train_f1 - step.test_f1 <= self.max_overfit_gap
             and Grade(step.grade).reaches(self.required_grade(iteration))

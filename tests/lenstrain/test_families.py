@@ -184,6 +184,16 @@ def test_noise_floor_is_that_of_unrelated_calibration_samples(dataset: LensDatas
         assert lens.noise.deviation == pytest.approx(float(values.std()), rel=1e-3)
 
 
+def test_lens_with_too_few_test_samples_does_not_graduate_and_asks_for_more(dataset: LensDataset) -> None:
+    settings = FitSettings(target_f1=0.5, max_overfit_gap=1.0, model_layers=(1,))
+    n_test = {c: len(dataset.task(c, settings.n_negatives).positives[TEST]) for c in dataset.concepts}
+    least = sorted(n_test.values())[len(n_test) // 2] + 1  # above the median: some have as many, some do not
+    result = fit_lenses(dataset, dataclasses.replace(settings, min_test_samples=least))
+    assert all(lens.graduated for lens in fit_lenses(dataset, settings).lenses)
+    assert {lens.concept for lens in result.lenses if lens.graduated} == {c for c, n in n_test.items() if n >= least}
+    assert set(result.hungry) == {c for c, n in n_test.items() if n < least}
+
+
 # --- beyond graduation -----------------------------------------------------------------------------------------------
 
 
