@@ -67,9 +67,10 @@ from lenstrain.choice import best_for_each
 from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset, open_dataset
 from lenstrain.families import STRENGTHS as C_STRENGTHS
 from lenstrain.features import Features
-from lenstrain.lenspack import Lens, LensPack
+from lenstrain.lens import Lens, NoiseFloor
+from lenstrain.lenspack import LensPack
 from lenstrain.linear import LinearTrainer, LinearWeights
-from lenstrain.measure import NoiseFloor, judge
+from lenstrain.measure import judge
 from lenstrain.parallel import in_parallel
 from lenstrain.probability import Calibrator
 from lenstrain.settings import FitSettings

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from . import console, options, reports
+from .models import Dtype, load
 from .pack import app as packs
 
 app = typer.Typer(
@@ -37,15 +38,6 @@ class Pooling(StrEnum):
     mean = "mean"
     max = "max"
     last = "last"
-
-
-class Dtype(StrEnum):
-    """Choices of --dtype."""
-
-    auto = "auto"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
 
 
 class StoreDtype(StrEnum):
@@ -144,7 +136,7 @@ def extract(
     check_place(store)
     request = None if top_up is None else read_top_up(top_up, samples)
     others = [open_store(path) for path in reuse or ()]
-    loaded = _load(model, dtype, device)
+    loaded = load(model, dtype, device)
     with console.Meter().running() as meter:
         tell = partial(_show_progress, meter)
         if request is None:
@@ -193,7 +185,7 @@ def plan(
         samples=samples,
     )  # fmt: skip
     select_concepts(concepts, layer, limit)  # before the model is loaded
-    estimate = estimate_run(concepts, _load(model, dtype, device), settings, layers=layer, limit=limit)
+    estimate = estimate_run(concepts, load(model, dtype, device), settings, layers=layer, limit=limit)
     if json:
         console.print_json(asdict(estimate))
     else:
@@ -348,17 +340,6 @@ def repair(
 def main() -> None:
     """Entry point."""
     app()
-
-
-def _load(model: str, dtype: Dtype, device: str) -> Any:
-    from lenscache.model import load_model, silence
-
-    silence()
-    console.err().print(f"loading {model}", markup=False, soft_wrap=True)
-    loaded = load_model(model, dtype=dtype.value, device=device)
-    shape = f"{loaded.n_layers} transformer blocks of size {loaded.hidden}"
-    console.err().print(f"{loaded.id}: {shape}, {loaded.dtype} on {loaded.device}", markup=False, soft_wrap=True)
-    return loaded
 
 
 def _show_progress(meter: console.Meter, progress: Any) -> None:

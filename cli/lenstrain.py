@@ -11,6 +11,7 @@ import typer
 
 from . import console, lenses, options
 from .audit import audit
+from .steer import steer
 
 app = typer.Typer(
     help="Train, calibrate and grade concept lenses from a lenscache store, with no model in memory.",
@@ -142,7 +143,7 @@ def fit(
     from lenstrain.calibration import Grade
     from lenstrain.dataset import open_dataset
     from lenstrain.follow import FollowSettings, fit_following
-    from lenstrain.lenspack import check_output, none_for_nan
+    from lenstrain.packfiles import check_output, none_for_nan
     from lenstrain.settings import FitSettings
     from lenstrain.training import text_settings, train
 
@@ -209,7 +210,7 @@ def sweep(
 ) -> None:
     """Fit lenses for several targets in one pass over STORE: a pack for each, and a table."""
     from lenstrain.dataset import open_dataset
-    from lenstrain.lenspack import check_output, none_for_nan
+    from lenstrain.packfiles import check_output, none_for_nan
     from lenstrain.settings import FitSettings
     from lenstrain.training import train_targets
 
@@ -250,6 +251,9 @@ app.command(epilog="Example: lenstrain impact lenses-0.95")(lenses.impact)
 app.command(epilog="Example: lenstrain compare lenses-0.95 lenses-mlp --store store.zarr")(lenses.compare)
 app.command(epilog="Example: lenstrain check lenses-0.95 --store store.zarr")(lenses.check)
 app.command(epilog="Example: lenstrain audit store.zarr --strict")(audit)
+app.command(
+    epilog='Example: lenstrain steer lenses-0.95 --model smollm2-135m --concept weather --strength 8 --prompt "I think"'
+)(steer)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lenscache.prompts import SamplePlan, plan_samples
     from lenscache.rounds import Round
     from lenscache.settings import ExtractProgress, ExtractReport, ExtractSettings
+    from lenscache.steering import Intervention, steer, steer_all
     from lenscache.store import Store, open_store
 
 _HOMES = {
@@ -24,6 +25,7 @@ _HOMES = {
     "ExtractReport": "settings",
     "ExtractSettings": "settings",
     "Hierarchy": "concepts",
+    "Intervention": "steering",
     "LenscacheError": "errors",
     "LoadedModel": "model",
     "Round": "rounds",
@@ -33,6 +35,8 @@ _HOMES = {
     "load_model": "model",
     "open_store": "store",
     "plan_samples": "prompts",
+    "steer": "steering",
+    "steer_all": "steering",
 }
 
 __all__ = [
@@ -42,6 +46,7 @@ __all__ = [
     "ExtractReport",
     "ExtractSettings",
     "Hierarchy",
+    "Intervention",
     "LenscacheError",
     "LoadedModel",
     "Round",
@@ -51,6 +56,8 @@ __all__ = [
     "load_model",
     "open_store",
     "plan_samples",
+    "steer",
+    "steer_all",
 ]
 
 

@@ -10,6 +10,7 @@
         PromptTooLongError (ValueError)      a prompt that does not fit the model's positions
       NonFiniteError (ArithmeticError)       an activation is NaN or infinite
       BatchMismatchError (ArithmeticError)   the same rows at batch 1 gave other activations
+      SteeringError (ValueError)             a direction or strength that a model cannot be steered with
       StoreError
         StoreNotFoundError (FileNotFoundError)
         StoreFormatError                     not a lenscache store, or one of a newer format
@@ -65,6 +66,10 @@ class NonFiniteError(LenscacheError, ArithmeticError):
 
 class BatchMismatchError(LenscacheError, ArithmeticError):
     """Rows extracted again one by one differ from the batched ones by more than the tolerance."""
+
+
+class SteeringError(LenscacheError, ValueError):
+    """A direction or a strength cannot be used to steer a model."""
 
 
 class StoreError(LenscacheError):

@@ -11,17 +11,19 @@ if TYPE_CHECKING:
     from lenstrain.calibration import Grade
     from lenstrain.dataset import LensDataset, open_dataset
     from lenstrain.errors import LenstrainError
-    from lenstrain.lenspack import Lens, LensPack, make_lens_pack
+    from lenstrain.lens import Lens
+    from lenstrain.lenspack import LensPack
     from lenstrain.linear import LinearLens
     from lenstrain.mean_difference import MeanDifferenceLens
     from lenstrain.mlp import MlpLens
+    from lenstrain.packing import make_lens_pack
     from lenstrain.training import text_settings, train, train_targets
 
 _HOMES = {
     "FitResult": "adaptive",
     "FitSettings": "adaptive",
     "Grade": "calibration",
-    "Lens": "lenspack",
+    "Lens": "lens",
     "LensDataset": "dataset",
     "LensPack": "lenspack",
     "LenstrainError": "errors",
@@ -29,7 +31,7 @@ _HOMES = {
     "fit_lenses": "adaptive",
     "MeanDifferenceLens": "mean_difference",
     "MlpLens": "mlp",
-    "make_lens_pack": "lenspack",
+    "make_lens_pack": "packing",
     "open_dataset": "dataset",
     "text_settings": "training",
     "train": "training",

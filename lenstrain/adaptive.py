@@ -34,10 +34,12 @@ from lenstrain.choice import (
 )
 from lenstrain.controls import Controls
 from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Task, stable_seed
+from lenstrain.directions import steering_directions
 from lenstrain.errors import SettingsError, TooFewSamplesError
 from lenstrain.families import FAMILIES, Fitted, Job, Trainer
 from lenstrain.features import Features, check_device
-from lenstrain.measure import FittedLens, Iteration, judge, measure
+from lenstrain.lens import Iteration
+from lenstrain.measure import FittedLens, judge, measure
 from lenstrain.parallel import chunks_by_size, in_parallel
 from lenstrain.settings import FitSettings, settings_to_json
 from lenstrain.taskrows import TaskRows
@@ -363,8 +365,9 @@ class _AdaptiveTraining:
         # All at once: a product with a few columns costs hardly less than one with many.
         which, counts, C = [end.which for end in ends], [end.n_rows for end in ends], [end.C for end in ends]
         controls = self.controls.measure(trainer, self.features, [runs[i].rows for i in which], which, counts, C)
+        directions = steering_directions(self.features, [run.rows for run in runs], self.model_layers)
         for end, found in zip(ends, controls, strict=True):
-            end.lens.controls = found
+            end.lens.controls, end.lens.directions = found, directions[end.which]
         for run in runs:
             run.rows.forget()
         return [run.result() for run in runs], times

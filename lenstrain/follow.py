@@ -20,7 +20,9 @@ from typing import NamedTuple
 from lenstrain.choice import FitProgress
 from lenstrain.dataset import LensDataset, extraction_state, open_dataset
 from lenstrain.errors import StalledError, TooFewSamplesError
-from lenstrain.lenspack import Lens, LensPack, check_output
+from lenstrain.lens import Lens
+from lenstrain.lenspack import LensPack
+from lenstrain.packfiles import check_output
 from lenstrain.settings import FitSettings
 from lenstrain.training import train
 

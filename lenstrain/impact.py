@@ -15,8 +15,8 @@ import numpy as np
 
 from lenstrain.calibration import Grade
 from lenstrain.errors import SettingsError
-from lenstrain.lenspack import Lens, LensPack
-from lenstrain.measure import Iteration
+from lenstrain.lens import Iteration, Lens
+from lenstrain.lenspack import LensPack
 from lenstrain.settings import FitSettings, Validation, settings_from_json
 
 MODES: tuple[tuple[str, Validation, Grade], ...] = (

@@ -26,6 +26,7 @@ from lenstrain.calibration import (
 from lenstrain.dataset import CALIBRATION, TEST, stable_seed
 from lenstrain.families import Weights
 from lenstrain.features import Features
+from lenstrain.lens import Direction, Iteration, NoiseFloor
 from lenstrain.probability import (
     Calibrator,
     Reliability,
@@ -36,26 +37,6 @@ from lenstrain.probability import (
 )
 from lenstrain.settings import FitSettings
 from lenstrain.taskrows import HeldOut, TaskRows
-
-
-class Iteration(NamedTuple):
-    """One fit of one concept at one sample count."""
-
-    n_samples: int
-    """Positive training samples."""
-    n_negatives: int
-    train_f1: float
-    test_f1: float
-    score: float
-    grade: str
-    graduated: bool
-
-
-class NoiseFloor(NamedTuple):
-    """Logits of a lens on calibration samples that have nothing to do with its concept."""
-
-    mean: float
-    deviation: float
 
 
 class Control(NamedTuple):
@@ -125,6 +106,8 @@ class FittedLens:
     """Concepts whose samples it was fitted against once more, because their lenses spoke up on its own."""
     beyond: list[Iteration] = field(default_factory=list)
     """Iterations after graduation, recorded for what another validation mode would have asked for."""
+    directions: tuple[Direction, ...] = ()
+    """What to steer along, one for each model layer."""
 
     @property
     def grade(self) -> Grade:

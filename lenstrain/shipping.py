@@ -4,6 +4,7 @@
     ensemble                   the same, hidden being that of its model layers side by side
     mlp                        w1 (lenses, hidden, 128), b1, w2 (lenses, 128, 64), b2, w3 (lenses, 64), b3 (lenses,)
     text                       weight as compressed sparse rows (weight.indptr, .indices, .data) and bias; idf (terms,)
+    all but text               direction (lenses, hidden), float16: what to steer along, as `lenstrain.lens.Direction`
 
 float32 but for b1 of the MLP, where a feature far from 0 needs more.
 """
@@ -18,6 +19,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from lenstrain.families import Weights
+from lenstrain.lens import Lens
 from lenstrain.linear import LinearWeights
 from lenstrain.mlp import MlpWeights
 
@@ -60,3 +62,24 @@ def unpack_weights(tensors: Tensors, family: str, n_terms: int = 0) -> list[Weig
     else:
         weight = tensors["weight"]
     return [LinearWeights(row, float(bias)) for row, bias in zip(weight, tensors["bias"], strict=True)]
+
+
+def pack_directions(lenses: Sequence[Lens]) -> dict[str, NDArray[Any]]:
+    """Steering directions as a named tensor; none where no lens has any."""
+    rows = [np.concatenate([each.vector for each in lens.directions]) for lens in lenses if lens.directions]
+    # Entries of unit vectors: half precision turns them by a thousandth of their length, and halves their bytes.
+    return {"direction": np.stack(rows).astype(np.float16)} if rows and len(rows) == len(lenses) else {}
+
+
+def unpack_directions(tensors: Tensors, n: int) -> NDArray[np.float32]:
+    """(lenses, hidden) steering directions, those of several model layers side by side; (lenses, 0) if there are none.
+
+    Raises
+    ------
+    ValueError
+        If there is not one for each lens.
+    """
+    found = np.asarray(tensors.get("direction", np.empty((n, 0))), np.float32)
+    if len(found) != n:
+        raise ValueError(f"{len(found)} directions and {n} lenses in safetensors")
+    return found

@@ -17,8 +17,9 @@ from lenstrain.agreement import agreements
 from lenstrain.choice import FitProgress, OnProgress
 from lenstrain.dataset import CALIBRATION, LensDataset
 from lenstrain.errors import SettingsError
-from lenstrain.lenspack import LensPack, make_lens_pack
+from lenstrain.lenspack import LensPack
 from lenstrain.packcheck import check_pack
+from lenstrain.packing import make_lens_pack
 from lenstrain.refine import refine_lenses
 from lenstrain.settings import FitSettings
 

@@ -12,7 +12,8 @@ from lenscache.runner import Row, Runner
 from lenscache.store import open_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import open_dataset
-from lenstrain.lenspack import LensPack, make_lens_pack
+from lenstrain.lenspack import LensPack
+from lenstrain.packing import make_lens_pack
 from tests.models import tiny_model
 from tests.packs import small_pack
 

@@ -13,9 +13,11 @@ from lenscache.concepts import ConceptPack
 from lenscache.extract import ExtractSettings, extract
 from lenscache.model import LoadedModel, load_model
 from lenscache.runner import Row, Runner
+from lenscache.steering import steer
 from lenscache.store import open_store
-from lenstrain.adaptive import FitSettings, fit_lenses
-from lenstrain.dataset import open_dataset
+from lenstrain.adaptive import FitSettings, FittedLens, fit_lenses
+from lenstrain.calibration import Grade
+from lenstrain.dataset import TEST, LensDataset, open_dataset
 
 STARTER = Path(__file__).parents[1] / "data" / "packs" / "starter.json"
 CONCEPTS = ("government", "vehicle", "ship", "aircraft", "poem", "knife")
@@ -44,19 +46,48 @@ def test_padded_rows_of_very_unequal_length_equal_single_ones(smollm2: LoadedMod
             assert (error <= 1e-4 * np.linalg.norm(other.pooled[phase], axis=1)).all()
 
 
-def test_lenses_of_real_concepts_tell_them_apart(smollm2: LoadedModel, tmp_path: Path) -> None:
-    pack = ConceptPack.load(STARTER)
-    data = pack.to_dict()
+@pytest.fixture(scope="module")
+def dataset(smollm2: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> LensDataset:
+    """Six concepts of the starter pack on two model layers."""
+    path = tmp_path_factory.mktemp("smollm2") / "s.zarr"
+    data = ConceptPack.load(STARTER).to_dict()
     data["concepts"] = [{**c, "parents": []} for c in data["concepts"] if c["id"] in CONCEPTS]
     small = ConceptPack.from_dict(json.loads(json.dumps(data)))
-    settings = ExtractSettings(mode="prompt", model_layers=(5, 25), batch_size=16)
-    report = extract(tmp_path / "s.zarr", small, smollm2, settings)
-    assert report.rows_run == report.rows == sum(r.n_samples for r in open_store(tmp_path / "s.zarr").rounds())
-    lenses = fit_lenses(open_dataset(tmp_path / "s.zarr"), FitSettings()).lenses
+    report = extract(path, small, smollm2, ExtractSettings(mode="prompt", model_layers=(5, 25), batch_size=16))
+    assert report.rows_run == report.rows == sum(r.n_samples for r in open_store(path).rounds())
+    return open_dataset(path)
+
+
+@pytest.fixture(scope="module")
+def lenses(dataset: LensDataset) -> list[FittedLens]:
+    return fit_lenses(dataset, FitSettings()).lenses
+
+
+def test_lenses_of_real_concepts_tell_them_apart(lenses: list[FittedLens]) -> None:
     scores = [lens.ranking.score for lens in lenses]
     assert len(lenses) == len(CONCEPTS)
     assert np.mean(scores) > 0.5, scores
     assert np.mean([lens.ranking.auroc for lens in lenses]) > 0.85
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_steering_moves_a_lens_of_grade_a_the_way_it_pushes(
+    dataset: LensDataset, lenses: list[FittedLens], dtype: str
+) -> None:
+    loaded = load_model("smollm2-135m", dtype=dtype, device="cpu")
+    trusted = [lens for lens in lenses if lens.grade is Grade.A]
+    assert trusted
+    for lens in trusted:
+        ((model_layer, vector, deviation),) = lens.directions
+        held_out = dataset.task(lens.concept, lambda n: n).positives[TEST]
+        rows = [Row(loaded.tokenizer(dataset.texts[i])["input_ids"]) for i in held_out]
+        runner = Runner(loaded, [model_layer], mode="prompt", batch_size=8)
+        logits = []
+        for strength in (-8, -4, -2, -1, 0, 1, 2, 4, 8):
+            with steer(loaded, vector, model_layer, strength, deviation=deviation):
+                pooled = np.stack([result.pooled["prompt"][0] for result in runner.run(rows)])
+            logits.append(lens.weights.decision_function(pooled).mean())
+        assert (np.diff(logits) > 0).all(), (lens.concept, logits)
 
 
 def test_the_converted_model_is_kept_and_reloads_with_the_same_weights(smollm2: LoadedModel) -> None:

@@ -17,7 +17,7 @@ from lenscache.store import Store, open_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import LensDataset
 from lenstrain.errors import TooFewSamplesError
-from lenstrain.lenspack import make_lens_pack
+from lenstrain.packing import make_lens_pack
 from tests.lenstrain.conftest import make_planted_store, plant_round, planted_pack
 
 

@@ -43,7 +43,7 @@ from lenscache.topup import TopUp
 from lenscache.verify import verify_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import open_dataset
-from lenstrain.lenspack import make_lens_pack
+from lenstrain.packing import make_lens_pack
 from tests.lenscache.conftest import PACK, ROUND, SETTINGS, run_small, tree
 from tests.lenscache.s3_server import SECRETS, connect, environment, objects, serving, upload
 from tests.lenstrain.conftest import make_planted_store, planted_pack

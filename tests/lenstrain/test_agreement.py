@@ -12,8 +12,9 @@ import pytest
 from lenstrain.adaptive import fit_lenses
 from lenstrain.agreement import Agreement, agreements
 from lenstrain.dataset import TEST, LensDataset
-from lenstrain.lenspack import LensPack, make_lens_pack
+from lenstrain.lenspack import LensPack
 from lenstrain.linear import LinearWeights
+from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
 from lenstrain.training import text_settings
 from tests.lenstrain.conftest import HIDDEN, LEAVES, Planting, make_planted_store

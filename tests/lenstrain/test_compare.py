@@ -15,7 +15,8 @@ from lenstrain.calibration import Grade
 from lenstrain.compare import Difference, compare, open_for
 from lenstrain.dataset import TEST, LensDataset
 from lenstrain.errors import SettingsError
-from lenstrain.lenspack import LensPack, make_lens_pack
+from lenstrain.lenspack import LensPack
+from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
 from lenstrain.training import text_settings
 from tests.lenstrain.conftest import LEAVES, Planting, make_planted_store

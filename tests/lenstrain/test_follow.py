@@ -17,7 +17,8 @@ from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import LensDataset
 from lenstrain.errors import LensPackExistsError, SettingsError, StalledError
 from lenstrain.follow import FollowProgress, FollowSettings, fit_following
-from lenstrain.lenspack import LensPack, make_lens_pack
+from lenstrain.lenspack import LensPack
+from lenstrain.packing import make_lens_pack
 from tests.lenstrain.conftest import make_planted_store, plant_round, planted_header, planted_pack
 
 PACK = planted_pack()

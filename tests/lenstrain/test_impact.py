@@ -15,9 +15,10 @@ from lenstrain.calibration import Grade
 from lenstrain.dataset import LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.impact import MODES, ModeCost, impact
-from lenstrain.lenspack import Lens, LensPack, make_lens_pack
+from lenstrain.lens import Iteration, Lens, NoiseFloor
+from lenstrain.lenspack import LensPack
 from lenstrain.linear import LinearWeights
-from lenstrain.measure import Iteration, NoiseFloor
+from lenstrain.packing import make_lens_pack
 from lenstrain.probability import Calibrator
 from lenstrain.settings import FitSettings, settings_to_json
 from tests.lenstrain.conftest import Planting, make_planted_store, planted_pack

@@ -24,7 +24,9 @@ from lenstrain.errors import (
     LensPackNotFoundError,
 )
 from lenstrain.families import FAMILIES
-from lenstrain.lenspack import LensPack, check_output, make_lens_pack
+from lenstrain.lenspack import LensPack
+from lenstrain.packfiles import check_output
+from lenstrain.packing import make_lens_pack
 from lenstrain.training import train
 from tests.lenstrain.conftest import Planting, make_planted_store, planted_pack
 from tests.lenstrain.test_text import name_concepts, write_completions

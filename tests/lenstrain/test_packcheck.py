@@ -14,9 +14,11 @@ from lenscache.prompts import POSITIVE, SamplePlan
 from lenscache.store import Store
 from lenstrain.adaptive import fit_lenses
 from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset
-from lenstrain.lenspack import Lens, LensPack, make_lens_pack
+from lenstrain.lens import Lens
+from lenstrain.lenspack import LensPack
 from lenstrain.linear import LinearWeights
 from lenstrain.packcheck import check_pack
+from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import BRANCHES, LEAVES, make_planted_store
 

@@ -16,8 +16,9 @@ from lenscache.store import Store, open_store
 from lenstrain.adaptive import FitResult, fit_lenses
 from lenstrain.dataset import TEST, LensDataset
 from lenstrain.errors import SettingsError
-from lenstrain.lenspack import LensPack, make_lens_pack
+from lenstrain.lenspack import LensPack
 from lenstrain.linear import LinearWeights
+from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
 from lenstrain.text import Vocabulary, learn_vocabulary, word_features
 from tests.lenstrain.conftest import Planting, make_planted_store

@@ -23,7 +23,8 @@ from lenscache.packs.report import Imported
 from lenscache.prompts import EXAMPLE, SPLITS, plan_samples
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import open_dataset
-from lenstrain.lenspack import LensPack, make_lens_pack
+from lenstrain.lenspack import LensPack
+from lenstrain.packing import make_lens_pack
 from tests.models import tiny_model
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")

@@ -1,0 +1,99 @@
+"""What a model writes, steered or not, and how that text looks to the model itself.
+
+    prompt --steered--> completion --read again, not steered--> pooled activations, perplexity
+
+The text is read again without steering: activations that were just pushed along a direction would say so whatever the
+model wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lenscache.errors import PromptTooLongError
+from lenscache.header import Pooling
+from lenscache.model import LoadedModel
+from lenscache.runner import Row, Runner
+from lenscache.steering import Intervention, steer_all
+
+
+class Continuation(NamedTuple):
+    """What a model made of one prompt."""
+
+    prompt: str
+    text: str
+    """What it wrote."""
+    token_ids: list[int]
+    perplexity: float
+    """Of what it wrote, to the model as it is; NaN if it wrote nothing."""
+    activations: dict[int, NDArray[np.float32]]
+    """(1, hidden) by model layer: pooled over what it wrote, by the model as it is; NaN if there is no position."""
+
+
+def continue_prompt(
+    loaded: LoadedModel,
+    prompt: str,
+    interventions: Sequence[Intervention] = (),
+    *,
+    model_layers: Sequence[int],
+    max_new_tokens: int = 40,
+    temperature: float = 0.7,
+    seed: int = 0,
+    pooling: Pooling = "mean",
+) -> Continuation:
+    """Let the model continue a prompt under some interventions.
+
+    The same seed draws the same uniform numbers, so that two continuations differ by what steering does to the model.
+
+    Parameters
+    ----------
+    model_layers : blocks to read the text with.
+    temperature : of the sampling, above 0.
+    pooling : how activations were pooled for whoever looks at them.
+
+    Raises
+    ------
+    PromptTooLongError
+        If prompt and completion do not fit the model, or the prompt is empty.
+    """
+    token_ids = _token_ids(loaded, prompt, max_new_tokens)
+    layers = sorted(set(model_layers))
+    row = Row(token_ids, seed, temperature)
+    with steer_all(loaded, interventions):
+        (written,) = Runner(
+            loaded, layers, mode="completion", max_new_tokens=max_new_tokens, batch_size=1
+        ).run([row])  # fmt: skip
+    completion = tuple(written.completion_ids)
+    reader = Runner(loaded, layers, mode="completion", max_new_tokens=len(completion) + 1, pooling=pooling)
+    (read,) = reader.run([Row(token_ids, completion_ids=completion)])
+    vectors = dict(zip(layers, read.pooled["completion"][:, None], strict=True))
+    text = loaded.tokenizer.decode(completion, skip_special_tokens=True)
+    return Continuation(prompt, text, list(completion), _perplexity(loaded, token_ids, completion), vectors)
+
+
+def _token_ids(loaded: LoadedModel, prompt: str, max_new_tokens: int) -> list[int]:
+    token_ids: list[int] = loaded.tokenizer(prompt)["input_ids"]
+    if not token_ids:
+        raise PromptTooLongError("the prompt is empty: give the model something to continue")
+    limit = loaded.max_positions
+    if limit is not None and len(token_ids) + max_new_tokens > limit:
+        raise PromptTooLongError(
+            f"the prompt has {len(token_ids)} tokens, {max_new_tokens} more are asked for, and {loaded.id} takes "
+            f"{limit}: shorten the prompt or ask for fewer"
+        )
+    return token_ids
+
+
+@torch.inference_mode()
+def _perplexity(loaded: LoadedModel, prompt: Sequence[int], completion: Sequence[int]) -> float:
+    """Exponential of the mean negative log likelihood of each token of the completion."""
+    if not completion:
+        return float("nan")
+    both = torch.tensor([[*prompt, *completion]], device=loaded.device)
+    logits = loaded.model(input_ids=both).logits[0, len(prompt) - 1 : -1].double()
+    return float(torch.nn.functional.cross_entropy(logits, both[0, len(prompt) :]).exp())

@@ -1,0 +1,212 @@
+"""Steering: change the residual stream while a model runs, and see what it does.
+
+    with steer(model, direction, model_layer=12, strength=4, deviation=lens_deviation):
+        model.generate(...)
+
+Adds a direction to the output of a transformer block, or projects it out (activation addition, Turner et al. 2023;
+directional ablation, Arditi et al. 2024). Strengths are in standard deviations of the activations along the direction,
+so that 4 means the same on every model layer and model. The sum is computed in float32 and rounded to the model's type
+once: in float16 or bfloat16 a small change of a large feature would be rounded away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lenscache.errors import ModelLayerError, SteeringError
+from lenscache.model import LoadedModel, find_blocks
+
+Positions = Literal["all", "prompt", "completion"] | slice
+"""What to change: every position, those of the first forward pass, those fed back after it, or a slice of the real
+positions of each row, counted from 0 where its padding ends (`slice(1, None)` spares the attention sink)."""
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """One change to the residual stream after one transformer block.
+
+    Parameters
+    ----------
+    direction : (hidden,) of any length: only where it points counts.
+    model_layer : the transformer block whose output is changed, counted from 0.
+    strength : how far to go along the direction, in deviations; negative to go against it.
+    deviation : standard deviation of the activations along the direction, in activation units.
+    ablate : first bring the projection on the direction to `level`, whatever it was; `strength` is added to that.
+    level : projection that stands for "nothing of it", in activation units.
+    positions : which positions to change.
+    """
+
+    direction: Any = field(repr=False)
+    model_layer: int
+    strength: float = 0.0
+    deviation: float = 1.0
+    ablate: bool = False
+    level: float = 0.0
+    positions: Positions = "all"
+
+    def unit(self) -> torch.Tensor:
+        """(hidden,) float32, of length 1.
+
+        Raises
+        ------
+        SteeringError
+            If the direction, strength, deviation or level cannot be used.
+        """
+        vector = torch.as_tensor(self.direction).detach().to(torch.float64)
+        length = float(vector.norm()) if vector.ndim == 1 else float("nan")
+        if vector.ndim != 1 or not 0 < length < float("inf"):
+            raise SteeringError(
+                f"a direction of shape {tuple(vector.shape)} and length {length:g} points nowhere: "
+                "give one finite vector (hidden,) that is not zero"
+            )
+        numbers = torch.tensor([self.strength, self.deviation, self.level], dtype=torch.float64)
+        if not bool(numbers.isfinite().all()) or self.deviation <= 0:
+            raise SteeringError(
+                f"strength {self.strength:g}, deviation {self.deviation:g} and level {self.level:g}: expected finite "
+                "numbers and a deviation above 0"
+            )
+        _check_positions(self.positions)
+        return (vector / length).float()
+
+
+@contextmanager
+def steer(
+    model: LoadedModel | nn.Module,
+    direction: Any,
+    model_layer: int,
+    strength: float = 0.0,
+    *,
+    deviation: float = 1.0,
+    ablate: bool = False,
+    level: float = 0.0,
+    positions: Positions = "all",
+) -> Iterator[None]:
+    """Steer `model` along one direction while the block runs; parameters as for `Intervention`.
+
+    Nests: changes of one model layer are made in the order in which they were entered. The model is what it was
+    afterwards, bit for bit, and after an exception, too.
+
+    Raises
+    ------
+    ModelLayerError
+        If the model has no such transformer block.
+    SteeringError
+        If the direction does not fit the model or is not finite, or a number is not.
+    """
+    with steer_all(
+        model, [Intervention(direction, model_layer, strength, deviation, ablate, level, positions)]
+    ):  # fmt: skip
+        yield
+
+
+@contextmanager
+def steer_all(model: LoadedModel | nn.Module, interventions: Sequence[Intervention]) -> Iterator[None]:
+    """Steer along several directions at once, on one model layer or on several; as `steer`."""
+    module: nn.Module = model.model if isinstance(model, LoadedModel) else model
+    blocks = model.blocks if isinstance(model, LoadedModel) else find_blocks(module)
+    hidden = int(module.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
+    changes = [_Change(intervention, len(blocks), hidden) for intervention in interventions]
+    passes = _Passes()
+    with ExitStack() as hooks:
+        if any(change.positions != "all" for change in changes):
+            handle = module.register_forward_pre_hook(passes.begin, with_kwargs=True)
+            hooks.callback(handle.remove)
+        for change in changes:
+            hook = change.hook(passes)
+            hooks.callback(blocks[change.model_layer].register_forward_hook(hook).remove)
+        yield
+
+
+class _Passes:
+    """What is known of the forward pass that runs: which real position each of its positions is."""
+
+    def __init__(self) -> None:
+        self.n_before = 0
+        """Positions that the model has in its cache."""
+        self._mask: torch.Tensor | None = None
+
+    def begin(self, _module: nn.Module, _args: Any, inputs: Mapping[str, Any]) -> None:
+        cache, mask = inputs.get("past_key_values"), inputs.get("attention_mask")
+        self.n_before = int(cache.get_seq_length()) if cache is not None else 0
+        # Only of a two-dimensional mask can the real positions be told.
+        self._mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+
+    def real_positions(self, n: int, device: torch.device) -> torch.Tensor:
+        """(batch or 1, n): counted from 0 where a row's padding ends, -1 in the padding."""
+        if self._mask is None:
+            return torch.arange(self.n_before, self.n_before + n, device=device)[None]
+        real = self._mask.to(device).long()
+        return torch.where(real > 0, real.cumsum(dim=1) - 1, -1)[:, self.n_before :][:, :n]
+
+
+class _Change:
+    """An intervention, checked against a model."""
+
+    def __init__(self, intervention: Intervention, n_layers: int, hidden: int) -> None:
+        self._unit, self._ask = intervention.unit(), intervention
+        self.model_layer, self.positions = intervention.model_layer, intervention.positions
+        if not 0 <= self.model_layer < n_layers:
+            raise ModelLayerError(
+                f"model layer {self.model_layer} does not exist: the model has {n_layers} transformer blocks, "
+                f"numbered 0 to {n_layers - 1}"
+            )
+        if len(self._unit) != hidden:
+            raise SteeringError(
+                f"the direction has {len(self._unit)} features, the model's residual stream {hidden}: it belongs to "
+                "another model"
+            )
+
+    def hook(self, passes: _Passes) -> Any:
+        """A forward hook that makes the change."""
+
+        def change(_block: nn.Module, _inputs: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output  # (batch, position, hidden)
+            chosen = self._chosen(passes, hidden)
+            if chosen is False:
+                return None
+            steered = self._steered(hidden)
+            if isinstance(chosen, torch.Tensor):
+                steered = torch.where(chosen.unsqueeze(2), steered, hidden)
+            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+
+        return change
+
+    def _steered(self, hidden: torch.Tensor) -> torch.Tensor:
+        wide, ask = hidden.float(), self._ask
+        unit = self._unit = self._unit.to(hidden.device)
+        shift = ask.strength * ask.deviation
+        along: Any = shift + ask.level - (wide @ unit).unsqueeze(-1) if ask.ablate else shift
+        steered: torch.Tensor = wide + along * unit
+        return steered.to(hidden.dtype)
+
+    def _chosen(self, passes: _Passes, hidden: torch.Tensor) -> torch.Tensor | bool:
+        """(batch or 1, position) what to change; a bool where all positions fare alike."""
+        if self.positions == "all":
+            return True
+        if isinstance(self.positions, slice):
+            return _within(self.positions, passes.real_positions(hidden.shape[1], hidden.device))
+        return (passes.n_before == 0) == (self.positions == "prompt")
+
+
+def _check_positions(wanted: Positions) -> None:
+    if not isinstance(wanted, slice):
+        if wanted not in ("all", "prompt", "completion"):
+            raise SteeringError(f"positions is {wanted!r}: expected all, prompt, completion or a slice")
+    elif any(end is not None and end < 0 for end in (wanted.start, wanted.stop)) or (
+        wanted.step is not None and wanted.step < 1
+    ):
+        raise SteeringError(
+            f"positions is {wanted}: expected a slice that counts forwards from 0, as a completion has no end yet"
+        )
+
+
+def _within(wanted: slice, real: torch.Tensor) -> torch.Tensor:
+    start, stop, step = wanted.start or 0, wanted.stop, wanted.step or 1
+    inside = (real >= start) & ((real - start) % step == 0)
+    return inside if stop is None else inside & (real < stop)

@@ -1,0 +1,117 @@
+"""One concept's lens, as it is shipped: what it weighs, what it is worth, and which way its concept lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lenstrain.calibration import Grade
+from lenstrain.families import Weights
+from lenstrain.linear import LinearWeights
+from lenstrain.probability import Calibrator
+
+
+class Iteration(NamedTuple):
+    """One fit of one concept at one sample count."""
+
+    n_samples: int
+    """Positive training samples."""
+    n_negatives: int
+    train_f1: float
+    test_f1: float
+    score: float
+    grade: str
+    graduated: bool
+
+
+class NoiseFloor(NamedTuple):
+    """Logits of a lens on calibration samples that have nothing to do with its concept."""
+
+    mean: float
+    deviation: float
+
+
+class Direction(NamedTuple):
+    """Which way a concept lies in the residual stream: what to steer along."""
+
+    model_layer: int
+    """Transformer block whose output it belongs to."""
+    vector: NDArray[np.float32]
+    """(hidden,) of length 1: from the mean of all training vectors to that of the concept's."""
+    deviation: float
+    """Standard deviation of pooled activations along it, in activation units."""
+
+
+@dataclass(frozen=True)
+class Lens:
+    """One concept's lens, as shipped: a small classifier over raw pooled activations of its model layers."""
+
+    concept: str
+    name: str
+    """What people call the concept."""
+    layer: int
+    """Layer of abstraction of the concept."""
+    model_layers: tuple[int, ...]
+    """Transformer blocks whose outputs it reads, side by side; none if it reads text."""
+    weights: Weights
+    threshold: float
+    """Logit from which on the concept counts as present."""
+    calibrator: Calibrator
+    noise: NoiseFloor
+    """Its logits where nothing of the concept is: what to tell a signal from."""
+    grade: Grade
+    metrics: dict[str, Any]
+    """Everything measured: F1, score, average precision, AUROC, scores by phase, controls ..."""
+    trajectory: tuple[Iteration, ...]
+    beyond: tuple[Iteration, ...] = ()
+    """Iterations after graduation, recorded for `lenstrain impact`."""
+    directions: tuple[Direction, ...] = ()
+    """What to steer along, one for each of its model layers; none if it reads text."""
+
+    @property
+    def model_layer(self) -> int:
+        """The transformer block it reads, of a lens that reads one."""
+        (model_layer,) = self.model_layers
+        return model_layer
+
+    @property
+    def weight(self) -> NDArray[np.float32]:
+        """(hidden,) of a linear lens, on raw activations.
+
+        Raises
+        ------
+        TypeError
+            If the lens is no linear one.
+        """
+        return self._linear.weight
+
+    @property
+    def bias(self) -> float:
+        """Of a linear lens."""
+        return self._linear.bias
+
+    @property
+    def _linear(self) -> LinearWeights:
+        if not isinstance(self.weights, LinearWeights):
+            raise TypeError(f"the lens of {self.concept} is not linear: use its decision_function")
+        return self.weights
+
+    def decision_function(self, X: NDArray[Any]) -> NDArray[np.float32]:
+        """(n,) logits of raw activations X (n, hidden); of several model layers side by side (n, layers * hidden)."""
+        return np.asarray(self.weights.decision_function(np.asarray(X)), np.float32)
+
+    def predict_proba(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        """(n, 2) calibrated probabilities of absence and presence, both alike in prevalence."""
+        present = self.calibrator(self.decision_function(X).astype(np.float64))
+        return np.stack([1 - present, present], axis=1)
+
+    def predict(self, X: NDArray[Any]) -> NDArray[np.bool_]:
+        """(n,) whether the concept counts as present."""
+        return self.decision_function(X) >= self.threshold
+
+    def signal(self, logits: NDArray[Any]) -> NDArray[np.float64]:
+        """How far logits, any shape, are above the noise floor, in its deviations."""
+        return np.asarray((logits - self.noise.mean) / max(self.noise.deviation, 1e-12), np.float64)

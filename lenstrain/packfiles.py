@@ -1,0 +1,225 @@
+"""Lens packs on disk: a folder of lenses trained from one store, as safetensors and JSON. Nothing in it is pickled.
+
+    lenses.safetensors    the weights of all lenses, one row a lens: see `lenstrain.shipping`
+    lenses.json           for each row: concept, model layers, threshold, calibration, metrics, grade, trajectory;
+                          and the provenance of all: store, model, settings, versions
+    hungry.json           concepts that used every cached sample and did not graduate
+    run.json              when and how long the fit ran: what differs from run to run, and nothing else does
+    vocabulary.json       of lenses that read text: the terms of their rows
+    text/                 of dual training: a pack of its own, the lenses that read what the model wrote
+
+The folder is written beside its final place and moved there when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from lenstrain.calibration import Grade
+from lenstrain.errors import LensPackExistsError, LensPackFormatError, LensPackNotFoundError
+from lenstrain.families import Weights
+from lenstrain.lens import Direction, Iteration, Lens, NoiseFloor
+from lenstrain.probability import Calibrator
+from lenstrain.shipping import pack_directions, pack_weights, unpack_directions, unpack_weights
+from lenstrain.text import Vocabulary
+
+FORMAT_VERSION = 2
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as a path: without its second slash
+
+
+@dataclass(frozen=True)
+class PackContent:
+    """What one folder holds, but for the pack of text lenses inside it."""
+
+    lenses: Sequence[Lens]
+    provenance: dict[str, Any]
+    skipped: dict[str, str]
+    vocabulary: Vocabulary | None = None
+    run: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def family(self) -> str:
+        """What its lenses are."""
+        return family_of(self.provenance)
+
+
+def family_of(provenance: dict[str, Any]) -> str:
+    """The lens family that a pack was fitted with."""
+    return str(provenance.get("settings", {}).get("family", "linear"))
+
+
+def read_folder(folder: Path) -> PackContent:
+    """Read the folder of a lens pack.
+
+    Raises
+    ------
+    LensPackNotFoundError, LensPackFormatError
+        As `LensPack.load`.
+    """
+    try:
+        data = json.loads((folder / "lenses.json").read_text(encoding="utf-8"))
+        tensors = safetensors.numpy.load_file(folder / "lenses.safetensors")
+    except (FileNotFoundError, NotADirectoryError):
+        raise LensPackNotFoundError(f"no lens pack at {folder}: make one with `lenstrain fit`") from None
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise LensPackFormatError(f"{folder} is not a readable lens pack ({error}): fit it again") from error
+    found = data.get("format_version") if isinstance(data, dict) else None
+    if found != FORMAT_VERSION:
+        todo = "fit it again" if isinstance(found, int) and found < FORMAT_VERSION else "upgrade lenstrain"
+        raise LensPackFormatError(f"{folder} has format version {found}, this lenstrain reads {FORMAT_VERSION}: {todo}")
+    try:
+        vocabulary = _read_vocabulary(folder / "vocabulary.json", tensors)
+        weights = unpack_weights(
+            tensors, family_of(data["provenance"]), 0 if vocabulary is None else len(vocabulary.terms)
+        )
+        if len(data["lenses"]) != len(weights):
+            raise ValueError(f"{len(data['lenses'])} lenses in JSON and {len(weights)} in safetensors")
+        provenance, skipped = data["provenance"], data["skipped"]
+        path = folder / "run.json"
+        run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        vectors = unpack_directions(tensors, len(weights))
+        lenses = [_lens_from_json(*row) for row in zip(data["lenses"], weights, vectors, strict=True)]
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise LensPackFormatError(f"{folder} is not a readable lens pack ({error}): fit it again") from error
+    return PackContent(lenses, provenance, skipped, vocabulary, run)
+
+
+def write_beside(folder: Path, write: Callable[[Path], None], *, overwrite: bool) -> None:
+    """Let `write` fill a new folder beside `folder`, then move it there.
+
+    Raises
+    ------
+    LensPackExistsError, LensPackFormatError
+        As `check_output`.
+    """
+    check_output(folder, overwrite=overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        write(scratch)
+        scratch.chmod(0o755)  # mkdtemp's folders are private
+        if folder.exists():
+            old = scratch.with_name(f"{scratch.name}-old")
+            folder.rename(old)
+            try:
+                scratch.rename(folder)
+            except BaseException:
+                old.rename(folder)
+                raise
+            shutil.rmtree(old)
+        else:
+            scratch.rename(folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def write_folder(folder: Path, content: PackContent, *, short: Sequence[str]) -> None:
+    """Write one folder; `short` are concepts without a lens that ask for samples, too."""
+    tensors = pack_weights([lens.weights for lens in content.lenses], content.family)
+    tensors |= pack_directions(content.lenses)
+    if content.vocabulary is not None:
+        tensors["idf"] = content.vocabulary.idf
+        _write_json(folder / "vocabulary.json", list(content.vocabulary.terms))
+    # Not save_file, which makes the file private whatever the umask says.
+    (folder / "lenses.safetensors").write_bytes(safetensors.numpy.save(tensors))
+    data = {
+        "format_version": FORMAT_VERSION,
+        "provenance": content.provenance,
+        "skipped": content.skipped,
+        "lenses": [_lens_to_json(lens) for lens in content.lenses],
+    }
+    _write_json(folder / "lenses.json", data)
+    hungry = {lens.concept: lens.metrics["n_samples"] for lens in content.lenses if lens.metrics["hungry"]}
+    hungry |= dict.fromkeys(short, 0)
+    _write_json(folder / "hungry.json", {"concepts": hungry, "store": content.provenance.get("store")})
+    if content.run:
+        _write_json(folder / "run.json", content.run)
+
+
+def check_output(folder: Path, *, overwrite: bool) -> None:
+    """Raise LensPackExistsError unless `folder` may be written; called before the work, too.
+
+    Raises
+    ------
+    LensPackFormatError
+        If it is a URL.
+    """
+    if _URL.match(str(folder)):
+        raise LensPackFormatError(f"a lens pack cannot be written to a URL ({folder}): choose a folder, and copy it")
+    if folder.exists() and not (overwrite and (folder / "lenses.json").exists()):
+        hint = (
+            "choose another --out, or pass --overwrite" if (folder / "lenses.json").exists() else "choose another --out"
+        )
+        raise LensPackExistsError(f"the output folder {folder} exists already: {hint}")
+
+
+def _lens_to_json(lens: Lens) -> dict[str, Any]:
+    return {
+        "concept": lens.concept, "name": lens.name, "layer": lens.layer, "model_layers": list(lens.model_layers),
+        "threshold": lens.threshold, "calibration": lens.calibrator.to_json(), "noise_floor": lens.noise._asdict(),
+        "grade": lens.grade.value, "metrics": lens.metrics,
+        "trajectory": [step._asdict() for step in lens.trajectory], "beyond": [step._asdict() for step in lens.beyond],
+        "deviations": [direction.deviation for direction in lens.directions],
+    }  # fmt: skip
+
+
+def _lens_from_json(data: dict[str, Any], weights: Weights, vectors: NDArray[np.float32]) -> Lens:
+    deviations = data.get("deviations", [])
+    found = zip(data["model_layers"], np.split(vectors, len(deviations) or 1), deviations, strict=False)
+    return Lens(
+        concept=data["concept"], name=data["name"], layer=data["layer"], model_layers=tuple(data["model_layers"]),
+        weights=weights, threshold=data["threshold"], calibrator=Calibrator.from_json(data["calibration"]),
+        noise=NoiseFloor(**data["noise_floor"]), grade=Grade(data["grade"]), metrics=_nan_for_none(data["metrics"]),
+        trajectory=tuple(Iteration(**step) for step in data["trajectory"]),
+        beyond=tuple(Iteration(**step) for step in data["beyond"]),
+        directions=tuple(Direction(*each) for each in found),
+    )  # fmt: skip
+
+
+def _read_vocabulary(path: Path, tensors: dict[str, NDArray[Any]]) -> Vocabulary | None:
+    if "idf" not in tensors:
+        return None
+    terms = tuple(json.loads(path.read_text(encoding="utf-8")))
+    if len(terms) != len(tensors["idf"]):
+        raise ValueError(f"{len(terms)} terms in JSON and {len(tensors['idf'])} in safetensors")
+    return Vocabulary(terms, tensors["idf"])
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(
+        json.dumps(none_for_nan(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+
+
+def none_for_nan(value: Any) -> Any:
+    """Plain values for JSON, which has no NaN: what could not be measured is null."""
+    if isinstance(value, dict):
+        return {key: none_for_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [none_for_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _nan_for_none(metrics: dict[str, Any]) -> dict[str, Any]:
+    def restore(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: restore(entry) for key, entry in value.items()}
+        return math.nan if value is None else value
+
+    # A family without an L2 strength has none, rather than one that could not be measured.
+    return {key: value if key == "C" else restore(value) for key, value in metrics.items()}
