@@ -11,6 +11,7 @@ import typer
 
 from . import console, lenses, options
 from .audit import audit
+from .read import read
 from .steer import steer
 
 app = typer.Typer(
@@ -251,6 +252,7 @@ app.command(epilog="Example: lenstrain impact lenses-0.95")(lenses.impact)
 app.command(epilog="Example: lenstrain compare lenses-0.95 lenses-mlp --store store.zarr")(lenses.compare)
 app.command(epilog="Example: lenstrain check lenses-0.95 --store store.zarr")(lenses.check)
 app.command(epilog="Example: lenstrain audit store.zarr --strict")(audit)
+app.command(epilog='Example: lenstrain read lenses-0.95 --model smollm2-135m --text "The ship left the harbour"')(read)
 app.command(
     epilog='Example: lenstrain steer lenses-0.95 --model smollm2-135m --concept weather --strength 8 --prompt "I think"'
 )(steer)

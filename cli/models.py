@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from . import console
 
@@ -15,6 +17,12 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
     float16 = "float16"
     float32 = "float32"
+
+
+DtypeOption = Annotated[Dtype, typer.Option(help="Weights and arithmetic; auto: bfloat16 where the device has it.")]
+AllowOtherModel = Annotated[
+    bool, typer.Option("--allow-other-model", help="Go on with a model that the pack was not made for.")
+]
 
 
 def load(model: str, dtype: Dtype, device: str) -> Any:
@@ -29,26 +37,20 @@ def load(model: str, dtype: Dtype, device: str) -> Any:
     return loaded
 
 
-def load_for(pack: Any, model: str, dtype: Dtype, device: str) -> Any:
-    """The model that the lenses of a pack were made for.
+def load_for(pack: Any, model: str, dtype: Dtype, device: str, *, allow_other: bool = False) -> tuple[Any, list[str]]:
+    """The model that the lenses of a pack are to be used with, and what there is to say of that.
 
     Raises
     ------
-    lenscache.errors.ModelError
-        If it is another one.
+    lenstrain.errors.SettingsError
+        If it is another one than they were made for.
     """
-    from lenscache.errors import ModelError
+    from lenstrain.reading import check_model
 
-    loaded, made_for = load(model, dtype, device), pack.provenance["store"]["model"]
-    shape = (loaded.n_layers, loaded.hidden)
-    if shape != (made_for["n_layers"], made_for["hidden"]):
-        raise ModelError(
-            f"the lenses were made for {made_for['id']} ({made_for['n_layers']} transformer blocks of size "
-            f"{made_for['hidden']}), {model} has {shape[0]} of size {shape[1]}: name the model they were made for"
-        )
-    if loaded.dtype == made_for["dtype"] and loaded.fingerprint != made_for["fingerprint"]:
-        raise ModelError(
-            f"the lenses were made for another model than {model}, or for other weights of it: {made_for['id']}, "
-            f"fingerprint {made_for['fingerprint']}, not {loaded.fingerprint}"
-        )
-    return loaded
+    loaded = load(model, dtype, device)
+    found = {
+        "id": loaded.id, "fingerprint": loaded.fingerprint, "dtype": loaded.dtype, "n_layers": loaded.n_layers,
+        "hidden": loaded.hidden,
+    }  # fmt: skip
+    note = check_model(pack, found, loaded.tokenizer_fingerprint, allow_other=allow_other)
+    return loaded, [] if note is None else [note]

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from . import console, options
 from .audit import visible
-from .models import Dtype, load_for
+from .models import AllowOtherModel, Dtype, DtypeOption, load_for
 
 
 class Kind(StrEnum):
@@ -55,10 +55,9 @@ def steer(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 40,
     temperature: Annotated[float, typer.Option(min=0.01, help="Of the sampling.")] = 0.7,
     seed: options.Seed = 0,
-    dtype: Annotated[
-        Dtype, typer.Option(help="Weights and arithmetic; auto: bfloat16 where the device has it.")
-    ] = Dtype.auto,
+    dtype: DtypeOption = Dtype.auto,
     device: options.Device = "auto",
+    allow_other_model: AllowOtherModel = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -71,7 +70,7 @@ def steer(
     pack = LensPack.load(folder)
     lenses = [find_lens(pack, name) for name in concept]
     found = [directions_of(lens, direction.value, allow_grade_c=allow_grade is not None) for lens in lenses]
-    loaded = load_for(pack, model, dtype, device)
+    loaded, notes = load_for(pack, model, dtype, device, allow_other=allow_other_model)
     model_layers = sorted({layer for lens in lenses for layer in lens.model_layers})
     results = []
     for amount in [None, *([0.0] if ablate else strength or [4.0])]:
@@ -88,7 +87,7 @@ def steer(
     if json:
         console.print_json([_to_json(lenses, *result) for result in results])
     else:
-        _print(lenses, results)
+        _print(lenses, results, notes)
 
 
 def _reading(lens: Any, activations: Any) -> tuple[float, float]:
@@ -117,7 +116,7 @@ def _to_json(lenses: Any, name: str, amount: float | None, written: Any, reading
     return none_for_nan(result)  # type: ignore[no-any-return]
 
 
-def _print(lenses: Any, results: Any) -> None:
+def _print(lenses: Any, results: Any, notes: list[str]) -> None:
     out = console.out()
     for name, _, written, readings in results:
         out.print(Text(name, style="bold"), soft_wrap=True)
@@ -132,3 +131,5 @@ def _print(lenses: Any, results: Any) -> None:
         "calibrated probability and distance from its noise floor",
         style="dim", soft_wrap=True, markup=False,
     )  # fmt: skip
+    for note in notes:
+        out.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lenscache.concepts import Concept, ConceptPack, Hierarchy
     from lenscache.errors import LenscacheError
     from lenscache.header import StoreHeader
+    from lenscache.listening import listen
     from lenscache.model import LoadedModel, load_model
     from lenscache.prompts import SamplePlan, plan_samples
     from lenscache.rounds import Round
@@ -32,6 +33,7 @@ _HOMES = {
     "SamplePlan": "prompts",
     "Store": "store",
     "StoreHeader": "header",
+    "listen": "listening",
     "load_model": "model",
     "open_store": "store",
     "plan_samples": "prompts",
@@ -53,6 +55,7 @@ __all__ = [
     "SamplePlan",
     "Store",
     "StoreHeader",
+    "listen",
     "load_model",
     "open_store",
     "plan_samples",

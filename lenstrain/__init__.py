@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from lenstrain.linear import LinearLens
     from lenstrain.mean_difference import MeanDifferenceLens
     from lenstrain.mlp import MlpLens
+    from lenstrain.monitor import Monitor
     from lenstrain.packing import make_lens_pack
+    from lenstrain.presence import Rule
     from lenstrain.training import text_settings, train, train_targets
 
 _HOMES = {
@@ -31,6 +33,8 @@ _HOMES = {
     "fit_lenses": "adaptive",
     "MeanDifferenceLens": "mean_difference",
     "MlpLens": "mlp",
+    "Monitor": "monitor",
+    "Rule": "presence",
     "make_lens_pack": "packing",
     "open_dataset": "dataset",
     "text_settings": "training",
@@ -49,6 +53,8 @@ __all__ = [
     "LinearLens",
     "MeanDifferenceLens",
     "MlpLens",
+    "Monitor",
+    "Rule",
     "fit_lenses",
     "make_lens_pack",
     "open_dataset",

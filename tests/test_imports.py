@@ -61,9 +61,11 @@ ALLOWED: dict[str, set[str]] = {
     "lenscache/repair.py": {"lenscache.findings", "lenscache.store", "lenscache.verify"},
     "lenscache/model.py": {"torch", "transformers", "platformdirs", "safetensors", "lenscache.errors"},
     "lenscache/capture.py": {"torch", "lenscache.header"},
+    "lenscache/listening.py": {"torch", "lenscache.capture", "lenscache.errors", "lenscache.header", "lenscache.model"},
     "lenscache/sampling.py": {"numpy", "torch"},
-    "lenscache/runner.py": {"numpy", "torch", "lenscache.capture", "lenscache.errors", "lenscache.header",
-                            "lenscache.model", "lenscache.sampling"},
+    "lenscache/decoding.py": {"torch", "lenscache.capture", "lenscache.model"},
+    "lenscache/runner.py": {"numpy", "torch", "lenscache.capture", "lenscache.decoding", "lenscache.errors",
+                            "lenscache.header", "lenscache.model", "lenscache.sampling"},
     "lenscache/steering.py": {"torch", "lenscache.errors", "lenscache.model"},
     "lenscache/generation.py": {"numpy", "torch", "lenscache.errors", "lenscache.header", "lenscache.model",
                                 "lenscache.runner", "lenscache.steering"},
@@ -80,6 +82,34 @@ ALLOWED: dict[str, set[str]] = {
                              "lenscache.store", "lenscache.topup", "lenscache.quantization"},
     "lenscache/planning.py": {"lenscache.concepts", "lenscache.diskspace", "lenscache.extract", "lenscache.model",
                               "lenscache.prompts", "lenscache.runner"},
+    "lenscache/preflight/__init__.py": {"lenscache.preflight.results", "lenscache.preflight.run"},
+    "lenscache/preflight/results.py": set(),
+    "lenscache/preflight/conclusion.py": {"lenscache.preflight.results"},
+    "lenscache/preflight/process.py": {"lenscache.errors", "lenscache.preflight.results"},
+    "lenscache/preflight/run.py": {"lenscache.errors", "lenscache.preflight.conclusion", "lenscache.preflight.process",
+                                   "lenscache.preflight.results"},
+    "lenscache/preflight/worker.py": {"lenscache.errors", "lenscache.model", "lenscache.preflight.results"},
+    "lenscache/preflight/hostmemory.py": set(),
+    "lenscache/preflight/watch.py": {"torch"},
+    "lenscache/preflight/directions.py": {"numpy", "lenscache.preflight.results"},
+    "lenscache/preflight/texts.py": {"torch", "lenscache.concepts", "lenscache.model", "lenscache.preflight.results",
+                                     "lenscache.prompts"},
+    "lenscache/preflight/models.py": {"torch", "lenscache.errors", "lenscache.model",
+                                      "lenscache.preflight.hostmemory"},
+    "lenscache/preflight/precision.py": {"numpy", "torch", "lenscache.errors", "lenscache.model",
+                                         "lenscache.preflight.models", "lenscache.preflight.results",
+                                         "lenscache.preflight.texts", "lenscache.preflight.watch", "lenscache.runner"},
+    "lenscache/preflight/batches.py": {"torch", "lenscache.errors", "lenscache.model",
+                                       "lenscache.preflight.conclusion", "lenscache.preflight.hostmemory",
+                                       "lenscache.preflight.models", "lenscache.preflight.results",
+                                       "lenscache.preflight.texts", "lenscache.runner"},
+    "lenscache/preflight/speed.py": {"torch", "lenscache.errors", "lenscache.model",
+                                     "lenscache.preflight.hostmemory", "lenscache.preflight.models",
+                                     "lenscache.preflight.results", "lenscache.preflight.texts", "lenscache.runner"},
+    "lenscache/preflight/steering.py": {"numpy", "torch", "lenscache.capture", "lenscache.errors", "lenscache.model",
+                                        "lenscache.preflight.directions", "lenscache.preflight.models",
+                                        "lenscache.preflight.results", "lenscache.preflight.texts",
+                                        "lenscache.preflight.watch", "lenscache.steering"},
     "lenscache/packs/__init__.py": set(),
     "lenscache/packs/report.py": {"lenscache.concepts"},
     "lenscache/packs/check.py": {"lenscache.concepts"},
@@ -157,10 +187,24 @@ ALLOWED: dict[str, set[str]] = {
                             "lenstrain.lenspack", "lenstrain.packfiles", "lenstrain.settings", "lenstrain.training"},
     "lenstrain/steering.py": {"numpy", "lenstrain.calibration", "lenstrain.errors", "lenstrain.lens",
                               "lenstrain.lenspack", "lenstrain.linear"},
+    "lenstrain/presence.py": {"numpy", "lenstrain.calibration", "lenstrain.errors", "lenstrain.lens",
+                              "lenstrain.lenspack"},
+    "lenstrain/scorer.py": {"numpy", "torch", "lenstrain.lens", "lenstrain.linear", "lenstrain.mlp"},
+    "lenstrain/trail.py": {"torch"},
+    "lenstrain/monitor.py": {"torch", "lenstrain.errors", "lenstrain.lenspack", "lenstrain.presence",
+                             "lenstrain.scorer", "lenstrain.trail"},
+    "lenstrain/reading.py": {"numpy", "lenstrain.errors", "lenstrain.lenspack", "lenstrain.presence"},
+    "lenstrain/reading_page.py": {"lenstrain.presence", "lenstrain.reading"},
+    "lenstrain/transfer.py": {"numpy", "lenstrain.adaptive", "lenstrain.calibration", "lenstrain.dataset",
+                              "lenstrain.errors", "lenstrain.measure", "lenstrain.settings", "lenstrain.taskrows"},
     "cli/__init__.py": set(),
+    "cli/preflight.py": {"typer", "cli", "lenscache"},
+    "cli/preflight_lenses.py": {"numpy", "lenscache", "lenstrain"},
+    "cli/preflight_report.py": {"rich", "cli"},
     "cli/audit.py": {"typer", "rich", "cli", "lenstrain"},
     "cli/lenses.py": {"typer", "rich", "cli", "lenstrain"},
-    "cli/models.py": {"cli", "lenscache"},
+    "cli/read.py": {"typer", "rich", "cli", "lenscache", "lenstrain"},
+    "cli/models.py": {"typer", "cli", "lenscache", "lenstrain"},
     "cli/steer.py": {"numpy", "typer", "rich", "cli", "lenscache", "lenstrain"},
     "cli/console.py": {"typer", "rich"},
     "cli/options.py": {"typer", "lenscache.concepts", "lenscache.templates"},
@@ -325,6 +369,13 @@ def test_importing_the_commands_loads_nothing_heavy() -> None:
     loaded = set(ast.literal_eval(subprocess.check_output([sys.executable, "-c", code], text=True)))
     assert loaded & HEAVY <= {"typer", "rich"}
     assert loaded & INTERNAL == {"lens_cli"}
+
+
+def test_starting_a_preflight_loads_no_model_code() -> None:
+    """What waits for the checks holds no memory that they need."""
+    code = "import lenscache.preflight, sys; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = set(ast.literal_eval(subprocess.check_output([sys.executable, "-c", code], text=True)))
+    assert not loaded & HEAVY
 
 
 def test_help_answers_with_torch_zarr_and_numpy_blocked() -> None:

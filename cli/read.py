@@ -1,0 +1,167 @@
+"""`lenstrain read`: what a lens pack finds in a text."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from . import console, options
+from .audit import visible
+from .models import AllowOtherModel, Dtype, DtypeOption, load_for
+
+_COLOURS = {"A": "green", "B": "yellow", "C": "red"}
+_ROWS = 80  # tokens of a text that is shown token by token
+_PIECE_LENGTH = 48  # characters of a text that are shown in a row
+
+
+class MinGrade(StrEnum):
+    """Choices of --min-grade."""
+
+    A = "A"
+    B = "B"
+    C = "C"
+
+
+@console.reports_errors
+def read(
+    pack: Annotated[Path, typer.Argument(metavar="PACK", help="Folder of a lens pack.")],
+    model: options.Model,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Text to read; - or nothing for standard input.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Text to read, instead of a file.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Lenses to name at a token, and of the whole text, at most.")] = 3,
+    window: Annotated[
+        int, typer.Option(min=1, help="Tokens that a token's score is pooled over, itself the last.")
+    ] = 8,
+    min_grade: Annotated[MinGrade, typer.Option(help="Grade that a lens needs for being named.")] = MinGrade.B,
+    min_signal: Annotated[
+        float,
+        typer.Option(help="Deviations above its noise floor that a lens needs at a token; the whole text: 1 less."),
+    ] = 4.0,
+    concept: Annotated[list[str] | None, typer.Option(help="Concept id; repeatable. Default: all.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="OUT", help="Write a page that shows every token, too.")] = None,
+    allow_other_model: AllowOtherModel = False,
+    dtype: DtypeOption = Dtype.auto,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Read a text with the model and say which lenses of PACK find their concept, token by token and in the whole."""
+    from lenstrain.calibration import Grade
+    from lenstrain.lenspack import LensPack
+    from lenstrain.monitor import Monitor
+    from lenstrain.presence import Rule
+    from lenstrain.reading_page import legend, reading_page
+
+    lenses = LensPack.load(pack)
+    rule = Rule(Grade(min_grade.value), min_signal)
+    monitor = Monitor(lenses, concepts=concept, window=window, keep=None, rule=rule)  # before the model is loaded
+    content = _content(file, text)
+    loaded, notes = load_for(lenses, model, dtype, device, allow_other=allow_other_model)
+    reading, n_cut = _read(monitor, loaded, content, top)
+    if n_cut:
+        notes.append(f"cut: the last {n_cut} tokens were not read, the model has no positions for them")
+    if html is not None:
+        title = f"{pack.name} on {loaded.id}"
+        html.write_text(reading_page(reading, title=title, notes=tuple(notes)), encoding="utf-8")
+    if json:
+        console.print_json({**reading.to_json(), "n_cut": n_cut, "notes": notes})
+        return
+    _print_reading(reading)
+    console.out().print("after a lens: grade, probability, deviations above its noise floor", style="dim")
+    for line in (legend(reading), *(f"note: {note}" for note in notes)):
+        console.out().print(visible(line, len(line)), markup=False, soft_wrap=True, style="dim")
+    if html is not None:
+        console.out().print(f"written to {html}", markup=False, soft_wrap=True)
+
+
+def _content(file: Path | None, text: str | None) -> str:
+    """The text to read."""
+    if file is not None and text is not None:
+        raise typer.BadParameter("give a text or a file, not both")
+    if text is not None:
+        return text
+    if file is None or str(file) == "-":
+        return sys.stdin.read()
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"{file} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _read(monitor: Any, loaded: Any, text: str, top: int) -> tuple[Any, int]:
+    """The reading of a text, and how many of its tokens were cut."""
+    from lenscache.listening import read_text
+    from lenstrain.reading import make_reading
+
+    tokenized = read_text(loaded, text, monitor)
+    scores, pooled = (logits[0].cpu().numpy() for logits in (monitor.scores, monitor.pooled("prompt")))
+    reading = make_reading(monitor.presence, tokenized.tokens, scores, pooled, window=monitor.window, top=top)
+    return reading, tokenized.n_cut
+
+
+def _print_reading(reading: Any) -> None:
+    out = console.out()
+    by_token = len(reading.tokens) <= _ROWS
+    table = console.make_table("tokens", "strongest lenses")
+    table.columns[1].justify, table.columns[1].no_wrap = "left", False
+    for piece, findings in _rows(reading.tokens, by_token):
+        table.add_row(Text(_ends(piece)), _cell(findings))
+    out.print(table)
+    if not by_token:
+        out.print(
+            "a row is a stretch of tokens with the same strongest lens, figures are those of its strongest token "
+            "(--html and --json have every token)", markup=False, soft_wrap=True, style="dim",
+        )  # fmt: skip
+    out.print()
+    if not reading.whole:
+        out.print("whole text: no lens is sure that its concept is there")
+        return
+    table = console.make_table("whole text", "grade", "probability", "deviations")
+    for found in reading.whole:
+        grade = found.grade.value
+        table.add_row(
+            Text(visible(found.name)), Text(grade, style=_COLOURS[grade]), f"{found.probability:.2f}",
+            f"{found.signal:+.1f}",
+        )  # fmt: skip
+    out.print(table)
+
+
+def _rows(tokens: Any, by_token: bool) -> list[tuple[str, Any]]:
+    """Pieces of text and what is named there: every token with a name, or stretches of the same; the rest together."""
+    rows: list[tuple[str, Any]] = []
+    strongest = [(token.findings[0].concept if token.findings else "", token) for token in tokens]
+    for concept, stretch in groupby(strongest, key=lambda pair: pair[0]):
+        members = [token for _, token in stretch]
+        if concept and by_token:
+            rows.extend((token.text, token.findings) for token in members)
+        else:
+            peak = max(members, key=lambda token: token.findings[0].signal if token.findings else 0.0)
+            rows.append(("".join(token.text for token in members), peak.findings))
+    return rows
+
+
+def _ends(piece: str) -> str:
+    """How a piece of text begins and ends, on one line."""
+    shown = visible(piece.strip() or piece, len(piece))
+    half = _PIECE_LENGTH // 2
+    return shown if len(shown) <= _PIECE_LENGTH else f"{shown[: half - 3].rstrip()} ... {shown[-half + 3 :].lstrip()}"
+
+
+def _cell(findings: Any) -> Text:
+    if not findings:
+        return Text("-", style="dim")
+    cell = Text()
+    for number, found in enumerate(findings):
+        grade = found.grade.value
+        cell.append("; " if number else "")
+        cell.append(visible(found.name), style=f"bold {_COLOURS[grade]}" if not number else _COLOURS[grade])
+        cell.append(f" {grade} {found.probability:.2f} {found.signal:+.1f}")
+    return cell
