@@ -45,6 +45,7 @@ class Capture:
         self._sums: dict[int, torch.Tensor] = {}
         self._mask: torch.Tensor | None = None
         self._counts = torch.zeros(0)
+        self._rows: torch.Tensor | None = None
 
     def __enter__(self) -> Self:
         for model_layer in self.model_layers:
@@ -63,12 +64,28 @@ class Capture:
         """Begin a phase: forget what was pooled."""
         self._sums.clear()
         self._counts = torch.zeros(batch_size)
-        self._mask = None
+        self._mask = self._rows = None
+
+    def restart(self) -> None:
+        """Begin a phase in the tensors of the last one, whose addresses a CUDA graph knows."""
+        for pooled in self._sums.values():
+            pooled.fill_(float("-inf") if self._pooling == "max" else 0.0)
+        self._counts.zero_()
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Say which rows of the batch the next forward passes hold: their numbers, as `start` counted them."""
+        self._rows = rows
 
     def count(self, mask: torch.Tensor) -> None:
-        """Say which positions (batch, position) of the next forward pass are pooled."""
+        """Say which positions (rows, position) of the next forward pass are pooled."""
         self._mask = mask
-        self._counts = self._counts.to(mask.device) + mask.sum(dim=1)
+        if self._counts.device != mask.device:
+            self._counts = self._counts.to(mask.device)
+        n = mask.sum(dim=1).to(self._counts.dtype)
+        if self._rows is None:
+            self._counts += n
+        else:
+            self._counts.index_add_(0, self._rows, n)
 
     def run_to_deepest(self, model: nn.Module, **inputs: Any) -> None:
         """Run `model` up to the deepest captured block; the blocks above it and the head are not computed."""
@@ -89,6 +106,11 @@ class Capture:
         """(batch,) positions pooled since `start`."""
         return self._counts
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was pooled since `start`."""
+        return not self._sums
+
     def pooled(self) -> torch.Tensor:
         """(model layer, batch, hidden) in float32, in the order of `model_layers`; NaN for rows without a position."""
         device = self._counts.device
@@ -106,16 +128,30 @@ class Capture:
         return hook
 
     def _pool(self, model_layer: int, hidden: torch.Tensor, mask: torch.Tensor) -> None:
-        before = self._sums.get(model_layer)
-        counted = mask.unsqueeze(2)
+        """Take in the positions of one pass, in place where there is something already."""
+        counted, before = mask.unsqueeze(2), self._sums.get(model_layer)
         if self._pooling == "mean":
             new = hidden.float().masked_fill(~counted, 0).sum(dim=1)
-            self._sums[model_layer] = new if before is None else before + new
         elif self._pooling == "max":
             new = hidden.float().masked_fill(~counted, float("-inf")).amax(dim=1)
-            self._sums[model_layer] = new if before is None else torch.maximum(before, new)
         else:
             last = mask.shape[1] - 1 - mask.long().flip(1).argmax(dim=1)
             new = hidden[torch.arange(len(hidden), device=hidden.device), last].float()
-            keep = ~mask.any(dim=1, keepdim=True)
-            self._sums[model_layer] = new if before is None else torch.where(keep, before, new)
+        if before is None and self._rows is None:
+            self._sums[model_layer] = new
+            return
+        if before is None:
+            nothing = float("-inf") if self._pooling == "max" else 0.0
+            before = self._sums[model_layer] = new.new_full((len(self._counts), new.shape[1]), nothing)
+        rows = None if self._rows is None else self._rows.to(before.device)
+        if self._pooling != "mean":
+            old = before if rows is None else before[rows]
+            new = (
+                torch.maximum(old, new) if self._pooling == "max" else torch.where(mask.any(1, keepdim=True), new, old)
+            )
+        if rows is None:
+            before.copy_(new) if self._pooling != "mean" else before.add_(new)
+        elif self._pooling == "mean":
+            before.index_add_(0, rows, new)
+        else:
+            before.index_copy_(0, rows, new)

@@ -94,7 +94,11 @@ class LoadedModel:
 
     def accepts(self, argument: str) -> bool:
         """Whether the model's forward pass takes this argument."""
-        return argument in inspect.signature(self.model.forward).parameters
+        return argument in self._arguments
+
+    @cached_property
+    def _arguments(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.model.forward).parameters)
 
     def check_model_layers(self, model_layers: Iterable[int] | None) -> tuple[int, ...]:
         """The model layers asked for, ascending; all of them for None.
@@ -193,6 +197,25 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
             "expected one list of transformer blocks"
         )
     return next(iter(outermost.values()))
+
+
+def fixed_cache(loaded: LoadedModel, length: int) -> Any:
+    """A cache of keys and values with room for `length` positions, which stays where it is in memory.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model keeps something else, or forgets positions within that length.
+    """
+    try:
+        cache = transformers.StaticCache(config=loaded.model.config, max_cache_len=length)
+    except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
+        raise UnsupportedModelError(f"{loaded.id} has no cache of fixed size: {_first_line(error)}") from error
+    # What a sliding window does once it is full is decided in Python, which a recorded step no longer asks.
+    shortest = min((int(layer.max_cache_len) for layer in cache.layers), default=0)
+    if shortest < length or not all(layer.is_compileable for layer in cache.layers):
+        raise UnsupportedModelError(f"{loaded.id} keeps {shortest} positions at most, {length} are needed")
+    return cache
 
 
 def silence() -> None:

@@ -1,6 +1,7 @@
 """Rows through the model: token ids in, pooled activations and completions out.
 
-    rows --left-padded batches--> one prefill (prompt phase) --> token by token (completion phase)
+    rows --left-padded batches, by length--> one prefill (prompt phase) --> token by token (completion phase)
+         --copied to the host while the next batch runs--> RowResult
 
 One prefill serves both phases: the hooks pool the prompt positions on the first forward pass and each generated token
 as it is fed back. The last token of a completion is never fed back, and neither is an end-of-sequence token, so a
@@ -18,12 +19,18 @@ import torch
 from numpy.typing import NDArray
 
 from lenscache.capture import Capture
-from lenscache.errors import ModelError, NonFiniteError
+from lenscache.decoding import Decoding, Growing, Replayed, model_inputs
+from lenscache.errors import ModelError, NonFiniteError, UnsupportedModelError
 from lenscache.header import Mode, Phase, Pooling
 from lenscache.model import LoadedModel
 from lenscache.sampling import row_uniforms, sample_tokens
 
 _SAMPLE, _END = -1, -2  # no token ids
+_KEPT_SHARE = 0.75
+"""Rows that have ended leave once no more than this share goes on: each time, the cache is copied."""
+_STEPS_BETWEEN_LOOKS = 4  # on a GPU, where asking who has ended makes it wait for the answer
+_LENGTH_STEP = 64  # positions that lengths are rounded up to, so that batches share a recorded step
+_MOST_RECORDED = 4  # shapes whose caches are kept
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class Runner:
     max_new_tokens : tokens to generate a row, at most.
     pooling, pool_first_position : how and over which prompt positions to pool.
     batch_size : rows a forward pass. Halved, for good, whenever the device runs out of memory.
+    batch_tokens : positions a batch may have, padding and completions included; None for no limit.
+    replay : whether to decode in fixed tensors, recorded as a CUDA graph; None for where there is CUDA.
     """
 
     def __init__(
@@ -71,109 +80,167 @@ class Runner:
         pooling: Pooling = "mean",
         pool_first_position: bool = False,
         batch_size: int = 4,
+        batch_tokens: int | None = None,
+        replay: bool | None = None,
     ) -> None:
-        self.loaded, self.mode, self.max_new_tokens = loaded, mode, max_new_tokens
-        self.pool_first_position, self.batch_size = pool_first_position, batch_size
+        self.loaded, self.model_layers, self.mode, self.max_new_tokens = loaded, model_layers, mode, max_new_tokens
+        self.pooling, self.pool_first_position = pooling, pool_first_position
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.out_of_memory = 0
-        self._lost = False  # whether a live row's logits were NaN
-        self._capture = Capture(loaded.blocks, model_layers, pooling=pooling)
+        self._replay = loaded.device.type == "cuda" if replay is None else replay
+        self._recorded: dict[tuple[Any, ...], Replayed] = {}
+        self._capture = self._new_capture()
+        self._eos = torch.tensor(sorted(loaded.eos_ids), dtype=torch.long, device=loaded.device)
 
-    def run(self, rows: Sequence[Row], *, on_rows: Callable[[int], None] = lambda _: None) -> list[RowResult]:
+    def run(
+        self,
+        rows: Sequence[Row],
+        *,
+        on_rows: Callable[[int], None] = lambda _: None,
+        replay: bool | None = None,
+    ) -> list[RowResult]:
         """Run rows, shortest first so that little is padding; results come in the order of `rows`.
 
         Parameters
         ----------
         on_rows : called after every batch with the number of its rows.
+        replay : whether these rows may be decoded by a recorded step; None for the runner's own choice.
 
         Raises
         ------
         ModelError
             If not even one row fits the device's memory.
+        NonFiniteError
+            If logits are NaN, but not the activations.
         """
         results: dict[int, RowResult] = {}
         order = sorted(range(len(rows)), key=lambda row: len(rows[row].token_ids))
-        while len(results) < len(rows):
-            chosen = order[len(results) : len(results) + self.batch_size]
-            try:
-                batch = self._run_batch([rows[row] for row in chosen])
-            except torch.OutOfMemoryError as error:
-                self._halve(error)
-                continue
-            results.update(zip(chosen, batch, strict=True))
-            on_rows(len(chosen))
+        running: tuple[list[int], _Pending] | None = None
+        done = 0
+        while done < len(rows) or running is not None:
+            chosen = order[done : done + self._fitting([len(rows[row].token_ids) for row in order[done:]])]
+            begun: tuple[list[int], _Pending] | None = None
+            if chosen:
+                try:
+                    begun = chosen, self._run_batch([rows[row] for row in chosen], self._replay and replay is not False)
+                except torch.OutOfMemoryError as error:
+                    self._halve(error, len(chosen))
+                    continue
+            # The host takes in a batch while the device is at the next one.
+            if running is not None:
+                numbers, pending = running
+                results.update(zip(numbers, pending.results(), strict=True))
+                on_rows(len(numbers))
+            running = begun
+            done += len(chosen)
         return [results[row] for row in range(len(rows))]
 
-    def _halve(self, error: Exception) -> None:
-        if self.batch_size == 1:
+    def _fitting(self, lengths: Sequence[int]) -> int:
+        """How many of the next rows, by length in ascending order, make a batch."""
+        n = min(self.batch_size, len(lengths))
+        if self.batch_tokens is not None:
+            new = 0 if self.mode == "prompt" else self.max_new_tokens
+            while n > 1 and n * (lengths[n - 1] + new) > self.batch_tokens:
+                n -= 1
+        return n
+
+    def _halve(self, error: Exception, n_rows: int) -> None:
+        self._recorded.clear()
+        if self.loaded.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if n_rows == 1:
             raise ModelError(
                 f"one row does not fit the memory of {self.loaded.device}: use a smaller dtype, fewer new tokens or "
                 "another device"
             ) from error
-        self.batch_size = -(-self.batch_size // 2)
+        self.batch_size = -(-n_rows // 2)
         self.out_of_memory += 1
-        if self.loaded.device.type == "cuda":
-            torch.cuda.empty_cache()
+
+    def _new_capture(self) -> Capture:
+        return Capture(self.loaded.blocks, self.model_layers, pooling=self.pooling)
 
     @torch.inference_mode()
-    def _run_batch(self, rows: Sequence[Row]) -> list[RowResult]:
+    def _run_batch(self, rows: Sequence[Row], replay: bool) -> _Pending:
         token_ids, mask = _left_pad([row.token_ids for row in rows], self.loaded.device)
         positions = (mask.long().cumsum(dim=1) - 1).clamp_(min=0)
-        inputs = self._inputs(token_ids, mask, positions)
+        pooled: dict[Phase, torch.Tensor] = {}
+        counts: dict[Phase, torch.Tensor] = {}
+        decoding = self._decoding(len(rows), token_ids.shape[1], replay)
         with self._capture as capture:
             capture.start(len(rows))
             if self.mode != "completion":
                 capture.count(mask if self.pool_first_position else mask & (positions > 0))
             if self.mode == "prompt":
+                inputs = model_inputs(self.loaded, token_ids, mask, positions)
                 capture.run_to_deepest(self.loaded.model, **inputs, use_cache=False)
-                return self._results(rows, {"prompt": capture.pooled()}, [[] for _ in rows], [0] * len(rows))
-            output = self.loaded.model(**inputs, use_cache=True)
-            pooled: dict[Phase, torch.Tensor] = {"prompt": capture.pooled()} if self.mode == "combined" else {}
-            counts: dict[Phase, torch.Tensor] = {"prompt": capture.counts}
-            capture.start(len(rows))
-            completions = self._generate(capture, rows, output, mask, positions[:, -1])
-            pooled["completion"], counts["completion"] = self._pooled_or_nan(capture, len(rows)), capture.counts
-        self._check_logits(pooled, counts)
-        return self._results(rows, pooled, completions, [int(count) for count in counts["completion"].tolist()])
+            else:
+                logits = decoding.prefill(token_ids, mask, positions)
+            if self.mode != "completion":
+                pooled["prompt"], counts["prompt"] = capture.pooled(), capture.counts
+        if self.mode == "prompt":
+            return _Pending(pooled, counts, len(rows))
+        with decoding.capture as capture:
+            written, lost = self._generate(decoding, rows, logits)
+            pooled["completion"], counts["completion"] = self._pooled_or_nan(capture, len(rows)), capture.counts.clone()
+        return _Pending(pooled, counts, len(rows), written, lost, self.loaded.dtype)
 
-    def _check_logits(self, pooled: dict[Phase, torch.Tensor], counts: dict[Phase, torch.Tensor]) -> None:
-        """NaN logits mean invented tokens. Where a captured block is NaN, too, the store says so, and in which row."""
-        lost, self._lost = self._lost, False
-        if lost and all(bool(v[:, counts[phase] > 0].isfinite().all()) for phase, v in pooled.items()):
-            raise NonFiniteError(
-                f"the model's logits are NaN in {self.loaded.dtype}, so no token can be sampled: compute in another "
-                "dtype (--dtype bfloat16 has the range of float32), or extract with --mode prompt"
-            )
+    def _decoding(self, n_rows: int, width: int, replay: bool) -> Decoding:
+        """A recorded step for full batches, where the model has one; the rest is not worth a recording."""
+        shape = n_rows, -(-(width + self.max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
+        if not replay or self.mode == "prompt" or n_rows != self.batch_size:
+            return Growing(self.loaded, self._new_capture())
+        # A recorded step does what hooks did when it was recorded, such as steering, whatever has become of them.
+        key = (*shape, tuple(tuple(block._forward_hooks) for block in self.loaded.blocks))
+        try:
+            found = self._recorded.pop(key, None) or Replayed(self.loaded, self._new_capture(), *shape)
+        except UnsupportedModelError:
+            self._replay = False
+            return Growing(self.loaded, self._new_capture())
+        while len(self._recorded) >= _MOST_RECORDED:
+            self._recorded.pop(next(iter(self._recorded)))
+        self._recorded[key] = found  # the last one used is the last to go
+        return found
 
     def _generate(
-        self, capture: Capture, rows: Sequence[Row], output: Any, mask: torch.Tensor, last: torch.Tensor
-    ) -> list[list[int]]:
-        """Sample and feed back, one token a row and step, until every row has ended."""
-        device = self.loaded.device
+        self, decoding: Decoding, rows: Sequence[Row], logits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sample and feed back, one token a row and step, until every row has ended.
+
+        Returns
+        -------
+        (batch, max_new_tokens) what each row wrote, `_END` after its last; and whether a live row's logits were NaN.
+        """
+        device, steps = self.loaded.device, self.max_new_tokens
         seeds = np.array([row.sampling_seed for row in rows], np.uint64)
-        uniform = torch.from_numpy(row_uniforms(seeds, self.max_new_tokens)).to(device)
+        uniform = torch.from_numpy(row_uniforms(seeds, steps)).to(device)
         temperature = torch.tensor([row.temperature for row in rows], device=device)
-        eos = torch.tensor(sorted(self.loaded.eos_ids), device=device)
-        given = self._given(rows)
+        given, here = self._given(rows), torch.arange(len(rows), device=device)
+        written = torch.full((len(rows), steps), _END, dtype=torch.long, device=device)
         alive = torch.ones(len(rows), dtype=torch.bool, device=device)
-        completions: list[list[int]] = [[] for _ in rows]
-        for step in range(self.max_new_tokens):
-            logits = output.logits[:, -1]
-            self._lost |= bool((logits.isnan().any(dim=1) & alive).any())
+        lost = torch.zeros((), dtype=torch.bool, device=device)
+        every = _STEPS_BETWEEN_LOOKS if device.type == "cuda" else 1
+        for step in range(steps):
+            lost = lost | (logits.isnan().any(dim=1) & alive).any()
             tokens = sample_tokens(logits, temperature, uniform[:, step])
             if given is not None:
                 tokens = torch.where(given[:, step] >= 0, given[:, step], tokens)
                 alive = alive & (given[:, step] != _END)
-            alive = alive & ~torch.isin(tokens, eos)
-            for row, (token, goes_on) in enumerate(zip(tokens.tolist(), alive.tolist(), strict=True)):
-                if goes_on:
-                    completions[row].append(token)
-            if step == self.max_new_tokens - 1 or not alive.any():
+            alive = alive & ~torch.isin(tokens, self._eos)
+            written[here, step] = torch.where(alive, tokens, _END)
+            if step == steps - 1:
                 break
-            capture.count(alive.unsqueeze(1))
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-            inputs = self._inputs(tokens.unsqueeze(1), mask, (last + step + 1).unsqueeze(1))
-            output = self.loaded.model(**inputs, past_key_values=output.past_key_values, use_cache=True)
-        return completions
+            if step % every == 0:
+                going = int(alive.sum())
+                if not going:
+                    break
+                if decoding.can_drop_rows and going <= _KEPT_SHARE * len(alive):
+                    kept = alive.nonzero()[:, 0]
+                    decoding.drop(kept)
+                    uniform, temperature, here = uniform[kept], temperature[kept], here[kept]
+                    tokens, alive = tokens[kept], alive[kept]
+                    given = None if given is None else given[kept]
+            logits = decoding.step(tokens, alive)
+        return written, lost
 
     def _given(self, rows: Sequence[Row]) -> torch.Tensor | None:
         """(batch, step) tokens to follow, `_END` after the last and `_SAMPLE` in rows that are sampled."""
@@ -187,28 +254,77 @@ class Runner:
                 given[number, : len(row.completion_ids)] = torch.tensor(row.completion_ids, dtype=torch.long)
         return given.to(self.loaded.device)
 
-    def _inputs(self, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"input_ids": token_ids, "attention_mask": mask.long()}
-        if self.loaded.accepts("position_ids"):  # models without it derive positions from the mask
-            inputs["position_ids"] = positions
-        if self.loaded.accepts("logits_to_keep"):
-            inputs["logits_to_keep"] = 1
-        return inputs
-
     def _pooled_or_nan(self, capture: Capture, n_rows: int) -> torch.Tensor:
-        if capture.counts.any():
-            return capture.pooled()
-        return torch.full((len(capture.model_layers), n_rows, self.loaded.hidden), float("nan"))
+        if capture.is_empty:
+            return torch.full((len(capture.model_layers), n_rows, self.loaded.hidden), float("nan"))
+        return capture.pooled()
 
-    @staticmethod
-    def _results(
-        rows: Sequence[Row], pooled: dict[Phase, torch.Tensor], completions: list[list[int]], counts: list[int]
-    ) -> list[RowResult]:
-        host = {phase: vectors.cpu().numpy() for phase, vectors in pooled.items()}  # (model layer, batch, hidden)
+
+class _Pending:
+    """A batch whose results are on their way to the host.
+
+    Parameters
+    ----------
+    pooled : (model layer, batch, hidden) by phase.
+    counts : (batch,) pooled positions by phase.
+    written : (batch, step) tokens of the completions; None in prompt mode.
+    lost : whether a live row's logits were NaN.
+    dtype : what the model computes in.
+    """
+
+    def __init__(
+        self,
+        pooled: dict[Phase, torch.Tensor],
+        counts: dict[Phase, torch.Tensor],
+        n_rows: int,
+        written: torch.Tensor | None = None,
+        lost: torch.Tensor | None = None,
+        dtype: str = "",
+    ) -> None:
+        self._n_rows, self._dtype = n_rows, dtype
+        self._pooled = {phase: _to_host(vectors) for phase, vectors in pooled.items()}
+        self._counts = {phase: _to_host(count) for phase, count in counts.items()}
+        self._written = None if written is None else _to_host(written)
+        self._lost = None if lost is None else _to_host(lost)
+        devices = {vectors.device for vectors in pooled.values() if vectors.device.type == "cuda"}
+        self._events = [torch.cuda.current_stream(device).record_event() for device in devices]
+
+    def results(self) -> list[RowResult]:
+        """The results, waited for.
+
+        Raises
+        ------
+        NonFiniteError
+            If logits were NaN: what was sampled is invented. Where a captured block is NaN, too, the store says so, and
+            in which row.
+        """
+        for event in self._events:
+            event.synchronize()
+        if self._lost is not None and bool(self._lost) and self._is_finite():
+            raise NonFiniteError(
+                f"the model's logits are NaN in {self._dtype}, so no token can be sampled: compute in another "
+                "dtype (--dtype bfloat16 has the range of float32), or extract with --mode prompt"
+            )
+        host = {phase: vectors.numpy() for phase, vectors in self._pooled.items()}
+        completions = [[]] * self._n_rows if self._written is None else self._written.tolist()
+        counts = self._counts.get("completion", torch.zeros(self._n_rows)).tolist()
         return [
-            RowResult({phase: vectors[:, i] for phase, vectors in host.items()}, completions[i], counts[i])
-            for i in range(len(rows))
-        ]
+            RowResult(
+                {phase: vectors[:, i] for phase, vectors in host.items()},
+                [token for token in completions[i] if token != _END], int(counts[i]),
+            )
+            for i in range(self._n_rows)
+        ]  # fmt: skip
+
+    def _is_finite(self) -> bool:
+        return all(bool(v[:, self._counts[phase] > 0].isfinite().all()) for phase, v in self._pooled.items())
+
+
+def _to_host(values: torch.Tensor) -> torch.Tensor:
+    """A copy in the host's memory; from a GPU one that is still being made."""
+    if values.device.type != "cuda":
+        return values
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
 
 def _left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+_CHUNK = 256
+_BELOW_ONE = 1 - 2.0**-50
+
 
 def row_uniforms(seeds: NDArray[np.uint64], n_steps: int) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1) for every row and step.
@@ -29,8 +32,9 @@ def row_uniforms(seeds: NDArray[np.uint64], n_steps: int) -> NDArray[np.float64]
 def sample_tokens(logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Draw one token a row by inverting the cumulative distribution.
 
-    The softmax is computed in float64: batched and single logits differ by rounding, and the coarser the cumulative
-    sum, the more often such a difference would cross a row's uniform number.
+    The sum runs in float64, over the totals of chunks of the vocabulary first and then inside one chunk: batched and
+    single logits differ by rounding, and a coarser sum would let such a difference cross a row's uniform number more
+    often, but a float64 softmax of a whole vocabulary costs as much as some blocks of a small model.
 
     Parameters
     ----------
@@ -42,8 +46,21 @@ def sample_tokens(logits: torch.Tensor, temperature: torch.Tensor, uniform: torc
     -------
     (batch,) : token ids.
     """
-    scaled = logits.double() / temperature.double().unsqueeze(1)
-    cumulative = torch.softmax(scaled, dim=1).cumsum(dim=1)
-    # The last entry is the total, 1 but for rounding: scaling by it keeps every uniform number inside.
-    target = uniform.double().unsqueeze(1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_(max=logits.shape[1] - 1)
+    scaled = logits.float() / temperature.float().unsqueeze(1)
+    weights = torch.exp(scaled - scaled.amax(dim=1, keepdim=True))
+    chunks = torch.nn.functional.pad(weights, (0, -logits.shape[1] % _CHUNK)).reshape(len(logits), -1, _CHUNK)
+    totals = chunks.sum(dim=2, dtype=torch.float64)
+    cumulative = totals.cumsum(dim=1)
+    chunk, before = _invert(cumulative, uniform.double().unsqueeze(1) * cumulative[:, -1:])
+    inside = chunks[torch.arange(len(logits), device=logits.device), chunk[:, 0]].double().cumsum(dim=1)
+    within, _ = _invert(inside, before)
+    return (chunk * _CHUNK + within).squeeze(1).clamp_(max=logits.shape[1] - 1)
+
+
+def _invert(cumulative: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(batch, 1) where a cumulative sum (batch, n) passes `target` (batch, 1), and what of `target` lies inside."""
+    # Rounding must not carry a target to the end of the sum, where what follows has no weight.
+    target = torch.minimum(target, cumulative[:, -1:] * _BELOW_ONE)
+    place = torch.searchsorted(cumulative, target, right=True).clamp_(max=cumulative.shape[1] - 1)
+    below = torch.where(place > 0, cumulative.gather(1, (place - 1).clamp(min=0)), 0.0)
+    return place, target - below

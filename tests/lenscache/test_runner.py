@@ -12,9 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lenscache.errors import ModelError
-from lenscache.model import LoadedModel
+from lenscache.errors import ModelError, UnsupportedModelError
+from lenscache.model import LoadedModel, fixed_cache
 from lenscache.runner import Row, RowResult, Runner
+from lenscache.steering import steer
 from tests.models import ARCHITECTURES, tiny_model
 
 UNEQUAL = (40, 3, 17, 9)
@@ -76,6 +77,64 @@ def batch_sizes_seen(loaded: LoadedModel, *, memory_for: int = 1000) -> Iterator
     handle = loaded.model.register_forward_pre_hook(hook, with_kwargs=True)
     yield seen
     handle.remove()
+
+
+@pytest.mark.parametrize("eos_ids", [{1}, HALF_OF_THE_VOCABULARY], ids=["long", "some rows end early"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_step_in_fixed_tensors_does_what_a_growing_cache_does(architecture: str, eos_ids: Collection[int]) -> None:
+    loaded, rows = with_eos(tiny_model(architecture), eos_ids), rows_of(UNEQUAL * 3)
+    assert_same_results(run(loaded, rows, replay=True), run(loaded, rows, replay=False))
+
+
+@pytest.mark.parametrize("pooling", ["max", "last"])
+def test_fixed_tensors_hold_nothing_of_the_batch_before(pooling: str) -> None:
+    loaded = with_eos(tiny_model("gpt2"), HALF_OF_THE_VOCABULARY)
+    runner = Runner(loaded, (0, 1, 2), max_new_tokens=NEW_TOKENS, pooling=pooling, replay=True)  # type: ignore[arg-type]
+    runner.run(rows_of((30, 31, 32, 33), seed=5))
+    rows = rows_of(UNEQUAL)
+    assert_same_results(runner.run(rows), run(loaded, rows, pooling=pooling, replay=False))
+
+
+def test_fixed_tensors_serve_all_full_batches_of_their_length() -> None:
+    runner = Runner(tiny_model(), (0,), max_new_tokens=NEW_TOKENS, replay=True)
+    runner.run(rows_of((9, 12, 15, 18, 21, 24, 27, 30, 5)))
+    assert len(runner._recorded) == 1
+
+
+def test_a_step_recorded_under_steering_is_not_replayed_without() -> None:
+    loaded, rows = tiny_model(), rows_of(UNEQUAL)
+    runner = Runner(loaded, (0, 1, 2), max_new_tokens=NEW_TOKENS, replay=True)
+    with steer(loaded, np.ones(32), 1, 5.0):
+        runner.run(rows)
+    runner.run(rows)
+    assert len(runner._recorded) == 2
+
+
+def test_a_model_that_forgets_positions_decodes_with_its_own_cache() -> None:
+    """Gemma's window is shorter than these rows: what a recorded step would do once it is full is decided in Python."""
+    loaded = tiny_model("gemma")
+    window = loaded.model.config.sliding_window
+    short = dataclasses.replace(loaded, model=loaded.model)
+    with pytest.raises(UnsupportedModelError, match="positions at most"):
+        fixed_cache(short, window + 1)
+
+
+def test_rows_that_have_ended_leave_the_batch() -> None:
+    loaded = with_eos(tiny_model(), HALF_OF_THE_VOCABULARY)
+    with batch_sizes_seen(loaded) as sizes:
+        run(loaded, rows_of([9] * 16), batch_size=16)
+    assert sizes[0] == 16
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] <= 12
+
+
+def test_a_batch_has_no_more_positions_than_its_budget() -> None:
+    loaded, rows = tiny_model(), rows_of((4, 4, 4, 4, 20, 20, 20, 60))
+    runner = Runner(loaded, (0, 1, 2), max_new_tokens=NEW_TOKENS, batch_size=8, batch_tokens=60)
+    told: list[int] = []
+    results = runner.run(rows, on_rows=told.append)
+    assert told == [4, 2, 1, 1]  # 4 * 12, 2 * 28, 28, and one row that is longer than the budget
+    assert_same_results(results, run(loaded, rows, batch_size=1))
 
 
 @pytest.mark.parametrize("eos_ids", [{1}, HALF_OF_THE_VOCABULARY], ids=["long", "some rows end early"])

@@ -1,0 +1,294 @@
+"""What extraction costs beside the old ways, and beside the model alone.
+
+    python benchmarks/extract.py [--model smollm2-135m] [--device auto] [--dtype float32] [--quick] [--json FILE]
+
+One process, the sides in turns, each on prompts of the starter pack and longer ones made of them (6 to about 120 tokens),
+in an order that is not that of their length. Combined mode, 20 new tokens, all transformer blocks:
+
+ours     `lenscache extract` into a store, at batch 4 and at `--batch-size auto`; every row with a temperature and a seed
+(a)      the way before: one prompt at a time, a prompt pass with `output_hidden_states`, then `generate` with
+         `output_hidden_states` from the start, means over positions, one file a prompt
+(b)      the same in batches of 4, padded, in the order given
+(c)      the model alone: prefill and one forward pass a token in batches of 4 by length, greedy, with a cache; nothing is
+         captured, sampled or stored
+
+Prompt mode, middle block:
+
+ours     at `--batch-size auto`
+(d)      right padding, prompt order, batches of 8, all blocks and the head, one file a prompt
+
+Our rounds are verified at their end by 16 rows more; that is left out, and told apart, since a real round has thousands.
+(a) and (b) run on a share of the prompts, drawn anew each turn, and their time is scaled by the prompts. Device idle
+share: on CUDA, the share of the wall clock in which no kernel ran. Ratios are medians over turns, with lowest and highest.
+
+PREDICTED, 2 cores, SmolLM2, float32: 3 (a) and 1.5 (b) at batch 4, 0.95 of (c); 6 (a) and 3.5 (b) at auto; 4 of (d).
+FOUND: see RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+import lenscache.extract
+from lenscache.concepts import ConceptPack
+from lenscache.extract import ExtractReport, ExtractSettings, extract
+from lenscache.model import LoadedModel, load_model, silence
+
+STARTER = Path(__file__).parents[1] / "data" / "packs" / "starter.json"
+NEW_TOKENS = 20
+BOUNDS = {
+    "batch4_vs_single": 2.2,
+    "batch4_vs_batched": 1.4,
+    "vs_bare_loop": 0.95,
+    "auto_vs_single": 6.0,
+    "auto_vs_batched": 4.0,
+    "prompt_auto_vs_right_padded": 4.0,
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--prompts", type=int, help="prompts; default 256, 64 with --quick")
+    parser.add_argument("--turns", type=int, help="default 3, 1 with --quick")
+    parser.add_argument("--quick", action="store_true", help="fewer prompts and turns")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    arguments = parser.parse_args()
+    silence()
+    loaded = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    n = arguments.prompts or (64 if arguments.quick else 256)
+    figures = measure(loaded, texts(n), arguments.turns or (1 if arguments.quick else 3))
+    held = report(figures)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    sys.exit(not held and not arguments.quick)
+
+
+def texts(n: int) -> list[str]:
+    """Distinct prompts of mixed length, shuffled."""
+    pack, rng = ConceptPack.load(STARTER), np.random.default_rng(0)
+    sentences = sorted({example for concept in pack.concepts for example in concept.examples})
+    found = [
+        " ".join(rng.choice(sentences, 1 if rng.random() < 0.7 else int(rng.integers(2, 9)))) for _ in range(4 * n)
+    ]
+    distinct = list(dict.fromkeys(found))[:n]
+    rng.shuffle(distinct)
+    return distinct
+
+
+def as_pack(prompts: Sequence[str]) -> ConceptPack:
+    """A pack whose samples are just these prompts."""
+    concept = {
+        "id": "all", "name": "all", "layer": 0, "parents": [], "definition": "", "aliases": [],
+        "examples": list(prompts), "contrasts": [],
+    }  # fmt: skip
+    return ConceptPack.from_dict({"format_version": 1, "name": "bench", "version": "1", "concepts": [concept]})
+
+
+def measure(loaded: LoadedModel, prompts: list[str], turns: int) -> dict[str, Any]:
+    """Seconds a prompt of every side, turn by turn, and the ratios."""
+    some = max(8, len(prompts) // 8)
+    seconds: dict[str, list[float]] = {}
+    facts: dict[str, Any] = {}
+    continue_one(loaded, prompts[:1])  # warm
+    for turn in range(turns):
+        drawn = list(np.random.default_rng(turn).choice(prompts, some, replace=False))
+        sides: dict[str, Callable[[], tuple[int, dict[str, Any]]]] = {
+            "batch 4": lambda: ours(loaded, prompts, 4),
+            "(c) bare loop": lambda: (bare_loop(loaded, prompts), {}),
+            "auto": lambda: ours(loaded, prompts, "auto"),
+            "(a) one by one": lambda drawn=drawn: (old_way(loaded, drawn, 1), {}),
+            "(b) batches of 4": lambda drawn=drawn: (old_way(loaded, drawn, 4), {}),
+            "prompt, auto": lambda: ours(loaded, prompts, "auto", mode="prompt"),
+            "(d) right padded": lambda: (right_padded(loaded, prompts), {}),
+        }  # fmt: skip
+        for side, run in sides.items():
+            reset_peak(loaded.device)
+            start = time.perf_counter()
+            done, found = run()
+            synchronise(loaded.device)
+            spent = found.pop("seconds", time.perf_counter() - start)
+            seconds.setdefault(side, []).append(spent / done)
+            facts[side] = found | {"peak_gib": peak_gib(loaded.device)}
+        line = ", ".join(f"{side} {1 / values[-1]:.2f}" for side, values in seconds.items())
+        print(f"turn {turn + 1}, prompts/s: {line}", flush=True)
+    pairs = {
+        "batch4_vs_single": ("(a) one by one", "batch 4"), "batch4_vs_batched": ("(b) batches of 4", "batch 4"),
+        "vs_bare_loop": ("(c) bare loop", "batch 4"), "auto_vs_single": ("(a) one by one", "auto"),
+        "auto_vs_batched": ("(b) batches of 4", "auto"),
+        "prompt_auto_vs_right_padded": ("(d) right padded", "prompt, auto"),
+    }  # fmt: skip
+    figures: dict[str, Any] = {"device": device_name(loaded.device), "prompts": len(prompts), "seconds": seconds}
+    for key, (theirs, mine) in pairs.items():
+        ratios = [a / b for a, b in zip(seconds[theirs], seconds[mine], strict=True)]
+        figures |= {key: statistics.median(ratios), f"{key}_spread": [min(ratios), max(ratios)]}
+    return figures | {"facts": facts}
+
+
+# --- ours
+
+
+def ours(loaded: LoadedModel, prompts: list[str], batch_size: int | str, mode: Any = "combined") -> tuple[int, Any]:
+    """A whole extraction, into a store on disk."""
+    layers = (loaded.n_layers // 2,) if mode == "prompt" else None
+    settings = ExtractSettings(
+        mode=mode, max_new_tokens=NEW_TOKENS, batch_size=batch_size, model_layers=layers,
+    )  # type: ignore[arg-type]  # fmt: skip
+    verifying = 0.0
+    verify = lenscache.extract._RoundExtraction._verify
+
+    def timed(self: Any) -> None:
+        nonlocal verifying
+        start = time.perf_counter()
+        verify(self)
+        verifying += time.perf_counter() - start
+
+    with tempfile.TemporaryDirectory() as folder, patch.object(lenscache.extract._RoundExtraction, "_verify", timed):
+        start = time.perf_counter()
+        report: ExtractReport = extract(Path(folder) / "s.zarr", as_pack(prompts), loaded, settings)
+        spent = time.perf_counter() - start
+    return report.rows_run, {
+        "seconds": spent - verifying, "seconds_verifying": verifying, "batch_size": report.batch_size,
+        "largest_error": report.max_relative_error,
+    }  # fmt: skip
+
+
+# --- baselines
+
+
+@torch.inference_mode()
+def old_way(loaded: LoadedModel, prompts: Sequence[str], batch_size: int) -> int:
+    """(a) and (b): the prompt and the generation run separately, all hidden states of every step kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            for number, vectors in enumerate(continue_one(loaded, batch)):
+                np.savez(Path(folder) / f"{start + number}.npz", *vectors)
+    return len(prompts)
+
+
+@torch.inference_mode()
+def continue_one(loaded: LoadedModel, batch: Sequence[str]) -> list[list[np.ndarray]]:
+    """Mean over prompt positions and over generated ones, of every block, for each prompt of a padded batch."""
+    tokenizer = loaded.tokenizer
+    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.eos_token
+    inputs = tokenizer(list(batch), return_tensors="pt", padding=True).to(loaded.device)
+    mask = inputs["attention_mask"].bool()
+    states = loaded.model(**inputs, output_hidden_states=True).hidden_states[1:]
+    prompt = [[s[i][mask[i]].float().mean(0).cpu().numpy() for s in states] for i in range(len(batch))]
+    generated = loaded.model.generate(
+        **inputs, max_new_tokens=NEW_TOKENS, do_sample=True, temperature=0.7, output_hidden_states=True,
+        return_dict_in_generate=True, pad_token_id=tokenizer.eos_token_id,
+    ).hidden_states  # fmt: skip
+    completion = [
+        [
+            torch.stack([step[block + 1][i, -1] for step in generated[1:]]).float().mean(0).cpu().numpy()
+            for block in range(loaded.n_layers)
+        ]
+        for i in range(len(batch))
+    ]
+    return [[np.stack(p), np.stack(c)] for p, c in zip(prompt, completion, strict=True)]
+
+
+@torch.inference_mode()
+def bare_loop(loaded: LoadedModel, prompts: list[str], batch_size: int = 4) -> int:
+    """(c): nothing but the model; the same padding and order as ours."""
+    rows = sorted((loaded.tokenizer(prompt)["input_ids"] for prompt in prompts), key=len)
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        width = max(map(len, batch))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in batch], device=loaded.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=loaded.device)
+        output = loaded.model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1)
+        for _ in range(NEW_TOKENS - 1):
+            token = output.logits[:, -1].argmax(dim=1, keepdim=True)
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+            output = loaded.model(
+                input_ids=token, attention_mask=mask, past_key_values=output.past_key_values, use_cache=True
+            )  # fmt: skip
+    return len(rows)
+
+
+@torch.inference_mode()
+def right_padded(loaded: LoadedModel, prompts: list[str], batch_size: int = 8) -> int:
+    """(d): prompt mode as it is often written."""
+    tokenizer, block = loaded.tokenizer, loaded.n_layers // 2
+    tokenizer.padding_side, tokenizer.pad_token = "right", tokenizer.eos_token
+    with tempfile.TemporaryDirectory() as folder:
+        for start in range(0, len(prompts), batch_size):
+            inputs = tokenizer(prompts[start : start + batch_size], return_tensors="pt", padding=True).to(loaded.device)
+            states = loaded.model(**inputs, output_hidden_states=True).hidden_states[block + 1]
+            mask = inputs["attention_mask"].unsqueeze(2)
+            means = ((states * mask).sum(dim=1) / mask.sum(dim=1)).float().cpu().numpy()
+            for number, vector in enumerate(means):
+                np.save(Path(folder) / f"{start + number}.npy", vector)
+    return len(prompts)
+
+
+# --- the device
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what was asked of the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the peak so far; of a CPU there is none to forget."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gib(device: torch.device) -> float | None:
+    """GiB at most since `reset_peak`, on a GPU."""
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+
+
+def device_name(device: torch.device) -> str:
+    """What it ran on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+# --- what must hold
+
+
+def report(figures: dict[str, Any]) -> bool:
+    """Print the tables; whether every bound holds."""
+    print(f"\n{figures['device']}, {figures['prompts']} prompts")
+    print(f"{'side':18}  prompts/s (median, lowest to highest)   facts")
+    for side, values in figures["seconds"].items():
+        rates = sorted(1 / value for value in values)
+        found = {
+            k: round(v, 4) if isinstance(v, float) else v for k, v in figures["facts"][side].items() if v is not None
+        }
+        shown = ", ".join(f"{k} {v}" for k, v in found.items())
+        print(f"{side:18}  {statistics.median(rates):7.2f}  ({rates[0]:.2f} to {rates[-1]:.2f})   {shown}")
+    print()
+    held = True
+    for key, bound in BOUNDS.items():
+        low, high = figures[f"{key}_spread"]
+        holds = figures[key] >= bound
+        held &= holds
+        verdict = "holds" if holds else "DOES NOT HOLD"
+        print(f"{key}: {figures[key]:.2f} ({low:.2f} to {high:.2f}), at least {bound}: {verdict}")
+    return held
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Prefill and decode of one batch: where keys and values of earlier positions are kept, and how a step is launched.
+
+    Growing    the model's own cache, one position longer with every step; rows that have ended leave the batch
+    Replayed   a cache of fixed size; on CUDA one step is recorded as a graph and replayed for every token of every
+               batch of its shape, hooks included, so that no kernel is launched from Python
+
+Both take and give the same tensors. A model that cannot be recorded is left to `Growing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from lenscache.capture import Capture
+from lenscache.model import LoadedModel, fixed_cache
+
+_WARM_UP_STEPS = 3  # workspaces that kernels allocate on first use must be there before a graph is recorded
+
+
+class Decoding(Protocol):
+    """One batch on its way through prefill and decode."""
+
+    capture: Capture
+    """Pools the completion."""
+    can_drop_rows: bool
+    """Whether rows that have ended may leave."""
+
+    def prefill(self, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """(batch, vocab) logits after the prompts (batch, position); begins the completion phase."""
+
+    def step(self, tokens: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        """(batch, vocab) logits after feeding back one token a row; `counted` (batch,) says which rows pool it."""
+
+    def drop(self, kept: torch.Tensor) -> None:
+        """Go on with the rows `kept` alone, numbers in the present batch."""
+
+
+def model_inputs(
+    loaded: LoadedModel, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
+) -> dict[str, Any]:
+    """What the model's forward pass takes; logits of the last position alone, where it can tell them apart."""
+    inputs: dict[str, Any] = {"input_ids": token_ids, "attention_mask": mask.long()}
+    if loaded.accepts("position_ids"):  # models without it derive positions from the mask
+        inputs["position_ids"] = positions
+    if loaded.accepts("logits_to_keep"):
+        inputs["logits_to_keep"] = 1
+    return inputs
+
+
+class Growing:
+    """Decode with the model's own cache."""
+
+    def __init__(self, loaded: LoadedModel, capture: Capture) -> None:
+        self._loaded, self.capture, self.can_drop_rows = loaded, capture, True
+        self._cache: Any = None
+        self._mask = self._last = torch.zeros(0)
+        self._rows: torch.Tensor | None = None
+
+    def prefill(self, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """As `Decoding.prefill`."""
+        output = self._loaded.model(**model_inputs(self._loaded, token_ids, mask, positions), use_cache=True)
+        self._cache, self._mask, self._last = output.past_key_values, mask, positions[:, -1:]
+        self.can_drop_rows = hasattr(self._cache, "batch_select_indices")
+        self.capture.start(len(token_ids))
+        return _last_logits(output)
+
+    def step(self, tokens: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        """As `Decoding.step`."""
+        self.capture.count(counted.unsqueeze(1))
+        self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
+        self._last = self._last + 1
+        inputs = model_inputs(self._loaded, tokens.unsqueeze(1), self._mask, self._last)
+        output = self._loaded.model(**inputs, past_key_values=self._cache, use_cache=True)
+        self._cache = output.past_key_values
+        return _last_logits(output)
+
+    def drop(self, kept: torch.Tensor) -> None:
+        """As `Decoding.drop`."""
+        self._cache.batch_select_indices(kept)
+        self._mask, self._last = self._mask[kept], self._last[kept]
+        self._rows = kept if self._rows is None else self._rows[kept]
+        self.capture.select(self._rows)
+
+
+class Replayed:
+    """Decode in tensors of fixed shape and place; one object serves all batches of its shape, one after the other.
+
+    On a CPU nothing is recorded and every step is called, which is how the arithmetic is tested without a GPU.
+
+    Parameters
+    ----------
+    batch_size, length : rows, and positions of prompt and completion together.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model has no cache of fixed size for that many positions.
+    """
+
+    def __init__(self, loaded: LoadedModel, capture: Capture, batch_size: int, length: int) -> None:
+        self._loaded, self.capture, self.can_drop_rows = loaded, capture, False
+        self._cache = fixed_cache(loaded, length)
+
+        def zeros(columns: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(batch_size, columns, dtype=dtype, device=loaded.device)
+
+        self._mask, self._counted = zeros(length, torch.bool), zeros(1, torch.bool)
+        self._tokens, self._positions = zeros(1, torch.long), zeros(1, torch.long)
+        self._width = self._steps = 0
+        self._logits = torch.zeros(0)
+        self._replay: Callable[[], None] | None = None
+
+    def prefill(self, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """As `Decoding.prefill`."""
+        self._cache.reset()
+        self._width = token_ids.shape[1]
+        self._mask.zero_()
+        self._mask[:, : self._width] = mask
+        self._positions.copy_(positions[:, -1:])
+        inputs = model_inputs(self._loaded, token_ids, mask, positions)
+        logits = _last_logits(self._loaded.model(**inputs, past_key_values=self._cache, use_cache=True))
+        if self._steps:
+            self.capture.restart()
+        else:
+            self.capture.start(len(token_ids))
+        return logits
+
+    def step(self, tokens: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        """As `Decoding.step`."""
+        self._tokens.copy_(tokens.unsqueeze(1))
+        self._counted.copy_(counted.unsqueeze(1))
+        self._mask[:, self._width] = True
+        self._width += 1
+        self._positions += 1
+        self.capture.count(self._counted)
+        if self._loaded.device.type == "cuda" and self._replay is None and self._steps >= _WARM_UP_STEPS:
+            self._replay = self._record()
+        self._steps += 1
+        (self._replay or self._forward)()
+        return self._logits
+
+    def drop(self, kept: torch.Tensor) -> None:
+        """Never called: `can_drop_rows` is off, shapes are fixed."""
+        raise NotImplementedError
+
+    def _forward(self) -> None:
+        inputs = model_inputs(self._loaded, self._tokens, self._mask, self._positions)
+        self._logits = _last_logits(self._loaded.model(**inputs, past_key_values=self._cache, use_cache=True))
+
+    def _record(self) -> Callable[[], None]:
+        """Record one step, without running it; the steps before have left every tensor where it stays."""
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(self._loaded.device)
+        with torch.cuda.device(self._loaded.device), torch.cuda.graph(graph):
+            self._forward()
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+
+def _last_logits(output: Any) -> torch.Tensor:
+    logits: torch.Tensor = output.logits[:, -1]
+    return logits
