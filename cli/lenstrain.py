@@ -11,6 +11,7 @@ import typer
 
 from . import console, lenses, options
 from .audit import audit
+from .exchange import export_pack, import_pack
 from .read import read
 from .steer import steer
 
@@ -256,6 +257,8 @@ app.command(epilog='Example: lenstrain read lenses-0.95 --model smollm2-135m --t
 app.command(
     epilog='Example: lenstrain steer lenses-0.95 --model smollm2-135m --concept weather --strength 8 --prompt "I think"'
 )(steer)
+app.command("export", epilog="Example: lenstrain export lenses-0.95 --to gguf --out vectors --min-grade B")(export_pack)
+app.command("import", epilog="Example: lenstrain import folder --from hatcat --model-layer 15 --out new")(import_pack)
 
 
 def main() -> None:

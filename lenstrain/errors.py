@@ -10,6 +10,8 @@
         LensPackNotFoundError (FileNotFoundError)
         LensPackExistsError (FileExistsError)
         LensPackFormatError              not a lens pack, or one of a newer format
+      ForeignFormatError (ValueError)    a file of another program that is damaged, or not what it is taken for
+      MissingPackageError (ImportError)  an optional package is not installed
 
 What lenscache raises while a store is read (`lenscache.errors`) passes through unchanged.
 """
@@ -53,3 +55,11 @@ class LensPackExistsError(LensPackError, FileExistsError):
 
 class LensPackFormatError(LensPackError):
     """The folder holds something else, or a lens pack of a format this version does not know."""
+
+
+class ForeignFormatError(LenstrainError, ValueError):
+    """A file of another program cannot be read; the message names it, what was found and what was expected."""
+
+
+class MissingPackageError(LenstrainError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""

@@ -92,7 +92,7 @@ def read_folder(folder: Path) -> PackContent:
         path = folder / "run.json"
         run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         vectors = unpack_directions(tensors, len(weights))
-        lenses = [_lens_from_json(*row) for row in zip(data["lenses"], weights, vectors, strict=True)]
+        lenses = [lens_from_json(*row) for row in zip(data["lenses"], weights, vectors, strict=True)]
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise LensPackFormatError(f"{folder} is not a readable lens pack ({error}): fit it again") from error
     return PackContent(lenses, provenance, skipped, vocabulary, run)
@@ -141,7 +141,7 @@ def write_folder(folder: Path, content: PackContent, *, short: Sequence[str]) ->
         "format_version": FORMAT_VERSION,
         "provenance": content.provenance,
         "skipped": content.skipped,
-        "lenses": [_lens_to_json(lens) for lens in content.lenses],
+        "lenses": [lens_to_json(lens) for lens in content.lenses],
     }
     _write_json(folder / "lenses.json", data)
     hungry = {lens.concept: lens.metrics["n_samples"] for lens in content.lenses if lens.metrics["hungry"]}
@@ -168,7 +168,8 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         raise LensPackExistsError(f"the output folder {folder} exists already: {hint}")
 
 
-def _lens_to_json(lens: Lens) -> dict[str, Any]:
+def lens_to_json(lens: Lens) -> dict[str, Any]:
+    """All of a lens but its weights and directions."""
     return {
         "concept": lens.concept, "name": lens.name, "layer": lens.layer, "model_layers": list(lens.model_layers),
         "threshold": lens.threshold, "calibration": lens.calibrator.to_json(), "noise_floor": lens.noise._asdict(),
@@ -178,7 +179,8 @@ def _lens_to_json(lens: Lens) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _lens_from_json(data: dict[str, Any], weights: Weights, vectors: NDArray[np.float32]) -> Lens:
+def lens_from_json(data: dict[str, Any], weights: Weights, vectors: NDArray[np.float32]) -> Lens:
+    """A lens from its JSON; `vectors` (hidden,) are its directions, those of several model layers side by side."""
     deviations = data.get("deviations", [])
     found = zip(data["model_layers"], np.split(vectors, len(deviations) or 1), deviations, strict=False)
     return Lens(

@@ -126,7 +126,7 @@ def test_files_are_json_and_safetensors_and_nothing_else(saved: Path) -> None:
     for name in ("lenses.json", "hungry.json", "run.json"):
         json.loads(found[name])
     length = int.from_bytes(found["lenses.safetensors"][:8], "little")
-    assert set(json.loads(found["lenses.safetensors"][8 : 8 + length])) == {"weight", "bias"}
+    assert set(json.loads(found["lenses.safetensors"][8 : 8 + length])) == {"weight", "bias", "direction"}
 
 
 def test_weights_are_one_float32_matrix(saved: Path, pack: LensPack) -> None:
@@ -284,7 +284,7 @@ def test_old_pack_survives_a_failed_overwrite(pack: LensPack, saved: Path, monke
     def fail(path: Path, data: Any) -> None:
         raise _DiskFullError("no space left")
 
-    monkeypatch.setattr("lenstrain.lenspack._write_json", fail)
+    monkeypatch.setattr("lenstrain.packfiles._write_json", fail)
     with pytest.raises(_DiskFullError, match="no space left"):
         pack.save(saved, overwrite=True)
     assert contents(saved) == before
@@ -311,7 +311,7 @@ def test_failed_first_save_leaves_nothing(pack: LensPack, tmp_path: Path, monkey
     def fail(path: Path, data: Any) -> None:
         raise _DiskFullError("no space left")
 
-    monkeypatch.setattr("lenstrain.lenspack._write_json", fail)
+    monkeypatch.setattr("lenstrain.packfiles._write_json", fail)
     with pytest.raises(_DiskFullError, match="no space left"):
         pack.save(tmp_path / "lenses")
     assert list(tmp_path.iterdir()) == []

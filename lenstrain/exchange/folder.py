@@ -1,0 +1,114 @@
+"""Folders that lenses are exported to: written beside their place, with what the format itself cannot hold.
+
+    lenses.json              as in a lens pack (`lenstrain.packfiles`): provenance, and for each lens its concept, model
+                             layers, threshold, calibration, noise floor, metrics and grade; and `file`, where it is
+    directions.safetensors   directions to steer along, one row a lens, where the pack has them
+
+The weights are in the files of the format alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from lenstrain.errors import ForeignFormatError, LensPackExistsError
+from lenstrain.families import Weights
+from lenstrain.lens import Lens
+from lenstrain.lenspack import LensPack
+from lenstrain.packfiles import FORMAT_VERSION, lens_from_json, lens_to_json, none_for_nan, write_beside
+from lenstrain.shipping import pack_directions, unpack_directions
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What is known of exported lenses beside their weights."""
+
+    provenance: dict[str, Any]
+    skipped: dict[str, str]
+    entries: dict[str, tuple[dict[str, Any], NDArray[np.float32]]]
+    """By file, relative to the folder: the entry of `lenses.json`, and (hidden,) or (0,) its direction."""
+    path: Path
+
+    def lens(self, file: str, weights: Weights) -> Lens:
+        """The lens of a file.
+
+        Raises
+        ------
+        ForeignFormatError
+            If its entry is damaged.
+        """
+        try:
+            return lens_from_json(self.entries[file][0], weights, self.entries[file][1])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise _unreadable(self.path, f"the entry of {file}: {error!r}") from error
+
+
+def write_export(out: Path, write: Callable[[Path], None], *, overwrite: bool) -> None:
+    """Let `write` fill a folder beside `out`, then move it there.
+
+    Raises
+    ------
+    LensPackExistsError
+        If `out` exists, and is not an earlier export or `overwrite` is off.
+    """
+    if (out / "lenses.safetensors").exists():
+        raise LensPackExistsError(f"{out} is a lens pack, which an export never replaces: choose another --out")
+    write_beside(out, write, overwrite=overwrite)
+
+
+def write_sidecar(folder: Path, pack: LensPack, files: Mapping[str, str], format_name: str) -> None:
+    """Write what is known of the lenses in `files`: their places, relative to the folder, by concept."""
+    lenses = [lens for lens in pack if lens.concept in files]
+    data = {
+        "format_version": FORMAT_VERSION,
+        "exported_to": format_name,
+        "provenance": pack.provenance,
+        "skipped": pack.skipped,
+        "lenses": [{"file": files[lens.concept], **lens_to_json(lens)} for lens in lenses],
+    }
+    write_json(folder / "lenses.json", data)
+    if directions := pack_directions(lenses):
+        (folder / "directions.safetensors").write_bytes(safetensors.numpy.save(directions))
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain values; what could not be measured (NaN) is null."""
+    text = json.dumps(none_for_nan(data), indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_sidecar(folder: Path) -> Sidecar | None:
+    """The sidecar of a folder; None if it has none.
+
+    Raises
+    ------
+    ForeignFormatError
+        If it is damaged or of another format version.
+    """
+    path, beside = folder / "lenses.json", folder / "directions.safetensors"
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {data['format_version']}, expected {FORMAT_VERSION}")
+        tensors = safetensors.numpy.load_file(beside) if beside.exists() else {}
+        vectors = unpack_directions(tensors, len(data["lenses"]))
+        entries = {str(entry["file"]): (entry, row) for entry, row in zip(data["lenses"], vectors, strict=True)}
+        return Sidecar(dict(data["provenance"]), dict(data["skipped"]), entries, path)
+    except (KeyError, TypeError, ValueError, OSError, RecursionError, safetensors.SafetensorError) as error:
+        raise _unreadable(path, repr(error)) from error
+
+
+def _unreadable(path: Path, why: str) -> ForeignFormatError:
+    advice = "export the lenses again, or delete it to read their weights alone"
+    return ForeignFormatError(f"{path} cannot be read ({why}): {advice}")

@@ -1,0 +1,126 @@
+"""Lens packs to and from folders in other formats, whole or some of their lenses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from lenstrain.calibration import Grade
+from lenstrain.errors import LensPackExistsError, SettingsError
+from lenstrain.exchange.gguf import Written, write_gguf
+from lenstrain.exchange.hatcat import read_hatcat, write_hatcat
+from lenstrain.lens import Lens
+from lenstrain.lenspack import LensPack
+from lenstrain.packfiles import check_output
+from lenstrain.steering import Kind, find_lens
+
+Format = Literal["hatcat", "gguf", "safetensors"]
+
+
+def export_pack(
+    folder: Path,
+    out: Path,
+    to: Format,
+    *,
+    concepts: Sequence[str] | None = None,
+    min_grade: Grade = Grade.C,
+    kind: Kind = "mean-difference",
+    overwrite: bool = False,
+) -> Written:
+    """Write the lenses of the pack in `folder` to the folder `out`.
+
+    Parameters
+    ----------
+    to : "hatcat", "gguf", or "safetensors" for a lens pack of ours.
+    concepts : ids or names; None for all.
+    min_grade : leave out lenses below it.
+    kind : what control vectors lie along.
+    overwrite : replace an earlier export; it stays until the new one is complete.
+
+    Returns
+    -------
+    Files by concept, relative to `out`, and what was left out.
+
+    Raises
+    ------
+    LensPackNotFoundError, LensPackFormatError
+        If `folder` is no lens pack.
+    LensPackExistsError
+        If `out` exists and may not be replaced.
+    SettingsError
+        If a concept is not in the pack, there is nothing left to export, or the format cannot hold it.
+    MissingPackageError
+        If the format needs a package that is not installed.
+    """
+    whole = LensPack.load(folder)
+    _check_apart(folder, out)
+    pack = select_lenses(whole, concepts, min_grade)
+    low = {
+        lens.concept: f"the lens of {lens.concept} has grade {lens.grade.value}"
+        for lens in _wanted(whole, concepts)
+        if lens.concept not in pack
+    }
+    if to == "gguf":
+        files, left_out = write_gguf(pack, out, kind=kind, overwrite=overwrite)
+        return Written(files, low | left_out)
+    if to == "hatcat":
+        return Written(write_hatcat(pack, out, overwrite=overwrite), low)
+    pack.save(out, overwrite=overwrite)
+    return Written({lens.concept: "lenses.safetensors" for lens in pack}, low)
+
+
+def import_hatcat(folder: Path, out: Path, *, model_layer: int | None = None, overwrite: bool = False) -> LensPack:
+    """Read the classifiers of HatCat in `folder` and write them to `out` as a lens pack.
+
+    Parameters
+    ----------
+    model_layer : transformer block that the lenses read, counted from 0; None if the folder says it.
+    overwrite : replace a lens pack that is there; it stays until the new one is complete.
+
+    Raises
+    ------
+    LensPackExistsError
+        If `out` exists and may not be replaced.
+    ForeignFormatError, SettingsError
+        As `read_hatcat`.
+    """
+    _check_apart(folder, out)
+    check_output(out, overwrite=overwrite)
+    pack = read_hatcat(folder, model_layer=model_layer)
+    pack.save(out, overwrite=overwrite)
+    return pack
+
+
+def select_lenses(pack: LensPack, concepts: Sequence[str] | None, min_grade: Grade) -> LensPack:
+    """A pack of some of the lenses, in the order that they have.
+
+    The pack of text lenses inside it keeps those of the same concepts. What was skipped is kept if all are wanted.
+
+    Raises
+    ------
+    SettingsError
+        If a concept is not in the pack, or no lens is left.
+    """
+    chosen = [lens for lens in _wanted(pack, concepts) if lens.grade.reaches(min_grade)]
+    if not chosen:
+        raise SettingsError(f"no lens to export has grade {min_grade.value} or better: see `lenstrain show`")
+    text = pack.text
+    if text is not None:
+        beside = [lens for lens in text if lens.concept in {lens.concept for lens in chosen}]
+        text = LensPack(beside, text.provenance, {}, vocabulary=text.vocabulary, run=text.run) if beside else None
+    skipped = pack.skipped if concepts is None else {}
+    return LensPack(chosen, pack.provenance, skipped, vocabulary=pack.vocabulary, text=text, run=pack.run)
+
+
+def _check_apart(folder: Path, out: Path) -> None:
+    """Refuse to replace a folder by what is made of it: what the other format cannot hold would be lost."""
+    if out.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise LensPackExistsError(f"{out} holds the lenses that are read: choose another --out")
+
+
+def _wanted(pack: LensPack, concepts: Sequence[str] | None) -> list[Lens]:
+    if concepts is None:
+        return list(pack)
+    found = {find_lens(pack, concept).concept for concept in concepts}
+    return [lens for lens in pack if lens.concept in found]
