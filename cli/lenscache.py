@@ -13,6 +13,7 @@ import typer
 from . import console, options, reports
 from .models import Dtype, load
 from .pack import app as packs
+from .preflight import preflight
 
 app = typer.Typer(
     help="Run a language model once over every prompt of a concept pack and keep its activations in a Zarr store.",
@@ -83,7 +84,7 @@ def extract(
     mode: Annotated[
         Mode, typer.Option(help="What to pool: the prompt, the completion, or both in one pass.")
     ] = Mode.combined,
-    batch_size: options.BatchSize = 4,
+    batch_size: options.BatchSize = "4",
     max_new_tokens: options.MaxNewTokens = 20,
     max_prompt_tokens: options.MaxPromptTokens = None,
     pooling: Annotated[Pooling, typer.Option(help="How positions become one vector.")] = Pooling.mean,
@@ -127,8 +128,8 @@ def extract(
     settings = ExtractSettings(
         mode=mode.value, max_new_tokens=max_new_tokens, max_prompt_tokens=max_prompt_tokens,
         model_layers=options.parse_model_layers(model_layers), pooling=pooling.value,
-        pool_first_position=pool_first_position, store_dtype=store_dtype.value, seed=seed, batch_size=batch_size,
-        block_rows=block_rows, samples=samples,
+        pool_first_position=pool_first_position, store_dtype=store_dtype.value, seed=seed,
+        batch_size=options.parse_batch_size(batch_size), block_rows=block_rows, samples=samples,
     )  # fmt: skip
     if top_up is not None and (layer or limit or reuse):
         raise PlanError("--top-up takes its concepts from the file: leave out --layer, --limit and --reuse")
@@ -160,7 +161,7 @@ def plan(
     model_layers: options.ModelLayers = None,
     templates: options.Templates = None,
     mode: Annotated[Mode, typer.Option(help="As for extract.")] = Mode.combined,
-    batch_size: options.BatchSize = 4,
+    batch_size: options.BatchSize = "4",
     max_new_tokens: options.MaxNewTokens = 20,
     max_prompt_tokens: options.MaxPromptTokens = None,
     dtype: Annotated[Dtype, typer.Option(help="Weights and arithmetic, as for extract.")] = Dtype.auto,
@@ -181,8 +182,8 @@ def plan(
     concepts = options.load_pack(pack, templates)
     settings = ExtractSettings(
         mode=mode.value, max_new_tokens=max_new_tokens, max_prompt_tokens=max_prompt_tokens,
-        model_layers=options.parse_model_layers(model_layers), store_dtype=store_dtype.value, batch_size=batch_size,
-        samples=samples,
+        model_layers=options.parse_model_layers(model_layers), store_dtype=store_dtype.value,
+        batch_size=options.parse_batch_size(batch_size), samples=samples,
     )  # fmt: skip
     select_concepts(concepts, layer, limit)  # before the model is loaded
     estimate = estimate_run(concepts, load(model, dtype, device), settings, layers=layer, limit=limit)
@@ -335,6 +336,9 @@ def repair(
         reports.print_repaired(report)
     if report.left_to_user:
         raise typer.Exit(1)
+
+
+app.command(epilog="Example: lenscache preflight --model smollm2-135m --quick")(preflight)
 
 
 def main() -> None:

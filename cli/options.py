@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,7 +22,9 @@ Templates = Annotated[
     typer.Option(metavar="FILE", help="More prompts for every concept: one template a line, such as: About {name}."),
 ]
 Model = Annotated[str, typer.Option(help="Model folder, Hugging Face id, or smollm2-135m.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Prompts a forward pass.")]
+BatchSize = Annotated[
+    str, typer.Option(metavar="N|auto", help="Prompts a forward pass; auto tries what fits and pays.")
+]
 MaxNewTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate a prompt, at most.")]
 MaxPromptTokens = Annotated[
     int | None,
@@ -84,6 +86,15 @@ def parse_model_layers(text: str | None) -> tuple[int, ...] | None:
             raise typer.BadParameter(f"the range {part!r} runs backwards: give the smaller number first")
         numbers.extend(range(int(first), int(last if dash else first) + 1))
     return tuple(dict.fromkeys(numbers))
+
+
+def parse_batch_size(text: str) -> int | Literal["auto"]:
+    """A number of prompts, or "auto"."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is no batch size: give a number from 1 on, or auto")
+    return int(text)
 
 
 ModelLayers = Annotated[

@@ -21,7 +21,8 @@ def print_estimate(estimate: Any) -> None:
         ),
         f"{estimate.model_layers} model layers: about {console.megabytes(estimate.stored_bytes)} on disk, "
         f"{console.megabytes(estimate.bytes_per_model_layer)} each, of {console.megabytes(estimate.raw_bytes)} raw",
-        f"about {console.clock(estimate.seconds)} on this device, at {estimate.prompts_per_second:.1f} prompts/s",
+        f"about {console.clock(estimate.seconds)} on this device, at {estimate.prompts_per_second:.1f} prompts/s in "
+        f"batches of {estimate.batch_size}",
     ):
         console.out().print(line, markup=False, soft_wrap=True)
 

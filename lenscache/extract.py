@@ -13,16 +13,19 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lenscache.batching import choose_batch
 from lenscache.concepts import ConceptPack
 from lenscache.diskspace import check_disk_space
-from lenscache.errors import BatchMismatchError, PlanError, PromptTooLongError, StoreDamagedError
+from lenscache.errors import BatchMismatchError, StoreDamagedError
 from lenscache.header import Phase, StoreHeader
+from lenscache.inputs import make_header, make_runner, rows_of, tokenize
 from lenscache.keys import sample_keys
 from lenscache.model import LoadedModel
 from lenscache.prompts import plan_samples
@@ -41,6 +44,8 @@ VERIFIED_ROWS = 8
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
 """Largest relative error between a row in a batch and the same row alone, by the dtype the model computes in."""
+
+_BATCH_OF_NOTHING = 4  # where no row is left to run
 
 _ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11, "int8": 2.0**-6}
 """What storing may add: values that differ a little may be rounded apart."""
@@ -134,12 +139,8 @@ def _extract_rounds(
     tokenized = [tokenize(loaded, entry.plan.texts, header.max_prompt_tokens) for entry in planned]
     check_disk_space(path, header, {f"layer_{p.layer}/round_{p.index}": len(p.plan) for p in planned})
     store = create_store(path, header, pack)
-    report = ExtractReport(batch_size=settings.batch_size, layers=[entry.layer for entry in planned])
+    report = ExtractReport(layers=[entry.layer for entry in planned])
     report.cut_prompts = sum(int((found.n_cut > 0).sum()) for found in tokenized)
-    runner = Runner(
-        loaded, header.model_layers, mode=settings.mode, max_new_tokens=settings.max_new_tokens,
-        pooling=settings.pooling, pool_first_position=settings.pool_first_position, batch_size=settings.batch_size,
-    )  # fmt: skip
     start = time.perf_counter()
     # All rounds are laid out first: one that does not fit the store must not show after hours of extracting another.
     rounds = [
@@ -151,57 +152,42 @@ def _extract_rounds(
         )
         for entry, found in zip(planned, tokenized, strict=True)
     ]  # fmt: skip
-    for target, entry, found in zip(rounds, planned, tokenized, strict=True):
-        rows = [
-            Row(ids, int(seed), float(temperature))
-            for ids, seed, temperature in zip(
-                found.token_ids, entry.plan.sampling_seed, entry.plan.temperature, strict=True
-            )
-        ]
-        _RoundExtraction(target, header, runner, rows, reusable, report, on_progress or (lambda _: None)).run()
+    tell = on_progress or (lambda _: None)
+    rows = [rows_of(entry.plan, found) for entry, found in zip(planned, tokenized, strict=True)]
+    runner = _make_runner(loaded, header, settings, rounds, rows, tell)
+    report.seconds_to_start = time.perf_counter() - start
+    for target, its_rows in zip(rounds, rows, strict=True):
+        _RoundExtraction(target, header, runner, its_rows, reusable, report, tell).run()
     report.elapsed_s = time.perf_counter() - start
     report.batch_size = runner.batch_size
     return report
 
 
-def make_header(loaded: LoadedModel, pack: ConceptPack, settings: ExtractSettings) -> StoreHeader:
-    """The identity of the store that these would write.
-
-    Raises
-    ------
-    ModelLayerError
-        If the model lacks a model layer that is asked for.
-    PromptTooLongError
-        If a completion leaves no room for a prompt, or prompts may be longer than the model takes.
-    """
-    new_tokens = 0 if settings.mode == "prompt" else settings.max_new_tokens
-    return StoreHeader(
-        model_id=loaded.id, model_fingerprint=loaded.fingerprint, model_dtype=loaded.dtype,
-        n_layers=loaded.n_layers, hidden=loaded.hidden, tokenizer_fingerprint=loaded.tokenizer_fingerprint,
-        pack_name=pack.name, pack_version=pack.version, pack_digest=pack.digest,
-        model_layers=loaded.check_model_layers(settings.model_layers), mode=settings.mode,
-        max_new_tokens=new_tokens, max_prompt_tokens=_prompt_limit(loaded, settings.max_prompt_tokens, new_tokens),
-        pooling=settings.pooling, pool_first_position=settings.pool_first_position, special_tokens=True,
-        store_dtype=settings.store_dtype, seed=settings.seed,
-    )  # fmt: skip
-
-
-def _prompt_limit(loaded: LoadedModel, asked: int | None, new_tokens: int) -> int:
-    """Tokens a prompt may have; 0 for no limit."""
-    if loaded.max_positions is None:
-        return asked or 0
-    room = loaded.max_positions - new_tokens
-    if room < 1:
-        raise PromptTooLongError(
-            f"{new_tokens} new tokens are asked for, {loaded.id} has {loaded.max_positions} positions: there is no "
-            "room for a prompt, lower --max-new-tokens"
-        )
-    if asked is not None and asked > room:
-        raise PromptTooLongError(
-            f"prompts of up to {asked} tokens are asked for, the {loaded.max_positions} positions of {loaded.id} leave "
-            f"room for {room} beside {new_tokens} new ones: lower --max-prompt-tokens"
-        )
-    return asked or room
+def _make_runner(
+    loaded: LoadedModel,
+    header: StoreHeader,
+    settings: ExtractSettings,
+    rounds: Sequence[Round],
+    rows: Sequence[Sequence[Row]],
+    tell: OnProgress,
+) -> Runner:
+    """A runner of the batch size asked for, or of the one that an interrupted run found, or of one found now."""
+    if settings.batch_size != "auto":
+        return make_runner(loaded, header, settings.batch_size)
+    unfinished = [number for number, target in enumerate(rounds) if not target.is_complete]
+    # The same batches make the same bytes: what was chosen when a round was begun holds until it is done.
+    known = [found for number in unfinished if (found := rounds[number].attributes.get("auto_batch"))]
+    if known or not unfinished:
+        rows_a_batch, tokens = known[0] if known else (_BATCH_OF_NOTHING, None)
+        return make_runner(loaded, header, rows_a_batch, batch_tokens=tokens)
+    every = [row for number in unfinished for row in rows[number]]
+    choice = choose_batch(
+        partial(make_runner, loaded, header), every, most=max(rounds[i].block_rows for i in unfinished)
+    )
+    tell(ExtractProgress(rounds[unfinished[0]].layer, 0, len(every), 0, str(choice)))
+    for number in unfinished:
+        rounds[number].update_attributes({"auto_batch": [choice.rows, choice.tokens]})
+    return make_runner(loaded, header, choice.rows, batch_tokens=choice.tokens)
 
 
 class _RoundExtraction:
@@ -307,7 +293,7 @@ class _RoundExtraction:
         other_completions = 0
         for row, together in zip(chosen, self.runner.run([self.rows[row] for row in chosen]), strict=True):
             followed = replace(self.rows[row], completion_ids=tuple(together.completion_ids))
-            alone = self.runner.run([followed])[0]
+            alone = self.runner.run([followed], replay=False)[0]
             same_text = _decode(self.runner.loaded, together.completion_ids) == stored_texts[row]
             other_completions += not same_text
             for phase in self.header.phases:
@@ -348,31 +334,6 @@ class _RoundExtraction:
 
     def _tell(self, message: str = "") -> None:
         self.on_progress(ExtractProgress(self.target.layer, self.rows_done, len(self.rows), self.rows_run, message))
-
-
-class Tokenized(NamedTuple):
-    """The prompts of a plan as the model gets them."""
-
-    token_ids: list[list[int]]
-    """Special tokens included; no prompt is longer than the limit."""
-    n_cut: NDArray[np.int32]
-    """(n,) tokens cut off at the end of each."""
-
-
-def tokenize(loaded: LoadedModel, texts: Sequence[str], max_tokens: int = 0) -> Tokenized:
-    """Token ids of each text, cut to the first `max_tokens`; 0 for no limit.
-
-    Raises
-    ------
-    PlanError
-        If a text has no tokens.
-    """
-    token_ids: list[list[int]] = loaded.tokenizer(list(texts), verbose=False)["input_ids"]
-    for text, ids in zip(texts, token_ids, strict=True):
-        if not ids:
-            raise PlanError(f"the prompt {text!r:.60} has no tokens: remove it from the pack")
-    n_cut = [max(len(ids) - max_tokens, 0) if max_tokens else 0 for ids in token_ids]
-    return Tokenized([ids[: max_tokens or None] for ids in token_ids], np.array(n_cut, np.int32))
 
 
 def _decode(loaded: LoadedModel, completion_ids: Sequence[int]) -> str:

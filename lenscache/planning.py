@@ -8,16 +8,22 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from lenscache.batching import choose_batch
 from lenscache.concepts import ConceptPack
 from lenscache.diskspace import COMPRESSED_SHARE, estimate_bytes
-from lenscache.extract import ExtractSettings, make_header, tokenize
+from lenscache.inputs import make_header, make_runner, rows_of, tokenize
 from lenscache.model import LoadedModel
 from lenscache.prompts import plan_samples
 from lenscache.runner import Row, Runner
+from lenscache.settings import ExtractSettings
 
 TIMED_BATCHES = 4
 """Batches that are run to measure the pace, after one that warms up."""
+
+
+_BLOCK_ROWS = 256  # of a block, hence of a batch, about
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class RunEstimate:
     """Of `stored_bytes`, all phases of one model layer."""
     seconds: float
     prompts_per_second: float
+    batch_size: int
+    """Rows a forward pass, as asked for or as found."""
 
 
 def estimate_run(
@@ -65,14 +73,13 @@ def estimate_run(
         for layer in (layers or pack.layers)
     ]
     tokenized = [tokenize(loaded, plan.texts, header.max_prompt_tokens) for plan in plans]
-    rows = [
-        Row(ids, int(seed), float(temperature))
-        for plan, found in zip(plans, tokenized, strict=True)
-        for ids, seed, temperature in zip(found.token_ids, plan.sampling_seed, plan.temperature, strict=True)
-    ]
+    rows = [row for plan, found in zip(plans, tokenized, strict=True) for row in rows_of(plan, found)]
     raw = estimate_bytes(header, len(rows))
     stored = int(raw * (COMPRESSED_SHARE if header.store_dtype == "bfloat16" else 1.0))
-    seconds_a_row = _pace(loaded, rows, settings, header.model_layers)
+    batch_size, batch_tokens = settings.batch_size, None
+    if batch_size == "auto":
+        batch_size, batch_tokens, _ = choose_batch(partial(make_runner, loaded, header), rows, most=_BLOCK_ROWS)
+    seconds_a_row = _pace(make_runner(loaded, header, batch_size, batch_tokens=batch_tokens), rows)
     return RunEstimate(
         layers=tuple(layers or pack.layers),
         concepts=sum(plan.n_targets for plan in plans),
@@ -86,17 +93,14 @@ def estimate_run(
         bytes_per_model_layer=stored // len(header.model_layers),
         seconds=seconds_a_row * len(rows),
         prompts_per_second=1 / seconds_a_row,
+        batch_size=batch_size,
     )
 
 
-def _pace(loaded: LoadedModel, rows: Sequence[Row], settings: ExtractSettings, model_layers: Sequence[int]) -> float:
+def _pace(runner: Runner, rows: Sequence[Row]) -> float:
     """Seconds a row: batches from short to long prompts, as a block would run them."""
-    runner = Runner(
-        loaded, model_layers, mode=settings.mode, max_new_tokens=settings.max_new_tokens, pooling=settings.pooling,
-        pool_first_position=settings.pool_first_position, batch_size=settings.batch_size,
-    )  # fmt: skip
     by_length = sorted(rows, key=lambda row: len(row.token_ids))
-    size = min(settings.batch_size, len(rows))
+    size = min(runner.batch_size, len(rows))
     last = len(rows) - size
     starts = sorted({round(last * (number + 0.5) / TIMED_BATCHES) for number in range(TIMED_BATCHES)})
     runner.run(by_length[starts[0] : starts[0] + size])

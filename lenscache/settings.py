@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lenscache.errors import PlanError
 from lenscache.header import Mode, Pooling, StoreDtype
@@ -29,13 +29,13 @@ class ExtractSettings:
     seed: int = 0
     samples: int | None = None
     """Extract the first so many prompts of each concept only; None for all. A top-up adds more where lenses need it."""
-    batch_size: int = 4
-    """Rows a forward pass."""
+    batch_size: int | Literal["auto"] = 4
+    """Rows a forward pass; "auto" tries what fits and pays."""
     block_rows: int | None = None
     """Rows written, and marked complete, as one unit; None for those of the round if it is there, else about 256."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or (self.block_rows is not None and self.block_rows < 1):
+        if (self.batch_size != "auto" and self.batch_size < 1) or (self.block_rows is not None and self.block_rows < 1):
             raise PlanError(f"batch_size {self.batch_size} and block_rows {self.block_rows} must be 1 or more")
         if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
             raise PlanError(f"max_prompt_tokens is {self.max_prompt_tokens}, expected 1 or more")
@@ -76,6 +76,8 @@ class ExtractReport:
     cut_prompts: int = 0
     """Prompts that are longer than the model takes, and were cut; `samples/n_cut_tokens` says which."""
     elapsed_s: float = 0.0
+    seconds_to_start: float = 0.0
+    """Of those, until the first row ran: laying out rounds, and choosing a batch size."""
     layers: list[int] = field(default_factory=list)
 
 

@@ -29,7 +29,8 @@ from lenscache.errors import (
     PromptTooLongError,
     StoreMismatchError,
 )
-from lenscache.extract import TOLERANCE, ExtractProgress, ExtractSettings, extract, make_header
+from lenscache.extract import TOLERANCE, ExtractProgress, ExtractSettings, extract
+from lenscache.inputs import make_header
 from lenscache.model import LoadedModel, find_blocks
 from lenscache.prompts import concept_prompts, plan_samples
 from lenscache.rounds import Round

@@ -1,0 +1,67 @@
+"""How much memory this process holds and the machine has left; None on systems that do not say."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from contextlib import suppress
+from pathlib import Path
+
+_STATUS, _MEMINFO, _CGROUP = Path("/proc/self/status"), Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
+
+def resident_bytes() -> int | None:
+    """The resident set of this process."""
+    return _field(_STATUS, "VmRSS")
+
+
+def peak_resident_bytes() -> int | None:
+    """The largest resident set since the process began, or since `reset_peak`."""
+    return _field(_STATUS, "VmHWM")
+
+
+def reset_peak() -> None:
+    """Start to measure the peak anew, where the system can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def release() -> None:
+    """Give back what was freed, so that the resident set is what is in use."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def available_bytes() -> int | None:
+    """What can be allocated without swapping: of the machine, or of the container if that is less."""
+    machine, container = _field(_MEMINFO, "MemAvailable"), _left_in_container()
+    known = [value for value in (machine, container) if value is not None]
+    return min(known) if known else None
+
+
+def _left_in_container() -> int | None:
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        if limit == "max":
+            return None
+        used = int((_CGROUP / "memory.current").read_text())
+        # Cached files count as used, and are given up when memory is asked for.
+        cached = next(
+            int(line.split()[1])
+            for line in (_CGROUP / "memory.stat").read_text().splitlines()
+            if line.startswith("inactive_file ")
+        )
+        return max(int(limit) - used + cached, 0)
+    except (OSError, ValueError, StopIteration):
+        return None
+
+
+def _field(file: Path, name: str) -> int | None:
+    try:
+        for line in file.read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        return None
+    return None

@@ -1,0 +1,100 @@
+"""What a run is made of: the identity of its store, token ids, rows for the model, and a runner for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lenscache.concepts import ConceptPack
+from lenscache.errors import PlanError, PromptTooLongError
+from lenscache.header import StoreHeader
+from lenscache.model import LoadedModel
+from lenscache.prompts import SamplePlan
+from lenscache.runner import Row, Runner
+from lenscache.settings import ExtractSettings
+
+
+def make_header(loaded: LoadedModel, pack: ConceptPack, settings: ExtractSettings) -> StoreHeader:
+    """The identity of the store that these would write.
+
+    Raises
+    ------
+    ModelLayerError
+        If the model lacks a model layer that is asked for.
+    PromptTooLongError
+        If a completion leaves no room for a prompt, or prompts may be longer than the model takes.
+    """
+    new_tokens = 0 if settings.mode == "prompt" else settings.max_new_tokens
+    return StoreHeader(
+        model_id=loaded.id, model_fingerprint=loaded.fingerprint, model_dtype=loaded.dtype,
+        n_layers=loaded.n_layers, hidden=loaded.hidden, tokenizer_fingerprint=loaded.tokenizer_fingerprint,
+        pack_name=pack.name, pack_version=pack.version, pack_digest=pack.digest,
+        model_layers=loaded.check_model_layers(settings.model_layers), mode=settings.mode,
+        max_new_tokens=new_tokens, max_prompt_tokens=_prompt_limit(loaded, settings.max_prompt_tokens, new_tokens),
+        pooling=settings.pooling, pool_first_position=settings.pool_first_position, special_tokens=True,
+        store_dtype=settings.store_dtype, seed=settings.seed,
+    )  # fmt: skip
+
+
+def _prompt_limit(loaded: LoadedModel, asked: int | None, new_tokens: int) -> int:
+    """Tokens a prompt may have; 0 for no limit."""
+    if loaded.max_positions is None:
+        return asked or 0
+    room = loaded.max_positions - new_tokens
+    if room < 1:
+        raise PromptTooLongError(
+            f"{new_tokens} new tokens are asked for, {loaded.id} has {loaded.max_positions} positions: there is no "
+            "room for a prompt, lower --max-new-tokens"
+        )
+    if asked is not None and asked > room:
+        raise PromptTooLongError(
+            f"prompts of up to {asked} tokens are asked for, the {loaded.max_positions} positions of {loaded.id} leave "
+            f"room for {room} beside {new_tokens} new ones: lower --max-prompt-tokens"
+        )
+    return asked or room
+
+
+class Tokenized(NamedTuple):
+    """The prompts of a plan as the model gets them."""
+
+    token_ids: list[list[int]]
+    """Special tokens included; no prompt is longer than the limit."""
+    n_cut: NDArray[np.int32]
+    """(n,) tokens cut off at the end of each."""
+
+
+def tokenize(loaded: LoadedModel, texts: Sequence[str], max_tokens: int = 0) -> Tokenized:
+    """Token ids of each text, cut to the first `max_tokens`; 0 for no limit.
+
+    Raises
+    ------
+    PlanError
+        If a text has no tokens.
+    """
+    token_ids: list[list[int]] = loaded.tokenizer(list(texts), verbose=False)["input_ids"]
+    for text, ids in zip(texts, token_ids, strict=True):
+        if not ids:
+            raise PlanError(f"the prompt {text!r:.60} has no tokens: remove it from the pack")
+    n_cut = [max(len(ids) - max_tokens, 0) if max_tokens else 0 for ids in token_ids]
+    return Tokenized([ids[: max_tokens or None] for ids in token_ids], np.array(n_cut, np.int32))
+
+
+def rows_of(plan: SamplePlan, found: Tokenized) -> list[Row]:
+    """What the model is to run for a plan."""
+    return [
+        Row(ids, int(seed), float(temperature))
+        for ids, seed, temperature in zip(found.token_ids, plan.sampling_seed, plan.temperature, strict=True)
+    ]
+
+
+def make_runner(
+    loaded: LoadedModel, header: StoreHeader, batch_size: int, *, batch_tokens: int | None = None
+) -> Runner:
+    """A runner that does what a store's header says."""
+    return Runner(
+        loaded, header.model_layers, mode=header.mode, max_new_tokens=header.max_new_tokens, pooling=header.pooling,
+        pool_first_position=header.pool_first_position, batch_size=batch_size, batch_tokens=batch_tokens,
+    )  # fmt: skip

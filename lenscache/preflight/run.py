@@ -1,0 +1,141 @@
+"""Run the checks one after another, each in its own process, and draw the conclusion."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from lenscache.errors import PlanError
+from lenscache.preflight.conclusion import draw_conclusion
+from lenscache.preflight.process import run_check
+from lenscache.preflight.results import LENS_FILE, CheckResult, Outcome, Request, Verdict
+
+_WORKER = "lenscache.preflight.worker"
+
+
+class Check(NamedTuple):
+    """One question, and what to run for the answer."""
+
+    number: int
+    name: str
+    question: str
+    command: tuple[str, ...]
+    """Arguments after ``python -m``; none if it takes something that is not given."""
+
+
+CHECKS = (
+    Check(1, "bf16", "Does bf16 load and run?", (_WORKER, "precision")),
+    Check(2, "memory", "Does batch 4 fit?", (_WORKER, "batches")),
+    Check(3, "speed", "What is the real speed-up?", (_WORKER, "speed")),
+    Check(4, "lenses", "Are lenses as good?", ()),
+    Check(5, "steering", "Can we steer, and in which precision?", (_WORKER, "steering")),
+)
+"""Check 4 fits lenses, which this package does not: whoever does names its command."""
+
+_LENSES, _STEERING = 4, 5
+
+
+class CheckProgress(NamedTuple):
+    """Where a preflight stands."""
+
+    number: int
+    """Of the check."""
+    name: str
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """All answers."""
+
+    model: str
+    checks: tuple[CheckResult, ...]
+    conclusion: str
+    """One paragraph in plain words."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed or crashed."""
+        return not any(check.verdict in (Verdict.failed, Verdict.crashed) for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "model": self.model, "passed": self.passed, "conclusion": self.conclusion,
+            "checks": [asdict(check) for check in self.checks],
+        }  # fmt: skip
+
+
+def run_preflight(
+    request: Request,
+    *,
+    numbers: Sequence[int] | None = None,
+    lens_command: Sequence[str] = (),
+    checks: Sequence[Check] = CHECKS,
+    time_limit_s: float = 900.0,
+    keep: str | Path | None = None,
+    on_progress: Callable[[CheckProgress], None] = lambda _: None,
+) -> PreflightReport:
+    """Run checks and say what follows from them.
+
+    Parameters
+    ----------
+    numbers : of the checks to run; None for all.
+    lens_command : module and arguments that answer check 4 and leave lenses for check 5; without it check 4 is skipped,
+        and check 5 steers along random directions. Its last argument is "steering" where only lenses are needed.
+    time_limit_s : seconds that one check may take.
+    keep : folder that stores and lenses are left in; None for one that is removed.
+
+    Raises
+    ------
+    PlanError
+        If there is no check of a number.
+    ModelNotFoundError
+        If there is no such model.
+    """
+    known = {check.number for check in checks}
+    wanted = sorted(known if numbers is None else set(numbers))
+    if unknown := [number for number in wanted if number not in known]:
+        raise PlanError(f"there is no check {unknown[0]}, only {', '.join(map(str, sorted(known)))}")
+    by_number = {check.number: check for check in checks}
+    if lens_command and _LENSES in by_number:
+        by_number[_LENSES] = by_number[_LENSES]._replace(command=tuple(lens_command))
+    with TemporaryDirectory(prefix="lenscache-preflight-") as scratch:
+        folder = Path(scratch) if keep is None else Path(keep)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LENS_FILE).unlink(missing_ok=True)  # of an earlier run, perhaps with another model
+        run = _Run(replace(request, folder=str(folder.absolute())), time_limit_s, on_progress)
+        if _STEERING in wanted and _LENSES not in wanted and lens_command:
+            run.ask(by_number[_LENSES]._replace(command=(*lens_command, "steering")))
+        results = tuple(run.ask(by_number[number]) for number in wanted)
+    return PreflightReport(request.model, results, draw_conclusion(results))
+
+
+class _Run:
+    """What all checks of one preflight share."""
+
+    def __init__(self, request: Request, time_limit_s: float, on_progress: Callable[[CheckProgress], None]) -> None:
+        self.request, self.time_limit_s, self.on_progress = request, time_limit_s, on_progress
+
+    def ask(self, check: Check) -> CheckResult:
+        """Run one check."""
+        start = time.perf_counter()
+
+        def tell(what: str, done: int, total: int) -> None:
+            self.on_progress(CheckProgress(check.number, check.name, what, done, total))
+
+        if check.command:
+            tell("starting", 0, 1)
+            outcome = run_check(check.command, self.request, time_limit_s=self.time_limit_s, tell=tell)
+        else:
+            outcome = Outcome(Verdict.skipped, "lenstrain is not at hand to fit lenses")
+        return CheckResult(
+            check.number, check.name, check.question, outcome.verdict, outcome.why, outcome.details,
+            time.perf_counter() - start,
+        )  # fmt: skip

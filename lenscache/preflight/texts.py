@@ -1,0 +1,99 @@
+"""What the checks let a model read: concepts, everyday texts, and what is hard on a tokenizer or a number type."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import resources
+
+import torch
+
+from lenscache.concepts import Concept, ConceptPack
+from lenscache.model import LoadedModel
+from lenscache.preflight.results import Request
+from lenscache.prompts import plan_samples
+
+NEUTRAL = (
+    "The committee met on Tuesday to go through the list that had been sent round the week before, and after a short "
+    "talk about the weather it turned to the first point.",
+    "In the middle of the room stood a long table with six chairs, a lamp, and a box of paper that nobody had opened "
+    "since it was delivered last month.",
+    "When the train pulled out of the station she put her bag on the seat beside her, took out a newspaper, and began "
+    "to read the page that listed the new times.",
+    "To make the dough, mix the flour with a little salt, add warm water slowly, and leave it under a cloth until it "
+    "has grown to about twice its size.",
+)
+"""Texts about nothing in particular, in the language that most models know best."""
+
+HARD = {
+    "unicode": "Ünïcödé, 你好，世界, שלום עולם, नमस्ते, 🙂 \U0001f469\u200d\U0001f469\u200d\U0001f467, "
+    "a\u0301\u0323\u0302, \u200b\ufeff, 𝔣𝔯𝔞𝔨𝔱𝔲𝔯, \U0001f9ec",
+    "repeated character": "a" * 300,
+    "repeated word": "again " * 120,
+    "whitespace": "x" + " \n\t" * 60 + "y",
+    "numbers": " ".join(str(7**i) for i in range(40)),
+    "code": "def f(x):\n    return {k: [v ** 2 for v in range(k)] for k in x if k % 2 == 0}\n" * 4,
+    "one letter": "I",
+    "markup": '<a href="https://example.org/?q=%20&r=1">x</a>{"k":[null,true,1e-308]}\\\\x00',
+}
+"""Texts by what is hard about them."""
+
+
+def load_pack(request: Request) -> ConceptPack:
+    """The pack that is asked for, or the built-in set.
+
+    Raises
+    ------
+    PackError
+        If it cannot be read.
+    """
+    if request.pack is not None:
+        return ConceptPack.load(request.pack)
+    text = resources.files("lenscache.preflight").joinpath("concepts.json").read_text(encoding="utf-8")
+    return ConceptPack.from_dict(json.loads(text))
+
+
+def spread(pack: ConceptPack, n: int) -> ConceptPack:
+    """At most `n` concepts of the pack's largest layer, spread over its branches, as a pack without a hierarchy.
+
+    Concepts of one layer are never above one another, so that each serves the others as a negative.
+    """
+    largest = max(pack.layers, key=lambda layer: (len(pack.in_layer(layer)), layer))
+    by_branch: dict[frozenset[str], list[Concept]] = {}
+    for concept in sorted(pack.in_layer(largest), key=lambda concept: -len(concept.examples)):
+        by_branch.setdefault(pack.hierarchy.branches(concept.id), []).append(concept)
+    in_turn = (c for turn in itertools.zip_longest(*by_branch.values()) for c in turn if c is not None)
+    chosen = [replace(c, parents=(), confusable_with=()) for c in itertools.islice(in_turn, n)]
+    return replace(pack, concepts=tuple(chosen))
+
+
+def prompt_ids(loaded: LoadedModel, pack: ConceptPack, n: int, *, seed: int, new_tokens: int) -> list[list[int]]:
+    """Token ids of `n` prompts of a pack, short and long ones in turn: any first few are as long as the others."""
+    texts = plan_samples(pack, seed=seed, samples=max(2, n // len(pack) + 1)).texts
+    found = sorted((fit(loaded, text, new_tokens) for text in texts), key=len)
+    steps = max(len(found) // 8, 1)
+    mixed = [ids for start in range(steps) for ids in found[start::steps]]
+    return list(itertools.islice(itertools.cycle(mixed), n))
+
+
+def fit(loaded: LoadedModel, text: str, new_tokens: int) -> list[int]:
+    """Token ids of a text, cut to what leaves room for a completion; never empty."""
+    ids: list[int] = loaded.tokenizer(text, verbose=False)["input_ids"]
+    room = (loaded.max_positions or len(ids) + new_tokens) - new_tokens
+    return ids[: max(room, 1)] or [0]
+
+
+def of_length(loaded: LoadedModel, n: int) -> list[int]:
+    """`n` token ids of everyday text, over and over if need be."""
+    ids = [token for text in NEUTRAL for token in loaded.tokenizer(text, verbose=False)["input_ids"]]
+    usable = [token for token in ids if token not in loaded.eos_ids] or [0]
+    return list(itertools.islice(itertools.cycle(usable), n))
+
+
+def as_batch(loaded: LoadedModel, texts: Sequence[str], most: int) -> torch.Tensor:
+    """(texts, position) token ids, all cut to the length of the shortest, and to `most`: nothing is padding."""
+    found = [fit(loaded, text, 0) for text in texts]
+    length = min(most, *map(len, found))
+    return torch.tensor([ids[:length] for ids in found], device=loaded.device)

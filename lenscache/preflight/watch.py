@@ -1,0 +1,52 @@
+"""Look at the residual stream while a model runs: how large it gets, and where it stops being a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+FLOAT16_LIMIT = 65504.0
+"""Largest finite float16."""
+
+
+class ResidualWatch:
+    """Context manager that records what the blocks put out.
+
+    Parameters
+    ----------
+    blocks : all transformer blocks, in order. Inputs must not be padded: every position counts.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        self._blocks = blocks
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self.largest = 0.0
+        """Largest finite absolute value that any block put out."""
+        self.first_broken: int | None = None
+        """The first model layer with a NaN or an infinity, if any."""
+
+    def __enter__(self) -> Self:
+        for number, block in enumerate(self._blocks):
+            self._handles.append(block.register_forward_hook(self._hook(number)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _hook(self, number: int) -> Any:
+        def look(_block: nn.Module, _inputs: Any, output: Any) -> None:
+            hidden = (output[0] if isinstance(output, tuple) else output).detach().float()
+            largest = float(hidden.abs().nan_to_num(posinf=0.0).max())
+            self.largest = max(self.largest, largest)
+            if not bool(hidden.isfinite().all()) and (self.first_broken is None or number < self.first_broken):
+                self.first_broken = number
+
+        return look

@@ -1,0 +1,143 @@
+"""Do lenses keep what they are worth when activations are computed in another precision?
+
+    store a (float32) --fit, model layers chosen--> lenses of a --\\
+                                                                   both judged on the test samples of both stores
+    store b (bfloat16) --fit, same model layers---> lenses of b --/
+
+Both stores hold the same prompts with the same splits, so each concept is compared with itself. The model layer of a
+concept is chosen once, on the calibration split of a, and every lens is fitted once on all training samples with one
+L2 strength: what differs is the precision and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lenstrain.adaptive import fit_lenses
+from lenstrain.calibration import classify, ranking
+from lenstrain.dataset import TEST, LensDataset, stable_seed
+from lenstrain.errors import SettingsError
+from lenstrain.measure import FittedLens
+from lenstrain.settings import FitSettings
+from lenstrain.taskrows import TaskRows
+
+ONE_FIT = FitSettings(initial_samples=200, max_samples=200, max_iterations=1, C=0.1, beyond_graduation=False)
+"""All training samples at once, one strength: no choice that could fall differently on either side."""
+
+_RESAMPLES = 2000
+
+
+class Quality(NamedTuple):
+    """What lenses are worth on test samples: means over concepts."""
+
+    f1: float
+    """At each lens's own threshold, both classes alike in prevalence."""
+    score: float
+    """Average precision against all unrelated samples at the reference prevalence."""
+
+
+class Change(NamedTuple):
+    """Mean difference over concepts, with a 95 % percentile bootstrap interval over concepts."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Lenses of two stores, each judged on both. "a" and "b" name the stores."""
+
+    concepts: tuple[str, ...]
+    model_layers: tuple[int, ...]
+    """The one that each concept is read at, in both stores."""
+    measured: Mapping[tuple[str, str], NDArray[np.float64]]
+    """By (store fitted on, store judged on): (concepts, 2), F1 and score."""
+    skipped: Mapping[str, str]
+    """Why a concept is left out."""
+    seed: int = 0
+
+    def quality(self, fitted: str, judged: str) -> Quality:
+        """Of the lenses fitted on one store, on the samples of another."""
+        f1, score = self.measured[fitted, judged].mean(axis=0)
+        return Quality(float(f1), float(score))
+
+    def change(self, fitted: str, judged: str) -> dict[str, Change]:
+        """F1 and score of those lenses, less what lenses of a are worth on a; paired by concept."""
+        difference = self.measured[fitted, judged] - self.measured["a", "a"]
+        rng = np.random.default_rng(stable_seed("transfer", self.seed))
+        drawn = difference[rng.integers(len(difference), size=(_RESAMPLES, len(difference)))].mean(axis=1)
+        low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+        return {
+            name: Change(float(difference[:, i].mean()), float(low[i]), float(high[i]))
+            for i, name in enumerate(("f1", "score"))
+        }
+
+
+def transfer(a: LensDataset, b: LensDataset, settings: FitSettings = ONE_FIT, *, jobs: int | None = None) -> Transfer:
+    """Fit lenses on both stores and judge each on both.
+
+    Raises
+    ------
+    SettingsError
+        If the stores do not hold the same samples in the same splits.
+    TooFewSamplesError
+        If no concept has enough samples.
+    """
+    check_same_samples(a, b)
+    of_a = fit_lenses(a, settings, jobs=jobs)
+    lenses = {"a": {lens.concept: lens for lens in of_a.lenses}, "b": _fit_alike(b, of_a.lenses, settings, jobs)}
+    concepts = [concept for concept in lenses["a"] if concept in lenses["b"]]
+    found = {
+        (fitted, judged): _judge([lenses[fitted][concept] for concept in concepts], dataset, settings)
+        for fitted in lenses
+        for judged, dataset in (("a", a), ("b", b))
+    }
+    layers = tuple(lenses["a"][concept].model_layers[0] for concept in concepts)
+    return Transfer(tuple(concepts), layers, found, of_a.skipped, settings.seed)
+
+
+def check_same_samples(a: LensDataset, b: LensDataset) -> None:
+    """Raise SettingsError unless two datasets hold the same samples, phases and splits, in one order."""
+    if a.texts != b.texts or a.phases != b.phases or a.concepts != b.concepts or a.seed != b.seed:
+        raise SettingsError("the two stores hold other samples: extract both from one pack with the same settings")
+    if not np.array_equal(a.split, b.split) or not np.array_equal(a.vector_sample, b.vector_sample):
+        raise SettingsError("the two stores split their samples in another way: extract both with the same seed")
+
+
+def _fit_alike(
+    dataset: LensDataset, lenses: Sequence[FittedLens], settings: FitSettings, jobs: int | None
+) -> dict[str, FittedLens]:
+    """Lenses at the model layers that others read."""
+    found: dict[str, FittedLens] = {}
+    for model_layers in sorted({lens.model_layers for lens in lenses}):
+        here = [lens.concept for lens in lenses if lens.model_layers == model_layers]
+        fitted = fit_lenses(dataset, replace(settings, model_layers=model_layers), concepts=here, jobs=jobs)
+        found.update({lens.concept: lens for lens in fitted.lenses})
+    return found
+
+
+def _judge(lenses: Sequence[FittedLens], dataset: LensDataset, settings: FitSettings) -> NDArray[np.float64]:
+    """(lenses, 2) F1 and score on the test samples."""
+    measured = np.empty((len(lenses), 2))
+    for model_layers in {lens.model_layers for lens in lenses}:
+        (model_layer,) = model_layers
+        X = dataset.vectors(model_layer, dataset.split_place)[dataset.split_slices[TEST]]
+        for number, lens in enumerate(lenses):
+            if lens.model_layers == model_layers:
+                logits = lens.weights.decision_function(X).astype(np.float64)
+                rows = TaskRows(dataset, dataset.task(lens.concept, settings.n_negatives), settings)
+                drawn, judged = rows.drawn(TEST), rows.judged(TEST)
+                f1 = classify(drawn.y, logits[drawn.rows], lens.threshold).f1
+                measured[number] = f1, ranking(judged.y, logits[judged.rows], settings.prevalence).score
+    return measured
+
+
+def at_model_layer(settings: FitSettings, model_layer: int) -> FitSettings:
+    """The same settings at one model layer."""
+    return replace(settings, model_layers=(model_layer,))
