@@ -8,13 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from .runlog import RunLog
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -74,11 +77,18 @@ def make_table(*columns: str) -> Table:
 
 
 class Meter:
-    """Progress of one long run: a bar with time left on a terminal, a line now and then elsewhere."""
+    """Progress of one long run: a bar with time left on a terminal, a line now and then elsewhere.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    log : record of the run, which gets the same; where it goes to stderr, people are shown nothing.
+    """
+
+    def __init__(self, log: RunLog | None = None) -> None:
         self._bar: Progress | None = None
-        if sys.stderr.isatty():
+        self._log = log
+        self._quiet = log is not None and log.to_stderr
+        if sys.stderr.isatty() and not self._quiet:
             columns = (
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
@@ -89,15 +99,24 @@ class Meter:
         self._done: dict[str, int] = {}
         self._shown = time.monotonic()
 
-    def update(self, what: str, done: int, total: int, unit: str) -> None:
-        """Say that `done` of `total` units of `what` are done. What starts again is timed from there."""
+    def update(self, what: str, done: int, total: int, unit: str, *, note: str = "", **facts: Any) -> None:
+        """Say that `done` of `total` units of `what` are done. What starts again is timed from there.
+
+        Parameters
+        ----------
+        note : what else people should see; `facts` is what machines should.
+        """
         if done < self._done.get(what, done):
             del self._begun[what]
         self._done[what] = done
         start, first = self._begun.setdefault(what, (time.monotonic(), done))
         elapsed = time.monotonic() - start
         rate = (done - first) / elapsed if elapsed > _SHORTEST_S else 0.0
-        note = f"{rate:.1f} {unit}/s" if rate else unit
+        if self._log is not None:
+            self._log.progress(what, done, total, unit, rate=round(rate, 3), **facts)
+        if self._quiet:
+            return
+        note = ", ".join(part for part in (f"{rate:.1f} {unit}/s" if rate else unit, note) if part)
         if self._bar is not None:
             if what not in self._tasks:
                 self._tasks[what] = self._bar.add_task(what, total=total, completed=done, note=note)
@@ -105,11 +124,15 @@ class Meter:
         elif done == total or time.monotonic() - self._shown > _PLAIN_INTERVAL_S:
             self._shown = time.monotonic()
             left = f", {clock((total - done) / rate)} left" if rate and done < total else ""
-            pace = f", {note}" if rate else ""
+            pace = f", {note}" if note != unit else ""
             err().print(escape(f"{what}: {done} of {total} {unit}, {clock(elapsed)}{left}{pace}"))
 
     def say(self, message: str) -> None:
         """Show one line above the bar."""
+        if self._log is not None:
+            self._log.event("message", message=message)
+        if self._quiet:
+            return
         (self._bar.console if self._bar is not None else err()).print(escape(message))
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
@@ -14,6 +15,7 @@ from . import console, options, reports
 from .models import Dtype, load
 from .pack import app as packs
 from .preflight import preflight
+from .runlog import RunLog
 
 app = typer.Typer(
     help="Run a language model once over every prompt of a concept pack and keep its activations in a Zarr store.",
@@ -112,6 +114,7 @@ def extract(
     block_rows: Annotated[
         int | None, typer.Option(min=1, help="Rows written, and kept, as one unit. Default: about 256.")
     ] = None,
+    log_json: options.LogJson = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -138,14 +141,21 @@ def extract(
     request = None if top_up is None else read_top_up(top_up, samples)
     others = [open_store(path) for path in reuse or ()]
     loaded = load(model, dtype, device)
-    with console.Meter().running() as meter:
-        tell = partial(_show_progress, meter)
+    asked = {"pack": f"{concepts.name} ({concepts.digest})", "model": model, "settings": asdict(settings)}
+    with (
+        RunLog(
+            "extract", store, to_stderr=log_json, device=str(loaded.device), layers=layer, limit=limit, **asked
+        ) as log,
+        console.Meter(log).running() as meter,
+    ):
+        tell = partial(_show_progress, meter, time.monotonic())
         if request is None:
             report = run_extract(
                 store, concepts, loaded, settings, layers=layer, limit=limit, reuse=others, on_progress=tell
             )
         else:
             report = extract_top_up(store, concepts, loaded, request, settings, on_progress=tell)
+        log.result(report=asdict(report))
     if json:
         console.print_json(asdict(report))
     else:
@@ -346,7 +356,17 @@ def main() -> None:
     app()
 
 
-def _show_progress(meter: console.Meter, progress: Any) -> None:
+def _show_progress(meter: console.Meter, begun: float, progress: Any) -> None:
     if progress.message:
         meter.say(progress.message)
-    meter.update(f"layer {progress.layer}", progress.rows_done, progress.rows_total, "rows")
+    pace = progress.tokens_run / max(time.monotonic() - begun, 1e-9)
+    facts = [f"concept {min(progress.concepts_done + 1, progress.concepts_total)} of {progress.concepts_total}"]
+    if progress.tokens_run:
+        facts.append(f"{pace:.0f} tokens/s")
+    if progress.memory_bytes is not None:
+        facts.append(console.megabytes(progress.memory_bytes))
+    meter.update(
+        f"layer {progress.layer}", progress.rows_done, progress.rows_total, "rows", note=", ".join(facts),
+        concepts_done=progress.concepts_done, concepts_total=progress.concepts_total, tokens_per_s=round(pace, 1),
+        memory_bytes=progress.memory_bytes,
+    )  # fmt: skip

@@ -56,6 +56,10 @@ Fpr = Annotated[
 StoreOption = Annotated[
     str, typer.Option("--store", metavar="STORE", help="The store that the packs were fitted on: a folder or a URL.")
 ]
+LogJson = Annotated[
+    bool,
+    typer.Option("--log-json", help="Show progress as JSON lines on stderr; they are kept beside the result anyway."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

@@ -25,9 +25,9 @@ from lenscache.concepts import ConceptPack
 from lenscache.diskspace import check_disk_space
 from lenscache.errors import BatchMismatchError, StoreDamagedError
 from lenscache.header import Phase, StoreHeader
-from lenscache.inputs import make_header, make_runner, rows_of, tokenize
+from lenscache.inputs import last_rows, make_header, make_runner, rows_of, tokenize
 from lenscache.keys import sample_keys
-from lenscache.model import LoadedModel
+from lenscache.model import LoadedModel, memory_held
 from lenscache.prompts import plan_samples
 from lenscache.quantization import as_stored
 from lenscache.reuse import NO_COPIES, CopiedRows, ReusableRows
@@ -156,8 +156,8 @@ def _extract_rounds(
     rows = [rows_of(entry.plan, found) for entry, found in zip(planned, tokenized, strict=True)]
     runner = _make_runner(loaded, header, settings, rounds, rows, tell)
     report.seconds_to_start = time.perf_counter() - start
-    for target, its_rows in zip(rounds, rows, strict=True):
-        _RoundExtraction(target, header, runner, its_rows, reusable, report, tell).run()
+    for target, entry, its_rows in zip(rounds, planned, rows, strict=True):
+        _RoundExtraction(target, header, runner, its_rows, last_rows(entry.plan), reusable, report, tell).run()
     report.elapsed_s = time.perf_counter() - start
     report.batch_size = runner.batch_size
     return report
@@ -199,11 +199,13 @@ class _RoundExtraction:
         header: StoreHeader,
         runner: Runner,
         rows: Sequence[Row],
+        last_rows: NDArray[np.intp],
         reusable: ReusableRows | None,
         report: ExtractReport,
         on_progress: OnProgress,
     ) -> None:
         self.target, self.header, self.runner, self.rows, self.reusable = target, header, runner, rows, reusable
+        self.last_rows = last_rows
         self.report, self.on_progress = report, on_progress
         self.rows_done = self.rows_run = 0
 
@@ -333,7 +335,14 @@ class _RoundExtraction:
         self._tell()
 
     def _tell(self, message: str = "") -> None:
-        self.on_progress(ExtractProgress(self.target.layer, self.rows_done, len(self.rows), self.rows_run, message))
+        done = int(np.searchsorted(self.last_rows, self.rows_done))
+        self.on_progress(
+            ExtractProgress(
+                self.target.layer, self.rows_done, len(self.rows), self.rows_run, message, concepts_done=done,
+                concepts_total=len(self.last_rows), tokens_run=self.runner.tokens_run,
+                memory_bytes=memory_held(self.runner.loaded.device),
+            )
+        )  # fmt: skip
 
 
 def _decode(loaded: LoadedModel, completion_ids: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from lenscache.concepts import ConceptPack
 from lenscache.errors import PlanError, PromptTooLongError
 from lenscache.header import StoreHeader
 from lenscache.model import LoadedModel
-from lenscache.prompts import SamplePlan
+from lenscache.prompts import POSITIVE, SamplePlan
 from lenscache.runner import Row, Runner
 from lenscache.settings import ExtractSettings
 
@@ -88,6 +88,14 @@ def rows_of(plan: SamplePlan, found: Tokenized) -> list[Row]:
         Row(ids, int(seed), float(temperature))
         for ids, seed, temperature in zip(found.token_ids, plan.sampling_seed, plan.temperature, strict=True)
     ]
+
+
+def last_rows(plan: SamplePlan) -> NDArray[np.intp]:
+    """For each concept that a plan was made for, the last row that expresses it; ascending."""
+    own = plan.label_role == POSITIVE
+    last = np.full(len(plan.concepts), -1, np.intp)
+    np.maximum.at(last, plan.label_concept[own], plan.label_sample[own])
+    return np.sort(last[: plan.n_targets])
 
 
 def make_runner(

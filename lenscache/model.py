@@ -25,6 +25,7 @@ import transformers
 from torch import nn
 
 from lenscache.errors import ModelError, ModelLayerError, ModelNotFoundError, UnsupportedModelError
+from lenscache.hostmemory import resident_bytes
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -197,6 +198,11 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
             "expected one list of transformer blocks"
         )
     return next(iter(outermost.values()))
+
+
+def memory_held(device: torch.device) -> int | None:
+    """Bytes held on a GPU, or by this process; None where the system does not say."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
 
 
 def fixed_cache(loaded: LoadedModel, length: int) -> Any:

@@ -87,6 +87,8 @@ class Runner:
         self.pooling, self.pool_first_position = pooling, pool_first_position
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.out_of_memory = 0
+        self.tokens_run = 0
+        """Tokens put through the model so far, without padding."""
         self._replay = loaded.device.type == "cuda" if replay is None else replay
         self._recorded: dict[tuple[Any, ...], Replayed] = {}
         self._capture = self._new_capture()
@@ -129,7 +131,10 @@ class Runner:
             # The host takes in a batch while the device is at the next one.
             if running is not None:
                 numbers, pending = running
-                results.update(zip(numbers, pending.results(), strict=True))
+                found = pending.results()
+                results.update(zip(numbers, found, strict=True))
+                self.tokens_run += sum(len(rows[number].token_ids) for number in numbers)
+                self.tokens_run += sum(result.n_completion_tokens for result in found)
                 on_rows(len(numbers))
             running = begun
             done += len(chosen)

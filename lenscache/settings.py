@@ -54,6 +54,13 @@ class ExtractProgress(NamedTuple):
     """Of those, rows this run extracted."""
     message: str = ""
     """Something to tell the user once."""
+    concepts_done: int = 0
+    """Concepts of this layer whose every prompt is extracted."""
+    concepts_total: int = 0
+    tokens_run: int = 0
+    """Tokens that this run put through the model, of prompts and completions."""
+    memory_bytes: int | None = None
+    """Held now: on the GPU, or by this process; None where the system does not say."""
 
 
 @dataclass
