@@ -12,15 +12,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from lenscache.inputs import PlannedRows
 from lenscache.runner import Row, Runner
 
 _SMALLEST = 4
 _MOST_ON_A_CPU = 64
 _TRIED_TOKENS_ON_A_CPU = 8
 _PAYS = 1.05
-"""What doubling the batch must gain in rows a second."""
+"""What a larger batch must gain in rows a second."""
+_TRIES = 2  # of each size, of which the faster counts: other work on the machine only ever slows it down
+_MOST_IN_VAIN = 2  # sizes that may not pay, one after the other
 
 
 class BatchChoice(NamedTuple):
@@ -39,13 +44,13 @@ class BatchChoice(NamedTuple):
         return f"batches of {self.rows}{limit} (rows/s by batch size: {tried})"
 
 
-def choose_batch(new_runner: Callable[..., Runner], rows: Sequence[Row], *, most: int) -> BatchChoice:
+def choose_batch(new_runner: Callable[..., Runner], rows: Sequence[PlannedRows], *, most: int) -> BatchChoice:
     """Try batches of growing size.
 
     Parameters
     ----------
     new_runner : makes a runner as for `rows`; takes `batch_size`.
-    rows : what is to be extracted.
+    rows : what is to be extracted, by round.
     most : rows of a batch at most.
 
     Raises
@@ -53,26 +58,34 @@ def choose_batch(new_runner: Callable[..., Runner], rows: Sequence[Row], *, most
     ModelError
         If not even one row fits the device's memory.
     """
-    by_length = sorted(rows, key=lambda row: len(row.token_ids))
     on_gpu = new_runner(batch_size=1).loaded.device.type == "cuda"
-    most = min(most, len(rows), len(rows) if on_gpu else _MOST_ON_A_CPU)
+    n = sum(map(len, rows))
+    most = min(most, n, n if on_gpu else _MOST_ON_A_CPU)
+    by_length = _longest(rows, most) if on_gpu else _middling(rows, most)
     tried: dict[int, float] = {}
-    size, limit = min(_SMALLEST, most), None
     new_runner(batch_size=1).run(by_length[:1])  # what is slow the first time is not what is tried
-    while True:
+    size, limit, in_vain = min(_SMALLEST, most), None, 0
+    while in_vain < _MOST_IN_VAIN:
         runner = new_runner(batch_size=size) if on_gpu else _shortened(new_runner, size)
-        chosen = by_length[-size:] if on_gpu else _middle(by_length, size)
-        rate = _rate(runner, chosen)
+        rate = max(_rate(runner, by_length[-size:]) for _ in range(_TRIES))
         if runner.out_of_memory:
-            size = max(tried, default=runner.batch_size)
-            limit = size * (len(by_length[-1].token_ids) + runner.max_new_tokens)
+            longest = len(by_length[-1].token_ids) + runner.max_new_tokens
+            limit = max(tried, default=runner.batch_size) * longest
             break
+        in_vain = in_vain + 1 if tried and rate < _PAYS * max(tried.values()) else 0
         tried[size] = rate
-        if size == most or rate < _PAYS * max((r for s, r in tried.items() if s < size), default=0.0):
+        if size == most:
             break
         size = min(2 * size, most)
-    best = max(tried, key=lambda s: tried[s], default=size)
-    return BatchChoice(best, limit, tried)
+    return BatchChoice(_best(tried, runner.batch_size), limit, tried)
+
+
+def _best(tried: dict[int, float], otherwise: int) -> int:
+    """The smallest batch that no larger one beats by a margin."""
+    if not tried:
+        return otherwise
+    fastest = max(tried.values())
+    return min(size for size, rate in tried.items() if rate * _PAYS >= fastest)
 
 
 def _shortened(new_runner: Callable[..., Runner], size: int) -> Runner:
@@ -81,9 +94,27 @@ def _shortened(new_runner: Callable[..., Runner], size: int) -> Runner:
     return runner
 
 
-def _middle(by_length: Sequence[Row], size: int) -> Sequence[Row]:
-    start = (len(by_length) - size) // 2
-    return by_length[start : start + size]
+def _longest(rows: Sequence[PlannedRows], n: int) -> list[Row]:
+    return _at(rows, _places_by_length(rows)[-n:])
+
+
+def _middling(rows: Sequence[PlannedRows], n: int) -> list[Row]:
+    places = _places_by_length(rows)
+    start = (len(places) - n) // 2
+    return _at(rows, places[start : start + n])
+
+
+def _places_by_length(rows: Sequence[PlannedRows]) -> NDArray[np.intp]:
+    """Places of all rows, counted through all rounds, the shortest first."""
+    return np.argsort(np.concatenate([each.lengths for each in rows]), kind="stable")
+
+
+def _at(rows: Sequence[PlannedRows], places: NDArray[np.intp]) -> list[Row]:
+    ends = np.cumsum([len(each) for each in rows])
+    which = np.searchsorted(ends, places, side="right")
+    return [
+        rows[k][int(place) - int(ends[k]) + len(rows[k])] for k, place in zip(which, places, strict=True)
+    ]  # fmt: skip
 
 
 def _rate(runner: Runner, rows: Sequence[Row]) -> float:

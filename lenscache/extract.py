@@ -25,14 +25,14 @@ from lenscache.concepts import ConceptPack
 from lenscache.diskspace import check_disk_space
 from lenscache.errors import BatchMismatchError, StoreDamagedError
 from lenscache.header import Phase, StoreHeader
-from lenscache.inputs import last_rows, make_header, make_runner, rows_of, tokenize
+from lenscache.inputs import PlannedRows, last_rows, make_header, make_runner, tokenize
 from lenscache.keys import sample_keys
 from lenscache.model import LoadedModel, memory_held
 from lenscache.prompts import plan_samples
 from lenscache.quantization import as_stored
 from lenscache.reuse import NO_COPIES, CopiedRows, ReusableRows
 from lenscache.rounds import Block, Round
-from lenscache.runner import Row, RowResult, Runner
+from lenscache.runner import RowResult, Runner
 from lenscache.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress
 from lenscache.store import Store, create_store, open_store
 from lenscache.topup import PlannedRound, TopUp, plan_rounds
@@ -147,13 +147,13 @@ def _extract_rounds(
         store.create_round(
             entry.layer, entry.index, entry.plan,
             keys=sample_keys(header, entry.plan),
-            n_prompt_tokens=np.array([len(ids) for ids in found.token_ids], np.int32),
+            n_prompt_tokens=found.lengths,
             n_cut_tokens=found.n_cut, block_rows=settings.block_rows, request=entry.request,
         )
         for entry, found in zip(planned, tokenized, strict=True)
     ]  # fmt: skip
     tell = on_progress or (lambda _: None)
-    rows = [rows_of(entry.plan, found) for entry, found in zip(planned, tokenized, strict=True)]
+    rows = [PlannedRows(entry.plan, found) for entry, found in zip(planned, tokenized, strict=True)]
     runner = _make_runner(loaded, header, settings, rounds, rows, tell)
     report.seconds_to_start = time.perf_counter() - start
     for target, entry, its_rows in zip(rounds, planned, rows, strict=True):
@@ -168,7 +168,7 @@ def _make_runner(
     header: StoreHeader,
     settings: ExtractSettings,
     rounds: Sequence[Round],
-    rows: Sequence[Sequence[Row]],
+    rows: Sequence[PlannedRows],
     tell: OnProgress,
 ) -> Runner:
     """A runner of the batch size asked for, or of the one that an interrupted run found, or of one found now."""
@@ -180,11 +180,10 @@ def _make_runner(
     if known or not unfinished:
         rows_a_batch, tokens = known[0] if known else (_BATCH_OF_NOTHING, None)
         return make_runner(loaded, header, rows_a_batch, batch_tokens=tokens)
-    every = [row for number in unfinished for row in rows[number]]
-    choice = choose_batch(
-        partial(make_runner, loaded, header), every, most=max(rounds[i].block_rows for i in unfinished)
-    )
-    tell(ExtractProgress(rounds[unfinished[0]].layer, 0, len(every), 0, str(choice)))
+    most = max(rounds[number].block_rows for number in unfinished)
+    choice = choose_batch(partial(make_runner, loaded, header), [rows[number] for number in unfinished], most=most)
+    first = unfinished[0]
+    tell(ExtractProgress(rounds[first].layer, 0, len(rows[first]), 0, str(choice)))
     for number in unfinished:
         rounds[number].update_attributes({"auto_batch": [choice.rows, choice.tokens]})
     return make_runner(loaded, header, choice.rows, batch_tokens=choice.tokens)
@@ -198,7 +197,7 @@ class _RoundExtraction:
         target: Round,
         header: StoreHeader,
         runner: Runner,
-        rows: Sequence[Row],
+        rows: PlannedRows,
         last_rows: NDArray[np.intp],
         reusable: ReusableRows | None,
         report: ExtractReport,

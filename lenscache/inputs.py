@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from lenscache.model import LoadedModel
 from lenscache.prompts import POSITIVE, SamplePlan
 from lenscache.runner import Row, Runner
 from lenscache.settings import ExtractSettings
+
+_TOKENIZED_AT_ONCE = 1024  # what a tokenizer returns of a text takes many times the memory of its ids
 
 
 def make_header(loaded: LoadedModel, pack: ConceptPack, settings: ExtractSettings) -> StoreHeader:
@@ -58,12 +60,20 @@ def _prompt_limit(loaded: LoadedModel, asked: int | None, new_tokens: int) -> in
 
 
 class Tokenized(NamedTuple):
-    """The prompts of a plan as the model gets them."""
+    """The prompts of a plan as the model gets them, one after the other in one array: of millions, lists would fill the
+    memory."""
 
-    token_ids: list[list[int]]
+    tokens: NDArray[np.int32]
     """Special tokens included; no prompt is longer than the limit."""
+    starts: NDArray[np.int64]
+    """(n + 1,) where each prompt begins in `tokens`, and the end of the last."""
     n_cut: NDArray[np.int32]
     """(n,) tokens cut off at the end of each."""
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """(n,) tokens of each prompt."""
+        return np.diff(self.starts).astype(np.int32)
 
 
 def tokenize(loaded: LoadedModel, texts: Sequence[str], max_tokens: int = 0) -> Tokenized:
@@ -74,20 +84,47 @@ def tokenize(loaded: LoadedModel, texts: Sequence[str], max_tokens: int = 0) -> 
     PlanError
         If a text has no tokens.
     """
-    token_ids: list[list[int]] = loaded.tokenizer(list(texts), verbose=False)["input_ids"]
-    for text, ids in zip(texts, token_ids, strict=True):
-        if not ids:
-            raise PlanError(f"the prompt {text!r:.60} has no tokens: remove it from the pack")
-    n_cut = [max(len(ids) - max_tokens, 0) if max_tokens else 0 for ids in token_ids]
-    return Tokenized([ids[: max_tokens or None] for ids in token_ids], np.array(n_cut, np.int32))
+    parts: list[NDArray[np.int32]] = []
+    n_cut, lengths = np.zeros((2, len(texts)), np.int32)
+    for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
+        chosen = list(texts[start : start + _TOKENIZED_AT_ONCE])
+        for number, ids in enumerate(loaded.tokenizer(chosen, verbose=False)["input_ids"], start=start):
+            if not ids:
+                raise PlanError(f"the prompt {texts[number]!r:.60} has no tokens: remove it from the pack")
+            kept = ids[: max_tokens or None]
+            parts.append(np.array(kept, np.int32))
+            n_cut[number], lengths[number] = len(ids) - len(kept), len(kept)
+    tokens = np.concatenate(parts) if parts else np.zeros(0, np.int32)
+    return Tokenized(tokens, np.concatenate([[0], lengths.astype(np.int64).cumsum()]), n_cut)
 
 
-def rows_of(plan: SamplePlan, found: Tokenized) -> list[Row]:
-    """What the model is to run for a plan."""
-    return [
-        Row(ids, int(seed), float(temperature))
-        for ids, seed, temperature in zip(found.token_ids, plan.sampling_seed, plan.temperature, strict=True)
-    ]
+class PlannedRows(Sequence[Row]):
+    """What the model is to run for a plan; rows are made as they are asked for."""
+
+    def __init__(self, plan: SamplePlan, found: Tokenized) -> None:
+        self._found, self._seeds, self._temperatures = found, plan.sampling_seed, plan.temperature
+        self.lengths = found.lengths
+        """(n,) tokens of each prompt."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @overload
+    def __getitem__(self, number: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Row]: ...
+
+    def __getitem__(self, number: int | slice) -> Row | list[Row]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"row {number} of {len(self)}")
+        number %= len(self)
+        start, end = self._found.starts[number : number + 2]
+        return Row(
+            self._found.tokens[start:end].tolist(), int(self._seeds[number]), float(self._temperatures[number])
+        )  # fmt: skip
 
 
 def last_rows(plan: SamplePlan) -> NDArray[np.intp]:

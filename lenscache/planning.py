@@ -13,7 +13,7 @@ from functools import partial
 from lenscache.batching import choose_batch
 from lenscache.concepts import ConceptPack
 from lenscache.diskspace import COMPRESSED_SHARE, estimate_bytes
-from lenscache.inputs import make_header, make_runner, rows_of, tokenize
+from lenscache.inputs import PlannedRows, make_header, make_runner, tokenize
 from lenscache.model import LoadedModel
 from lenscache.prompts import plan_samples
 from lenscache.runner import Row, Runner
@@ -73,25 +73,28 @@ def estimate_run(
         for layer in (layers or pack.layers)
     ]
     tokenized = [tokenize(loaded, plan.texts, header.max_prompt_tokens) for plan in plans]
-    rows = [row for plan, found in zip(plans, tokenized, strict=True) for row in rows_of(plan, found)]
-    raw = estimate_bytes(header, len(rows))
+    rows = [PlannedRows(plan, found) for plan, found in zip(plans, tokenized, strict=True)]
+    n_rows = sum(map(len, rows))
+    raw = estimate_bytes(header, n_rows)
     stored = int(raw * (COMPRESSED_SHARE if header.store_dtype == "bfloat16" else 1.0))
     batch_size, batch_tokens = settings.batch_size, None
     if batch_size == "auto":
         batch_size, batch_tokens, _ = choose_batch(partial(make_runner, loaded, header), rows, most=_BLOCK_ROWS)
-    seconds_a_row = _pace(make_runner(loaded, header, batch_size, batch_tokens=batch_tokens), rows)
+    seconds_a_row = _pace(
+        make_runner(loaded, header, batch_size, batch_tokens=batch_tokens), [row for each in rows for row in each]
+    )
     return RunEstimate(
         layers=tuple(layers or pack.layers),
         concepts=sum(plan.n_targets for plan in plans),
-        prompts=len(rows),
+        prompts=n_rows,
         cut_prompts=sum(int((found.n_cut > 0).sum()) for found in tokenized),
-        prompt_tokens=sum(len(row.token_ids) for row in rows),
-        new_tokens=header.max_new_tokens * len(rows),
+        prompt_tokens=sum(int(each.lengths.sum()) for each in rows),
+        new_tokens=header.max_new_tokens * n_rows,
         model_layers=len(header.model_layers),
         raw_bytes=raw,
         stored_bytes=stored,
         bytes_per_model_layer=stored // len(header.model_layers),
-        seconds=seconds_a_row * len(rows),
+        seconds=seconds_a_row * n_rows,
         prompts_per_second=1 / seconds_a_row,
         batch_size=batch_size,
     )

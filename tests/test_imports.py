@@ -84,7 +84,7 @@ ALLOWED: dict[str, set[str]] = {
                            "lenscache.store"},
     "lenscache/inputs.py": {"numpy", "lenscache.concepts", "lenscache.errors", "lenscache.header", "lenscache.model",
                             "lenscache.prompts", "lenscache.runner", "lenscache.settings"},
-    "lenscache/batching.py": {"torch", "lenscache.runner"},
+    "lenscache/batching.py": {"numpy", "torch", "lenscache.inputs", "lenscache.runner"},
     "lenscache/extract.py": {"numpy", "lenscache.batching", "lenscache.concepts", "lenscache.diskspace",
                              "lenscache.errors", "lenscache.header", "lenscache.inputs", "lenscache.keys",
                              "lenscache.model", "lenscache.prompts", "lenscache.quantization", "lenscache.reuse",
