@@ -101,19 +101,22 @@ def as_pack(prompts: Sequence[str]) -> ConceptPack:
     return ConceptPack.from_dict({"format_version": 1, "name": "bench", "version": "1", "concepts": [concept]})
 
 
-def measure(loaded: LoadedModel, prompts: list[str], turns: int) -> dict[str, Any]:
-    """Seconds a prompt of every side, turn by turn, and the ratios."""
+def measure(
+    loaded: LoadedModel, prompts: list[str], turns: int, *, before: LoadedModel | None = None
+) -> dict[str, Any]:
+    """Seconds a prompt of every side, turn by turn, and the ratios; (a) runs on the model `before`, if there is one."""
+    old = before or loaded
     some = max(8, len(prompts) // 8)
     seconds: dict[str, list[float]] = {}
     facts: dict[str, Any] = {}
-    continue_one(loaded, prompts[:1])  # warm
+    continue_one(old, prompts[:1])  # warm
     for turn in range(turns):
         drawn = list(np.random.default_rng(turn).choice(prompts, some, replace=False))
         sides: dict[str, Callable[[], tuple[int, dict[str, Any]]]] = {
             "batch 4": lambda: ours(loaded, prompts, 4),
             "(c) bare loop": lambda: (bare_loop(loaded, prompts), {}),
             "auto": lambda: ours(loaded, prompts, "auto"),
-            "(a) one by one": lambda drawn=drawn: (old_way(loaded, drawn, 1), {}),
+            "(a) one by one": lambda drawn=drawn: (old_way(old, drawn, 1), {}),
             "(b) batches of 4": lambda drawn=drawn: (old_way(loaded, drawn, 4), {}),
             "prompt, auto": lambda: ours(loaded, prompts, "auto", mode="prompt"),
             "(d) right padded": lambda: (right_padded(loaded, prompts), {}),
@@ -199,7 +202,7 @@ def continue_one(loaded: LoadedModel, batch: Sequence[str]) -> list[list[np.ndar
     ).hidden_states  # fmt: skip
     completion = [
         [
-            torch.stack([step[block + 1][i, -1] for step in generated[1:]]).float().mean(0).cpu().numpy()
+            torch.stack([step[block + 1][i, -1] for step in generated[1:] or generated]).float().mean(0).cpu().numpy()
             for block in range(loaded.n_layers)
         ]
         for i in range(len(batch))
