@@ -114,6 +114,12 @@ def extract(
     block_rows: Annotated[
         int | None, typer.Option(min=1, help="Rows written, and kept, as one unit. Default: about 256.")
     ] = None,
+    partition: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N", help="Only every N-th block, from the K-th on: N such runs, anywhere, make the whole."
+        ),
+    ] = None,
     log_json: options.LogJson = False,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -124,6 +130,7 @@ def extract(
     from lenscache.extract import extract as run_extract
     from lenscache.prompts import select_concepts
     from lenscache.remote import check_place
+    from lenscache.settings import Partition
     from lenscache.store import open_store
     from lenscache.topup import read_top_up
 
@@ -133,6 +140,7 @@ def extract(
         model_layers=options.parse_model_layers(model_layers), pooling=pooling.value,
         pool_first_position=pool_first_position, store_dtype=store_dtype.value, seed=seed,
         batch_size=options.parse_batch_size(batch_size), block_rows=block_rows, samples=samples,
+        partition=None if partition is None else Partition.parse(partition),
     )  # fmt: skip
     if top_up is not None and (layer or limit or reuse):
         raise PlanError("--top-up takes its concepts from the file: leave out --layer, --limit and --reuse")
@@ -205,13 +213,23 @@ def plan(
 
 @app.command(epilog="Example: lenscache info store.zarr")
 @console.reports_errors
-def info(store: options.StorePath, json: options.Json = False, debug: options.Debug = False) -> None:
+def info(
+    store: options.StorePath,
+    partitions: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Show how far each of N partitions is, too.")
+    ] = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
     """Show what STORE holds and how far it is."""
     from lenscache.labelsets import label_set_names
+    from lenscache.partitions import partitions_done
     from lenscache.store import open_store
 
     opened = open_store(store)
     summary = {**opened.summary(), "label_sets": label_set_names(opened)}
+    if partitions is not None:
+        summary["partitions"] = partitions_done(opened, partitions)
     if json:
         console.print_json(summary)
     else:

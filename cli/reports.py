@@ -49,6 +49,9 @@ def print_report(store: Any, report: Any) -> None:
     for block in report.repaired_blocks:
         out.print(f"repaired: {block}", markup=False, soft_wrap=True)
     out.print(_sizes(summary))
+    if report.unfinished_rounds:
+        out.print(f"other partitions have blocks to do in {', '.join(report.unfinished_rounds)}: see `lenscache info`")
+        return
     if report.max_relative_error:
         error = f"{report.max_relative_error:.2%}"
         out.print(f"rows in batches of {report.batch_size} agree with the same rows one by one within {error}")
@@ -84,6 +87,12 @@ def print_summary(summary: dict[str, Any]) -> None:
         )  # fmt: skip
     out.print(table)
     out.print(_model_layer_table(summary))
+    if partitions := summary.get("partitions"):
+        table = console.make_table("partition", "blocks", "state")
+        for entry in partitions:
+            state = "complete" if entry["is_done"] else "to do"
+            table.add_row(entry["partition"], f"{entry['complete']}/{entry['blocks']}", state)
+        out.print(table)
     if summary["label_sets"]:
         out.print(f"label sets: {', '.join(summary['label_sets'])}", markup=False, soft_wrap=True)
 

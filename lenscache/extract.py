@@ -33,7 +33,7 @@ from lenscache.quantization import as_stored
 from lenscache.reuse import NO_COPIES, CopiedRows, ReusableRows
 from lenscache.rounds import Block, Round
 from lenscache.runner import RowResult, Runner
-from lenscache.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress
+from lenscache.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress, Partition
 from lenscache.store import Store, create_store, open_store
 from lenscache.topup import PlannedRound, TopUp, plan_rounds
 
@@ -157,7 +157,8 @@ def _extract_rounds(
     runner = _make_runner(loaded, header, settings, rounds, rows, tell)
     report.seconds_to_start = time.perf_counter() - start
     for target, entry, its_rows in zip(rounds, planned, rows, strict=True):
-        _RoundExtraction(target, header, runner, its_rows, last_rows(entry.plan), reusable, report, tell).run()
+        extraction = _RoundExtraction(target, header, runner, its_rows, last_rows(entry.plan), reusable, report, tell)
+        extraction.run(settings.partition or Partition(1, 1))
     report.elapsed_s = time.perf_counter() - start
     report.batch_size = runner.batch_size
     return report
@@ -207,10 +208,13 @@ class _RoundExtraction:
         self.last_rows = last_rows
         self.report, self.on_progress = report, on_progress
         self.rows_done = self.rows_run = 0
+        self.rows_total = len(rows)
 
-    def run(self) -> None:
-        self.report.rows += len(self.rows)
-        missing = self._find_missing_blocks()
+    def run(self, partition: Partition) -> None:
+        blocks = partition.blocks(self.target.n_blocks)
+        self.rows_total = sum(self.target.rows(block).stop - self.target.rows(block).start for block in blocks)
+        self.report.rows += self.rows_total
+        missing = self._find_missing_blocks(blocks)
         self._tell()
         # One block is encoded and written while the next one runs; no more, so that memory stays flat.
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="lenscache-write") as writer:
@@ -222,14 +226,17 @@ class _RoundExtraction:
                 writing = writer.submit(self.target.write_block, block, data)
             if writing is not None:
                 writing.result()
-        if not self.target.is_complete:
+        # Whoever writes the last block of a round finds all of them marked, and verifies it.
+        if not self.target.complete_blocks().all():
+            self.report.unfinished_rounds.append(self.target.name)
+        elif not self.target.is_complete:
             self._verify()
 
-    def _find_missing_blocks(self) -> list[int]:
+    def _find_missing_blocks(self, blocks: Sequence[int]) -> list[int]:
         """Blocks to extract. Those found complete are read back first: this run did not write them."""
-        missing = []
-        for block, marked in enumerate(self.target.complete_blocks()):
-            rows = self.target.rows(block)
+        missing, marks = [], self.target.complete_blocks()
+        for block in blocks:
+            rows, marked = self.target.rows(block), marks[block]
             try:
                 if marked:
                     self.target.verify_block(block)
@@ -337,7 +344,7 @@ class _RoundExtraction:
         done = int(np.searchsorted(self.last_rows, self.rows_done))
         self.on_progress(
             ExtractProgress(
-                self.target.layer, self.rows_done, len(self.rows), self.rows_run, message, concepts_done=done,
+                self.target.layer, self.rows_done, self.rows_total, self.rows_run, message, concepts_done=done,
                 concepts_total=len(self.last_rows), tokens_run=self.runner.tokens_run,
                 memory_bytes=memory_held(self.runner.loaded.device),
             )

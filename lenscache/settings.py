@@ -10,9 +10,42 @@ from lenscache.errors import PlanError
 from lenscache.header import Mode, Pooling, StoreDtype
 
 
+class Partition(NamedTuple):
+    """One of several shares of a run, for processes that know nothing of each other.
+
+    Partition k of n has the blocks k - 1, k - 1 + n, k - 1 + 2n ... of every round. Together they are disjoint and
+    whole, whoever runs them and in whatever order.
+    """
+
+    number: int
+    """Counted from 1."""
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Partition:
+        """A share as people write it, such as "3/16".
+
+        Raises
+        ------
+        PlanError
+            If it is none.
+        """
+        first, slash, second = text.partition("/")
+        if not (slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
+            raise PlanError(f"{text!r} is no partition: give its number and their count, such as 3/16, from 1/16 on")
+        return cls(int(first), int(second))
+
+    def blocks(self, n_blocks: int) -> range:
+        """Its blocks of a round."""
+        return range(self.number - 1, n_blocks, self.count)
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
 @dataclass(frozen=True)
 class ExtractSettings:
-    """How to extract. All but `samples`, `batch_size` and `block_rows` is part of the store's identity."""
+    """How to extract. All but `samples`, `batch_size`, `block_rows` and `partition` is part of the store's identity."""
 
     mode: Mode = "combined"
     """Phases to pool: "prompt", "completion", or both in one pass."""
@@ -33,6 +66,8 @@ class ExtractSettings:
     """Rows a forward pass; "auto" tries what fits and pays."""
     block_rows: int | None = None
     """Rows written, and marked complete, as one unit; None for those of the round if it is there, else about 256."""
+    partition: Partition | None = None
+    """Which share of the blocks to extract; None for all."""
 
     def __post_init__(self) -> None:
         if (self.batch_size != "auto" and self.batch_size < 1) or (self.block_rows is not None and self.block_rows < 1):
@@ -82,6 +117,8 @@ class ExtractReport:
     """Largest difference found between batched rows and the same rows one by one."""
     cut_prompts: int = 0
     """Prompts that are longer than the model takes, and were cut; `samples/n_cut_tokens` says which."""
+    unfinished_rounds: list[str] = field(default_factory=list)
+    """Rounds of which other partitions have blocks to do."""
     elapsed_s: float = 0.0
     seconds_to_start: float = 0.0
     """Of those, until the first row ran: laying out rounds, and choosing a batch size."""

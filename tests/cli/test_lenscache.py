@@ -230,3 +230,16 @@ def test_export_over_something_is_refused_in_one_line_and_overwrite_replaces_an_
     assert json.loads(lenscache(*options, "--overwrite", "--json").stdout) == first
     (tmp_path / "out/thesis.txt").write_text("all my work")
     assert_one_line_error(lenscache(*options, "--overwrite"), "thesis.txt")
+
+
+def test_partitions_say_what_is_left_and_info_shows_how_far_they_are(
+    lenscache: Run, extract_options: list[str], tmp_path: Path
+) -> None:
+    first = lenscache("extract", tmp_path / "s", *extract_options, "--partition", "1/2")
+    assert first.exit_code == 0, first.stderr
+    assert "other partitions have blocks to do in layer_0/round_0" in first.stdout
+    shown = lenscache("info", tmp_path / "s", "--partitions", 2).stdout
+    assert [line.split()[-1] for line in shown.splitlines() if line.startswith(("1/2", "2/2"))] == ["complete", "do"]
+    second = lenscache("extract", tmp_path / "s", *extract_options, "--partition", "2/2")
+    assert "next: lenstrain fit" in second.stdout
+    assert lenscache("extract", tmp_path / "s", *extract_options, "--partition", "3/2").exit_code == 1
