@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,8 @@ from . import console, lenses, options
 from .audit import audit
 from .exchange import export_pack, import_pack
 from .read import read
+from .report import report
+from .runlog import RunLog
 from .steer import steer
 
 app = typer.Typer(
@@ -138,6 +141,7 @@ def fit(
         float, typer.Option(min=1, metavar="SECONDS", help="With --follow: how long to wait for the next block.")
     ] = 900,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a lens pack that is at --out.")] = False,
+    log_json: options.LogJson = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -146,7 +150,7 @@ def fit(
     from lenstrain.dataset import open_dataset
     from lenstrain.follow import FollowSettings, fit_following
     from lenstrain.packfiles import check_output, none_for_nan
-    from lenstrain.settings import FitSettings
+    from lenstrain.settings import FitSettings, settings_to_json
     from lenstrain.training import text_settings, train
 
     settings = FitSettings(
@@ -167,7 +171,8 @@ def fit(
     }  # fmt: skip
     check_output(out, overwrite=overwrite)
     start = time.perf_counter()
-    with console.Meter().running() as meter:
+    log = RunLog("fit", out, to_stderr=log_json, store=store, settings=settings_to_json(settings), concepts=concept)
+    with log, console.Meter(log).running() as meter:
         if follow:
             pack = fit_following(
                 store, out, settings, layers=layer, labels=labels, overwrite=overwrite,
@@ -176,8 +181,9 @@ def fit(
         else:
             dataset = open_dataset(store, layers=layer, phase=phase.value, seed=seed, labels=labels)
             _tell_left_out(dataset)
-            pack = train(dataset, settings, on_progress=lambda p: meter.update(*p, p.unit), **how)
+            pack = train(dataset, settings, on_progress=partial(_show_progress, meter), **how)
             pack.save(out, overwrite=overwrite)
+        log.result(**none_for_nan(pack.summary()))
     elapsed = time.perf_counter() - start
     if json:
         console.print_json(none_for_nan({"out": str(out), "elapsed_s": elapsed, **pack.summary()}))
@@ -207,13 +213,14 @@ def sweep(
     seed: options.Seed = 0,
     jobs: options.Jobs = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace lens packs that are there.")] = False,
+    log_json: options.LogJson = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Fit lenses for several targets in one pass over STORE: a pack for each, and a table."""
     from lenstrain.dataset import open_dataset
     from lenstrain.packfiles import check_output, none_for_nan
-    from lenstrain.settings import FitSettings
+    from lenstrain.settings import FitSettings, settings_to_json
     from lenstrain.training import train_targets
 
     targets = sorted(dict.fromkeys(f1))
@@ -227,12 +234,16 @@ def sweep(
     start = time.perf_counter()
     dataset = open_dataset(store, layers=layer, phase=phase.value, seed=seed, labels=labels)
     _tell_left_out(dataset)
-    with console.Meter().running() as meter:
+    log = RunLog("sweep", out, to_stderr=log_json, store=store, targets=targets, settings=settings_to_json(settings))
+    with log, console.Meter(log).running() as meter:
         packs = train_targets(
-            dataset, settings, targets, concepts=concept, jobs=jobs, on_progress=lambda p: meter.update(*p, p.unit)
+            dataset, settings, targets, concepts=concept, jobs=jobs, on_progress=partial(_show_progress, meter)
         )
-    for folder, pack in zip(folders, packs, strict=True):
-        pack.save(folder, overwrite=overwrite)
+        for folder, pack in zip(folders, packs, strict=True):
+            pack.save(folder, overwrite=overwrite)
+        log.result(
+            packs={str(folder): none_for_nan(pack.summary()) for folder, pack in zip(folders, packs, strict=True)}
+        )
     elapsed = time.perf_counter() - start
     if json:
         rows = [
@@ -259,6 +270,7 @@ app.command(
 )(steer)
 app.command("export", epilog="Example: lenstrain export lenses-0.95 --to gguf --out vectors --min-grade B")(export_pack)
 app.command("import", epilog="Example: lenstrain import folder --from hatcat --model-layer 15 --out new")(import_pack)
+app.command(epilog="Example: lenstrain report lenses-0.95 --store store.zarr --out report.html")(report)
 
 
 def main() -> None:
@@ -277,7 +289,16 @@ def _show_following(meter: console.Meter, progress: Any) -> None:
     if progress.fit is None:
         meter.update(f"following, {progress.lenses} lenses", progress.blocks_done, progress.blocks_total, "blocks")
     else:
-        meter.update(progress.fit.stage, progress.fit.done, progress.fit.total, progress.fit.unit)
+        _show_progress(meter, progress.fit)
+
+
+def _show_progress(meter: console.Meter, progress: Any) -> None:
+    counted = " ".join(f"{number} {grade}" for grade, number in progress.grades)
+    note = f"{progress.graduated} graduated, {counted}" if counted else ""
+    meter.update(
+        progress.stage, progress.done, progress.total, progress.unit, note=note, graduated=progress.graduated,
+        grades=dict(progress.grades),
+    )  # fmt: skip
 
 
 def _sweep_table(targets: list[float], packs: list[Any]) -> Any:

@@ -10,7 +10,8 @@ from lenscache.errors import PlanError
 from lenscache.header import Mode, Pooling, StoreDtype
 
 
-class Partition(NamedTuple):
+@dataclass(frozen=True)
+class Partition:
     """One of several shares of a run, for processes that know nothing of each other.
 
     Partition k of n has the blocks k - 1, k - 1 + n, k - 1 + 2n ... of every round. Together they are disjoint and

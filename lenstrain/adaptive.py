@@ -15,7 +15,7 @@ layer, the decision threshold and the probabilities; test rows decide graduation
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from lenstrain.calibration import Grade
 from lenstrain.choice import (
     FitProgress,
+    ModelLayerChoice,
     OnProgress,
     best_for_each,
     calibration_scores,
@@ -145,14 +146,17 @@ def fit_targets(
             dataset, tasks, settings, family.n_model_layers, jobs=jobs, on_progress=tell
         )  # fmt: skip
     else:
-        chosen = [()] * len(tasks)
-    for model_layers in sorted(set(chosen)):
+        chosen = [ModelLayerChoice((), {})] * len(tasks)
+    scores = {task.task.concept: each.score_by_model_layer for task, each in zip(tasks, chosen, strict=True)}
+    for model_layers in sorted({each.model_layers for each in chosen}):
         features, vocabulary = _features(dataset, model_layers, settings)
-        here = [task for task, its in zip(tasks, chosen, strict=True) if its == model_layers]
+        here = [task for task, its in zip(tasks, chosen, strict=True) if its.model_layers == model_layers]
         training = _AdaptiveTraining(features, here, model_layers, wanted, controls, jobs, skipped)
         for found in training.run(spent):
+            for lens in found:
+                lens.score_by_model_layer = scores[lens.concept]
             lenses[found[0].concept] = found
-            tell(FitProgress("fitting", len(lenses), len(tasks)))
+            tell(_progress(lenses, len(tasks)))
         del features, training
     if not lenses:
         reason = next(iter(skipped.values()), "the store holds no concepts")
@@ -188,6 +192,15 @@ def fit_again(
     )  # fmt: skip
     known = [np.nan if (C := strengths[task.task.concept]) is None else C for task in training.tasks]
     return [lens for (lens,) in training.run(defaultdict(list), known)]
+
+
+def _progress(lenses: Mapping[str, Sequence[FittedLens]], total: int) -> FitProgress:
+    first = [found[0] for found in lenses.values()]
+    grades = Counter(lens.grade.value for lens in first)
+    return FitProgress(
+        "fitting", len(first), total, sum(lens.graduated for lens in first),
+        tuple((grade.value, grades[grade.value]) for grade in Grade),
+    )  # fmt: skip
 
 
 def _features(

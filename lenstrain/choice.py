@@ -32,6 +32,10 @@ class FitProgress(NamedTuple):
     done: int
     total: int
     """Model layers, or concepts to fit."""
+    graduated: int = 0
+    """Of the lenses done so far, those that graduated; of several targets, at the first."""
+    grades: tuple[tuple[str, int], ...] = ()
+    """How many of the lenses done so far have each grade."""
 
     @property
     def unit(self) -> str:
@@ -43,6 +47,15 @@ class FitProgress(NamedTuple):
 OnProgress = Callable[[FitProgress], None]
 
 
+class ModelLayerChoice(NamedTuple):
+    """The model layers of one task, and what it was chosen by."""
+
+    model_layers: tuple[int, ...]
+    score_by_model_layer: dict[int, float]
+    """Calibration score of a linear lens on each candidate alone, on the calibration split and with all samples; empty
+    where there was nothing to choose. Its prevalence is that of the score, so that it can be read beside it."""
+
+
 def choose_model_layers(
     dataset: LensDataset,
     tasks: Sequence[TaskRows],
@@ -51,7 +64,7 @@ def choose_model_layers(
     *,
     jobs: int | None = None,
     on_progress: OnProgress = lambda _: None,
-) -> list[tuple[int, ...]]:
+) -> list[ModelLayerChoice]:
     """The n model layers of each task: the best of each of n parts, on the calibration split, with all samples.
 
     Whatever the family, linear lenses find where a concept can be read. A concept has a handful of calibration samples,
@@ -76,27 +89,35 @@ def choose_model_layers(
         )
     parts = np.array_split(np.arange(len(candidates)), n)
     if all(len(part) == 1 for part in parts):
-        return [candidates] * len(tasks)
+        return [ModelLayerChoice(candidates, {})] * len(tasks)
     strength = settings.C or _MIDDLE_STRENGTH
-    scores = np.empty((len(candidates), len(tasks)))
+    scores, shown = np.empty((2, len(candidates), len(tasks)))
     for number, model_layer in enumerate(candidates):
         on_progress(FitProgress("choosing model layers", number, len(candidates)))
         features = Features.of_model_layers(dataset, (model_layer,), settings.device)
-        scores[number] = _scores_of_layer(features, tasks, strength, jobs)
+        scores[number], shown[number] = _scores_of_layer(features, tasks, strength, jobs, settings.prevalence)
     on_progress(FitProgress("choosing model layers", len(candidates), len(candidates)))
     best = [[int(part[0]) + chosen for chosen in best_for_each(scores[part], tasks)] for part in parts]
-    return [tuple(candidates[number] for number in numbers) for numbers in zip(*best, strict=True)]
+    return [
+        ModelLayerChoice(
+            tuple(candidates[number] for number in numbers), dict(zip(candidates, shown[:, task].tolist(), strict=True))
+        )
+        for task, numbers in enumerate(zip(*best, strict=True))
+    ]
 
 
 def _scores_of_layer(
-    features: Features, tasks: Sequence[TaskRows], strength: float, jobs: int | None
+    features: Features, tasks: Sequence[TaskRows], strength: float, jobs: int | None, prevalence: float
 ) -> NDArray[np.float64]:
-    scores = np.empty(len(tasks))
+    """(2, tasks): what is chosen by, and the score that the report shows."""
+    scores = np.empty((2, len(tasks)))
 
     def score(chosen: list[int]) -> None:
         here = [tasks[i] for i in chosen]
         trainer = LinearTrainer(features.Z, [t.training.rows for t in here], [t.training.targets for t in here])
-        scores[chosen] = calibration_scores(trainer, features, here, strength)
+        scores[0, chosen], scores[1, chosen] = _calibration_scores(
+            trainer, features, here, strength, (_CHOICE_PREVALENCE, prevalence)
+        )
         for task in here:
             task.forget()
 
@@ -107,10 +128,21 @@ def _scores_of_layer(
 
 def calibration_scores(trainer: Trainer, features: Features, tasks: Sequence[TaskRows], strength: float) -> list[float]:
     """Average precision of each task on the calibration split, with all training samples, at one L2 strength."""
+    (scores,) = _calibration_scores(trainer, features, tasks, strength, (_CHOICE_PREVALENCE,))
+    return scores
+
+
+def _calibration_scores(
+    trainer: Trainer, features: Features, tasks: Sequence[TaskRows], strength: float, prevalences: Sequence[float]
+) -> list[list[float]]:
+    """The scores of the tasks at each prevalence."""
     fitted = trainer.fit(range(len(tasks)), [len(task) for task in tasks], [strength] * len(tasks))
     logits = features.logits(fitted, CALIBRATION)
     judged = [task.judged(CALIBRATION) for task in tasks]
-    return [ranking(held.y, logits[held.rows, i], _CHOICE_PREVALENCE).score for i, held in enumerate(judged)]
+    return [
+        [ranking(held.y, logits[held.rows, i], prevalence).score for i, held in enumerate(judged)]
+        for prevalence in prevalences
+    ]
 
 
 def best_for_each(scores: NDArray[np.float64], tasks: Sequence[TaskRows]) -> list[int]:

@@ -97,6 +97,8 @@ class FittedLens:
     n_test: int
     """Positive test samples."""
     converged: bool
+    score_by_model_layer: dict[int, float] = field(default_factory=dict)
+    """Score on the calibration split at each model layer that it was chosen from; empty where there was one."""
     graduated: bool = False
     hungry: bool = False
     """Every cached sample was used and the lens did not graduate."""

@@ -39,6 +39,7 @@ def _ship(lens: FittedLens, name: str, layer: int) -> Lens:
             "grade_uncertain": is_uncertain(rank.score, interval),
             "average_precision": rank.average_precision, "auroc": rank.auroc,
             "score_unnamed": lens.unnamed_score, "score_by_phase": lens.phase_scores,
+            "score_by_model_layer": {str(number): score for number, score in lens.score_by_model_layer.items()},
             "controls": {name: control._asdict() for name, control in lens.controls.items()},
             "unbeaten_controls": lens.unbeaten,
             "brier": probability.brier, "brier_before": probability.brier_before,

@@ -72,7 +72,7 @@ def _in_place_of(old: FittedLens, new: FittedLens, confusers: Sequence[str], set
     graduated = old.graduated or settings.graduates(new.trajectory[-1], len(old.trajectory) + 1, is_last=True)
     return replace(
         new, graduated=graduated, hungry=old.hungry and not graduated, refined=tuple(confusers),
-        trajectory=old.trajectory, beyond=old.beyond,
+        trajectory=old.trajectory, beyond=old.beyond, score_by_model_layer=old.score_by_model_layer,
     )  # fmt: skip
 
 

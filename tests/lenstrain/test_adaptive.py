@@ -194,7 +194,7 @@ def test_training_activations_do_reach_the_weights(planted_store: Store, planted
 
 def chosen_layers(dataset: LensDataset) -> list[int]:
     tasks = [TaskRows(dataset, dataset.task(c, FitSettings().n_negatives), FitSettings()) for c in CONCEPTS]
-    return [layer for (layer,) in choose_model_layers(dataset, tasks, FitSettings())]
+    return [layer for ((layer,), _) in choose_model_layers(dataset, tasks, FitSettings())]
 
 
 @pytest.mark.parametrize("change", [shuffle, replace])

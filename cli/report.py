@@ -1,0 +1,76 @@
+"""`lenstrain report`: a lens pack as one page to look at."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import console, options
+
+_LARGE_BYTES = 30e6  # what browsers and mail programs still take in their stride
+
+
+@console.reports_errors
+def report(
+    folder: options.PackFolder,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE", help="The store it was fitted on: adds the concept hierarchy and held-out samples."
+        ),
+    ] = None,
+    beside: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="Another pack to compare with; repeatable.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="HTML file to write.")] = Path("report.html"),
+    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write one HTML file that shows a pack: which concepts, where in the model, and how far to trust each lens."""
+    from lenstrain.compare import open_for
+    from lenstrain.lenspack import LensPack
+    from lenstrain.report import make_report, render_page, require_report_packages
+
+    require_report_packages()
+    pack = LensPack.load(folder)
+    others = {label: LensPack.load(other) for label, other in _labels(beside or [], folder).items()}
+    dataset = None if store is None else open_for(pack, store)
+    found = make_report(pack, dataset, label=folder.resolve().name, beside=others)
+    page = render_page(found).encode()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(page)
+    _tell(out, len(page), found)
+    if show:
+        webbrowser.open(out.resolve().as_uri())
+
+
+def _labels(others: list[Path], first: Path) -> dict[str, Path]:
+    """What to call each pack: the name of its folder, with as much of the path as tells them apart."""
+    paths = [path.resolve() for path in (first, *others)]
+    for depth in range(1, 9):
+        labels = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(labels)) == len(labels):
+            break
+    else:
+        labels = [f"{number}: {path.name}" for number, path in enumerate(paths)]
+    return dict(zip(labels[1:], others, strict=True))
+
+
+def _tell(out: Path, size: int, found: Any) -> None:
+    say = console.out()
+    say.print(
+        f"written to {out}: {len(found.details)} lenses, {console.megabytes(size)}", markup=False, soft_wrap=True
+    )  # fmt: skip
+    if size > _LARGE_BYTES:
+        say.print("large for a browser: leave out --store or some of --beside", markup=False)
+    if not found.has_store:
+        say.print("without --store STORE it has no hierarchy and no samples", markup=False)
+    if not found.model_layers:
+        say.print(
+            "the pack has no scores by model layer: fit it again over several model layers for the heat map",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    say.print(f"next: open {out} in a browser; it needs no network", markup=False, soft_wrap=True)

@@ -1,0 +1,9 @@
+"""A lens pack as one HTML file: what it holds, where each concept is represented, and how far each lens can be trusted.
+
+LensPack (+ LensDataset, + other packs) --make_report--> Report --render_page--> one HTML page
+"""
+
+from lenstrain.report.data import Report, make_report
+from lenstrain.report.page import render_page, require_report_packages
+
+__all__ = ["Report", "make_report", "render_page", "require_report_packages"]
