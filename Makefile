@@ -24,7 +24,8 @@ lint: $(VENV)/installed
 	$(BIN)/mypy cli
 
 test: lint
-	$(BIN)/pytest -m 'not slow and not gpu'
+	@# a process a core, of one thread each: threads of two processes that want the same core spin
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'not slow and not gpu'
 
 test-all: lint
 	$(BIN)/pytest
@@ -40,4 +41,4 @@ bench: $(VENV)/installed
 	done
 
 clean:
-	rm -rf $(VENV) demo/store.zarr demo/lenses-* build *.egg-info
+	rm -rf $(VENV) demo/store.zarr demo/lenses-* demo/report.html demo/*.log.jsonl build *.egg-info

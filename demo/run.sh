@@ -15,3 +15,4 @@ done
 show lenstrain show demo/lenses-0.85
 show lenstrain show demo/lenses-0.95
 show lenstrain impact demo/lenses-0.85
+show lenstrain report demo/lenses-0.95 --store demo/store.zarr --beside demo/lenses-0.85 --out demo/report.html
