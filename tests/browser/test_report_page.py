@@ -145,6 +145,7 @@ def test_it_opens_with_figures_warnings_and_charts(page: Page, file: Path) -> No
     assert "blocking, grade A" in page.text("#view-overview table")
 
 
+@pytest.mark.slow
 def test_5665_concepts_open_within_three_seconds(page: Page, tmp_path: Path) -> None:
     """Times go to the captured output, which `pytest -s` shows."""
     say = sys.stdout.write
@@ -308,6 +309,7 @@ def test_the_tree_zooms_and_its_leaves_open(page: Page, file: Path, shape: str) 
     assert len(page.all("g.slice")) < before
 
 
+@pytest.mark.slow
 def test_a_large_tree_zooms_down_to_its_leaves(page: Page, tmp_path: Path) -> None:
     (path := tmp_path / "r.html").write_text(render_page(made_up_report(1000, n_beside=0)), encoding="utf-8")
     page.open(path, "#tree")

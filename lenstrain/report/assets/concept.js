@@ -178,13 +178,12 @@ function controlBars(parent, i, { controls }) {
     error_x: { type: "data", symmetric: false, color: colour("ink"), array: [C.high[i] - C.score[i]],
         arrayminus: [C.score[i] - C.low[i]] },
   };
-  const inside = C.score[i] > 0.15 ? { textposition: "inside", insidetextanchor: "start",
-      insidetextfont: { color: colour("A-ink") } } : { textposition: "none" };
   chart(parent, "Controls: a lens worth having is clearly longer than what knows nothing of the concept",
     [
       bars(rows.map(([name]) => name), rows.map(([, score]) => score),
           { marker: { color: colour("none") }, textposition: "outside" }),
-      bars(["this lens"], [C.score[i]], { marker: { color: colour("A") }, ...inside, ...interval }),
+      bars([`this lens: ${fixed(C.score[i])}`], [C.score[i]],
+          { marker: { color: colour("A") }, textposition: "none", ...interval }),
     ],
     { xaxis: axis("score (average precision at 1 % prevalence)", { range: [0, 1.12] }), yaxis: axis("what is scored"),
         shapes: boundaries("x") },
