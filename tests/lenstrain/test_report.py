@@ -247,6 +247,7 @@ def test_long_samples_are_cut(pack: LensPack, dataset: LensDataset) -> None:
     assert all(len(prompt) < 1100 and prompt.endswith("characters more)") for prompt, _ in report.texts)
 
 
+@pytest.mark.slow
 def test_5665_concepts_are_less_than_30_megabytes() -> None:
     assert len(large_page().encode()) < 30e6
 

@@ -285,6 +285,7 @@ def untidy_layers() -> list[list[Any]]:
     return layers
 
 
+@pytest.mark.slow
 def test_8000_untidy_concepts_are_imported_in_seconds_and_alike_each_time(tmp_path: Path) -> None:
     start = time.perf_counter()
     one = imported(tmp_path, *untidy_layers())

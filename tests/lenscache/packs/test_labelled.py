@@ -328,6 +328,7 @@ def test_a_file_that_does_not_serve_says_why(tmp_path: Path, name: str, content:
 # --- size ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_100000_rows_are_imported_in_memory_bounded_by_the_file(tmp_path: Path) -> None:
     text = "has a text of about a hundred characters as a short review or a message would have it or so"
     file = tmp_path / "rows.csv"
