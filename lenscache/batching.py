@@ -21,11 +21,10 @@ from lenscache.runner import Row, Runner
 
 _SMALLEST = 4
 _MOST_ON_A_CPU = 64
-_TRIED_TOKENS_ON_A_CPU = 8
+_TRIED_TOKENS_ON_A_CPU = 4
 _PAYS = 1.05
 """What a larger batch must gain in rows a second."""
-_TRIES = 2  # of each size, of which the faster counts: other work on the machine only ever slows it down
-_MOST_IN_VAIN = 2  # sizes that may not pay, one after the other
+_MOST_IN_VAIN = 2  # sizes that may not pay, one after the other: one may be slow by chance
 
 
 class BatchChoice(NamedTuple):
@@ -67,7 +66,7 @@ def choose_batch(new_runner: Callable[..., Runner], rows: Sequence[PlannedRows],
     size, limit, in_vain = min(_SMALLEST, most), None, 0
     while in_vain < _MOST_IN_VAIN:
         runner = new_runner(batch_size=size) if on_gpu else _shortened(new_runner, size)
-        rate = max(_rate(runner, by_length[-size:]) for _ in range(_TRIES))
+        rate = _rate(runner, by_length[-size:])
         if runner.out_of_memory:
             longest = len(by_length[-1].token_ids) + runner.max_new_tokens
             limit = max(tried, default=runner.batch_size) * longest
