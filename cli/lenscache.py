@@ -377,6 +377,8 @@ def main() -> None:
 def _show_progress(meter: console.Meter, begun: float, progress: Any) -> None:
     if progress.message:
         meter.say(progress.message)
+    if not progress.concepts_total:  # nothing is under way yet
+        return
     pace = progress.tokens_run / max(time.monotonic() - begun, 1e-9)
     facts = [f"concept {min(progress.concepts_done + 1, progress.concepts_total)} of {progress.concepts_total}"]
     if progress.tokens_run:
