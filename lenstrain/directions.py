@@ -2,8 +2,9 @@
 
 The difference of means: from the mean of all training vectors to the mean of the concept's (contrastive activation
 addition, Rimsky et al. 2024; Marks and Tegmark 2023). What tells a concept apart best, the weights of a lens, is
-another direction, which leans away from whatever else varies: pushed along it a model says little about the concept
-(Haufe et al. 2014 on why weights are not patterns; `benchmarks/steering.py` has both, side by side).
+another direction, which leans away from whatever else varies (Haufe et al. 2014 on why weights are not patterns), and
+a deviation along it is a far shorter way. Which of the two costs a model less fluency for the same effect is not
+settled: `benchmarks/steering.py` has both, side by side.
 """
 
 from __future__ import annotations
