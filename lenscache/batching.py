@@ -1,6 +1,6 @@
 """How many rows a forward pass takes: the most that fit and that pay, found by trying.
 
-    rows --growing batches of the longest (GPU) or of middling (CPU) prompts--> rows a second --> batch size
+    rows --growing batches of the longest (GPU) or of middling (CPU) prompts--> rows a second --> batch size, overhead
 
 On a GPU memory is the limit, so the longest prompts are tried, whole; on a CPU it is arithmetic, and a few tokens of
 middling prompts tell. A batch twice as large must be faster by some margin, or it only takes memory.
@@ -24,6 +24,7 @@ _MOST_ON_A_CPU = 64
 _TRIED_TOKENS_ON_A_CPU = 4
 _PAYS = 1.05
 """What a larger batch must gain in rows a second."""
+_FEWEST_FOR_A_LINE = 3
 _MOST_IN_VAIN = 2  # sizes that may not pay, one after the other: one may be slow by chance
 
 
@@ -35,12 +36,14 @@ class BatchChoice(NamedTuple):
     """Positions that a batch may have where memory is the limit; None where it is not."""
     tried: dict[int, float]
     """Rows a second by batch size."""
+    overhead: float | None = None
+    """Positions that cost as much as a batch does beside its own, as `grouping` takes them; None to fill batches."""
 
     def __str__(self) -> str:
         """One line for people."""
         tried = ", ".join(f"{size}: {rate:.1f}" for size, rate in self.tried.items())
         limit = "" if self.tokens is None else f", {self.tokens} positions at most"
-        return f"batches of {self.rows}{limit} (rows/s by batch size: {tried})"
+        return f"batches of up to {self.rows}{limit} (rows/s by batch size: {tried})"
 
 
 def choose_batch(new_runner: Callable[..., Runner], rows: Sequence[PlannedRows], *, most: int) -> BatchChoice:
@@ -62,6 +65,7 @@ def choose_batch(new_runner: Callable[..., Runner], rows: Sequence[PlannedRows],
     most = min(most, n, n if on_gpu else _MOST_ON_A_CPU)
     by_length = _longest(rows, most) if on_gpu else _middling(rows, most)
     tried: dict[int, float] = {}
+    positions: dict[int, int] = {}
     new_runner(batch_size=1).run(by_length[:1])  # what is slow the first time is not what is tried
     size, limit, in_vain = min(_SMALLEST, most), None, 0
     while in_vain < _MOST_IN_VAIN:
@@ -73,10 +77,27 @@ def choose_batch(new_runner: Callable[..., Runner], rows: Sequence[PlannedRows],
             break
         in_vain = in_vain + 1 if tried and rate < _PAYS * max(tried.values()) else 0
         tried[size] = rate
+        positions[size] = size * (len(by_length[-1].token_ids) + runner.n_passes - 1)
         if size == most:
             break
         size = min(2 * size, most)
-    return BatchChoice(_best(tried, runner.batch_size), limit, tried)
+    n_passes = new_runner(batch_size=1).n_passes
+    is_recorded = on_gpu and n_passes > 1  # a recorded step serves full batches, and more than padding costs
+    overhead = None if is_recorded else _overhead(positions, tried, runner.n_passes)
+    return BatchChoice(
+        _best(tried, runner.batch_size), limit, tried, None if overhead is None else float(round(overhead * n_passes))
+    )
+
+
+def _overhead(positions: dict[int, int], rates: dict[int, float], passes: int) -> float | None:
+    """What each of so many passes costs beside its positions, in positions: a line through the seconds of all sizes."""
+    if len(positions) < _FEWEST_FOR_A_LINE:
+        return None
+    x = np.array([positions[size] for size in rates], float)
+    seconds = np.array([size / rate for size, rate in rates.items()])
+    # Weighted so that a size counts by how far off it is in its own time: the largest would decide alone.
+    slope, start = np.polyfit(x, seconds, 1, w=1 / seconds)
+    return None if slope <= 0 else max(0.0, start / slope / passes)
 
 
 def _best(tried: dict[int, float], otherwise: int) -> int:

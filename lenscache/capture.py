@@ -3,13 +3,18 @@
 A `Capture` listens to transformer blocks and pools each one's output, the residual stream after the block
 (``resid_post``), as it comes: over one forward pass of many positions, or over many passes of one position each.
 Nothing is kept a token or a step. Which positions count is a mask of the caller's, never a padding side.
+
+    block --hook: one vector a row, copied--> _Bank.stage --all blocks of the pass at once--> _Bank.pooled
+
+At a decode step the arithmetic of a block's pooling is smaller than the cost of asking for it; so a hook does no more
+than copy, and what a pass brought is taken in for all blocks together before the next one begins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -19,6 +24,19 @@ from lenscache.header import Pooling
 
 class _DeepestBlockReached(Exception):  # noqa: N818 - a signal, not an error
     """Ends a forward pass whose remaining blocks nobody listens to."""
+
+
+_NOTHING: dict[Pooling, float] = {"mean": 0.0, "max": float("-inf"), "last": 0.0}
+"""What is pooled before there is a position."""
+
+
+class _Bank(NamedTuple):
+    """What the blocks of one device put out: (model layer, batch, hidden) in float32, unused for other devices."""
+
+    stage: torch.Tensor
+    """Of the last pass, its rows first."""
+    pooled: torch.Tensor
+    """Of all passes before it."""
 
 
 class Capture:
@@ -42,14 +60,16 @@ class Capture:
     def __init__(self, blocks: Sequence[nn.Module], model_layers: Sequence[int], *, pooling: Pooling = "mean") -> None:
         self._blocks, self.model_layers, self._pooling = blocks, tuple(model_layers), pooling
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._sums: dict[int, torch.Tensor] = {}
+        self._banks: dict[torch.device, _Bank] = {}
+        self._places: dict[int, torch.device] = {}
         self._mask: torch.Tensor | None = None
+        self._staged: torch.Tensor | None = None
         self._counts = torch.zeros(0)
         self._rows: torch.Tensor | None = None
 
     def __enter__(self) -> Self:
-        for model_layer in self.model_layers:
-            hook = self._hook_for(model_layer)
+        for number, model_layer in enumerate(self.model_layers):
+            hook = self._hook_for(number, model_layer)
             self._handles.append(self._blocks[model_layer].register_forward_hook(hook))
         return self
 
@@ -62,23 +82,27 @@ class Capture:
 
     def start(self, batch_size: int) -> None:
         """Begin a phase: forget what was pooled."""
-        self._sums.clear()
+        self._banks.clear()
+        self._places.clear()
         self._counts = torch.zeros(batch_size)
-        self._mask = self._rows = None
+        self._mask = self._staged = self._rows = None
 
     def restart(self) -> None:
         """Begin a phase in the tensors of the last one, whose addresses a CUDA graph knows."""
-        for pooled in self._sums.values():
-            pooled.fill_(float("-inf") if self._pooling == "max" else 0.0)
+        for bank in self._banks.values():
+            bank.pooled.fill_(_NOTHING[self._pooling])
         self._counts.zero_()
+        self._staged = None
 
     def select(self, rows: torch.Tensor) -> None:
         """Say which rows of the batch the next forward passes hold: their numbers, as `start` counted them."""
+        self._take_in()
         self._rows = rows
 
     def count(self, mask: torch.Tensor) -> None:
         """Say which positions (rows, position) of the next forward pass are pooled."""
-        self._mask = mask
+        self._take_in()
+        self._mask, self._staged = mask, mask.any(dim=1)  # of its own: the caller may write the next mask into this one
         if self._counts.device != mask.device:
             self._counts = self._counts.to(mask.device)
         n = mask.sum(dim=1).to(self._counts.dtype)
@@ -109,51 +133,62 @@ class Capture:
     @property
     def is_empty(self) -> bool:
         """Whether nothing was pooled since `start`."""
-        return not self._sums
+        return not self._banks
 
     def pooled(self) -> torch.Tensor:
         """(model layer, batch, hidden) in float32, in the order of `model_layers`; NaN for rows without a position."""
+        self._take_in()
         device = self._counts.device
-        stacked = torch.stack([self._sums[model_layer].to(device) for model_layer in self.model_layers])
+        places = [self._places[model_layer] for model_layer in self.model_layers]
+        stacked = torch.stack([self._banks[place].pooled[k].to(device) for k, place in enumerate(places)])
         if self._pooling == "mean":
-            stacked = stacked / self._counts[:, None]
+            stacked = stacked.div_(self._counts[:, None])
         return stacked.masked_fill_((self._counts == 0)[:, None], float("nan"))
 
-    def _hook_for(self, model_layer: int) -> Any:
+    def _hook_for(self, number: int, model_layer: int) -> Any:
         def hook(_block: nn.Module, _inputs: Any, output: Any) -> None:
-            if self._mask is not None:
-                hidden = output[0] if isinstance(output, tuple) else output  # (batch, position, hidden)
-                self._pool(model_layer, hidden, self._mask.to(hidden.device))
+            if self._mask is None:
+                return
+            hidden = output[0] if isinstance(output, tuple) else output  # (batch, position, hidden)
+            place = self._places.get(model_layer)
+            if place is None:
+                place = self._places[model_layer] = hidden.device
+            bank = self._banks.get(place) or self._open_bank(hidden)
+            bank.stage[number, : len(hidden)] = self._reduce(hidden, self._mask)
 
         return hook
 
-    def _pool(self, model_layer: int, hidden: torch.Tensor, mask: torch.Tensor) -> None:
-        """Take in the positions of one pass, in place where there is something already."""
-        counted, before = mask.unsqueeze(2), self._sums.get(model_layer)
-        if self._pooling == "mean" and mask.shape[1] == 1:  # a decode step: thirty blocks of small operations add up
-            new = torch.where(mask, hidden[:, 0].float(), 0.0)
-        elif self._pooling == "mean":
-            new = hidden.float().masked_fill(~counted, 0).sum(dim=1)
-        elif self._pooling == "max":
-            new = hidden.float().masked_fill(~counted, float("-inf")).amax(dim=1)
-        else:
+    def _open_bank(self, hidden: torch.Tensor) -> _Bank:
+        shape = len(self.model_layers), len(self._counts), hidden.shape[2]
+        stage = torch.zeros(shape, device=hidden.device)
+        bank = self._banks[hidden.device] = _Bank(stage, torch.full_like(stage, _NOTHING[self._pooling]))
+        return bank
+
+    def _reduce(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(batch, hidden) of one pass; anything in rows without a counted position."""
+        if mask.shape[1] == 1:
+            return hidden[:, 0]
+        mask = mask.to(hidden.device)
+        if self._pooling == "last":
             last = mask.shape[1] - 1 - mask.long().flip(1).argmax(dim=1)
-            new = hidden[torch.arange(len(hidden), device=hidden.device), last].float()
-        if before is None and self._rows is None:
-            self._sums[model_layer] = new
+            return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        counted = hidden.float().masked_fill(~mask.unsqueeze(2), _NOTHING[self._pooling])
+        return counted.sum(dim=1) if self._pooling == "mean" else counted.amax(dim=1)
+
+    @torch.inference_mode()  # tensors of a pass in inference mode may only be changed there
+    def _take_in(self) -> None:
+        """Add what the last pass brought, of all blocks at once, to what there was."""
+        if self._staged is None:
             return
-        if before is None:
-            nothing = float("-inf") if self._pooling == "max" else 0.0
-            before = self._sums[model_layer] = new.new_full((len(self._counts), new.shape[1]), nothing)
-        rows = None if self._rows is None else self._rows.to(before.device)
-        if self._pooling != "mean":
-            old = before if rows is None else before[rows]
-            new = (
-                torch.maximum(old, new) if self._pooling == "max" else torch.where(mask.any(1, keepdim=True), new, old)
-            )
-        if rows is None:
-            before.copy_(new) if self._pooling != "mean" else before.add_(new)
-        elif self._pooling == "mean":
-            before.index_add_(0, rows, new)
-        else:
-            before.index_copy_(0, rows, new)
+        for place, bank in self._banks.items():
+            counted, rows = self._staged.to(place), None if self._rows is None else self._rows.to(place)
+            new = bank.stage[:, : len(counted)]
+            if self._pooling != "last":
+                new.masked_fill_(~counted[:, None], _NOTHING[self._pooling])
+            if self._pooling == "mean":
+                bank.pooled.add_(new) if rows is None else bank.pooled.index_add_(1, rows, new)
+                continue
+            old = bank.pooled if rows is None else bank.pooled[:, rows]
+            new = torch.maximum(old, new) if self._pooling == "max" else torch.where(counted[:, None], new, old)
+            bank.pooled.copy_(new) if rows is None else bank.pooled.index_copy_(1, rows, new)
+        self._staged = None

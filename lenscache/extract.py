@@ -179,15 +179,15 @@ def _make_runner(
     # The same batches make the same bytes: what was chosen when a round was begun holds until it is done.
     known = [found for number in unfinished if (found := rounds[number].attributes.get("auto_batch"))]
     if known or not unfinished:
-        rows_a_batch, tokens = known[0] if known else (_BATCH_OF_NOTHING, None)
-        return make_runner(loaded, header, rows_a_batch, batch_tokens=tokens)
+        rows_a_batch, tokens, *more = known[0] if known else (_BATCH_OF_NOTHING, None)
+        return make_runner(loaded, header, rows_a_batch, batch_tokens=tokens, overhead=more[0] if more else None)
     most = max(rounds[number].block_rows for number in unfinished)
     choice = choose_batch(partial(make_runner, loaded, header), [rows[number] for number in unfinished], most=most)
     first = unfinished[0]
     tell(ExtractProgress(rounds[first].layer, 0, len(rows[first]), 0, str(choice)))
     for number in unfinished:
-        rounds[number].update_attributes({"auto_batch": [choice.rows, choice.tokens]})
-    return make_runner(loaded, header, choice.rows, batch_tokens=choice.tokens)
+        rounds[number].update_attributes({"auto_batch": [choice.rows, choice.tokens, choice.overhead]})
+    return make_runner(loaded, header, choice.rows, batch_tokens=choice.tokens, overhead=choice.overhead)
 
 
 class _RoundExtraction:

@@ -136,10 +136,16 @@ def last_rows(plan: SamplePlan) -> NDArray[np.intp]:
 
 
 def make_runner(
-    loaded: LoadedModel, header: StoreHeader, batch_size: int, *, batch_tokens: int | None = None
+    loaded: LoadedModel,
+    header: StoreHeader,
+    batch_size: int,
+    *,
+    batch_tokens: int | None = None,
+    overhead: float | None = None,
 ) -> Runner:
     """A runner that does what a store's header says."""
     return Runner(
         loaded, header.model_layers, mode=header.mode, max_new_tokens=header.max_new_tokens, pooling=header.pooling,
         pool_first_position=header.pool_first_position, batch_size=batch_size, batch_tokens=batch_tokens,
+        overhead=overhead,
     )  # fmt: skip

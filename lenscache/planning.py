@@ -77,12 +77,12 @@ def estimate_run(
     n_rows = sum(map(len, rows))
     raw = estimate_bytes(header, n_rows)
     stored = int(raw * (COMPRESSED_SHARE if header.store_dtype == "bfloat16" else 1.0))
-    batch_size, batch_tokens = settings.batch_size, None
+    batch_size, batch_tokens, overhead = settings.batch_size, None, None
     if batch_size == "auto":
-        batch_size, batch_tokens, _ = choose_batch(partial(make_runner, loaded, header), rows, most=_BLOCK_ROWS)
-    seconds_a_row = _pace(
-        make_runner(loaded, header, batch_size, batch_tokens=batch_tokens), [row for each in rows for row in each]
-    )
+        choice = choose_batch(partial(make_runner, loaded, header), rows, most=_BLOCK_ROWS)
+        batch_size, batch_tokens, overhead = choice.rows, choice.tokens, choice.overhead
+    runner = make_runner(loaded, header, batch_size, batch_tokens=batch_tokens, overhead=overhead)
+    seconds_a_row = _pace(runner, [row for each in rows for row in each])
     return RunEstimate(
         layers=tuple(layers or pack.layers),
         concepts=sum(plan.n_targets for plan in plans),

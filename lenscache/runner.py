@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from lenscache.capture import Capture
 from lenscache.decoding import Decoding, Growing, Replayed, model_inputs
 from lenscache.errors import ModelError, NonFiniteError, UnsupportedModelError
+from lenscache.grouping import batch_sizes
 from lenscache.header import Mode, Phase, Pooling
 from lenscache.model import LoadedModel
 from lenscache.sampling import row_uniforms, sample_tokens
@@ -67,6 +68,8 @@ class Runner:
     pooling, pool_first_position : how and over which prompt positions to pool.
     batch_size : rows a forward pass. Halved, for good, whenever the device runs out of memory.
     batch_tokens : positions a batch may have, padding and completions included; None for no limit.
+    overhead : positions that cost as much as a batch does beside its own, to end one where padding costs more; None to
+        fill every batch.
     replay : whether to decode in fixed tensors, recorded as a CUDA graph; None for where there is CUDA.
     """
 
@@ -81,11 +84,12 @@ class Runner:
         pool_first_position: bool = False,
         batch_size: int = 4,
         batch_tokens: int | None = None,
+        overhead: float | None = None,
         replay: bool | None = None,
     ) -> None:
         self.loaded, self.model_layers, self.mode, self.max_new_tokens = loaded, model_layers, mode, max_new_tokens
         self.pooling, self.pool_first_position = pooling, pool_first_position
-        self.batch_size, self.batch_tokens = batch_size, batch_tokens
+        self.batch_size, self.batch_tokens, self.overhead = batch_size, batch_tokens, overhead
         self.out_of_memory = 0
         self.tokens_run = 0
         """Tokens put through the model so far, without padding."""
@@ -93,6 +97,11 @@ class Runner:
         self._recorded: dict[tuple[Any, ...], Replayed] = {}
         self._capture = self._new_capture()
         self._eos = torch.tensor(sorted(loaded.eos_ids), dtype=torch.long, device=loaded.device)
+
+    @property
+    def n_passes(self) -> int:
+        """Forward passes of a batch, at most: the prompts, and every token that is fed back."""
+        return 1 if self.mode == "prompt" else max(1, self.max_new_tokens)
 
     def run(
         self,
@@ -118,16 +127,18 @@ class Runner:
         results: dict[int, RowResult] = {}
         order = sorted(range(len(rows)), key=lambda row: len(rows[row].token_ids))
         running: tuple[list[int], _Pending] | None = None
-        done = 0
+        done, sizes = 0, self._batch_sizes(rows, order)
         while done < len(rows) or running is not None:
-            chosen = order[done : done + self._fitting([len(rows[row].token_ids) for row in order[done:]])]
+            chosen = order[done : done + sizes[0]] if sizes else []
             begun: tuple[list[int], _Pending] | None = None
             if chosen:
                 try:
                     begun = chosen, self._run_batch([rows[row] for row in chosen], self._replay and replay is not False)
                 except torch.OutOfMemoryError as error:
                     self._halve(error, len(chosen))
+                    sizes = self._batch_sizes(rows, order[done:])
                     continue
+                sizes = sizes[1:]
             # The host takes in a batch while the device is at the next one.
             if running is not None:
                 numbers, pending = running
@@ -140,14 +151,11 @@ class Runner:
             done += len(chosen)
         return [results[row] for row in range(len(rows))]
 
-    def _fitting(self, lengths: Sequence[int]) -> int:
-        """How many of the next rows, by length in ascending order, make a batch."""
-        n = min(self.batch_size, len(lengths))
-        if self.batch_tokens is not None:
-            new = 0 if self.mode == "prompt" else self.max_new_tokens
-            while n > 1 and n * (lengths[n - 1] + new) > self.batch_tokens:
-                n -= 1
-        return n
+    def _batch_sizes(self, rows: Sequence[Row], order: Sequence[int]) -> list[int]:
+        return batch_sizes(
+            [len(rows[row].token_ids) for row in order], most=self.batch_size, max_positions=self.batch_tokens,
+            new_tokens=self.n_passes - 1, overhead=self.overhead,
+        )  # fmt: skip
 
     def _halve(self, error: Exception, n_rows: int) -> None:
         self._recorded.clear()

@@ -57,8 +57,30 @@ def pace(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], list[i
 def test_batches_grow_as_long_as_that_pays(pace: Any) -> None:
     rates = {4: 10.0, 8: 18.0, 16: 24.0, 32: 24.5, 40: 24.9}
     tried = pace(rates)
-    assert choose_batch(new_runner, ROWS, most=256) == BatchChoice(16, None, rates)
+    choice = choose_batch(new_runner, ROWS, most=256)
+    assert choice[:3] == BatchChoice(16, None, rates)[:3]
     assert tried == [4, 8, 16, 32, 40]
+
+
+def test_what_a_batch_costs_beside_its_positions_is_read_off_the_sizes_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rate(runner: Runner, rows: Sequence[Row]) -> float:
+        positions = len(rows) * (len(rows[-1].token_ids) + runner.n_passes - 1)
+        return len(rows) / (runner.n_passes * 0.050 + positions * 0.002)  # 25 positions a pass
+
+    monkeypatch.setattr(lenscache.batching, "_rate", rate)
+    assert choose_batch(new_runner, ROWS, most=256).overhead == 25 * 3  # a whole run of 3 new tokens
+    assert choose_batch(new_runner, ROWS, most=8).overhead is None  # two sizes make no line
+
+
+def test_a_batch_ends_where_the_next_rows_are_much_longer() -> None:
+    rows = [Row([5] * length, number) for number, length in enumerate([4, 4, 4, 4, 90, 90])]
+    seen: list[int] = []
+    runner = Runner(tiny_model(), (0,), mode="prompt", batch_size=8, overhead=40.0)
+    runner.run(rows, on_rows=seen.append)
+    assert seen == [4, 2]
+    runner.overhead = 1000.0
+    runner.run(rows, on_rows=seen.append)
+    assert seen[2:] == [6]
 
 
 def test_after_two_sizes_that_do_not_pay_no_more_are_tried(pace: Any) -> None:

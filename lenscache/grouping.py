@@ -1,0 +1,65 @@
+"""Which rows share a batch: rows of about the same length, so that little of it is padding.
+
+    lengths, ascending --the cheapest cuts--> sizes of the batches
+
+A batch costs the positions it has, padding included, and something beside them: its passes read every weight of the
+model, and each asks for every operation once, however many rows there are. Where that is known, it is told in
+positions, and a batch ends where what its padding would cost is more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def batch_sizes(
+    lengths: Sequence[int] | NDArray[np.integer],
+    *,
+    most: int,
+    new_tokens: int = 0,
+    max_positions: int | None = None,
+    overhead: float | None = None,
+) -> list[int]:
+    """Rows of each batch, one after the other.
+
+    Parameters
+    ----------
+    lengths : tokens of each prompt, ascending.
+    most : rows of a batch at most.
+    new_tokens : positions that every row gets beside its prompt.
+    max_positions : positions of a batch at most, padding included, unless it has one row; None for no limit.
+    overhead : positions that cost as much as a batch does beside its own; None to fill every batch.
+    """
+    n, widths = len(lengths), np.asarray(lengths, np.int64) + new_tokens
+    if max_positions is None:
+        max_positions = int(most * widths.max(initial=0))
+    if overhead is None:
+        return _filled(widths, most, max_positions)
+    # least[i] is the cost of the first i rows; the last batch that ends at row i begins at cut[i].
+    least, cut = np.zeros(n + 1), np.zeros(n + 1, np.int64)
+    for end in range(1, n + 1):
+        starts = np.arange(max(0, end - most), end)
+        positions = (end - starts) * widths[end - 1]
+        fits = (positions <= max_positions) | (starts == end - 1)
+        cost = np.where(fits, least[starts] + positions + overhead, np.inf)
+        best = int(np.argmin(cost))
+        least[end], cut[end] = cost[best], starts[best]
+    sizes, end = [], n
+    while end:
+        sizes.append(end - int(cut[end]))
+        end = int(cut[end])
+    return sizes[::-1]
+
+
+def _filled(widths: NDArray[np.int64], most: int, max_positions: int) -> list[int]:
+    sizes, start = [], 0
+    while start < len(widths):
+        size = min(most, len(widths) - start)
+        while size > 1 and size * widths[start + size - 1] > max_positions:
+            size -= 1
+        sizes.append(size)
+        start += size
+    return sizes
