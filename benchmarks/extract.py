@@ -17,6 +17,9 @@ Prompt mode, middle block:
 ours     at `--batch-size auto`
 (d)      right padding, prompt order, batches of 8, all blocks and the head, one file a prompt
 
+"idle" is the share of the wall clock outside the model's forward passes, blocks being encoded and written beside them;
+`gpu.py` takes it from the kernels. Peak memory is the device's on a GPU, and on a CPU the whole process's so far.
+
 What a run costs once is left out, and told apart, since a real one has thousands of prompts: laying out the store,
 trying batch sizes, and verifying 16 rows at the end of a round. (a) and (b) run on a share of the prompts, drawn anew
 each turn, and their time is scaled by the prompts. Ratios are medians over turns, with the lowest and the highest.
@@ -30,6 +33,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import sys
 import tempfile
@@ -44,7 +48,7 @@ import torch
 
 import lenscache.extract
 from lenscache.concepts import ConceptPack
-from lenscache.extract import ExtractReport, ExtractSettings, extract
+from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, extract
 from lenscache.model import LoadedModel, load_model, silence
 
 STARTER = Path(__file__).parents[1] / "data" / "packs" / "starter.json"
@@ -107,6 +111,7 @@ def measure(
     """Seconds a prompt of every side, turn by turn, and the ratios; (a) runs on the model `before`, if there is one."""
     old = before or loaded
     some = max(8, len(prompts) // 8)
+    n_tokens = {prompt: len(loaded.tokenizer(prompt)["input_ids"]) for prompt in prompts}
     seconds: dict[str, list[float]] = {}
     facts: dict[str, Any] = {}
     continue_one(old, prompts[:1])  # warm
@@ -128,7 +133,10 @@ def measure(
             synchronise(loaded.device)
             spent = found.pop("seconds", time.perf_counter() - start)
             seconds.setdefault(side, []).append(spent / done)
-            facts[side] = found | {"peak_gib": peak_gib(loaded.device)}
+            chosen = drawn if side.startswith(("(a)", "(b)")) else prompts
+            new = 0 if side in ("prompt, auto", "(d) right padded") else NEW_TOKENS
+            tokens = sum(n_tokens[prompt] + new for prompt in chosen)
+            facts[side] = {"tokens/s": round(tokens / spent)} | found | {"peak_gib": peak_gib(loaded.device)}
         line = ", ".join(f"{side} {1 / values[-1]:.2f}" for side, values in seconds.items())
         print(f"turn {turn + 1}, prompts/s: {line}", flush=True)
     pairs = {
@@ -153,24 +161,63 @@ def ours(loaded: LoadedModel, prompts: list[str], batch_size: int | str, mode: A
     settings = ExtractSettings(
         mode=mode, max_new_tokens=NEW_TOKENS, batch_size=batch_size, model_layers=layers,
     )  # type: ignore[arg-type]  # fmt: skip
-    verifying = 0.0
+    verifying = before = 0.0
     verify = lenscache.extract._RoundExtraction._verify
 
     def timed(self: Any) -> None:
-        nonlocal verifying
-        start = time.perf_counter()
+        nonlocal verifying, before
+        start, forward_before = time.perf_counter(), forward.seconds
         verify(self)
         verifying += time.perf_counter() - start
+        before += forward.seconds - forward_before
 
-    with tempfile.TemporaryDirectory() as folder, patch.object(lenscache.extract._RoundExtraction, "_verify", timed):
+    def tell(progress: ExtractProgress) -> None:
+        nonlocal before
+        if not progress.rows_run:  # up to here batch sizes were tried
+            before = forward.seconds
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(lenscache.extract._RoundExtraction, "_verify", timed),
+        ForwardTime(loaded) as forward,
+    ):
         start = time.perf_counter()
-        report: ExtractReport = extract(Path(folder) / "s.zarr", as_pack(prompts), loaded, settings)
+        report: ExtractReport = extract(
+            Path(folder) / "s.zarr", as_pack(prompts), loaded, settings, on_progress=tell
+        )  # fmt: skip
         spent = time.perf_counter() - start
+    running = spent - verifying - report.seconds_to_start
+    on_cpu = loaded.device.type == "cpu"  # elsewhere a forward pass returns before the device is through with it
     return report.rows_run, {
-        "seconds": spent - verifying - report.seconds_to_start, "seconds_verifying": verifying,
+        "seconds": running, "idle": 1 - (forward.seconds - before) / running if on_cpu else None,
+        "seconds_verifying": verifying,
         "seconds_to_start": report.seconds_to_start, "batch_size": report.batch_size,
         "largest_error": report.max_relative_error,
     }  # fmt: skip
+
+
+class ForwardTime:
+    """Seconds spent inside the model's forward pass while this is open, even where a hook ends one early."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._model, self._start, self.seconds = loaded.model, 0.0, 0.0
+
+    def __enter__(self) -> ForwardTime:
+        self._handles = [
+            self._model.register_forward_pre_hook(self._begin),
+            self._model.register_forward_hook(self._end, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _begin(self, *_: object) -> None:
+        self._start = time.perf_counter()
+
+    def _end(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._start
 
 
 # --- baselines
@@ -255,14 +302,16 @@ def synchronise(device: torch.device) -> None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Forget the peak so far; of a CPU there is none to forget."""
+    """Forget the peak so far; that of a CPU's process cannot be."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_gib(device: torch.device) -> float | None:
-    """GiB at most since `reset_peak`, on a GPU."""
-    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    """GiB at most since `reset_peak` on a GPU, since it began in the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def device_name(device: torch.device) -> str:

@@ -47,8 +47,10 @@ def sample_tokens(logits: torch.Tensor, temperature: torch.Tensor, uniform: torc
     (batch,) : token ids.
     """
     scaled = logits.float() / temperature.float().unsqueeze(1)
-    weights = torch.exp(scaled - scaled.amax(dim=1, keepdim=True))
-    chunks = torch.nn.functional.pad(weights, (0, -logits.shape[1] % _CHUNK)).reshape(len(logits), -1, _CHUNK)
+    # In place: a fresh megabyte for every step of every operation costs several times its arithmetic.
+    weights = scaled.sub_(scaled.amax(dim=1, keepdim=True)).exp_()
+    missing = -logits.shape[1] % _CHUNK
+    chunks = (torch.nn.functional.pad(weights, (0, missing)) if missing else weights).reshape(len(logits), -1, _CHUNK)
     totals = chunks.sum(dim=2, dtype=torch.float64)
     cumulative = totals.cumsum(dim=1)
     chunk, before = _invert(cumulative, uniform.double().unsqueeze(1) * cumulative[:, -1:])
