@@ -54,7 +54,7 @@ def reports_errors(command: Function, *, interrupted: str = "nothing was written
         except Exception as error:
             if kwargs.get("debug") or isinstance(error, typer.Exit | typer.BadParameter):
                 raise
-            err().print(f"[bold red]error:[/] {escape(_one_line(error))}")
+            err().print(f"[bold red]error:[/] {escape(one_line(error))}")
             raise typer.Exit(1) from None
 
     return wrapper  # type: ignore[return-value]
@@ -156,7 +156,8 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, on one line; of one that nobody raised on purpose, its kind, too."""
     text = " ".join(str(error).split()) or type(error).__name__
     known = {"LenscacheError", "LenstrainError", "OSError"} & {cls.__name__ for cls in type(error).__mro__}
     return text if known else f"{type(error).__name__}: {text} (this is a fault of the program; --debug shows where)"

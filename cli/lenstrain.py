@@ -13,6 +13,7 @@ import typer
 from . import console, lenses, options
 from .audit import audit
 from .exchange import export_pack, import_pack
+from .grid import fit_combinations, tell_left_out
 from .read import read
 from .report import report
 from .runlog import RunLog
@@ -60,18 +61,36 @@ class Family(StrEnum):
     text = "text"
 
 
-_SCHEDULE, _TEXT = "Schedule", "Text lenses"
+class Engine(StrEnum):
+    """Choices of --engine."""
+
+    local = "local"
+    ray = "ray"
+
+
+_SCHEDULE, _TEXT, _ENGINE = "Schedule", "Text lenses", "Where to fit"
 
 
 @app.command(epilog="Example: lenstrain fit store.zarr --f1 0.95 --out lenses-0.95")
 @console.reports_errors
 def fit(
     store: options.StorePath,
-    out: Annotated[Path, typer.Option(help="Folder to write the lens pack to.")],
-    f1: Annotated[float, typer.Option(min=0.0, max=1.0, help="Test F1 at which a lens graduates.")] = 0.95,
-    family: Annotated[Family, typer.Option(help="What a lens is.")] = Family.linear,
+    out: Annotated[
+        Path, typer.Option(help="Folder to write the lens pack to; of several combinations, a folder of packs.")
+    ],
+    f1: Annotated[
+        list[float] | None,
+        typer.Option(min=0.0, max=1.0, help="Test F1 at which a lens graduates; repeatable. Default: 0.95."),
+    ] = None,
+    family: Annotated[list[Family] | None, typer.Option(help="What a lens is; repeatable. Default: linear.")] = None,
     layer: options.Layers = None,
-    model_layers: options.FitModelLayers = None,
+    model_layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="0,5,10-15",
+            help="Transformer blocks to choose from, a concept at a time; repeatable. Default: all.",
+        ),
+    ] = None,
     phase: Annotated[Phase, typer.Option(help="Vectors to train on.")] = Phase.both,
     concept: Annotated[list[str] | None, typer.Option(help="Concept id; repeatable. Default: all extracted.")] = None,
     labels: options.Labels = None,
@@ -140,49 +159,87 @@ def fit(
     patience: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="With --follow: how long to wait for the next block.")
     ] = 900,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a lens pack that is at --out.")] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="This process, or the workers of a Ray cluster.", rich_help_panel=_ENGINE)
+    ] = Engine.local,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=_ENGINE,
+            help="With ray: fits at a time. Default: one for every 8 cores, or for every GPU with --device cuda.",
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_ENGINE, help="With ray: a running cluster, or auto. Default: one for this run, here."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace lens packs that are at --out.")] = False,
     log_json: options.LogJson = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Fit a graded lens for every concept in STORE and write them to a lens pack."""
+    """Fit a graded lens for every concept in STORE and write them to a lens pack.
+
+    With several targets, families or sets of model layers: a pack for each combination, in a folder of its own, and a
+    table. Packs that are there already and would be written again just so are kept.
+    """
     from lenstrain.calibration import Grade
-    from lenstrain.dataset import open_dataset
     from lenstrain.follow import FollowSettings, fit_following
+    from lenstrain.grid import Grid, fit_one
     from lenstrain.packfiles import check_output, none_for_nan
     from lenstrain.settings import FitSettings, settings_to_json
-    from lenstrain.training import text_settings, train
+    from lenstrain.training import text_settings
 
+    if engine is Engine.ray:
+        from lenstrain.ray_engine import require_ray
+
+        require_ray()
+    elif workers or address:
+        raise typer.BadParameter("--workers and --address are for --engine ray: add it, or leave them out")
     settings = FitSettings(
-        target_f1=f1, max_overfit_gap=max_overfit_gap, initial_samples=initial_samples, first_increment=first_increment,
+        max_overfit_gap=max_overfit_gap, initial_samples=initial_samples, first_increment=first_increment,
         increment=increment, max_samples=max_samples, min_iterations=min_iterations, max_iterations=max_iterations,
         min_test_samples=min_test_samples,
-        validation=validation.value, min_grade=Grade(min_grade.value), C=c, family=family.value, fpr=fpr,
-        beyond_graduation=beyond, phase=phase.value, model_layers=options.parse_model_layers(model_layers), seed=seed,
-        device=device,
+        validation=validation.value, min_grade=Grade(min_grade.value), C=c, fpr=fpr,
+        beyond_graduation=beyond, phase=phase.value, seed=seed, device=device,
     )  # fmt: skip
     schedule = {
         "initial_samples": text_initial_samples, "increment": text_increment, "max_samples": text_max_samples,
     }  # fmt: skip
     changed = {name: value for name, value in schedule.items() if value is not None}
-    how: dict[str, Any] = {
-        "concepts": concept, "jobs": jobs, "refine": refine,
-        "text": text_settings(settings, text_f1, **changed) if text else None,
-    }  # fmt: skip
+    grid = Grid(
+        store, settings, families=tuple(each.value for each in family or [Family.linear]), targets=tuple(f1 or [0.95]),
+        model_layers=tuple(options.parse_model_layers(each) for each in model_layers or ["all"]),
+        layers=None if layer is None else tuple(layer), labels=labels,
+        concepts=None if concept is None else tuple(concept),
+        text=text_settings(settings, text_f1, **changed) if text else None, refine=refine,
+    )  # fmt: skip
+    if follow and (engine is Engine.ray or not grid.is_single):
+        raise typer.BadParameter("--follow fits one combination in this process: leave --engine and all others out")
+    fits_on = partial(_engine, engine, workers, address, jobs)
+    if not grid.is_single:
+        fit_combinations(grid, out, engine=fits_on, overwrite=overwrite, log_json=log_json, json=json, debug=debug)
+        return
     check_output(out, overwrite=overwrite)
-    start = time.perf_counter()
-    log = RunLog("fit", out, to_stderr=log_json, store=store, settings=settings_to_json(settings), concepts=concept)
+    start, its = time.perf_counter(), grid.cells[0].settings
+    log = RunLog("fit", out, to_stderr=log_json, store=store, settings=settings_to_json(its), concepts=concept)
     with log, console.Meter(log).running() as meter:
         if follow:
             pack = fit_following(
-                store, out, settings, layers=layer, labels=labels, overwrite=overwrite,
-                waiting=FollowSettings(patience_s=patience), on_progress=lambda p: _show_following(meter, p), **how,
+                store, out, its, layers=layer, concepts=concept, labels=labels, text=grid.text, refine=refine,
+                jobs=jobs, overwrite=overwrite, waiting=FollowSettings(patience_s=patience),
+                on_progress=lambda p: _show_following(meter, p),
             )  # fmt: skip
         else:
-            dataset = open_dataset(store, layers=layer, phase=phase.value, seed=seed, labels=labels)
-            _tell_left_out(dataset)
-            pack = train(dataset, settings, on_progress=partial(_show_progress, meter), **how)
-            pack.save(out, overwrite=overwrite)
+            dataset = grid.open()
+            tell_left_out(dataset)
+            pack = fit_one(
+                grid, out, engine=fits_on(dataset), overwrite=overwrite, on_progress=partial(_show_progress, meter)
+            )  # fmt: skip
         log.result(**none_for_nan(pack.summary()))
     elapsed = time.perf_counter() - start
     if json:
@@ -233,7 +290,7 @@ def sweep(
     )  # fmt: skip
     start = time.perf_counter()
     dataset = open_dataset(store, layers=layer, phase=phase.value, seed=seed, labels=labels)
-    _tell_left_out(dataset)
+    tell_left_out(dataset)
     log = RunLog("sweep", out, to_stderr=log_json, store=store, targets=targets, settings=settings_to_json(settings))
     with log, console.Meter(log).running() as meter:
         packs = train_targets(
@@ -278,11 +335,14 @@ def main() -> None:
     app()
 
 
-def _tell_left_out(dataset: Any) -> None:
-    for name in dataset.rounds_left_out:
-        console.err().print(
-            f"left out: {name} is not finished, run the `lenscache extract --top-up` that began it again", markup=False
-        )
+def _engine(engine: Engine, workers: int | None, address: str | None, jobs: int | None, dataset: Any) -> Any:
+    if engine is Engine.ray:
+        from lenstrain.ray_engine import RayEngine
+
+        return RayEngine(workers, address, jobs)
+    from lenstrain.grid import LocalEngine
+
+    return LocalEngine(dataset, jobs)
 
 
 def _show_following(meter: console.Meter, progress: Any) -> None:

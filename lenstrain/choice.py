@@ -81,7 +81,7 @@ def choose_model_layers(
     for model_layer in candidates:
         if model_layer not in dataset.model_layers:
             raise SettingsError(
-                f"model layer {model_layer} is not in the store, which has {_ranges(dataset.model_layers)}"
+                f"model layer {model_layer} is not in the store, which has {ranges(dataset.model_layers)}"
             )
     if len(candidates) < n:
         raise SettingsError(
@@ -155,8 +155,8 @@ def best_for_each(scores: NDArray[np.float64], tasks: Sequence[TaskRows]) -> lis
     return [int(number) for number in drawn.round(9).argmax(axis=0)]
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    """0-29 rather than thirty numbers."""
+def ranges(numbers: Sequence[int]) -> str:
+    """Numbers for people, ascending: 0-29 rather than thirty of them."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:

@@ -5,6 +5,7 @@
       TooFewSamplesError (ValueError)    a concept, or a whole store, without enough samples to fit and judge a lens
       LeakageError (ValueError)          a row held out for calibration or test would be trained on
       StalledError (TimeoutError)        a store that is followed does not grow any more
+      WorkerError (RuntimeError)         a process that was to fit elsewhere died each time, or could not begin
       NotFittedError (ValueError)        a lens was used before `fit`
       LensPackError
         LensPackNotFoundError (FileNotFoundError)
@@ -35,6 +36,10 @@ class LeakageError(LenstrainError, ValueError):
 
 class StalledError(LenstrainError, TimeoutError):
     """The extraction that is followed does not go on."""
+
+
+class WorkerError(LenstrainError, RuntimeError):
+    """The processes that were to fit died, each time one was started again, or could not begin."""
 
 
 class NotFittedError(LenstrainError, ValueError):

@@ -22,7 +22,7 @@ def make_lens_pack(
     lenses = [_ship(lens, names[lens.concept], layers[lens.concept]) for lens in result.lenses]
     run = {"iterations": {str(number): spent._asdict() for number, spent in result.times.items()}}
     return LensPack(
-        lenses, _provenance(dataset, settings), result.skipped, vocabulary=result.vocabulary, text=text, run=run
+        lenses, pack_provenance(dataset, settings), result.skipped, vocabulary=result.vocabulary, text=text, run=run
     )
 
 
@@ -38,6 +38,7 @@ def _ship(lens: FittedLens, name: str, layer: int) -> Lens:
             "score": rank.score, "score_low": interval.low, "score_high": interval.high,
             "grade_uncertain": is_uncertain(rank.score, interval),
             "average_precision": rank.average_precision, "auroc": rank.auroc,
+            "calibration_score": lens.calibration_score,
             "score_unnamed": lens.unnamed_score, "score_by_phase": lens.phase_scores,
             "score_by_model_layer": {str(number): score for number, score in lens.score_by_model_layer.items()},
             "controls": {name: control._asdict() for name, control in lens.controls.items()},
@@ -55,7 +56,8 @@ def _ship(lens: FittedLens, name: str, layer: int) -> Lens:
     )  # fmt: skip
 
 
-def _provenance(dataset: LensDataset, settings: FitSettings) -> dict[str, Any]:
+def pack_provenance(dataset: LensDataset, settings: FitSettings) -> dict[str, Any]:
+    """Where the lenses of a fit come from: store, labels, settings, rounds, layers of abstraction, versions."""
     header = dataset.store.header.to_attributes()
     packages = ("lenscache", "numpy", "torch", "zarr")
     return {

@@ -21,7 +21,7 @@ from lenstrain.lenspack import LensPack
 from lenstrain.packcheck import check_pack
 from lenstrain.packing import make_lens_pack
 from lenstrain.refine import refine_lenses
-from lenstrain.settings import FitSettings
+from lenstrain.settings import FamilyName, FitSettings
 
 TEXT_TARGET_F1 = 0.80
 """Default target of text lenses: what a model writes says less than what it represents."""
@@ -86,12 +86,7 @@ def train_targets(
         As `train`.
     """
     tell, start = on_progress or (lambda _: None), time.perf_counter()
-    if settings.family == "text" and text is not None:
-        raise SettingsError("text lenses beside text lenses: choose another family for those that read activations")
-    if settings.family == "text" and refine:
-        raise SettingsError(
-            "text lenses are not refined: leave --refine out, or choose a family that reads activations"
-        )
+    check_family(settings.family, text=text is not None, refine=refine)
     if settings.family == "text":
         settings = replace(settings, phase="completion")
     own = dataset.with_phase("completion") if settings.family == "text" else dataset
@@ -111,10 +106,22 @@ def train_targets(
             checks = check_pack(make_lens_pack(result, own, its), own, CALIBRATION)
             result = refine_lenses(own, its, result, checks, jobs=jobs, on_progress=tell)
         packs.append(_finished(result, own, its, beside, texts, tell))
+        if refine:
+            packs[-1].provenance["refined"] = True
     for pack in packs:
         pack.run["elapsed_s"] = time.perf_counter() - start
         pack.run["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return packs
+
+
+def check_family(family: FamilyName, *, text: bool, refine: bool) -> None:
+    """Raise SettingsError if lenses of a family cannot be refined, or have text lenses beside them, as asked for."""
+    if family == "text" and text:
+        raise SettingsError("text lenses beside text lenses: choose another family for those that read activations")
+    if family == "text" and refine:
+        raise SettingsError(
+            "text lenses are not refined: leave --refine out, or choose a family that reads activations"
+        )
 
 
 def _finished(

@@ -1,0 +1,60 @@
+"""Whether a lens pack that is there is the one that a fit would write: by its own manifest, field by field.
+
+Everything that decides about a lens is in the manifest: the store by the digest of its header and of every plan, the
+settings, the rounds that were read, the label set, the versions of what computes. A field that differs, is missing or
+is unknown makes it another pack.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from lenstrain.dataset import LensDataset
+from lenstrain.lenspack import LensPack
+from lenstrain.packfiles import none_for_nan
+from lenstrain.packing import pack_provenance
+from lenstrain.settings import FitSettings
+
+
+def difference(
+    pack: LensPack,
+    dataset: LensDataset,
+    settings: FitSettings,
+    *,
+    concepts: Sequence[str] | None = None,
+    text: FitSettings | None = None,
+    refine: bool = False,
+) -> str | None:
+    """The first thing that the fit of a pack was asked for otherwise; None if fitting now would write the same.
+
+    Parameters
+    ----------
+    pack : as `LensPack.load` read it.
+    dataset, settings, concepts, text, refine : as for `lenstrain.training.train`.
+    """
+    wanted = pack_provenance(dataset, settings) | ({"refined": True} if refine else {})
+    found = _first_difference(pack.provenance, json.loads(json.dumps(none_for_nan(wanted))))
+    asked = list(dataset.concepts if concepts is None else concepts)
+    fitted = [concept for concept in asked if concept not in pack.skipped]
+    if found is None and ([lens.concept for lens in pack] != fitted or not pack.skipped.keys() <= set(asked)):
+        found = f"{len(pack) + len(pack.skipped)} concepts, now {len(asked)} or others"
+    if found is None and (pack.text is None) != (text is None):
+        found = "without text lenses, now with them" if pack.text is None else "with text lenses, now without"
+    if found is None and pack.text is not None and text is not None:
+        beside = difference(pack.text, dataset, text, concepts=concepts)
+        found = beside and f"its text lenses: {beside}"
+    return found
+
+
+def _first_difference(found: Any, wanted: Any, where: str = "") -> str | None:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in dict.fromkeys([*wanted, *found]):
+            inside = f"{where}.{key}" if where else str(key)
+            if (key in found) != (key in wanted):
+                return f"{inside} is {'not ' if key in wanted else ''}recorded"
+            if (differs := _first_difference(found[key], wanted[key], inside)) is not None:
+                return differs
+        return None
+    return None if found == wanted else f"{where} {found!r}, now {wanted!r}"
