@@ -22,10 +22,13 @@
         LabelSetError (ValueError)           no such label set, or one that cannot be added
         DiskSpaceError (OSError)             the disk cannot hold the run
       ExportError (OSError)                  the folder of an export cannot be used
+      WorkerError (RuntimeError)             workers die again and again
       MissingPackageError (ImportError)      an optional package is not installed
 
 Each class also inherits the builtin a caller would expect, so both styles of ``except`` work.
 """
+
+from __future__ import annotations
 
 
 class LenscacheError(Exception):
@@ -100,6 +103,10 @@ class StoreMismatchError(StoreError, ValueError):
             f"{advice or f'extract into another store, or ask for the same {field}'}"
         )
         self.field = field
+        self._parts = field, found, wanted, advice
+
+    def __reduce__(self) -> tuple[type[StoreMismatchError], tuple[str, object, object, str]]:
+        return type(self), self._parts  # what an exception is pickled with by default is its message alone
 
 
 class StoreIncompleteError(StoreError):
@@ -128,6 +135,10 @@ class DiskSpaceError(StoreError, OSError):
 
 class ExportError(LenscacheError, OSError):
     """An export cannot be written where it was asked for; what is there is untouched."""
+
+
+class WorkerError(LenscacheError, RuntimeError):
+    """The processes of an engine die again and again."""
 
 
 class MissingPackageError(LenscacheError, ImportError):
