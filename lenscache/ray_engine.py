@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,8 @@ class _Seat:
     """Blocks handed to it that are not known to be written."""
     deaths: int = 0
     """In a row, without a block written between them."""
+    life: str = ""
+    """Of its last answer about blocks."""
     is_ready: bool = False
     """Whether it has its model, and the request laid out."""
     report: ExtractReport = field(default_factory=ExtractReport)
@@ -145,6 +147,7 @@ class _Driver:
         self._finished: set[int] = set()
         self._ended: list[ExtractReport] = []  # of workers that died
         self._first = ExtractReport()
+        self._restarting: list[tuple[float, _Seat, str, BlockName | int | None]] = []  # when to ask whom what
 
     def run(self) -> ExtractReport:
         """Everything; what was done."""
@@ -154,6 +157,7 @@ class _Driver:
         while not self._is_through:
             for seat, what, about, answer in self._answers():
                 self._take(seat, what, about, answer)
+            self._ask_those_who_restart()
             self._watch()
         self._first.seconds_to_start = min(self._first.seconds_to_start, time.perf_counter() - start)
         return self._report()
@@ -178,8 +182,11 @@ class _Driver:
     def _answers(self) -> Iterator[tuple[_Seat, str, BlockName | int | None, Any]]:
         """Answers that have come; of a worker that died, its death is taken care of here."""
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
+        if not self._tasks:  # all are being begun again
+            time.sleep(_POLL_S)
+            return
         done, _ = ray.wait(list(self._tasks), timeout=_POLL_S)
         for reference in done:
             seat, what, about = self._tasks.pop(reference)
@@ -188,33 +195,49 @@ class _Driver:
             except RayTaskError as error:
                 raise error.cause if isinstance(error.cause, LenscacheError) else error from None
             except RayActorError as error:
-                self._bury(seat, what, about, error)
+                # Whoever is asked while he is begun again says so at once: that is no other death.
+                if not (isinstance(error, ActorUnavailableError) and "is restarting" in str(error)):
+                    self._bury(seat, error)
+                self._ask_again(seat, what, about)
                 continue
             yield seat, what, about, answer
 
-    def _bury(self, seat: _Seat, what: str, about: BlockName | int | None, error: Exception) -> None:
-        """A worker has died: Ray begins it again, and it is asked anew."""
+    def _bury(self, seat: _Seat, error: Exception) -> None:
+        """A worker has died: Ray begins it again."""
         seat.deaths += 1
         if seat.deaths >= MOST_DEATHS:
             raise WorkerError(
                 f"a worker died {seat.deaths} times in a row without finishing a block ({_reason(error)}): give "
                 "each more memory, with fewer --workers or a smaller --batch-size, and run the same again"
             ) from error
-        self._waiting.extendleft(sorted(seat.given, reverse=True))
-        seat.given.clear()
         self._ended.append(seat.report)
         seat.report, seat.progress, seat.asked = ExtractReport(), WorkerProgress(0, 0, None, []), None
-        seat.is_ready = False
         self._tell(f"a worker died and is begun again ({seat.deaths} of {MOST_DEATHS} times in a row)")
-        if what == "finish" and isinstance(about, int):
-            self._ask(seat, "finish", about, about=about)
-        else:
-            self._ask(seat, "lay_out" if self._shapes or what == "lay_out" else "load")
+
+    def _ask_again(self, seat: _Seat, what: str, about: BlockName | int | None) -> None:
+        """Nothing that a worker had yet to write is written; it starts over in a moment."""
+        self._hand_out_again(seat, set(seat.given))
+        seat.is_ready = False
+        if what != "finish":
+            what, about = "lay_out" if self._shapes or what == "lay_out" else "load", None
+        self._restarting.append((time.monotonic() + _POLL_S, seat, what, about))
+
+    def _ask_those_who_restart(self) -> None:
+        now = time.monotonic()
+        due = [entry for entry in self._restarting if entry[0] <= now]
+        self._restarting = [entry for entry in self._restarting if entry[0] > now]
+        for _, seat, what, about in due:
+            self._ask(seat, what, *([about] if isinstance(about, int) else []), about=about)
+
+    def _hand_out_again(self, seat: _Seat, blocks: Collection[BlockName]) -> None:
+        self._waiting.extendleft(sorted(blocks, reverse=True))
+        seat.given.difference_update(blocks)
 
     def _take(self, seat: _Seat, what: str, about: BlockName | int | None, answer: Any) -> None:
         if what == "load":
             # The first lays out the store, and chooses a batch size that the others then find there.
-            if self._shapes or not any(what == "lay_out" for _, what, _ in self._tasks.values()):
+            asked = [*self._tasks.values(), *(entry[1:] for entry in self._restarting)]
+            if self._shapes or not any(what == "lay_out" for _, what, _ in asked):
                 self._ask(seat, "lay_out")
             return
         if what == "lay_out":
@@ -225,6 +248,10 @@ class _Driver:
                 self._feed(other) if other.is_ready else self._ask(other, "lay_out")
             return
         done: Done = answer
+        if done.life != seat.life:
+            # Who dies between two questions is begun again without a word; what it had yet to write is lost.
+            self._hand_out_again(seat, seat.given - {about})
+            seat.life = done.life
         seat.report = done.report
         if isinstance(about, tuple):
             seat.given.add(about)
@@ -239,7 +266,7 @@ class _Driver:
         self._waiting.extend((n, b) for n, shape in enumerate(shapes) for b in range(len(shape.rows_of_blocks)))
 
     def _idle(self) -> list[_Seat]:
-        busy = [id(seat) for seat, _, _ in self._tasks.values()]
+        busy = [id(seat) for seat, _, _ in self._tasks.values()] + [id(seat) for _, seat, _, _ in self._restarting]
         return [seat for seat in self._seats if id(seat) not in busy]
 
     def _feed(self, seat: _Seat) -> None:
@@ -250,7 +277,8 @@ class _Driver:
             self._ask(seat, "do", *block, about=block)
             return
         ready = [number for number in range(len(self._shapes)) if self._is_written(number)]
-        under_way = {about for _, what, about in self._tasks.values() if what == "finish"}
+        asked = [*self._tasks.values(), *(entry[1:] for entry in self._restarting)]
+        under_way = {about for _, what, about in asked if what == "finish"}
         if open_rounds := [n for n in ready if n not in self._finished and n not in under_way]:
             self._ask(seat, "finish", open_rounds[0], about=open_rounds[0])
         elif seat.given:

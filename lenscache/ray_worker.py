@@ -6,6 +6,7 @@ Worker.do(round, block) --> blocks that are written by now
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ class Done(NamedTuple):
     """Blocks that are in the store now; mostly the one before."""
     report: ExtractReport
     """Of everything since the worker began."""
+    life: str
+    """Another one after the worker died and was begun again."""
 
 
 class WorkerProgress(NamedTuple):
@@ -46,6 +49,7 @@ class Worker:
         self._extraction: Extraction | None = None
         self._last = ExtractProgress(0, 0, 0, 0)
         self._messages: list[str] = []
+        self._life = uuid.uuid4().hex
 
     def load(self) -> None:
         """Get the model: not in the constructor, whose errors reach nobody as they were raised."""
@@ -59,18 +63,18 @@ class Worker:
     def do(self, number: int, block: int) -> Done:
         """Extract a block."""
         extraction = self._laid_out()
-        return Done(extraction.do(number, block), _told(extraction))
+        return Done(extraction.do(number, block), _told(extraction), self._life)
 
     def flush(self) -> Done:
         """Wait for what is being written."""
         extraction = self._laid_out()
-        return Done(extraction.flush(), _told(extraction))
+        return Done(extraction.flush(), _told(extraction), self._life)
 
     def finish(self, number: int) -> Done:
         """Verify a round."""
         extraction = self._laid_out()
         extraction.finish(number)
-        return Done([], _told(extraction))
+        return Done([], _told(extraction), self._life)
 
     def progress(self) -> WorkerProgress:
         """Where it stands; every message is told once."""

@@ -21,7 +21,7 @@ from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, e
 from lenscache.extraction import Request
 from lenscache.model import LoadedModel
 from lenscache.ray_cluster import connected
-from lenscache.ray_engine import MOST_DEATHS, extract_with_ray
+from lenscache.ray_engine import MOST_DEATHS, _Driver, extract_with_ray
 from lenscache.settings import Partition
 from lenscache.store import open_store
 from lenscache.topup import TopUp
@@ -170,6 +170,30 @@ def test_workers_killed_at_random_lose_nothing_and_duplicate_nothing(
     assert arrays(tmp_path / "s.zarr") == arrays(expected)
     assert_whole(tmp_path / "s.zarr")
     assert report.rows == sum(target.n_samples for target in open_store(expected).rounds())
+
+
+@pytest.mark.usefixtures("ray_is_running")
+@pytest.mark.slow
+@pytest.mark.parametrize("before", ["flush", "do", "finish"])
+def test_a_worker_that_dies_between_two_questions_loses_nothing(
+    before: str, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray begins it again without a word: nothing was under way. Its last block may not have been written."""
+    ask, killed = _Driver._ask, list[int]()
+
+    def kill_first(self: _Driver, seat: Any, what: str, *arguments: int, **more: Any) -> None:
+        if what == before and (before != "do" or seat.given) and not killed:
+            killed.extend(worker_processes())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(2)  # Ray has noticed
+        ask(self, seat, what, *arguments, **more)
+
+    monkeypatch.setattr(_Driver, "_ask", kill_first)
+    with_ray(tmp_path / "s.zarr", workers=1)
+    assert len(killed) == 1
+    assert arrays(tmp_path / "s.zarr") == arrays(expected)
+    assert_whole(tmp_path / "s.zarr")
 
 
 @pytest.mark.usefixtures("ray_is_running")
