@@ -146,6 +146,7 @@ def assert_same_rows(place: str, store: Path) -> None:
         assert found.tobytes() == wanted.tobytes()
 
 
+@pytest.mark.slow
 def test_run_killed_after_its_first_block_resumes_behind_it(
     s3: Any, prefix: str, url: str, expected: dict[str, bytes]
 ) -> None:

@@ -23,6 +23,7 @@ from lenstrain.shipping import pack_weights
 from lenstrain.taskrows import TaskRows
 from tests.lenstrain.conftest import BRANCHES, Planting, make_planted_store, planted_pack
 
+SLOW = ("mlp", "ensemble")
 ON_ACTIVATIONS = sorted(name for name, family in FAMILIES.items() if family.n_model_layers)
 
 
@@ -94,7 +95,9 @@ def test_any_number_of_jobs_gives_the_same_lenses_bit_for_bit(
     assert everything(one, family) == everything(two, family)
 
 
-@pytest.mark.parametrize("family", ON_ACTIVATIONS)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in ON_ACTIVATIONS]
+)
 def test_no_family_finds_a_concept_that_is_not_there(family: str, tmp_path: Path) -> None:
     names = [f"noise-{i}" for i in range(40)]
     changes = [

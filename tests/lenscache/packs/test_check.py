@@ -157,6 +157,7 @@ def test_a_pack_of_one_branch_is_in_balance() -> None:
     assert check_pack(pack_of(), dataclasses.replace(SMALL, max_branch_ratio=1.0)) == []
 
 
+@pytest.mark.slow
 def test_2000_concepts_are_checked_in_seconds_and_the_one_copy_is_found() -> None:
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
