@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from . import console, options, reports
-from .models import Dtype, load
+from .models import DeviceMapOption, Dtype, TensorParallel, follow, is_follower, load
 from .pack import app as packs
+from .plan import plan
 from .preflight import preflight
 from .runlog import RunLog
 
@@ -25,6 +28,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(packs, name="pack")
+
+
+_MANY = "Many workers"
 
 
 class Mode(StrEnum):
@@ -50,6 +56,13 @@ class StoreDtype(StrEnum):
     float16 = "float16"
     float32 = "float32"
     int8 = "int8"
+
+
+class Engine(StrEnum):
+    """Choices of --engine."""
+
+    local = "local"
+    ray = "ray"
 
 
 class ExportFormat(StrEnum):
@@ -100,6 +113,8 @@ def extract(
         StoreDtype, typer.Option(help="Type of the stored activations; int8 is lossy.")
     ] = StoreDtype.bfloat16,
     device: options.Device = "auto",
+    device_map: DeviceMapOption = None,
+    tensor_parallel: TensorParallel = False,
     seed: options.Seed = 0,
     limit: options.Limit = None,
     samples: options.Samples = None,
@@ -120,19 +135,48 @@ def extract(
             metavar="K/N", help="Only every N-th block, from the K-th on: N such runs, anywhere, make the whole."
         ),
     ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="This process, or the workers of a Ray cluster.", rich_help_panel=_MANY)
+    ] = Engine.local,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Models at a time. Default: one for every GPU of the cluster, or one.",
+            rich_help_panel=_MANY,
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Of a running Ray cluster. Default: one is started here.", rich_help_panel=_MANY
+        ),
+    ] = None,
     log_json: options.LogJson = False,
     json: options.Json = False,
     debug: options.Debug = False,
-) -> None:
+) -> None:  # fmt: skip
     """Extract activations into STORE, or continue where an earlier run stopped."""
     from lenscache.errors import PlanError
-    from lenscache.extract import ExtractSettings, extract_top_up
-    from lenscache.extract import extract as run_extract
+    from lenscache.extraction import Request
     from lenscache.prompts import select_concepts
     from lenscache.remote import check_place
-    from lenscache.settings import Partition
+    from lenscache.settings import ExtractSettings, Partition
     from lenscache.store import open_store
     from lenscache.topup import read_top_up
+
+    if tensor_parallel and is_follower():
+        follow(model, dtype)
+        return
+    if tensor_parallel and batch_size == "auto":
+        raise typer.BadParameter("--batch-size auto tries until memory is full, which --tensor-parallel cannot: give N")
+    if engine is Engine.ray and (tensor_parallel or device_map is not None):
+        raise typer.BadParameter("Ray gives each worker one GPU: leave out --tensor-parallel and --device-map")
+    if engine is Engine.ray:
+        from lenscache.ray_cluster import require_ray
+
+        require_ray()
+    elif workers is not None or address is not None:
+        raise typer.BadParameter("--workers and --address are for --engine ray: add it, or leave them out")
 
     concepts = options.load_pack(pack, templates)
     settings = ExtractSettings(
@@ -146,69 +190,27 @@ def extract(
         raise PlanError("--top-up takes its concepts from the file: leave out --layer, --limit and --reuse")
     select_concepts(concepts, layer, limit)  # before the model is loaded
     check_place(store)
-    request = None if top_up is None else read_top_up(top_up, samples)
-    others = [open_store(path) for path in reuse or ()]
-    loaded = load(model, dtype, device)
+    for path in reuse or ():
+        open_store(path)  # what is no store shows before the model is loaded
+    request = Request(
+        store, concepts, settings, None if layer is None else tuple(layer), limit, tuple(reuse or ()),
+        None if top_up is None else read_top_up(top_up, samples),
+    )  # fmt: skip
+    new_model = partial(load, model, dtype, device, device_map, tensor_parallel=tensor_parallel)
+    run = _local_run(request, new_model) if engine is Engine.local else _ray_run(
+        request, model, dtype, device, workers, address
+    )  # fmt: skip
     asked = {"pack": f"{concepts.name} ({concepts.digest})", "model": model, "settings": asdict(settings)}
     with (
-        RunLog(
-            "extract", store, to_stderr=log_json, device=str(loaded.device), layers=layer, limit=limit, **asked
-        ) as log,
+        RunLog("extract", store, to_stderr=log_json, device=run.device, layers=layer, limit=limit, **asked) as log,
         console.Meter(log).running() as meter,
     ):
-        tell = partial(_show_progress, meter, time.monotonic())
-        if request is None:
-            report = run_extract(
-                store, concepts, loaded, settings, layers=layer, limit=limit, reuse=others, on_progress=tell
-            )
-        else:
-            report = extract_top_up(store, concepts, loaded, request, settings, on_progress=tell)
+        report = run.start(partial(_show_progress, meter, time.monotonic()))
         log.result(report=asdict(report))
     if json:
         console.print_json(asdict(report))
     else:
         reports.print_report(open_store(store), report)
-
-
-@app.command(epilog="Example: lenscache plan --pack data/packs/starter.json --model smollm2-135m --batch-size 16")
-@console.reports_errors
-def plan(
-    pack: options.Pack,
-    model: options.Model,
-    layer: options.Layers = None,
-    model_layers: options.ModelLayers = None,
-    templates: options.Templates = None,
-    mode: Annotated[Mode, typer.Option(help="As for extract.")] = Mode.combined,
-    batch_size: options.BatchSize = "4",
-    max_new_tokens: options.MaxNewTokens = 20,
-    max_prompt_tokens: options.MaxPromptTokens = None,
-    dtype: Annotated[Dtype, typer.Option(help="Weights and arithmetic, as for extract.")] = Dtype.auto,
-    store_dtype: Annotated[
-        StoreDtype, typer.Option(help="Type of the stored activations; int8 is lossy.")
-    ] = StoreDtype.bfloat16,
-    device: options.Device = "auto",
-    limit: options.Limit = None,
-    samples: options.Samples = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
-    """Show what an extraction would cost: prompts, tokens, bytes, and time from a few timed batches."""
-    from lenscache.extract import ExtractSettings
-    from lenscache.planning import estimate_run
-    from lenscache.prompts import select_concepts
-
-    concepts = options.load_pack(pack, templates)
-    settings = ExtractSettings(
-        mode=mode.value, max_new_tokens=max_new_tokens, max_prompt_tokens=max_prompt_tokens,
-        model_layers=options.parse_model_layers(model_layers), store_dtype=store_dtype.value,
-        batch_size=options.parse_batch_size(batch_size), samples=samples,
-    )  # fmt: skip
-    select_concepts(concepts, layer, limit)  # before the model is loaded
-    estimate = estimate_run(concepts, load(model, dtype, device), settings, layers=layer, limit=limit)
-    if json:
-        console.print_json(asdict(estimate))
-    else:
-        reports.print_estimate(estimate)
 
 
 @app.command(epilog="Example: lenscache info store.zarr")
@@ -367,11 +369,53 @@ def repair(
 
 
 app.command(epilog="Example: lenscache preflight --model smollm2-135m --quick")(preflight)
+app.command(
+    epilog="Example: lenscache plan --pack data/packs/starter.json --model smollm2-135m --devices 16 --device-kind h100"
+)(plan)
 
 
 def main() -> None:
     """Entry point."""
     app()
+
+
+class _Run(NamedTuple):
+    """An engine, ready to begin."""
+
+    device: str
+    start: Callable[[Any], Any]
+    """Takes what to call with progress, gives the report."""
+
+
+def _local_run(request: Any, new_model: Callable[[], Any]) -> _Run:
+    loaded = new_model()
+
+    def start(on_progress: Any) -> Any:
+        with (
+            nullcontext() if loaded.team is None else loaded.team.leading(),
+            request.lay_out(loaded, on_progress) as extraction,
+        ):
+            return extraction.run()
+
+    return _Run(loaded.placement, start)
+
+
+def _ray_run(request: Any, model: str, dtype: Dtype, device: str, workers: int | None, address: str | None) -> _Run:
+    from lenscache.model import load_model, silence
+    from lenscache.ray_engine import extract_with_ray
+
+    if device.startswith("cuda:"):
+        raise typer.BadParameter(f"Ray gives each worker a GPU of its own, {device} was asked for: pass --device cuda")
+    silence()
+    # A folder under its whole name: workers start in others.
+    place = str(Path(model).absolute()) if Path(model).is_dir() else model
+    return _Run(
+        f"ray, {device}",
+        lambda on_progress: extract_with_ray(
+            request, partial(load_model, place, dtype=dtype.value, device=device), workers=workers, address=address,
+            use_gpu=None if device == "auto" else device == "cuda", on_progress=on_progress,
+        ),
+    )  # fmt: skip
 
 
 def _show_progress(meter: console.Meter, begun: float, progress: Any) -> None:

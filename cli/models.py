@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -19,25 +20,85 @@ class Dtype(StrEnum):
     float32 = "float32"
 
 
+class DeviceMap(StrEnum):
+    """Choices of --device-map."""
+
+    auto = "auto"
+    balanced = "balanced"
+    balanced_low_0 = "balanced_low_0"
+    sequential = "sequential"
+
+
 DtypeOption = Annotated[Dtype, typer.Option(help="Weights and arithmetic; auto: bfloat16 where the device has it.")]
+DeviceMapOption = Annotated[
+    DeviceMap | None,
+    typer.Option(
+        show_default=False,
+        help="Spread the blocks over all cards, what they do not hold over memory and disk (slow); needs accelerate.",
+    ),
+]
+TensorParallel = Annotated[
+    bool,
+    typer.Option(
+        "--tensor-parallel",
+        help="Share every block among the processes of `torchrun --nproc-per-node N --no-python lenscache ...`.",
+    ),
+]
 AllowOtherModel = Annotated[
     bool, typer.Option("--allow-other-model", help="Go on with a model that the pack was not made for.")
 ]
 
 
-def load(model: str, dtype: Dtype, device: str) -> Any:
+def load(
+    model: str, dtype: Dtype, device: str, device_map: DeviceMap | None = None, *, tensor_parallel: bool = False
+) -> Any:
     """The model, with a line on stderr before and after."""
     from lenscache.model import load_model, silence
+    from lenscache.tensor_parallel import Team
 
     silence()
+    if tensor_parallel and (device_map is not None or device != "auto"):
+        raise typer.BadParameter("--tensor-parallel places the model itself: leave out --device and --device-map")
     console.err().print(f"loading {model}", markup=False, soft_wrap=True)
-    loaded = load_model(model, dtype=dtype.value, device=device)
+    loaded = load_model(
+        model, dtype=dtype.value, device=device, device_map=None if device_map is None else device_map.value,
+        team=Team.join() if tensor_parallel else None,
+    )  # fmt: skip
     shape = f"{loaded.n_layers} transformer blocks of size {loaded.hidden}"
-    console.err().print(f"{loaded.id}: {shape}, {loaded.dtype} on {loaded.device}", markup=False, soft_wrap=True)
+    console.err().print(f"{loaded.id}: {shape}, {loaded.dtype} on {loaded.placement}", markup=False, soft_wrap=True)
     return loaded
 
 
-def load_for(pack: Any, model: str, dtype: Dtype, device: str, *, allow_other: bool = False) -> tuple[Any, list[str]]:
+def is_follower() -> bool:
+    """Whether torchrun started this process beside one that leads: it has nothing to plan, write or print."""
+    return int(os.environ.get("RANK", "0")) > 0
+
+
+def follow(model: str, dtype: Dtype) -> None:
+    """Take part in what the leader runs, until it has no more; an error in loading is the leader's to tell."""
+    from lenscache.errors import LenscacheError
+    from lenscache.following import follow as follow_leader
+    from lenscache.model import load_model, silence
+    from lenscache.tensor_parallel import Team
+
+    silence()
+    team = Team.join()
+    try:
+        loaded = load_model(model, dtype=dtype.value, team=team)
+    except LenscacheError:
+        raise typer.Exit(1) from None
+    follow_leader(loaded)
+
+
+def load_for(
+    pack: Any,
+    model: str,
+    dtype: Dtype,
+    device: str,
+    device_map: DeviceMap | None = None,
+    *,
+    allow_other: bool = False,
+) -> tuple[Any, list[str]]:
     """The model that the lenses of a pack are to be used with, and what there is to say of that.
 
     Raises
@@ -47,7 +108,7 @@ def load_for(pack: Any, model: str, dtype: Dtype, device: str, *, allow_other: b
     """
     from lenstrain.reading import check_model
 
-    loaded = load(model, dtype, device)
+    loaded = load(model, dtype, device, device_map)
     found = {
         "id": loaded.id, "fingerprint": loaded.fingerprint, "dtype": loaded.dtype, "n_layers": loaded.n_layers,
         "hidden": loaded.hidden,

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from . import console, options
 from .audit import visible
-from .models import AllowOtherModel, Dtype, DtypeOption, load_for
+from .models import AllowOtherModel, DeviceMapOption, Dtype, DtypeOption, load_for
 
 _COLOURS = {"A": "green", "B": "yellow", "C": "red"}
 _ROWS = 80  # tokens of a text that is shown token by token
@@ -50,6 +50,7 @@ def read(
     allow_other_model: AllowOtherModel = False,
     dtype: DtypeOption = Dtype.auto,
     device: options.Device = "auto",
+    device_map: DeviceMapOption = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -64,7 +65,7 @@ def read(
     rule = Rule(Grade(min_grade.value), min_signal)
     monitor = Monitor(lenses, concepts=concept, window=window, keep=None, rule=rule)  # before the model is loaded
     content = _content(file, text)
-    loaded, notes = load_for(lenses, model, dtype, device, allow_other=allow_other_model)
+    loaded, notes = load_for(lenses, model, dtype, device, device_map, allow_other=allow_other_model)
     reading, n_cut = _read(monitor, loaded, content, top)
     if n_cut:
         notes.append(f"cut: the last {n_cut} tokens were not read, the model has no positions for them")

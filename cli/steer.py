@@ -10,7 +10,7 @@ from rich.text import Text
 
 from . import console, options
 from .audit import visible
-from .models import AllowOtherModel, Dtype, DtypeOption, load_for
+from .models import AllowOtherModel, DeviceMapOption, Dtype, DtypeOption, load_for
 
 
 class Kind(StrEnum):
@@ -57,6 +57,7 @@ def steer(
     seed: options.Seed = 0,
     dtype: DtypeOption = Dtype.auto,
     device: options.Device = "auto",
+    device_map: DeviceMapOption = None,
     allow_other_model: AllowOtherModel = False,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -70,7 +71,7 @@ def steer(
     pack = LensPack.load(folder)
     lenses = [find_lens(pack, name) for name in concept]
     found = [directions_of(lens, direction.value, allow_grade_c=allow_grade is not None) for lens in lenses]
-    loaded, notes = load_for(pack, model, dtype, device, allow_other=allow_other_model)
+    loaded, notes = load_for(pack, model, dtype, device, device_map, allow_other=allow_other_model)
     model_layers = sorted({layer for lens in lenses for layer in lens.model_layers})
     results = []
     for amount in [None, *([0.0] if ablate else strength or [4.0])]:

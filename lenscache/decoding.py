@@ -79,7 +79,8 @@ class Growing:
 
     def drop(self, kept: torch.Tensor) -> None:
         """As `Decoding.drop`."""
-        self._cache.batch_select_indices(kept)
+        # Numbers on the host select from the keys and values of whatever device a block is on.
+        self._cache.batch_select_indices(kept if self._loaded.is_whole else kept.cpu())
         self._mask, self._last = self._mask[kept], self._last[kept]
         self._rows = kept if self._rows is None else self._rows[kept]
         self.capture.select(self._rows)

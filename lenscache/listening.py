@@ -41,8 +41,9 @@ class Listener(Protocol):
         """
 
     def take(self, model_layer: int, hidden: torch.Tensor) -> None:
-        """What a block put out, (batch, position, hidden), on the model's device and in its dtype; not to be changed.
+        """What a block put out, (batch, position, hidden), in the model's dtype; not to be changed.
 
+        On the device of that block, where a model is spread over several; what `begin_pass` tells is where inputs go.
         Called in ascending order of the model layers.
         """
 

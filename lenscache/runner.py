@@ -25,6 +25,7 @@ from lenscache.grouping import batch_sizes
 from lenscache.header import Mode, Phase, Pooling
 from lenscache.model import LoadedModel
 from lenscache.sampling import row_uniforms, sample_tokens
+from lenscache.tensor_parallel import Order
 
 _SAMPLE, _END = -1, -2  # no token ids
 _KEPT_SHARE = 0.75
@@ -93,7 +94,7 @@ class Runner:
         self.out_of_memory = 0
         self.tokens_run = 0
         """Tokens put through the model so far, without padding."""
-        self._replay = loaded.device.type == "cuda" if replay is None else replay
+        self._replay = loaded.device.type == "cuda" and loaded.is_whole if replay is None else replay
         self._recorded: dict[tuple[Any, ...], Replayed] = {}
         self._capture = self._new_capture()
         self._eos = torch.tensor(sorted(loaded.eos_ids), dtype=torch.long, device=loaded.device)
@@ -133,7 +134,7 @@ class Runner:
             begun: tuple[list[int], _Pending] | None = None
             if chosen:
                 try:
-                    begun = chosen, self._run_batch([rows[row] for row in chosen], self._replay and replay is not False)
+                    begun = chosen, self.run_batch([rows[row] for row in chosen], self._replay and replay is not False)
                 except torch.OutOfMemoryError as error:
                     self._halve(error, len(chosen))
                     sizes = self._batch_sizes(rows, order[done:])
@@ -171,6 +172,20 @@ class Runner:
 
     def _new_capture(self) -> Capture:
         return Capture(self.loaded.blocks, self.model_layers, pooling=self.pooling)
+
+    def run_batch(self, rows: Sequence[Row], replay: bool = False) -> _Pending:
+        """Begin one batch, in all processes that share the model.
+
+        Raises
+        ------
+        ModelError
+            If they are several, and the memory of a device is full or one of them is gone.
+        """
+        team = self.loaded.team
+        if team is None:
+            return self._run_batch(rows, replay)
+        with team.step(Order(list(rows), tuple(self.model_layers), self.mode, self.max_new_tokens)):
+            return self._run_batch(rows, replay=False)
 
     @torch.inference_mode()
     def _run_batch(self, rows: Sequence[Row], replay: bool) -> _Pending:
@@ -235,6 +250,8 @@ class Runner:
         for step in range(steps):
             lost = lost | (logits.isnan().any(dim=1) & alive).any()
             tokens = sample_tokens(logits, temperature, uniform[:, step])
+            if self.loaded.team is not None:
+                tokens = self.loaded.team.share(tokens)
             if given is not None:
                 tokens = torch.where(given[:, step] >= 0, given[:, step], tokens)
                 alive = alive & (given[:, step] != _END)
@@ -336,7 +353,7 @@ class _Pending:
 def _to_host(values: torch.Tensor) -> torch.Tensor:
     """A copy in the host's memory; from a GPU one that is still being made."""
     if values.device.type != "cuda":
-        return values
+        return values.cpu()
     return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
 

@@ -97,7 +97,7 @@ def steer(
     ModelLayerError
         If the model has no such transformer block.
     SteeringError
-        If the direction does not fit the model or is not finite, or a number is not.
+        If the direction does not fit the model or is not finite, or a number is not; or if processes share the model.
     """
     with steer_all(
         model, [Intervention(direction, model_layer, strength, deviation, ablate, level, positions)]
@@ -108,6 +108,11 @@ def steer(
 @contextmanager
 def steer_all(model: LoadedModel | nn.Module, interventions: Sequence[Intervention]) -> Iterator[None]:
     """Steer along several directions at once, on one model layer or on several; as `steer`."""
+    if isinstance(model, LoadedModel) and model.team is not None:
+        raise SteeringError(
+            f"{model.id} is shared by {model.team.size} processes, of which only this one would steer: load it without "
+            "tensor parallelism, with --device-map auto if it is large"
+        )
     module: nn.Module = model.model if isinstance(model, LoadedModel) else model
     blocks = model.blocks if isinstance(model, LoadedModel) else find_blocks(module)
     hidden = int(module.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]

@@ -1,0 +1,123 @@
+"""`lenscache plan`: what an extraction would cost, on this device as timed, or on others as their figures say."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from . import console, options, reports
+from .models import DeviceMapOption, Dtype, load
+
+
+class Mode(StrEnum):
+    """Choices of --mode."""
+
+    combined = "combined"
+    prompt = "prompt"
+    completion = "completion"
+
+
+class StoreDtype(StrEnum):
+    """Choices of --store-dtype."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+    int8 = "int8"
+
+
+class Storage(StrEnum):
+    """Choices of --storage."""
+
+    s3 = "s3"
+    disk = "disk"
+
+
+@console.reports_errors
+def plan(
+    pack: options.Pack,
+    model: options.Model,
+    layer: options.Layers = None,
+    model_layers: options.ModelLayers = None,
+    templates: options.Templates = None,
+    mode: Annotated[Mode, typer.Option(help="As for extract.")] = Mode.combined,
+    batch_size: options.BatchSize = "4",
+    max_new_tokens: options.MaxNewTokens = 20,
+    max_prompt_tokens: options.MaxPromptTokens = None,
+    dtype: Annotated[Dtype, typer.Option(help="Weights and arithmetic, as for extract.")] = Dtype.auto,
+    store_dtype: Annotated[
+        StoreDtype, typer.Option(help="Type of the stored activations; int8 is lossy.")
+    ] = StoreDtype.bfloat16,
+    device: options.Device = "auto",
+    device_map: DeviceMapOption = None,
+    limit: options.Limit = None,
+    samples: options.Samples = None,
+    block_rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows written as one unit, as for extract. Default: about 256.")
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Estimate for so many devices, running nothing.")
+    ] = None,
+    device_kind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="Of this kind: h100, h200, a100, l40s, rtx4090, cpu; here for this one, measured. A folder with "
+            "config.json is model enough for all but here.",
+        ),
+    ] = None,
+    storage: Annotated[
+        Storage, typer.Option(help="Where the store would be, with --devices: an object store, or a shared disk.")
+    ] = Storage.s3,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what an extraction would cost: prompts, tokens, bytes, and time from a few timed batches.
+
+    With --devices or --device-kind, estimate for other machines: time, bytes, objects, requests and what drives them.
+    """
+    from lenscache.prompts import select_concepts
+    from lenscache.settings import ExtractSettings
+
+    if device_map is not None and (devices is not None or device_kind is not None):
+        raise typer.BadParameter("--device-map is for what is timed here: leave out --devices and --device-kind")
+    concepts = options.load_pack(pack, templates)
+    settings = ExtractSettings(
+        mode=mode.value, max_new_tokens=max_new_tokens, max_prompt_tokens=max_prompt_tokens,
+        model_layers=options.parse_model_layers(model_layers), store_dtype=store_dtype.value,
+        batch_size=options.parse_batch_size(batch_size), samples=samples, block_rows=block_rows,
+    )  # fmt: skip
+    select_concepts(concepts, layer, limit)  # before the model is loaded
+    estimate: Any
+    if devices is None and device_kind is None:
+        from lenscache.planning import estimate_run
+
+        estimate = estimate_run(concepts, load(model, dtype, device, device_map), settings, layers=layer, limit=limit)
+    else:
+        from lenscache.forecast import forecast_run, outline_work
+
+        outline, kind = _outline(model, dtype, device, device_kind or "here")
+        work = outline_work(concepts, outline, settings, layers=layer, limit=limit)
+        estimate = forecast_run(work, settings, kind, devices or 1, place=storage.value)
+    if json:
+        console.print_json(asdict(estimate))
+    elif devices is None and device_kind is None:
+        reports.print_estimate(estimate)
+    else:
+        reports.print_forecast(estimate)
+
+
+def _outline(model: str, dtype: Dtype, device: str, kind: str) -> tuple[Any, Any]:
+    """A model, loaded only if this device is meant, and the figures of the device."""
+    from lenscache.devices import find_device, measure_device
+    from lenscache.model import outline_model, silence
+
+    if kind != "here":
+        figures = find_device(kind)
+        silence()
+        return outline_model(model, dtype=dtype.value), figures
+    loaded = load(model, dtype, device)
+    return loaded, measure_device(loaded.device, loaded.dtype)
