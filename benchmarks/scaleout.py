@@ -157,6 +157,7 @@ def kills(load: Callable[[], LoadedModel], times: int, *, tiny: bool) -> dict[st
             killer, start = Killer(times), time.perf_counter()
             report = extract_with_ray(Request("s3://stores/s", pack, settings), load, workers=2, on_progress=killer)
             seconds = time.perf_counter() - start
+        with patch.dict(os.environ, s3_server.environment(url)):  # what is there is looked at undisturbed
             damaged = verify_store("s3://stores/s").is_damaged
             blocks = sum(target.n_blocks for target in open_store("s3://stores/s").rounds())
             found = arrays_of(s3_server.objects(s3_server.connect(url), "stores", "s"))

@@ -7,6 +7,7 @@ from typing import Any
 from . import console
 
 _TABLE_COLUMNS = 5
+_SMALLEST_SHARE = 0.01  # of the time, that is worth a word
 
 
 def print_estimate(estimate: Any) -> None:
@@ -23,6 +24,41 @@ def print_estimate(estimate: Any) -> None:
         f"{console.megabytes(estimate.bytes_per_model_layer)} each, of {console.megabytes(estimate.raw_bytes)} raw",
         f"about {console.clock(estimate.seconds)} on this device, at {estimate.prompts_per_second:.1f} prompts/s in "
         f"batches of {estimate.batch_size}",
+    ):
+        console.out().print(line, markup=False, soft_wrap=True)
+
+
+def print_forecast(estimate: Any) -> None:
+    """What an extraction would cost on other devices."""
+    clock, size = console.clock, console.megabytes
+    layers = f"layer{'s' if len(estimate.layers) > 1 else ''} {', '.join(map(str, estimate.layers))}"
+    guessed = ", guessed from their letters" if estimate.are_tokens_guessed else ""
+    spread = f", each over {estimate.devices_per_copy} devices" if estimate.devices_per_copy > 1 else ""
+    copies = "one copy" if estimate.copies == 1 else f"{estimate.copies} copies"
+    otherwise = ""
+    if estimate.engine == "ray":
+        otherwise = (
+            f" with --engine ray; with --partition {clock(estimate.seconds_with_partitions)} and "
+            f"{estimate.gets_with_partitions} GET and HEAD"
+        )
+    elif estimate.copies > 1:
+        otherwise = f" with --partition, a share for each of {estimate.copies}"
+    largest = sorted(estimate.parts.items(), key=lambda part: -part[1])
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= _SMALLEST_SHARE)
+    for line in (
+        f"{estimate.concepts} concepts on {layers}: {estimate.prompts} prompts, {estimate.prompt_tokens} prompt "
+        f"tokens{guessed}, at most {estimate.new_tokens} new ones",
+        f"{estimate.devices} x {estimate.device_kind}: {copies} of the model{spread}, batches of "
+        f"{estimate.batch_size}, {estimate.blocks} blocks of {estimate.block_rows} rows",
+        f"about {clock(estimate.seconds)} (from {clock(estimate.seconds_low)} to {clock(estimate.seconds_high)}), "
+        f"{estimate.device_hours:.2f} device hours{otherwise}",
+        f"loading {clock(estimate.seconds_to_load)}; a block {estimate.seconds_a_block:.1f} s, written in "
+        f"{estimate.seconds_to_write_a_block:.1f} s beside the next one",
+        f"time: {shares}",
+        f"{estimate.model_layers} model layers: about {size(estimate.stored_bytes)} stored, of "
+        f"{size(estimate.raw_bytes)} raw, in {estimate.objects} objects",
+        f"requests: {estimate.puts} PUT, {estimate.gets} GET and HEAD, {estimate.lists} LIST",
+        *(f"cheaper: {advice}" for advice in estimate.cheaper),
     ):
         console.out().print(line, markup=False, soft_wrap=True)
 

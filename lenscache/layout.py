@@ -35,7 +35,8 @@ NATIVE_DTYPES: dict[str, np.dtype[Any]] = {
 _BLOSC_BLOCK_BYTES = 2**18
 _BLOSC_LEVEL = 1
 _BLOCK_ROWS = 256  # about as many rows are written, and may be lost, as one unit
-_COLUMN_CHUNK_ROWS = 8192
+COLUMN_CHUNK_ROWS = 8192
+"""Rows of an object of a column that is whole from the start."""
 
 
 def lay_out_round(
@@ -81,6 +82,13 @@ def default_block_rows(hidden: int) -> int:
     return fitting * max(1, round(_BLOCK_ROWS / fitting))
 
 
+def chunk_rows(hidden: int, block_rows: int) -> int:
+    """Rows of an inner chunk, of which a block has a whole number."""
+    fitting = min(_fitting_rows(hidden), block_rows)
+    rows = next(n for n in range(fitting, 0, -1) if block_rows % n == 0)
+    return block_rows if 2 * rows <= fitting else rows  # no divisor comes near, and small chunks compress badly
+
+
 def _fitting_rows(hidden: int) -> int:
     """Rows of 2-byte values that fill one Blosc block."""
     return max(1, min(_BLOSC_BLOCK_BYTES // (2 * hidden), _BLOCK_ROWS))
@@ -112,7 +120,7 @@ def write_column(group: zarr.Group, name: str, values: NDArray[Any], dimensions:
             group,
             name,
             shape=values.shape,
-            chunks=(max(1, min(len(values), _COLUMN_CHUNK_ROWS)), *values.shape[1:]),
+            chunks=(max(1, min(len(values), COLUMN_CHUNK_ROWS)), *values.shape[1:]),
             dtype="string" if values.dtype == object else values.dtype,
             compressors=[ZstdCodec(level=3), Crc32cCodec()],
             dimension_names=dimensions or [name.split("/")[0].rstrip("s"), *(["byte"] if values.ndim > 1 else [])],
@@ -216,10 +224,6 @@ def _create_empty_columns(group: zarr.Group, header: StoreHeader, n: int, block_
 def _create_activations(group: zarr.Group, name: str, header: StoreHeader, n: int, block_rows: int) -> None:
     dtype: Any = BFloat16() if header.store_dtype == "bfloat16" else header.store_dtype
     itemsize = NATIVE_DTYPES[header.store_dtype].itemsize
-    fitting = min(_fitting_rows(header.hidden), block_rows)
-    chunk_rows = next(n for n in range(fitting, 0, -1) if block_rows % n == 0)
-    if 2 * chunk_rows <= fitting:  # no divisor comes near, and small chunks compress badly
-        chunk_rows = block_rows
     blosc = BloscCodec(
         cname="zstd", clevel=_BLOSC_LEVEL, shuffle="shuffle", typesize=itemsize, blocksize=_BLOSC_BLOCK_BYTES
     )
@@ -228,7 +232,7 @@ def _create_activations(group: zarr.Group, name: str, header: StoreHeader, n: in
         name,
         shape=(n, header.hidden),
         dtype=dtype,
-        chunks=(chunk_rows, header.hidden),
+        chunks=(chunk_rows(header.hidden, block_rows), header.hidden),
         shards=(block_rows, header.hidden),
         filters=[TransposeCodec(order=(1, 0))],
         serializer=BytesCodec(endian="little"),  # explicit: tensorstore refuses a "bytes" codec without it

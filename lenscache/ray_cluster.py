@@ -86,12 +86,19 @@ def resource(name: str) -> int:
     return int(resources.get(name, 0))
 
 
-def threads_of_a_worker(workers: int) -> int:
-    """Threads of a worker on a CPU: what OMP_NUM_THREADS says, as of any process, or its share of the cores."""
+def cores_of_a_worker(workers: int) -> int:
+    """Cores that a worker on a CPU may claim: its share, and no more than one machine has."""
     import ray
 
-    if (said := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(said):
-        return int(said)
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     largest = max(int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"])
     return max(1, min(resource("CPU") // workers, largest))
+
+
+def threads_of_a_worker(cores: int) -> int:
+    """Threads of a worker on a CPU: what OMP_NUM_THREADS says, as of any process, or one for each of its cores.
+
+    More of them than cores claim no more: for a worker that claims more than any machine has, Ray waits for ever.
+    """
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdecimal() and int(said) else cores

@@ -31,7 +31,7 @@ import numpy as np
 from lenscache.errors import LenscacheError, PlanError, WorkerError
 from lenscache.extraction import Request, RoundShape
 from lenscache.model import LoadedModel
-from lenscache.ray_cluster import connected, resource, threads_of_a_worker
+from lenscache.ray_cluster import connected, cores_of_a_worker, resource, threads_of_a_worker
 from lenscache.ray_worker import BlockName, Done, Worker, WorkerProgress
 from lenscache.settings import ExtractProgress, ExtractReport, OnProgress
 from lenscache.store import Store
@@ -40,6 +40,7 @@ MOST_DEATHS = 8
 """How often in a row a worker may die without a block to show for it."""
 
 _POLL_S = 0.5
+_ROOM_S = 60.0  # until a worker that has not begun is missed
 
 
 def extract_with_ray(
@@ -86,7 +87,7 @@ def extract_with_ray(
         if use_gpu and not gpus:
             raise PlanError("a GPU for each worker is asked for, the Ray cluster has none: pass --device cpu")
         n = workers or max(1, gpus)
-        driver = _Driver(request, load, n, threads_of_a_worker(n), bool(gpus), on_progress or (lambda _: None))
+        driver = _Driver(request, load, n, cores_of_a_worker(n), bool(gpus), on_progress or (lambda _: None))
         try:
             report = driver.run()
         finally:  # a cluster that is left running is not left extracting
@@ -111,6 +112,8 @@ class _Seat:
     """In a row, without a block written between them."""
     life: str = ""
     """Of its last answer about blocks."""
+    has_begun: bool = False
+    """Whether the cluster had room for it."""
     is_ready: bool = False
     """Whether it has its model, and the request laid out."""
     report: ExtractReport = field(default_factory=ExtractReport)
@@ -127,17 +130,19 @@ class _Driver:
         request: Request,
         load: Callable[[], LoadedModel],
         workers: int,
-        threads: int,
+        cores: int,
         on_gpu: bool,
         on_progress: OnProgress,
     ) -> None:
         import ray
 
         remote: Any = ray.remote
+        threads = threads_of_a_worker(cores)
         # Who asks how far a worker is gets a thread of his own there.
         actor = remote(
-            num_cpus=0 if on_gpu else threads, num_gpus=int(on_gpu), max_restarts=-1, concurrency_groups={"watch": 1}
-        )(Worker)
+            num_cpus=0 if on_gpu else min(cores, threads), num_gpus=int(on_gpu), max_restarts=-1,
+            concurrency_groups={"watch": 1},
+        )(Worker)  # fmt: skip
         self._seats = [_Seat(actor.remote(request, load, threads, on_gpu)) for _ in range(workers)]
         self._on_progress = on_progress
         self._waiting: deque[BlockName] = deque()
@@ -147,6 +152,8 @@ class _Driver:
         self._finished: set[int] = set()
         self._ended: list[ExtractReport] = []  # of workers that died
         self._first = ExtractReport()
+        self._begun = time.monotonic()
+        self._has_told_of_room = False
         self._restarting: list[tuple[float, _Seat, str, BlockName | int | None]] = []  # when to ask whom what
 
     def run(self) -> ExtractReport:
@@ -306,11 +313,16 @@ class _Driver:
             elif ray.wait([seat.asked], timeout=0)[0]:
                 try:
                     seat.progress = ray.get(seat.asked)
+                    seat.has_begun = True
                 except RayError:
                     seat.progress = WorkerProgress(0, 0, None, [])
                 seat.asked = None
                 for message in seat.progress.messages:
                     self._tell(message)
+        absent = sum(not seat.has_begun for seat in self._seats)
+        if absent and not self._has_told_of_room and time.monotonic() - self._begun > _ROOM_S:
+            self._has_told_of_room = True
+            self._tell(f"{absent} of {len(self._seats)} workers wait for the Ray cluster to have room for them")
         if self._shapes:
             self._tell()
 

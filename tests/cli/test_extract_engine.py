@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import textwrap
@@ -55,6 +56,7 @@ def test_workers_write_what_one_process_writes_and_leave_no_process_behind(
     extract_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("STARTED_BY", str(tmp_path))
     runs = {
         name: subprocess.run(
             [sys.executable, "-c", "from lens_cli.lenscache import main; main()", "extract", tmp_path / name,
@@ -70,19 +72,44 @@ def test_workers_write_what_one_process_writes_and_leave_no_process_behind(
     assert "one by one within" in runs["ray"].stdout
     events = [json.loads(line) for line in (tmp_path / "ray.log.jsonl").read_text().splitlines()]
     assert events[-1]["event"] == "end"
+    assert processes_left(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ctrl_c_ends_the_workers_and_says_one_line(
+    extract_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STARTED_BY", str(tmp_path))
+    command = [sys.executable, "-c", "from lens_cli.lenscache import main; main()", "extract", str(tmp_path / "s.zarr"),
+               *extract_options, "--engine", "ray", "--workers", "2"]  # fmt: skip
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not any("ray::Worker" in name for name in processes_of(tmp_path)):
+        assert running.poll() is None
+        time.sleep(0.2)
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert [line for line in stderr.splitlines() if line.startswith("interrupted: ")]
+    assert "Traceback" not in stderr
+    assert processes_left(tmp_path) == []
+
+
+def processes_left(mark: Path) -> list[str]:
+    """Processes that are still there when all have had time to end."""
     deadline = time.monotonic() + 30
-    while (left := processes_of_workers()) and time.monotonic() < deadline:
+    while (left := processes_of(mark)) and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert left == []
+    return left
 
 
-def processes_of_workers() -> list[str]:
+def processes_of(mark: Path) -> list[str]:
+    """Command lines of the processes begun with STARTED_BY in their environment, Ray's own among them."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            name = (entry / "cmdline").read_bytes() if entry.name.isdecimal() else b""
-        except OSError:
+            if entry.name.isdecimal() and f"STARTED_BY={mark}".encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_bytes().decode())
+        except OSError:  # it has ended
             continue
-        if name.startswith(b"ray::Worker"):
-            found.append(name.decode())
     return found

@@ -20,7 +20,7 @@ from lenscache.errors import NonFiniteError, PlanError, StoreMismatchError, Work
 from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, extract
 from lenscache.extraction import Request
 from lenscache.model import LoadedModel
-from lenscache.ray_cluster import connected
+from lenscache.ray_cluster import connected, resource
 from lenscache.ray_engine import MOST_DEATHS, _Driver, extract_with_ray
 from lenscache.settings import Partition
 from lenscache.store import open_store
@@ -105,15 +105,21 @@ def assert_whole(path: Path | str) -> None:
 
 
 def worker_processes() -> list[int]:
-    """Processes of this file's workers; Ray names them after what they run."""
+    """Processes of the workers of the Ray that this process started; Ray names them after what they run."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdecimal() and (entry / "cmdline").read_bytes().startswith(b"ray::Worker"):
-                found.append(int(entry.name))
+                raylet = _parent(int(entry.name))
+                if _parent(raylet) == os.getpid():  # another run on this machine has its own
+                    found.append(int(entry.name))
         except OSError:  # it has ended
             continue
     return sorted(found)
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 class Killer:
@@ -201,6 +207,44 @@ def test_a_worker_that_dies_between_two_questions_loses_nothing(
 def test_a_worker_that_dies_again_and_again_ends_the_run_with_a_line(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match=f"a worker died {MOST_DEATHS} times in a row without finishing a block"):
         with_ray(tmp_path / "s.zarr", model_that_ends_its_process, workers=1)
+
+
+@pytest.mark.usefixtures("ray_is_running")
+@pytest.mark.slow
+def test_more_threads_than_a_machine_has_cores_claim_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    assert with_ray(tmp_path / "s.zarr", workers=1).rows > 0
+    assert_whole(tmp_path / "s.zarr")
+
+
+@pytest.mark.usefixtures("ray_is_running")
+@pytest.mark.slow
+def test_a_worker_that_the_cluster_has_no_room_for_is_told_and_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray  # not before it was told to keep quiet
+
+    monkeypatch.setattr("lenscache.ray_engine._ROOM_S", 2.0)
+    remote: Any = ray.remote(num_cpus=resource("CPU"))
+    tenant = remote(_Tenant).remote()
+    ray.get(tenant.is_here.remote())
+    told: list[str] = []
+
+    def make_room(progress: ExtractProgress) -> None:
+        if progress.message:
+            told.append(progress.message)
+            ray.kill(tenant)
+
+    with_ray(tmp_path / "s.zarr", workers=1, on_progress=make_room)
+    assert told == ["1 of 1 workers wait for the Ray cluster to have room for them"]
+    assert_whole(tmp_path / "s.zarr")
+
+
+class _Tenant:
+    """Another program's actor, which has all cores."""
+
+    def is_here(self) -> bool:
+        return True
 
 
 @pytest.mark.usefixtures("ray_is_running")

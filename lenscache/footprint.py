@@ -1,0 +1,153 @@
+"""What a store is made of: how many objects it has, and how many requests an object store is asked for to make it.
+
+    rows and blocks of each round --expected_objects--> objects
+                                  --expected_requests--> PUT, GET, HEAD and LIST, of one worker or of many
+
+Objects are exact: they follow from `lenscache.layout`. Requests are those of zarr 3.1 as counted against a real server
+(`benchmarks/scaling.py`), written down here by what they are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from lenscache.header import StoreHeader
+from lenscache.layout import COLUMN_CHUNK_ROWS, vector_arrays
+
+Engine = Literal["partitions", "ray"]
+"""How workers come by their blocks: each has its share, or they are handed out one by one."""
+
+_SAMPLE_COLUMNS, _LABEL_COLUMNS, _BLOCK_COLUMNS, _HIERARCHY_COLUMNS = 8, 3, 2, 4
+_COLUMNS = _SAMPLE_COLUMNS + _LABEL_COLUMNS
+_VERIFIED_ROWS = 8
+_WRITES_OF_ROUND_ATTRIBUTES = 3  # as the group is created, with what was asked for, and with its verification
+
+
+class RoundSize(NamedTuple):
+    """A round in numbers."""
+
+    rows: int
+    labels: int
+    block_rows: int
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return -(-self.rows // self.block_rows)
+
+
+class Requests(NamedTuple):
+    """Requests to an object store."""
+
+    put: int
+    get: int
+    head: int
+    list: int
+
+
+def expected_objects(header: StoreHeader, rounds: Sequence[RoundSize], *, concepts: int, links: int) -> int:
+    """Objects of a complete store.
+
+    Parameters
+    ----------
+    rounds : one a layer of abstraction.
+    concepts, links : of the pack, and of its children to their parents.
+    """
+    hierarchy = 1 + _HIERARCHY_COLUMNS * (1 + _chunks(concepts)) + 1 + _chunks(links)
+    return 1 + hierarchy + sum(2 + _objects_of_round(header, each) for each in rounds)
+
+
+def expected_requests(
+    header: StoreHeader,
+    rounds: Sequence[RoundSize],
+    *,
+    concepts: int,
+    links: int,
+    workers: int = 1,
+    engine: Engine = "partitions",
+    chunks_a_block: int = 1,
+) -> Requests:
+    """Requests of an undisturbed run, from nothing to a complete store; the workers start one after the other.
+
+    Parameters
+    ----------
+    chunks_a_block : inner chunks of a shard; where there are several, a row is read with two requests.
+    """
+    put = expected_objects(header, rounds, concepts=concepts, links=links)
+    put += (_WRITES_OF_ROUND_ATTRIBUTES - 1) * len(rounds)
+    get, head, listed = 28, 12, 2
+    for each in rounds:
+        get += _gets_of_round(header, each, chunks_a_block) + each.blocks * _looks_at_marks(engine)
+        head += _heads_of_round(header, each)
+    later = requests_to_join(header, rounds, concepts=concepts, links=links, engine=engine)
+    return Requests(
+        put, get + (workers - 1) * later.get, head + (workers - 1) * later.head, listed + (workers - 1) * later.list
+    )  # fmt: skip
+
+
+def requests_to_join(
+    header: StoreHeader, rounds: Sequence[RoundSize], *, concepts: int, links: int, engine: Engine = "partitions"
+) -> Requests:
+    """Requests of a worker that finds the store laid out, beside those for its blocks: it compares every column."""
+    get = 2 + _HIERARCHY_COLUMNS + 1 + _HIERARCHY_COLUMNS * _chunks(concepts) + _chunks(links)
+    for each in rounds:
+        get += 23 + _groups(header) + 2 * _arrays(header) + _column_chunks(each)
+        get += each.blocks * _looks_at_marks("partitions") if engine == "partitions" else 1
+    return Requests(0, get, 0, _HIERARCHY_COLUMNS + 1 + _COLUMNS * len(rounds))
+
+
+def requests_of_block(header: StoreHeader, engine: Engine = "partitions") -> Requests:
+    """Requests for one block: zarr reads the index of a shard before it replaces it."""
+    marks = _looks_at_marks(engine) if engine == "ray" else 0
+    return Requests(_arrays(header) + _BLOCK_COLUMNS + 1, _shards(header) + 1 + marks, 0, 0)
+
+
+def _gets_of_round(header: StoreHeader, size: RoundSize, chunks_a_block: int) -> int:
+    """Of whoever lays a round out, of all its blocks, and of its verification; without looks at marks."""
+    arrays, verified = _arrays(header), min(_VERIFIED_ROWS, size.rows)
+    kinds = len(vector_arrays(header))
+    laying_out = 123 + 6 * kinds + 7 * (_groups(header) - kinds) + 8 * arrays  # every group above what is created
+    blocks = size.blocks * requests_of_block(header).get
+    seen = size.blocks * (1 - (1 - 1 / size.blocks) ** verified)  # blocks that some verified row is of
+    columns = _SAMPLE_COLUMNS * _chunks(size.rows) + _BLOCK_COLUMNS * size.blocks
+    return laying_out + blocks + columns + round(seen) + arrays * verified * (1 if chunks_a_block == 1 else 2)
+
+
+def _heads_of_round(header: StoreHeader, size: RoundSize) -> int:
+    kinds = len(vector_arrays(header))
+    groups = 3 * kinds + 4 * (_groups(header) - kinds)
+    return 64 + groups + 5 * _arrays(header) + _SAMPLE_COLUMNS * _chunks(size.rows)
+
+
+def _looks_at_marks(engine: Engine) -> int:
+    """How often a worker looks at the mark of each block: of all at its start and end, or of the one it is given."""
+    return 2 if engine == "partitions" else 1
+
+
+def _objects_of_round(header: StoreHeader, size: RoundSize) -> int:
+    """Objects below a round's own metadata."""
+    metadata = 2 + _groups(header) + _COLUMNS + _BLOCK_COLUMNS + _arrays(header) + 1
+    return metadata + _column_chunks(size) + size.blocks * (_arrays(header) + _BLOCK_COLUMNS + 1)
+
+
+def _column_chunks(size: RoundSize) -> int:
+    return _SAMPLE_COLUMNS * _chunks(size.rows) + _LABEL_COLUMNS * _chunks(size.labels)
+
+
+def _groups(header: StoreHeader) -> int:
+    """Groups that hold activations: by kind, and by phase."""
+    return len(vector_arrays(header)) * (1 + len(header.phases))
+
+
+def _shards(header: StoreHeader) -> int:
+    return len(header.phases) * len(header.model_layers)
+
+
+def _arrays(header: StoreHeader) -> int:
+    return len(vector_arrays(header)) * _shards(header)
+
+
+def _chunks(rows: int) -> int:
+    """Objects of a column that is whole from the start."""
+    return -(-rows // COLUMN_CHUNK_ROWS)

@@ -1,0 +1,67 @@
+"""`lenscache plan` for machines that are not this one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.cli.test_lenscache import assert_one_line_error
+from tests.models import CONFIGS
+
+
+@pytest.fixture(scope="module")
+def config_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of which there is no more than its configuration."""
+    folder = tmp_path_factory.mktemp("models") / "outline"
+    folder.mkdir()
+    (folder / "config.json").write_text(CONFIGS["llama"]().to_json_string())
+    return folder
+
+
+def test_plan_for_other_devices_needs_no_weights(lenscache: Run, pack_file: Path, config_folder: Path) -> None:
+    result = lenscache("plan", "--pack", pack_file, "--model", config_folder, "--devices", 16, "--device-kind", "h100")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("7 concepts on layers 0, 1: ")
+    assert "guessed from their letters" in lines[0]
+    assert lines[1].startswith("16 x h100: 16 copies of the model, batches of 4, ")
+    assert "device hours" in lines[2]
+    assert lines[4].startswith("time: ")
+    assert "PUT" in lines[6]
+
+
+def test_plan_for_other_devices_counts_what_extract_left(
+    lenscache: Run, extract_options: list[str], finished_store: Path
+) -> None:
+    found = json.loads(lenscache("info", finished_store, "--json").stdout)
+    result = lenscache("plan", *extract_options, "--device-kind", "l40s", "--storage", "disk", "--json")
+    planned = json.loads(result.stdout)
+    assert planned["prompts"] == sum(entry["rows"] for entry in found["rounds"])
+    assert planned["blocks"] == sum(entry["blocks"] for entry in found["rounds"])
+    assert planned["raw_bytes"] == found["raw_bytes"]
+    assert planned["objects"] == sum(file.is_file() for file in finished_store.rglob("*"))
+    assert (planned["devices"], planned["are_tokens_guessed"]) == (1, False)
+    assert planned["seconds_low"] < planned["seconds"] < planned["seconds_high"]
+
+
+def test_plan_measures_this_device_if_it_is_meant(lenscache: Run, extract_options: list[str]) -> None:
+    result = lenscache("plan", *extract_options, "--devices", 3, "--json")
+    assert result.exit_code == 0, result.output
+    assert "loading " in result.stderr
+    planned = json.loads(result.stdout)
+    assert (planned["device_kind"], planned["copies"]) == ("here", 3)
+
+
+def test_plan_refuses_devices_it_knows_nothing_of(lenscache: Run, extract_options: list[str]) -> None:
+    result = lenscache("plan", *extract_options, "--device-kind", "abacus")
+    assert_one_line_error(result, "no figures of the device kind 'abacus'", "h100", "here")
+
+
+def test_plan_refuses_model_layers_that_the_outline_lacks(lenscache: Run, pack_file: Path, config_folder: Path) -> None:
+    result = lenscache(
+        "plan", "--pack", pack_file, "--model", config_folder, "--device-kind", "a100", "--model-layers", "7"
+    )  # fmt: skip
+    assert_one_line_error(result, "model layer 7 does not exist")
