@@ -111,22 +111,24 @@ def local(request: Request, loaded: LoadedModel) -> float:
 def on_ray(request: Request, load: Callable[[], LoadedModel], workers: int) -> float:
     """Seconds of Ray for all blocks, once every worker has its model."""
     times: list[float] = []
-    feed, note = _Driver._feed, _Driver._note_written
+    next_for, note = _Driver._next_for, _Driver._note_written
 
-    def feed_when_all_are_ready(self: Any, seat: Any) -> None:
-        if all(each.is_ready for each in self._seats):
-            times.append(time.perf_counter())
-            feed(self, seat)
+    def nothing_until_all_are_ready(self: Any, *arguments: Any) -> Any:
+        if not all(seat.is_ready for seat in self._seats):
+            return None
+        times.append(time.perf_counter())
+        return next_for(self, *arguments)
 
     def note_and_time(self: Any, *arguments: Any) -> None:
         note(self, *arguments)
-        if all(map(self._is_written, range(len(self._shapes)))):
+        if not any(self._unwritten):
             times.append(time.perf_counter())
             raise _AllWritten  # verification is the same everywhere
 
     with (
-        patch.object(_Driver, "_feed", feed_when_all_are_ready), patch.object(_Driver, "_note_written", note_and_time),
-    ):  # fmt: skip
+        patch.object(_Driver, "_next_for", nothing_until_all_are_ready),
+        patch.object(_Driver, "_note_written", note_and_time),
+    ):
         try:
             extract_with_ray(request, load, workers=workers)
         except _AllWritten:

@@ -20,15 +20,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lenscache.errors import LenscacheError, PlanError, WorkerError
+from lenscache.errors import PlanError, WorkerError
 from lenscache.extraction import Request, RoundShape
 from lenscache.model import LoadedModel
 from lenscache.ray_cluster import connected, cores_of_a_worker, resource, threads_of_a_worker
@@ -114,16 +114,31 @@ class _Seat:
     """Of its last answer about blocks."""
     has_begun: bool = False
     """Whether the cluster had room for it."""
+    has_model: bool = False
     is_ready: bool = False
-    """Whether it has its model, and the request laid out."""
+    """Whether it has the request laid out, too."""
+    asked_from: float = 0.0
+    """When it may be asked again: not while it is being begun again."""
+    is_busy: bool = False
     report: ExtractReport = field(default_factory=ExtractReport)
     progress: WorkerProgress = field(default_factory=lambda: WorkerProgress(0, 0, None, []))
     asked: Any = None
     """The answer to `progress` that is waited for."""
 
 
+class _Task(NamedTuple):
+    """Something a worker was asked."""
+
+    seat: _Seat
+    what: str
+    arguments: tuple[int, ...]
+
+
 class _Driver:
-    """Hands out blocks until all are written, and then the rounds to verify."""
+    """Hands out blocks until all are written, and then the rounds to verify.
+
+    Whatever a worker is asked may be asked of any other: one that is gone for good holds nothing up.
+    """
 
     def __init__(
         self,
@@ -145,28 +160,31 @@ class _Driver:
         )(Worker)  # fmt: skip
         self._seats = [_Seat(actor.remote(request, load, threads, on_gpu)) for _ in range(workers)]
         self._on_progress = on_progress
-        self._waiting: deque[BlockName] = deque()
-        self._tasks: dict[Any, tuple[_Seat, str, BlockName | int | None]] = {}
+        self._tasks: dict[Any, _Task] = {}
         self._shapes: list[RoundShape] = []
-        self._written: set[BlockName] = set()
-        self._finished: set[int] = set()
+        self._waiting: deque[BlockName] = deque()
+        self._unwritten: list[set[int]] = []
+        """Blocks of each round."""
+        self._rows_written: list[int] = []
+        """Of each round."""
+        self._unverified: set[int] = set()
+        """Rounds."""
         self._ended: list[ExtractReport] = []  # of workers that died
         self._first = ExtractReport()
         self._begun = time.monotonic()
+        self._watched = 0.0
         self._has_told_of_room = False
-        self._restarting: list[tuple[float, _Seat, str, BlockName | int | None]] = []  # when to ask whom what
 
     def run(self) -> ExtractReport:
         """Everything; what was done."""
-        for seat in self._seats:
-            self._ask(seat, "load")
-        start = time.perf_counter()
-        while not self._is_through:
-            for seat, what, about, answer in self._answers():
-                self._take(seat, what, about, answer)
-            self._ask_those_who_restart()
-            self._watch()
-        self._first.seconds_to_start = min(self._first.seconds_to_start, time.perf_counter() - start)
+        while self._unverified or not self._shapes:
+            self._occupy()
+            for task, answer in self._answers():
+                self._take(task, answer)
+            if time.monotonic() - self._watched > _POLL_S:
+                self._watched = time.monotonic()
+                self._watch()
+        self._tell()
         return self._report()
 
     def stop(self) -> None:
@@ -176,17 +194,44 @@ class _Driver:
         for seat in self._seats:
             ray.kill(seat.actor, no_restart=True)
 
-    @property
-    def _is_through(self) -> bool:
-        return bool(self._shapes) and len(self._finished) == len(self._shapes)
-
     # what is asked of workers, and what comes of it
 
-    def _ask(self, seat: _Seat, what: str, *arguments: int, about: BlockName | int | None = None) -> None:
-        reference = getattr(seat.actor, what).remote(*arguments)
-        self._tasks[reference] = seat, what, about
+    def _ask(self, seat: _Seat, what: str, *arguments: int) -> None:
+        seat.is_busy = True
+        self._tasks[getattr(seat.actor, what).remote(*arguments)] = _Task(seat, what, arguments)
 
-    def _answers(self) -> Iterator[tuple[_Seat, str, BlockName | int | None, Any]]:
+    def _occupy(self) -> None:
+        """Ask those who have nothing to do."""
+        now = time.monotonic()
+        under_way = {(task.what, task.arguments) for task in self._tasks.values()}
+        for seat in self._seats:
+            if seat.is_busy or seat.asked_from > now:
+                continue
+            question: tuple[Any, ...] | None
+            if not seat.has_model:
+                question = ("load",)
+            elif not seat.is_ready:
+                # The first lays out the store, and chooses a batch size that the others then find there.
+                question = ("lay_out",) if self._shapes or ("lay_out", ()) not in under_way else None
+            else:
+                question = self._next_for(seat, under_way)
+            if question is not None:
+                what, *arguments = question
+                self._ask(seat, what, *arguments)
+                under_way.add((what, tuple(arguments)))
+
+    def _next_for(self, seat: _Seat, under_way: Collection[tuple[str, tuple[int, ...]]]) -> tuple[Any, ...] | None:
+        """A block, a round to verify, or to see its last block written."""
+        if self._waiting:
+            block = self._waiting.popleft()
+            seat.given.add(block)
+            return ("do", *block)
+        for number in sorted(self._unverified):
+            if not self._unwritten[number] and ("finish", (number,)) not in under_way:
+                return ("finish", number)
+        return ("flush",) if seat.given else None
+
+    def _answers(self) -> Iterator[tuple[_Task, Any]]:
         """Answers that have come; of a worker that died, its death is taken care of here."""
         import ray
         from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
@@ -194,20 +239,24 @@ class _Driver:
         if not self._tasks:  # all are being begun again
             time.sleep(_POLL_S)
             return
-        done, _ = ray.wait(list(self._tasks), timeout=_POLL_S)
+        ray.wait(list(self._tasks), timeout=_POLL_S)
+        done, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
         for reference in done:
-            seat, what, about = self._tasks.pop(reference)
+            task = self._tasks.pop(reference)
+            task.seat.is_busy = False
             try:
                 answer = ray.get(reference)
             except RayTaskError as error:
-                raise error.cause if isinstance(error.cause, LenscacheError) else error from None
+                raise error.cause if isinstance(error.cause, Exception) else error from None
             except RayActorError as error:
                 # Whoever is asked while he is begun again says so at once: that is no other death.
                 if not (isinstance(error, ActorUnavailableError) and "is restarting" in str(error)):
-                    self._bury(seat, error)
-                self._ask_again(seat, what, about)
+                    self._bury(task.seat, error)
+                self._hand_out_again(task.seat, set(task.seat.given))
+                task.seat.has_model = task.seat.is_ready = False
+                task.seat.asked_from = time.monotonic() + _POLL_S
                 continue
-            yield seat, what, about, answer
+            yield task, answer
 
     def _bury(self, seat: _Seat, error: Exception) -> None:
         """A worker has died: Ray begins it again."""
@@ -221,84 +270,46 @@ class _Driver:
         seat.report, seat.progress, seat.asked = ExtractReport(), WorkerProgress(0, 0, None, []), None
         self._tell(f"a worker died and is begun again ({seat.deaths} of {MOST_DEATHS} times in a row)")
 
-    def _ask_again(self, seat: _Seat, what: str, about: BlockName | int | None) -> None:
-        """Nothing that a worker had yet to write is written; it starts over in a moment."""
-        self._hand_out_again(seat, set(seat.given))
-        seat.is_ready = False
-        if what != "finish":
-            what, about = "lay_out" if self._shapes or what == "lay_out" else "load", None
-        self._restarting.append((time.monotonic() + _POLL_S, seat, what, about))
-
-    def _ask_those_who_restart(self) -> None:
-        now = time.monotonic()
-        due = [entry for entry in self._restarting if entry[0] <= now]
-        self._restarting = [entry for entry in self._restarting if entry[0] > now]
-        for _, seat, what, about in due:
-            self._ask(seat, what, *([about] if isinstance(about, int) else []), about=about)
-
     def _hand_out_again(self, seat: _Seat, blocks: Collection[BlockName]) -> None:
         self._waiting.extendleft(sorted(blocks, reverse=True))
         seat.given.difference_update(blocks)
 
-    def _take(self, seat: _Seat, what: str, about: BlockName | int | None, answer: Any) -> None:
-        if what == "load":
-            # The first lays out the store, and chooses a batch size that the others then find there.
-            asked = [*self._tasks.values(), *(entry[1:] for entry in self._restarting)]
-            if self._shapes or not any(what == "lay_out" for _, what, _ in asked):
-                self._ask(seat, "lay_out")
+    def _take(self, task: _Task, answer: Any) -> None:
+        seat = task.seat
+        seat.has_model = seat.has_begun = True
+        if task.what == "load":
             return
-        if what == "lay_out":
-            seat.is_ready = True
+        seat.is_ready = True
+        if task.what == "lay_out":
             if not self._shapes:
                 self._begin(*answer)
-            for other in self._idle():
-                self._feed(other) if other.is_ready else self._ask(other, "lay_out")
             return
         done: Done = answer
         if done.life != seat.life:
             # Who dies between two questions is begun again without a word; what it had yet to write is lost.
-            self._hand_out_again(seat, seat.given - {about})
+            self._hand_out_again(seat, seat.given - {task.arguments})
             seat.life = done.life
         seat.report = done.report
-        if isinstance(about, tuple):
-            seat.given.add(about)
         self._note_written(seat, done.written)
-        if what == "finish" and isinstance(about, int):
-            self._finished.add(about)
-        for other in self._idle():
-            self._feed(other)
+        if task.what == "finish":
+            self._unverified.discard(task.arguments[0])
 
     def _begin(self, shapes: Sequence[RoundShape], report: ExtractReport) -> None:
-        self._shapes, self._first = list(shapes), report
+        self._shapes = list(shapes)
+        self._first = replace(report, seconds_to_start=time.monotonic() - self._begun)
+        self._unwritten = [set(range(len(shape.rows_of_blocks))) for shape in shapes]
+        self._rows_written = [0] * len(shapes)
+        self._unverified = set(range(len(shapes)))
         self._waiting.extend((n, b) for n, shape in enumerate(shapes) for b in range(len(shape.rows_of_blocks)))
-
-    def _idle(self) -> list[_Seat]:
-        busy = [id(seat) for seat, _, _ in self._tasks.values()] + [id(seat) for _, seat, _, _ in self._restarting]
-        return [seat for seat in self._seats if id(seat) not in busy]
-
-    def _feed(self, seat: _Seat) -> None:
-        """Something to do for a worker that is idle: a block, a round to verify, or to see its last block written."""
-        if self._waiting:
-            block = self._waiting.popleft()
-            seat.given.add(block)
-            self._ask(seat, "do", *block, about=block)
-            return
-        ready = [number for number in range(len(self._shapes)) if self._is_written(number)]
-        asked = [*self._tasks.values(), *(entry[1:] for entry in self._restarting)]
-        under_way = {about for _, what, about in asked if what == "finish"}
-        if open_rounds := [n for n in ready if n not in self._finished and n not in under_way]:
-            self._ask(seat, "finish", open_rounds[0], about=open_rounds[0])
-        elif seat.given:
-            self._ask(seat, "flush")
 
     def _note_written(self, seat: _Seat, written: Sequence[BlockName]) -> None:
         if written:
             seat.deaths = 0
         seat.given.difference_update(written)
-        self._written.update(written)
-
-    def _is_written(self, number: int) -> bool:
-        return all((number, block) in self._written for block in range(len(self._shapes[number].rows_of_blocks)))
+        for number, block in written:
+            if block in self._unwritten[number]:
+                self._unwritten[number].remove(block)
+                self._rows_written[number] += self._shapes[number].rows_of_blocks[block]
 
     # what is told
 
@@ -307,10 +318,12 @@ class _Driver:
         import ray
         from ray.exceptions import RayError
 
+        references = [seat.asked for seat in self._seats if seat.asked is not None]
+        answered = set(ray.wait(references, num_returns=len(references), timeout=0)[0]) if references else set()
         for seat in self._seats:
             if seat.asked is None:
                 seat.asked = seat.actor.progress.options(concurrency_group="watch").remote()
-            elif ray.wait([seat.asked], timeout=0)[0]:
+            elif seat.asked in answered:
                 try:
                     seat.progress = ray.get(seat.asked)
                     seat.has_begun = True
@@ -331,19 +344,18 @@ class _Driver:
             if message:
                 self._on_progress(ExtractProgress(0, 0, 0, 0, message))
             return
-        number = next((n for n in range(len(self._shapes)) if not self._is_written(n)), len(self._shapes) - 1)
-        shape = self._shapes[number]
-        done = sum(rows for block, rows in enumerate(shape.rows_of_blocks) if (number, block) in self._written)
+        number = next((n for n, left in enumerate(self._unwritten) if left), len(self._shapes) - 1)
+        shape, total = self._shapes[number], sum(self._shapes[number].rows_of_blocks)
         run = [max(seat.progress.rows_run, seat.report.rows_run) for seat in self._seats]
         # What workers have run of blocks that are not written counts as done, up to what there is.
         under_way = [max(0, seat.progress.rows_run - seat.report.rows_run) for seat in self._seats]
-        done = min(done + sum(under_way), sum(shape.rows_of_blocks))
+        done = min(self._rows_written[number] + sum(under_way), total)
         memory = [seat.progress.memory_bytes for seat in self._seats if seat.progress.memory_bytes is not None]
         self._on_progress(
             ExtractProgress(
-                shape.layer, done, sum(shape.rows_of_blocks), sum(run) + sum(each.rows_run for each in self._ended),
-                message, concepts_done=int(np.searchsorted(shape.last_rows, done)),
-                concepts_total=len(shape.last_rows), tokens_run=sum(seat.progress.tokens_run for seat in self._seats),
+                shape.layer, done, total, sum(run) + sum(each.rows_run for each in self._ended), message,
+                concepts_done=int(np.searchsorted(shape.last_rows, done)), concepts_total=len(shape.last_rows),
+                tokens_run=sum(seat.progress.tokens_run for seat in self._seats),
                 memory_bytes=sum(memory) if memory else None,
             )
         )  # fmt: skip
@@ -351,13 +363,12 @@ class _Driver:
     def _report(self) -> ExtractReport:
         """The whole run; rows count as often as they were run."""
         parts = [*self._ended, *(seat.report for seat in self._seats)]
-        repaired = Counter(name for part in parts for name in part.repaired_blocks)
         return replace(
             self._first,
             rows=sum(sum(shape.rows_of_blocks) for shape in self._shapes),
             rows_run=sum(part.rows_run for part in parts),
             rows_reused=sum(part.rows_reused for part in parts),
-            repaired_blocks=sorted(repaired),
+            repaired_blocks=sorted({name for part in parts for name in part.repaired_blocks}),
             batch_size=min((part.batch_size for part in parts if part.batch_size), default=0),
             max_relative_error=max(part.max_relative_error for part in parts),
         )

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,8 @@ def test_workers_killed_at_random_lose_nothing_and_duplicate_nothing(
     kills: int, expected: Path, tmp_path: Path
 ) -> None:
     killer = Killer(kills)
-    report = with_ray(tmp_path / "s.zarr", slow_model, on_progress=killer)
+    load = partial(slow_model, 0.02 * kills)  # progress comes twice a second, and a worker is killed where it shows
+    report = with_ray(tmp_path / "s.zarr", load, on_progress=killer)
     assert killer.left == 0
     assert killer.died >= 1
     assert arrays(tmp_path / "s.zarr") == arrays(expected)
@@ -187,13 +189,13 @@ def test_a_worker_that_dies_between_two_questions_loses_nothing(
     """Ray begins it again without a word: nothing was under way. Its last block may not have been written."""
     ask, killed = _Driver._ask, list[int]()
 
-    def kill_first(self: _Driver, seat: Any, what: str, *arguments: int, **more: Any) -> None:
-        if what == before and (before != "do" or seat.given) and not killed:
+    def kill_first(self: _Driver, seat: Any, what: str, *arguments: int) -> None:
+        if what == before and (before != "do" or len(seat.given) > 1) and not killed:
             killed.extend(worker_processes())
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
             time.sleep(2)  # Ray has noticed
-        ask(self, seat, what, *arguments, **more)
+        ask(self, seat, what, *arguments)
 
     monkeypatch.setattr(_Driver, "_ask", kill_first)
     with_ray(tmp_path / "s.zarr", workers=1)
@@ -330,6 +332,39 @@ def test_two_drivers_on_one_store_do_no_harm(expected: Path, tmp_path: Path) -> 
         out, err = driver.communicate(timeout=500)
         assert (driver.returncode, err) == (0, "")
         assert int(out) == sum(target.n_samples for target in open_store(expected).rounds())
+    assert arrays(tmp_path / "s.zarr") == arrays(expected)
+    assert_whole(tmp_path / "s.zarr")
+
+
+_LOST_MACHINE = """
+import sys, ray
+from ray.cluster_utils import Cluster
+from tests.lenscache.test_ray_engine import slow_model, with_ray
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+other = cluster.add_node(num_cpus=1)
+ray.init(cluster.address, log_to_driver=False, logging_level="CRITICAL")
+lost = []
+
+def lose(progress):
+    if progress.rows_done > 8 and not lost and len(ray.nodes()) == 2 and ray.available_resources().get("CPU", 0) == 0:
+        lost.append(progress.rows_done)
+        cluster.remove_node(other, allow_graceful=False)
+
+with_ray(sys.argv[1], slow_model, workers=2, on_progress=lose)
+print(len(lost))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_the_worker_of_a_lost_machine_had_is_done_by_the_others(expected: Path, tmp_path: Path) -> None:
+    """The worker cannot be begun again, since no machine has room for it."""
+    command = [sys.executable, "-W", "ignore", "-c", _LOST_MACHINE, str(tmp_path / "s.zarr")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert (ran.returncode, ran.stdout.split()[-1:]) == (0, ["1"]), ran.stderr
     assert arrays(tmp_path / "s.zarr") == arrays(expected)
     assert_whole(tmp_path / "s.zarr")
 
