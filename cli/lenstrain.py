@@ -14,6 +14,7 @@ from . import console, lenses, options
 from .audit import audit
 from .exchange import export_pack, import_pack
 from .grid import fit_combinations, tell_left_out
+from .options import Engine
 from .read import read
 from .report import report
 from .runlog import RunLog
@@ -59,13 +60,6 @@ class Family(StrEnum):
     mean_difference = "mean-difference"
     ensemble = "ensemble"
     text = "text"
-
-
-class Engine(StrEnum):
-    """Choices of --engine."""
-
-    local = "local"
-    ray = "ray"
 
 
 _SCHEDULE, _TEXT, _ENGINE = "Schedule", "Text lenses", "Where to fit"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,6 +11,31 @@ import typer
 
 if TYPE_CHECKING:
     from lenscache.concepts import ConceptPack
+
+
+class Mode(StrEnum):
+    """Choices of --mode."""
+
+    combined = "combined"
+    prompt = "prompt"
+    completion = "completion"
+
+
+class StoreDtype(StrEnum):
+    """Choices of --store-dtype."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+    int8 = "int8"
+
+
+class Engine(StrEnum):
+    """Choices of --engine."""
+
+    local = "local"
+    ray = "ray"
+
 
 StorePath = Annotated[
     str, typer.Argument(metavar="STORE", help="The store: a folder, or a URL such as s3://bucket/prefix.")

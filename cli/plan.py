@@ -10,23 +10,7 @@ import typer
 
 from . import console, options, reports
 from .models import DeviceMapOption, Dtype, load
-
-
-class Mode(StrEnum):
-    """Choices of --mode."""
-
-    combined = "combined"
-    prompt = "prompt"
-    completion = "completion"
-
-
-class StoreDtype(StrEnum):
-    """Choices of --store-dtype."""
-
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
-    int8 = "int8"
+from .options import Mode, StoreDtype
 
 
 class Storage(StrEnum):

@@ -20,9 +20,10 @@ from lenscache.inputs import PlannedRows
 from lenscache.runner import Row, Runner
 
 _SMALLEST = 4
-_MOST_ON_A_CPU = 64
+MOST_ON_A_CPU = 64
+"""Rows of a batch: beyond, arithmetic is the limit."""
 _TRIED_TOKENS_ON_A_CPU = 4
-_PAYS = 1.05
+PAYS = 1.05
 """What a larger batch must gain in rows a second."""
 _FEWEST_FOR_A_LINE = 3
 _MOST_IN_VAIN = 2  # sizes that may not pay, one after the other: one may be slow by chance
@@ -62,7 +63,7 @@ def choose_batch(new_runner: Callable[..., Runner], rows: Sequence[PlannedRows],
     """
     on_gpu = new_runner(batch_size=1).loaded.device.type == "cuda"
     n = sum(map(len, rows))
-    most = min(most, n, n if on_gpu else _MOST_ON_A_CPU)
+    most = min(most, n, n if on_gpu else MOST_ON_A_CPU)
     by_length = _longest(rows, most) if on_gpu else _middling(rows, most)
     tried: dict[int, float] = {}
     positions: dict[int, int] = {}
@@ -75,7 +76,7 @@ def choose_batch(new_runner: Callable[..., Runner], rows: Sequence[PlannedRows],
             longest = len(by_length[-1].token_ids) + runner.max_new_tokens
             limit = max(tried, default=runner.batch_size) * longest
             break
-        in_vain = in_vain + 1 if tried and rate < _PAYS * max(tried.values()) else 0
+        in_vain = in_vain + 1 if tried and rate < PAYS * max(tried.values()) else 0
         tried[size] = rate
         positions[size] = size * (len(by_length[-1].token_ids) + runner.n_passes - 1)
         if size == most:
@@ -105,7 +106,7 @@ def _best(tried: dict[int, float], otherwise: int) -> int:
     if not tried:
         return otherwise
     fastest = max(tried.values())
-    return min(size for size, rate in tried.items() if rate * _PAYS >= fastest)
+    return min(size for size, rate in tried.items() if rate * PAYS >= fastest)
 
 
 def _shortened(new_runner: Callable[..., Runner], size: int) -> Runner:

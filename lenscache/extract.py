@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lenscache.batchcheck import TOLERANCE
 from lenscache.concepts import ConceptPack
-from lenscache.extraction import TOLERANCE, Request
+from lenscache.extraction import Request
 from lenscache.model import LoadedModel
 from lenscache.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress, Partition
 from lenscache.store import Store

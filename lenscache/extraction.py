@@ -12,9 +12,9 @@ nothing outside it, so whoever extracts it, its bytes are the same.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -23,16 +23,16 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from lenscache.batchcheck import check_batches
 from lenscache.batching import choose_batch
 from lenscache.concepts import ConceptPack
 from lenscache.diskspace import check_disk_space
-from lenscache.errors import BatchMismatchError, StoreDamagedError
+from lenscache.errors import StoreDamagedError
 from lenscache.header import Phase, StoreHeader
 from lenscache.inputs import PlannedRows, last_rows, make_header, make_runner, tokenize
 from lenscache.keys import sample_keys
 from lenscache.model import LoadedModel, memory_held
 from lenscache.prompts import plan_samples
-from lenscache.quantization import as_stored
 from lenscache.reuse import NO_COPIES, CopiedRows, ReusableRows
 from lenscache.rounds import Block, Round
 from lenscache.runner import RowResult, Runner
@@ -40,16 +40,7 @@ from lenscache.settings import ExtractProgress, ExtractReport, ExtractSettings, 
 from lenscache.store import Store, create_store, open_store
 from lenscache.topup import PlannedRound, TopUp, plan_rounds
 
-VERIFIED_ROWS = 8
-"""Rows of a round that are extracted again one by one at its end."""
-
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
-"""Largest relative error between a row in a batch and the same row alone, by the dtype the model computes in."""
-
 _BATCH_OF_NOTHING = 4  # where no row is left to run
-
-_ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11, "int8": 2.0**-6}
-"""What storing may add: values that differ a little may be rounded apart."""
 
 
 class RoundShape(NamedTuple):
@@ -350,56 +341,13 @@ class _RoundExtraction:
             activations.update({(phase, i): stacked[k] for k, i in enumerate(self.header.model_layers)})
         return Block(
             activations,
-            completion=[_decode(self.runner.loaded, result.completion_ids) for result in results],
+            completion=[self.runner.text_of(result) for result in results],
             n_completion_tokens=np.array([result.n_completion_tokens for result in results], np.int32),
         )
 
     def _verify(self) -> None:
-        """Run some rows again, together and one by one; record the largest error, and that the round is done.
-
-        A row alone is made to follow the completion that it wrote in the batch: in low precision a batch may tip a
-        sampled token, and what follows is then another text, which says nothing about the activations.
-        """
-        n = len(self.rows)
-        rng = np.random.default_rng([self.header.seed, self.target.layer, self.target.index])
-        chosen = sorted(rng.choice(n, size=min(VERIFIED_ROWS, n), replace=False).tolist())
-        stored_texts = self.target.samples().completion
-        errors = dict.fromkeys(self.header.model_layers, 0.0)
-        other_completions = 0
-        for row, together in zip(chosen, self.runner.run([self.rows[row] for row in chosen]), strict=True):
-            followed = replace(self.rows[row], completion_ids=tuple(together.completion_ids))
-            alone = self.runner.run([followed], replay=False)[0]
-            same_text = _decode(self.runner.loaded, together.completion_ids) == stored_texts[row]
-            other_completions += not same_text
-            for phase in self.header.phases:
-                for number, model_layer in enumerate(self.header.model_layers):
-                    vector = together.pooled[phase][number]
-                    found = [_relative_error(vector, alone.pooled[phase][number])]
-                    if phase == "prompt" or same_text:
-                        stored = self.target.read(phase, model_layer, slice(row, row + 1))[0]
-                        found.append(_relative_error(stored, as_stored(vector, self.header.store_dtype)))
-                    errors[model_layer] = max(errors[model_layer], *found)
-        self._record(chosen, errors, other_completions)
-
-    def _record(self, chosen: Sequence[int], errors: Mapping[int, float], other_completions: int) -> None:
-        worst = max(errors, key=lambda model_layer: errors[model_layer])
-        self.report.max_relative_error = max(self.report.max_relative_error, errors[worst])
-        tolerance = TOLERANCE[self.header.model_dtype] + _ROUNDING[self.header.store_dtype]
-        tipped_allowed = len(chosen) if self.header.model_dtype != "float32" else 1
-        if errors[worst] > tolerance or other_completions > tipped_allowed:
-            raise BatchMismatchError(
-                f"{self.target.name}: rows extracted one by one differ from the batched ones by {errors[worst]:.2g} at "
-                f"model layer {worst} (allowed {tolerance:.2g}), {other_completions} of {len(chosen)} in their "
-                "completion: the round is not marked complete; this model does not batch, extract into another "
-                "store with --batch-size 1"
-            )
-        self.target.update_attributes({
-            "verification": {
-                "rows": len(chosen), "tolerance": tolerance, "other_completions": other_completions,
-                "max_relative_error": {str(model_layer): error for model_layer, error in errors.items()},
-            },
-            "batch_size": self.runner.batch_size,
-        })  # fmt: skip
+        error = check_batches(self.target, self.header, self.runner, self.rows)
+        self.report.max_relative_error = max(self.report.max_relative_error, error)
 
     def _advance(self, n: int) -> None:
         self.rows_done += n
@@ -416,16 +364,3 @@ class _RoundExtraction:
                 memory_bytes=memory_held(*self.runner.loaded.devices),
             )
         )  # fmt: skip
-
-
-def _decode(loaded: LoadedModel, completion_ids: Sequence[int]) -> str:
-    return str(loaded.tokenizer.decode(completion_ids, skip_special_tokens=True)) if completion_ids else ""
-
-
-def _relative_error(stored: NDArray[Any], alone: NDArray[Any]) -> float:
-    """Norm of the difference over the norm; 0 where both have no pooled position."""
-    stored, alone = stored.astype(np.float64), alone.astype(np.float64)
-    if np.isnan(stored).all() and np.isnan(alone).all():
-        return 0.0
-    error = float(np.linalg.norm(stored - alone) / np.linalg.norm(alone))
-    return error if np.isfinite(error) else float("inf")

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from lenscache.batchcheck import VERIFIED_ROWS
 from lenscache.header import StoreHeader
 from lenscache.layout import COLUMN_CHUNK_ROWS, vector_arrays
 
@@ -20,7 +21,6 @@ Engine = Literal["partitions", "ray"]
 
 _SAMPLE_COLUMNS, _LABEL_COLUMNS, _BLOCK_COLUMNS, _HIERARCHY_COLUMNS = 8, 3, 2, 4
 _COLUMNS = _SAMPLE_COLUMNS + _LABEL_COLUMNS
-_VERIFIED_ROWS = 8
 _WRITES_OF_ROUND_ATTRIBUTES = 3  # as the group is created, with what was asked for, and with its verification
 
 
@@ -105,7 +105,7 @@ def requests_of_block(header: StoreHeader, engine: Engine = "partitions") -> Req
 
 def _gets_of_round(header: StoreHeader, size: RoundSize, chunks_a_block: int) -> int:
     """Of whoever lays a round out, of all its blocks, and of its verification; without looks at marks."""
-    arrays, verified = _arrays(header), min(_VERIFIED_ROWS, size.rows)
+    arrays, verified = _arrays(header), min(VERIFIED_ROWS, size.rows)
     kinds = len(vector_arrays(header))
     laying_out = 123 + 6 * kinds + 7 * (_groups(header) - kinds) + 8 * arrays  # every group above what is created
     blocks = size.blocks * requests_of_block(header).get

@@ -17,6 +17,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lenscache.batchcheck import VERIFIED_ROWS
+from lenscache.batching import MOST_ON_A_CPU, PAYS
 from lenscache.concepts import ConceptPack
 from lenscache.devices import Device, Efficiency
 from lenscache.diskspace import COMPRESSED_SHARE, estimate_bytes
@@ -59,9 +61,6 @@ _HASHED_BYTES_PER_SECOND = 4e9, 12e9, 1e9  # the model's fingerprint, on the cor
 _STRAGGLING = {"spread": 0.1, "slow_share": 0.03, "slow_factor": 2.0}
 """Of blocks, and of machines; see `lenscache.fleet`."""
 _LIFETIME_SECONDS = 24 * 3600.0  # of a worker that may be taken away, on average
-_MOST_ROWS_ON_A_CPU = 64
-_PAYS = 1.05  # as in `lenscache.batching`
-_VERIFIED_ROWS = 8
 _WASTEFUL = 0.5
 """Efficiency below which fewer devices are advised."""
 
@@ -257,8 +256,8 @@ class _Costs(NamedTuple):
         sizes, widths, blocks = _batches(work.lengths, batch, block_rows)
         dtype = work.header.model_dtype
         parts = batch_seconds(work.shape, device, efficiency, done, dtype, sizes, widths)
-        middling = np.full(1 + _VERIFIED_ROWS, float(np.mean(widths)))
-        again = np.array([_VERIFIED_ROWS] + [1] * _VERIFIED_ROWS, float)
+        middling = np.full(1 + VERIFIED_ROWS, float(np.mean(widths)))
+        again = np.array([VERIFIED_ROWS] + [1] * VERIFIED_ROWS, float)
         verifying = batch_seconds(
             work.shape, device, efficiency, done._replace(is_recorded=False), dtype, again, middling
         )  # fmt: skip
@@ -301,7 +300,7 @@ def _batch_size(
     if settings.batch_size != "auto":
         return min(settings.batch_size, most)
     sizes = [4]
-    while 2 * sizes[-1] <= min(most, block_rows if device.is_gpu else _MOST_ROWS_ON_A_CPU):
+    while 2 * sizes[-1] <= min(most, block_rows if device.is_gpu else MOST_ON_A_CPU):
         sizes.append(2 * sizes[-1])
     tried = np.array(sizes, float)
     widths = np.full(len(sizes), float(np.median(np.concatenate(work.lengths))))
@@ -309,7 +308,7 @@ def _batch_size(
         work.shape, device, device.efficiencies[0], done, work.header.model_dtype, tried, widths
     )  # fmt: skip
     rates = tried / sum(parts.values())
-    return min(most, next(size for size, rate in zip(sizes, rates, strict=True) if rate * _PAYS >= rates.max()))
+    return min(most, next(size for size, rate in zip(sizes, rates, strict=True) if rate * PAYS >= rates.max()))
 
 
 def _storage(
@@ -346,7 +345,7 @@ def _cheaper(work: Workload, settings: ExtractSettings, device: Device, now: Fle
 
     def consider(what: str, changed: Workload, its: ExtractSettings, devices: int = now.devices) -> FleetEstimate:
         then = _forecast(changed, its, device, devices, place)
-        if then.device_hours < now.device_hours / _PAYS:
+        if then.device_hours < now.device_hours / PAYS:
             found.append(f"{what}: {then.device_hours / now.device_hours:.2f} of the device hours, in "
                          f"{then.seconds / now.seconds:.2f} of the time")  # fmt: skip
         return then

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import inspect
 import io
-import json
 import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ import transformers
 from torch import nn
 
 from lenscache.errors import ModelError, ModelLayerError, ModelNotFoundError, UnsupportedModelError
+from lenscache.fingerprint import model_fingerprint, tokenizer_fingerprint
 from lenscache.hostmemory import resident_bytes
 from lenscache.placement import check_device_map, input_device, offload_folder, whole_weights
 from lenscache.tensor_parallel import Team
@@ -109,26 +106,12 @@ class LoadedModel:
 
         The same wherever the weights are.
         """
-        config = {k: v for k, v in self.model.config.to_dict().items() if k not in _CONFIG_OF_NO_CONSEQUENCE}
-        tensors, digests = whole_weights(self.model), []
-        at_once = None if self.is_whole else _HASHED_AT_ONCE
-        with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
-            while some := dict(islice(tensors, at_once)):
-                digests += [list(pair) for pair in zip(some, pool.map(_tensor_digest, some.values()), strict=True)]
-        content = [config, digests]
-        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return model_fingerprint(self.model, at_once=None if self.is_whole else _HASHED_AT_ONCE)
 
     @cached_property
     def tokenizer_fingerprint(self) -> str:
         """SHA-256 over what the tokenizer does to a text; 16 hex digits."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:
-            content = json.loads(backend.to_str())
-            content["padding"] = content["truncation"] = None  # state of the last call, not of the tokenizer
-        else:
-            content = [type(self.tokenizer).__name__, sorted(self.tokenizer.get_vocab().items())]
-        special = sorted((key, str(value)) for key, value in self.tokenizer.special_tokens_map.items())
-        return hashlib.sha256(json.dumps([content, special], sort_keys=True).encode()).hexdigest()[:16]
+        return tokenizer_fingerprint(self.tokenizer)
 
     def accepts(self, argument: str) -> bool:
         """Whether the model's forward pass takes this argument."""
@@ -420,11 +403,6 @@ def silence() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-_CONFIG_OF_NO_CONSEQUENCE = frozenset({
-    "_name_or_path", "architectures", "distributed_config", "dtype", "torch_dtype", "transformers_version", "use_cache",
-})  # fmt: skip
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -443,13 +421,6 @@ def _native_dtype(device: torch.device) -> str:
     capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # torch >= 2.10
     has_bfloat16 = any(capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
     return "bfloat16" if device.type == "cpu" and has_bfloat16 else "float32"
-
-
-def _tensor_digest(tensor: torch.Tensor) -> str:
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(data.data)
-    return digest.hexdigest()
 
 
 def _built_in_folder(alias: str, cache_dir: Path | None) -> Path:

@@ -152,6 +152,11 @@ class Runner:
             done += len(chosen)
         return [results[row] for row in range(len(rows))]
 
+    def text_of(self, result: RowResult) -> str:
+        """What a row wrote."""
+        ids = result.completion_ids
+        return str(self.loaded.tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
+
     def _batch_sizes(self, rows: Sequence[Row], order: Sequence[int]) -> list[int]:
         return batch_sizes(
             [len(rows[row].token_ids) for row in order], most=self.batch_size, max_positions=self.batch_tokens,
