@@ -17,13 +17,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from lenstrain.checks import check_both_classes, check_rows
 from lenstrain.errors import NotFittedError
-from lenstrain.logistic import balanced_weights, solve
+from lenstrain.logistic import ROUGHLY, Solution, balanced_weights, solve
 from lenstrain.parallel import chunks_by_size, in_parallel
 
 DEFAULT_C = 1.0
 """Inverse L2 strength on standardised features; 1 to 10 was best for every pooling and model measured."""
 
 _CHUNK_ROWS = 4096
+_SMALL_PRODUCT = 2**21  # multiplications; OpenBLAS has another way for up to 10**6
+_EVEN = 16  # columns: what its kernels take at a time
 
 Matrix: TypeAlias = torch.Tensor | Any
 """Features, one row a vector: a dense tensor or a sparse matrix (scipy.sparse.csr_array)."""
@@ -82,13 +84,36 @@ class LinearFit(NamedTuple):
     converged: NDArray[np.bool_]
     """(concepts,) whether the optimality condition was met."""
 
-    def decision_function(self, Z: Matrix) -> NDArray[np.float64]:
-        """(rows, concepts) logits of standardised rows Z (rows, features)."""
-        if isinstance(Z, torch.Tensor):
-            product = (Z @ torch.from_numpy(self.weight).to(Z).T).double().cpu().numpy()
+    def decision_function(self, Z: Matrix, *, even: bool = False) -> NDArray[np.float64]:
+        """(rows, concepts) logits of standardised rows Z (rows, features).
+
+        With `even`, those of a concept on float32 rows on a CPU are the same bits whatever other concepts are here.
+        """
+        # Turned over, so that the logits of a concept lie side by side.
+        if not isinstance(Z, torch.Tensor):
+            product = (Z @ self.weight.T).T
+        elif Z.device.type == "cpu":  # numpy's library is the faster one on some processors, by a third
+            rows = Z.numpy()
+            weight = _even(self.weight, rows) if even else self.weight.astype(rows.dtype)
+            product = (weight @ rows.T)[: len(self.weight)].astype(np.float64)
         else:
-            product = Z @ self.weight.T
-        return np.asarray(product + self.intercept)
+            product = (torch.from_numpy(self.weight).to(Z) @ Z.T).double().cpu().numpy()
+        return np.asarray(product + self.intercept[:, None]).T
+
+    def some(self, numbers: Sequence[int]) -> LinearFit:
+        """The lenses of some of the concepts."""
+        chosen = list(numbers)
+        logits = [self.training_logits[number] for number in chosen] if self.training_logits else []
+        return LinearFit(self.weight[chosen], self.intercept[chosen], logits, self.converged[chosen])
+
+    @classmethod
+    def joined(cls, fits: Sequence[LinearFit]) -> LinearFit:
+        """The lenses of all of them, in their order."""
+        return cls(
+            np.concatenate([fit.weight for fit in fits]), np.concatenate([fit.intercept for fit in fits]),
+            [logits for fit in fits for logits in fit.training_logits],
+            np.concatenate([fit.converged for fit in fits]),
+        )  # fmt: skip
 
     def raw(self, standardizer: Standardizer) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weights (concepts, features) and biases (concepts,) on raw features."""
@@ -102,6 +127,18 @@ class LinearFit(NamedTuple):
             weight = weight / standardizer.scale
             bias = bias - weight @ standardizer.mean
         return LinearWeights(weight.astype(np.float32), float(np.float32(bias)))
+
+
+def _even(weight: NDArray[np.float64], rows: NDArray[Any]) -> NDArray[Any]:
+    """(more lenses, features) with zeros after the others, in the precision of the rows.
+
+    Which way a product is computed, and so how it rounds, depends on its size: that of a single vector, a small one,
+    and the last columns of a large one all go ways of their own. So it is made large, and even.
+    """
+    width = max(len(weight), _SMALL_PRODUCT // max(1, rows.size))
+    even = np.zeros((-(-width // _EVEN) * _EVEN, weight.shape[1]), rows.dtype)
+    even[: len(weight)] = weight
+    return even
 
 
 class LinearTrainer:
@@ -155,10 +192,42 @@ class LinearTrainer:
         TooFewSamplesError
             If a concept has rows of one class only.
         """
+        chosen = [self._targets[number] for number in which] if targets is None else targets
+        problem = self._problem(which, counts, chosen)
+        solution = solve(*problem, self._strengths(strengths))
+        duals = solution.dual.cpu().numpy()
+        weight = np.stack([
+            _weights(self._parts[number], duals[place, None, :count])[0]
+            for place, (number, count) in enumerate(zip(which, counts, strict=True))
+        ])  # fmt: skip
+        return _fit(weight, solution, counts)
+
+    def path(self, strengths: Sequence[float]) -> list[LinearFit]:
+        """Fit all concepts on all of their rows with each of some strengths; well enough to choose one of them.
+
+        Each starts where the one before it ended: the strongest penalty, the smallest number, comes first.
+        """
+        counts = [len(target) for target in self._targets]
+        problem = self._problem(range(len(counts)), counts, self._targets)
+        solutions: list[Solution] = []
+        for strength in strengths:
+            C = self._strengths([strength] * len(counts))
+            start = solutions[-1] if solutions else None
+            solutions.append(solve(*problem, C, start=start, tolerance=ROUGHLY))
+        duals = torch.stack([solution.dual for solution in solutions], dim=1).cpu().numpy()
+        weight = np.stack([
+            _weights(part, dual[:, :count])
+            for part, dual, count in zip(self._parts, duals, counts, strict=True)
+        ])  # fmt: skip
+        return [_fit(weight[:, number], solution, counts) for number, solution in enumerate(solutions)]
+
+    def _problem(
+        self, which: Sequence[int], counts: Sequence[int], targets: Sequence[NDArray[np.bool_]]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Gram matrices, targets and weights of the first rows of some concepts, padded to the same number."""
         width = max(counts)
         y = np.zeros((len(which), width))
-        chosen = [self._targets[number] for number in which] if targets is None else targets
-        known = [target[:count] for target, count in zip(chosen, counts, strict=True)]
+        known = [target[:count] for target, count in zip(targets, counts, strict=True)]
         check_both_classes(known)
         for place, target in enumerate(known):
             y[place, : len(target)] = target
@@ -167,15 +236,18 @@ class LinearTrainer:
         importance = torch.from_numpy(present).to(self._device)
         if self._balanced:
             importance = balanced_weights(truth, importance)
-        everything = list(which) == list(range(len(self._gram)))
-        gram = self._gram[:, :width, :width] if everything else self._gram[list(which), :width, :width]
-        C = torch.tensor(list(strengths), dtype=torch.float64, device=self._device)
-        dual, intercept, logits, converged = (part.cpu().numpy() for part in solve(gram, truth, importance, C))
-        weight = np.stack([
-            _weight(self._parts[number], dual[place, :count])
-            for place, (number, count) in enumerate(zip(which, counts, strict=True))
-        ])  # fmt: skip
-        return LinearFit(weight, intercept, [f[:n] for f, n in zip(logits, counts, strict=True)], converged)
+        first, last = which[0], which[-1] + 1
+        neighbours = list(which) == list(range(first, last))  # whose matrices need no copy
+        gram = self._gram[first:last] if neighbours else self._gram[list(which)]
+        return gram[:, :width, :width], truth, importance
+
+    def _strengths(self, strengths: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(list(strengths), dtype=torch.float64, device=self._device)
+
+
+def _fit(weight: NDArray[np.float64], solution: Solution, counts: Sequence[int]) -> LinearFit:
+    intercept, logits, converged = (part.cpu().numpy() for part in solution[1:])
+    return LinearFit(weight, intercept, [f[:n] for f, n in zip(logits, counts, strict=True)], converged)
 
 
 def _gram(part: Matrix) -> torch.Tensor:
@@ -188,12 +260,12 @@ def _gram(part: Matrix) -> torch.Tensor:
     return part @ part.T
 
 
-def _weight(part: Matrix, dual: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(features,) the rows, weighted."""
+def _weights(part: Matrix, duals: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(problems, features) the rows, weighted by the dual variables (problems, rows) of each problem."""
     if isinstance(part, torch.Tensor):
-        rows = part[: len(dual)]
-        return np.asarray((torch.from_numpy(dual).to(rows) @ rows).double().cpu().numpy())
-    return np.asarray(part[: len(dual)].T @ dual)
+        rows = part[: duals.shape[1]]
+        return np.asarray((torch.from_numpy(duals).to(rows) @ rows).double().cpu().numpy())
+    return np.asarray((part[: duals.shape[1]].T @ duals.T).T)
 
 
 class LinearBatch(NamedTuple):

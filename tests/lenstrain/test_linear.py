@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 import lenstrain.logistic
 import lenstrain.parallel
 from lenstrain.errors import TooFewSamplesError
-from lenstrain.linear import LinearBatch, LinearLens, Standardizer, fit_linear_batch
+from lenstrain.linear import LinearBatch, LinearLens, LinearTrainer, Standardizer, fit_linear_batch
 
 Problem = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
@@ -228,6 +229,51 @@ def test_converged_is_told_for_each_problem(monkeypatch: pytest.MonkeyPatch) -> 
     assert finished[0] == (False, False)
     assert finished[-1] == (True, True)
     assert {(True, False), (False, True)} & set(finished)
+
+
+def test_a_path_ends_near_the_fit_of_each_strength() -> None:
+    X, rows, targets = make_batch([60, 25, 40])
+    Z, strengths = torch.from_numpy(StandardScaler().fit_transform(X)), (0.01, 0.1, 1.0, 100.0)
+    trainer = LinearTrainer(Z, rows, targets)
+    for C, near in zip(strengths, trainer.path(strengths), strict=True):
+        exact = trainer.fit(range(3), [60, 25, 40], [C] * 3)
+        assert near.converged.all()
+        apart = np.abs(near.decision_function(Z) - exact.decision_function(Z)).max()
+        assert apart < 0.02 * np.abs(exact.decision_function(Z)).max(), C
+
+
+def test_starting_from_a_stronger_penalty_leads_to_the_same_optimum() -> None:
+    gram, y, importance, C = separable_systems()
+    cold = lenstrain.logistic.solve(gram, y, importance, C)
+    start = lenstrain.logistic.solve(gram, y, importance, C / 10)
+    warm = lenstrain.logistic.solve(gram, y, importance, C, start=start)
+    torch.testing.assert_close(warm.logits, cold.logits, rtol=1e-5, atol=1e-6)
+
+
+def test_classes_that_come_apart_take_few_newton_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full steps add about 1 to a margin: with a weak penalty they would be as many as the margin is wide."""
+    gram, y, importance, C = separable_systems()
+    steps = 0
+    correction = lenstrain.logistic._correction
+
+    def counting(*args: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return correction(*args)
+
+    monkeypatch.setattr(lenstrain.logistic, "_correction", counting)
+    solution = lenstrain.logistic.solve(gram, y, importance, 100_000 * C)
+    margins = ((2 * y - 1) * solution.logits).amin(dim=1)
+    assert margins.min() > 11
+    assert solution.converged.all()
+    assert steps <= 10
+
+
+def separable_systems() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gram matrices, targets, weights and strengths of four problems of 30 rows and 200 features."""
+    Z = torch.randn(4, 30, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = (torch.arange(30) < 10).double().expand(4, 30).contiguous()
+    return Z @ Z.mT, y, torch.ones_like(y), torch.full((4,), 0.1, dtype=torch.float64)
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
