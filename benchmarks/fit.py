@@ -1,6 +1,6 @@
 """What fitting costs: beside a loop over scikit-learn and one over MLPs, as concepts grow in number, and in scoring.
 
-    python benchmarks/fit.py [--quick] [--compare] [--scale] [--json FILE] [--workdir FOLDER]
+    python benchmarks/fit.py [--quick] [--compare] [--scale] [--device cuda] [--json FILE] [--workdir FOLDER]
 
 All data are stores planted by benchmarks/planted.py, read from disk as any other; --workdir keeps them.
 
@@ -13,10 +13,10 @@ compare  a layer of 276 concepts, hidden 2560, 40 to 200 prompts a concept; one 
              MLP           2560-128-64-1, ReLU, Adam at 1e-3, minibatches of 32, 50 epochs: no C to choose
          Loops run on random concepts, others in every turn, and their mean time stands for all. Products run on
          one thread: at these sizes more are no faster, and on a busy machine many times slower. lenstrain fits all,
-         in turn with the loops. "Same work" leaves out what the loops do not do (calibrators, controls,
-         intervals) and what all share (negatives, reading, standardising): rows gathered, fits, held-out logits,
-         judging; on all cores, as by default, and on one. "Whole" is all of `fit_lenses`, beside the loop plus what
-         all share.
+         in turn with the loops. "Same work" leaves out what the loops do not do (calibrators, controls, intervals,
+         directions to steer along) and what all share (negatives, reading, standardising): rows gathered, fits,
+         held-out logits, judging; on all cores, as by default, and on one. "Whole" is all of `fit_lenses`, beside the
+         loop plus what all share. With --device lenstrain fits there, and the loops where they always do.
 one fit  a fit for each of 128 concepts on n rows, an eighth of them positive, beside LogisticRegression one by one
 scale    `fit_lenses` with everything by default on stores of 40 prompts a concept, each in a process of its own: time,
          peak memory of the process, grades. The cosine of a lens and its planted direction is taken on standardised
@@ -30,7 +30,8 @@ scoring at most 1.5 times the product. Only without --quick is the exit status 1
 fewer concepts and turns, and says what 5,665 concepts cost by extrapolation.
 
 Predicted before the first run: 25 times the scikit-learn loop and 300 times the MLP loop; 5,665 concepts in 420 s and
-4 GiB, seconds growing with the power 1.3 of concepts, since products with held-out rows grow with the square.
+4 GiB, seconds growing with the power 1.3 of concepts, since products with held-out rows grow with the square. Predicted
+once concepts took their iterations in step: 25 and 400; 300 s and 4.5 GiB, the power 1.15.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -61,16 +62,18 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 import lenstrain.adaptive
+import lenstrain.iterations
 from lenstrain.adaptive import FittedLens, Iteration, fit_lenses
-from lenstrain.calibration import Grade, ranking
-from lenstrain.choice import best_for_each
+from lenstrain.calibration import Grade, Ranking
+from lenstrain.choice import CHOICE_PREVALENCE, best_for_each
 from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset, open_dataset
 from lenstrain.families import STRENGTHS as C_STRENGTHS
 from lenstrain.features import Features
+from lenstrain.iterations import AdaptiveTraining
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
 from lenstrain.linear import LinearTrainer, LinearWeights
-from lenstrain.measure import judge
+from lenstrain.measure import decide, deciding, judge
 from lenstrain.parallel import in_parallel
 from lenstrain.probability import Calibrator
 from lenstrain.settings import FitSettings
@@ -99,6 +102,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer concepts and turns")
     parser.add_argument("--compare", action="store_true", help="only the comparison with loops")
     parser.add_argument("--scale", action="store_true", help="only the growing stores")
+    parser.add_argument("--device", default="cpu", help="where lenstrain fits in the comparison; default cpu")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--workdir", type=Path, help="folder that planted stores are kept in")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -112,7 +116,7 @@ def main() -> None:
     with threadpool_limits(1), tempfile.TemporaryDirectory() as scratch:
         folder = arguments.workdir or Path(scratch)
         if everything or arguments.compare:
-            figures |= compare(folder, quick=arguments.quick)
+            figures |= compare(folder, arguments.device, quick=arguments.quick)
         if everything or arguments.scale:
             figures |= scale(folder, quick=arguments.quick)
         if everything:
@@ -140,8 +144,9 @@ Decide = Callable[[NDArray[np.float32]], NDArray[Any]]
 Fit = Callable[[NDArray[np.float32], NDArray[np.bool_], float], Decide]
 
 
-def compare(folder: Path, *, quick: bool) -> dict[str, Any]:
+def compare(folder: Path, device: str, *, quick: bool) -> dict[str, Any]:
     """lenstrain and both loops, turn by turn, and single fits."""
+    settings = replace(LAYER_SETTINGS, device=device)
     turns, n_sklearn, n_mlp = (2, 10, 1) if quick else (3, 40, 8)
     layer = SMALL_LAYER if quick else LAYER
     dataset = open_dataset(planted(folder, f"layer-{layer.layers[1]}", layer), layers=[1])
@@ -159,10 +164,10 @@ def compare(folder: Path, *, quick: bool) -> dict[str, Any]:
     for turn in range(turns):
         tasks = [TaskRows(dataset, task.task, LAYER_SETTINGS) for task in tasks]  # nothing kept from the turn before
         for side, jobs in (("same work", None), ("one core", 1)):
-            spent, result = without_extras(dataset, jobs)
+            spent, result = without_extras(dataset, settings, jobs)
             seconds[side].append(spent)
         start = time.perf_counter()
-        fit_lenses(dataset, LAYER_SETTINGS)
+        fit_lenses(dataset, settings)
         seconds["whole"].append(time.perf_counter() - start)
         ours = {lens.concept: lens.test_f1 for lens in result}
         fits = [len(lens.trajectory) for lens in result]
@@ -203,10 +208,10 @@ def prepare(dataset: LensDataset) -> tuple[list[TaskRows], Features]:
     return tasks, Features.of_model_layers(dataset, (0,))
 
 
-def without_extras(dataset: LensDataset, jobs: int | None) -> tuple[float, list[FittedLens]]:
+def without_extras(dataset: LensDataset, settings: FitSettings, jobs: int | None) -> tuple[float, list[FittedLens]]:
     """Seconds of adaptive training without calibrators, controls and intervals; and its lenses."""
     spent = 0.0
-    run = lenstrain.adaptive._AdaptiveTraining.run
+    run = AdaptiveTraining.run
 
     def timed(*args: Any) -> Iterator[list[FittedLens]]:
         nonlocal spent
@@ -214,8 +219,8 @@ def without_extras(dataset: LensDataset, jobs: int | None) -> tuple[float, list[
         yield from [*run(*args)]
         spent += time.perf_counter() - start
 
-    with bare_lenses(), patch.object(lenstrain.adaptive._AdaptiveTraining, "run", timed):
-        result = fit_lenses(dataset, LAYER_SETTINGS, jobs=jobs)
+    with bare_lenses(), patch.object(AdaptiveTraining, "run", timed):
+        result = fit_lenses(dataset, settings, jobs=jobs)
     return spent, result.lenses
 
 
@@ -226,7 +231,8 @@ def bare_lenses() -> Iterator[None]:
 
     def measure(rows: TaskRows, *args: Any, **_: Any) -> FittedLens:
         (step,) = (arg for arg in args if isinstance(arg, Iteration))
-        return FittedLens(**unknown | {"concept": rows.task.concept, "test_f1": step.test_f1})
+        score = Ranking(step.score, np.nan, np.nan, 0, 0)
+        return FittedLens(**unknown | {"concept": rows.task.concept, "test_f1": step.test_f1, "ranking": score})
 
     class NoControls:
         def __init__(self, *_: Any) -> None:
@@ -235,7 +241,14 @@ def bare_lenses() -> Iterator[None]:
         def measure(self, _trainer: Any, _features: Any, tasks: Sequence[TaskRows], *_: Any) -> list[dict[str, Any]]:
             return [{} for _ in tasks]
 
-    with patch.object(lenstrain.adaptive, "measure", measure), patch.object(lenstrain.adaptive, "Controls", NoControls):
+    def no_directions(_features: Any, tasks: Sequence[TaskRows], _model_layers: Any) -> list[tuple[()]]:
+        return [()] * len(tasks)
+
+    with (
+        patch.object(lenstrain.iterations, "measure", measure),
+        patch.object(lenstrain.iterations, "steering_directions", no_directions),
+        patch.object(lenstrain.adaptive, "Controls", NoControls),
+    ):
         yield
 
 
@@ -247,11 +260,9 @@ def loop(tasks: Sequence[TaskRows], features: Features, fit: Fit, strengths: Seq
     if strengths:
         scores = np.empty((len(strengths), len(tasks)))
         for number, task in enumerate(tasks):
-            judged = task.judged(CALIBRATION)
             for place, strength in enumerate(strengths):
                 decide = fit(Z[task.training.rows], task.training.targets, strength)
-                logits = decide(held_out[CALIBRATION])[judged.rows]
-                scores[place, number] = ranking(judged.y, logits, 0.5).score
+                scores[place, number] = task.score(CALIBRATION, decide(held_out[CALIBRATION]), CHOICE_PREVALENCE)
         C = [strengths[i] for i in best_for_each(scores, tasks)]
     return {task.task.concept: train(task, Z, held_out, fit, c).test_f1 for task, c in zip(tasks, C, strict=True)}
 
@@ -261,9 +272,10 @@ def train(task: TaskRows, Z: NDArray[np.float32], held_out: dict[int, Any], fit:
     for iteration in count(1):
         end = task.training.ends[iteration - 1]
         rows = Z[task.training.rows[:end]]
-        decide = fit(rows, task.training.targets[:end], C)
-        logits = {split: decide(held) for split, held in held_out.items()}
-        step, _ = judge(task, decide(rows), logits, LAYER_SETTINGS, iteration)
+        logits = fit(rows, task.training.targets[:end], C)
+        chosen = deciding(task, LAYER_SETTINGS)
+        threshold = decide(chosen, logits(held_out[CALIBRATION][chosen.rows]), LAYER_SETTINGS)
+        step = judge(task, logits(rows), threshold, logits(held_out[TEST]), LAYER_SETTINGS, iteration)
         if iteration == task.last_iteration or LAYER_SETTINGS.graduates(step, iteration):
             return step
     raise AssertionError("unreachable")

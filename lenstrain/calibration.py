@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 REFERENCE_PREVALENCE = 0.01
 
+_FEW = 40  # positives: up to so many, a comparison of each with all negatives is faster than to sort the negatives
 _ABOVE_ALL = 1e-3  # of a logit: shipped lenses are float32, and what lies on the bound must stay below it there
 
 
@@ -70,25 +71,27 @@ class _Cuts(NamedTuple):
     """(positives,) place of the last positive with the same logit: tied logits are one threshold"""
     above: NDArray[np.intp]
     """(positives,) negatives at or above each"""
-    strictly_above: NDArray[np.intp]
-    """(positives,) negatives above each"""
+    reaching: NDArray[np.float64]
+    """Logits of the negatives that are at or above any positive."""
+
+    @property
+    def strictly_above(self) -> NDArray[np.intp]:
+        """(positives,) negatives above each"""
+        return len(self.reaching) - np.searchsorted(np.sort(self.reaching), self.logits, side="right")
 
 
-def _cuts(y: NDArray[np.bool_], logits: NDArray[np.float64]) -> _Cuts:
-    """Positives are few and negatives many, so the positives alone are sorted, and the negatives counted into them."""
-    if np.isnan(logits[y]).any():
-        logits = np.where(np.isnan(logits), -np.inf, logits)
-    positives, negatives = logits[y], logits[~y]
+def _cuts(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> _Cuts:
+    if np.isnan(positives).any():
+        positives, negatives = (np.where(np.isnan(values), -np.inf, values) for values in (positives, negatives))
     order = np.argsort(-positives, kind="stable")
     descending = positives[order]
-    ascending, n = descending[::-1], len(descending)
-    reaching = negatives[negatives >= ascending[0]]  # of a good lens hardly any; NaN is not among them
-    place = np.searchsorted(ascending, reaching, side="right")  # how many positives are at or below each
-    above = np.cumsum(np.bincount(place, minlength=n + 1)[::-1])[:n]
-    tied = np.bincount(place[ascending[place - 1] == reaching] - 1, minlength=n)[::-1]  # at the first place of a tie
-    first = np.searchsorted(-descending, -descending, side="left")
+    reaching = negatives[negatives >= descending[-1]]  # of a good lens hardly any; NaN is not among them
+    if len(descending) <= _FEW:
+        above = np.array([np.count_nonzero(reaching >= logit) for logit in descending])
+    else:
+        above = len(reaching) - np.searchsorted(np.sort(reaching), descending, side="left")
     last = np.searchsorted(-descending, -descending, side="right") - 1
-    return _Cuts(descending, order, last, above, above - tied[first])
+    return _Cuts(descending, order, last, above, reaching)
 
 
 def ranking(y: NDArray[np.bool_], logits: NDArray[np.float64], prevalence: float = REFERENCE_PREVALENCE) -> Ranking:
@@ -99,15 +102,31 @@ def ranking(y: NDArray[np.bool_], logits: NDArray[np.float64], prevalence: float
     n_positive, n_negative = int(y.sum()), int((~y).sum())
     if not n_positive or not n_negative:
         return Ranking(np.nan, np.nan, np.nan, n_positive, n_negative)
-    cuts = _cuts(y, logits)
-    true, false = (cuts.last_of_tie + 1) / n_positive, cuts.above / n_negative
+    cuts = _cuts(logits[y], logits[~y])
     auroc = float(1 - ((cuts.above + cuts.strictly_above) / 2).mean() / n_negative)
     natural = n_positive / (n_positive + n_negative)
+    score, average_precision = (_average_precision(cuts, n_negative, share) for share in (prevalence, natural))
+    return Ranking(score, average_precision, auroc, n_positive, n_negative)
 
-    def average_precision(share: float) -> float:
-        return float((share * true / (share * true + (1 - share) * false)).mean())
 
-    return Ranking(average_precision(prevalence), average_precision(natural), auroc, n_positive, n_negative)
+def ranking_score(
+    positives: NDArray[np.float64], negatives: NDArray[np.float64], n_negative: int, prevalence: float
+) -> float:
+    """The score of `ranking` alone, from the logits of each class.
+
+    Parameters
+    ----------
+    negatives : those that are not below all positives will do.
+    n_negative : how many there are in all.
+    """
+    if not len(positives) or not n_negative:
+        return np.nan
+    return _average_precision(_cuts(positives, negatives), n_negative, prevalence)
+
+
+def _average_precision(cuts: _Cuts, n_negative: int, share: float) -> float:
+    true, false = (cuts.last_of_tie + 1) / len(cuts.logits), cuts.above / n_negative
+    return float((share * true / (share * true + (1 - share) * false)).mean())
 
 
 def score_interval(
@@ -145,7 +164,7 @@ def score_interval(
     if not y.any() or y.all():
         return Interval(np.nan, np.nan)
     rng = np.random.default_rng(seed)
-    cuts = _cuts(y, logits)
+    cuts = _cuts(logits[y], logits[~y])
     _, member = np.unique(groups[y][cuts.order], return_inverse=True)
     drawn = _redrawn(rng, n_resamples, int(member.max()) + 1)[:, member]
     n_positive = drawn.sum(axis=1)
@@ -195,20 +214,29 @@ def classify(y: NDArray[np.bool_], logits: NDArray[np.float64], threshold: float
     Negatives cost nothing here, so there are more of them than positives, and F1 would depend on how many. Weighting
     the classes alike gives the F1 of a balanced test set with the precision of all its negatives.
     """
-    recall = float((logits[y] >= threshold).mean())
-    false_rate = float((logits[~y] >= threshold).mean())
+    passes = logits >= threshold
+    n_positive, n_passed, found = int(y.sum()), int(passes.sum()), int((passes & y).sum())
+    recall = found / n_positive if n_positive else np.nan
+    n_negative = len(y) - n_positive
+    false_rate = (n_passed - found) / n_negative if n_negative else np.nan
     precision = recall / (recall + false_rate) if recall else 0.0
     return Classification(2 * recall / (recall + false_rate + 1), precision, recall)
 
 
 def best_threshold(y: NDArray[np.bool_], logits: NDArray[np.float64]) -> float:
     """The logit that maximises F1 as `classify` defines it; among equals the one nearest to 0, the fit's own choice."""
-    values = np.unique(logits)
-    cuts = np.concatenate([[values[0] - 1.0, 0.0], (values[:-1] + values[1:]) / 2])
-    recall = 1 - np.searchsorted(np.sort(logits[y]), cuts, side="left") / y.sum()
-    false_rate = 1 - np.searchsorted(np.sort(logits[~y]), cuts, side="left") / (~y).sum()
+    order = np.argsort(logits)
+    ascending = logits[order]
+    positives_below = np.concatenate([[0], np.cumsum(y[order])])
+    cut = np.flatnonzero(ascending[1:] > ascending[:-1]) + 1  # with so many logits below it
+    below = np.concatenate([[0, np.searchsorted(ascending, 0.0)], cut])
+    cuts = np.concatenate([[ascending[0] - 1.0, 0.0], (ascending[cut - 1] + ascending[cut]) / 2])
+    n_positive = positives_below[-1]
+    recall = 1 - positives_below[below] / n_positive
+    false_rate = 1 - (below - positives_below[below]) / (len(logits) - n_positive)
     f1 = 2 * recall / (recall + false_rate + 1)
-    return float(cuts[np.lexsort((np.abs(cuts), -f1))[0]])
+    best = cuts[f1 == f1.max()]
+    return float(best[np.abs(best).argmin()])
 
 
 def threshold_for_fpr(y: NDArray[np.bool_], logits: NDArray[np.float64], fpr: float) -> float:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.calibration import ranking
 from lenstrain.dataset import CALIBRATION, LensDataset
 from lenstrain.errors import SettingsError
-from lenstrain.families import Trainer
-from lenstrain.features import Features
+from lenstrain.features import Features, Scores
 from lenstrain.linear import LinearTrainer
 from lenstrain.parallel import chunks_by_size, in_parallel
 from lenstrain.settings import FitSettings
@@ -21,7 +20,7 @@ from lenstrain.taskrows import TaskRows
 _MIDDLE_STRENGTH = 0.1  # for choosing the model layer, before the strength is chosen
 # Average precision at 1 % hangs on the few best negatives, and a calibration split is small: at one half it chose
 # lenses with a better test F1 (0.808 against 0.795 over 75 concepts, benchmarks/choice.py) and no worse a score at 1 %.
-_CHOICE_PREVALENCE = 0.5
+CHOICE_PREVALENCE = 0.5
 _PRIOR = 12  # calibration samples that the mean over concepts is worth; 4 to 36 chose about equally well
 
 
@@ -115,9 +114,8 @@ def _scores_of_layer(
     def score(chosen: list[int]) -> None:
         here = [tasks[i] for i in chosen]
         trainer = LinearTrainer(features.Z, [t.training.rows for t in here], [t.training.targets for t in here])
-        scores[0, chosen], scores[1, chosen] = _calibration_scores(
-            trainer, features, here, strength, (_CHOICE_PREVALENCE, prevalence)
-        )
+        fitted = trainer.fit(range(len(here)), [len(task) for task in here], [strength] * len(here))
+        scores[:, chosen] = calibration_scores(features, [fitted], here, (CHOICE_PREVALENCE, prevalence))
         for task in here:
             task.forget()
 
@@ -126,23 +124,18 @@ def _scores_of_layer(
     return scores
 
 
-def calibration_scores(trainer: Trainer, features: Features, tasks: Sequence[TaskRows], strength: float) -> list[float]:
-    """Average precision of each task on the calibration split, with all training samples, at one L2 strength."""
-    (scores,) = _calibration_scores(trainer, features, tasks, strength, (_CHOICE_PREVALENCE,))
-    return scores
-
-
-def _calibration_scores(
-    trainer: Trainer, features: Features, tasks: Sequence[TaskRows], strength: float, prevalences: Sequence[float]
-) -> list[list[float]]:
-    """The scores of the tasks at each prevalence."""
-    fitted = trainer.fit(range(len(tasks)), [len(task) for task in tasks], [strength] * len(tasks))
-    logits = features.logits(fitted, CALIBRATION)
-    judged = [task.judged(CALIBRATION) for task in tasks]
-    return [
-        [ranking(held.y, logits[held.rows, i], prevalence).score for i, held in enumerate(judged)]
-        for prevalence in prevalences
-    ]
+def calibration_scores(
+    features: Features,
+    fits: Sequence[Scores],
+    tasks: Sequence[TaskRows],
+    prevalences: Sequence[float] = (CHOICE_PREVALENCE,),
+    pool: Executor | None = None,
+) -> NDArray[np.float64]:
+    """(prevalences, tasks) average precision on the calibration split of some fits, whose lenses are those of tasks."""
+    judged = [*zip(tasks, features.logits(fits, CALIBRATION, pool), strict=True)]
+    return np.array(
+        [[task.score(CALIBRATION, logits, prevalence) for task, logits in judged] for prevalence in prevalences]
+    )
 
 
 def best_for_each(scores: NDArray[np.float64], tasks: Sequence[TaskRows]) -> list[int]:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lenstrain.calibration import classify, ranking
+from lenstrain.calibration import classify
 from lenstrain.dataset import CALIBRATION, TEST, LensDataset, stable_seed
 from lenstrain.families import Trainer
 from lenstrain.features import Features, Scores
 from lenstrain.linear import LinearFit, LinearTrainer
-from lenstrain.measure import Control, decide
+from lenstrain.measure import Control, decide, deciding
 from lenstrain.settings import FitSettings
 from lenstrain.taskrows import TaskRows
 from lenstrain.text import word_features
@@ -77,27 +78,30 @@ class Controls:
         targets = [task.training.targets[:count] for task, count in zip(tasks, counts, strict=True)]
 
         def fit_alone(other: Features, C: float) -> LinearFit:
-            return LinearTrainer(other.Z, rows, targets).fit(range(len(tasks)), counts, [C] * len(tasks))
+            return LinearTrainer(other.Z, rows, targets).path([C])[0]  # to compare with, not to ship
 
         shuffled = [self._shuffled(task, count) for task, count in zip(tasks, counts, strict=True)]
-        fits: dict[str, tuple[Features, Scores]] = {
-            "shuffled labels": (features, trainer.fit(which, counts, strengths, shuffled)),
-            "random direction": (features, self._random_directions(features, tasks, rows, targets)),
-            "text length": (self.lengths, fit_alone(self.lengths, _LENGTH_C)),
-            "words of the prompt": (self.words, fit_alone(self.words, _WORDS_C)),
-        }
+        fits: list[tuple[Features, dict[str, Scores]]] = [
+            (
+                features,
+                {
+                    "shuffled labels": trainer.fit(which, counts, strengths, shuffled),
+                    "random direction": self._random_directions(features, tasks, rows, targets),
+                },
+            ),
+            (self.lengths, {"text length": fit_alone(self.lengths, _LENGTH_C)}),
+            (self.words, {"words of the prompt": fit_alone(self.words, _WORDS_C)}),
+        ]
         found: list[dict[str, Control]] = [{} for _ in tasks]
-        for name, (seen, fitted) in fits.items():
-            logits = {split: seen.logits(fitted, split) for split in (CALIBRATION, TEST)}
-            for number, task in enumerate(tasks):
-                found[number][name] = self._judge(task, {split: f[:, number] for split, f in logits.items()})
+        for seen, named in fits:
+            test = seen.logits([*named.values()], TEST)
+            for logits, (name, number) in zip(test, product(named, range(len(tasks))), strict=True):
+                task, drawn = tasks[number], tasks[number].drawn(TEST)
+                held = deciding(task, self.settings)
+                threshold = decide(held, seen.logits_of(named[name], number, CALIBRATION, held.rows), self.settings)
+                score = task.score(TEST, logits, self.settings.prevalence)
+                found[number][name] = Control(score, classify(drawn.y, logits[drawn.rows], threshold).f1)
         return found
-
-    def _judge(self, task: TaskRows, logits: dict[int, NDArray[np.float64]]) -> Control:
-        drawn, judged = task.drawn(TEST), task.judged(TEST)
-        threshold = decide(task, logits, self.settings)
-        score = ranking(judged.y, logits[TEST][judged.rows], self.settings.prevalence).score
-        return Control(score, classify(drawn.y, logits[TEST][drawn.rows], threshold).f1)
 
     def _shuffled(self, task: TaskRows, count: int) -> NDArray[np.bool_]:
         """Targets of the rows, dealt out anew among their samples: both phases of a sample stay alike."""

@@ -55,6 +55,13 @@ class Trainer(Protocol):
         """Fit the concepts `which` on their first `counts` rows; `targets` replace their own."""
 
 
+class PathTrainer(Trainer, Protocol):
+    """Of a family that has strengths."""
+
+    def path(self, strengths: Sequence[float]) -> Sequence[Fitted]:
+        """For each strength, all concepts on all of their rows, well enough to choose one by."""
+
+
 class Job(NamedTuple):
     """What a trainer is given."""
 
@@ -94,13 +101,20 @@ class EnsembleTrainer:
 
     def fit(self, *args: Any, **options: Any) -> LinearFit:
         """As `Trainer.fit`."""
-        fits = [member.fit(*args, **options) for member in self._members]
-        return LinearFit(
-            np.hstack([fit.weight for fit in fits]) / len(fits),
-            np.mean([fit.intercept for fit in fits], axis=0),
-            [np.mean(logits, axis=0) for logits in zip(*(fit.training_logits for fit in fits), strict=True)],
-            np.all([fit.converged for fit in fits], axis=0),
-        )
+        return _mean([member.fit(*args, **options) for member in self._members])
+
+    def path(self, strengths: Sequence[float]) -> list[LinearFit]:
+        """As `PathTrainer.path`."""
+        return [_mean(fits) for fits in zip(*(member.path(strengths) for member in self._members), strict=True)]
+
+
+def _mean(fits: Sequence[LinearFit]) -> LinearFit:
+    return LinearFit(
+        np.hstack([fit.weight for fit in fits]) / len(fits),
+        np.mean([fit.intercept for fit in fits], axis=0),
+        [np.mean(logits, axis=0) for logits in zip(*(fit.training_logits for fit in fits), strict=True)],
+        np.all([fit.converged for fit in fits], axis=0),
+    )
 
 
 STRENGTHS = (0.01, 0.1, 1.0)

@@ -131,26 +131,39 @@ Logits = Mapping[int, NDArray[np.float64]]
 """(rows of the split,) logits of one lens, by held-out split."""
 
 
-def decide(rows: TaskRows, logits: Logits, settings: FitSettings) -> float:
-    """The decision threshold, on the calibration split."""
+def deciding(rows: TaskRows, settings: FitSettings) -> HeldOut:
+    """The calibration rows that the decision threshold is chosen on."""
+    return rows.drawn(CALIBRATION) if settings.fpr is None else rows.judged(CALIBRATION)
+
+
+def decide(held: HeldOut, logits: NDArray[np.float64], settings: FitSettings) -> float:
+    """The decision threshold, by the logits of the rows that `deciding` names."""
     if settings.fpr is None:
-        held = rows.drawn(CALIBRATION)
-        return best_threshold(held.y, logits[CALIBRATION][held.rows])
-    held = rows.judged(CALIBRATION)
-    return threshold_for_fpr(held.y, logits[CALIBRATION][held.rows], settings.fpr)
+        return best_threshold(held.y, logits)
+    return threshold_for_fpr(held.y, logits, settings.fpr)
 
 
 def judge(
-    rows: TaskRows, training_logits: NDArray[np.float64], logits: Logits, settings: FitSettings, iteration: int
-) -> tuple[Iteration, float]:
-    """What one iteration is worth, and its threshold; cheap, and done after every one of them."""
-    training, threshold = rows.training, decide(rows, logits, settings)
+    rows: TaskRows,
+    training_logits: NDArray[np.float64],
+    threshold: float,
+    test: NDArray[np.float64],
+    settings: FitSettings,
+    iteration: int,
+) -> Iteration:
+    """What one iteration is worth; cheap, and done after every one of them.
+
+    Parameters
+    ----------
+    training_logits : (training rows of the iteration,)
+    test : (rows of the test split,) logits.
+    """
+    training, drawn = rows.training, rows.drawn(TEST)
     train_f1 = classify(training.targets[: len(training_logits)], training_logits, threshold).f1
-    drawn, judged = rows.drawn(TEST), rows.judged(TEST)
-    test_f1 = classify(drawn.y, logits[TEST][drawn.rows], threshold).f1
-    score = ranking(judged.y, logits[TEST][judged.rows], settings.prevalence).score
+    test_f1 = classify(drawn.y, test[drawn.rows], threshold).f1
+    score = rows.score(TEST, test, settings.prevalence)
     n_positives, n_negatives = training.n_positives[iteration - 1], training.n_negatives[iteration - 1]
-    return Iteration(n_positives, n_negatives, train_f1, test_f1, score, Grade.of(score), False), threshold
+    return Iteration(n_positives, n_negatives, train_f1, test_f1, score, Grade.of(score), False)
 
 
 def measure(

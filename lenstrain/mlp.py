@@ -101,12 +101,16 @@ class MlpFit:
     def __init__(self, batch: MlpBatch, parts: Sequence[torch.Tensor]) -> None:
         self._batch = batch
         self.converged = batch.converged
-        self.training_logits = [self._logits(part, number) for number, part in enumerate(parts)]
+        self.training_logits = [self.some([n]).decision_function(part)[:, 0] for n, part in enumerate(parts)]
         """For each concept, the logits of the rows it was fitted on."""
 
     def decision_function(self, Z: torch.Tensor) -> NDArray[np.float64]:
         """(rows, concepts) logits of standardised rows Z (rows, features), in float32."""
-        return np.stack([self._logits(Z, number) for number in range(len(self.converged))], axis=1)
+        return self.some(range(len(self.converged))).decision_function(Z)
+
+    def some(self, numbers: Sequence[int]) -> MlpSome:
+        """The networks of some of the concepts."""
+        return MlpSome(self._batch, numbers)
 
     def ship(self, number: int, standardizer: Standardizer | None) -> MlpWeights:
         """The network of one concept, on raw features; None where features were not standardised."""
@@ -116,6 +120,21 @@ class MlpFit:
         w1 = (network.w1 / standardizer.scale[:, None]).astype(np.float32)
         # With the weight as rounded, so that a mean far from 0 drops out to full precision.
         return network._replace(w1=w1, b1=network.b1 - standardizer.mean @ w1.astype(np.float64))
+
+
+class MlpSome:
+    """Some networks of a batch, on standardised features."""
+
+    def __init__(self, batch: MlpBatch, numbers: Sequence[int]) -> None:
+        self._batch, self._numbers = batch, numbers
+
+    def decision_function(self, Z: torch.Tensor) -> NDArray[np.float64]:
+        """(rows, concepts) logits of standardised rows Z (rows, features), in float32."""
+        return np.stack([self._logits(Z, number) for number in self._numbers], axis=1)
+
+    def some(self, numbers: Sequence[int]) -> MlpSome:
+        """The networks of some of the concepts."""
+        return MlpSome(self._batch, [self._numbers[number] for number in numbers])
 
     def _logits(self, Z: torch.Tensor, number: int) -> NDArray[np.float64]:
         w1, b1, w2, b2, w3, b3 = (

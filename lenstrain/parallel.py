@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -18,10 +19,9 @@ _CHUNK_CONCEPTS = 64
 _MOST_JOBS = 8  # each holds a chunk in memory, and Python itself runs one at a time
 
 
-def in_parallel(
-    work: Callable[[_Chunk], _Result], chunks: Sequence[_Chunk], jobs: int | None = None
-) -> Iterator[_Result]:
-    """The result of each chunk, in their order, from `jobs` threads (None: one a core, 8 at most).
+@contextmanager
+def cores(jobs: int | None = None) -> Iterator[Executor]:
+    """`jobs` threads (None: one a core, 8 at most) to share work among.
 
     The cores are spent on chunks, not inside an operation: threads that spin on small systems are many times slower as
     soon as a second trainer wants the same cores, and an operation that is split differently rounds differently.
@@ -33,9 +33,17 @@ def in_parallel(
             threadpool_limits(1),
             ThreadPoolExecutor(jobs or min(os.cpu_count() or 1, _MOST_JOBS), initializer=_one_thread) as pool,
         ):
-            yield from pool.map(work, chunks)
+            yield pool
     finally:
         torch.set_num_threads(before)
+
+
+def in_parallel(
+    work: Callable[[_Chunk], _Result], chunks: Sequence[_Chunk], jobs: int | None = None
+) -> Iterator[_Result]:
+    """The result of each chunk, in their order, from so many threads as `cores` says."""
+    with cores(jobs) as pool:
+        yield from pool.map(work, chunks)
 
 
 def chunks_by_size(lengths: Sequence[int], row_bytes: int, problem_bytes: int = 0) -> list[list[int]]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lenstrain.calibration import ranking_score
 from lenstrain.dataset import TRAIN, LensDataset, Rows, Task
 from lenstrain.errors import LeakageError
 from lenstrain.settings import FitSettings
@@ -32,6 +33,15 @@ class TrainingRows(NamedTuple):
     n_positives: list[int]
     """Positive samples of each iteration."""
     n_negatives: list[int]
+
+
+class Sides(NamedTuple):
+    """What a lens is judged by in a held-out split."""
+
+    positives: Rows
+    is_negative: NDArray[np.bool_]
+    """(rows of the split,) neither a positive nor of its ancestors' and descendants' samples."""
+    n_negative: int
 
 
 class HeldOut(NamedTuple):
@@ -56,7 +66,8 @@ class TaskRows:
     def __init__(self, dataset: LensDataset, task: Task, settings: FitSettings) -> None:
         self.dataset, self.task, self._settings = dataset, task, settings
         self.training = _training_rows(dataset, task, settings)
-        self._held: dict[tuple[str, int], HeldOut] = {}
+        self._drawn: dict[int, HeldOut] = {}
+        self._sides: dict[int, Sides] = {}
 
     def __len__(self) -> int:
         """Training rows of the last iteration."""
@@ -91,26 +102,44 @@ class TaskRows:
 
     def drawn(self, split: int) -> HeldOut:
         """Its own positives and negatives in a split."""
-        if ("drawn", split) not in self._held:
-            self._held["drawn", split] = self.drawn_from(split, self.task.positives[split])
-        return self._held["drawn", split]
+        if split not in self._drawn:
+            self._drawn[split] = self.drawn_from(split, self.task.positives[split])
+        return self._drawn[split]
 
     def judged(self, split: int) -> HeldOut:
-        """Everything in a split but the samples of its ancestors and descendants."""
-        if ("judged", split) not in self._held:
-            self._held["judged", split] = self._judged(split)
-        return self._held["judged", split]
+        """Everything in a split but the samples of its ancestors and descendants.
+
+        Made anew each time: of thousands of concepts it is more than their activations.
+        """
+        samples, sides = _samples(self.dataset, split), self.sides(split)
+        is_positive = np.zeros(len(samples), np.bool_)
+        is_positive[sides.positives] = True
+        rows = np.flatnonzero(is_positive | sides.is_negative)
+        return HeldOut(rows, is_positive[rows], samples[rows])
+
+    def sides(self, split: int) -> Sides:
+        """The rows of `judged`, by class."""
+        if split not in self._sides:
+            mark = np.zeros(self.dataset.n_samples, np.int8)
+            mark[self.task.positives[split]] = 1
+            mark[self.task.related] = 2
+            here = mark[_samples(self.dataset, split)]
+            is_negative = here == 0
+            self._sides[split] = Sides(np.flatnonzero(here == 1), is_negative, int(is_negative.sum()))
+        return self._sides[split]
+
+    def score(self, split: int, logits: NDArray[np.float64], prevalence: float) -> float:
+        """The score of logits (rows of the split,) among everything that it is judged by."""
+        positives, is_negative, n_negative = self.sides(split)
+        own = logits[positives]
+        # Whatever is below all of its positives does not count, and that is nearly everything.
+        reaching = is_negative if np.isnan(own).any() else is_negative & (logits >= own.min(initial=np.inf))
+        return ranking_score(own, logits[reaching], n_negative, prevalence)
 
     def forget(self) -> None:
-        """Let go of what was looked up: of thousands of concepts that is more than their activations."""
-        self._held.clear()
-
-    def _judged(self, split: int) -> HeldOut:
-        is_positive, is_related = np.zeros((2, self.dataset.n_samples), np.bool_)
-        is_positive[self.task.positives[split]] = is_related[self.task.related] = True
-        samples = _samples(self.dataset, split)
-        rows = np.flatnonzero(~is_related[samples])
-        return HeldOut(rows, is_positive[samples[rows]], samples[rows])
+        """Let go of what was looked up."""
+        self._drawn.clear()
+        self._sides.clear()
 
 
 def _samples(dataset: LensDataset, split: int) -> Rows:

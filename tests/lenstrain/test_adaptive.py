@@ -483,7 +483,9 @@ def test_progress_ends_with_every_concept(planted: LensDataset) -> None:
     told: list[FitProgress] = []
     fit_lenses(planted, on_progress=told.append)
     assert [step.done for step in told if step.stage == "choosing model layers"] == [0, 1, 2]
-    assert [step.done for step in told if step.stage == "fitting"] == list(range(1, len(CONCEPTS) + 1))
+    done = [step.done for step in told if step.stage == "fitting"]
+    assert done == sorted(set(done))
+    assert done[-1] == len(CONCEPTS)
     assert told[-1].total == len(CONCEPTS)
 
 

@@ -1,0 +1,384 @@
+"""The iterations of all concepts that read the same features, in step.
+
+    wave of concepts --fit, a chunk of them to a core--> lenses of one iteration
+                     --one product with held-out rows, shared out by rows--> logits
+                     --judge--> who goes on; --measure, a lens to a core--> who has a lens
+
+A chunk is what a core fits at once: the products of its rows are computed once, and every iteration is a batch of small
+problems. A wave is as many chunks as fit in memory. Its concepts take each iteration together, since a product of all
+held-out rows with the four lenses of a chunk that are left costs hardly less than one with sixty.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from itertools import chain, count, groupby, repeat
+from typing import NamedTuple, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lenstrain.calibration import Grade
+from lenstrain.choice import best_for_each, calibration_scores
+from lenstrain.controls import Controls
+from lenstrain.dataset import CALIBRATION, TEST, TRAIN, stable_seed
+from lenstrain.directions import steering_directions
+from lenstrain.families import FAMILIES, Fitted, Job, PathTrainer, Trainer
+from lenstrain.features import Features
+from lenstrain.lens import Iteration
+from lenstrain.measure import FittedLens, decide, deciding, judge, measure
+from lenstrain.parallel import chunks_by_size, cores
+from lenstrain.settings import FitSettings
+from lenstrain.taskrows import TaskRows
+
+_WAVE_BYTES = 2**30  # of rows and Gram matrices
+_COLUMNS = 256  # lenses in one product: of 90,000 held-out rows their logits are 180 MB
+_PIECE_BYTES = 2**22  # of float32 systems that a core solves before it takes the next
+_DECIDED = 16  # lenses that a core finds the thresholds of before it takes the next
+
+
+class IterationTime(NamedTuple):
+    """What an iteration cost, over all concepts that got to it."""
+
+    fits: int
+    seconds: float
+    """Of one core: fit and judge."""
+
+
+class _Run:
+    """One concept on its way: what was recorded, and for which of the settings it has a lens."""
+
+    def __init__(self, rows: TaskRows, wanted: Sequence[FitSettings]) -> None:
+        self.rows, self.wanted, self._n_test = rows, wanted, len(rows.task.positives[TEST])
+        self.steps: list[Iteration] = []
+        self.stopped: dict[int, int] = {}  # number of the settings: iteration
+        self.lenses: dict[int, FittedLens] = {}  # by iteration
+        # Whoever satisfies this has satisfied every other mode before.
+        self._strictest = replace(
+            max(wanted, key=lambda s: s.target_f1), validation="blocking", min_grade=Grade.A
+        )  # fmt: skip
+        self._strictest_met = not wanted[0].beyond_graduation
+
+    def record(self, step: Iteration) -> bool:
+        """Take down an iteration; true if it is the last for any of the settings."""
+        self.steps.append(step)
+        iteration = len(self.steps)
+        self._strictest_met |= self._strictest.graduates(step, iteration, is_last=self._is_last, n_test=self._n_test)
+        ended = [
+            number for number, settings in enumerate(self.wanted) if number not in self.stopped
+            and (self._is_last or settings.graduates(step, iteration, n_test=self._n_test))
+        ]  # fmt: skip
+        self.stopped |= dict.fromkeys(ended, iteration)
+        return bool(ended)
+
+    @property
+    def _is_last(self) -> bool:
+        return len(self.steps) == self.rows.last_iteration
+
+    @property
+    def is_through(self) -> bool:
+        """Whether no more iterations are needed."""
+        return self._is_last or (len(self.stopped) == len(self.wanted) and self._strictest_met)
+
+    def result(self) -> list[FittedLens]:
+        """The lens for each of the settings."""
+        return [self._lens(settings, self.stopped[number]) for number, settings in enumerate(self.wanted)]
+
+    def _lens(self, settings: FitSettings, end: int) -> FittedLens:
+        last = self.rows.last_iteration
+        steps = [
+            step._replace(graduated=settings.graduates(step, number, is_last=number == last, n_test=self._n_test))
+            for number, step in enumerate(self.steps, start=1)
+        ]
+        graduated = steps[end - 1].graduated
+        used = steps[end - 1].n_samples
+        is_spent = used == len(self.rows.task.positives[TRAIN])
+        return replace(
+            self.lenses[end], graduated=graduated, hungry=not graduated and is_spent and used < settings.max_samples,
+            trajectory=steps[:end], beyond=steps[end:],
+        )  # fmt: skip
+
+
+class _End(NamedTuple):
+    """Where the training of a concept ended for some of the settings."""
+
+    lens: FittedLens
+    place: int
+    """Of the concept in its chunk."""
+    n_rows: int
+    """Rows it learned."""
+
+
+@dataclass
+class _Chunk:
+    """Concepts that a core fits at once."""
+
+    trainer: Trainer
+    runs: list[_Run]
+    C: list[float]
+    """Inverse L2 strength of each; NaN in families without."""
+    ends: list[_End] = field(default_factory=list)
+
+
+class _Going(NamedTuple):
+    """Those of a chunk that need more iterations."""
+
+    chunk: _Chunk
+    places: list[int]
+    """Of the concepts in the chunk."""
+
+    def n_rows(self, iteration: int) -> list[int]:
+        """Rows that each learns."""
+        return [self.chunk.runs[place].rows.training.ends[iteration - 1] for place in self.places]
+
+
+@dataclass
+class _Fit:
+    """What a chunk's concepts that go on got in one iteration."""
+
+    chunk: _Chunk
+    places: list[int]
+    """Of the concepts in the chunk."""
+    n_rows: list[int]
+    fitted: Fitted
+
+    def run(self, number: int) -> _Run:
+        """The concept of a lens."""
+        return self.chunk.runs[self.places[number]]
+
+
+class _Ended(NamedTuple):
+    """A lens that is the last of its concept for some of the settings."""
+
+    fit: _Fit
+    number: int
+    """Of the lens in the fit."""
+    threshold: float
+    test: NDArray[np.float64]
+    """(rows of the test split,) logits."""
+
+
+class AdaptiveTraining:
+    """The iterations of all tasks that read the same features, for settings that differ in their target F1 alone.
+
+    Parameters
+    ----------
+    on_through : called with the lenses of concepts that need no more iterations; they have no controls yet.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        tasks: Sequence[TaskRows],
+        model_layers: tuple[int, ...],
+        wanted: Sequence[FitSettings],
+        controls: Controls,
+        jobs: int | None,
+        skipped: dict[str, str],
+        on_through: Callable[[list[list[FittedLens]]], None] = lambda _: None,
+    ) -> None:
+        self.features, self.model_layers, self.wanted, self.controls = features, model_layers, wanted, controls
+        self.settings, self.jobs, self._on_through = wanted[0], jobs, on_through
+        self.family = FAMILIES[self.settings.family]
+        self.tasks = [usable for task in tasks if (usable := self._usable(task, skipped)) is not None]
+        self.waves = self._waves()
+        self._kept: list[Trainer] = []
+
+    def run(
+        self, times: dict[int, IterationTime], strengths: Sequence[float] | None = None
+    ) -> Iterator[list[FittedLens]]:
+        """For each concept its lens for each of the settings; what each iteration cost is added to `times`."""
+        with cores(self.jobs) as pool:
+            strengths = strengths or self._choose_strengths(pool)
+            for wave in self.waves:
+                for found in self._train(self._chunks(wave, strengths, pool), pool, times):
+                    yield from found
+
+    def _waves(self) -> list[list[list[int]]]:
+        """Numbers of tasks in chunks, those in waves."""
+        lengths = [len(task) for task in self.tasks]
+        per_concept = self.family.bytes_per_feature * self.features.Z.shape[1]
+        waves: list[list[list[int]]] = []
+        room = 0
+        for chunk in chunks_by_size(lengths, self.features.row_bytes, per_concept):
+            width = lengths[chunk[0]]
+            size = len(chunk) * (per_concept + width * (self.features.row_bytes + 8 * width))
+            if not waves or size > room:
+                waves.append([])
+                room = _WAVE_BYTES
+            waves[-1].append(chunk)
+            room -= size
+        return waves
+
+    def _chunks(self, wave: list[list[int]], strengths: Sequence[float], pool: Executor) -> list[_Chunk]:
+        trainers, self._kept = self._kept or self._trainers(wave, pool), []
+        return [
+            _Chunk(trainer, [_Run(self.tasks[i], self.wanted) for i in here], [strengths[i] for i in here])
+            for trainer, here in zip(trainers, wave, strict=True)
+        ]
+
+    def _trainers(self, wave: list[list[int]], pool: Executor) -> list[Trainer]:
+        def trainer(chunk: list[int]) -> Trainer:
+            here = [self.tasks[i] for i in chunk]
+            return self.family.trainer(
+                Job(
+                    self.features.Z, [task.training.rows for task in here], [task.training.targets for task in here],
+                    [stable_seed("lens", self.settings.seed, task.task.concept) for task in here],
+                )
+            )  # fmt: skip
+
+        return [*pool.map(trainer, wave)]
+
+    def _choose_strengths(self, pool: Executor) -> list[float]:
+        """The L2 strength of each task: the best of the family's on the calibration split.
+
+        With a dozen samples they hardly differ; with hundreds of labelled texts a weak penalty costs 0.02-0.05 of
+        AUROC (`benchmarks/labelled.py`), so it is chosen as the model layer is. Equal ones go to the stronger penalty.
+        """
+        if not self.family.strengths or self.settings.C is not None:
+            return [self.settings.C or np.nan] * len(self.tasks)
+        scores = np.empty((len(self.family.strengths), len(self.tasks)))
+        for wave in self.waves:
+            self._score_strengths(wave, scores, pool)
+        return [self.family.strengths[number] for number in best_for_each(scores, self.tasks)]
+
+    def _score_strengths(self, wave: list[list[int]], scores: NDArray[np.float64], pool: Executor) -> None:
+        """Fill in `scores` (strengths, tasks) for the tasks of a wave."""
+        trainers = self._trainers(wave, pool)
+        paths = pool.map(lambda trainer: cast(PathTrainer, trainer).path(self.family.strengths), trainers)
+        for block in _blocks([*zip(wave, paths, strict=True)], lambda each: len(each[0])):
+            numbers = [i for chunk, _ in block for i in chunk]
+            tasks = [self.tasks[i] for i in numbers]
+            for strength in range(len(scores)):
+                fits = [path[strength] for _, path in block]
+                scores[strength, numbers] = calibration_scores(self.features, fits, tasks, pool=pool)[0]
+        if len(self.waves) == 1:
+            self._kept = trainers
+
+    def _train(
+        self, chunks: Sequence[_Chunk], pool: Executor, times: dict[int, IterationTime]
+    ) -> Iterator[list[list[FittedLens]]]:
+        """The lenses of a wave, chunk by chunk."""
+        going = [_Going(chunk, list(range(len(chunk.runs)))) for chunk in chunks]
+        for iteration in count(1):
+            start, seconds = time.process_time(), 0.0
+            fits = [*pool.map(self._fit, _pieces(going, iteration), repeat(iteration))]
+            for block in _blocks(fits, lambda fit: len(fit.places)):
+                ended = self._judge(block, pool, iteration)
+                seconds += time.process_time() - start
+                self._keep(ended, pool, iteration)
+                start = time.process_time()
+            known, n = times.get(iteration, IterationTime(0, 0.0)), sum(len(fit.places) for fit in fits)
+            times[iteration] = IterationTime(known.fits + n, known.seconds + seconds)
+            runs = (chunk.runs[place] for chunk, places in going for place in places)
+            if through := [run.result() for run in runs if run.is_through]:
+                self._on_through(through)
+            left = [_Going(chunk, [i for i in places if not chunk.runs[i].is_through]) for chunk, places in going]
+            going = [each for each in left if each.places]
+            if not going:
+                break
+        yield from pool.map(self._finish, chunks)
+
+    def _fit(self, going: _Going, iteration: int) -> _Fit:
+        chunk, places = going
+        n_rows = going.n_rows(iteration)
+        return _Fit(chunk, places, n_rows, chunk.trainer.fit(places, n_rows, [chunk.C[place] for place in places]))
+
+    def _judge(self, fits: Sequence[_Fit], pool: Executor, iteration: int) -> list[_Ended]:
+        """Judge the lenses of some fits; those that are the last of their concept."""
+        lenses = [(fit, number) for fit in fits for number in range(len(fit.places))]
+        parts = [lenses[start : start + _DECIDED] for start in range(0, len(lenses), _DECIDED)]
+        thresholds = chain.from_iterable(pool.map(self._thresholds, parts))
+        test = self.features.logits([fit.fitted for fit in fits], TEST, pool)
+        ended = []
+        # Not shared out: it is Python's own work, of which threads do one at a time.
+        for (fit, number), threshold, logits in zip(lenses, thresholds, test, strict=True):
+            run, training_logits = fit.run(number), fit.fitted.training_logits[number]
+            step = judge(run.rows, training_logits, threshold, logits, self.settings, iteration)
+            if run.record(step):
+                ended.append(_Ended(fit, number, threshold, logits))
+        return ended
+
+    def _thresholds(self, lenses: Sequence[tuple[_Fit, int]]) -> list[float]:
+        found = []
+        for fit, number in lenses:
+            held = deciding(fit.run(number).rows, self.settings)
+            logits = self.features.logits_of(fit.fitted, number, CALIBRATION, held.rows)
+            found.append(decide(held, logits, self.settings))
+        return found
+
+    def _keep(self, ended: Sequence[_Ended], pool: Executor, iteration: int) -> None:
+        """Measure lenses that are the last of their concept."""
+        for some in _blocks(ended, lambda _: 1):
+            calibration = self.features.logits(
+                [each.fit.fitted.some([each.number]) for each in some], CALIBRATION, pool
+            )
+            for each, lens in zip(some, pool.map(self._measure, some, calibration), strict=True):
+                fit, place = each.fit, each.fit.places[each.number]
+                fit.chunk.runs[place].lenses[iteration] = lens
+                fit.chunk.ends.append(_End(lens, place, fit.n_rows[each.number]))
+
+    def _measure(self, ended: _Ended, calibration: NDArray[np.float64]) -> FittedLens:
+        fit, number, threshold, test = ended
+        run, C = fit.run(number), fit.chunk.C[fit.places[number]]
+        return measure(
+            run.rows, self.features, fit.fitted.ship(number, self.features.standardizer),
+            {CALIBRATION: calibration, TEST: test}, run.steps[-1], threshold, self.settings,
+            model_layers=self.model_layers, C=None if np.isnan(C) else C, converged=bool(fit.fitted.converged[number]),
+        )  # fmt: skip
+
+    def _finish(self, chunk: _Chunk) -> list[list[FittedLens]]:
+        """Controls and directions for all lenses of a chunk at once, and its lenses."""
+        runs, ends = chunk.runs, sorted(chunk.ends, key=lambda end: (end.place, end.n_rows))
+        which = [end.place for end in ends]
+        controls = self.controls.measure(
+            chunk.trainer, self.features, [runs[i].rows for i in which], which, [end.n_rows for end in ends],
+            [chunk.C[i] for i in which],
+        )  # fmt: skip
+        directions = steering_directions(self.features, [run.rows for run in runs], self.model_layers)
+        for end, found in zip(ends, controls, strict=True):
+            end.lens.controls, end.lens.directions = found, directions[end.place]
+        for run in runs:
+            run.rows.forget()
+        return [run.result() for run in runs]
+
+    def _usable(self, task: TaskRows, skipped: dict[str, str]) -> TaskRows | None:
+        """A task without the samples whose activations are no numbers; None, and a line, if they are its own."""
+        dataset, finite = self.features.dataset, self.features.finite
+        if finite.all():
+            return task
+        broken = np.unique(dataset.samples_by_split[~finite])
+        own = int(np.isin(np.concatenate(task.task.positives), broken).sum())
+        if not own:
+            return task.without(broken)
+        where = ", ".join(map(str, self.model_layers))
+        skipped[task.task.concept] = (
+            f"{task.task.concept}: {own} of its samples have activations at model layer {where} that are NaN or "
+            "infinite: run `lenscache verify`, then `lenscache repair` and extract again"
+        )
+        return None
+
+
+def _pieces(going: Sequence[_Going], iteration: int) -> list[_Going]:
+    """The same in pieces of about as much work: concepts with many rows go on longest, and are in one chunk."""
+    pieces = []
+    for chunk, places in going:
+        systems = 4 * len(places) * max(_Going(chunk, places).n_rows(iteration)) ** 2
+        for piece in np.array_split(places, min(len(places), -(-systems // _PIECE_BYTES))):
+            pieces.append(_Going(chunk, piece.tolist()))
+    return pieces
+
+
+_Part = TypeVar("_Part")
+
+
+def _blocks(parts: Sequence[_Part], size: Callable[[_Part], int]) -> Iterator[list[_Part]]:
+    """Neighbours together, about `_COLUMNS` in each block and about as many in one as in the other."""
+    total = sum(map(size, parts))
+    most = total / max(1, round(total / _COLUMNS))
+    ends = np.cumsum([size(part) for part in parts])
+    for _, block in groupby(zip(parts, ends, strict=True), lambda each: int((each[1] - 1) // most)):
+        yield [part for part, _ in block]

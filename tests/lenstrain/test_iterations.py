@@ -1,0 +1,146 @@
+"""Concepts that take their iterations in step: whoever is in a wave with whom changes no lens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lenstrain.adaptive import FitSettings, fit_lenses
+from lenstrain.calibration import ranking
+from lenstrain.dataset import CALIBRATION, TEST, LensDataset
+from lenstrain.families import FAMILIES, Job
+from lenstrain.features import Features
+from lenstrain.iterations import _blocks
+from lenstrain.linear import LinearFit, LinearTrainer, LinearWeights
+from lenstrain.parallel import cores
+from lenstrain.taskrows import TaskRows
+from lenstrain.text import word_features
+from tests.lenstrain.conftest import make_planted_store
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> LensDataset:
+    store = make_planted_store(tmp_path_factory.mktemp("iterations") / "s", n_layers=3, model_layers=(0, 1, 2))
+    return LensDataset(store)
+
+
+@pytest.mark.parametrize("family", ["linear", "ensemble", "mean-difference"])
+def test_waves_of_any_size_give_the_same_lenses(
+    family: str, dataset: LensDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lenstrain.parallel._CHUNK_CONCEPTS", 3)
+    settings = FitSettings(family=family)  # type: ignore[arg-type]
+    together = fit_lenses(dataset, settings).lenses
+    monkeypatch.setattr("lenstrain.iterations._WAVE_BYTES", 1)
+    monkeypatch.setattr("lenstrain.iterations._COLUMNS", 2)
+    for one, other in zip(fit_lenses(dataset, settings).lenses, together, strict=True):
+        assert isinstance(one.weights, LinearWeights)
+        assert isinstance(other.weights, LinearWeights)
+        np.testing.assert_array_equal(one.weights.weight, other.weights.weight)
+        assert (one.concept, one.C, one.graduated, len(one.trajectory)) == (
+            other.concept, other.C, other.graduated, len(other.trajectory),
+        )  # fmt: skip
+        # A product with other lenses beside it may round differently.
+        assert one.threshold == pytest.approx(other.threshold, rel=1e-3, abs=1e-3)
+        assert one.ranking.score == pytest.approx(other.ranking.score, abs=1e-3)
+
+
+def test_blocks_are_neighbours_in_about_equal_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lenstrain.iterations._COLUMNS", 100)
+    parts = [range(n) for n in (30, 30, 30, 30, 30, 30, 30, 30, 20, 4)]
+    blocks = list(_blocks(parts, len))
+    assert [part for block in blocks for part in block] == parts
+    sizes = [sum(map(len, block)) for block in blocks]
+    assert len(sizes) == 3
+    assert max(sizes) <= 130
+    assert list(_blocks(parts[:1], len)) == [parts[:1]]
+
+
+def test_logits_are_those_of_each_fit_alone_on_any_number_of_threads(dataset: LensDataset) -> None:
+    features = Features.of_model_layers(dataset, (0,))
+    rng = np.random.default_rng(0)
+    fits = [
+        LinearFit(rng.normal(size=(n, features.Z.shape[1])), rng.normal(size=n), [], np.ones(n, np.bool_))
+        for n in (3, 1, 4)
+    ]
+    found = features.logits(fits, TEST)
+    with cores(3) as pool:
+        np.testing.assert_array_equal(features.logits(fits, TEST, pool), found)
+    held_out = features.Z[dataset.split_slices[TEST]]
+    alone = np.hstack([fit.decision_function(held_out) for fit in fits])
+    np.testing.assert_allclose(found.T, alone, rtol=1e-4, atol=1e-4)
+    assert found.shape == (8, len(held_out))
+
+
+@pytest.mark.parametrize(("rows", "hidden"), [(3, 32), (40, 32), (333, 64), (1024, 576), (700, 2560)])
+def test_logits_of_a_lens_are_the_same_bits_whatever_others_are_beside_it(rows: int, hidden: int) -> None:
+    """So a fit for three targets, which keeps other lenses in an iteration, gives the packs of three fits."""
+    rng = np.random.default_rng(0)
+    Z = torch.from_numpy(rng.normal(size=(rows, hidden)).astype(np.float32))
+    every = LinearFit(rng.normal(size=(70, hidden)), rng.normal(size=70), [], np.ones(70, np.bool_))
+    expected = every.decision_function(Z, even=True)
+    np.testing.assert_allclose(expected, every.decision_function(Z), rtol=1e-3, atol=1e-3)
+    for n in (1, 2, 3, 15, 16, 17, 64):
+        chosen = rng.choice(70, n, replace=False).tolist()
+        np.testing.assert_array_equal(every.some(chosen).decision_function(Z, even=True), expected[:, chosen])
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_some_lenses_of_a_fit_say_on_some_rows_what_they_say_among_all(family: str, dataset: LensDataset) -> None:
+    kind, settings = FAMILIES[family], FitSettings()
+    if kind.n_model_layers:
+        features = Features.of_model_layers(dataset, tuple(range(kind.n_model_layers)))
+    else:
+        dataset = dataset.with_phase("completion")
+        features = word_features(dataset, dataset.completions)[0]
+    tasks = [TaskRows(dataset, dataset.task(each, settings.n_negatives), settings) for each in dataset.concepts[:3]]
+    rows, targets = [task.training.rows for task in tasks], [task.training.targets for task in tasks]
+    fitted = kind.trainer(Job(features.Z, rows, targets, [0, 1, 2])).fit(range(3), list(map(len, tasks)), [0.1] * 3)
+    every = features.logits([fitted], TEST)
+    chosen = np.array([3, 0, 7])
+    for number in range(3):
+        alone = features.logits_of(fitted, number, TEST, chosen)
+        np.testing.assert_allclose(alone, every[number, chosen], rtol=1e-4, atol=1e-4)
+    two = fitted.some([2, 0])
+    np.testing.assert_allclose(features.logits([two], TEST), every[[2, 0]], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(features.logits([two.some([1])], TEST), every[[0]], rtol=1e-4, atol=1e-4)
+
+
+def test_score_is_the_ranking_of_all_judged_rows(dataset: LensDataset) -> None:
+    features, settings = Features.of_model_layers(dataset, (0,)), FitSettings()
+    for concept in dataset.concepts:
+        task = TaskRows(dataset, dataset.task(concept, settings.n_negatives), settings)
+        fitted = LinearTrainer(features.Z, [task.training.rows], [task.training.targets]).fit([0], [len(task)], [0.1])
+        for split in (CALIBRATION, TEST):
+            (logits,) = features.logits([fitted], split)
+            judged = task.judged(split)
+            expected = ranking(judged.y, logits[judged.rows], 0.01)
+            assert task.score(split, logits, 0.01) == expected.score
+            assert task.sides(split).n_negative == expected.n_negative
+            assert expected.n_negative < len(logits) - expected.n_positive or not len(task.task.related)
+
+
+def test_a_concept_with_relatives_is_not_judged_by_them(dataset: LensDataset) -> None:
+    settings = FitSettings()
+    tasks = [TaskRows(dataset, dataset.task(concept, settings.n_negatives), settings) for concept in dataset.concepts]
+    related = [task for task in tasks if len(task.task.related)]
+    assert related
+    for task in related:
+        positives, is_negative, _ = task.sides(TEST)
+        logits = np.full(len(is_negative), 2.0)  # above all positives, if they counted
+        logits[is_negative], logits[positives] = 0.0, 1.0
+        assert task.score(TEST, logits, 0.01) == 1.0
+        logits[np.flatnonzero(is_negative)[0]] = 1.5
+        assert task.score(TEST, logits, 0.01) < 1.0
+
+
+def test_logits_that_are_no_numbers_rank_last(dataset: LensDataset) -> None:
+    task = TaskRows(dataset, dataset.task(dataset.concepts[0], FitSettings().n_negatives), FitSettings())
+    positives, is_negative, _ = task.sides(TEST)
+    logits = np.random.default_rng(0).normal(size=len(is_negative))
+    logits[positives[0]] = np.nan
+    judged = task.judged(TEST)
+    assert task.score(TEST, logits, 0.01) == ranking(judged.y, logits[judged.rows], 0.01).score
+    below_all = np.where(np.isnan(logits), -100.0, logits)
+    assert task.score(TEST, logits, 0.01) == task.score(TEST, below_all, 0.01)
