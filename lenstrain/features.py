@@ -81,7 +81,7 @@ class Features:
         A product with four columns costs as much as one with sixty, so linear lenses are put side by side.
         """
         wide, rows = side_by_side(fits), self.dataset.split_slices[split]
-        step = _SLICE if self._is_on_cpu else rows.stop - rows.start
+        step = _SLICE if self._is_on_cpu else max(1, rows.stop - rows.start)
         slices = [slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step)]
 
         def of(some: slice) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import scipy.special
 from numpy.typing import NDArray
-from sklearn.isotonic import isotonic_regression
+from scipy.optimize import isotonic_regression
 
 Kind = Literal["sigmoid", "temperature", "isotonic"]
 
@@ -239,7 +239,7 @@ def _fit_isotonic(target: Floats, weight: Floats, logits: Floats) -> Calibrator:
     """Knots of the rising step function, both ends of each step."""
     x, place = np.unique(logits, return_inverse=True)
     mass = np.bincount(place, weight)
-    rising = isotonic_regression(np.bincount(place, weight * target) / mass, sample_weight=mass)
+    rising = isotonic_regression(np.bincount(place, weight * target) / mass, weights=mass).x
     ends = np.flatnonzero(np.diff(rising))
     keep = np.unique(np.concatenate([[0, len(x) - 1], ends, ends + 1]))
     return Calibrator("isotonic", tuple(x[keep].tolist()), tuple(rising[keep].tolist()))

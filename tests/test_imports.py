@@ -174,7 +174,7 @@ ALLOWED: dict[str, set[str]] = {
                                      "lenstrain.linear"},
     "lenstrain/mlp.py": {"numpy", "scipy", "torch", "lenstrain.checks", "lenstrain.errors", "lenstrain.linear"},
     "lenstrain/calibration.py": {"numpy"},
-    "lenstrain/probability.py": {"numpy", "scipy", "sklearn"},
+    "lenstrain/probability.py": {"numpy", "scipy"},
     "lenstrain/settings.py": {"lenstrain.calibration", "lenstrain.dataset", "lenstrain.errors"},
     "lenstrain/taskrows.py": {"numpy", "lenstrain.calibration", "lenstrain.dataset", "lenstrain.errors",
                               "lenstrain.settings"},
