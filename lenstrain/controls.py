@@ -95,10 +95,16 @@ class Controls:
         found: list[dict[str, Control]] = [{} for _ in tasks]
         for seen, named in fits:
             test = seen.logits([*named.values()], TEST)
-            for logits, (name, number) in zip(test, product(named, range(len(tasks))), strict=True):
-                task, drawn = tasks[number], tasks[number].drawn(TEST)
+            # A threshold for a false positive rate is chosen on nearly all rows, any other on a few.
+            every = None if self.settings.fpr is None else seen.logits([*named.values()], CALIBRATION)
+            for column, (name, number) in enumerate(product(named, range(len(tasks)))):
+                task, drawn, logits = tasks[number], tasks[number].drawn(TEST), test[column]
                 held = deciding(task, self.settings)
-                threshold = decide(held, seen.logits_of(named[name], number, CALIBRATION, held.rows), self.settings)
+                if every is None:
+                    chosen = seen.logits_of(named[name], number, CALIBRATION, held.rows)
+                else:
+                    chosen = every[column, held.rows]
+                threshold = decide(held, chosen, self.settings)
                 score = task.score(TEST, logits, self.settings.prevalence)
                 found[number][name] = Control(score, classify(drawn.y, logits[drawn.rows], threshold).f1)
         return found

@@ -90,7 +90,7 @@ class Features:
         return np.hstack([*(pool.map if pool else map)(of, slices)])
 
     def logits_of(self, fit: Scores, number: int, split: int, rows: Rows) -> NDArray[np.float64]:
-        """(rows,) logits of one lens of a fit on some rows of a split: a product with all of them costs far more."""
+        """(rows,) logits of one lens of a fit on a few rows of a split, which are copied; for most see `logits`."""
         chosen = self.dataset.split_slices[split].start + rows
         Z = self.Z[torch.from_numpy(chosen)] if isinstance(self.Z, torch.Tensor) else self.Z[chosen]
         return fit.some([number]).decision_function(Z)[:, 0]

@@ -12,7 +12,7 @@ held-out rows with the four lenses of a chunk that are left costs hardly less th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, groupby, repeat
@@ -35,7 +35,7 @@ from lenstrain.settings import FitSettings
 from lenstrain.taskrows import TaskRows
 
 _WAVE_BYTES = 2**30  # of rows and Gram matrices
-_COLUMNS = 256  # lenses in one product: of 90,000 held-out rows their logits are 180 MB
+_COLUMNS = 256  # lenses in one product: on 45,000 rows of a split their logits are 92 MB
 _PIECE_BYTES = 2**22  # of float32 systems that a core solves before it takes the next
 _DECIDED = 16  # lenses that a core finds the thresholds of before it takes the next
 
@@ -290,8 +290,7 @@ class AdaptiveTraining:
     def _judge(self, fits: Sequence[_Fit], pool: Executor, iteration: int) -> list[_Ended]:
         """Judge the lenses of some fits; those that are the last of their concept."""
         lenses = [(fit, number) for fit in fits for number in range(len(fit.places))]
-        parts = [lenses[start : start + _DECIDED] for start in range(0, len(lenses), _DECIDED)]
-        thresholds = chain.from_iterable(pool.map(self._thresholds, parts))
+        thresholds = self._thresholds(fits, lenses, pool)
         test = self.features.logits([fit.fitted for fit in fits], TEST, pool)
         ended = []
         # Not shared out: it is Python's own work, of which threads do one at a time.
@@ -302,13 +301,23 @@ class AdaptiveTraining:
                 ended.append(_Ended(fit, number, threshold, logits))
         return ended
 
-    def _thresholds(self, lenses: Sequence[tuple[_Fit, int]]) -> list[float]:
-        found = []
-        for fit, number in lenses:
-            held = deciding(fit.run(number).rows, self.settings)
-            logits = self.features.logits_of(fit.fitted, number, CALIBRATION, held.rows)
-            found.append(decide(held, logits, self.settings))
-        return found
+    def _thresholds(self, fits: Sequence[_Fit], lenses: Sequence[tuple[_Fit, int]], pool: Executor) -> Iterable[float]:
+        settings = self.settings
+        if settings.fpr is not None:  # chosen on nearly all rows, which are gathered for no lens of its own
+            every = self.features.logits([fit.fitted for fit in fits], CALIBRATION, pool)
+            judged = (deciding(fit.run(number).rows, settings) for fit, number in lenses)
+            return [decide(held, logits[held.rows], settings) for held, logits in zip(judged, every, strict=True)]
+
+        def on_few_rows(some: Sequence[tuple[_Fit, int]]) -> list[float]:
+            found = []
+            for fit, number in some:
+                held = deciding(fit.run(number).rows, settings)
+                logits = self.features.logits_of(fit.fitted, number, CALIBRATION, held.rows)
+                found.append(decide(held, logits, settings))
+            return found
+
+        parts = [lenses[start : start + _DECIDED] for start in range(0, len(lenses), _DECIDED)]
+        return chain.from_iterable(pool.map(on_few_rows, parts))
 
     def _keep(self, ended: Sequence[_Ended], pool: Executor, iteration: int) -> None:
         """Measure lenses that are the last of their concept."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,23 @@ def test_logits_are_those_of_each_fit_alone_on_any_number_of_threads(dataset: Le
     alone = np.hstack([fit.decision_function(held_out) for fit in fits])
     np.testing.assert_allclose(found.T, alone, rtol=1e-4, atol=1e-4)
     assert found.shape == (8, len(held_out))
+
+
+def test_thresholds_that_are_chosen_on_nearly_all_rows_copy_them_for_no_lens(
+    dataset: LensDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    logits_of = Features.logits_of
+
+    def noting(self: Features, fit: Any, number: int, split: int, rows: Any) -> Any:
+        asked.append(len(rows))
+        return logits_of(self, fit, number, split, rows)
+
+    monkeypatch.setattr(Features, "logits_of", noting)
+    fit_lenses(dataset, FitSettings(fpr=0.05))
+    assert not asked
+    fit_lenses(dataset, FitSettings())
+    assert asked  # the few that any other threshold is chosen on
 
 
 @pytest.mark.parametrize(("rows", "hidden"), [(3, 32), (40, 32), (333, 64), (1024, 576), (700, 2560)])
