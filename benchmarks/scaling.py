@@ -8,7 +8,7 @@ time       small extractions on one core, forecast from its bandwidth, FLOP/s an
 requests   extractions into a real S3 server on this machine, whose requests are counted: forecast / seen
 growth     what a model of 8B on 8 H100s costs, and how it changes with one thing at a time; forecasts
 workers    5,665 concepts, a model of 70B on pairs of H100s, 40 samples a concept and 1,000, into S3: makespans of 10 to
-           1,000 workers by `lenscache.fleet`, with blocks handed out (`--engine ray`) and with `--partition k/n`
+           1,000 workers by `lenscache.forecast.fleet`, with blocks handed out (`--engine ray`) and with `--partition k/n`
 
 PREDICTED: time 0.7 to 1.4 of what is seen, median within 15 %; objects and PUT exact, GET and HEAD within 3 a
 round; 1,000 workers: efficiency below 5 % with 40 samples, since loading 140 GB takes longer than the blocks of each,
@@ -36,18 +36,18 @@ import torch
 import transformers
 
 from lenscache.concepts import ConceptPack
-from lenscache.devices import DEVICES, Device, measure_device
 from lenscache.errors import PlanError
 from lenscache.extract import ExtractSettings, Partition, extract
-from lenscache.fleet import Fleet, Outcome, Storage, simulate
-from lenscache.footprint import (
+from lenscache.forecast.devices import DEVICES, Device, measure_device
+from lenscache.forecast.fleet import Fleet, Outcome, Storage, simulate
+from lenscache.forecast.footprint import (
     RoundSize,
     expected_objects,
     expected_requests,
     requests_of_block,
     requests_to_join,
 )
-from lenscache.forecast import GETS_PER_SECOND, PUTS_PER_SECOND, Workload, forecast_run, outline_work
+from lenscache.forecast.forecast import GETS_PER_SECOND, PUTS_PER_SECOND, Workload, forecast_run, outline_work
 from lenscache.inputs import make_header
 from lenscache.layout import chunk_rows
 from lenscache.model import LoadedModel, find_blocks, load_model, outline_model, silence

@@ -81,7 +81,7 @@ def plan(
 
         estimate = estimate_run(concepts, load(model, dtype, device, device_map), settings, layers=layer, limit=limit)
     else:
-        from lenscache.forecast import forecast_run, outline_work
+        from lenscache.forecast.forecast import forecast_run, outline_work
 
         outline, kind = _outline(model, dtype, device, device_kind or "here")
         work = outline_work(concepts, outline, settings, layers=layer, limit=limit)
@@ -96,7 +96,7 @@ def plan(
 
 def _outline(model: str, dtype: Dtype, device: str, kind: str) -> tuple[Any, Any]:
     """A model, loaded only if this device is meant, and the figures of the device."""
-    from lenscache.devices import find_device, measure_device
+    from lenscache.forecast.devices import find_device, measure_device
     from lenscache.model import outline_model, silence
 
     if kind != "here":

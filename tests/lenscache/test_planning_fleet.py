@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lenscache.errors import PlanError
-from lenscache.fleet import Engine, Fleet, Storage, simulate
+from lenscache.forecast.fleet import Engine, Fleet, Storage, simulate
 
 BLOCKS, WORKERS = st.integers(1, 60), st.integers(1, 12)
 ENGINES: st.SearchStrategy[Engine] = st.sampled_from(["dynamic", "static"])

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.devices import Device, Efficiency
 from lenscache.errors import PlanError
+from lenscache.forecast.devices import Device, Efficiency
 from lenscache.model import LoadedModel
 
 PARTS = ("prefill", "decode: weights", "decode: arithmetic", "decode: cache", "head and sampling", "asking from Python")

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from lenscache.batchcheck import VERIFIED_ROWS
 from lenscache.batching import MOST_ON_A_CPU, PAYS
 from lenscache.concepts import ConceptPack
-from lenscache.devices import Device, Efficiency
 from lenscache.diskspace import COMPRESSED_SHARE, estimate_bytes
 from lenscache.errors import PlanError
-from lenscache.fleet import Fleet, Storage, simulate
-from lenscache.footprint import (
+from lenscache.forecast.devices import Device, Efficiency
+from lenscache.forecast.fleet import Fleet, Storage, simulate
+from lenscache.forecast.footprint import (
     Engine,
     RoundSize,
     expected_objects,
@@ -32,12 +32,12 @@ from lenscache.footprint import (
     requests_of_block,
     requests_to_join,
 )
+from lenscache.forecast.roofline import PARTS, Shape, Work, batch_seconds, devices_of_a_copy, rows_that_fit
 from lenscache.header import StoreHeader
 from lenscache.inputs import make_header, tokenize
 from lenscache.layout import chunk_rows, default_block_rows
 from lenscache.model import LoadedModel
 from lenscache.prompts import plan_samples
-from lenscache.roofline import PARTS, Shape, Work, batch_seconds, devices_of_a_copy, rows_that_fit
 from lenscache.settings import ExtractSettings
 
 Place = Literal["s3", "disk"]
@@ -59,7 +59,7 @@ _READ_BYTES_PER_SECOND = 2e9, 6e9, 0.5e9  # weights, from a disk or a file serve
 _HASHED_BYTES_PER_SECOND = 4e9, 12e9, 1e9  # the model's fingerprint, on the cores beside one device
 
 _STRAGGLING = {"spread": 0.1, "slow_share": 0.03, "slow_factor": 2.0}
-"""Of blocks, and of machines; see `lenscache.fleet`."""
+"""Of blocks, and of machines; see `lenscache.forecast.fleet`."""
 _LIFETIME_SECONDS = 24 * 3600.0  # of a worker that may be taken away, on average
 _WASTEFUL = 0.5
 """Efficiency below which fewer devices are advised."""
