@@ -272,13 +272,13 @@ ALLOWED: dict[str, set[str]] = {
     "lenstrain/report/samples.py": {"numpy", "lenstrain.dataset", "lenstrain.heldout", "lenstrain.lens",
                                     "lenstrain.lenspack"},
     "lenstrain/report/tree.py": {"lenstrain.dataset", "lenstrain.lenspack"},
-    "cli/extract.py": {"typer", "cli", "lenscache"},
+    "cli/cache/extract.py": {"typer", "cli", "lenscache"},
     "cli/__init__.py": set(),
     "cli/exchange.py": {"typer", "cli", "lenstrain"},
-    "cli/plan.py": {"typer", "cli", "lenscache"},
-    "cli/preflight.py": {"typer", "cli", "lenscache"},
-    "cli/preflight_lenses.py": {"numpy", "lenscache", "lenstrain"},
-    "cli/preflight_report.py": {"rich", "cli"},
+    "cli/cache/plan.py": {"typer", "cli", "lenscache"},
+    "cli/cache/preflight.py": {"typer", "cli", "lenscache"},
+    "cli/cache/preflight_lenses.py": {"numpy", "lenscache", "lenstrain"},
+    "cli/cache/preflight_report.py": {"rich", "cli"},
     "cli/audit.py": {"typer", "rich", "cli", "lenstrain"},
     "cli/grid.py": {"typer", "rich", "cli", "lenstrain"},
     "cli/lenses.py": {"typer", "rich", "cli", "lenstrain"},
@@ -289,9 +289,9 @@ ALLOWED: dict[str, set[str]] = {
     "cli/runlog.py": {"cli"},
     "cli/console.py": {"typer", "rich", "cli"},
     "cli/options.py": {"typer", "lenscache.concepts", "lenscache.templates"},
-    "cli/pack.py": {"typer", "rich", "cli", "lenscache"},
-    "cli/reports.py": {"cli"},
-    "cli/lenscache.py": {"typer", "cli", "lenscache"},
+    "cli/cache/pack.py": {"typer", "rich", "cli", "lenscache"},
+    "cli/cache/printing.py": {"cli"},
+    "cli/cache/app.py": {"typer", "cli", "lenscache"},
     "cli/lenstrain.py": {"typer", "cli", "lenstrain"},
 }  # fmt: skip
 
@@ -446,7 +446,7 @@ def test_the_blocker_blocks(store: Path) -> None:
 
 
 def test_importing_the_commands_loads_nothing_heavy() -> None:
-    code = "import lens_cli.lenscache, lens_cli.lenstrain, sys; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    code = "import lens_cli.cache.app, lens_cli.lenstrain, sys; print(sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = set(ast.literal_eval(subprocess.check_output([sys.executable, "-c", code], text=True)))
     assert loaded & HEAVY <= {"typer", "rich"}
     assert loaded & INTERNAL == {"lens_cli"}
@@ -462,7 +462,7 @@ def test_starting_a_preflight_loads_no_model_code() -> None:
 def test_help_answers_with_torch_zarr_and_numpy_blocked() -> None:
     code = """
     sys.argv = ["lenscache", "--help"]
-    from lens_cli.lenscache import main
+    from lens_cli.cache.app import main
     main()
     """
     ran = run_blocked(code, "torch", "zarr", "numpy", "transformers")

@@ -41,7 +41,7 @@ def test_without_ray_one_line_says_how_to_install_it(pack_file: Path) -> None:
     code = f"""
     import sys
     sys.modules["ray"] = None
-    from lens_cli.lenscache import main
+    from lens_cli.cache.app import main
     sys.argv = ["lenscache", "extract", "nowhere.zarr", "--pack", {str(pack_file)!r}, "--model", "m", "--engine", "ray"]
     main()
     """
@@ -59,7 +59,7 @@ def test_workers_write_what_one_process_writes_and_leave_no_process_behind(
     monkeypatch.setenv("STARTED_BY", str(tmp_path))
     runs = {
         name: subprocess.run(
-            [sys.executable, "-c", "from lens_cli.lenscache import main; main()", "extract", tmp_path / name,
+            [sys.executable, "-c", "from lens_cli.cache.app import main; main()", "extract", tmp_path / name,
              *extract_options, *more], capture_output=True, text=True, timeout=300,
         )
         for name, more in (("local", []), ("ray", ["--engine", "ray", "--workers", "2"]))
@@ -81,7 +81,7 @@ def test_ctrl_c_ends_the_workers_and_says_one_line(
     extract_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STARTED_BY", str(tmp_path))
-    command = [sys.executable, "-c", "from lens_cli.lenscache import main; main()", "extract", str(tmp_path / "s.zarr"),
+    command = [sys.executable, "-c", "from lens_cli.cache.app import main; main()", "extract", str(tmp_path / "s.zarr"),
                *extract_options, "--engine", "ray", "--workers", "2"]  # fmt: skip
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not any("ray::Worker" in name for name in processes_of(tmp_path)):

@@ -166,7 +166,7 @@ def test_info_of_something_else_is_one_line(lenscache: Run, tmp_path: Path, make
 
 
 def test_debug_shows_the_traceback() -> None:
-    script = "from lens_cli.lenscache import main; main()"
+    script = "from lens_cli.cache.app import main; main()"
     ran = subprocess.run([sys.executable, "-c", script, "info", "nowhere", "--debug"], capture_output=True, text=True)
     assert ran.returncode == 1
     assert "Traceback" in ran.stderr

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lens_cli import preflight as command
-from lens_cli import preflight_lenses
+from lens_cli.cache import preflight as command
+from lens_cli.cache import preflight_lenses
 
 from lenscache.preflight import CheckResult, PreflightReport, Verdict
 from lenscache.preflight.directions import SteeringLenses
@@ -106,7 +106,7 @@ def test_options_reach_the_library(lenscache: Run, monkeypatch: pytest.MonkeyPat
     ((request, options),) = seen
     assert request == Request("m", "cuda:1", str(pack_file), "", quick=True, seed=3)
     assert (options["numbers"], options["time_limit_s"], options["keep"]) == ((1, 3), 60, Path("here"))
-    assert options["lens_command"] == ("lens_cli.preflight_lenses",)
+    assert options["lens_command"] == ("lens_cli.cache.preflight_lenses",)
 
 
 @pytest.mark.parametrize(("n", "layers"), [(1, (0,)), (2, (1,)), (3, (1, 2)), (12, (4, 6, 8)), (30, (10, 15, 20))])

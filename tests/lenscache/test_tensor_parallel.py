@@ -28,7 +28,7 @@ from tests.lenscache.conftest import PACK, run_small, tree
 from tests.lenscache.test_runner import assert_close
 from tests.models import tiny_model, tiny_tokenizer
 
-COMMAND = "import sys; from lens_cli.lenscache import main; sys.argv[0] = 'lenscache'; main()"
+COMMAND = "import sys; from lens_cli.cache.app import main; sys.argv[0] = 'lenscache'; main()"
 IMPATIENT = f"import datetime, lenscache.tensor_parallel as t; t.PATIENCE = datetime.timedelta(seconds=5); {COMMAND}"
 LONG = ("--max-new-tokens", "200", "--block-rows", "2")
 """Options of a run that is still under way when it is disturbed."""

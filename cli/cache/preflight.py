@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from . import console, options
+from .. import console, options
 
-_LENS_COMMAND = "lens_cli.preflight_lenses"
+_LENS_COMMAND = "lens_cli.cache.preflight_lenses"
 
 
 @partial(console.reports_errors, interrupted="no answer is kept")

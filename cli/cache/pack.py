@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import console, options
+from .. import console, options
 
 app = typer.Typer(help="Make, check and show concept packs.", no_args_is_help=True, rich_markup_mode="rich")
 

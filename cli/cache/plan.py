@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from . import console, options, reports
-from .models import DeviceMapOption, Dtype, load
-from .options import Mode, StoreDtype
+from .. import console, options
+from ..models import DeviceMapOption, Dtype, load
+from ..options import Mode, StoreDtype
+from . import printing
 
 
 class Storage(StrEnum):
@@ -89,9 +90,9 @@ def plan(
     if json:
         console.print_json(asdict(estimate))
     elif devices is None and device_kind is None:
-        reports.print_estimate(estimate)
+        printing.print_estimate(estimate)
     else:
-        reports.print_forecast(estimate)
+        printing.print_forecast(estimate)
 
 
 def _outline(model: str, dtype: Dtype, device: str, kind: str) -> tuple[Any, Any]:

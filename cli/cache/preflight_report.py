@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
-from . import console
+from .. import console
 
 _STYLES = {"passed": "green", "failed": "bold red", "crashed": "bold red", "skipped": "yellow"}
 

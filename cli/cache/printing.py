@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import console
+from .. import console
 
 _TABLE_COLUMNS = 5
 _SMALLEST_SHARE = 0.01  # of the time, that is worth a word

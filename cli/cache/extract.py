@@ -13,10 +13,11 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from . import console, options, reports
-from .models import DeviceMapOption, Dtype, TensorParallel, follow, is_follower, load
-from .options import Engine, Mode, StoreDtype
-from .runlog import RunLog
+from .. import console, options
+from ..models import DeviceMapOption, Dtype, TensorParallel, follow, is_follower, load
+from ..options import Engine, Mode, StoreDtype
+from ..runlog import RunLog
+from . import printing
 
 _MANY = "Many workers"
 
@@ -151,7 +152,7 @@ def extract(
     if json:
         console.print_json(asdict(report))
     else:
-        reports.print_report(open_store(store), report)
+        printing.print_report(open_store(store), report)
 
 
 class _Run(NamedTuple):

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from . import console, options, reports
+from .. import console, options
+from . import printing
 from .extract import extract
 from .pack import app as packs
 from .plan import plan
@@ -73,7 +74,7 @@ def info(
     if json:
         console.print_json(summary)
     else:
-        reports.print_summary(summary)
+        printing.print_summary(summary)
 
 
 @app.command(epilog="Example: lenscache label store.zarr topics.csv --name topics --label topic")
@@ -176,7 +177,7 @@ def verify(
     if json:
         console.print_json({**asdict(report), "damaged": report.is_damaged})
     else:
-        reports.print_verified(report)
+        printing.print_verified(report)
     if report.is_damaged:
         raise typer.Exit(1)
 
@@ -201,7 +202,7 @@ def repair(
     if json:
         console.print_json(asdict(report))
     else:
-        reports.print_repaired(report)
+        printing.print_repaired(report)
     if report.left_to_user:
         raise typer.Exit(1)
 

@@ -1,7 +1,7 @@
 """The process behind check 4 of `lenscache preflight`: are lenses of bf16 activations as good as those of fp32?
 
-    python -m lens_cli.preflight_lenses < request.json     the check; leaves lenses to steer along, too
-    python -m lens_cli.preflight_lenses steering           only those lenses
+    python -m lens_cli.cache.preflight_lenses < request.json     the check; leaves lenses to steer along, too
+    python -m lens_cli.cache.preflight_lenses steering           only those lenses
 
 Prompts are extracted, no completions: a completion is sampled, and where rounding tips a token the two precisions would
 read different texts. This module stands here because it needs both packages: lenscache to extract, lenstrain to fit.
