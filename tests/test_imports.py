@@ -274,25 +274,25 @@ ALLOWED: dict[str, set[str]] = {
     "lenstrain/report/tree.py": {"lenstrain.dataset", "lenstrain.lenspack"},
     "cli/cache/extract.py": {"typer", "cli", "lenscache"},
     "cli/__init__.py": set(),
-    "cli/exchange.py": {"typer", "cli", "lenstrain"},
+    "cli/train/exchange.py": {"typer", "cli", "lenstrain"},
     "cli/cache/plan.py": {"typer", "cli", "lenscache"},
     "cli/cache/preflight.py": {"typer", "cli", "lenscache"},
     "cli/cache/preflight_lenses.py": {"numpy", "lenscache", "lenstrain"},
     "cli/cache/preflight_report.py": {"rich", "cli"},
-    "cli/audit.py": {"typer", "rich", "cli", "lenstrain"},
-    "cli/grid.py": {"typer", "rich", "cli", "lenstrain"},
-    "cli/lenses.py": {"typer", "rich", "cli", "lenstrain"},
-    "cli/report.py": {"typer", "cli", "lenstrain"},
-    "cli/read.py": {"typer", "rich", "cli", "lenscache", "lenstrain"},
+    "cli/train/audit.py": {"typer", "rich", "cli", "lenstrain"},
+    "cli/train/grid.py": {"typer", "rich", "cli", "lenstrain"},
+    "cli/train/lenses.py": {"typer", "rich", "cli", "lenstrain"},
+    "cli/train/report.py": {"typer", "cli", "lenstrain"},
+    "cli/train/read.py": {"typer", "rich", "cli", "lenscache", "lenstrain"},
     "cli/models.py": {"typer", "cli", "lenscache", "lenstrain"},
-    "cli/steer.py": {"numpy", "typer", "rich", "cli", "lenscache", "lenstrain"},
+    "cli/train/steer.py": {"numpy", "typer", "rich", "cli", "lenscache", "lenstrain"},
     "cli/runlog.py": {"cli"},
     "cli/console.py": {"typer", "rich", "cli"},
     "cli/options.py": {"typer", "lenscache.concepts", "lenscache.templates"},
     "cli/cache/pack.py": {"typer", "rich", "cli", "lenscache"},
     "cli/cache/printing.py": {"cli"},
     "cli/cache/app.py": {"typer", "cli", "lenscache"},
-    "cli/lenstrain.py": {"typer", "cli", "lenstrain"},
+    "cli/train/app.py": {"typer", "cli", "lenstrain"},
 }  # fmt: skip
 
 
@@ -446,7 +446,7 @@ def test_the_blocker_blocks(store: Path) -> None:
 
 
 def test_importing_the_commands_loads_nothing_heavy() -> None:
-    code = "import lens_cli.cache.app, lens_cli.lenstrain, sys; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    code = "import lens_cli.cache.app, lens_cli.train.app, sys; print(sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = set(ast.literal_eval(subprocess.check_output([sys.executable, "-c", code], text=True)))
     assert loaded & HEAVY <= {"typer", "rich"}
     assert loaded & INTERNAL == {"lens_cli"}

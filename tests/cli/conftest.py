@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lens_cli import lenstrain as lenstrain_cli
 from lens_cli.cache import app as lenscache_cli
+from lens_cli.train import app as lenstrain_cli
 from typer.testing import CliRunner
 
 from lenscache.concepts import ConceptPack

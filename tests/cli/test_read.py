@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lens_cli import lenstrain as lenstrain_cli
-from lens_cli import read as read_cli
+from lens_cli.train import app as lenstrain_cli
+from lens_cli.train import read as read_cli
 from typer.testing import CliRunner
 
 from lenstrain.monitor import WINDOW

@@ -19,8 +19,8 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
-from lens_cli import lenstrain as lenstrain_cli
 from lens_cli.cache import app as lenscache_cli
+from lens_cli.train import app as lenstrain_cli
 from typer.testing import CliRunner
 from zarr.storage import FsspecStore
 

@@ -197,7 +197,7 @@ def marked(mark: str) -> dict[str, str]:
     return {**os.environ, name: value}
 
 
-FIT = "import sys; from lens_cli.lenstrain import main; sys.argv[0] = 'lenstrain'; main()"
+FIT = "import sys; from lens_cli.train.app import main; sys.argv[0] = 'lenstrain'; main()"
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import console, options
+from .. import console, options
 from .audit import visible
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.markup import escape
 
-from . import console
-from .runlog import RunLog
+from .. import console
+from ..runlog import RunLog
 
 if TYPE_CHECKING:
     from lenstrain.dataset import LensDataset

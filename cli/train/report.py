@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import console, options
+from .. import console, options
 
 _LARGE_BYTES = 30e6  # what browsers and mail programs still take in their stride
 

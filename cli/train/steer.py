@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from . import console, options
+from .. import console, options
+from ..models import AllowOtherModel, DeviceMapOption, Dtype, DtypeOption, load_for
 from .audit import visible
-from .models import AllowOtherModel, DeviceMapOption, Dtype, DtypeOption, load_for
 
 
 class Kind(StrEnum):

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from . import console, options
+from .. import console, options
+from ..models import AllowOtherModel, DeviceMapOption, Dtype, DtypeOption, load_for
 from .audit import visible
-from .models import AllowOtherModel, DeviceMapOption, Dtype, DtypeOption, load_for
 
 _COLOURS = {"A": "green", "B": "yellow", "C": "red"}
 _ROWS = 80  # tokens of a text that is shown token by token

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from . import console, options
+from .. import console, options
 from .audit import visible
 
 _COLOURS = {"A": "green", "B": "yellow", "C": "red"}

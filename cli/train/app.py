@@ -10,14 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from . import console, lenses, options
+from .. import console, options
+from ..options import Engine
+from ..runlog import RunLog
+from . import lenses
 from .audit import audit
 from .exchange import export_pack, import_pack
 from .grid import fit_combinations, tell_left_out
-from .options import Engine
 from .read import read
 from .report import report
-from .runlog import RunLog
 from .steer import steer
 
 app = typer.Typer(

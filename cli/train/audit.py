@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from . import console, options
+from .. import console, options
 
 _MAX_FINDINGS = 20
 _TEXT_LENGTH = 100  # characters of a text that are shown
