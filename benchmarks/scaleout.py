@@ -38,9 +38,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from extract import as_pack, texts
 
+from lenscache.cluster import connected
 from lenscache.extraction import Request
 from lenscache.model import LoadedModel, load_model, silence
-from lenscache.ray_cluster import connected
 from lenscache.ray_engine import _Driver, extract_with_ray
 from lenscache.settings import ExtractSettings
 from lenscache.store import open_store

@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lenscache.cluster import connected, cores_of_a_worker, resource, threads_of_a_worker
 from lenscache.errors import PlanError, WorkerError
 from lenscache.extraction import Request, RoundShape
 from lenscache.model import LoadedModel
-from lenscache.ray_cluster import connected, cores_of_a_worker, resource, threads_of_a_worker
 from lenscache.ray_worker import BlockName, Done, Worker, WorkerProgress
 from lenscache.settings import ExtractProgress, ExtractReport, OnProgress
 from lenscache.store import Store

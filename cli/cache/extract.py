@@ -114,7 +114,7 @@ def extract(
     if engine is Engine.ray and (tensor_parallel or device_map is not None):
         raise typer.BadParameter("Ray gives each worker one GPU: leave out --tensor-parallel and --device-map")
     if engine is Engine.ray:
-        from lenscache.ray_cluster import require_ray
+        from lenscache.cluster import require_ray
 
         require_ray()
     elif workers is not None or address is not None:

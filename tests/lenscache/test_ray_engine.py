@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import torch
 
+from lenscache.cluster import connected, resource
 from lenscache.errors import NonFiniteError, PlanError, StoreMismatchError, WorkerError
 from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, extract
 from lenscache.extraction import Request
 from lenscache.model import LoadedModel
-from lenscache.ray_cluster import connected, resource
 from lenscache.ray_engine import MOST_DEATHS, _Driver, extract_with_ray
 from lenscache.settings import Partition
 from lenscache.store import open_store
@@ -302,7 +302,7 @@ def test_a_partition_is_refused() -> None:
 
 def test_an_address_where_nobody_listens_is_one_line() -> None:
     code = (
-        "from lenscache.ray_cluster import connected\n"
+        "from lenscache.cluster import connected\n"
         "from lenscache.errors import PlanError\n"
         "try:\n"
         "    with connected('127.0.0.1:1'): pass\n"
