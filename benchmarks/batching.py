@@ -30,9 +30,9 @@ from extract import as_pack, texts
 
 from lenscache.batching import choose_batch
 from lenscache.capture import Capture
+from lenscache.concepts.plan import plan_samples
 from lenscache.inputs import PlannedRows, make_header, make_runner, tokenize
 from lenscache.model import LoadedModel, load_model, silence
-from lenscache.prompts import plan_samples
 from lenscache.sampling import sample_tokens
 from lenscache.settings import ExtractSettings
 

@@ -47,7 +47,7 @@ import numpy as np
 import torch
 
 import lenscache.extraction
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, extract
 from lenscache.model import LoadedModel, load_model, silence
 

@@ -28,8 +28,8 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
+from lenscache.concepts.plan import SamplePlan
 from lenscache.header import StoreHeader
-from lenscache.prompts import SamplePlan
 from lenscache.rounds import Block, Round
 from lenscache.store import Store, open_store
 from lenstrain.adaptive import FitSettings, fit_lenses

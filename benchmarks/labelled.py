@@ -58,11 +58,11 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from lenscache.concepts.plan import SPLITS
 from lenscache.errors import LenscacheError
 from lenscache.extract import ExtractSettings, extract
 from lenscache.model import LoadedModel, load_model, silence
 from lenscache.packs.labelled import LabelledColumns, import_labelled
-from lenscache.prompts import SPLITS
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset, open_dataset
 from lenstrain.errors import LenstrainError
@@ -115,7 +115,7 @@ class Rows:
     y: np.ndarray
     """(vectors,) whether the text has the positive label."""
     split: np.ndarray
-    """(vectors,) index into `lenscache.prompts.SPLITS`."""
+    """(vectors,) index into `lenscache.concepts.plan.SPLITS`."""
 
     def of(self, *splits: int) -> np.ndarray:
         """(vectors,) which are in any of the splits."""

@@ -59,7 +59,7 @@ def in_a_process(n: int, *, tiny: bool) -> dict[str, Any]:
 def extract_alone(n: int, *, tiny: bool) -> dict[str, Any]:
     """Extract n prompts: the resident set before, and at its peak."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from lenscache.concepts import ConceptPack
+    from lenscache.concepts.pack import ConceptPack
     from lenscache.extract import ExtractSettings, extract
     from lenscache.hostmemory import peak_resident_bytes, resident_bytes
     from lenscache.model import load_model, silence

@@ -34,9 +34,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.concepts import Concept, ConceptPack, Hierarchy
+from lenscache.concepts.pack import Concept, ConceptPack, Hierarchy
+from lenscache.concepts.plan import POSITIVE, SamplePlan, plan_samples, stable_hash
 from lenscache.header import StoreHeader
-from lenscache.prompts import POSITIVE, SamplePlan, plan_samples, stable_hash
 from lenscache.rounds import Block
 from lenscache.store import Store, create_store
 

@@ -35,7 +35,8 @@ import numpy as np
 import torch
 import transformers
 
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
+from lenscache.concepts.plan import plan_samples
 from lenscache.errors import PlanError
 from lenscache.extract import ExtractSettings, Partition, extract
 from lenscache.forecast.devices import DEVICES, Device, measure_device
@@ -51,7 +52,6 @@ from lenscache.forecast.forecast import GETS_PER_SECOND, PUTS_PER_SECOND, Worklo
 from lenscache.inputs import make_header
 from lenscache.layout import chunk_rows
 from lenscache.model import LoadedModel, find_blocks, load_model, outline_model, silence
-from lenscache.prompts import plan_samples
 
 ROOT = Path(__file__).parents[1]
 FOUNDATION = ROOT / "data" / "packs" / "foundation.json"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractSettings, extract
 from lenscache.generation import Continuation, continue_prompt
 from lenscache.model import load_model, silence

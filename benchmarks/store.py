@@ -46,9 +46,9 @@ import tensorstore
 import zarr
 from zarr.storage import LocalStore, WrapperStore
 
+from lenscache.concepts.plan import SamplePlan
 from lenscache.errors import LenscacheError
 from lenscache.header import Phase
-from lenscache.prompts import SamplePlan
 from lenscache.rounds import Block, Round
 from lenscache.store import Store, open_store
 

@@ -48,10 +48,10 @@ from typing import Any
 import numpy as np
 
 from lenscache import ConceptPack, load_model, open_store
+from lenscache.concepts.plan import plan_samples
 from lenscache.errors import PlanError
 from lenscache.extract import ExtractReport, ExtractSettings, extract, extract_top_up
 from lenscache.model import LoadedModel, silence
-from lenscache.prompts import plan_samples
 from lenscache.topup import read_top_up
 from lenstrain import FitSettings, LensPack
 from lenstrain.calibration import classify

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from lenscache.concepts import ConceptPack
+    from lenscache.concepts.pack import ConceptPack
 
 
 class Mode(StrEnum):
@@ -92,8 +92,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def load_pack(path: Path, templates: Path | None) -> ConceptPack:
     """The pack at `path`, with the templates of a file beside its own."""
-    from lenscache.concepts import ConceptPack
-    from lenscache.templates import read_templates
+    from lenscache.concepts.pack import ConceptPack
+    from lenscache.concepts.templates import read_templates
 
     pack = ConceptPack.load(path)
     if templates is None:

@@ -8,35 +8,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lenscache.concepts import Concept, ConceptPack, Hierarchy
+    from lenscache.concepts.pack import Concept, ConceptPack, Hierarchy
+    from lenscache.concepts.plan import SamplePlan, plan_samples
     from lenscache.errors import LenscacheError
     from lenscache.header import StoreHeader
     from lenscache.listening import listen
     from lenscache.model import LoadedModel, load_model
-    from lenscache.prompts import SamplePlan, plan_samples
     from lenscache.rounds import Round
     from lenscache.settings import ExtractProgress, ExtractReport, ExtractSettings
     from lenscache.steering import Intervention, steer, steer_all
     from lenscache.store import Store, open_store
 
 _HOMES = {
-    "Concept": "concepts",
-    "ConceptPack": "concepts",
+    "Concept": "concepts.pack",
+    "ConceptPack": "concepts.pack",
     "ExtractProgress": "settings",
     "ExtractReport": "settings",
     "ExtractSettings": "settings",
-    "Hierarchy": "concepts",
+    "Hierarchy": "concepts.pack",
     "Intervention": "steering",
     "LenscacheError": "errors",
     "LoadedModel": "model",
     "Round": "rounds",
-    "SamplePlan": "prompts",
+    "SamplePlan": "concepts.plan",
     "Store": "store",
     "StoreHeader": "header",
     "listen": "listening",
     "load_model": "model",
     "open_store": "store",
-    "plan_samples": "prompts",
+    "plan_samples": "concepts.plan",
     "steer": "steering",
     "steer_all": "steering",
 }

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lenscache.batchcheck import TOLERANCE
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
 from lenscache.extraction import Request
 from lenscache.model import LoadedModel
 from lenscache.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress, Partition

@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 
 from lenscache.batchcheck import check_batches
 from lenscache.batching import choose_batch
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
+from lenscache.concepts.plan import plan_samples
 from lenscache.diskspace import check_disk_space
 from lenscache.errors import StoreDamagedError
 from lenscache.header import Phase, StoreHeader
 from lenscache.inputs import PlannedRows, last_rows, make_header, make_runner, tokenize
 from lenscache.keys import sample_keys
 from lenscache.model import LoadedModel, memory_held
-from lenscache.prompts import plan_samples
 from lenscache.reuse import NO_COPIES, CopiedRows, ReusableRows
 from lenscache.rounds import Block, Round
 from lenscache.runner import RowResult, Runner

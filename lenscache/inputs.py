@@ -8,11 +8,11 @@ from typing import NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
+from lenscache.concepts.plan import POSITIVE, SamplePlan
 from lenscache.errors import PlanError, PromptTooLongError
 from lenscache.header import StoreHeader
 from lenscache.model import LoadedModel
-from lenscache.prompts import POSITIVE, SamplePlan
 from lenscache.runner import Row, Runner
 from lenscache.settings import ExtractSettings
 

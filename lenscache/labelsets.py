@@ -26,11 +26,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from lenscache.concepts import Concept, ConceptPack
+from lenscache.concepts.pack import Concept, ConceptPack
+from lenscache.concepts.plan import plan_samples
 from lenscache.errors import LabelSetError, StoreAccessError
 from lenscache.layout import find_node, require_group, write_column
 from lenscache.objects import object_names
-from lenscache.prompts import plan_samples
 from lenscache.rounds import Labels
 from lenscache.store import Store
 
@@ -51,7 +51,7 @@ class LabelSet:
     key: NDArray[np.uint8]
     """(k, 16) keys of the samples that carry a label."""
     split: NDArray[np.uint8]
-    """(k,) index into `lenscache.prompts.SPLITS`."""
+    """(k,) index into `lenscache.concepts.plan.SPLITS`."""
     labels: Labels
     """(m,) columns; `labels.sample` points into `key`."""
 

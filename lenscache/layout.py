@@ -18,9 +18,9 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec, Zst
 from zarr.errors import ContainsArrayError, ContainsGroupError
 
 from lenscache.bfloat16 import BFloat16
+from lenscache.concepts.plan import KINDS, SamplePlan
 from lenscache.errors import StoreAccessError, StoreDamagedError, StoreError, StoreMismatchError, StoreWriteError
 from lenscache.header import StoreHeader, show_value
-from lenscache.prompts import KINDS, SamplePlan
 from lenscache.quantization import MISSING
 
 NATIVE_DTYPES: dict[str, np.dtype[Any]] = {

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.concepts import ConceptPack, Hierarchy
+from lenscache.concepts.pack import ConceptPack, Hierarchy
+from lenscache.concepts.plan import NEGATIVE, SPLITS, SamplePlan, concept_prompts, sampling_seed
 from lenscache.errors import LenscacheError
 from lenscache.findings import WRITE_ANEW, Finding
 from lenscache.header import StoreHeader
 from lenscache.keys import sample_keys
-from lenscache.prompts import NEGATIVE, SPLITS, SamplePlan, concept_prompts, sampling_seed
 from lenscache.roundcheck import RoundCheck
 
 Columns = Mapping[str, NDArray[Any]]

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from lenscache.batching import choose_batch
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
+from lenscache.concepts.plan import plan_samples
 from lenscache.diskspace import COMPRESSED_SHARE, estimate_bytes
 from lenscache.inputs import PlannedRows, make_header, make_runner, tokenize
 from lenscache.model import LoadedModel
-from lenscache.prompts import plan_samples
 from lenscache.runner import Row, Runner
 from lenscache.settings import ExtractSettings
 

@@ -57,7 +57,7 @@ class Samples(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """The `labels` columns of a round, m rows each; see `lenscache.prompts.SamplePlan`."""
+    """The `labels` columns of a round, m rows each; see `lenscache.concepts.plan.SamplePlan`."""
 
     sample: NDArray[np.int32]
     concept: NDArray[np.int32]

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lenscache.concepts.plan import SPLITS
 from lenscache.errors import ModelLayerError, StoreIncompleteError, StoreMismatchError
 from lenscache.header import Phase, show_value
-from lenscache.prompts import SPLITS
 from lenscache.rounds import Round, Samples
 
 if TYPE_CHECKING:
     from lenscache.store import Store
 
 ROLES = ("positive", "contrast", "negative")
-"""Names of the roles of a label, see `lenscache.prompts`."""
+"""Names of the roles of a label, see `lenscache.concepts.plan`."""
 
 
 class SampleLabel(NamedTuple):

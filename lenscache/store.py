@@ -24,11 +24,11 @@ from zarr.core.sync import sync
 from zarr.errors import ContainsGroupError
 from zarr.storage import StorePath
 
-from lenscache.concepts import ConceptPack, Hierarchy
+from lenscache.concepts.pack import ConceptPack, Hierarchy
+from lenscache.concepts.plan import SamplePlan
 from lenscache.errors import StoreDamagedError, StoreFormatError, StoreNotFoundError
 from lenscache.header import FORMAT_VERSION, Phase, StoreHeader
 from lenscache.layout import default_block_rows, find_node, lay_out_round, require_group, write_column, writing
-from lenscache.prompts import SamplePlan
 from lenscache.remote import RemoteStore, open_place
 from lenscache.rounds import Round
 

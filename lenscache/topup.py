@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
+from lenscache.concepts.plan import SamplePlan, plan_top_up
 from lenscache.errors import PlanError, StoreIncompleteError
-from lenscache.prompts import SamplePlan, plan_top_up
 from lenscache.rounds import Round
 from lenscache.store import Store
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
 from lenscache.errors import LabelSetError, PlanError, StoreDamagedError
 from lenscache.findings import WRITE_ANEW, Finding, VerifyReport
 from lenscache.labelsets import label_set_names, read_label_set

@@ -21,11 +21,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.concepts import Hierarchy
+from lenscache.concepts.pack import Hierarchy
+from lenscache.concepts.plan import CONTRAST, EXAMPLE, NEGATIVE, POSITIVE, SPLITS, stable_hash
 from lenscache.errors import StoreIncompleteError
 from lenscache.header import Phase
 from lenscache.labelsets import LabelSet, read_label_set
-from lenscache.prompts import CONTRAST, EXAMPLE, NEGATIVE, POSITIVE, SPLITS, stable_hash
 from lenscache.rounds import Labels, Round
 from lenscache.store import Store, open_store
 from lenstrain.errors import SettingsError, TooFewSamplesError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
 
 _SUBJECTS = ("the old man", "a girl", "our teacher", "the crew", "my aunt", "a stranger", "the twins", "no one")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lenscache.concepts import ConceptPack
-from lenscache.packs.check import CheckSettings, check_pack
+from lenscache.concepts.pack import ConceptPack
+from lenscache.concepts.quality import CheckSettings, check_pack
 
 FOLDER = Path(__file__).parents[1] / "data" / "packs"
 PATHS = sorted(FOLDER.glob("*.json"))

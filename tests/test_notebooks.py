@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractSettings, extract
 from lenstrain import FitSettings, open_dataset, train
 from tests.hostile import HIDDEN, NAMES, SCRIPT

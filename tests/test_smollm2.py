@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractSettings, extract
 from lenscache.model import LoadedModel, load_model
 from lenscache.runner import Row, Runner

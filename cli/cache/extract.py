@@ -98,9 +98,9 @@ def extract(
     debug: options.Debug = False,
 ) -> None:  # fmt: skip
     """Extract activations into STORE, or continue where an earlier run stopped."""
+    from lenscache.concepts.plan import select_concepts
     from lenscache.errors import PlanError
     from lenscache.extraction import Request
-    from lenscache.prompts import select_concepts
     from lenscache.remote import check_place
     from lenscache.settings import ExtractSettings, Partition
     from lenscache.store import open_store

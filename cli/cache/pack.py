@@ -57,8 +57,8 @@ def check(
     debug: options.Debug = False,
 ) -> None:
     """Hold PACK against what makes lenses good; exit code 1 if anything is found."""
-    from lenscache.concepts import ConceptPack
-    from lenscache.packs.check import CheckSettings, check_pack
+    from lenscache.concepts.pack import ConceptPack
+    from lenscache.concepts.quality import CheckSettings, check_pack
 
     concepts = ConceptPack.load(pack)
     labelled = concepts.prompts == "examples"  # has neither names nor contrasts to check
@@ -87,7 +87,7 @@ def show_pack(
     debug: options.Debug = False,
 ) -> None:
     """Show PACK as a tree with counts a layer, or all there is about one concept."""
-    from lenscache.concepts import ConceptPack
+    from lenscache.concepts.pack import ConceptPack
 
     concepts = ConceptPack.load(pack)
     if json:
@@ -118,8 +118,8 @@ def _import_any(source: Path, columns: Any, roots: list[str] | None) -> Any:
 
 
 def _concept_facts(pack: Any, concept: str) -> dict[str, Any]:
+    from lenscache.concepts.plan import KINDS, SPLITS, plan_samples
     from lenscache.errors import PackError
-    from lenscache.prompts import KINDS, SPLITS, plan_samples
 
     if concept not in pack.hierarchy:
         raise PackError(f"concept {concept!r} is not in pack {pack.name!r}: see `lenscache pack show` for all")

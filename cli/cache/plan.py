@@ -64,7 +64,7 @@ def plan(
 
     With --devices or --device-kind, estimate for other machines: time, bytes, objects, requests and what drives them.
     """
-    from lenscache.prompts import select_concepts
+    from lenscache.concepts.plan import select_concepts
     from lenscache.settings import ExtractSettings
 
     if device_map is not None and (devices is not None or device_kind is not None):

@@ -35,7 +35,7 @@ def preflight(
     debug: options.Debug = False,
 ) -> None:
     """Does bf16 run, does batch 4 fit, how fast is it, are lenses as good, can we steer: exit code 1 if one fails."""
-    from lenscache.concepts import ConceptPack
+    from lenscache.concepts.pack import ConceptPack
     from lenscache.preflight import Request, run_preflight
 
     numbers = parse_checks(checks)

@@ -163,7 +163,7 @@ def verify(
     debug: options.Debug = False,
 ) -> None:
     """Check every object, value and count of STORE; exit code 1 if anything is wrong. Nothing is written."""
-    from lenscache.concepts import ConceptPack
+    from lenscache.concepts.pack import ConceptPack
     from lenscache.verify import verify_store
 
     if quick and pack is not None:

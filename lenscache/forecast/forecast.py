@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from lenscache.batchcheck import VERIFIED_ROWS
 from lenscache.batching import MOST_ON_A_CPU, PAYS
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
+from lenscache.concepts.plan import plan_samples
 from lenscache.diskspace import COMPRESSED_SHARE, estimate_bytes
 from lenscache.errors import PlanError
 from lenscache.forecast.devices import Device, Efficiency
@@ -37,7 +38,6 @@ from lenscache.header import StoreHeader
 from lenscache.inputs import make_header, tokenize
 from lenscache.layout import chunk_rows, default_block_rows
 from lenscache.model import LoadedModel
-from lenscache.prompts import plan_samples
 from lenscache.settings import ExtractSettings
 
 Place = Literal["s3", "disk"]

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lenscache.concepts import Concept, ConceptPack
+from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import PackError
 from lenscache.packs.links import cut_cycles, spoken
 from lenscache.packs.report import Imported, ImportReport, is_text

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from lenscache.concepts import Concept, ConceptPack
+from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import PackError
 from lenscache.packs.links import children_of, cut_cycles, depths_below, spoken, unknown_root
 from lenscache.packs.report import Imported, ImportReport

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lenscache.concepts import Concept, ConceptPack
+from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import PackError
 from lenscache.packs.report import Imported, ImportReport, is_text
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
 
 _SHOWN = 3
 _HALF_PAIR = re.compile("[\ud800-\udfff]")

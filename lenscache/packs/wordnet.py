@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lenscache.concepts import Concept, ConceptPack
+from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import PackError
 from lenscache.packs.links import children_of, depths_below, unknown_root
 from lenscache.packs.report import Imported, ImportReport

@@ -10,10 +10,10 @@ from importlib import resources
 
 import torch
 
-from lenscache.concepts import Concept, ConceptPack
+from lenscache.concepts.pack import Concept, ConceptPack
+from lenscache.concepts.plan import plan_samples
 from lenscache.model import LoadedModel
 from lenscache.preflight.results import Request
-from lenscache.prompts import plan_samples
 
 NEUTRAL = (
     "The committee met on Tuesday to go through the list that had been sent round the week before, and after a short "

@@ -10,7 +10,7 @@ from lens_cli.cache import app as lenscache_cli
 from lens_cli.train import app as lenstrain_cli
 from typer.testing import CliRunner
 
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractProgress, ExtractSettings, extract
 from tests.models import tiny_model, tiny_tokenizer
 from tests.packs import small_pack

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lenscache.prompts import SamplePlan
+from lenscache.concepts.plan import SamplePlan
 from lenstrain.dataset import TEST, TRAIN
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error, tree

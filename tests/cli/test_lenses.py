@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lenscache.concepts import Concept
+from lenscache.concepts.pack import Concept
 from lenstrain.lenspack import LensPack
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error

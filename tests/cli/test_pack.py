@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.concepts import Concept, ConceptPack
+from lenscache.concepts.pack import Concept, ConceptPack
+from lenscache.concepts.plan import plan_samples
 from lenscache.header import Mode, Phase, StoreDtype, StoreHeader
 from lenscache.keys import sample_keys
 from lenscache.labelsets import add_label_set
-from lenscache.prompts import plan_samples
 from lenscache.rounds import Block
 from lenscache.store import create_store
 

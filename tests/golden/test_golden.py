@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lenscache.concepts.plan import KINDS
 from lenscache.errors import StoreFormatError
-from lenscache.prompts import KINDS
 from lenscache.store import open_store
 from lenscache.verify import verify_store
 from lenstrain.dataset import LensDataset

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lenscache.concepts.plan import plan_samples
 from lenscache.errors import StoreIncompleteError, StoreNotFoundError
-from lenscache.prompts import plan_samples
 from lenscache.rounds import Block, Round
 from lenscache.store import create_store, open_store
 from tests.lenstrain.conftest import HIDDEN, planted_header, planted_pack

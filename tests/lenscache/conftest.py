@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractReport, ExtractSettings, OnProgress, extract
 from lenscache.model import LoadedModel
 from tests.models import tiny_model

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lenscache.concepts import Concept, ConceptPack, Hierarchy
+from lenscache.concepts.pack import Concept, ConceptPack, Hierarchy
 from lenscache.errors import LenscacheError, PackError
 from tests.packs import small_pack
 

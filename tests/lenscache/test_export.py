@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lenscache import export
+from lenscache.concepts.plan import plan_samples
 from lenscache.errors import (
     DiskSpaceError,
     ExportError,
@@ -33,7 +34,6 @@ from lenscache.errors import (
     StoreMismatchError,
 )
 from lenscache.export import ExportFormat, ExportReport, export_store
-from lenscache.prompts import plan_samples
 from lenscache.rounds import Round
 from lenscache.store import Store, create_store, open_store
 from tests.lenscache.conftest import ROUND, tree

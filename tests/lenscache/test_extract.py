@@ -19,7 +19,8 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
-from lenscache.concepts import Concept, ConceptPack
+from lenscache.concepts.pack import Concept, ConceptPack
+from lenscache.concepts.plan import concept_prompts, plan_samples
 from lenscache.diskspace import estimate_bytes
 from lenscache.errors import (
     BatchMismatchError,
@@ -32,7 +33,6 @@ from lenscache.errors import (
 from lenscache.extract import TOLERANCE, ExtractProgress, ExtractSettings, extract
 from lenscache.inputs import make_header
 from lenscache.model import LoadedModel, find_blocks
-from lenscache.prompts import concept_prompts, plan_samples
 from lenscache.rounds import Round
 from lenscache.runner import Row, Runner
 from lenscache.store import open_store

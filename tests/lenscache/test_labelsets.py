@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lenscache.concepts import Concept, ConceptPack
+from lenscache.concepts.pack import Concept, ConceptPack
+from lenscache.concepts.plan import POSITIVE, plan_samples
 from lenscache.errors import LabelSetError
 from lenscache.labelsets import add_label_set, label_set_names, read_label_set
-from lenscache.prompts import POSITIVE, plan_samples
 from lenscache.store import Store, open_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import LensDataset

@@ -24,7 +24,7 @@ from lens_cli.train import app as lenstrain_cli
 from typer.testing import CliRunner
 from zarr.storage import FsspecStore
 
-from lenscache.concepts import Concept, ConceptPack
+from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import (
     ExportError,
     MissingPackageError,

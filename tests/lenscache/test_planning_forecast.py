@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 
+from lenscache.concepts.plan import plan_samples
 from lenscache.errors import ModelNotFoundError, PlanError
 from lenscache.extract import ExtractSettings, Partition, extract
 from lenscache.forecast.devices import DEVICES, Device, Efficiency, find_device, measure_device
@@ -23,7 +24,6 @@ from lenscache.forecast.roofline import Shape, Work, batch_seconds, devices_of_a
 from lenscache.inputs import make_header
 from lenscache.layout import chunk_rows
 from lenscache.model import ModelOutline, outline_model
-from lenscache.prompts import plan_samples
 from tests.lenscache.conftest import PACK, SETTINGS, run_small
 from tests.lenscache.counting_s3 import RequestLog, serving_counted
 from tests.lenscache.s3_server import connect, environment

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
 from lenscache.errors import ModelError, ModelNotFoundError, PlanError
 from lenscache.hostmemory import available_bytes, peak_resident_bytes, resident_bytes
 from lenscache.preflight import (

@@ -16,9 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lenscache.concepts import Concept, ConceptPack
-from lenscache.errors import PlanError
-from lenscache.prompts import (
+from lenscache.concepts.pack import Concept, ConceptPack
+from lenscache.concepts.plan import (
     CONTRAST,
     EXAMPLE,
     KINDS,
@@ -30,6 +29,7 @@ from lenscache.prompts import (
     plan_samples,
     stable_hash,
 )
+from lenscache.errors import PlanError
 from tests.packs import small_pack
 
 TRAIN, CALIBRATION, TEST = range(len(SPLITS))
@@ -69,7 +69,7 @@ def numbered(word: str, n: int) -> tuple[str, ...]:
 
 def test_plan_is_the_same_in_every_process() -> None:
     code = (
-        "from tests.packs import small_pack; from lenscache.prompts import plan_samples; "
+        "from tests.packs import small_pack; from lenscache.concepts.plan import plan_samples; "
         "print(plan_samples(small_pack(), seed=3).digest)"
     )
     digests = {

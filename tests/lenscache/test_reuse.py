@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
 from lenscache.errors import StoreMismatchError
 from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, extract
 from lenscache.rounds import Round

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
+from lenscache.concepts.plan import SamplePlan, plan_samples
 from lenscache.errors import (
     ModelLayerError,
     NonFiniteError,
@@ -23,7 +24,6 @@ from lenscache.errors import (
 )
 from lenscache.header import Phase, StoreHeader
 from lenscache.layout import write_column
-from lenscache.prompts import SamplePlan, plan_samples
 from lenscache.rounds import Block, Round
 from lenscache.store import Store, create_store, open_store
 from tests.lenscache.conftest import PACK, ROUND, run_small, tree

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lenscache.concepts import ConceptPack
+from lenscache.concepts.pack import ConceptPack
+from lenscache.concepts.plan import CONTRAST, KINDS, POSITIVE, concept_prompts, plan_samples
+from lenscache.concepts.templates import parse_templates, read_templates
 from lenscache.errors import PackError
-from lenscache.prompts import CONTRAST, KINDS, POSITIVE, concept_prompts, plan_samples
-from lenscache.templates import parse_templates, read_templates
 from tests.packs import small_pack
 
 TEMPLATE = KINDS.index("template")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lenscache.concepts.plan import concept_prompts, plan_samples, plan_top_up
 from lenscache.errors import PlanError, StoreIncompleteError, StoreMismatchError
 from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, extract_top_up
-from lenscache.prompts import concept_prompts, plan_samples, plan_top_up
 from lenscache.rounds import Round
 from lenscache.store import Store, open_store
 from lenscache.topup import TopUp, plan_rounds, read_top_up

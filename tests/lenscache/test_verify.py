@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import zarr
 
+from lenscache.concepts.plan import KINDS
 from lenscache.errors import PlanError, StoreNotFoundError
 from lenscache.extract import ExtractProgress
 from lenscache.findings import Finding
 from lenscache.objects import StoredArray
-from lenscache.prompts import KINDS
 from lenscache.roundcheck import RoundCheck
 from lenscache.store import open_store
 from lenscache.verify import verify_store

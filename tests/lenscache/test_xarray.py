@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lenscache.concepts.plan import plan_samples
 from lenscache.errors import MissingPackageError, ModelLayerError, StoreDamagedError, StoreIncompleteError
 from lenscache.layout import NATIVE_DTYPES
-from lenscache.prompts import plan_samples
 from lenscache.rounds import Round
 from lenscache.store import Store, create_store, open_store
 from tests.lenscache.conftest import ROUND

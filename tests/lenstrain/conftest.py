@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lenscache.concepts import Concept, ConceptPack
+from lenscache.concepts.pack import Concept, ConceptPack
+from lenscache.concepts.plan import POSITIVE, SamplePlan, plan_samples, stable_hash
 from lenscache.header import Phase, StoreHeader
-from lenscache.prompts import POSITIVE, SamplePlan, plan_samples, stable_hash
 from lenscache.rounds import Block, Round
 from lenscache.store import Store, create_store
 from lenstrain.dataset import LensDataset

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lenscache.concepts import Concept, ConceptPack
+from lenscache.concepts.pack import Concept, ConceptPack
+from lenscache.concepts.plan import KINDS, POSITIVE, SamplePlan, plan_samples
 from lenscache.labelsets import add_label_set
-from lenscache.prompts import KINDS, POSITIVE, SamplePlan, plan_samples
 from lenstrain.audit import AuditReport, Factor, audit_dataset
 from lenstrain.dataset import TEST, TRAIN, LensDataset
 from lenstrain.duplicates import find_twins, near_pairs, normalise

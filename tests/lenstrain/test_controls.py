@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lenscache.concepts import Concept
+from lenscache.concepts.pack import Concept
 from lenstrain.adaptive import FitResult, FitSettings, fit_lenses
 from lenstrain.controls import CONTROLS
 from lenstrain.dataset import LensDataset

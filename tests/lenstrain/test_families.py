@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lenscache.concepts import Concept
+from lenscache.concepts.pack import Concept
 from lenscache.store import Store
 from lenstrain.adaptive import FitResult, FitSettings, fit_lenses, fit_targets
 from lenstrain.calibration import Grade

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lenscache.prompts import plan_samples
+from lenscache.concepts.plan import plan_samples
 from lenscache.rounds import Round
 from lenscache.store import Store, create_store, open_store
 from lenstrain.adaptive import FitSettings, fit_lenses

@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from lenscache.concepts import Concept
+from lenscache.concepts.pack import Concept
 from lenstrain.adaptive import FitResult, FitSettings, fit_lenses
 from lenstrain.dataset import LensDataset
 from lenstrain.errors import (

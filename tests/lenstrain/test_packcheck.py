@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lenscache.concepts import Hierarchy
-from lenscache.prompts import POSITIVE, SamplePlan
+from lenscache.concepts.pack import Hierarchy
+from lenscache.concepts.plan import POSITIVE, SamplePlan
 from lenscache.store import Store
 from lenstrain.adaptive import fit_lenses
 from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset

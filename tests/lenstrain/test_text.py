@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from lenscache.prompts import POSITIVE, SPLITS
+from lenscache.concepts.plan import POSITIVE, SPLITS
 from lenscache.rounds import Block
 from lenscache.store import Store, open_store
 from lenstrain.adaptive import FitResult, fit_lenses

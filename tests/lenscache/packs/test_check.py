@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lenscache.concepts import Concept, ConceptPack
-from lenscache.packs.check import CheckSettings, Finding, check_pack
+from lenscache.concepts.pack import Concept, ConceptPack
+from lenscache.concepts.quality import CheckSettings, Finding, check_pack
 
 SMALL = CheckSettings(min_examples=3)
 

@@ -2,7 +2,7 @@
 
     ConceptPack --check_pack--> Findings, one for every rule that a text or a concept breaks
 
-Reading a pack already refuses what contradicts itself (`lenscache.concepts`); these checks are about quality: a lens
+Reading a pack already refuses what contradicts itself (`lenscache.concepts.pack`); these checks are about quality: a lens
 trained on examples that name the concept learns the name, and texts that stand in two concepts teach neither.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
-from lenscache.concepts import Concept, ConceptPack
+from lenscache.concepts.pack import Concept, ConceptPack
 
 _SHINGLE = 3  # words
 _SHARED_RUNS = 0.25  # of the runs of three words in a text; texts with fewer in common are not near-duplicates

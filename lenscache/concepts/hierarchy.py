@@ -194,7 +194,7 @@ class ConceptPack:
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Texts whose split the source gives, by "train", "calibration" or "test"; the others are drawn."""
     templates: tuple[str, ...] = ()
-    """Prompts of the user's own, to be filled for every concept; see `lenscache.templates`."""
+    """Prompts of the user's own, to be filled for every concept; see `lenscache.concepts.templates`."""
     _by_id: dict[str, Concept] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

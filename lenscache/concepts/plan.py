@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.concepts import Concept, ConceptPack
+from lenscache.concepts.pack import Concept, ConceptPack
+from lenscache.concepts.templates import parse_templates
 from lenscache.errors import PlanError
-from lenscache.templates import parse_templates
 
 KINDS = ("example", "definition", "relation", "contrast", "template")
 """What a text is. Only an example does not name its concept."""

@@ -1,0 +1,373 @@
+"""Concept packs: the concepts a user wants lenses for, and the hierarchy between them.
+
+    pack.json --ConceptPack.load--> ConceptPack --.hierarchy--> Hierarchy (parents, ancestors, siblings, branches)
+
+A pack is read once, checked whole, and immutable afterwards. The schema is documented in ``data/README.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from lenscache.errors import PackError
+
+PACK_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One concept and the texts that show a model what it is."""
+
+    id: str
+    """Identifier, unique in the pack. Never used as a path."""
+    name: str
+    """What people call it, singular."""
+    layer: int
+    """Layer of abstraction, 0 the most general."""
+    definition: str = ""
+    """One sentence; "" when the source has none."""
+    parents: tuple[str, ...] = ()
+    """Ids of the more general concepts it falls under; none on layer 0."""
+    aliases: tuple[str, ...] = ()
+    """Other names for the same thing."""
+    examples: tuple[str, ...] = ()
+    """Natural sentences that express the concept without naming it."""
+    contrasts: tuple[str, ...] = ()
+    """Sentences that name the concept and are about something else."""
+    confusable_with: tuple[str, ...] = ()
+    """Ids of concepts that a reader could mistake for this one."""
+    negatives: tuple[str, ...] = ()
+    """Texts that the source names as not expressing the concept, as a binary labelled set does."""
+
+    def is_named_in(self, text: str) -> bool:
+        """Whether `text` holds the name or an alias: whole words, any case, plural and possessive included."""
+        return self._naming.search(text) is not None
+
+    @cached_property
+    def _naming(self) -> re.Pattern[str]:
+        forms = []
+        for name in (self.name, *self.aliases):
+            stem = re.escape(name)
+            forms.append(rf"{stem}(?:s|es|'s|’s|s'|s’)?")
+            if name.endswith("y"):
+                forms.append(rf"{re.escape(name[:-1])}ies")
+        return re.compile(rf"(?<!\w)(?:{'|'.join(forms)})(?!\w)", re.IGNORECASE)
+
+
+class Hierarchy:
+    """Who is above, below and beside whom, for every concept of a pack.
+
+    Several parents are allowed. Ancestor and descendant sets are computed once, when first asked for: a query
+    costs a dictionary access however large the pack is.
+
+    Parameters
+    ----------
+    layers : layer of abstraction by concept id, in pack order.
+    parents : ids of the parents by concept id.
+
+    Raises
+    ------
+    PackError
+        If a parent is unknown, or the parents form a cycle.
+    """
+
+    def __init__(self, layers: Mapping[str, int], parents: Mapping[str, tuple[str, ...]]) -> None:
+        self.layers = dict(layers)
+        self._parents = {concept: tuple(parents.get(concept, ())) for concept in self.layers}
+        self._children: dict[str, list[str]] = {concept: [] for concept in self.layers}
+        for concept, above in self._parents.items():
+            for parent in above:
+                if parent not in self.layers:
+                    raise PackError(
+                        f"concept {concept!r} names the parent {parent!r}, which is not in the pack: "
+                        "add that concept or correct `parents`"
+                    )
+                self._children[parent].append(concept)
+        self._order = self._topological_order()
+
+    def __contains__(self, concept: object) -> bool:
+        return concept in self.layers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def parents(self, concept: str) -> tuple[str, ...]:
+        """The concepts directly above."""
+        return self._parents[concept]
+
+    def children(self, concept: str) -> tuple[str, ...]:
+        """The concepts directly below."""
+        return tuple(self._children[concept])
+
+    def ancestors(self, concept: str) -> frozenset[str]:
+        """Everything above, at any distance; not the concept itself."""
+        return self._ancestors[concept]
+
+    def descendants(self, concept: str) -> frozenset[str]:
+        """Everything below, at any distance; not the concept itself."""
+        return self._descendants[concept]
+
+    def family(self, concept: str) -> frozenset[str]:
+        """The concept, its ancestors and its descendants: what may never serve as its negatives."""
+        return self._ancestors[concept] | self._descendants[concept] | {concept}
+
+    def siblings(self, concept: str) -> frozenset[str]:
+        """Concepts that share a parent; on layer 0, the other concepts without a parent."""
+        if not self._parents[concept]:
+            beside: Iterable[str] = (c for c, above in self._parents.items() if not above)
+        else:
+            beside = (child for parent in self._parents[concept] for child in self._children[parent])
+        return frozenset(beside) - self.family(concept)
+
+    def branches(self, concept: str) -> frozenset[str]:
+        """The concepts without a parent that it falls under; itself if it has none."""
+        return frozenset(c for c in self.ancestors(concept) | {concept} if not self._parents[c])
+
+    @cached_property
+    def _ancestors(self) -> dict[str, frozenset[str]]:
+        found: dict[str, frozenset[str]] = {}
+        for concept in self._order:
+            above = self._parents[concept]
+            found[concept] = frozenset(above).union(*(found[parent] for parent in above))
+        return found
+
+    @cached_property
+    def _descendants(self) -> dict[str, frozenset[str]]:
+        found: dict[str, frozenset[str]] = {}
+        for concept in reversed(self._order):
+            below = self._children[concept]
+            found[concept] = frozenset(below).union(*(found[child] for child in below))
+        return found
+
+    def _topological_order(self) -> list[str]:
+        """Parents before children; iterative, since real ontologies outgrow the recursion limit."""
+        waiting = {concept: len(set(above)) for concept, above in self._parents.items()}
+        order = [concept for concept, n in waiting.items() if n == 0]
+        for concept in order:
+            for child in dict.fromkeys(self._children[concept]):
+                waiting[child] -= 1
+                if waiting[child] == 0:
+                    order.append(child)
+        if len(order) < len(waiting):
+            stuck = {concept for concept, n in waiting.items() if n > 0}
+            raise PackError(f"the parents form a cycle: {self._show_cycle(stuck)}: remove one of these links")
+        return order
+
+    def _show_cycle(self, stuck: set[str]) -> str:
+        concept, path = min(stuck), list[str]()
+        while concept not in path:
+            path.append(concept)
+            concept = next(parent for parent in self._parents[concept] if parent in stuck)
+        return " -> ".join([*path[path.index(concept) :], concept])
+
+
+@dataclass(frozen=True)
+class ConceptPack:
+    """A named, versioned set of concepts.
+
+    Raises
+    ------
+    PackError
+        If an id occurs twice, a parent is unknown, the parents form a cycle, or a concept is malformed.
+    """
+
+    name: str
+    version: str
+    concepts: tuple[Concept, ...]
+    description: str = ""
+    license: str = ""
+    origin: str = ""
+    prompts: Literal["all", "examples"] = "all"
+    """Whether definitions, relations and contrasts become prompts, or only the texts given: a labelled set is judged on
+    its own texts."""
+    splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Texts whose split the source gives, by "train", "calibration" or "test"; the others are drawn."""
+    templates: tuple[str, ...] = ()
+    """Prompts of the user's own, to be filled for every concept; see `lenscache.concepts.templates`."""
+    _by_id: dict[str, Concept] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.concepts:
+            raise PackError(f"pack {self.name!r} holds no concepts")
+        by_id: dict[str, Concept] = {}
+        for concept in self.concepts:
+            if concept.id in by_id:
+                raise PackError(f"concept id {concept.id!r} occurs twice: ids must be unique in a pack")
+            by_id[concept.id] = concept
+        object.__setattr__(self, "_by_id", by_id)
+        _ = self.hierarchy  # a pack that contradicts itself must not come into being
+
+    def __getitem__(self, concept: str) -> Concept:
+        return self._by_id[concept]
+
+    def __len__(self) -> int:
+        return len(self.concepts)
+
+    @cached_property
+    def hierarchy(self) -> Hierarchy:
+        """Who is above, below and beside whom."""
+        return Hierarchy(
+            {concept.id: concept.layer for concept in self.concepts},
+            {concept.id: concept.parents for concept in self.concepts},
+        )
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """The layers of abstraction that have concepts, ascending."""
+        return tuple(sorted({concept.layer for concept in self.concepts}))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the content, whatever the file's formatting; 16 hex digits."""
+        entries: list[Any] = [_without_empty(asdict(concept), "negatives") for concept in self.concepts]
+        if self.prompts != "all" or self.splits:
+            entries.append({"prompts": self.prompts, "splits": dict(self.splits)})
+        if self.templates:
+            entries.append({"templates": self.templates})
+        content = json.dumps(entries, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    def in_layer(self, layer: int) -> tuple[Concept, ...]:
+        """The concepts of one layer of abstraction, in pack order."""
+        return tuple(concept for concept in self.concepts if concept.layer == layer)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ConceptPack:
+        """Read a pack from a JSON file.
+
+        Raises
+        ------
+        PackError
+            If the file is missing or is not a valid pack; the message names the file and the concept.
+        """
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise PackError(f"no concept pack at {path}: give the path of a pack's JSON file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise PackError(f"cannot read the concept pack {path}: {error}") from error
+        except json.JSONDecodeError as error:
+            raise PackError(
+                f"{path} is not JSON (line {error.lineno}, column {error.colno}: {error.msg}): "
+                "a concept pack is one JSON object, see data/README.md"
+            ) from error
+        try:
+            return cls.from_dict(data)
+        except PackError as error:
+            raise PackError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, data: object) -> ConceptPack:
+        """Build a pack from its JSON form."""
+        if not isinstance(data, dict):
+            raise PackError(f"expected a JSON object with `concepts`, found {type(data).__name__}")
+        version = data.get("format_version")
+        if version != PACK_FORMAT:
+            raise PackError(f"format_version is {version!r}, expected {PACK_FORMAT}")
+        concepts = _require(data, "concepts", list, "the pack")
+        return cls(
+            name=_require(data, "name", str, "the pack"),
+            version=_require(data, "version", str, "the pack"),
+            concepts=tuple(_parse_concept(entry, number) for number, entry in enumerate(concepts)),
+            prompts=_parse_choice(data.get("prompts", "all"), ("all", "examples"), "prompts"),
+            splits=_parse_splits(data.get("splits", {})),
+            templates=_parse_texts(data.get("templates", []), "templates", "the pack"),
+            **{key: str(data.get(key, "")) for key in ("description", "license", "origin")},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, as `from_dict` reads it."""
+        head: dict[str, Any] = {
+            key: getattr(self, key) for key in ("name", "version", "description", "license", "origin")
+        }
+        if self.prompts != "all":
+            head["prompts"] = self.prompts
+        if self.splits:
+            head["splits"] = {name: list(texts) for name, texts in self.splits.items()}
+        if self.templates:
+            head["templates"] = list(self.templates)
+        concepts = [_without_empty(asdict(concept), "negatives") for concept in self.concepts]
+        return {"format_version": PACK_FORMAT, **head, "concepts": concepts}
+
+    def save(self, path: str | Path) -> None:
+        """Write the pack as JSON: complete, or not at all."""
+        path = Path(path)
+        scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        scratch.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        scratch.replace(path)
+
+
+_CONCEPT_FIELDS = frozenset(Concept.__dataclass_fields__)
+
+
+def _parse_concept(entry: object, number: int) -> Concept:
+    if not isinstance(entry, dict):
+        raise PackError(f"concept number {number} is {type(entry).__name__}, expected an object")
+    where = f"concept {entry['id']!r}" if isinstance(entry.get("id"), str) else f"concept number {number}"
+    if unknown := sorted(set(entry) - _CONCEPT_FIELDS):
+        raise PackError(f"{where} has the unknown field {unknown[0]!r}, expected {sorted(_CONCEPT_FIELDS)}")
+    layer = _require(entry, "layer", int, where)
+    if isinstance(layer, bool) or layer < 0:
+        raise PackError(f"{where}: layer is {layer!r}, expected 0 or more")
+    for key in ("id", "name"):
+        if not _require(entry, key, str, where).strip():
+            raise PackError(f"{where}: {key} is empty")
+    definition = entry.get("definition", "")
+    if not isinstance(definition, str):
+        raise PackError(f"{where}: definition is {type(definition).__name__}, expected text")
+    lists = ("parents", "aliases", "examples", "contrasts", "confusable_with", "negatives")
+    return Concept(
+        id=entry["id"],
+        name=entry["name"],
+        layer=layer,
+        definition=definition,
+        **{key: _parse_texts(entry.get(key, []), key, where) for key in lists},
+    )
+
+
+def _without_empty(entry: dict[str, Any], key: str) -> dict[str, Any]:
+    """Leave out a field that most packs do not use."""
+    return {name: value for name, value in entry.items() if name != key or value}
+
+
+def _parse_choice(value: object, choices: tuple[str, ...], key: str) -> Any:
+    if value not in choices:
+        raise PackError(f"{key} is {value!r}, expected {' or '.join(choices)}")
+    return value
+
+
+def _parse_splits(value: object) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, dict) or not set(value) <= {"train", "calibration", "test"}:
+        raise PackError(f"splits is {value!r:.60}, expected texts by train, calibration and test")
+    splits = {name: _parse_texts(texts, f"splits.{name}", "the pack") for name, texts in value.items()}
+    if len({text for texts in splits.values() for text in texts}) < sum(map(len, splits.values())):
+        raise PackError("splits gives one text to two splits: a text belongs to one")
+    return splits
+
+
+def _parse_texts(value: object, key: str, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise PackError(f"{where}: {key} is {value!r:.60}, expected a list of texts")
+    if any(not text.strip() for text in value):
+        raise PackError(f"{where}: {key} holds an empty text")
+    return tuple(dict.fromkeys(value))
+
+
+def _require(data: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+    if key not in data:
+        raise PackError(f"{where} lacks the field {key!r}")
+    if not isinstance(data[key], kind):
+        raise PackError(f"{where}: {key} is {type(data[key]).__name__}, expected {kind.__name__}")
+    return data[key]
