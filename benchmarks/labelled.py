@@ -58,11 +58,11 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from lenscache.concepts.importers.labelled import LabelledColumns, import_labelled
 from lenscache.concepts.plan import SPLITS
 from lenscache.errors import LenscacheError
 from lenscache.extract import ExtractSettings, extract
 from lenscache.model import LoadedModel, load_model, silence
-from lenscache.packs.labelled import LabelledColumns, import_labelled
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset, open_dataset
 from lenstrain.errors import LenstrainError

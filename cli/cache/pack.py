@@ -31,8 +31,8 @@ def import_pack(
     debug: options.Debug = False,
 ) -> None:
     """Make a concept pack of what you have, and say what was read, repaired and left out."""
+    from lenscache.concepts.importers.labelled import LabelledColumns
     from lenscache.errors import PackError
-    from lenscache.packs.labelled import LabelledColumns
 
     if out.exists() and not overwrite:
         raise PackError(f"{out} exists already: choose another --out, or pass --overwrite")
@@ -103,10 +103,10 @@ def show_pack(
 
 def _import_any(source: Path, columns: Any, roots: list[str] | None) -> Any:
     """What kind of source it is shows in the files."""
-    from lenscache.packs.hatcat import import_hatcat, is_hatcat
-    from lenscache.packs.kif import import_kif, is_kif
-    from lenscache.packs.labelled import import_labelled
-    from lenscache.packs.wordnet import import_wordnet, is_wordnet
+    from lenscache.concepts.importers.hatcat import import_hatcat, is_hatcat
+    from lenscache.concepts.importers.kif import import_kif, is_kif
+    from lenscache.concepts.importers.labelled import import_labelled
+    from lenscache.concepts.importers.wordnet import import_wordnet, is_wordnet
 
     if is_hatcat(source):
         return import_hatcat(source)

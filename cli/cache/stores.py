@@ -93,8 +93,8 @@ def label(
     debug: options.Debug = False,
 ) -> None:
     """Label texts that STORE already holds, without the model."""
+    from lenscache.concepts.importers.labelled import LabelledColumns, import_labelled
     from lenscache.labelsets import add_label_set
-    from lenscache.packs.labelled import LabelledColumns, import_labelled
     from lenscache.store import open_store
 
     columns = LabelledColumns(text=text, label=label, split=split, concept=concept, separator=separator)

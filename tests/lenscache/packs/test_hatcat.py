@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from lenscache.concepts.importers.hatcat import import_hatcat, is_hatcat
+from lenscache.concepts.importers.report import Imported
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.concepts.plan import plan_samples
 from lenscache.errors import PackError
-from lenscache.packs.hatcat import import_hatcat, is_hatcat
-from lenscache.packs.report import Imported
 
 
 def entry(name: Any, parents: Any = (), children: Any = (), **more: Any) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from lenscache.concepts.importers.kif import import_kif, is_kif
+from lenscache.concepts.importers.report import Imported
 from lenscache.errors import PackError
-from lenscache.packs.kif import import_kif, is_kif
-from lenscache.packs.report import Imported
 
 ANIMALS = """\
 ;; A few animals; not (subclass Commented Out)

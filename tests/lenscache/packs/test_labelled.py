@@ -15,12 +15,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from lenscache.concepts.importers.labelled import LabelledColumns, import_labelled
+from lenscache.concepts.importers.report import Imported
 from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import EXAMPLE, SPLITS, plan_samples
 from lenscache.errors import PackError
 from lenscache.extract import ExtractSettings, extract
-from lenscache.packs.labelled import LabelledColumns, import_labelled
-from lenscache.packs.report import Imported
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import open_dataset
 from lenstrain.lenspack import LensPack

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from lenscache.concepts.importers.wordnet import import_wordnet, is_wordnet
 from lenscache.errors import PackError
-from lenscache.packs.wordnet import import_wordnet, is_wordnet
 
 LICENCE = "  1 This software and database is being provided to you  \n  2 under a licence.  \n"
 REAL = Path("/usr/share/wordnet")

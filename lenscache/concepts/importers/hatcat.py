@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lenscache.concepts.importers.links import cut_cycles, spoken
+from lenscache.concepts.importers.report import Imported, ImportReport, is_text
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import PackError
-from lenscache.packs.links import cut_cycles, spoken
-from lenscache.packs.report import Imported, ImportReport, is_text
 
 _LAYER_FILE = re.compile(r"layer(\d+)\.json")
 _SAYS_NOTHING = re.compile(r"(?i)^(grouping|container|umbrella)\s+(category|concept|node)\b")

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from lenscache.concepts.importers.links import children_of, cut_cycles, depths_below, spoken, unknown_root
+from lenscache.concepts.importers.report import Imported, ImportReport
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import PackError
-from lenscache.packs.links import children_of, cut_cycles, depths_below, spoken, unknown_root
-from lenscache.packs.report import Imported, ImportReport
 
 _PIECE = re.compile(r'\s+|;.*|[()"]|[^\s();"]+')
 _IN_STRING = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lenscache.concepts.importers.report import Imported, ImportReport, is_text
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import PackError
-from lenscache.packs.report import Imported, ImportReport, is_text
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 
+from lenscache.concepts.importers.report import ImportReport
 from lenscache.errors import PackError
-from lenscache.packs.report import ImportReport
 
 
 def cut_cycles(parents: dict[str, list[str]], report: ImportReport) -> None:

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lenscache.concepts.importers.links import children_of, depths_below, unknown_root
+from lenscache.concepts.importers.report import Imported, ImportReport
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import PackError
-from lenscache.packs.links import children_of, depths_below, unknown_root
-from lenscache.packs.report import Imported, ImportReport
 
 _ABOVE, _BELOW = frozenset({"@", "@i"}), frozenset({"~", "~i"})
 _QUOTED = re.compile(r'"([^"]*)"')
