@@ -46,7 +46,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-import lenscache.extraction
+import lenscache.extract.extraction
 from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, extract
 from lenscache.model import LoadedModel, load_model, silence
@@ -162,7 +162,7 @@ def ours(loaded: LoadedModel, prompts: list[str], batch_size: int | str, mode: A
         mode=mode, max_new_tokens=NEW_TOKENS, batch_size=batch_size, model_layers=layers,
     )  # type: ignore[arg-type]  # fmt: skip
     verifying = before = 0.0
-    verify = lenscache.extraction._RoundExtraction._verify
+    verify = lenscache.extract.extraction._RoundExtraction._verify
 
     def timed(self: Any) -> None:
         nonlocal verifying, before
@@ -178,7 +178,7 @@ def ours(loaded: LoadedModel, prompts: list[str], batch_size: int | str, mode: A
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(lenscache.extraction._RoundExtraction, "_verify", timed),
+        patch.object(lenscache.extract.extraction._RoundExtraction, "_verify", timed),
         ForwardTime(loaded) as forward,
     ):
         start = time.perf_counter()

@@ -39,10 +39,10 @@ import torch
 from extract import as_pack, texts
 
 from lenscache.cluster import connected
-from lenscache.extraction import Request
+from lenscache.extract.extraction import Request
+from lenscache.extract.ray_driver import _Driver, extract_with_ray
+from lenscache.extract.settings import ExtractSettings
 from lenscache.model import LoadedModel, load_model, silence
-from lenscache.ray_engine import _Driver, extract_with_ray
-from lenscache.settings import ExtractSettings
 from lenscache.store import open_store
 from lenscache.verify import verify_store
 from tests.lenscache import s3_server

@@ -39,6 +39,7 @@ from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import plan_samples
 from lenscache.errors import PlanError
 from lenscache.extract import ExtractSettings, Partition, extract
+from lenscache.extract.rows import make_header
 from lenscache.forecast.devices import DEVICES, Device, measure_device
 from lenscache.forecast.fleet import Fleet, Outcome, Storage, simulate
 from lenscache.forecast.footprint import (
@@ -49,7 +50,6 @@ from lenscache.forecast.footprint import (
     requests_to_join,
 )
 from lenscache.forecast.forecast import GETS_PER_SECOND, PUTS_PER_SECOND, Workload, forecast_run, outline_work
-from lenscache.inputs import make_header
 from lenscache.layout import chunk_rows
 from lenscache.model import LoadedModel, find_blocks, load_model, outline_model, silence
 

@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from lenscache.concepts.pack import Concept, ConceptPack, Hierarchy
     from lenscache.concepts.plan import SamplePlan, plan_samples
     from lenscache.errors import LenscacheError
+    from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings
     from lenscache.header import StoreHeader
     from lenscache.listening import listen
     from lenscache.model import LoadedModel, load_model
     from lenscache.rounds import Round
-    from lenscache.settings import ExtractProgress, ExtractReport, ExtractSettings
     from lenscache.steering import Intervention, steer, steer_all
     from lenscache.store import Store, open_store
 
 _HOMES = {
     "Concept": "concepts.pack",
     "ConceptPack": "concepts.pack",
-    "ExtractProgress": "settings",
-    "ExtractReport": "settings",
-    "ExtractSettings": "settings",
+    "ExtractProgress": "extract.settings",
+    "ExtractReport": "extract.settings",
+    "ExtractSettings": "extract.settings",
     "Hierarchy": "concepts.pack",
     "Intervention": "steering",
     "LenscacheError": "errors",

@@ -100,11 +100,11 @@ def extract(
     """Extract activations into STORE, or continue where an earlier run stopped."""
     from lenscache.concepts.plan import select_concepts
     from lenscache.errors import PlanError
-    from lenscache.extraction import Request
+    from lenscache.extract.extraction import Request
+    from lenscache.extract.planned_rounds import read_top_up
+    from lenscache.extract.settings import ExtractSettings, Partition
     from lenscache.remote import check_place
-    from lenscache.settings import ExtractSettings, Partition
     from lenscache.store import open_store
-    from lenscache.topup import read_top_up
 
     if tensor_parallel and is_follower():
         follow(model, dtype)
@@ -177,8 +177,8 @@ def _local_run(request: Any, new_model: Callable[[], Any]) -> _Run:
 
 
 def _ray_run(request: Any, model: str, dtype: Dtype, device: str, workers: int | None, address: str | None) -> _Run:
+    from lenscache.extract.ray_driver import extract_with_ray
     from lenscache.model import load_model, silence
-    from lenscache.ray_engine import extract_with_ray
 
     if device.startswith("cuda:"):
         raise typer.BadParameter(f"Ray gives each worker a GPU of its own, {device} was asked for: pass --device cuda")

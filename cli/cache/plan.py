@@ -65,7 +65,7 @@ def plan(
     With --devices or --device-kind, estimate for other machines: time, bytes, objects, requests and what drives them.
     """
     from lenscache.concepts.plan import select_concepts
-    from lenscache.settings import ExtractSettings
+    from lenscache.extract.settings import ExtractSettings
 
     if device_map is not None and (devices is not None or device_kind is not None):
         raise typer.BadParameter("--device-map is for what is timed here: leave out --devices and --device-kind")
@@ -78,7 +78,7 @@ def plan(
     select_concepts(concepts, layer, limit)  # before the model is loaded
     estimate: Any
     if devices is None and device_kind is None:
-        from lenscache.planning import estimate_run
+        from lenscache.extract.estimate import estimate_run
 
         estimate = estimate_run(concepts, load(model, dtype, device, device_map), settings, layers=layer, limit=limit)
     else:

@@ -63,8 +63,8 @@ def info(
     debug: options.Debug = False,
 ) -> None:
     """Show what STORE holds and how far it is."""
+    from lenscache.extract.partitions import partitions_done
     from lenscache.labelsets import label_set_names
-    from lenscache.partitions import partitions_done
     from lenscache.store import open_store
 
     opened = open_store(store)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from lenscache.batchcheck import VERIFIED_ROWS
+from lenscache.extract.batch_check import VERIFIED_ROWS
 from lenscache.header import StoreHeader
 from lenscache.layout import COLUMN_CHUNK_ROWS, vector_arrays
 

@@ -17,12 +17,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.batchcheck import VERIFIED_ROWS
-from lenscache.batching import MOST_ON_A_CPU, PAYS
 from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import plan_samples
 from lenscache.diskspace import COMPRESSED_SHARE, estimate_bytes
 from lenscache.errors import PlanError
+from lenscache.extract.batch_check import VERIFIED_ROWS
+from lenscache.extract.batch_size import MOST_ON_A_CPU, PAYS
+from lenscache.extract.rows import make_header, tokenize
+from lenscache.extract.settings import ExtractSettings
 from lenscache.forecast.devices import Device, Efficiency
 from lenscache.forecast.fleet import Fleet, Storage, simulate
 from lenscache.forecast.footprint import (
@@ -35,10 +37,8 @@ from lenscache.forecast.footprint import (
 )
 from lenscache.forecast.roofline import PARTS, Shape, Work, batch_seconds, devices_of_a_copy, rows_that_fit
 from lenscache.header import StoreHeader
-from lenscache.inputs import make_header, tokenize
 from lenscache.layout import chunk_rows, default_block_rows
 from lenscache.model import LoadedModel
-from lenscache.settings import ExtractSettings
 
 Place = Literal["s3", "disk"]
 """Where the store is."""

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-import lenscache.batching
-from lenscache.batching import BatchChoice, choose_batch
+import lenscache.extract.batch_size
 from lenscache.extract import ExtractProgress, ExtractSettings, extract
-from lenscache.inputs import PlannedRows, Tokenized
+from lenscache.extract.batch_size import BatchChoice, choose_batch
+from lenscache.extract.rows import PlannedRows, Tokenized
 from lenscache.runner import Row, Runner
 from lenscache.store import open_store
 from tests.models import tiny_model
@@ -48,7 +48,7 @@ def pace(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], list[i
             tried.append(len(rows))
             return rates[len(rows)]
 
-        monkeypatch.setattr(lenscache.batching, "_rate", rate)
+        monkeypatch.setattr(lenscache.extract.batch_size, "_rate", rate)
         return tried
 
     return set_pace
@@ -67,7 +67,7 @@ def test_what_a_batch_costs_beside_its_positions_is_read_off_the_sizes_tried(mon
         positions = len(rows) * (len(rows[-1].token_ids) + runner.n_passes - 1)
         return len(rows) / (runner.n_passes * 0.050 + positions * 0.002)  # 25 positions a pass
 
-    monkeypatch.setattr(lenscache.batching, "_rate", rate)
+    monkeypatch.setattr(lenscache.extract.batch_size, "_rate", rate)
     assert choose_batch(new_runner, ROWS, most=256).overhead == 25 * 3  # a whole run of 3 new tokens
     assert choose_batch(new_runner, ROWS, most=8).overhead is None  # two sizes make no line
 
@@ -114,7 +114,7 @@ def test_on_a_cpu_middling_prompts_are_tried(monkeypatch: pytest.MonkeyPatch) ->
         seen.extend(len(row.token_ids) for row in rows)
         return 1.0
 
-    monkeypatch.setattr(lenscache.batching, "_rate", rate)
+    monkeypatch.setattr(lenscache.extract.batch_size, "_rate", rate)
     choose_batch(new_runner, ROWS, most=4)
     assert seen == [21, 22, 23, 24]
 
@@ -128,7 +128,7 @@ def test_what_does_not_fit_sets_a_limit_of_positions(monkeypatch: pytest.MonkeyP
         return run(self, rows, replay)
 
     monkeypatch.setattr(Runner, "_run_batch", out_of_memory)
-    monkeypatch.setattr(lenscache.batching, "_MOST_IN_VAIN", 9)
+    monkeypatch.setattr(lenscache.extract.batch_size, "_MOST_IN_VAIN", 9)
     choice = choose_batch(new_runner, ROWS, most=256)
     assert choice.rows in choice.tried
     assert set(choice.tried) == {4, 8}
@@ -153,7 +153,7 @@ def test_the_choice_is_told_kept_and_taken_up_again(tmp_path: Path, monkeypatch:
     assert line.startswith("batches of ")
     assert "rows/s by batch size: 4:" in line
     chosen = [target.attributes["auto_batch"][0] for target in open_store(tmp_path / "s").rounds()]
-    monkeypatch.setattr(lenscache.batching, "choose_batch", None)
+    monkeypatch.setattr(lenscache.extract.batch_size, "choose_batch", None)
     report = extract(tmp_path / "s", small_pack(), tiny_model(), settings)
     assert chosen == [report.batch_size] * 2
 

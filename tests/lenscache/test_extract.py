@@ -31,7 +31,7 @@ from lenscache.errors import (
     StoreMismatchError,
 )
 from lenscache.extract import TOLERANCE, ExtractProgress, ExtractSettings, extract
-from lenscache.inputs import make_header
+from lenscache.extract.rows import make_header
 from lenscache.model import LoadedModel, find_blocks
 from lenscache.rounds import Round
 from lenscache.runner import Row, Runner

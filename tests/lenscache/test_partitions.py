@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from lenscache.errors import PlanError
 from lenscache.extract import ExtractSettings, extract
-from lenscache.partitions import partitions_done
-from lenscache.settings import Partition
+from lenscache.extract.partitions import partitions_done
+from lenscache.extract.settings import Partition
 from lenscache.store import open_store
 from tests.models import tiny_model
 from tests.packs import small_pack

@@ -17,11 +17,11 @@ import transformers
 from lenscache.concepts.plan import plan_samples
 from lenscache.errors import ModelNotFoundError, PlanError
 from lenscache.extract import ExtractSettings, Partition, extract
+from lenscache.extract.rows import make_header
 from lenscache.forecast.devices import DEVICES, Device, Efficiency, find_device, measure_device
 from lenscache.forecast.footprint import Requests, RoundSize, expected_objects, expected_requests
 from lenscache.forecast.forecast import forecast_run, outline_work
 from lenscache.forecast.roofline import Shape, Work, batch_seconds, devices_of_a_copy
-from lenscache.inputs import make_header
 from lenscache.layout import chunk_rows
 from lenscache.model import ModelOutline, outline_model
 from tests.lenscache.conftest import PACK, SETTINGS, run_small

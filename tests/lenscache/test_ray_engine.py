@@ -20,12 +20,12 @@ import torch
 from lenscache.cluster import connected, resource
 from lenscache.errors import NonFiniteError, PlanError, StoreMismatchError, WorkerError
 from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, extract
-from lenscache.extraction import Request
+from lenscache.extract.extraction import Request
+from lenscache.extract.planned_rounds import TopUp
+from lenscache.extract.ray_driver import MOST_DEATHS, _Driver, extract_with_ray
+from lenscache.extract.settings import Partition
 from lenscache.model import LoadedModel
-from lenscache.ray_engine import MOST_DEATHS, _Driver, extract_with_ray
-from lenscache.settings import Partition
 from lenscache.store import open_store
-from lenscache.topup import TopUp
 from lenscache.verify import verify_store
 from tests.lenscache import s3_server
 from tests.lenscache.conftest import run_small
@@ -226,7 +226,7 @@ def test_a_worker_that_the_cluster_has_no_room_for_is_told_and_waited_for(
 ) -> None:
     import ray  # not before it was told to keep quiet
 
-    monkeypatch.setattr("lenscache.ray_engine._ROOM_S", 2.0)
+    monkeypatch.setattr("lenscache.extract.ray_driver._ROOM_S", 2.0)
     remote: Any = ray.remote(num_cpus=resource("CPU"))
     tenant = remote(_Tenant).remote()
     ray.get(tenant.is_here.remote())

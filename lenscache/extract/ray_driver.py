@@ -30,10 +30,10 @@ import numpy as np
 
 from lenscache.cluster import connected, cores_of_a_worker, resource, threads_of_a_worker
 from lenscache.errors import PlanError, WorkerError
-from lenscache.extraction import Request, RoundShape
+from lenscache.extract.extraction import Request, RoundShape
+from lenscache.extract.ray_worker import BlockName, Done, Worker, WorkerProgress
+from lenscache.extract.settings import ExtractProgress, ExtractReport, OnProgress
 from lenscache.model import LoadedModel
-from lenscache.ray_worker import BlockName, Done, Worker, WorkerProgress
-from lenscache.settings import ExtractProgress, ExtractReport, OnProgress
 from lenscache.store import Store
 
 MOST_DEATHS = 8

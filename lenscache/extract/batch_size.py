@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lenscache.inputs import PlannedRows
+from lenscache.extract.rows import PlannedRows
 from lenscache.runner import Row, Runner
 
 _SMALLEST = 4

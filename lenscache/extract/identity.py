@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import POSITIVE, SamplePlan
 from lenscache.errors import PlanError, PromptTooLongError
+from lenscache.extract.settings import ExtractSettings
 from lenscache.header import StoreHeader
 from lenscache.model import LoadedModel
 from lenscache.runner import Row, Runner
-from lenscache.settings import ExtractSettings
 
 _TOKENIZED_AT_ONCE = 1024  # what a tokenizer returns of a text takes many times the memory of its ids
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lenscache.batchcheck import TOLERANCE
 from lenscache.concepts.pack import ConceptPack
-from lenscache.extraction import Request
+from lenscache.extract.batch_check import TOLERANCE
+from lenscache.extract.extraction import Request
+from lenscache.extract.planned_rounds import TopUp
+from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress, Partition
 from lenscache.model import LoadedModel
-from lenscache.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress, Partition
 from lenscache.store import Store
-from lenscache.topup import TopUp
 
 __all__ = [
     "TOLERANCE", "ExtractProgress", "ExtractReport", "ExtractSettings", "OnProgress", "Partition", "extract",

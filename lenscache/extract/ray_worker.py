@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
-from lenscache.extraction import Extraction, Request, RoundShape
+from lenscache.extract.extraction import Extraction, Request, RoundShape
+from lenscache.extract.settings import ExtractProgress, ExtractReport
 from lenscache.model import LoadedModel
-from lenscache.settings import ExtractProgress, ExtractReport
 
 BlockName = tuple[int, int]
 """Number of the round, and a block of it."""

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from lenscache.batching import choose_batch
 from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import plan_samples
 from lenscache.diskspace import COMPRESSED_SHARE, estimate_bytes
-from lenscache.inputs import PlannedRows, make_header, make_runner, tokenize
+from lenscache.extract.batch_size import choose_batch
+from lenscache.extract.rows import PlannedRows, make_header, make_runner, tokenize
+from lenscache.extract.settings import ExtractSettings
 from lenscache.model import LoadedModel
 from lenscache.runner import Row, Runner
-from lenscache.settings import ExtractSettings
 
 TIMED_BATCHES = 4
 """Batches that are run to measure the pace, after one that warms up."""

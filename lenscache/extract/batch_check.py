@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenscache.errors import BatchMismatchError
+from lenscache.extract.rows import PlannedRows
 from lenscache.header import StoreHeader
-from lenscache.inputs import PlannedRows
 from lenscache.quantization import as_stored
 from lenscache.rounds import Round
 from lenscache.runner import Runner

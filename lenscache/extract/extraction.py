@@ -23,22 +23,22 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.batchcheck import check_batches
-from lenscache.batching import choose_batch
 from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import plan_samples
 from lenscache.diskspace import check_disk_space
 from lenscache.errors import StoreDamagedError
+from lenscache.extract.batch_check import check_batches
+from lenscache.extract.batch_size import choose_batch
+from lenscache.extract.planned_rounds import PlannedRound, TopUp, plan_rounds
+from lenscache.extract.reuse import NO_COPIES, CopiedRows, ReusableRows
+from lenscache.extract.rows import PlannedRows, last_rows, make_header, make_runner, tokenize
+from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress, Partition
 from lenscache.header import Phase, StoreHeader
-from lenscache.inputs import PlannedRows, last_rows, make_header, make_runner, tokenize
 from lenscache.keys import sample_keys
 from lenscache.model import LoadedModel, memory_held
-from lenscache.reuse import NO_COPIES, CopiedRows, ReusableRows
 from lenscache.rounds import Block, Round
 from lenscache.runner import RowResult, Runner
-from lenscache.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress, Partition
 from lenscache.store import Store, create_store, open_store
-from lenscache.topup import PlannedRound, TopUp, plan_rounds
 
 _BATCH_OF_NOTHING = 4  # where no row is left to run
 

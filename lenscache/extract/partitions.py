@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lenscache.settings import Partition
+from lenscache.extract.settings import Partition
 from lenscache.store import Store
 
 

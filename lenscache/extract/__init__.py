@@ -1,0 +1,45 @@
+"""Stage one: plan -> model -> store, resumable.
+
+    Request (request) --planned_rounds--> plans --rows--> token ids --batch_size--> Runner
+    extraction: the rounds of a run      round: the blocks of one      batch_check: rows again, one by one
+    api: `extract`, what users call      ray_driver, ray_worker: the same on many machines
+    identity: model + pack + settings -> StoreHeader      reuse: rows of other stores      estimate: its cost, timed
+
+The names below load on first use, so that importing a module of this folder loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lenscache.extract.api import extract, extract_top_up
+    from lenscache.extract.batch_check import TOLERANCE
+    from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress, Partition
+
+_HOMES = {
+    "TOLERANCE": "batch_check",
+    "ExtractProgress": "settings",
+    "ExtractReport": "settings",
+    "ExtractSettings": "settings",
+    "OnProgress": "settings",
+    "Partition": "settings",
+    "extract": "api",
+    "extract_top_up": "api",
+}
+
+__all__ = [
+    "TOLERANCE",
+    "ExtractProgress",
+    "ExtractReport",
+    "ExtractSettings",
+    "OnProgress",
+    "Partition",
+    "extract",
+    "extract_top_up",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
