@@ -28,13 +28,13 @@ from typing import Any
 import torch
 from extract import as_pack, texts
 
-from lenscache.capture import Capture
 from lenscache.concepts.plan import plan_samples
 from lenscache.extract.batch_size import choose_batch
 from lenscache.extract.rows import PlannedRows, make_header, make_runner, tokenize
 from lenscache.extract.settings import ExtractSettings
+from lenscache.inference.capture import Capture
+from lenscache.inference.sampling import sample_tokens
 from lenscache.model import LoadedModel, load_model, silence
-from lenscache.sampling import sample_tokens
 
 NEW_TOKENS = 20
 

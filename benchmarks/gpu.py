@@ -38,8 +38,8 @@ import transformers
 from extract import as_pack, device_name, measure, synchronise, texts
 
 from lenscache.extract import ExtractSettings, extract
+from lenscache.inference.runner import Row, Runner
 from lenscache.model import LoadedModel, find_blocks, silence
-from lenscache.runner import Row, Runner
 
 ROOT = Path(__file__).parents[1]
 NEW_TOKENS = 20

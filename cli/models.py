@@ -77,7 +77,7 @@ def is_follower() -> bool:
 def follow(model: str, dtype: Dtype) -> None:
     """Take part in what the leader runs, until it has no more; an error in loading is the leader's to tell."""
     from lenscache.errors import LenscacheError
-    from lenscache.following import follow as follow_leader
+    from lenscache.inference.following import follow as follow_leader
     from lenscache.model import load_model, silence
     from lenscache.tensor_parallel import Team
 

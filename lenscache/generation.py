@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from lenscache.errors import PromptTooLongError
 from lenscache.header import Pooling
+from lenscache.inference.runner import Row, Runner
 from lenscache.model import LoadedModel
-from lenscache.runner import Row, Runner
 from lenscache.steering import Intervention, steer_all
 
 

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from lenscache.capture import Capture
 from lenscache.errors import ModelError, ModelLayerError
 from lenscache.header import Phase
+from lenscache.inference.capture import Capture
 from lenscache.model import LoadedModel, find_blocks
 
 

@@ -1,6 +1,6 @@
 """Activations of a running text, pooled as they come: over each phase so far, and over a window of the last positions.
 
-What a store does over a whole prompt or completion (`lenscache.capture`), here for what is still growing. Kept of a
+What a store does over a whole prompt or completion (`lenscache.inference.capture`), here for what is still growing. Kept of a
 text are one vector a phase and model layer, and the last positions of the window.
 """
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lenscache.extract import ExtractSettings, extract
-from lenscache.runner import Row, Runner
+from lenscache.inference.runner import Row, Runner
 from lenscache.store import open_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import open_dataset

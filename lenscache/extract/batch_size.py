@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from lenscache.extract.rows import PlannedRows
-from lenscache.runner import Row, Runner
+from lenscache.inference.runner import Row, Runner
 
 _SMALLEST = 4
 MOST_ON_A_CPU = 64

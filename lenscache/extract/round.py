@@ -34,10 +34,10 @@ from lenscache.extract.reuse import NO_COPIES, CopiedRows, ReusableRows
 from lenscache.extract.rows import PlannedRows, last_rows, make_header, make_runner, tokenize
 from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress, Partition
 from lenscache.header import Phase, StoreHeader
+from lenscache.inference.runner import RowResult, Runner
 from lenscache.keys import sample_keys
 from lenscache.model import LoadedModel, memory_held
 from lenscache.rounds import Block, Round
-from lenscache.runner import RowResult, Runner
 from lenscache.store import Store, create_store, open_store
 
 _BATCH_OF_NOTHING = 4  # where no row is left to run

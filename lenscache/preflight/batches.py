@@ -15,12 +15,12 @@ from lenscache.hostmemory import (
     reset_peak,
     resident_bytes,
 )
+from lenscache.inference.runner import Row, Runner
 from lenscache.model import LoadedModel
 from lenscache.preflight.conclusion import MOST_TRIED
 from lenscache.preflight.models import cached_bytes, load
 from lenscache.preflight.results import Outcome, Request, Tell
 from lenscache.preflight.texts import of_length
-from lenscache.runner import Row, Runner
 
 WANTED = 4
 _PROMPT_TOKENS = 64

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from lenscache.errors import ModelError, ModelNotFoundError, NonFiniteError
+from lenscache.inference.runner import Row, Runner
 from lenscache.model import LoadedModel
 from lenscache.preflight.models import Footprint, bytes_in_use, check_room, load
 from lenscache.preflight.results import Outcome, Request, Tell
 from lenscache.preflight.texts import HARD, NEUTRAL, fit, load_pack, of_length, prompt_ids
 from lenscache.preflight.watch import FLOAT16_LIMIT, ResidualWatch
-from lenscache.runner import Row, Runner
 
 _EASY = 8
 _NEW_TOKENS = {False: 6, True: 3}  # by whether it is to be quick

@@ -13,11 +13,11 @@ import torch
 
 from lenscache.errors import ModelError, ModelNotFoundError
 from lenscache.hostmemory import available_bytes, peak_resident_bytes, resident_bytes
+from lenscache.inference.runner import Row, Runner
 from lenscache.model import LoadedModel
 from lenscache.preflight.models import check_room, load
 from lenscache.preflight.results import Outcome, Request, Tell
 from lenscache.preflight.texts import load_pack, prompt_ids
-from lenscache.runner import Row, Runner
 
 _NEW_TOKENS = {False: 20, True: 5}  # by whether it is to be quick
 _REPEATS = {False: 5, True: 3}

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lenscache.capture import Capture
 from lenscache.errors import ModelError, ModelNotFoundError
+from lenscache.inference.capture import Capture
 from lenscache.model import LoadedModel
 from lenscache.preflight.directions import SteeringLenses
 from lenscache.preflight.models import Footprint, check_room, load

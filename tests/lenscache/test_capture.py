@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
-from lenscache.capture import Capture
 from lenscache.header import Pooling
+from lenscache.inference.capture import Capture
 from lenscache.model import LoadedModel
 from tests.models import ARCHITECTURES, tiny_model
 

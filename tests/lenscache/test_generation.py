@@ -6,7 +6,7 @@ import torch
 
 from lenscache.errors import PromptTooLongError
 from lenscache.generation import continue_prompt
-from lenscache.runner import Row, Runner
+from lenscache.inference.runner import Row, Runner
 from lenscache.steering import Intervention
 from tests.models import SENTENCES, tiny_model
 

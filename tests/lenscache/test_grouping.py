@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lenscache.grouping import batch_sizes
+from lenscache.inference.batches import batch_sizes
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=9).map(sorted)
 

@@ -20,8 +20,8 @@ import torch
 from lenscache.errors import MissingPackageError, ModelError, ModelNotFoundError, UnsupportedModelError
 from lenscache.extract import ExtractSettings
 from lenscache.header import Mode, Pooling
+from lenscache.inference.runner import RowResult, Runner
 from lenscache.model import LoadedModel, find_blocks, load_model, memory_held
-from lenscache.runner import RowResult, Runner
 from lenscache.steering import Intervention, steer_all
 from tests.lenscache.conftest import run_small, tree
 from tests.lenscache.test_runner import (

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from lenscache.errors import ModelError, UnsupportedModelError
+from lenscache.inference.runner import Row, RowResult, Runner
 from lenscache.model import LoadedModel, fixed_cache
-from lenscache.runner import Row, RowResult, Runner
 from lenscache.steering import steer
 from tests.models import ARCHITECTURES, tiny_model
 

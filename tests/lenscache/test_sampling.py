@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lenscache.sampling import row_uniforms, sample_tokens
+from lenscache.inference.sampling import row_uniforms, sample_tokens
 
 JUST_BELOW_1 = 1 - 2.0**-53
 seeds = st.integers(0, 2**64 - 1)

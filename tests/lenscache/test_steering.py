@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lenscache.errors import ModelLayerError, SteeringError
+from lenscache.inference.runner import Row, Runner
 from lenscache.model import LoadedModel
-from lenscache.runner import Row, Runner
 from lenscache.steering import Intervention, steer, steer_all
 from tests.models import ARCHITECTURES, SENTENCES, tiny_model
 

@@ -19,8 +19,8 @@ import torch.distributed as dist
 
 from lenscache.errors import ModelError, SteeringError, UnsupportedModelError
 from lenscache.extract import ExtractSettings, extract
+from lenscache.inference.runner import Row, Runner
 from lenscache.model import load_model
-from lenscache.runner import Row, Runner
 from lenscache.steering import steer
 from lenscache.store import Store, open_store
 from lenscache.tensor_parallel import Order, Team

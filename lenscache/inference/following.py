@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lenscache.inference.runner import Runner
 from lenscache.model import LoadedModel
-from lenscache.runner import Runner
 
 
 def follow(loaded: LoadedModel) -> None:

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lenscache.capture import Capture
-from lenscache.decoding import Decoding, Growing, Replayed, model_inputs
 from lenscache.errors import ModelError, NonFiniteError, UnsupportedModelError
-from lenscache.grouping import batch_sizes
 from lenscache.header import Mode, Phase, Pooling
+from lenscache.inference.batches import batch_sizes
+from lenscache.inference.capture import Capture
+from lenscache.inference.decoding import Decoding, Growing, Replayed, model_inputs
+from lenscache.inference.sampling import row_uniforms, sample_tokens
 from lenscache.model import LoadedModel
-from lenscache.sampling import row_uniforms, sample_tokens
 from lenscache.tensor_parallel import Order
 
 _SAMPLE, _END = -1, -2  # no token ids
