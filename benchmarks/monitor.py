@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import transformers
 
-from lenscache.listening import listen
+from lenscache.live.listening import listen
 from lenscache.model import load_model
 from lenstrain.calibration import Grade
 from lenstrain.lens import Lens, NoiseFloor

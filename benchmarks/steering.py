@@ -24,9 +24,9 @@ import numpy as np
 
 from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractSettings, extract
-from lenscache.generation import Continuation, continue_prompt
+from lenscache.live.continuation import Continuation, continue_prompt
+from lenscache.live.steering import Intervention
 from lenscache.model import load_model, silence
-from lenscache.steering import Intervention
 from lenstrain.adaptive import fit_lenses
 from lenstrain.dataset import open_dataset
 from lenstrain.lens import Direction, Lens

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from lenscache.errors import LenscacheError
     from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings
     from lenscache.header import StoreHeader
-    from lenscache.listening import listen
+    from lenscache.live.listening import listen
+    from lenscache.live.steering import Intervention, steer, steer_all
     from lenscache.model import LoadedModel, load_model
     from lenscache.rounds import Round
-    from lenscache.steering import Intervention, steer, steer_all
     from lenscache.store import Store, open_store
 
 _HOMES = {
@@ -26,19 +26,19 @@ _HOMES = {
     "ExtractReport": "extract.settings",
     "ExtractSettings": "extract.settings",
     "Hierarchy": "concepts.pack",
-    "Intervention": "steering",
+    "Intervention": "live.steering",
     "LenscacheError": "errors",
     "LoadedModel": "model",
     "Round": "rounds",
     "SamplePlan": "concepts.plan",
     "Store": "store",
     "StoreHeader": "header",
-    "listen": "listening",
+    "listen": "live.listening",
     "load_model": "model",
     "open_store": "store",
     "plan_samples": "concepts.plan",
-    "steer": "steering",
-    "steer_all": "steering",
+    "steer": "live.steering",
+    "steer_all": "live.steering",
 }
 
 __all__ = [

@@ -35,7 +35,7 @@ class Firing(NamedTuple):
 class Monitor:
     """Scores of all lenses of a pack for every token, while a model runs.
 
-    It is a listener of `lenscache.listening.listen`; a new text begins when the model is called without a cache.
+    It is a listener of `lenscache.live.listening.listen`; a new text begins when the model is called without a cache.
     Positions are pooled as the pack's store has them: mean, max or last, and without the first one of a text where the
     store is without it.
 
@@ -104,7 +104,7 @@ class Monitor:
         self._n_read = torch.zeros((), dtype=torch.long)  # (batch,)
 
     def begin_pass(self, phase: Phase, *, real: torch.Tensor, first: torch.Tensor, is_new: bool) -> None:
-        """A forward pass begins: see `lenscache.listening.Listener`."""
+        """A forward pass begins: see `lenscache.live.listening.Listener`."""
         with torch.inference_mode():
             if is_new:
                 self._forget()
@@ -118,7 +118,7 @@ class Monitor:
             self._products: list[torch.Tensor] = []
 
     def take(self, model_layer: int, hidden: torch.Tensor) -> None:
-        """What a block put out, (batch, position, hidden): see `lenscache.listening.Listener`.
+        """What a block put out, (batch, position, hidden): see `lenscache.live.listening.Listener`.
 
         Raises
         ------
@@ -149,7 +149,7 @@ class Monitor:
             self._products.append(self._scorer.product(model_layer, window.reshape(-1, self._hidden)))
 
     def end_pass(self) -> None:
-        """All model layers were taken: see `lenscache.listening.Listener`."""
+        """All model layers were taken: see `lenscache.live.listening.Listener`."""
         with torch.inference_mode():
             self._trail.end()
             scores = self._combine(self._products).view(*self._skipped.shape[:2], -1)

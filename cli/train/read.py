@@ -99,7 +99,7 @@ def _content(file: Path | None, text: str | None) -> str:
 
 def _read(monitor: Any, loaded: Any, text: str, top: int) -> tuple[Any, int]:
     """The reading of a text, and how many of its tokens were cut."""
-    from lenscache.listening import read_text
+    from lenscache.live.listening import read_text
     from lenstrain.reading import make_reading
 
     tokenized = read_text(loaded, text, monitor)

@@ -63,8 +63,8 @@ def steer(
     debug: options.Debug = False,
 ) -> None:
     """Let a model write with and without concepts pushed up or down, and read both texts with their lenses."""
-    from lenscache.generation import continue_prompt
-    from lenscache.steering import Intervention
+    from lenscache.live.continuation import continue_prompt
+    from lenscache.live.steering import Intervention
     from lenstrain.lenspack import LensPack
     from lenstrain.steering import directions_of, find_lens
 

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from lenscache.errors import ModelError, ModelNotFoundError
 from lenscache.inference.capture import Capture
+from lenscache.live.steering import steer
 from lenscache.model import LoadedModel
 from lenscache.preflight.directions import SteeringLenses
 from lenscache.preflight.models import Footprint, check_room, load
 from lenscache.preflight.results import Outcome, Request, Tell
 from lenscache.preflight.texts import NEUTRAL, as_batch
 from lenscache.preflight.watch import FLOAT16_LIMIT, ResidualWatch
-from lenscache.steering import steer
 
 STRENGTHS = (-8.0, -4.0, 4.0, 8.0)
 """In deviations of the activations along the direction."""

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from lenscache.errors import PromptTooLongError
-from lenscache.generation import continue_prompt
 from lenscache.inference.runner import Row, Runner
-from lenscache.steering import Intervention
+from lenscache.live.continuation import continue_prompt
+from lenscache.live.steering import Intervention
 from tests.models import SENTENCES, tiny_model
 
 PUSH = Intervention(np.random.default_rng(3).normal(size=32), 1, 30.0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lenscache.errors import ModelError, ModelLayerError
-from lenscache.listening import listen, read_text
+from lenscache.live.listening import listen, read_text
 from lenscache.model import LoadedModel
 from tests.lenscache.test_capture import n_hooks
 from tests.models import ARCHITECTURES, tiny_model

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from lenscache.errors import ModelLayerError, SteeringError
 from lenscache.inference.runner import Row, Runner
+from lenscache.live.steering import Intervention, steer, steer_all
 from lenscache.model import LoadedModel
-from lenscache.steering import Intervention, steer, steer_all
 from tests.models import ARCHITECTURES, SENTENCES, tiny_model
 
 HIDDEN, LAYER = 32, 1

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from lenscache.errors import ModelError, SteeringError, UnsupportedModelError
 from lenscache.extract import ExtractSettings, extract
 from lenscache.inference.runner import Row, Runner
+from lenscache.live.steering import steer
 from lenscache.model import load_model
-from lenscache.steering import steer
 from lenscache.store import Store, open_store
 from lenscache.tensor_parallel import Order, Team
 from tests.lenscache.conftest import PACK, run_small, tree

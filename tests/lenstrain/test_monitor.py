@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lenscache.concepts.plan import plan_samples
 from lenscache.extract import ExtractSettings, extract
 from lenscache.inference.runner import Row, Runner
-from lenscache.listening import listen, read_text
+from lenscache.live.listening import listen, read_text
 from lenscache.model import LoadedModel
 from lenscache.store import open_store
 from lenstrain.adaptive import FitSettings, fit_lenses

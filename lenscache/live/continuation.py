@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from lenscache.errors import PromptTooLongError
 from lenscache.header import Pooling
 from lenscache.inference.runner import Row, Runner
+from lenscache.live.steering import Intervention, steer_all
 from lenscache.model import LoadedModel
-from lenscache.steering import Intervention, steer_all
 
 
 class Continuation(NamedTuple):
