@@ -34,7 +34,7 @@ from lenscache.extract.rows import PlannedRows, make_header, make_runner, tokeni
 from lenscache.extract.settings import ExtractSettings
 from lenscache.inference.capture import Capture
 from lenscache.inference.sampling import sample_tokens
-from lenscache.model import LoadedModel, load_model, silence
+from lenscache.model.loading import LoadedModel, load_model, silence
 
 NEW_TOKENS = 20
 

@@ -49,7 +49,7 @@ import torch
 import lenscache.extract.extraction
 from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, extract
-from lenscache.model import LoadedModel, load_model, silence
+from lenscache.model.loading import LoadedModel, load_model, silence
 
 STARTER = Path(__file__).parents[1] / "data" / "packs" / "starter.json"
 NEW_TOKENS = 20

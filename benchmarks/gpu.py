@@ -39,7 +39,7 @@ from extract import as_pack, device_name, measure, synchronise, texts
 
 from lenscache.extract import ExtractSettings, extract
 from lenscache.inference.runner import Row, Runner
-from lenscache.model import LoadedModel, find_blocks, silence
+from lenscache.model.loading import LoadedModel, find_blocks, silence
 
 ROOT = Path(__file__).parents[1]
 NEW_TOKENS = 20

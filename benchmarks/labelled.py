@@ -62,7 +62,7 @@ from lenscache.concepts.importers.labelled import LabelledColumns, import_labell
 from lenscache.concepts.plan import SPLITS
 from lenscache.errors import LenscacheError
 from lenscache.extract import ExtractSettings, extract
-from lenscache.model import LoadedModel, load_model, silence
+from lenscache.model.loading import LoadedModel, load_model, silence
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset, open_dataset
 from lenstrain.errors import LenstrainError

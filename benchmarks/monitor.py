@@ -27,7 +27,7 @@ import torch
 import transformers
 
 from lenscache.live.listening import listen
-from lenscache.model import load_model
+from lenscache.model.loading import load_model
 from lenstrain.calibration import Grade
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack

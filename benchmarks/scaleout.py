@@ -42,7 +42,7 @@ from lenscache.cluster import connected
 from lenscache.extract.extraction import Request
 from lenscache.extract.ray_driver import _Driver, extract_with_ray
 from lenscache.extract.settings import ExtractSettings
-from lenscache.model import LoadedModel, load_model, silence
+from lenscache.model.loading import LoadedModel, load_model, silence
 from lenscache.store import open_store
 from lenscache.verify import verify_store
 from tests.lenscache import s3_server

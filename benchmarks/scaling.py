@@ -51,7 +51,7 @@ from lenscache.forecast.footprint import (
 )
 from lenscache.forecast.forecast import GETS_PER_SECOND, PUTS_PER_SECOND, Workload, forecast_run, outline_work
 from lenscache.layout import chunk_rows
-from lenscache.model import LoadedModel, find_blocks, load_model, outline_model, silence
+from lenscache.model.loading import LoadedModel, find_blocks, load_model, outline_model, silence
 
 ROOT = Path(__file__).parents[1]
 FOUNDATION = ROOT / "data" / "packs" / "foundation.json"

@@ -26,7 +26,7 @@ from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractSettings, extract
 from lenscache.live.continuation import Continuation, continue_prompt
 from lenscache.live.steering import Intervention
-from lenscache.model import load_model, silence
+from lenscache.model.loading import load_model, silence
 from lenstrain.adaptive import fit_lenses
 from lenstrain.dataset import open_dataset
 from lenstrain.lens import Direction, Lens

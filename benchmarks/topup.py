@@ -52,7 +52,7 @@ from lenscache.concepts.plan import plan_samples
 from lenscache.errors import PlanError
 from lenscache.extract import ExtractReport, ExtractSettings, extract, extract_top_up
 from lenscache.extract.planned_rounds import read_top_up
-from lenscache.model import LoadedModel, silence
+from lenscache.model.loading import LoadedModel, silence
 from lenstrain import FitSettings, LensPack
 from lenstrain.calibration import classify
 from lenstrain.compare import Comparison, compare

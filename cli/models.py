@@ -53,8 +53,8 @@ def load(
     model: str, dtype: Dtype, device: str, device_map: DeviceMap | None = None, *, tensor_parallel: bool = False
 ) -> Any:
     """The model, with a line on stderr before and after."""
-    from lenscache.model import load_model, silence
-    from lenscache.tensor_parallel import Team
+    from lenscache.model.loading import load_model, silence
+    from lenscache.model.tensor_parallel import Team
 
     silence()
     if tensor_parallel and (device_map is not None or device != "auto"):
@@ -78,8 +78,8 @@ def follow(model: str, dtype: Dtype) -> None:
     """Take part in what the leader runs, until it has no more; an error in loading is the leader's to tell."""
     from lenscache.errors import LenscacheError
     from lenscache.inference.following import follow as follow_leader
-    from lenscache.model import load_model, silence
-    from lenscache.tensor_parallel import Team
+    from lenscache.model.loading import load_model, silence
+    from lenscache.model.tensor_parallel import Team
 
     silence()
     team = Team.join()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lenscache.header import StoreHeader
     from lenscache.live.listening import listen
     from lenscache.live.steering import Intervention, steer, steer_all
-    from lenscache.model import LoadedModel, load_model
+    from lenscache.model.loading import LoadedModel, load_model
     from lenscache.rounds import Round
     from lenscache.store import Store, open_store
 
@@ -28,13 +28,13 @@ _HOMES = {
     "Hierarchy": "concepts.pack",
     "Intervention": "live.steering",
     "LenscacheError": "errors",
-    "LoadedModel": "model",
+    "LoadedModel": "model.loading",
     "Round": "rounds",
     "SamplePlan": "concepts.plan",
     "Store": "store",
     "StoreHeader": "header",
     "listen": "live.listening",
-    "load_model": "model",
+    "load_model": "model.loading",
     "open_store": "store",
     "plan_samples": "concepts.plan",
     "steer": "live.steering",

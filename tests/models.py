@@ -9,7 +9,7 @@ import tokenizers
 import torch
 import transformers
 
-from lenscache.model import LoadedModel, find_blocks
+from lenscache.model.loading import LoadedModel, find_blocks
 
 SENTENCES = (
     "The cat sat on the mat and looked at the rain.",

@@ -13,7 +13,7 @@ from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractSettings, extract
 from lenscache.inference.runner import Row, Runner
 from lenscache.live.steering import steer
-from lenscache.model import LoadedModel, load_model
+from lenscache.model.loading import LoadedModel, load_model
 from lenscache.store import open_store
 from lenstrain.adaptive import FitSettings, FittedLens, fit_lenses
 from lenstrain.calibration import Grade

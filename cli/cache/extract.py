@@ -178,7 +178,7 @@ def _local_run(request: Any, new_model: Callable[[], Any]) -> _Run:
 
 def _ray_run(request: Any, model: str, dtype: Dtype, device: str, workers: int | None, address: str | None) -> _Run:
     from lenscache.extract.ray_driver import extract_with_ray
-    from lenscache.model import load_model, silence
+    from lenscache.model.loading import load_model, silence
 
     if device.startswith("cuda:"):
         raise typer.BadParameter(f"Ray gives each worker a GPU of its own, {device} was asked for: pass --device cuda")

@@ -71,7 +71,7 @@ def extract_in(request: Request, dtype: Literal["float32", "bfloat16", "auto"], 
         If the model does not load or does not fit in this dtype.
     """
     from lenscache.extract import ExtractSettings, extract
-    from lenscache.model import silence
+    from lenscache.model.loading import silence
     from lenscache.preflight.models import load
     from lenscache.preflight.texts import load_pack, spread
 

@@ -18,7 +18,7 @@ from lenscache.extract.batch_check import TOLERANCE
 from lenscache.extract.extraction import Request
 from lenscache.extract.planned_rounds import TopUp
 from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress, Partition
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 from lenscache.store import Store
 
 __all__ = [

@@ -17,7 +17,7 @@ from lenscache.extract.batch_size import choose_batch
 from lenscache.extract.rows import PlannedRows, make_header, make_runner, tokenize
 from lenscache.extract.settings import ExtractSettings
 from lenscache.inference.runner import Row, Runner
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 
 TIMED_BATCHES = 4
 """Batches that are run to measure the pace, after one that warms up."""

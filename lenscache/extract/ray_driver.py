@@ -33,7 +33,7 @@ from lenscache.errors import PlanError, WorkerError
 from lenscache.extract.extraction import Request, RoundShape
 from lenscache.extract.ray_worker import BlockName, Done, Worker, WorkerProgress
 from lenscache.extract.settings import ExtractProgress, ExtractReport, OnProgress
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 from lenscache.store import Store
 
 MOST_DEATHS = 8

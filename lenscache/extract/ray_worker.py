@@ -14,7 +14,7 @@ import torch
 
 from lenscache.extract.extraction import Extraction, Request, RoundShape
 from lenscache.extract.settings import ExtractProgress, ExtractReport
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 
 BlockName = tuple[int, int]
 """Number of the round, and a block of it."""

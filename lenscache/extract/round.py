@@ -36,7 +36,7 @@ from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSe
 from lenscache.header import Phase, StoreHeader
 from lenscache.inference.runner import RowResult, Runner
 from lenscache.keys import sample_keys
-from lenscache.model import LoadedModel, memory_held
+from lenscache.model.loading import LoadedModel, memory_held
 from lenscache.rounds import Block, Round
 from lenscache.store import Store, create_store, open_store
 

@@ -14,7 +14,7 @@ from lenscache.errors import PlanError, PromptTooLongError
 from lenscache.extract.settings import ExtractSettings
 from lenscache.header import StoreHeader
 from lenscache.inference.runner import Row, Runner
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 
 _TOKENIZED_AT_ONCE = 1024  # what a tokenizer returns of a text takes many times the memory of its ids
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 
 from lenscache.errors import PlanError
-from lenscache.hostmemory import available_bytes
+from lenscache.model.memory import available_bytes
 
 
 class Efficiency(NamedTuple):

@@ -38,7 +38,7 @@ from lenscache.forecast.footprint import (
 from lenscache.forecast.roofline import PARTS, Shape, Work, batch_seconds, devices_of_a_copy, rows_that_fit
 from lenscache.header import StoreHeader
 from lenscache.layout import chunk_rows, default_block_rows
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 
 Place = Literal["s3", "disk"]
 """Where the store is."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lenscache.errors import PlanError
 from lenscache.forecast.devices import Device, Efficiency
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 
 PARTS = ("prefill", "decode: weights", "decode: arithmetic", "decode: cache", "head and sampling", "asking from Python")
 """Where the seconds of a batch go."""

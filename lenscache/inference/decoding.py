@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from lenscache.inference.capture import Capture
-from lenscache.model import LoadedModel, fixed_cache
+from lenscache.model.loading import LoadedModel, fixed_cache
 
 _WARM_UP_STEPS = 3  # workspaces that kernels allocate on first use must be there before a graph is recorded
 

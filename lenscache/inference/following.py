@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lenscache.inference.runner import Runner
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 
 
 def follow(loaded: LoadedModel) -> None:

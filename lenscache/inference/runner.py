@@ -24,8 +24,8 @@ from lenscache.inference.batches import batch_sizes
 from lenscache.inference.capture import Capture
 from lenscache.inference.decoding import Decoding, Growing, Replayed, model_inputs
 from lenscache.inference.sampling import row_uniforms, sample_tokens
-from lenscache.model import LoadedModel
-from lenscache.tensor_parallel import Order
+from lenscache.model.loading import LoadedModel
+from lenscache.model.tensor_parallel import Order
 
 _SAMPLE, _END = -1, -2  # no token ids
 _KEPT_SHARE = 0.75

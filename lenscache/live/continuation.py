@@ -19,7 +19,7 @@ from lenscache.errors import PromptTooLongError
 from lenscache.header import Pooling
 from lenscache.inference.runner import Row, Runner
 from lenscache.live.steering import Intervention, steer_all
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 
 
 class Continuation(NamedTuple):

@@ -19,7 +19,7 @@ from torch import nn
 from lenscache.errors import ModelError, ModelLayerError
 from lenscache.header import Phase
 from lenscache.inference.capture import Capture
-from lenscache.model import LoadedModel, find_blocks
+from lenscache.model.loading import LoadedModel, find_blocks
 
 
 class Listener(Protocol):

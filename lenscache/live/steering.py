@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from lenscache.errors import ModelLayerError, SteeringError
-from lenscache.model import LoadedModel, find_blocks
+from lenscache.model.loading import LoadedModel, find_blocks
 
 Positions = Literal["all", "prompt", "completion"] | slice
 """What to change: every position, those of the first forward pass, those fed back after it, or a slice of the real

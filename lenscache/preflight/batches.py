@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 from lenscache.errors import ModelError
-from lenscache.hostmemory import (
+from lenscache.inference.runner import Row, Runner
+from lenscache.model.loading import LoadedModel
+from lenscache.model.memory import (
     available_bytes,
     peak_resident_bytes,
     release,
     reset_peak,
     resident_bytes,
 )
-from lenscache.inference.runner import Row, Runner
-from lenscache.model import LoadedModel
 from lenscache.preflight.conclusion import MOST_TRIED
 from lenscache.preflight.models import cached_bytes, load
 from lenscache.preflight.results import Outcome, Request, Tell

@@ -10,7 +10,7 @@ import torch
 
 from lenscache.errors import ModelError, ModelNotFoundError, NonFiniteError
 from lenscache.inference.runner import Row, Runner
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 from lenscache.preflight.models import Footprint, bytes_in_use, check_room, load
 from lenscache.preflight.results import Outcome, Request, Tell
 from lenscache.preflight.texts import HARD, NEUTRAL, fit, load_pack, of_length, prompt_ids

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from lenscache.errors import ModelError, ModelNotFoundError
-from lenscache.hostmemory import available_bytes, peak_resident_bytes, resident_bytes
 from lenscache.inference.runner import Row, Runner
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
+from lenscache.model.memory import available_bytes, peak_resident_bytes, resident_bytes
 from lenscache.preflight.models import check_room, load
 from lenscache.preflight.results import Outcome, Request, Tell
 from lenscache.preflight.texts import load_pack, prompt_ids

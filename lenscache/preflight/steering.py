@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lenscache.errors import ModelError, ModelNotFoundError
 from lenscache.inference.capture import Capture
 from lenscache.live.steering import steer
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 from lenscache.preflight.directions import SteeringLenses
 from lenscache.preflight.models import Footprint, check_room, load
 from lenscache.preflight.results import Outcome, Request, Tell

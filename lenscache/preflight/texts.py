@@ -12,7 +12,7 @@ import torch
 
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.concepts.plan import plan_samples
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 from lenscache.preflight.results import Request
 
 NEUTRAL = (

@@ -90,7 +90,7 @@ def plain(value: Any) -> Any:
 
 def main() -> None:
     """Entry point: the check that the command line names."""
-    from lenscache.model import silence
+    from lenscache.model.loading import silence
 
     silence()
     serve(import_module(f"lenscache.preflight.{sys.argv[1]}").check)

@@ -10,7 +10,7 @@ import pytest
 
 from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractReport, ExtractSettings, OnProgress, extract
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 from tests.models import tiny_model
 from tests.packs import small_pack
 

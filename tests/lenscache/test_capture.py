@@ -17,7 +17,7 @@ from torch import nn
 
 from lenscache.header import Pooling
 from lenscache.inference.capture import Capture
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 from tests.models import ARCHITECTURES, tiny_model
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "max", "last")

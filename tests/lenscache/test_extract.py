@@ -33,7 +33,7 @@ from lenscache.errors import (
 from lenscache.extract import TOLERANCE, ExtractProgress, ExtractSettings, extract
 from lenscache.extract.rows import make_header
 from lenscache.inference.runner import Row, Runner
-from lenscache.model import LoadedModel, find_blocks
+from lenscache.model.loading import LoadedModel, find_blocks
 from lenscache.rounds import Round
 from lenscache.store import open_store
 from tests.lenscache.conftest import PACK, ROUND, SETTINGS, run_small, tree

@@ -10,7 +10,7 @@ import torch
 
 from lenscache.errors import ModelError, ModelLayerError
 from lenscache.live.listening import listen, read_text
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 from tests.lenscache.test_capture import n_hooks
 from tests.models import ARCHITECTURES, tiny_model
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lenscache.errors import ModelError, ModelLayerError, ModelNotFoundError, UnsupportedModelError
-from lenscache.model import LoadedModel, find_blocks, load_model
+from lenscache.model.loading import LoadedModel, find_blocks, load_model
 from tests.models import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 

@@ -22,7 +22,7 @@ from lenscache.extract import ExtractSettings
 from lenscache.header import Mode, Pooling
 from lenscache.inference.runner import RowResult, Runner
 from lenscache.live.steering import Intervention, steer_all
-from lenscache.model import LoadedModel, find_blocks, load_model, memory_held
+from lenscache.model.loading import LoadedModel, find_blocks, load_model, memory_held
 from tests.lenscache.conftest import run_small, tree
 from tests.lenscache.test_runner import (
     HALF_OF_THE_VOCABULARY,

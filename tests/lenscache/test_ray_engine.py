@@ -24,7 +24,7 @@ from lenscache.extract.extraction import Request
 from lenscache.extract.planned_rounds import TopUp
 from lenscache.extract.ray_driver import MOST_DEATHS, _Driver, extract_with_ray
 from lenscache.extract.settings import Partition
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 from lenscache.store import open_store
 from lenscache.verify import verify_store
 from tests.lenscache import s3_server

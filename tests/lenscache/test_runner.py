@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lenscache.errors import ModelError, UnsupportedModelError
 from lenscache.inference.runner import Row, RowResult, Runner
 from lenscache.live.steering import steer
-from lenscache.model import LoadedModel, fixed_cache
+from lenscache.model.loading import LoadedModel, fixed_cache
 from tests.models import ARCHITECTURES, tiny_model
 
 UNEQUAL = (40, 3, 17, 9)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lenscache.errors import ModelLayerError, SteeringError
 from lenscache.inference.runner import Row, Runner
 from lenscache.live.steering import Intervention, steer, steer_all
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 from tests.models import ARCHITECTURES, SENTENCES, tiny_model
 
 HIDDEN, LAYER = 32, 1

@@ -21,15 +21,17 @@ from lenscache.errors import ModelError, SteeringError, UnsupportedModelError
 from lenscache.extract import ExtractSettings, extract
 from lenscache.inference.runner import Row, Runner
 from lenscache.live.steering import steer
-from lenscache.model import load_model
+from lenscache.model.loading import load_model
+from lenscache.model.tensor_parallel import Order, Team
 from lenscache.store import Store, open_store
-from lenscache.tensor_parallel import Order, Team
 from tests.lenscache.conftest import PACK, run_small, tree
 from tests.lenscache.test_runner import assert_close
 from tests.models import tiny_model, tiny_tokenizer
 
 COMMAND = "import sys; from lens_cli.cache.app import main; sys.argv[0] = 'lenscache'; main()"
-IMPATIENT = f"import datetime, lenscache.tensor_parallel as t; t.PATIENCE = datetime.timedelta(seconds=5); {COMMAND}"
+IMPATIENT = (
+    f"import datetime, lenscache.model.tensor_parallel as t; t.PATIENCE = datetime.timedelta(seconds=5); {COMMAND}"
+)
 LONG = ("--max-new-tokens", "200", "--block-rows", "2")
 """Options of a run that is still under way when it is disturbed."""
 

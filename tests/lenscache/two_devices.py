@@ -22,8 +22,8 @@ from lenscache.header import Phase
 from lenscache.inference.runner import Runner
 from lenscache.live.listening import read_text
 from lenscache.live.steering import Intervention, Positions, steer_all
-from lenscache.model import LoadedModel, find_blocks
-from lenscache.placement import input_device
+from lenscache.model.loading import LoadedModel, find_blocks
+from lenscache.model.placement import input_device
 from tests.lenscache.test_runner import HALF_OF_THE_VOCABULARY, UNEQUAL, assert_same_results, rows_of, with_eos
 from tests.models import SENTENCES, tiny_model
 

