@@ -25,7 +25,7 @@ import numpy as np
 from numcodecs.blosc import Blosc
 
 from lenscache.errors import LenscacheError
-from lenscache.store import Store, open_store
+from lenscache.store.store import Store, open_store
 
 SHUFFLE = {"shuffle": 1, "bitshuffle": 2}
 

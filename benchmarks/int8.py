@@ -29,9 +29,9 @@ import zarr
 from numpy.typing import NDArray
 
 from lenscache.concepts.plan import SamplePlan
-from lenscache.header import StoreHeader
-from lenscache.rounds import Block, Round
-from lenscache.store import Store, open_store
+from lenscache.store.header import StoreHeader
+from lenscache.store.round import Block, Round
+from lenscache.store.store import Store, open_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import LensDataset
 

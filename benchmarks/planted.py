@@ -36,9 +36,9 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept, ConceptPack, Hierarchy
 from lenscache.concepts.plan import POSITIVE, SamplePlan, plan_samples, stable_hash
-from lenscache.header import StoreHeader
-from lenscache.rounds import Block
-from lenscache.store import Store, create_store
+from lenscache.store.header import StoreHeader
+from lenscache.store.round import Block
+from lenscache.store.store import Store, create_store
 
 BRANCHES = 5
 LAYER_SHARES = (0.05, 0.20, 0.47)

@@ -43,7 +43,7 @@ from lenscache.extract.extraction import Request
 from lenscache.extract.ray_driver import _Driver, extract_with_ray
 from lenscache.extract.settings import ExtractSettings
 from lenscache.model.loading import LoadedModel, load_model, silence
-from lenscache.store import open_store
+from lenscache.store.store import open_store
 from lenscache.verify import verify_store
 from tests.lenscache import s3_server
 from tests.lenscache.faulty_s3 import faulty

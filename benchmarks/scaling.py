@@ -50,8 +50,8 @@ from lenscache.forecast.footprint import (
     requests_to_join,
 )
 from lenscache.forecast.forecast import GETS_PER_SECOND, PUTS_PER_SECOND, Workload, forecast_run, outline_work
-from lenscache.layout import chunk_rows
 from lenscache.model.loading import LoadedModel, find_blocks, load_model, outline_model, silence
+from lenscache.store.layout import chunk_rows
 
 ROOT = Path(__file__).parents[1]
 FOUNDATION = ROOT / "data" / "packs" / "foundation.json"

@@ -15,7 +15,7 @@ import statistics
 import numpy as np
 
 from lenscache.errors import LenscacheError
-from lenscache.store import open_store
+from lenscache.store.store import open_store
 
 
 def main() -> None:

@@ -48,9 +48,9 @@ from zarr.storage import LocalStore, WrapperStore
 
 from lenscache.concepts.plan import SamplePlan
 from lenscache.errors import LenscacheError
-from lenscache.header import Phase
-from lenscache.rounds import Block, Round
-from lenscache.store import Store, open_store
+from lenscache.store.header import Phase
+from lenscache.store.round import Block, Round
+from lenscache.store.store import Store, open_store
 
 MAX_SIZE = 0.70
 MIN_READ_RATE = 500

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from lenscache.concepts.plan import SamplePlan, plan_samples
     from lenscache.errors import LenscacheError
     from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings
-    from lenscache.header import StoreHeader
     from lenscache.live.listening import listen
     from lenscache.live.steering import Intervention, steer, steer_all
     from lenscache.model.loading import LoadedModel, load_model
-    from lenscache.rounds import Round
-    from lenscache.store import Store, open_store
+    from lenscache.store.header import StoreHeader
+    from lenscache.store.round import Round
+    from lenscache.store.store import Store, open_store
 
 _HOMES = {
     "Concept": "concepts.pack",
@@ -29,13 +29,13 @@ _HOMES = {
     "Intervention": "live.steering",
     "LenscacheError": "errors",
     "LoadedModel": "model.loading",
-    "Round": "rounds",
+    "Round": "store.round",
     "SamplePlan": "concepts.plan",
-    "Store": "store",
-    "StoreHeader": "header",
+    "Store": "store.store",
+    "StoreHeader": "store.header",
     "listen": "live.listening",
     "load_model": "model.loading",
-    "open_store": "store",
+    "open_store": "store.store",
     "plan_samples": "concepts.plan",
     "steer": "live.steering",
     "steer_all": "live.steering",

@@ -28,14 +28,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.diskspace import require_room
 from lenscache.errors import ExportError, MissingPackageError, StoreIncompleteError
-from lenscache.header import Phase
-from lenscache.remote import local_folder
 from lenscache.selection import RoundSelection, Selection, select
+from lenscache.store.disk import require_room
+from lenscache.store.header import Phase
+from lenscache.store.remote import local_folder
 
 if TYPE_CHECKING:
-    from lenscache.store import Store
+    from lenscache.store.store import Store
 
 ExportFormat = Literal["safetensors", "npz", "parquet"]
 OnProgress = Callable[[int, int], None]

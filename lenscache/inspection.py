@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenscache.errors import PlanError, StoreIncompleteError
-from lenscache.header import Phase
-from lenscache.rounds import Round
 from lenscache.selection import Selection, select
+from lenscache.store.header import Phase
+from lenscache.store.round import Round
 
 if TYPE_CHECKING:
-    from lenscache.store import Store
+    from lenscache.store.store import Store
 
 Floats = NDArray[np.float64]
 Source: TypeAlias = "Store | Mapping[int, NDArray[Any]]"

@@ -16,9 +16,9 @@ from lenscache.concepts.pack import ConceptPack, Hierarchy
 from lenscache.concepts.plan import NEGATIVE, SPLITS, SamplePlan, concept_prompts, sampling_seed
 from lenscache.errors import LenscacheError
 from lenscache.findings import WRITE_ANEW, Finding
-from lenscache.header import StoreHeader
-from lenscache.keys import sample_keys
 from lenscache.roundcheck import RoundCheck
+from lenscache.store.header import StoreHeader
+from lenscache.store.keys import sample_keys
 
 Columns = Mapping[str, NDArray[Any]]
 

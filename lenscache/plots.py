@@ -21,7 +21,6 @@ from lenscache.drawing import (
     make_axes,
     require_matplotlib,
 )
-from lenscache.header import Phase
 from lenscache.inspection import (
     OutlierDimension,
     Source,
@@ -30,11 +29,12 @@ from lenscache.inspection import (
     phase_similarity,
     principal_components,
 )
+from lenscache.store.header import Phase
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lenscache.store import Store
+    from lenscache.store.store import Store
 
 _MODEL_LAYER = "model layer (transformer block, 0-based)"
 _ALL = 2**31

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lenscache.findings import Finding
-from lenscache.store import open_store
+from lenscache.store.store import open_store
 from lenscache.verify import OnChecked, verify_store
 
 

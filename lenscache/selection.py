@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.plan import SPLITS
 from lenscache.errors import ModelLayerError, StoreIncompleteError, StoreMismatchError
-from lenscache.header import Phase, show_value
-from lenscache.rounds import Round, Samples
+from lenscache.store.header import Phase, show_value
+from lenscache.store.round import Round, Samples
 
 if TYPE_CHECKING:
-    from lenscache.store import Store
+    from lenscache.store.store import Store
 
 ROLES = ("positive", "contrast", "negative")
 """Names of the roles of a label, see `lenscache.concepts.plan`."""

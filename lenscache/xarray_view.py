@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenscache.errors import MissingPackageError
-from lenscache.header import Phase
-from lenscache.rounds import Round
 from lenscache.selection import RoundSelection, SampleLabel, Selection, select
+from lenscache.store.header import Phase
+from lenscache.store.round import Round
 
 try:
     import pandas as pd
@@ -33,7 +33,7 @@ except ImportError:
     ) from None
 
 if TYPE_CHECKING:
-    from lenscache.store import Store
+    from lenscache.store.store import Store
 
 DIMS = ("sample", "phase", "model_layer", "hidden")
 

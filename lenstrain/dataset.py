@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from lenscache.concepts.pack import Hierarchy
 from lenscache.concepts.plan import CONTRAST, EXAMPLE, NEGATIVE, POSITIVE, SPLITS, stable_hash
 from lenscache.errors import StoreIncompleteError
-from lenscache.header import Phase
-from lenscache.labelsets import LabelSet, read_label_set
-from lenscache.rounds import Labels, Round
-from lenscache.store import Store, open_store
+from lenscache.store.header import Phase
+from lenscache.store.labelsets import LabelSet, read_label_set
+from lenscache.store.round import Labels, Round
+from lenscache.store.store import Store, open_store
 from lenstrain.errors import SettingsError, TooFewSamplesError
 
 TRAIN, CALIBRATION, TEST = range(len(SPLITS))

@@ -9,7 +9,7 @@ import pytest
 
 from lenscache.extract import ExtractSettings, extract
 from lenscache.inference.runner import Row, Runner
-from lenscache.store import open_store
+from lenscache.store.store import open_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import open_dataset
 from lenstrain.lenspack import LensPack

@@ -14,7 +14,7 @@ from lenscache.extract import ExtractSettings, extract
 from lenscache.inference.runner import Row, Runner
 from lenscache.live.steering import steer
 from lenscache.model.loading import LoadedModel, load_model
-from lenscache.store import open_store
+from lenscache.store.store import open_store
 from lenstrain.adaptive import FitSettings, FittedLens, fit_lenses
 from lenstrain.calibration import Grade
 from lenstrain.dataset import TEST, LensDataset, open_dataset

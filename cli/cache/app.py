@@ -64,8 +64,8 @@ def info(
 ) -> None:
     """Show what STORE holds and how far it is."""
     from lenscache.extract.partitions import partitions_done
-    from lenscache.labelsets import label_set_names
-    from lenscache.store import open_store
+    from lenscache.store.labelsets import label_set_names
+    from lenscache.store.store import open_store
 
     opened = open_store(store)
     summary = {**opened.summary(), "label_sets": label_set_names(opened)}
@@ -94,8 +94,8 @@ def label(
 ) -> None:
     """Label texts that STORE already holds, without the model."""
     from lenscache.concepts.importers.labelled import LabelledColumns, import_labelled
-    from lenscache.labelsets import add_label_set
-    from lenscache.store import open_store
+    from lenscache.store.labelsets import add_label_set
+    from lenscache.store.store import open_store
 
     columns = LabelledColumns(text=text, label=label, split=split, concept=concept, separator=separator)
     opened = open_store(store, mode="r+")
@@ -132,7 +132,7 @@ def export(
 ) -> None:
     """Write what is complete in STORE to files that need no Zarr, with a manifest."""
     from lenscache.export import export_store
-    from lenscache.store import open_store
+    from lenscache.store.store import open_store
 
     with console.Meter().running() as meter:
         report = export_store(

@@ -103,8 +103,8 @@ def extract(
     from lenscache.extract.extraction import Request
     from lenscache.extract.planned_rounds import read_top_up
     from lenscache.extract.settings import ExtractSettings, Partition
-    from lenscache.remote import check_place
-    from lenscache.store import open_store
+    from lenscache.store.remote import check_place
+    from lenscache.store.store import open_store
 
     if tensor_parallel and is_follower():
         follow(model, dtype)

@@ -18,8 +18,8 @@ from lenscache.preflight.results import Outcome, Request, Tell, Verdict
 from lenscache.preflight.worker import serve
 
 if TYPE_CHECKING:
-    from lenscache.header import StoreDtype
     from lenscache.preflight.models import Footprint
+    from lenscache.store.header import StoreDtype
 
 TOLERATED = 0.02
 """Loss of F1 or score that counts as none."""

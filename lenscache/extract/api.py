@@ -19,7 +19,7 @@ from lenscache.extract.extraction import Request
 from lenscache.extract.planned_rounds import TopUp
 from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress, Partition
 from lenscache.model.loading import LoadedModel
-from lenscache.store import Store
+from lenscache.store.store import Store
 
 __all__ = [
     "TOLERANCE", "ExtractProgress", "ExtractReport", "ExtractSettings", "OnProgress", "Partition", "extract",

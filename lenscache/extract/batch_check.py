@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from lenscache.errors import BatchMismatchError
 from lenscache.extract.rows import PlannedRows
-from lenscache.header import StoreHeader
 from lenscache.inference.runner import Runner
-from lenscache.quantization import as_stored
-from lenscache.rounds import Round
+from lenscache.store.header import StoreHeader
+from lenscache.store.quantization import as_stored
+from lenscache.store.round import Round
 
 VERIFIED_ROWS = 8
 """Rows of a round that are extracted again one by one at its end."""

@@ -12,12 +12,12 @@ from functools import partial
 
 from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import plan_samples
-from lenscache.diskspace import COMPRESSED_SHARE, estimate_bytes
 from lenscache.extract.batch_size import choose_batch
 from lenscache.extract.rows import PlannedRows, make_header, make_runner, tokenize
 from lenscache.extract.settings import ExtractSettings
 from lenscache.inference.runner import Row, Runner
 from lenscache.model.loading import LoadedModel
+from lenscache.store.disk import COMPRESSED_SHARE, estimate_bytes
 
 TIMED_BATCHES = 4
 """Batches that are run to measure the pace, after one that warms up."""

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import plan_samples
-from lenscache.diskspace import check_disk_space
 from lenscache.errors import StoreDamagedError
 from lenscache.extract.batch_check import check_batches
 from lenscache.extract.batch_size import choose_batch
@@ -33,12 +32,13 @@ from lenscache.extract.planned_rounds import PlannedRound, TopUp, plan_rounds
 from lenscache.extract.reuse import NO_COPIES, CopiedRows, ReusableRows
 from lenscache.extract.rows import PlannedRows, last_rows, make_header, make_runner, tokenize
 from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress, Partition
-from lenscache.header import Phase, StoreHeader
 from lenscache.inference.runner import RowResult, Runner
-from lenscache.keys import sample_keys
 from lenscache.model.loading import LoadedModel, memory_held
-from lenscache.rounds import Block, Round
-from lenscache.store import Store, create_store, open_store
+from lenscache.store.disk import check_disk_space
+from lenscache.store.header import Phase, StoreHeader
+from lenscache.store.keys import sample_keys
+from lenscache.store.round import Block, Round
+from lenscache.store.store import Store, create_store, open_store
 
 _BATCH_OF_NOTHING = 4  # where no row is left to run
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lenscache.extract.settings import Partition
-from lenscache.store import Store
+from lenscache.store.store import Store
 
 
 def partitions_done(store: Store, count: int) -> list[dict[str, int | str | bool]]:

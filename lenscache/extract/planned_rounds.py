@@ -17,8 +17,8 @@ from pathlib import Path
 from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import SamplePlan, plan_top_up
 from lenscache.errors import PlanError, StoreIncompleteError
-from lenscache.rounds import Round
-from lenscache.store import Store
+from lenscache.store.round import Round
+from lenscache.store.store import Store
 
 DEFAULT_SAMPLES = 20
 """Prompts added for each concept."""

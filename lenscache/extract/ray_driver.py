@@ -34,7 +34,7 @@ from lenscache.extract.extraction import Request, RoundShape
 from lenscache.extract.ray_worker import BlockName, Done, Worker, WorkerProgress
 from lenscache.extract.settings import ExtractProgress, ExtractReport, OnProgress
 from lenscache.model.loading import LoadedModel
-from lenscache.store import Store
+from lenscache.store.store import Store
 
 MOST_DEATHS = 8
 """How often in a row a worker may die without a block to show for it."""

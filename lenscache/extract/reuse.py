@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenscache.errors import StoreMismatchError
-from lenscache.header import StoreHeader, show_value
-from lenscache.layout import NATIVE_DTYPES
-from lenscache.rounds import Block, Round
-from lenscache.store import Store
+from lenscache.store.header import StoreHeader, show_value
+from lenscache.store.layout import NATIVE_DTYPES
+from lenscache.store.round import Block, Round
+from lenscache.store.store import Store
 
 
 class CopiedRows(NamedTuple):

@@ -12,9 +12,9 @@ from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import POSITIVE, SamplePlan
 from lenscache.errors import PlanError, PromptTooLongError
 from lenscache.extract.settings import ExtractSettings
-from lenscache.header import StoreHeader
 from lenscache.inference.runner import Row, Runner
 from lenscache.model.loading import LoadedModel
+from lenscache.store.header import StoreHeader
 
 _TOKENIZED_AT_ONCE = 1024  # what a tokenizer returns of a text takes many times the memory of its ids
 

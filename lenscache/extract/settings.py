@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from lenscache.errors import PlanError
-from lenscache.header import Mode, Pooling, StoreDtype
+from lenscache.store.header import Mode, Pooling, StoreDtype
 
 
 @dataclass(frozen=True)

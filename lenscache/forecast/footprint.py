@@ -3,7 +3,7 @@
     rows and blocks of each round --expected_objects--> objects
                                   --expected_requests--> PUT, GET, HEAD and LIST, of one worker or of many
 
-Objects are exact: they follow from `lenscache.layout`. Requests are those of zarr 3.1 as counted against a real server
+Objects are exact: they follow from `lenscache.store.layout`. Requests are those of zarr 3.1 as counted against a real server
 (`benchmarks/scaling.py`), written down here by what they are for.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from lenscache.extract.batch_check import VERIFIED_ROWS
-from lenscache.header import StoreHeader
-from lenscache.layout import COLUMN_CHUNK_ROWS, vector_arrays
+from lenscache.store.header import StoreHeader
+from lenscache.store.layout import COLUMN_CHUNK_ROWS, vector_arrays
 
 Engine = Literal["partitions", "ray"]
 """How workers come by their blocks: each has its share, or they are handed out one by one."""

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import plan_samples
-from lenscache.diskspace import COMPRESSED_SHARE, estimate_bytes
 from lenscache.errors import PlanError
 from lenscache.extract.batch_check import VERIFIED_ROWS
 from lenscache.extract.batch_size import MOST_ON_A_CPU, PAYS
@@ -36,9 +35,10 @@ from lenscache.forecast.footprint import (
     requests_to_join,
 )
 from lenscache.forecast.roofline import PARTS, Shape, Work, batch_seconds, devices_of_a_copy, rows_that_fit
-from lenscache.header import StoreHeader
-from lenscache.layout import chunk_rows, default_block_rows
 from lenscache.model.loading import LoadedModel
+from lenscache.store.disk import COMPRESSED_SHARE, estimate_bytes
+from lenscache.store.header import StoreHeader
+from lenscache.store.layout import chunk_rows, default_block_rows
 
 Place = Literal["s3", "disk"]
 """Where the store is."""

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import nn
 
-from lenscache.header import Pooling
+from lenscache.store.header import Pooling
 
 
 class _DeepestBlockReached(Exception):  # noqa: N818 - a signal, not an error

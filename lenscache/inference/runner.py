@@ -19,13 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from lenscache.errors import ModelError, NonFiniteError, UnsupportedModelError
-from lenscache.header import Mode, Phase, Pooling
 from lenscache.inference.batches import batch_sizes
 from lenscache.inference.capture import Capture
 from lenscache.inference.decoding import Decoding, Growing, Replayed, model_inputs
 from lenscache.inference.sampling import row_uniforms, sample_tokens
 from lenscache.model.loading import LoadedModel
 from lenscache.model.tensor_parallel import Order
+from lenscache.store.header import Mode, Phase, Pooling
 
 _SAMPLE, _END = -1, -2  # no token ids
 _KEPT_SHARE = 0.75

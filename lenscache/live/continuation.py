@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from lenscache.errors import PromptTooLongError
-from lenscache.header import Pooling
 from lenscache.inference.runner import Row, Runner
 from lenscache.live.steering import Intervention, steer_all
 from lenscache.model.loading import LoadedModel
+from lenscache.store.header import Pooling
 
 
 class Continuation(NamedTuple):

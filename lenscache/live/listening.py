@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from lenscache.errors import ModelError, ModelLayerError
-from lenscache.header import Phase
 from lenscache.inference.capture import Capture
 from lenscache.model.loading import LoadedModel, find_blocks
+from lenscache.store.header import Phase
 
 
 class Listener(Protocol):

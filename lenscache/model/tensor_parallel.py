@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from lenscache.errors import ModelError
-from lenscache.header import Mode
+from lenscache.store.header import Mode
 
 PATIENCE = timedelta(minutes=5)
 """How long a process waits for the others within a batch."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lenscache.store import open_store
+from lenscache.store.store import open_store
 from tests.cli.conftest import Run
 from tests.lenscache.test_ray_engine import arrays
 

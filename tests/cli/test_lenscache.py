@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lenscache.store import open_store
+from lenscache.store.store import open_store
 from tests.cli.conftest import Run
 from tests.packs import small_pack
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lenscache.concepts.plan import KINDS
-from lenscache.store import open_store
+from lenscache.store.store import open_store
 from tests.cli.conftest import Run
 from tests.packs import small_pack
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.concepts.plan import plan_samples
-from lenscache.header import Mode, Phase, StoreDtype, StoreHeader
-from lenscache.keys import sample_keys
-from lenscache.labelsets import add_label_set
-from lenscache.rounds import Block
-from lenscache.store import create_store
+from lenscache.store.header import Mode, Phase, StoreDtype, StoreHeader
+from lenscache.store.keys import sample_keys
+from lenscache.store.labelsets import add_label_set
+from lenscache.store.round import Block
+from lenscache.store.store import create_store
 
 HIDDEN = 4
 BLOCK_ROWS = 4

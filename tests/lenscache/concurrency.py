@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.plan import plan_samples
 from lenscache.errors import StoreIncompleteError, StoreNotFoundError
-from lenscache.rounds import Block, Round
-from lenscache.store import create_store, open_store
+from lenscache.store.round import Block, Round
+from lenscache.store.store import create_store, open_store
 from tests.lenstrain.conftest import HIDDEN, planted_header, planted_pack
 
 PACK = planted_pack(n_examples=40)

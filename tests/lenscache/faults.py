@@ -27,7 +27,7 @@ from lenscache.errors import StoreNotFoundError
 from lenscache.extract import ExtractReport
 from lenscache.findings import Finding
 from lenscache.repair import repair_store
-from lenscache.rounds import Labels, Samples
+from lenscache.store.round import Labels, Samples
 from lenscache.verify import verify_store
 from tests.lenscache.conftest import ROUND, run_small, tree
 

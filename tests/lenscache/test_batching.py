@@ -17,7 +17,7 @@ from lenscache.extract import ExtractProgress, ExtractSettings, extract
 from lenscache.extract.batch_size import BatchChoice, choose_batch
 from lenscache.extract.rows import PlannedRows, Tokenized
 from lenscache.inference.runner import Row, Runner
-from lenscache.store import open_store
+from lenscache.store.store import open_store
 from tests.models import tiny_model
 from tests.packs import small_pack
 

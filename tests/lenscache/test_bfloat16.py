@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, TransposeCodec
 
 from lenscache.bfloat16 import DTYPE, BFloat16
-from lenscache.store import open_store
+from lenscache.store.store import open_store
 
 SPECIAL = {
     "nan": 0x7FC0, "nan with payload": 0xFFA5, "infinity": 0x7F80, "-infinity": 0xFF80, "-0": 0x8000,
@@ -75,7 +75,7 @@ import sys, hashlib, zarr, lenscache.bfloat16
 for name in sys.argv[1:]:
     array = zarr.open({str(finished_store)!r}, mode="r")[name]
     print(array.dtype, array.shape, hashlib.sha256(array[:].tobytes()).hexdigest())
-print("torch" in sys.modules, "lenscache.store" in sys.modules)
+print("torch" in sys.modules, "lenscache.store.store" in sys.modules)
 """
     (target,) = open_store(finished_store).rounds()
     found = [folder.relative_to(finished_store).as_posix() for folder in activation_arrays(finished_store)]

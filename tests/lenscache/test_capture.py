@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
-from lenscache.header import Pooling
 from lenscache.inference.capture import Capture
 from lenscache.model.loading import LoadedModel
+from lenscache.store.header import Pooling
 from tests.models import ARCHITECTURES, tiny_model
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "max", "last")

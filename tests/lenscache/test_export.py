@@ -34,8 +34,8 @@ from lenscache.errors import (
     StoreMismatchError,
 )
 from lenscache.export import ExportFormat, ExportReport, export_store
-from lenscache.rounds import Round
-from lenscache.store import Store, create_store, open_store
+from lenscache.store.round import Round
+from lenscache.store.store import Store, create_store, open_store
 from tests.lenscache.conftest import ROUND, tree
 from tests.lenstrain.conftest import Planting, make_planted_store, plant_round, planted_header, planted_pack
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.concepts.plan import concept_prompts, plan_samples
-from lenscache.diskspace import estimate_bytes
 from lenscache.errors import (
     BatchMismatchError,
     DiskSpaceError,
@@ -34,8 +33,9 @@ from lenscache.extract import TOLERANCE, ExtractProgress, ExtractSettings, extra
 from lenscache.extract.rows import make_header
 from lenscache.inference.runner import Row, Runner
 from lenscache.model.loading import LoadedModel, find_blocks
-from lenscache.rounds import Round
-from lenscache.store import open_store
+from lenscache.store.disk import estimate_bytes
+from lenscache.store.round import Round
+from lenscache.store.store import open_store
 from tests.lenscache.conftest import PACK, ROUND, SETTINGS, run_small, tree
 from tests.models import tiny_model
 from tests.packs import small_pack

@@ -12,8 +12,8 @@ import pytest
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.concepts.plan import POSITIVE, plan_samples
 from lenscache.errors import LabelSetError
-from lenscache.labelsets import add_label_set, label_set_names, read_label_set
-from lenscache.store import Store, open_store
+from lenscache.store.labelsets import add_label_set, label_set_names, read_label_set
+from lenscache.store.store import Store, open_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import LensDataset
 from lenstrain.errors import TooFewSamplesError

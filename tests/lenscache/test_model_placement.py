@@ -19,10 +19,10 @@ import torch
 
 from lenscache.errors import MissingPackageError, ModelError, ModelNotFoundError, UnsupportedModelError
 from lenscache.extract import ExtractSettings
-from lenscache.header import Mode, Pooling
 from lenscache.inference.runner import RowResult, Runner
 from lenscache.live.steering import Intervention, steer_all
 from lenscache.model.loading import LoadedModel, find_blocks, load_model, memory_held
+from lenscache.store.header import Mode, Pooling
 from tests.lenscache.conftest import run_small, tree
 from tests.lenscache.test_runner import (
     HALF_OF_THE_VOCABULARY,

@@ -15,7 +15,7 @@ from lenscache.errors import PlanError
 from lenscache.extract import ExtractSettings, extract
 from lenscache.extract.partitions import partitions_done
 from lenscache.extract.settings import Partition
-from lenscache.store import open_store
+from lenscache.store.store import open_store
 from tests.models import tiny_model
 from tests.packs import small_pack
 

@@ -22,8 +22,8 @@ from lenscache.forecast.devices import DEVICES, Device, Efficiency, find_device,
 from lenscache.forecast.footprint import Requests, RoundSize, expected_objects, expected_requests
 from lenscache.forecast.forecast import forecast_run, outline_work
 from lenscache.forecast.roofline import Shape, Work, batch_seconds, devices_of_a_copy
-from lenscache.layout import chunk_rows
 from lenscache.model.loading import ModelOutline, outline_model
+from lenscache.store.layout import chunk_rows
 from tests.lenscache.conftest import PACK, SETTINGS, run_small
 from tests.lenscache.counting_s3 import RequestLog, serving_counted
 from tests.lenscache.s3_server import connect, environment

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from lenscache import inspection, plots
 from lenscache.drawing import label, make_axes, name_ticks, visible
 from lenscache.errors import MissingPackageError, PlanError, StoreIncompleteError, StoreMismatchError
-from lenscache.store import Store
+from lenscache.store.store import Store
 from tests.hostile import HIDDEN, NAMES
 from tests.lenstrain.conftest import HIDDEN as SIZE
 from tests.lenstrain.conftest import Planting, make_planted_store, planted_pack

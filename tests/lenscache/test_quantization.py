@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from lenscache.errors import StoreDamagedError
-from lenscache.quantization import LARGEST, MISSING, dequantize, quantize
-from lenscache.rounds import Round
-from lenscache.store import open_store
+from lenscache.store.quantization import LARGEST, MISSING, dequantize, quantize
+from lenscache.store.round import Round
+from lenscache.store.store import open_store
 from lenscache.verify import verify_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import LensDataset

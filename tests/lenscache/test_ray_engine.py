@@ -25,7 +25,7 @@ from lenscache.extract.planned_rounds import TopUp
 from lenscache.extract.ray_driver import MOST_DEATHS, _Driver, extract_with_ray
 from lenscache.extract.settings import Partition
 from lenscache.model.loading import LoadedModel
-from lenscache.store import open_store
+from lenscache.store.store import open_store
 from lenscache.verify import verify_store
 from tests.lenscache import s3_server
 from tests.lenscache.conftest import run_small

@@ -12,8 +12,8 @@ import pytest
 from lenscache.concepts.pack import ConceptPack
 from lenscache.errors import StoreMismatchError
 from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, extract
-from lenscache.rounds import Round
-from lenscache.store import open_store
+from lenscache.store.round import Round
+from lenscache.store.store import open_store
 from tests.lenscache.conftest import PACK, SETTINGS
 from tests.models import tiny_model
 from tests.packs import small_pack

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
-from lenscache.layout import default_block_rows
-from lenscache.rounds import Round
-from lenscache.shards import ShardReader
-from lenscache.store import open_store
+from lenscache.store.layout import default_block_rows
+from lenscache.store.round import Round
+from lenscache.store.shards import ShardReader
+from lenscache.store.store import open_store
 from tests.lenscache.conftest import ROUND, SETTINGS, run_small
 from tests.lenstrain.conftest import make_planted_store
 

@@ -22,10 +22,10 @@ from lenscache.errors import (
     StoreMismatchError,
     StoreNotFoundError,
 )
-from lenscache.header import Phase, StoreHeader
-from lenscache.layout import write_column
-from lenscache.rounds import Block, Round
-from lenscache.store import Store, create_store, open_store
+from lenscache.store.header import Phase, StoreHeader
+from lenscache.store.layout import write_column
+from lenscache.store.round import Block, Round
+from lenscache.store.store import Store, create_store, open_store
 from tests.lenscache.conftest import PACK, ROUND, run_small, tree
 from tests.packs import small_pack
 
@@ -494,6 +494,6 @@ def test_column_of_zeros_that_another_writer_creates_first_keeps_its_object(
     write_column(group, "samples/n_cut_tokens", zeros)
     file = tmp_path / "s.zarr/samples/n_cut_tokens/c/0"
     assert file.exists()
-    monkeypatch.setattr("lenscache.layout.find_node", lambda *_: None)  # it looked before the other one wrote
+    monkeypatch.setattr("lenscache.store.layout.find_node", lambda *_: None)  # it looked before the other one wrote
     write_column(group, "samples/n_cut_tokens", zeros)
     assert file.exists()

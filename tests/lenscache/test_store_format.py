@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import zarr
 
-from lenscache.header import StoreHeader
-from lenscache.store import open_store
+from lenscache.store.header import StoreHeader
+from lenscache.store.store import open_store
 from tests.lenscache.conftest import ROUND
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "store-format.md").read_text("utf-8")

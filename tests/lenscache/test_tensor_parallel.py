@@ -23,7 +23,7 @@ from lenscache.inference.runner import Row, Runner
 from lenscache.live.steering import steer
 from lenscache.model.loading import load_model
 from lenscache.model.tensor_parallel import Order, Team
-from lenscache.store import Store, open_store
+from lenscache.store.store import Store, open_store
 from tests.lenscache.conftest import PACK, run_small, tree
 from tests.lenscache.test_runner import assert_close
 from tests.models import tiny_model, tiny_tokenizer

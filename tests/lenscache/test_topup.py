@@ -15,8 +15,8 @@ from lenscache.concepts.plan import concept_prompts, plan_samples, plan_top_up
 from lenscache.errors import PlanError, StoreIncompleteError, StoreMismatchError
 from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, extract_top_up
 from lenscache.extract.planned_rounds import TopUp, plan_rounds, read_top_up
-from lenscache.rounds import Round
-from lenscache.store import Store, open_store
+from lenscache.store.round import Round
+from lenscache.store.store import Store, open_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import LensDataset
 from tests.lenscache.conftest import PACK, SETTINGS, run_small, tree

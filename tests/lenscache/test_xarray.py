@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.plan import plan_samples
 from lenscache.errors import MissingPackageError, ModelLayerError, StoreDamagedError, StoreIncompleteError
-from lenscache.layout import NATIVE_DTYPES
-from lenscache.rounds import Round
-from lenscache.store import Store, create_store, open_store
+from lenscache.store.layout import NATIVE_DTYPES
+from lenscache.store.round import Round
+from lenscache.store.store import Store, create_store, open_store
 from tests.lenscache.conftest import ROUND
 from tests.lenstrain.conftest import (
     Planting,

@@ -18,12 +18,12 @@ import accelerate
 import torch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from lenscache.header import Phase
 from lenscache.inference.runner import Runner
 from lenscache.live.listening import read_text
 from lenscache.live.steering import Intervention, Positions, steer_all
 from lenscache.model.loading import LoadedModel, find_blocks
 from lenscache.model.placement import input_device
+from lenscache.store.header import Phase
 from tests.lenscache.test_runner import HALF_OF_THE_VOCABULARY, UNEQUAL, assert_same_results, rows_of, with_eos
 from tests.models import SENTENCES, tiny_model
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.concepts.plan import POSITIVE, SamplePlan, plan_samples, stable_hash
-from lenscache.header import Phase, StoreHeader
-from lenscache.rounds import Block, Round
-from lenscache.store import Store, create_store
+from lenscache.store.header import Phase, StoreHeader
+from lenscache.store.round import Block, Round
+from lenscache.store.store import Store, create_store
 from lenstrain.dataset import LensDataset
 
 HIDDEN = 48

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept
-from lenscache.store import Store
+from lenscache.store.store import Store
 from lenstrain.adaptive import (
     FitProgress,
     FitResult,

@@ -11,7 +11,7 @@ import pytest
 
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.concepts.plan import KINDS, POSITIVE, SamplePlan, plan_samples
-from lenscache.labelsets import add_label_set
+from lenscache.store.labelsets import add_label_set
 from lenstrain.audit import AuditReport, Factor, audit_dataset
 from lenstrain.dataset import TEST, TRAIN, LensDataset
 from lenstrain.duplicates import find_twins, near_pairs, normalise

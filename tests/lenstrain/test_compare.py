@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lenscache.store import Store
+from lenscache.store.store import Store
 from lenstrain.adaptive import fit_lenses
 from lenstrain.calibration import Grade
 from lenstrain.compare import Difference, compare, open_for

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept
-from lenscache.store import Store
+from lenscache.store.store import Store
 from lenstrain.adaptive import FitResult, FitSettings, fit_lenses, fit_targets
 from lenstrain.calibration import Grade
 from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Task

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lenscache.concepts.plan import plan_samples
-from lenscache.rounds import Round
-from lenscache.store import Store, create_store, open_store
+from lenscache.store.round import Round
+from lenscache.store.store import Store, create_store, open_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import LensDataset
 from lenstrain.errors import LensPackExistsError, SettingsError, StalledError

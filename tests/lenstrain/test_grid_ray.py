@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lenscache.errors import StoreIncompleteError
-from lenscache.store import open_store
+from lenscache.store.store import open_store
 from lenstrain.choice import FitProgress
 from lenstrain.errors import SettingsError, WorkerError
 from lenstrain.grid import Grid, LocalEngine, fit_grid, fit_one

@@ -16,7 +16,7 @@ from lenscache.extract import ExtractSettings, extract
 from lenscache.inference.runner import Row, Runner
 from lenscache.live.listening import listen, read_text
 from lenscache.model.loading import LoadedModel
-from lenscache.store import open_store
+from lenscache.store.store import open_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.calibration import Grade
 from lenstrain.dataset import open_dataset

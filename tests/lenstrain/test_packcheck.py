@@ -11,7 +11,7 @@ import pytest
 
 from lenscache.concepts.pack import Hierarchy
 from lenscache.concepts.plan import POSITIVE, SamplePlan
-from lenscache.store import Store
+from lenscache.store.store import Store
 from lenstrain.adaptive import fit_lenses
 from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset
 from lenstrain.lens import Lens

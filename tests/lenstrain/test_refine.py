@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lenscache.store import Store
+from lenscache.store.store import Store
 from lenstrain import refine
 from lenstrain.adaptive import FitResult, fit_again, fit_lenses
 from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset

@@ -11,8 +11,8 @@ import scipy.sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lenscache.concepts.plan import POSITIVE, SPLITS
-from lenscache.rounds import Block
-from lenscache.store import Store, open_store
+from lenscache.store.round import Block
+from lenscache.store.store import Store, open_store
 from lenstrain.adaptive import FitResult, fit_lenses
 from lenstrain.dataset import TEST, LensDataset
 from lenstrain.errors import SettingsError

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lenscache.store import Store
+from lenscache.store.store import Store
 from lenstrain.agreement import agreements
 from lenstrain.choice import FitProgress
 from lenstrain.compare import compare, open_for

@@ -30,10 +30,10 @@ from lenscache.errors import (
     StoreIncompleteError,
     StoreMismatchError,
 )
-from lenscache.header import Phase, StoreHeader, show_value
-from lenscache.layout import NATIVE_DTYPES, find_node, vector_arrays, writing
-from lenscache.quantization import dequantize, quantize
-from lenscache.shards import ShardReader
+from lenscache.store.header import Phase, StoreHeader, show_value
+from lenscache.store.layout import NATIVE_DTYPES, find_node, vector_arrays, writing
+from lenscache.store.quantization import dequantize, quantize
+from lenscache.store.shards import ShardReader
 
 
 class Samples(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenscache.concepts.plan import SamplePlan
-from lenscache.header import StoreHeader
+from lenscache.store.header import StoreHeader
 
 _FIELDS = ("model_fingerprint", "model_dtype", "tokenizer_fingerprint", "mode", "max_new_tokens",
            "max_prompt_tokens", "pooling", "pool_first_position", "special_tokens", "store_dtype")  # fmt: skip

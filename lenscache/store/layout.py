@@ -20,8 +20,8 @@ from zarr.errors import ContainsArrayError, ContainsGroupError
 from lenscache.bfloat16 import BFloat16
 from lenscache.concepts.plan import KINDS, SamplePlan
 from lenscache.errors import StoreAccessError, StoreDamagedError, StoreError, StoreMismatchError, StoreWriteError
-from lenscache.header import StoreHeader, show_value
-from lenscache.quantization import MISSING
+from lenscache.store.header import StoreHeader, show_value
+from lenscache.store.quantization import MISSING
 
 NATIVE_DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),

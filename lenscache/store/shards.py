@@ -39,7 +39,7 @@ class ShardReader(NamedTuple):
 
     @classmethod
     def of(cls, array: zarr.Array[Any]) -> ShardReader | None:
-        """The reader of a local array that `lenscache.layout` laid out, None for any other."""
+        """The reader of a local array that `lenscache.store.layout` laid out, None for any other."""
         metadata: Any = array.metadata
         store = array.store_path.store
         if sys.byteorder != "little" or not isinstance(store, LocalStore) or len(metadata.codecs) != 1:

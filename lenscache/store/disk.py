@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lenscache.errors import DiskSpaceError
-from lenscache.header import StoreHeader
-from lenscache.remote import local_folder
+from lenscache.store.header import StoreHeader
+from lenscache.store.remote import local_folder
 
 COMPRESSED_SHARE = 0.75
 """Of the raw size of a bfloat16 store; 0.70 was measured, so there is room to spare."""

@@ -27,10 +27,10 @@ from zarr.storage import StorePath
 from lenscache.concepts.pack import ConceptPack, Hierarchy
 from lenscache.concepts.plan import SamplePlan
 from lenscache.errors import StoreDamagedError, StoreFormatError, StoreNotFoundError
-from lenscache.header import FORMAT_VERSION, Phase, StoreHeader
-from lenscache.layout import default_block_rows, find_node, lay_out_round, require_group, write_column, writing
-from lenscache.remote import RemoteStore, open_place
-from lenscache.rounds import Round
+from lenscache.store.header import FORMAT_VERSION, Phase, StoreHeader
+from lenscache.store.layout import default_block_rows, find_node, lay_out_round, require_group, write_column, writing
+from lenscache.store.remote import RemoteStore, open_place
+from lenscache.store.round import Round
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,7 +191,7 @@ class Store:
 
 
 def open_store(path: str | Path, mode: Literal["r", "r+"] = "r") -> Store:
-    """Open a store: a local path, or any URL that fsspec has a file system for; see `lenscache.remote`.
+    """Open a store: a local path, or any URL that fsspec has a file system for; see `lenscache.store.remote`.
 
     Raises
     ------

@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.concepts.plan import plan_samples
 from lenscache.errors import LabelSetError, StoreAccessError
-from lenscache.layout import find_node, require_group, write_column
-from lenscache.objects import object_names
-from lenscache.rounds import Labels
-from lenscache.store import Store
+from lenscache.store.layout import find_node, require_group, write_column
+from lenscache.store.objects import object_names
+from lenscache.store.round import Labels
+from lenscache.store.store import Store
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -21,7 +21,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, StorePath
 
 from lenscache.errors import StoreAccessError, StoreDamagedError
-from lenscache.layout import find_node
+from lenscache.store.layout import find_node
 
 _ABSENT = 2**64 - 1  # offset and length of an inner chunk that a shard does not hold
 _CHECKSUM_BYTES = 4
