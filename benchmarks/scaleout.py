@@ -44,7 +44,7 @@ from lenscache.extract.ray_driver import _Driver, extract_with_ray
 from lenscache.extract.settings import ExtractSettings
 from lenscache.model.loading import LoadedModel, load_model, silence
 from lenscache.store.store import open_store
-from lenscache.verify import verify_store
+from lenscache.store.verify.verify import verify_store
 from tests.lenscache import s3_server
 from tests.lenscache.faulty_s3 import faulty
 from tests.lenscache.test_ray_engine import Killer, slow_model

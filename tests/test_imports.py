@@ -54,16 +54,16 @@ ALLOWED: dict[str, set[str]] = {
                                "lenscache.concepts.plan", "lenscache.store.round", "lenscache.store.store", "lenscache.store.objects"},
     "lenscache/store/remote.py": {"zarr", "lenscache.errors"},
     "lenscache/store/keys.py": {"numpy", "lenscache.store.header", "lenscache.concepts.plan"},
-    "lenscache/findings.py": set(),
+    "lenscache/store/verify/findings.py": set(),
     "lenscache/store/objects.py": {"numpy", "zarr", "lenscache.errors", "lenscache.store.layout"},
-    "lenscache/roundcheck.py": {"numpy", "zarr", "lenscache.errors", "lenscache.findings", "lenscache.store.header",
+    "lenscache/store/verify/round.py": {"numpy", "zarr", "lenscache.errors", "lenscache.store.verify.findings", "lenscache.store.header",
                                 "lenscache.store.layout", "lenscache.store.objects", "lenscache.store.round", "lenscache.store.quantization"},
-    "lenscache/plancheck.py": {"numpy", "lenscache.concepts.pack", "lenscache.errors", "lenscache.findings",
-                               "lenscache.store.header", "lenscache.store.keys", "lenscache.concepts.plan", "lenscache.roundcheck"},
-    "lenscache/verify.py": {"numpy", "lenscache.concepts.pack", "lenscache.errors", "lenscache.findings",
-                            "lenscache.store.labelsets", "lenscache.store.objects", "lenscache.plancheck", "lenscache.roundcheck",
+    "lenscache/store/verify/contents.py": {"numpy", "lenscache.concepts.pack", "lenscache.errors", "lenscache.store.verify.findings",
+                               "lenscache.store.header", "lenscache.store.keys", "lenscache.concepts.plan", "lenscache.store.verify.round"},
+    "lenscache/store/verify/verify.py": {"numpy", "lenscache.concepts.pack", "lenscache.errors", "lenscache.store.verify.findings",
+                            "lenscache.store.labelsets", "lenscache.store.objects", "lenscache.store.verify.contents", "lenscache.store.verify.round",
                             "lenscache.store.store"},
-    "lenscache/repair.py": {"lenscache.findings", "lenscache.store.store", "lenscache.verify"},
+    "lenscache/store/verify/repair.py": {"lenscache.store.verify.findings", "lenscache.store.store", "lenscache.store.verify.verify"},
     "lenscache/model/tensor_parallel.py": {"torch", "lenscache.errors", "lenscache.store.header"},
     "lenscache/model/placement.py": {"accelerate", "torch", "lenscache.errors"},
     "lenscache/inference/following.py": {"lenscache.model.loading", "lenscache.inference.runner"},
@@ -419,8 +419,8 @@ def test_a_store_is_read_and_exported_without_the_optional_packages(store: Path,
 
 def test_a_store_is_verified_and_repaired_without_torch_and_transformers(store: Path) -> None:
     code = f"""
-    from lenscache.repair import repair_store
-    from lenscache.verify import verify_store
+    from lenscache.store.verify.repair import repair_store
+    from lenscache.store.verify.verify import verify_store
     print(verify_store({str(store)!r}).is_damaged, repair_store({str(store)!r}).unmarked)
     """
     ran = run_blocked(code, "torch", "transformers")

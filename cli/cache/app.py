@@ -164,7 +164,7 @@ def verify(
 ) -> None:
     """Check every object, value and count of STORE; exit code 1 if anything is wrong. Nothing is written."""
     from lenscache.concepts.pack import ConceptPack
-    from lenscache.verify import verify_store
+    from lenscache.store.verify.verify import verify_store
 
     if quick and pack is not None:
         raise typer.BadParameter("--pack compares texts, which --quick does not read: leave one of them out")
@@ -192,7 +192,7 @@ def repair(
     debug: options.Debug = False,
 ) -> None:
     """Unmark exactly the damaged blocks of STORE, so that `extract` runs them again. Deletes nothing."""
-    from lenscache.repair import repair_store
+    from lenscache.store.verify.repair import repair_store
 
     with console.Meter().running() as meter:
         report = repair_store(

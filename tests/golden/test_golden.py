@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lenscache.concepts.plan import KINDS
 from lenscache.errors import StoreFormatError
 from lenscache.store.store import open_store
-from lenscache.verify import verify_store
+from lenscache.store.verify.verify import verify_store
 from lenstrain.dataset import LensDataset
 from tests.golden.make import HIDDEN
 

@@ -25,10 +25,10 @@ from zarr.storage import LocalStore
 
 from lenscache.errors import StoreNotFoundError
 from lenscache.extract import ExtractReport
-from lenscache.findings import Finding
-from lenscache.repair import repair_store
 from lenscache.store.round import Labels, Samples
-from lenscache.verify import verify_store
+from lenscache.store.verify.findings import Finding
+from lenscache.store.verify.repair import repair_store
+from lenscache.store.verify.verify import verify_store
 from tests.lenscache.conftest import ROUND, run_small, tree
 
 ROOT = Path(__file__).parents[2]
@@ -200,8 +200,8 @@ import json, shutil, subprocess, sys
 from pathlib import Path
 import torch
 from lenscache.errors import LenscacheError
-from lenscache.repair import repair_store
-from lenscache.verify import verify_store
+from lenscache.store.verify.repair import repair_store
+from lenscache.store.verify.verify import verify_store
 from tests.lenscache.conftest import run_small
 
 def attempt(call):

@@ -16,9 +16,9 @@ import pytest
 
 from lenscache.errors import StoreDamagedError, StoreWriteError
 from lenscache.extract import ExtractProgress
-from lenscache.repair import repair_store
 from lenscache.store.store import open_store
-from lenscache.verify import verify_store
+from lenscache.store.verify.repair import repair_store
+from lenscache.store.verify.verify import verify_store
 from tests.lenscache import faults
 from tests.lenscache.conftest import ROUND, run_small, tree
 from tests.lenscache.faults import BLOCK_ARRAYS, HOW, PLAN_ARRAYS, damage, heal, object_file

@@ -36,11 +36,11 @@ from lenscache.errors import (
 from lenscache.export import export_store
 from lenscache.extract import extract, extract_top_up
 from lenscache.extract.planned_rounds import TopUp
-from lenscache.repair import repair_store
 from lenscache.store.labelsets import add_label_set, label_set_names, read_label_set
 from lenscache.store.remote import RemoteStore, check_place
 from lenscache.store.store import open_store
-from lenscache.verify import verify_store
+from lenscache.store.verify.repair import repair_store
+from lenscache.store.verify.verify import verify_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import open_dataset
 from lenstrain.packing import make_lens_pack

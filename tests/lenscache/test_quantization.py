@@ -15,7 +15,7 @@ from lenscache.errors import StoreDamagedError
 from lenscache.store.quantization import LARGEST, MISSING, dequantize, quantize
 from lenscache.store.round import Round
 from lenscache.store.store import open_store
-from lenscache.verify import verify_store
+from lenscache.store.verify.verify import verify_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import LensDataset
 from lenstrain.linear import LinearWeights

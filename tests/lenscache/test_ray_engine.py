@@ -26,7 +26,7 @@ from lenscache.extract.ray_driver import MOST_DEATHS, _Driver, extract_with_ray
 from lenscache.extract.settings import Partition
 from lenscache.model.loading import LoadedModel
 from lenscache.store.store import open_store
-from lenscache.verify import verify_store
+from lenscache.store.verify.verify import verify_store
 from tests.lenscache import s3_server
 from tests.lenscache.conftest import run_small
 from tests.lenscache.faulty_s3 import FAULTS, faulty

@@ -15,11 +15,11 @@ import zarr
 from lenscache.concepts.plan import KINDS
 from lenscache.errors import PlanError, StoreNotFoundError
 from lenscache.extract import ExtractProgress
-from lenscache.findings import Finding
-from lenscache.roundcheck import RoundCheck
 from lenscache.store.objects import StoredArray
 from lenscache.store.store import open_store
-from lenscache.verify import verify_store
+from lenscache.store.verify.findings import Finding
+from lenscache.store.verify.round import RoundCheck
+from lenscache.store.verify.verify import verify_store
 from tests.lenscache.conftest import PACK, ROUND, SETTINGS, run_small, tree
 from tests.lenscache.faults import BLOCK_ARRAYS, HOW, damage, object_file
 from tests.models import tiny_model

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import ConceptPack
 from lenscache.errors import LabelSetError, PlanError, StoreDamagedError
-from lenscache.findings import WRITE_ANEW, Finding, VerifyReport
-from lenscache.plancheck import check_columns, check_hierarchy, check_pack
-from lenscache.roundcheck import Outcome, RoundCheck, Task
 from lenscache.store.labelsets import label_set_names, read_label_set
 from lenscache.store.objects import StoredArray, leftover_files
 from lenscache.store.store import Store, open_store
+from lenscache.store.verify.contents import check_columns, check_hierarchy, check_pack
+from lenscache.store.verify.findings import WRITE_ANEW, Finding, VerifyReport
+from lenscache.store.verify.round import Outcome, RoundCheck, Task
 
 OnChecked = Callable[[int, int], None]
 """Called with the objects checked so far, and all of them."""

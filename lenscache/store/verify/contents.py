@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from lenscache.concepts.pack import ConceptPack, Hierarchy
 from lenscache.concepts.plan import NEGATIVE, SPLITS, SamplePlan, concept_prompts, sampling_seed
 from lenscache.errors import LenscacheError
-from lenscache.findings import WRITE_ANEW, Finding
-from lenscache.roundcheck import RoundCheck
 from lenscache.store.header import StoreHeader
 from lenscache.store.keys import sample_keys
+from lenscache.store.verify.findings import WRITE_ANEW, Finding
+from lenscache.store.verify.round import RoundCheck
 
 Columns = Mapping[str, NDArray[Any]]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lenscache.findings import Finding
 from lenscache.store.store import open_store
-from lenscache.verify import OnChecked, verify_store
+from lenscache.store.verify.findings import Finding
+from lenscache.store.verify.verify import OnChecked, verify_store
 
 
 @dataclass

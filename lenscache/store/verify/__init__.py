@@ -1,0 +1,5 @@
+"""Is a store whole, and does it hold what its plan says?
+
+store --round--> marks, checksums, shapes, values --contents--> texts, labels and keys --verify--> findings
+repair: unmarks damaged blocks, so that the next extraction writes them again
+"""
