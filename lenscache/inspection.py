@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenscache.errors import PlanError, StoreIncompleteError
-from lenscache.selection import Selection, select
 from lenscache.store.header import Phase
 from lenscache.store.round import Round
+from lenscache.store.views.selection import Selection, select
 
 if TYPE_CHECKING:
     from lenscache.store.store import Store

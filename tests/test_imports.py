@@ -37,18 +37,18 @@ ALLOWED: dict[str, set[str]] = {
                             "lenscache.store.shards"},
     "lenscache/store/store.py": {"numpy", "zarr", "pandas", "xarray", "lenscache.concepts.pack", "lenscache.errors",
                            "lenscache.store.header", "lenscache.store.layout", "lenscache.concepts.plan", "lenscache.store.remote",
-                           "lenscache.store.round", "lenscache.xarray_view"},
-    "lenscache/selection.py": {"numpy", "lenscache.errors", "lenscache.store.header", "lenscache.concepts.plan",
+                           "lenscache.store.round", "lenscache.store.views.xarray_view"},
+    "lenscache/store/views/selection.py": {"numpy", "lenscache.errors", "lenscache.store.header", "lenscache.concepts.plan",
                                "lenscache.store.round", "lenscache.store.store"},
-    "lenscache/xarray_view.py": {"numpy", "pandas", "xarray", "lenscache.errors", "lenscache.store.header",
-                                 "lenscache.store.round", "lenscache.selection", "lenscache.store.store"},
+    "lenscache/store/views/xarray_view.py": {"numpy", "pandas", "xarray", "lenscache.errors", "lenscache.store.header",
+                                 "lenscache.store.round", "lenscache.store.views.selection", "lenscache.store.store"},
     "lenscache/drawing.py": {"matplotlib", "lenscache.errors"},
     "lenscache/inspection.py": {"numpy", "lenscache.errors", "lenscache.store.header", "lenscache.store.round",
-                                "lenscache.selection", "lenscache.store.store"},
+                                "lenscache.store.views.selection", "lenscache.store.store"},
     "lenscache/plots.py": {"matplotlib", "numpy", "lenscache.drawing", "lenscache.store.header", "lenscache.inspection",
                            "lenscache.store.store"},
-    "lenscache/export.py": {"numpy", "pyarrow", "lenscache.errors", "lenscache.store.header", "lenscache.store.remote",
-                            "lenscache.selection", "lenscache.store.store",
+    "lenscache/store/views/export.py": {"numpy", "pyarrow", "lenscache.errors", "lenscache.store.header", "lenscache.store.remote",
+                            "lenscache.store.views.selection", "lenscache.store.store",
                             "lenscache.store.disk"},
     "lenscache/store/labelsets.py": {"numpy", "zarr", "lenscache.concepts.pack", "lenscache.errors", "lenscache.store.layout",
                                "lenscache.concepts.plan", "lenscache.store.round", "lenscache.store.store", "lenscache.store.objects"},
@@ -389,7 +389,7 @@ def test_a_store_is_exported_and_opened_as_a_dataset_without_torch_and_transform
 ) -> None:
     code = f"""
     from lenscache import open_store
-    from lenscache.export import export_store
+    from lenscache.store.views.export import export_store
     opened = open_store({str(store)!r})
     for to in ("safetensors", "npz", "parquet"):
         export_store(opened, {str(tmp_path)!r} + "/" + to, to)
@@ -403,7 +403,7 @@ def test_a_store_is_read_and_exported_without_the_optional_packages(store: Path,
     code = f"""
     from lenscache import open_store
     from lenscache.errors import MissingPackageError
-    from lenscache.export import export_store
+    from lenscache.store.views.export import export_store
     opened = open_store({str(store)!r})
     export_store(opened, {str(tmp_path)!r} + "/out", "safetensors")
     for attempt in (opened.to_xarray, opened.labels_frame):

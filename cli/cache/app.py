@@ -131,8 +131,8 @@ def export(
     debug: options.Debug = False,
 ) -> None:
     """Write what is complete in STORE to files that need no Zarr, with a manifest."""
-    from lenscache.export import export_store
     from lenscache.store.store import open_store
+    from lenscache.store.views.export import export_store
 
     with console.Meter().running() as meter:
         report = export_store(

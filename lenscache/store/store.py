@@ -85,14 +85,14 @@ class Store:
         phases: Sequence[Phase] | None = None,
         chunks: Mapping[str, Any] | None = None,
     ) -> xr.Dataset:
-        """The rows of complete blocks as one lazy dataset; see `lenscache.xarray_view`."""
-        from lenscache.xarray_view import open_dataset  # not above: xarray is optional
+        """The rows of complete blocks as one lazy dataset; see `lenscache.store.views.xarray_view`."""
+        from lenscache.store.views.xarray_view import open_dataset  # not above: xarray is optional
 
         return open_dataset(self, layer, model_layers=model_layers, phases=phases, chunks=chunks)
 
     def labels_frame(self, layer: int | None = None) -> pd.DataFrame:
-        """The labels of the same rows, one a line; see `lenscache.xarray_view`."""
-        from lenscache.xarray_view import make_labels_frame
+        """The labels of the same rows, one a line; see `lenscache.store.views.xarray_view`."""
+        from lenscache.store.views.xarray_view import make_labels_frame
 
         return make_labels_frame(self, layer)
 

@@ -22,7 +22,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lenscache import export
 from lenscache.concepts.plan import plan_samples
 from lenscache.errors import (
     DiskSpaceError,
@@ -33,9 +32,10 @@ from lenscache.errors import (
     StoreIncompleteError,
     StoreMismatchError,
 )
-from lenscache.export import ExportFormat, ExportReport, export_store
 from lenscache.store.round import Round
 from lenscache.store.store import Store, create_store, open_store
+from lenscache.store.views import export
+from lenscache.store.views.export import ExportFormat, ExportReport, export_store
 from tests.lenscache.conftest import ROUND, tree
 from tests.lenstrain.conftest import Planting, make_planted_store, plant_round, planted_header, planted_pack
 

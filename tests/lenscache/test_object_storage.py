@@ -33,7 +33,6 @@ from lenscache.errors import (
     StoreIncompleteError,
     StoreNotFoundError,
 )
-from lenscache.export import export_store
 from lenscache.extract import extract, extract_top_up
 from lenscache.extract.planned_rounds import TopUp
 from lenscache.store.labelsets import add_label_set, label_set_names, read_label_set
@@ -41,6 +40,7 @@ from lenscache.store.remote import RemoteStore, check_place
 from lenscache.store.store import open_store
 from lenscache.store.verify.repair import repair_store
 from lenscache.store.verify.verify import verify_store
+from lenscache.store.views.export import export_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.dataset import open_dataset
 from lenstrain.packing import make_lens_pack

@@ -1,0 +1,1 @@
+"""A store as other tools see it: a selection of its rows, as xarray and pandas, or as files (export)."""
