@@ -23,7 +23,7 @@ def audit(
     debug: options.Debug = False,
 ) -> None:
     """Say how far a score on the held-out samples of STORE can be trusted: twins across splits, confounds of labels."""
-    from lenstrain.audit import audit_dataset
+    from lenstrain.audit.audit import audit_dataset
     from lenstrain.dataset import open_dataset
 
     dataset = open_dataset(store, layers=layer, labels=labels)

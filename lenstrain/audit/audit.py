@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from lenstrain.audit.twins import ConceptTwins, SplitPair, find_twins
 from lenstrain.dataset import LensDataset, Rows, Task
-from lenstrain.duplicates import ConceptTwins, SplitPair, find_twins
 from lenstrain.errors import TooFewSamplesError
 from lenstrain.settings import FitSettings
 
