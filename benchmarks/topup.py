@@ -55,10 +55,10 @@ from lenscache.extract.planned_rounds import read_top_up
 from lenscache.model.loading import LoadedModel, silence
 from lenstrain import FitSettings, LensPack
 from lenstrain.calibration import classify
-from lenstrain.compare import Comparison, compare
+from lenstrain.compare.heldout import held_out_logits
+from lenstrain.compare.two_packs import Comparison, compare
 from lenstrain.dataset import TEST, LensDataset, open_dataset
 from lenstrain.errors import LeakageError
-from lenstrain.heldout import held_out_logits
 from lenstrain.taskrows import TaskRows
 from lenstrain.training import train, train_targets
 

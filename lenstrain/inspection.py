@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.adaptive import fit_lenses
+from lenstrain.compare.heldout import held_out_logits
 from lenstrain.dataset import TEST, LensDataset
 from lenstrain.errors import SettingsError
-from lenstrain.heldout import held_out_logits
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
 from lenstrain.linear import LinearWeights

@@ -16,9 +16,9 @@ import numpy as np
 
 from lenstrain.adaptive import FitResult, fit_again
 from lenstrain.choice import FitProgress, OnProgress
+from lenstrain.compare.rivals import LensCheck
 from lenstrain.dataset import TRAIN, LensDataset, Rows, Task
 from lenstrain.measure import FittedLens
-from lenstrain.packcheck import LensCheck
 from lenstrain.settings import FitSettings
 from lenstrain.taskrows import TaskRows
 

@@ -13,12 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 from lenstrain.adaptive import FitResult, fit_targets
-from lenstrain.agreement import agreements
 from lenstrain.choice import FitProgress, OnProgress
+from lenstrain.compare.agreement import agreements
+from lenstrain.compare.rivals import check_pack
 from lenstrain.dataset import CALIBRATION, LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.lenspack import LensPack
-from lenstrain.packcheck import check_pack
 from lenstrain.packing import make_lens_pack
 from lenstrain.refine import refine_lenses
 from lenstrain.settings import FamilyName, FitSettings

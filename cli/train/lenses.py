@@ -63,7 +63,7 @@ def show(folder: options.PackFolder, json: options.Json = False, debug: options.
 @console.reports_errors
 def impact(folder: options.PackFolder, json: options.Json = False, debug: options.Debug = False) -> None:
     """Say what each validation mode would have cost on the data of a pack: iterations, samples, time."""
-    from lenstrain.impact import impact as measure_impact
+    from lenstrain.compare.impact import impact as measure_impact
     from lenstrain.lenspack import LensPack
     from lenstrain.packfiles import none_for_nan
 
@@ -101,8 +101,8 @@ def compare(
     debug: options.Debug = False,
 ) -> None:
     """Compare two packs on the same held-out samples, concept by concept."""
-    from lenstrain.compare import compare as compare_packs
-    from lenstrain.compare import open_for
+    from lenstrain.compare.two_packs import compare as compare_packs
+    from lenstrain.compare.two_packs import open_for
     from lenstrain.lenspack import LensPack
     from lenstrain.packfiles import none_for_nan
 
@@ -143,9 +143,9 @@ def check(
     folder: options.PackFolder, store: options.StoreOption, json: options.Json = False, debug: options.Debug = False
 ) -> None:
     """Check the lenses of a pack beside each other: whose lens leads on each concept's held-out samples."""
-    from lenstrain.compare import open_for
+    from lenstrain.compare.rivals import check_pack
+    from lenstrain.compare.two_packs import open_for
     from lenstrain.lenspack import LensPack
-    from lenstrain.packcheck import check_pack
     from lenstrain.packfiles import none_for_nan
 
     pack = LensPack.load(folder)

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from lenstrain.compare.impact import impact
 from lenstrain.dataset import LensDataset
 from lenstrain.errors import SettingsError
-from lenstrain.impact import impact
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
 from lenstrain.report.samples import HeldOutSamples, SampleLine, Texts, read_held_out

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lenstrain.compare.heldout import HeldOutLogits, held_out_logits
 from lenstrain.dataset import TEST, LensDataset
-from lenstrain.heldout import HeldOutLogits, held_out_logits
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
 

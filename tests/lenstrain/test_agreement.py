@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lenstrain.adaptive import fit_lenses
-from lenstrain.agreement import Agreement, agreements
+from lenstrain.compare.agreement import Agreement, agreements
 from lenstrain.dataset import TEST, LensDataset
 from lenstrain.lenspack import LensPack
 from lenstrain.linear import LinearWeights

@@ -12,9 +12,9 @@ import pytest
 
 from lenstrain.adaptive import FitResult, fit_lenses
 from lenstrain.calibration import Grade
+from lenstrain.compare.impact import MODES, ModeCost, impact
 from lenstrain.dataset import LensDataset
 from lenstrain.errors import SettingsError
-from lenstrain.impact import MODES, ModeCost, impact
 from lenstrain.lens import Iteration, Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
 from lenstrain.linear import LinearWeights

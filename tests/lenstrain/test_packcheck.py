@@ -13,11 +13,11 @@ from lenscache.concepts.pack import Hierarchy
 from lenscache.concepts.plan import POSITIVE, SamplePlan
 from lenscache.store.store import Store
 from lenstrain.adaptive import fit_lenses
+from lenstrain.compare.rivals import check_pack
 from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
 from lenstrain.linear import LinearWeights
-from lenstrain.packcheck import check_pack
 from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import BRANCHES, LEAVES, make_planted_store

@@ -13,10 +13,10 @@ import pytest
 from lenscache.store.store import Store
 from lenstrain import refine
 from lenstrain.adaptive import FitResult, fit_again, fit_lenses
+from lenstrain.compare.rivals import LensCheck, check_pack
 from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset
 from lenstrain.lenspack import LensPack
 from lenstrain.measure import FittedLens
-from lenstrain.packcheck import LensCheck, check_pack
 from lenstrain.packing import make_lens_pack
 from lenstrain.refine import refine_lenses
 from lenstrain.settings import FitSettings

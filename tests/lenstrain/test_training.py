@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from lenscache.store.store import Store
-from lenstrain.agreement import agreements
 from lenstrain.choice import FitProgress
-from lenstrain.compare import compare, open_for
+from lenstrain.compare.agreement import agreements
+from lenstrain.compare.rivals import check_pack
+from lenstrain.compare.two_packs import compare, open_for
 from lenstrain.dataset import LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.lenspack import LensPack
-from lenstrain.packcheck import check_pack
 from lenstrain.settings import FitSettings
 from lenstrain.training import text_settings, train, train_targets
 from tests.lenstrain.conftest import Planting, make_planted_store

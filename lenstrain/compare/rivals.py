@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lenstrain.compare.heldout import HeldOutLogits, held_out_logits
 from lenstrain.dataset import TEST, LensDataset, Rows
-from lenstrain.heldout import HeldOutLogits, held_out_logits
 from lenstrain.lenspack import LensPack
 
 FIRES_EVERYWHERE = 0.25

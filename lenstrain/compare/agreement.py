@@ -12,8 +12,8 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
+from lenstrain.compare.heldout import held_out_logits
 from lenstrain.dataset import TEST, LensDataset
-from lenstrain.heldout import held_out_logits
 from lenstrain.lenspack import LensPack
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.calibration import Grade, classify, ranking
+from lenstrain.compare.heldout import held_out_logits
 from lenstrain.dataset import TEST, LensDataset, Rows, open_dataset, stable_seed
 from lenstrain.errors import SettingsError
-from lenstrain.heldout import held_out_logits
 from lenstrain.lenspack import LensPack
 from lenstrain.settings import FitSettings
 from lenstrain.taskrows import TaskRows
