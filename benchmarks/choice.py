@@ -22,7 +22,7 @@ import torch
 import lenstrain.choice
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.calibration import ranking
-from lenstrain.dataset import open_dataset
+from lenstrain.data.dataset import open_dataset
 
 CRITERIA = {"average precision at 1 %": 0.01, "at 10 %": 0.1, "at one half": 0.5, "AUROC": None}
 

@@ -66,9 +66,10 @@ import lenstrain.iterations
 from lenstrain.adaptive import FittedLens, Iteration, fit_lenses
 from lenstrain.calibration import Grade, Ranking
 from lenstrain.choice import CHOICE_PREVALENCE, best_for_each
-from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset, open_dataset
+from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, open_dataset
+from lenstrain.data.features import Features
+from lenstrain.data.rows import TaskRows
 from lenstrain.families import STRENGTHS as C_STRENGTHS
-from lenstrain.features import Features
 from lenstrain.iterations import AdaptiveTraining
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
@@ -77,7 +78,6 @@ from lenstrain.measure import decide, deciding, judge
 from lenstrain.parallel import in_parallel
 from lenstrain.probability import Calibrator
 from lenstrain.settings import FitSettings
-from lenstrain.taskrows import TaskRows
 
 LAYER = Planting((5, 276), prompts=(40, 200))
 SMALL_LAYER = Planting((5, 96), prompts=(40, 200))

@@ -33,7 +33,7 @@ from lenscache.store.header import StoreHeader
 from lenscache.store.round import Block, Round
 from lenscache.store.store import Store, open_store
 from lenstrain.adaptive import FitSettings, fit_lenses
-from lenstrain.dataset import LensDataset
+from lenstrain.data.dataset import LensDataset
 
 METRICS = ("test F1", "score", "AUROC")
 

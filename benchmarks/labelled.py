@@ -64,7 +64,7 @@ from lenscache.errors import LenscacheError
 from lenscache.extract import ExtractSettings, extract
 from lenscache.model.loading import LoadedModel, load_model, silence
 from lenstrain.adaptive import FitSettings, fit_lenses
-from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset, open_dataset
+from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, open_dataset
 from lenstrain.errors import LenstrainError
 
 DATASETS = ("113_movie_sent", "36_sciq_tf", "139_news_class_Politics")

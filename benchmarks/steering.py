@@ -28,7 +28,7 @@ from lenscache.live.continuation import Continuation, continue_prompt
 from lenscache.live.steering import Intervention
 from lenscache.model.loading import load_model, silence
 from lenstrain.adaptive import fit_lenses
-from lenstrain.dataset import open_dataset
+from lenstrain.data.dataset import open_dataset
 from lenstrain.lens import Direction, Lens
 from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from planted import Planting, plant
 
-from lenstrain.dataset import LensDataset, open_dataset
+from lenstrain.data.dataset import LensDataset, open_dataset
 from lenstrain.grid import Engine, Grid, LocalEngine, fit_grid
 from lenstrain.ray_engine import RayEngine
 from lenstrain.settings import FitSettings

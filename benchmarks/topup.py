@@ -57,9 +57,9 @@ from lenstrain import FitSettings, LensPack
 from lenstrain.calibration import classify
 from lenstrain.compare.heldout import held_out_logits
 from lenstrain.compare.two_packs import Comparison, compare
-from lenstrain.dataset import TEST, LensDataset, open_dataset
+from lenstrain.data.dataset import TEST, LensDataset, open_dataset
+from lenstrain.data.rows import TaskRows
 from lenstrain.errors import LeakageError
-from lenstrain.taskrows import TaskRows
 from lenstrain.training import train, train_targets
 
 MODEL_LAYERS = (5, 10, 15, 20, 25)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lenstrain.adaptive import FitResult, FitSettings, fit_lenses
     from lenstrain.calibration import Grade
-    from lenstrain.dataset import LensDataset, open_dataset
+    from lenstrain.data.dataset import LensDataset, open_dataset
     from lenstrain.errors import LenstrainError
     from lenstrain.lens import Lens
     from lenstrain.lenspack import LensPack
@@ -26,7 +26,7 @@ _HOMES = {
     "FitSettings": "adaptive",
     "Grade": "calibration",
     "Lens": "lens",
-    "LensDataset": "dataset",
+    "LensDataset": "data.dataset",
     "LensPack": "lenspack",
     "LenstrainError": "errors",
     "LinearLens": "linear",
@@ -36,7 +36,7 @@ _HOMES = {
     "Monitor": "monitor",
     "Rule": "presence",
     "make_lens_pack": "packing",
-    "open_dataset": "dataset",
+    "open_dataset": "data.dataset",
     "text_settings": "training",
     "train": "training",
     "train_targets": "training",

@@ -22,16 +22,16 @@ import numpy as np
 from lenstrain.calibration import Grade
 from lenstrain.choice import FitProgress, ModelLayerChoice, OnProgress, choose_model_layers
 from lenstrain.controls import Controls
-from lenstrain.dataset import LensDataset, Task
+from lenstrain.data.dataset import LensDataset, Task
+from lenstrain.data.features import Features, check_device
+from lenstrain.data.rows import TaskRows
+from lenstrain.data.words import Vocabulary, word_features
 from lenstrain.errors import SettingsError, TooFewSamplesError
 from lenstrain.families import FAMILIES
-from lenstrain.features import Features, check_device
 from lenstrain.iterations import AdaptiveTraining, IterationTime
 from lenstrain.lens import Iteration
 from lenstrain.measure import FittedLens
 from lenstrain.settings import FitSettings, settings_to_json
-from lenstrain.taskrows import TaskRows
-from lenstrain.text import Vocabulary, word_features
 
 __all__ = [
     "FitProgress", "FitResult", "FitSettings", "FittedLens", "Iteration", "OnProgress", "choose_model_layers",

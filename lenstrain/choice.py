@@ -9,13 +9,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.dataset import CALIBRATION, LensDataset
+from lenstrain.data.dataset import CALIBRATION, LensDataset
+from lenstrain.data.features import Features, Scores
+from lenstrain.data.rows import TaskRows
 from lenstrain.errors import SettingsError
-from lenstrain.features import Features, Scores
 from lenstrain.linear import LinearTrainer
 from lenstrain.parallel import chunks_by_size, in_parallel
 from lenstrain.settings import FitSettings
-from lenstrain.taskrows import TaskRows
 
 _MIDDLE_STRENGTH = 0.1  # for choosing the model layer, before the strength is chosen
 # Average precision at 1 % hangs on the few best negatives, and a calibration split is small: at one half it chose

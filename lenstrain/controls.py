@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from lenstrain.calibration import classify
-from lenstrain.dataset import CALIBRATION, TEST, LensDataset, stable_seed
+from lenstrain.data.dataset import CALIBRATION, TEST, LensDataset, stable_seed
+from lenstrain.data.features import Features, Scores
+from lenstrain.data.rows import TaskRows
+from lenstrain.data.words import word_features
 from lenstrain.families import Trainer
-from lenstrain.features import Features, Scores
 from lenstrain.linear import LinearFit, LinearTrainer
 from lenstrain.measure import Control, decide, deciding
 from lenstrain.settings import FitSettings
-from lenstrain.taskrows import TaskRows
-from lenstrain.text import word_features
 
 CONTROLS = ("shuffled labels", "random direction", "text length", "words of the prompt")
 

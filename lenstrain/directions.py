@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lenstrain.dataset import TRAIN
-from lenstrain.features import Features
+from lenstrain.data.dataset import TRAIN
+from lenstrain.data.features import Features
+from lenstrain.data.rows import TaskRows
 from lenstrain.lens import Direction
-from lenstrain.taskrows import TaskRows
 
 _REFERENCE_ROWS = 4096  # a deviation from so many rows is within 2 % of that from all
 

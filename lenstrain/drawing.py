@@ -1,7 +1,7 @@
 """What all plots share: axes to draw into, colours that everybody can tell apart, names that do no harm.
 
 matplotlib is imported when the first plot is drawn and not before: it is an extra, and slow to load. The same as
-`lenscache.drawing` but for the error, since only `lenstrain.dataset` may import lenscache; a test holds them together.
+`lenscache.drawing` but for the error, since only `lenstrain.data.dataset` may import lenscache; a test holds them together.
 """
 
 from __future__ import annotations

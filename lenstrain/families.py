@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lenstrain.features import Scores
+from lenstrain.data.features import Scores
 from lenstrain.linear import LinearFit, LinearTrainer, LinearWeights, Matrix, Standardizer
 from lenstrain.mean_difference import MeanDifferenceTrainer
 from lenstrain.mlp import MlpTrainer, MlpWeights

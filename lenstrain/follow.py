@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lenstrain.choice import FitProgress
-from lenstrain.dataset import LensDataset, extraction_state, open_dataset
+from lenstrain.data.dataset import LensDataset, extraction_state, open_dataset
 from lenstrain.errors import StalledError, TooFewSamplesError
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from lenstrain.choice import FitProgress, OnProgress, ranges
-from lenstrain.dataset import LensDataset, open_dataset
+from lenstrain.data.dataset import LensDataset, open_dataset
 from lenstrain.errors import LensPackExistsError, LenstrainError, SettingsError
 from lenstrain.lenspack import LensPack
 from lenstrain.packfiles import check_output

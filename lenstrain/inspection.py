@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lenstrain.adaptive import fit_lenses
 from lenstrain.compare.heldout import held_out_logits
-from lenstrain.dataset import TEST, LensDataset
+from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack

@@ -24,15 +24,15 @@ from numpy.typing import NDArray
 from lenstrain.calibration import Grade
 from lenstrain.choice import best_for_each, calibration_scores
 from lenstrain.controls import Controls
-from lenstrain.dataset import CALIBRATION, TEST, TRAIN, stable_seed
+from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, stable_seed
+from lenstrain.data.features import Features
+from lenstrain.data.rows import TaskRows
 from lenstrain.directions import steering_directions
 from lenstrain.families import FAMILIES, Fitted, Job, PathTrainer, Trainer
-from lenstrain.features import Features
 from lenstrain.lens import Iteration
 from lenstrain.measure import FittedLens, decide, deciding, judge, measure
 from lenstrain.parallel import chunks_by_size, cores
 from lenstrain.settings import FitSettings
-from lenstrain.taskrows import TaskRows
 
 _WAVE_BYTES = 2**30  # of rows and Gram matrices
 _COLUMNS = 256  # lenses in one product: on 45,000 rows of a split their logits are 92 MB

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.calibration import Grade
-from lenstrain.dataset import SHORT
+from lenstrain.data.dataset import SHORT
+from lenstrain.data.words import Vocabulary
 from lenstrain.lens import Lens
 from lenstrain.linear import LinearWeights
 from lenstrain.packfiles import PackContent, family_of, read_folder, write_beside, write_folder
-from lenstrain.text import Vocabulary
 
 
 class _Readers(NamedTuple):

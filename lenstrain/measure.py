@@ -23,9 +23,10 @@ from lenstrain.calibration import (
     score_interval,
     threshold_for_fpr,
 )
-from lenstrain.dataset import CALIBRATION, TEST, stable_seed
+from lenstrain.data.dataset import CALIBRATION, TEST, stable_seed
+from lenstrain.data.features import Features
+from lenstrain.data.rows import HeldOut, TaskRows
 from lenstrain.families import Weights
-from lenstrain.features import Features
 from lenstrain.lens import Direction, Iteration, NoiseFloor
 from lenstrain.probability import (
     Calibrator,
@@ -36,7 +37,6 @@ from lenstrain.probability import (
     reliability,
 )
 from lenstrain.settings import FitSettings
-from lenstrain.taskrows import HeldOut, TaskRows
 
 
 class Control(NamedTuple):

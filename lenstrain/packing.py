@@ -8,7 +8,7 @@ from typing import Any
 
 from lenstrain.adaptive import FitResult, FitSettings, FittedLens, settings_to_json
 from lenstrain.calibration import is_uncertain
-from lenstrain.dataset import LensDataset
+from lenstrain.data.dataset import LensDataset
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
 from lenstrain.packfiles import none_for_nan

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.calibration import Grade
-from lenstrain.dataset import LensDataset
+from lenstrain.data.dataset import LensDataset
 from lenstrain.drawing import (
     COLOURS,
     MARKERS,

@@ -17,10 +17,10 @@ import numpy as np
 from lenstrain.adaptive import FitResult, fit_again
 from lenstrain.choice import FitProgress, OnProgress
 from lenstrain.compare.rivals import LensCheck
-from lenstrain.dataset import TRAIN, LensDataset, Rows, Task
+from lenstrain.data.dataset import TRAIN, LensDataset, Rows, Task
+from lenstrain.data.rows import TaskRows
 from lenstrain.measure import FittedLens
 from lenstrain.settings import FitSettings
-from lenstrain.taskrows import TaskRows
 
 _MOST_EXTRA = 100  # samples of confusers, over all of them
 _RARELY_FIRST = 0.5  # share of its own samples on which a lens in need of refinement is first, at most

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from lenstrain.dataset import LensDataset
+from lenstrain.data.dataset import LensDataset
 from lenstrain.lenspack import LensPack
 from lenstrain.packfiles import none_for_nan
 from lenstrain.packing import pack_provenance

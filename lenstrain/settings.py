@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, get_args
 
 from lenstrain.calibration import REFERENCE_PREVALENCE, Grade
-from lenstrain.dataset import PhaseChoice
+from lenstrain.data.dataset import PhaseChoice
 from lenstrain.errors import SettingsError
 
 Validation = Literal["advisory", "blocking", "falloff"]

@@ -16,7 +16,7 @@ from lenstrain.adaptive import FitResult, fit_targets
 from lenstrain.choice import FitProgress, OnProgress
 from lenstrain.compare.agreement import agreements
 from lenstrain.compare.rivals import check_pack
-from lenstrain.dataset import CALIBRATION, LensDataset
+from lenstrain.data.dataset import CALIBRATION, LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.lenspack import LensPack
 from lenstrain.packing import make_lens_pack

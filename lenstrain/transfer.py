@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from lenstrain.adaptive import fit_lenses
 from lenstrain.calibration import classify, ranking
-from lenstrain.dataset import TEST, LensDataset, stable_seed
+from lenstrain.data.dataset import TEST, LensDataset, stable_seed
+from lenstrain.data.rows import TaskRows
 from lenstrain.errors import SettingsError
 from lenstrain.measure import FittedLens
 from lenstrain.settings import FitSettings
-from lenstrain.taskrows import TaskRows
 
 ONE_FIT = FitSettings(initial_samples=200, max_samples=200, max_iterations=1, C=0.1, beyond_graduation=False)
 """All training samples at once, one strength: no choice that could fall differently on either side."""

@@ -17,7 +17,7 @@ from lenscache.model.loading import LoadedModel, load_model
 from lenscache.store.store import open_store
 from lenstrain.adaptive import FitSettings, FittedLens, fit_lenses
 from lenstrain.calibration import Grade
-from lenstrain.dataset import TEST, LensDataset, open_dataset
+from lenstrain.data.dataset import TEST, LensDataset, open_dataset
 
 STARTER = Path(__file__).parents[1] / "data" / "packs" / "starter.json"
 CONCEPTS = ("government", "vehicle", "ship", "aircraft", "poem", "knife")

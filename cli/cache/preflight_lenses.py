@@ -33,7 +33,7 @@ _STEERED = 2
 def check(request: Request, tell: Tell) -> Outcome:
     """Extract the same prompts in both precisions, fit lenses on each, judge each on both."""
     from lenscache.preflight.models import check_room
-    from lenstrain.dataset import open_dataset
+    from lenstrain.data.dataset import open_dataset
     from lenstrain.transfer import transfer
 
     narrow, footprint = extract_in(request, "bfloat16", tell)
@@ -98,7 +98,7 @@ def write_steering_lenses(store: Path, request: Request) -> None:
 
     from lenscache.preflight.directions import SteeringLenses
     from lenstrain.adaptive import fit_lenses
-    from lenstrain.dataset import open_dataset
+    from lenstrain.data.dataset import open_dataset
     from lenstrain.transfer import ONE_FIT, at_model_layer
 
     dataset = open_dataset(store)

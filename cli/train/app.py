@@ -270,7 +270,7 @@ def sweep(
     debug: options.Debug = False,
 ) -> None:
     """Fit lenses for several targets in one pass over STORE: a pack for each, and a table."""
-    from lenstrain.dataset import open_dataset
+    from lenstrain.data.dataset import open_dataset
     from lenstrain.packfiles import check_output, none_for_nan
     from lenstrain.settings import FitSettings, settings_to_json
     from lenstrain.training import train_targets

@@ -24,7 +24,7 @@ def audit(
 ) -> None:
     """Say how far a score on the held-out samples of STORE can be trusted: twins across splits, confounds of labels."""
     from lenstrain.audit.audit import audit_dataset
-    from lenstrain.dataset import open_dataset
+    from lenstrain.data.dataset import open_dataset
 
     dataset = open_dataset(store, layers=layer, labels=labels)
     for name in dataset.rounds_left_out:

@@ -14,7 +14,7 @@ from .. import console
 from ..runlog import RunLog
 
 if TYPE_CHECKING:
-    from lenstrain.dataset import LensDataset
+    from lenstrain.data.dataset import LensDataset
     from lenstrain.grid import Engine, Grid, GridProgress, GridResult
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from lenstrain.audit.twins import ConceptTwins, SplitPair, find_twins
-from lenstrain.dataset import LensDataset, Rows, Task
+from lenstrain.data.dataset import LensDataset, Rows, Task
 from lenstrain.errors import TooFewSamplesError
 from lenstrain.settings import FitSettings
 

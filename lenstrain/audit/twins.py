@@ -22,7 +22,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import normalize
 
-from lenstrain.dataset import TEST, TRAIN, LensDataset, Rows, Task
+from lenstrain.data.dataset import TEST, TRAIN, LensDataset, Rows, Task
 
 SPLIT_NAMES = ("train", "calibration", "test")
 

@@ -13,7 +13,7 @@ import scipy.stats
 from numpy.typing import NDArray
 
 from lenstrain.compare.heldout import held_out_logits
-from lenstrain.dataset import TEST, LensDataset
+from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.lenspack import LensPack
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from lenstrain.dataset import LensDataset, Rows
+from lenstrain.data.dataset import LensDataset, Rows
 from lenstrain.errors import SettingsError
 from lenstrain.lenspack import LensPack
 

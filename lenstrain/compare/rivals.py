@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.compare.heldout import HeldOutLogits, held_out_logits
-from lenstrain.dataset import TEST, LensDataset, Rows
+from lenstrain.data.dataset import TEST, LensDataset, Rows
 from lenstrain.lenspack import LensPack
 
 FIRES_EVERYWHERE = 0.25

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lenstrain.compare.impact import impact
-from lenstrain.dataset import LensDataset
+from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.compare.heldout import HeldOutLogits, held_out_logits
-from lenstrain.dataset import TEST, LensDataset
+from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lenstrain.dataset import LensDataset
+from lenstrain.data.dataset import LensDataset
 from lenstrain.lenspack import LensPack
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lenscache.concepts.plan import SamplePlan
-from lenstrain.dataset import TEST, TRAIN
+from lenstrain.data.dataset import TEST, TRAIN
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error, tree
 from tests.lenstrain.conftest import make_planted_store, planted_pack

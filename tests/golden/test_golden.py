@@ -15,7 +15,7 @@ from lenscache.concepts.plan import KINDS
 from lenscache.errors import StoreFormatError
 from lenscache.store.store import open_store
 from lenscache.store.verify.verify import verify_store
-from lenstrain.dataset import LensDataset
+from lenstrain.data.dataset import LensDataset
 from tests.golden.make import HIDDEN
 
 FOLDER = Path(__file__).parent

@@ -42,7 +42,7 @@ from lenscache.store.verify.repair import repair_store
 from lenscache.store.verify.verify import verify_store
 from lenscache.store.views.export import export_store
 from lenstrain.adaptive import FitSettings, fit_lenses
-from lenstrain.dataset import open_dataset
+from lenstrain.data.dataset import open_dataset
 from lenstrain.packing import make_lens_pack
 from tests.lenscache.conftest import PACK, ROUND, SETTINGS, run_small, tree
 from tests.lenscache.s3_server import SECRETS, connect, environment, objects, serving, upload

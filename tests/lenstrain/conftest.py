@@ -20,7 +20,7 @@ from lenscache.concepts.plan import POSITIVE, SamplePlan, plan_samples, stable_h
 from lenscache.store.header import Phase, StoreHeader
 from lenscache.store.round import Block, Round
 from lenscache.store.store import Store, create_store
-from lenstrain.dataset import LensDataset
+from lenstrain.data.dataset import LensDataset
 
 HIDDEN = 48
 SIGNAL_LAYER = 1

@@ -22,12 +22,12 @@ from lenstrain.adaptive import (
     settings_to_json,
 )
 from lenstrain.calibration import Grade
-from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset
+from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset
+from lenstrain.data.rows import TaskRows
 from lenstrain.errors import SettingsError, TooFewSamplesError
 from lenstrain.families import FAMILIES, STRENGTHS
 from lenstrain.linear import LinearFit, LinearTrainer, LinearWeights
 from lenstrain.measure import FittedLens
-from lenstrain.taskrows import TaskRows
 from tests.lenstrain.conftest import (
     BRANCHES,
     LEAVES,

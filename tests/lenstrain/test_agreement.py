@@ -11,7 +11,7 @@ import pytest
 
 from lenstrain.adaptive import fit_lenses
 from lenstrain.compare.agreement import Agreement, agreements
-from lenstrain.dataset import TEST, LensDataset
+from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.lenspack import LensPack
 from lenstrain.linear import LinearWeights
 from lenstrain.packing import make_lens_pack

@@ -14,7 +14,7 @@ from lenscache.concepts.plan import KINDS, POSITIVE, SamplePlan, plan_samples
 from lenscache.store.labelsets import add_label_set
 from lenstrain.audit.audit import AuditReport, Factor, audit_dataset
 from lenstrain.audit.twins import find_twins, near_pairs, normalise
-from lenstrain.dataset import TEST, TRAIN, LensDataset
+from lenstrain.data.dataset import TEST, TRAIN, LensDataset
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import Planting, make_planted_store, plant_round, planted_pack
 

@@ -13,7 +13,7 @@ from lenscache.store.store import Store
 from lenstrain.adaptive import fit_lenses
 from lenstrain.calibration import Grade
 from lenstrain.compare.two_packs import Difference, compare, open_for
-from lenstrain.dataset import TEST, LensDataset
+from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.lenspack import LensPack
 from lenstrain.packing import make_lens_pack

@@ -12,7 +12,7 @@ from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.concepts.plan import CONTRAST, KINDS, NEGATIVE, POSITIVE, SPLITS, SamplePlan, plan_samples
 from lenscache.errors import StoreIncompleteError
 from lenscache.store.store import Store, create_store, open_store
-from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Rows, Task, open_dataset
+from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Rows, Task, open_dataset
 from lenstrain.errors import SettingsError, TooFewSamplesError
 from tests.lenstrain.conftest import (
     BRANCHES,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lenstrain.adaptive import FitSettings, fit_lenses
-from lenstrain.dataset import LensDataset
+from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.families import FAMILIES
 from lenstrain.linear import LinearWeights

@@ -10,14 +10,14 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from lenstrain.adaptive import fit_lenses
-from lenstrain.dataset import TRAIN, LensDataset
+from lenstrain.data.dataset import TRAIN, LensDataset
+from lenstrain.data.features import Features
+from lenstrain.data.rows import TaskRows
 from lenstrain.directions import steering_directions
 from lenstrain.families import FAMILIES
-from lenstrain.features import Features
 from lenstrain.lenspack import LensPack
 from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FamilyName, FitSettings
-from lenstrain.taskrows import TaskRows
 from tests.lenstrain.conftest import SIGNAL_LAYER, direction_of, make_planted_store
 
 

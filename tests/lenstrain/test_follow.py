@@ -14,7 +14,7 @@ from lenscache.concepts.plan import plan_samples
 from lenscache.store.round import Round
 from lenscache.store.store import Store, create_store, open_store
 from lenstrain.adaptive import FitSettings, fit_lenses
-from lenstrain.dataset import LensDataset
+from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import LensPackExistsError, SettingsError, StalledError
 from lenstrain.follow import FollowProgress, FollowSettings, fit_following
 from lenstrain.lenspack import LensPack

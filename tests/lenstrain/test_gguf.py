@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lenstrain.adaptive import fit_lenses
-from lenstrain.dataset import LensDataset
+from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import ForeignFormatError, LensPackExistsError, MissingPackageError, SettingsError
 from lenstrain.exchange import gguf as exchange
 from lenstrain.exchange.gguf import read_control_vector
@@ -224,7 +224,7 @@ def test_mlp_lenses_need_another_direction_than_their_weights(planted: LensDatas
 
 
 def test_text_lenses_have_no_control_vector(pack: LensPack, tmp_path: Path) -> None:
-    from lenstrain.text import Vocabulary
+    from lenstrain.data.words import Vocabulary
 
     text = LensPack(pack.lenses, pack.provenance, {}, vocabulary=Vocabulary(("a",), np.ones(1, np.float32)))
     with pytest.raises(SettingsError, match="text lenses read words, not activations"):

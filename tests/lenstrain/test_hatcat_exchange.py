@@ -19,7 +19,7 @@ from torch import nn
 
 from lenstrain.adaptive import fit_lenses
 from lenstrain.calibration import Grade
-from lenstrain.dataset import LensDataset
+from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import (
     ForeignFormatError,
     LensPackError,

@@ -13,7 +13,7 @@ import pytest
 from lenstrain.adaptive import FitResult, fit_lenses
 from lenstrain.calibration import Grade
 from lenstrain.compare.impact import MODES, ModeCost, impact
-from lenstrain.dataset import LensDataset
+from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.lens import Iteration, Lens, NoiseFloor
 from lenstrain.lenspack import LensPack

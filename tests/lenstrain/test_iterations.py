@@ -10,14 +10,14 @@ import torch
 
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.calibration import ranking
-from lenstrain.dataset import CALIBRATION, TEST, LensDataset
+from lenstrain.data.dataset import CALIBRATION, TEST, LensDataset
+from lenstrain.data.features import Features
+from lenstrain.data.rows import TaskRows
+from lenstrain.data.words import word_features
 from lenstrain.families import FAMILIES, Job
-from lenstrain.features import Features
 from lenstrain.iterations import _blocks
 from lenstrain.linear import LinearFit, LinearTrainer, LinearWeights
 from lenstrain.parallel import cores
-from lenstrain.taskrows import TaskRows
-from lenstrain.text import word_features
 from tests.lenstrain.conftest import make_planted_store
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept
 from lenstrain.adaptive import FitResult, FitSettings, fit_lenses
-from lenstrain.dataset import LensDataset
+from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import (
     LensPackError,
     LensPackExistsError,

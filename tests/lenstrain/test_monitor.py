@@ -19,7 +19,8 @@ from lenscache.model.loading import LoadedModel
 from lenscache.store.store import open_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.calibration import Grade
-from lenstrain.dataset import open_dataset
+from lenstrain.data.dataset import open_dataset
+from lenstrain.data.words import Vocabulary
 from lenstrain.errors import SettingsError
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
@@ -29,7 +30,6 @@ from lenstrain.monitor import Monitor
 from lenstrain.packing import make_lens_pack
 from lenstrain.presence import Rule
 from lenstrain.probability import Calibrator
-from lenstrain.text import Vocabulary
 from lenstrain.trail import Phase
 from tests.models import ARCHITECTURES, tiny_model
 from tests.packs import small_pack

@@ -14,7 +14,7 @@ from lenscache.concepts.plan import POSITIVE, SamplePlan
 from lenscache.store.store import Store
 from lenstrain.adaptive import fit_lenses
 from lenstrain.compare.rivals import check_pack
-from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset
+from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
 from lenstrain.linear import LinearWeights

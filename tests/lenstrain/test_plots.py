@@ -20,7 +20,7 @@ import lenscache.drawing
 import lenstrain.drawing
 from lenscache.concepts.pack import Hierarchy
 from lenstrain import inspection, plots
-from lenstrain.dataset import TEST, LensDataset
+from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.drawing import make_axes
 from lenstrain.errors import SettingsError
 from lenstrain.lens import Lens

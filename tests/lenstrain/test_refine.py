@@ -14,13 +14,13 @@ from lenscache.store.store import Store
 from lenstrain import refine
 from lenstrain.adaptive import FitResult, fit_again, fit_lenses
 from lenstrain.compare.rivals import LensCheck, check_pack
-from lenstrain.dataset import CALIBRATION, TEST, TRAIN, LensDataset
+from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset
+from lenstrain.data.rows import TaskRows
 from lenstrain.lenspack import LensPack
 from lenstrain.measure import FittedLens
 from lenstrain.packing import make_lens_pack
 from lenstrain.refine import refine_lenses
 from lenstrain.settings import FitSettings
-from lenstrain.taskrows import TaskRows
 from lenstrain.training import train
 from tests.lenstrain.conftest import LEAVES, Planting, make_planted_store
 from tests.lenstrain.test_adaptive import ChangedDataset, replace, weights_of

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lenstrain.dataset import TEST, LensDataset
+from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.errors import MissingPackageError, SettingsError
 from lenstrain.lenspack import LensPack
 from lenstrain.report import Report, make_report, render_page

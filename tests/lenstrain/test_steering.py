@@ -7,7 +7,7 @@ import pytest
 
 from lenstrain.adaptive import fit_lenses
 from lenstrain.calibration import Grade
-from lenstrain.dataset import LensDataset
+from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack

@@ -14,13 +14,13 @@ from lenscache.concepts.plan import POSITIVE, SPLITS
 from lenscache.store.round import Block
 from lenscache.store.store import Store, open_store
 from lenstrain.adaptive import FitResult, fit_lenses
-from lenstrain.dataset import TEST, LensDataset
+from lenstrain.data.dataset import TEST, LensDataset
+from lenstrain.data.words import Vocabulary, learn_vocabulary, word_features
 from lenstrain.errors import SettingsError
 from lenstrain.lenspack import LensPack
 from lenstrain.linear import LinearWeights
 from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
-from lenstrain.text import Vocabulary, learn_vocabulary, word_features
 from tests.lenstrain.conftest import Planting, make_planted_store
 
 SETTINGS = FitSettings(family="text", phase="completion", initial_samples=200, C=10.0)

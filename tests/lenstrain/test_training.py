@@ -14,7 +14,7 @@ from lenstrain.choice import FitProgress
 from lenstrain.compare.agreement import agreements
 from lenstrain.compare.rivals import check_pack
 from lenstrain.compare.two_packs import compare, open_for
-from lenstrain.dataset import LensDataset
+from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.lenspack import LensPack
 from lenstrain.settings import FitSettings

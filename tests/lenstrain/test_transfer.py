@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lenstrain.dataset import TEST, LensDataset
+from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.transfer import ONE_FIT, Transfer, at_model_layer, transfer
 from tests.lenstrain.conftest import Planting, make_planted_store

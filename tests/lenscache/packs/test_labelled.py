@@ -22,7 +22,7 @@ from lenscache.concepts.plan import EXAMPLE, SPLITS, plan_samples
 from lenscache.errors import PackError
 from lenscache.extract import ExtractSettings, extract
 from lenstrain.adaptive import FitSettings, fit_lenses
-from lenstrain.dataset import open_dataset
+from lenstrain.data.dataset import open_dataset
 from lenstrain.lenspack import LensPack
 from lenstrain.packing import make_lens_pack
 from tests.models import tiny_model

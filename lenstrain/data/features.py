@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lenstrain.dataset import TRAIN, LensDataset, Rows
+from lenstrain.data.dataset import TRAIN, LensDataset, Rows
 from lenstrain.errors import SettingsError
 from lenstrain.linear import LinearFit, Matrix, Standardizer
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.calibration import ranking_score
-from lenstrain.dataset import TRAIN, LensDataset, Rows, Task
+from lenstrain.data.dataset import TRAIN, LensDataset, Rows, Task
 from lenstrain.errors import LeakageError
 from lenstrain.settings import FitSettings
 

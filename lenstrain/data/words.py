@@ -14,9 +14,9 @@ import scipy.sparse
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from lenstrain.dataset import TRAIN, LensDataset
+from lenstrain.data.dataset import TRAIN, LensDataset
+from lenstrain.data.features import Features
 from lenstrain.errors import SettingsError
-from lenstrain.features import Features
 
 _MAX_TERMS = 20_000
 _OPTIONS: dict[str, Any] = {"ngram_range": (1, 2), "sublinear_tf": True, "max_features": _MAX_TERMS}
