@@ -256,7 +256,7 @@ ALLOWED: dict[str, set[str]] = {
     "lenstrain/exchange/gguf.py": {"gguf", "numpy", "lenstrain.errors",
                                    "lenstrain.exchange.filenames", "lenstrain.exchange.folder", "lenstrain.lens",
                                    "lenstrain.lenspack", "lenstrain.steering"},
-    "lenstrain/exchange/packs.py": {"lenstrain.calibration", "lenstrain.errors", "lenstrain.exchange.gguf",
+    "lenstrain/exchange/export.py": {"lenstrain.calibration", "lenstrain.errors", "lenstrain.exchange.gguf",
                                     "lenstrain.exchange.hatcat", "lenstrain.lens", "lenstrain.lenspack",
                                     "lenstrain.packfiles", "lenstrain.steering"},
     "lenstrain/drawing.py": {"matplotlib", "lenstrain.errors"},

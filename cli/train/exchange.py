@@ -65,7 +65,7 @@ def export_pack(
 ) -> None:
     """Write lenses for other programs, or some of them as a pack of their own."""
     from lenstrain.calibration import Grade
-    from lenstrain.exchange.packs import export_pack as write_pack
+    from lenstrain.exchange.export import export_pack as write_pack
 
     written = write_pack(
         folder, out, to.value, concepts=concept, min_grade=Grade(min_grade.value), kind=direction.value,
@@ -95,7 +95,7 @@ def import_pack(
     debug: options.Debug = False,
 ) -> None:
     """Read classifiers of another program as a lens pack; nothing in them is executed."""
-    from lenstrain.exchange.packs import import_hatcat
+    from lenstrain.exchange.export import import_hatcat
 
     pack = import_hatcat(folder, out, model_layer=model_layer, overwrite=overwrite)
     unknown = sorted({what.replace("_", " ") for lens in pack for what in lens.metrics.get("unknown", ())})

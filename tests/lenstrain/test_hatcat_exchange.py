@@ -27,9 +27,9 @@ from lenstrain.errors import (
     LensPackNotFoundError,
     SettingsError,
 )
+from lenstrain.exchange.export import export_pack, import_hatcat
 from lenstrain.exchange.filenames import file_stems
 from lenstrain.exchange.hatcat import read_hatcat, write_hatcat
-from lenstrain.exchange.packs import export_pack, import_hatcat
 from lenstrain.lenspack import LensPack
 from lenstrain.mlp import MlpWeights
 from lenstrain.packing import make_lens_pack
