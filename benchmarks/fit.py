@@ -69,11 +69,11 @@ from lenstrain.choice import CHOICE_PREVALENCE, best_for_each
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, open_dataset
 from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
-from lenstrain.families import STRENGTHS as C_STRENGTHS
+from lenstrain.families.contract import STRENGTHS as C_STRENGTHS
+from lenstrain.families.linear import LinearTrainer, LinearWeights
 from lenstrain.iterations import AdaptiveTraining
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.linear import LinearTrainer, LinearWeights
 from lenstrain.measure import decide, deciding, judge
 from lenstrain.parallel import in_parallel
 from lenstrain.probability import Calibrator

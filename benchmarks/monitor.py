@@ -29,9 +29,9 @@ import transformers
 from lenscache.live.listening import listen
 from lenscache.model.loading import load_model
 from lenstrain.calibration import Grade
+from lenstrain.families.linear import LinearWeights
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.linear import LinearWeights
 from lenstrain.monitor import Monitor
 from lenstrain.probability import Calibrator
 

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from lenstrain.calibration import Grade
     from lenstrain.data.dataset import LensDataset, open_dataset
     from lenstrain.errors import LenstrainError
+    from lenstrain.families.linear import LinearLens
+    from lenstrain.families.mean_difference import MeanDifferenceLens
+    from lenstrain.families.mlp import MlpLens
     from lenstrain.lens import Lens
     from lenstrain.lenspack import LensPack
-    from lenstrain.linear import LinearLens
-    from lenstrain.mean_difference import MeanDifferenceLens
-    from lenstrain.mlp import MlpLens
     from lenstrain.monitor import Monitor
     from lenstrain.packing import make_lens_pack
     from lenstrain.presence import Rule
@@ -29,10 +29,10 @@ _HOMES = {
     "LensDataset": "data.dataset",
     "LensPack": "lenspack",
     "LenstrainError": "errors",
-    "LinearLens": "linear",
+    "LinearLens": "families.linear",
     "fit_lenses": "adaptive",
-    "MeanDifferenceLens": "mean_difference",
-    "MlpLens": "mlp",
+    "MeanDifferenceLens": "families.mean_difference",
+    "MlpLens": "families.mlp",
     "Monitor": "monitor",
     "Rule": "presence",
     "make_lens_pack": "packing",

@@ -27,7 +27,7 @@ from lenstrain.data.features import Features, check_device
 from lenstrain.data.rows import TaskRows
 from lenstrain.data.words import Vocabulary, word_features
 from lenstrain.errors import SettingsError, TooFewSamplesError
-from lenstrain.families import FAMILIES
+from lenstrain.families.contract import FAMILIES
 from lenstrain.iterations import AdaptiveTraining, IterationTime
 from lenstrain.lens import Iteration
 from lenstrain.measure import FittedLens

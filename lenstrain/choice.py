@@ -13,7 +13,7 @@ from lenstrain.data.dataset import CALIBRATION, LensDataset
 from lenstrain.data.features import Features, Scores
 from lenstrain.data.rows import TaskRows
 from lenstrain.errors import SettingsError
-from lenstrain.linear import LinearTrainer
+from lenstrain.families.linear import LinearTrainer
 from lenstrain.parallel import chunks_by_size, in_parallel
 from lenstrain.settings import FitSettings
 

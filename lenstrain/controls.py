@@ -20,8 +20,8 @@ from lenstrain.data.dataset import CALIBRATION, TEST, LensDataset, stable_seed
 from lenstrain.data.features import Features, Scores
 from lenstrain.data.rows import TaskRows
 from lenstrain.data.words import word_features
-from lenstrain.families import Trainer
-from lenstrain.linear import LinearFit, LinearTrainer
+from lenstrain.families.contract import Trainer
+from lenstrain.families.linear import LinearFit, LinearTrainer
 from lenstrain.measure import Control, decide, deciding
 from lenstrain.settings import FitSettings
 

@@ -22,9 +22,9 @@ from lenstrain.adaptive import fit_lenses
 from lenstrain.compare.heldout import held_out_logits
 from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.errors import SettingsError
+from lenstrain.families.linear import LinearWeights
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
-from lenstrain.linear import LinearWeights
 from lenstrain.settings import FitSettings
 
 Metric = Literal["score", "test_f1"]

@@ -28,7 +28,7 @@ from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, stable_seed
 from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
 from lenstrain.directions import steering_directions
-from lenstrain.families import FAMILIES, Fitted, Job, PathTrainer, Trainer
+from lenstrain.families.contract import FAMILIES, Fitted, Job, PathTrainer, Trainer
 from lenstrain.lens import Iteration
 from lenstrain.measure import FittedLens, decide, deciding, judge, measure
 from lenstrain.parallel import chunks_by_size, cores

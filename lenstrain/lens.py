@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.calibration import Grade
-from lenstrain.families import Weights
-from lenstrain.linear import LinearWeights
+from lenstrain.families.contract import Weights
+from lenstrain.families.linear import LinearWeights
 from lenstrain.probability import Calibrator
 
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from lenstrain.calibration import Grade
 from lenstrain.data.dataset import SHORT
 from lenstrain.data.words import Vocabulary
+from lenstrain.families.linear import LinearWeights
 from lenstrain.lens import Lens
-from lenstrain.linear import LinearWeights
 from lenstrain.packfiles import PackContent, family_of, read_folder, write_beside, write_folder
 
 

@@ -26,7 +26,7 @@ from lenstrain.calibration import (
 from lenstrain.data.dataset import CALIBRATION, TEST, stable_seed
 from lenstrain.data.features import Features
 from lenstrain.data.rows import HeldOut, TaskRows
-from lenstrain.families import Weights
+from lenstrain.families.contract import Weights
 from lenstrain.lens import Direction, Iteration, NoiseFloor
 from lenstrain.probability import (
     Calibrator,

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from lenstrain.calibration import Grade
 from lenstrain.data.words import Vocabulary
 from lenstrain.errors import LensPackExistsError, LensPackFormatError, LensPackNotFoundError
-from lenstrain.families import Weights
+from lenstrain.families.contract import Weights
 from lenstrain.lens import Direction, Iteration, Lens, NoiseFloor
 from lenstrain.probability import Calibrator
 from lenstrain.shipping import pack_directions, pack_weights, unpack_directions, unpack_weights

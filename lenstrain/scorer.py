@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lenstrain.families.linear import LinearWeights
+from lenstrain.families.mlp import MlpWeights
 from lenstrain.lens import Lens
-from lenstrain.linear import LinearWeights
-from lenstrain.mlp import MlpWeights
 
 _CHUNK_BYTES = 256 * 2**20  # of the first hidden layer of many networks
 
 
 class _Networks(NamedTuple):
-    """MLP lenses of one model layer, as `lenstrain.mlp.MlpBatch`."""
+    """MLP lenses of one model layer, as `lenstrain.families.mlp.MlpBatch`."""
 
     w1: torch.Tensor
     b1: torch.Tensor

@@ -57,7 +57,7 @@ class FitSettings:
     C: float | None = None
     """Inverse L2 strength on standardised features; None to choose it for each concept, from `STRENGTHS`."""
     family: FamilyName = "linear"
-    """What a lens is: see `lenstrain.families`. "text" reads what the model wrote, not its activations."""
+    """What a lens is: see `lenstrain.families.contract`. "text" reads what the model wrote, not its activations."""
     fpr: float | None = None
     """Share of all unrelated calibration samples that the decision threshold may let through; None for the threshold
     with the best F1 on the concept's own calibration samples."""

@@ -18,10 +18,10 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from lenstrain.families import Weights
+from lenstrain.families.contract import Weights
+from lenstrain.families.linear import LinearWeights
+from lenstrain.families.mlp import MlpWeights
 from lenstrain.lens import Lens
-from lenstrain.linear import LinearWeights
-from lenstrain.mlp import MlpWeights
 
 Tensors = Mapping[str, NDArray[Any]]
 

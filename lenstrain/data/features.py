@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lenstrain.data.dataset import TRAIN, LensDataset, Rows
 from lenstrain.errors import SettingsError
-from lenstrain.linear import LinearFit, Matrix, Standardizer
+from lenstrain.families.linear import LinearFit, Matrix, Standardizer
 
 _SLICE = 1024  # rows of a product: the same on any number of cores, since other slices may round differently
 

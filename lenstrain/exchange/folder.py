@@ -21,7 +21,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from lenstrain.errors import ForeignFormatError, LensPackExistsError
-from lenstrain.families import Weights
+from lenstrain.families.contract import Weights
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
 from lenstrain.packfiles import FORMAT_VERSION, lens_from_json, lens_to_json, none_for_nan, write_beside

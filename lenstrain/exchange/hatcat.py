@@ -36,10 +36,10 @@ from lenstrain.errors import ForeignFormatError, SettingsError
 from lenstrain.exchange.filenames import file_stems
 from lenstrain.exchange.folder import Sidecar, read_sidecar, write_export, write_json, write_sidecar
 from lenstrain.exchange.statedict import from_state_dict, load_state_dict, n_inputs, to_state_dict
-from lenstrain.families import Weights
+from lenstrain.families.contract import Weights
+from lenstrain.families.linear import LinearWeights
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.linear import LinearWeights
 from lenstrain.probability import Calibrator
 from lenstrain.settings import FitSettings, settings_to_json
 

@@ -27,9 +27,9 @@ import torch
 from numpy.typing import NDArray
 
 from lenstrain.errors import ForeignFormatError
-from lenstrain.families import Weights
-from lenstrain.linear import LinearWeights
-from lenstrain.mlp import WIDTHS, MlpWeights
+from lenstrain.families.contract import Weights
+from lenstrain.families.linear import LinearWeights
+from lenstrain.families.mlp import WIDTHS, MlpWeights
 
 _LINEAR = {"linear.weight": "(1, hidden)", "linear.bias": "(1,)"}
 _MLP = {

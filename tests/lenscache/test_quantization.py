@@ -18,7 +18,7 @@ from lenscache.store.store import open_store
 from lenscache.store.verify.verify import verify_store
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.data.dataset import LensDataset
-from lenstrain.linear import LinearWeights
+from lenstrain.families.linear import LinearWeights
 from tests.lenscache.conftest import SETTINGS, run_small
 from tests.lenstrain.conftest import make_planted_store
 

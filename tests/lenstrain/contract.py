@@ -18,12 +18,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from lenstrain import checks, families
 from lenstrain.errors import LenstrainError, NotFittedError, TooFewSamplesError
-from lenstrain.families import Job
-from lenstrain.linear import LinearLens, Standardizer
-from lenstrain.mean_difference import MeanDifferenceLens
-from lenstrain.mlp import MlpLens
+from lenstrain.families import checks
+from lenstrain.families import contract as families
+from lenstrain.families.contract import Job
+from lenstrain.families.linear import LinearLens, Standardizer
+from lenstrain.families.mean_difference import MeanDifferenceLens
+from lenstrain.families.mlp import MlpLens
 
 
 class LensFamily(Protocol):

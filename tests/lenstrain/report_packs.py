@@ -9,9 +9,9 @@ from itertools import pairwise
 import numpy as np
 
 from lenstrain.calibration import Grade
+from lenstrain.families.linear import LinearWeights
 from lenstrain.lens import Iteration, Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.linear import LinearWeights
 from lenstrain.probability import Calibrator
 from lenstrain.report.data import Report, make_report
 from lenstrain.report.samples import SampleLine

@@ -25,8 +25,8 @@ from lenstrain.calibration import Grade
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset
 from lenstrain.data.rows import TaskRows
 from lenstrain.errors import SettingsError, TooFewSamplesError
-from lenstrain.families import FAMILIES, STRENGTHS
-from lenstrain.linear import LinearFit, LinearTrainer, LinearWeights
+from lenstrain.families.contract import FAMILIES, STRENGTHS
+from lenstrain.families.linear import LinearFit, LinearTrainer, LinearWeights
 from lenstrain.measure import FittedLens
 from tests.lenstrain.conftest import (
     BRANCHES,

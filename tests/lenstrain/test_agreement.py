@@ -12,8 +12,8 @@ import pytest
 from lenstrain.adaptive import fit_lenses
 from lenstrain.compare.agreement import Agreement, agreements
 from lenstrain.data.dataset import TEST, LensDataset
+from lenstrain.families.linear import LinearWeights
 from lenstrain.lenspack import LensPack
-from lenstrain.linear import LinearWeights
 from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
 from lenstrain.training import text_settings

@@ -8,8 +8,8 @@ import pytest
 from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
-from lenstrain.families import FAMILIES
-from lenstrain.linear import LinearWeights
+from lenstrain.families.contract import FAMILIES
+from lenstrain.families.linear import LinearWeights
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "quantum"])

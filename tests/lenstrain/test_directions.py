@@ -14,7 +14,7 @@ from lenstrain.data.dataset import TRAIN, LensDataset
 from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
 from lenstrain.directions import steering_directions
-from lenstrain.families import FAMILIES
+from lenstrain.families.contract import FAMILIES
 from lenstrain.lenspack import LensPack
 from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FamilyName, FitSettings

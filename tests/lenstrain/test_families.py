@@ -17,7 +17,7 @@ from lenstrain.calibration import Grade
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Task
 from lenstrain.data.rows import TaskRows
 from lenstrain.errors import LeakageError, SettingsError
-from lenstrain.families import FAMILIES
+from lenstrain.families.contract import FAMILIES
 from lenstrain.measure import FittedLens
 from lenstrain.settings import FamilyName
 from lenstrain.shipping import pack_weights

@@ -22,9 +22,9 @@ from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import ForeignFormatError, LensPackExistsError, MissingPackageError, SettingsError
 from lenstrain.exchange import gguf as exchange
 from lenstrain.exchange.gguf import read_control_vector
+from lenstrain.families.linear import LinearWeights
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.linear import LinearWeights
 from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import HIDDEN, SIGNAL_LAYER

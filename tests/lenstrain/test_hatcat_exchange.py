@@ -30,8 +30,8 @@ from lenstrain.errors import (
 from lenstrain.exchange.export import export_pack, import_hatcat
 from lenstrain.exchange.filenames import file_stems
 from lenstrain.exchange.hatcat import read_hatcat, write_hatcat
+from lenstrain.families.mlp import MlpWeights
 from lenstrain.lenspack import LensPack
-from lenstrain.mlp import MlpWeights
 from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import HIDDEN

@@ -15,9 +15,9 @@ from lenstrain.calibration import Grade
 from lenstrain.compare.impact import MODES, ModeCost, impact
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
+from lenstrain.families.linear import LinearWeights
 from lenstrain.lens import Iteration, Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.linear import LinearWeights
 from lenstrain.packing import make_lens_pack
 from lenstrain.probability import Calibrator
 from lenstrain.settings import FitSettings, settings_to_json

@@ -14,9 +14,9 @@ from lenstrain.data.dataset import CALIBRATION, TEST, LensDataset
 from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
 from lenstrain.data.words import word_features
-from lenstrain.families import FAMILIES, Job
+from lenstrain.families.contract import FAMILIES, Job
+from lenstrain.families.linear import LinearFit, LinearTrainer, LinearWeights
 from lenstrain.iterations import _blocks
-from lenstrain.linear import LinearFit, LinearTrainer, LinearWeights
 from lenstrain.parallel import cores
 from tests.lenstrain.conftest import make_planted_store
 

@@ -23,7 +23,7 @@ from lenstrain.errors import (
     LensPackFormatError,
     LensPackNotFoundError,
 )
-from lenstrain.families import FAMILIES
+from lenstrain.families.contract import FAMILIES
 from lenstrain.lenspack import LensPack
 from lenstrain.packfiles import check_output
 from lenstrain.packing import make_lens_pack

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-import lenstrain.logistic
+import lenstrain.families.logistic
 import lenstrain.parallel
 from lenstrain.errors import TooFewSamplesError
-from lenstrain.linear import LinearBatch, LinearLens, LinearTrainer, Standardizer, fit_linear_batch
+from lenstrain.families.linear import LinearBatch, LinearLens, LinearTrainer, Standardizer, fit_linear_batch
 
 Problem = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
@@ -213,7 +213,7 @@ def test_weaker_penalty_fits_more_closely() -> None:
 
 def test_fit_that_is_cut_short_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = make_problem(60, 10)
-    monkeypatch.setattr(lenstrain.logistic, "_MAX_STEPS", 1)
+    monkeypatch.setattr(lenstrain.families.logistic, "_MAX_STEPS", 1)
     lens = LinearLens().fit(X, y)
     assert not lens.converged_
     monkeypatch.undo()
@@ -224,7 +224,7 @@ def test_converged_is_told_for_each_problem(monkeypatch: pytest.MonkeyPatch) -> 
     X, rows, targets = make_batch([100, 8])  # many rows for few features, and few rows that any weights separate
     finished = []
     for steps in range(1, 20):
-        monkeypatch.setattr(lenstrain.logistic, "_MAX_STEPS", steps)
+        monkeypatch.setattr(lenstrain.families.logistic, "_MAX_STEPS", steps)
         finished.append(tuple(fit_linear_batch(X, rows, targets, C=10.0).converged.tolist()))
     assert finished[0] == (False, False)
     assert finished[-1] == (True, True)
@@ -244,9 +244,9 @@ def test_a_path_ends_near_the_fit_of_each_strength() -> None:
 
 def test_starting_from_a_stronger_penalty_leads_to_the_same_optimum() -> None:
     gram, y, importance, C = separable_systems()
-    cold = lenstrain.logistic.solve(gram, y, importance, C)
-    start = lenstrain.logistic.solve(gram, y, importance, C / 10)
-    warm = lenstrain.logistic.solve(gram, y, importance, C, start=start)
+    cold = lenstrain.families.logistic.solve(gram, y, importance, C)
+    start = lenstrain.families.logistic.solve(gram, y, importance, C / 10)
+    warm = lenstrain.families.logistic.solve(gram, y, importance, C, start=start)
     torch.testing.assert_close(warm.logits, cold.logits, rtol=1e-5, atol=1e-6)
 
 
@@ -254,15 +254,15 @@ def test_classes_that_come_apart_take_few_newton_steps(monkeypatch: pytest.Monke
     """Full steps add about 1 to a margin: with a weak penalty they would be as many as the margin is wide."""
     gram, y, importance, C = separable_systems()
     steps = 0
-    correction = lenstrain.logistic._correction
+    correction = lenstrain.families.logistic._correction
 
     def counting(*args: Any) -> Any:
         nonlocal steps
         steps += 1
         return correction(*args)
 
-    monkeypatch.setattr(lenstrain.logistic, "_correction", counting)
-    solution = lenstrain.logistic.solve(gram, y, importance, 100_000 * C)
+    monkeypatch.setattr(lenstrain.families.logistic, "_correction", counting)
+    solution = lenstrain.families.logistic.solve(gram, y, importance, 100_000 * C)
     margins = ((2 * y - 1) * solution.logits).amin(dim=1)
     assert margins.min() > 11
     assert solution.converged.all()

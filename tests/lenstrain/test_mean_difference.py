@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lenstrain.errors import TooFewSamplesError
-from lenstrain.linear import LinearBatch, Standardizer
-from lenstrain.mean_difference import MeanDifferenceLens, fit_mean_difference_batch
+from lenstrain.families.linear import LinearBatch, Standardizer
+from lenstrain.families.mean_difference import MeanDifferenceLens, fit_mean_difference_batch
 
 
 def make_planted(

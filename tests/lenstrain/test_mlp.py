@@ -7,10 +7,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-import lenstrain.mlp
+import lenstrain.families.mlp
 from lenstrain.errors import TooFewSamplesError
-from lenstrain.linear import LinearLens, Standardizer
-from lenstrain.mlp import MlpBatch, MlpLens, fit_mlp_batch
+from lenstrain.families.linear import LinearLens, Standardizer
+from lenstrain.families.mlp import MlpBatch, MlpLens, fit_mlp_batch
 
 
 def make_crossed(n: int, d: int = 8, *, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -79,18 +79,18 @@ def test_batch_is_its_concepts_one_by_one(lengths: list[int]) -> None:
 def test_memory_bound_cuts_batches_without_changing_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     X, rows, targets = make_tasks([40, 10, 80, 33])
     whole = fit_mlp_batch(X, rows, targets)
-    monkeypatch.setattr(lenstrain.mlp, "_BATCH_BYTES", 1)
+    monkeypatch.setattr(lenstrain.families.mlp, "_BATCH_BYTES", 1)
     parts = fit_mlp_batch(X, rows, targets)
     assert_same_logits(parts.decision_function(X), whole.decision_function(X))
-    monkeypatch.setattr(lenstrain.mlp, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(lenstrain.families.mlp, "_CHUNK_BYTES", 1)
     np.testing.assert_allclose(parts.decision_function(X[:7]), parts.decision_function(X)[:7], rtol=1e-9)
 
 
 def test_batches_stay_within_the_memory_bound() -> None:
     hidden, n = 2560, 100
-    batches = lenstrain.mlp._batches([n] * 276, hidden)
+    batches = lenstrain.families.mlp._batches([n] * 276, hidden)
     of_one = 4 * 4 * hidden * 128 + 2 * 4 * n * hidden
-    assert all(len(batch) * of_one <= lenstrain.mlp._BATCH_BYTES for batch in batches)
+    assert all(len(batch) * of_one <= lenstrain.families.mlp._BATCH_BYTES for batch in batches)
     assert sorted(i for batch in batches for i in batch) == list(range(276))
     assert len(batches) < 20
 

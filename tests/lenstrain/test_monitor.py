@@ -22,10 +22,10 @@ from lenstrain.calibration import Grade
 from lenstrain.data.dataset import open_dataset
 from lenstrain.data.words import Vocabulary
 from lenstrain.errors import SettingsError
+from lenstrain.families.linear import LinearWeights
+from lenstrain.families.mlp import MlpWeights
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.linear import LinearWeights
-from lenstrain.mlp import MlpWeights
 from lenstrain.monitor import Monitor
 from lenstrain.packing import make_lens_pack
 from lenstrain.presence import Rule

@@ -11,9 +11,9 @@ import pytest
 
 from lenstrain.calibration import Grade
 from lenstrain.errors import SettingsError
+from lenstrain.families.linear import LinearWeights
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.linear import LinearWeights
 from lenstrain.presence import Presence, Rule
 from lenstrain.probability import Calibrator
 from lenstrain.reading import Reading, check_model, make_reading

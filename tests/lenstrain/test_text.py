@@ -17,8 +17,8 @@ from lenstrain.adaptive import FitResult, fit_lenses
 from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.data.words import Vocabulary, learn_vocabulary, word_features
 from lenstrain.errors import SettingsError
+from lenstrain.families.linear import LinearWeights
 from lenstrain.lenspack import LensPack
-from lenstrain.linear import LinearWeights
 from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import Planting, make_planted_store

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from lenstrain.checks import check_both_classes, check_rows
 from lenstrain.errors import NotFittedError
-from lenstrain.linear import LinearBatch, LinearFit, Standardizer
+from lenstrain.families.checks import check_both_classes, check_rows
+from lenstrain.families.linear import LinearBatch, LinearFit, Standardizer
 
 _SMALLEST_VARIANCE = 0.05
 """Of s^2, as a share of |d|^2: no class mean is farther out than a logit of 10, as odds 22,000 to 1. Otherwise two
@@ -79,7 +79,7 @@ class MeanDifferenceTrainer:
         strengths: Sequence[float],  # noqa: ARG002  # this family has none
         targets: Sequence[NDArray[np.bool_]] | None = None,
     ) -> LinearFit:
-        """As `lenstrain.families.Trainer.fit`."""
+        """As `lenstrain.families.contract.Trainer.fit`."""
         chosen = [self._targets[i] for i in which] if targets is None else targets
         known = [target[:count] for target, count in zip(chosen, counts, strict=True)]
         check_both_classes(known)

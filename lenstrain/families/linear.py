@@ -3,7 +3,7 @@
     Z, rows, targets of many concepts --LinearTrainer--> Gram matrices, once
                                       --.fit(counts, strengths)--> LinearFit, again and again
 
-Gram matrices serve every sample count, strength and set of targets: what `lenstrain.logistic` solves is small.
+Gram matrices serve every sample count, strength and set of targets: what `lenstrain.families.logistic` solves is small.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from lenstrain.checks import check_both_classes, check_rows
 from lenstrain.errors import NotFittedError
-from lenstrain.logistic import ROUGHLY, Solution, balanced_weights, solve
+from lenstrain.families.checks import check_both_classes, check_rows
+from lenstrain.families.logistic import ROUGHLY, Solution, balanced_weights, solve
 from lenstrain.parallel import chunks_by_size, in_parallel
 
 DEFAULT_C = 1.0

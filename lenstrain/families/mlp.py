@@ -24,9 +24,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from lenstrain.checks import check_both_classes, check_rows
 from lenstrain.errors import NotFittedError
-from lenstrain.linear import Standardizer
+from lenstrain.families.checks import check_both_classes, check_rows
+from lenstrain.families.linear import Standardizer
 
 WIDTHS = (128, 64)
 """Units of the two hidden layers."""
@@ -171,7 +171,7 @@ class MlpTrainer:
         strengths: Sequence[float],  # noqa: ARG002  # this family has none
         targets: Sequence[NDArray[np.bool_]] | None = None,
     ) -> MlpFit:
-        """As `lenstrain.families.Trainer.fit`."""
+        """As `lenstrain.families.contract.Trainer.fit`."""
         chosen = [self._targets[i] for i in which] if targets is None else targets
         rows = [self._rows[i][:count] for i, count in zip(which, counts, strict=True)]
         hidden = self._Z.shape[1]

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from lenstrain.data.features import Scores
-from lenstrain.linear import LinearFit, LinearTrainer, LinearWeights, Matrix, Standardizer
-from lenstrain.mean_difference import MeanDifferenceTrainer
-from lenstrain.mlp import MlpTrainer, MlpWeights
+from lenstrain.families.linear import LinearFit, LinearTrainer, LinearWeights, Matrix, Standardizer
+from lenstrain.families.mean_difference import MeanDifferenceTrainer
+from lenstrain.families.mlp import MlpTrainer, MlpWeights
 
 Rows = NDArray[np.intp]
 Targets = NDArray[np.bool_]

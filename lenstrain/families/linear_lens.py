@@ -1,0 +1,367 @@
+"""The linear lens: L2-regularised logistic regression on standardised features, one vector and one number on raw ones.
+
+    Z, rows, targets of many concepts --LinearTrainer--> Gram matrices, once
+                                      --.fit(counts, strengths)--> LinearFit, again and again
+
+Gram matrices serve every sample count, strength and set of targets: what `lenstrain.families.logistic` solves is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from lenstrain.errors import NotFittedError
+from lenstrain.families.checks import check_both_classes, check_rows
+from lenstrain.families.logistic import ROUGHLY, Solution, balanced_weights, solve
+from lenstrain.parallel import chunks_by_size, in_parallel
+
+DEFAULT_C = 1.0
+"""Inverse L2 strength on standardised features; 1 to 10 was best for every pooling and model measured."""
+
+_CHUNK_ROWS = 4096
+_SMALL_PRODUCT = 2**21  # multiplications; OpenBLAS has another way for up to 10**6
+_EVEN = 16  # columns: what its kernels take at a time
+
+Matrix: TypeAlias = torch.Tensor | Any
+"""Features, one row a vector: a dense tensor or a sparse matrix (scipy.sparse.csr_array)."""
+
+
+class Standardizer(NamedTuple):
+    """Mean and deviation of each feature over training rows."""
+
+    mean: NDArray[np.float64]
+    """(hidden,)"""
+    scale: NDArray[np.float64]
+    """(hidden,), 1 where a feature is constant."""
+
+    @classmethod
+    def fit(cls, X: NDArray[Any]) -> Standardizer:
+        """Measure X (rows, hidden), without a copy of it."""
+        parts = [X[start : start + _CHUNK_ROWS] for start in range(0, len(X), _CHUNK_ROWS)]
+        mean = np.sum([part.sum(axis=0, dtype=np.float64) for part in parts], axis=0) / len(X)
+        squares = np.sum([np.square(part - mean).sum(axis=0) for part in parts], axis=0)
+        scale = np.sqrt(squares / len(X))
+        # A feature that varies by rounding alone would be blown up to look like signal.
+        constant = scale <= 1e-9 * np.maximum(np.abs(mean), 1e-30)
+        return cls(mean, np.where(constant, 1.0, scale))
+
+    def transform(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        """Standardise X (rows, hidden)."""
+        return np.asarray((X - self.mean) / self.scale)
+
+    def transform_in_place(self, X: NDArray[np.float32]) -> None:
+        """Standardise X (rows, hidden), which may fill most of the memory."""
+        for start in range(0, len(X), _CHUNK_ROWS):
+            X[start : start + _CHUNK_ROWS] = self.transform(X[start : start + _CHUNK_ROWS])
+
+
+class LinearWeights(NamedTuple):
+    """A linear lens as it is shipped."""
+
+    weight: NDArray[np.float32]
+    """(hidden,) on raw activations."""
+    bias: float
+
+    def decision_function(self, X: NDArray[Any]) -> NDArray[np.float32]:
+        """(n,) logits of raw activations X (n, hidden)."""
+        return np.asarray(X.astype(np.float32) @ self.weight + np.float32(self.bias))
+
+
+class LinearFit(NamedTuple):
+    """Linear lenses of some concepts, on standardised features."""
+
+    weight: NDArray[np.float64]
+    """(concepts, features)"""
+    intercept: NDArray[np.float64]
+    """(concepts,)"""
+    training_logits: list[NDArray[np.float64]]
+    """For each concept, the logits of the rows it was fitted on."""
+    converged: NDArray[np.bool_]
+    """(concepts,) whether the optimality condition was met."""
+
+    def decision_function(self, Z: Matrix, *, even: bool = False) -> NDArray[np.float64]:
+        """(rows, concepts) logits of standardised rows Z (rows, features).
+
+        With `even`, those of a concept on float32 rows on a CPU are the same bits whatever other concepts are here.
+        """
+        # Turned over, so that the logits of a concept lie side by side.
+        if not isinstance(Z, torch.Tensor):
+            product = (Z @ self.weight.T).T
+        elif Z.device.type == "cpu":  # numpy's library is the faster one on some processors, by a third
+            rows = Z.numpy()
+            weight = _even(self.weight, rows) if even else self.weight.astype(rows.dtype)
+            product = (weight @ rows.T)[: len(self.weight)].astype(np.float64)
+        else:
+            product = (torch.from_numpy(self.weight).to(Z) @ Z.T).double().cpu().numpy()
+        return np.asarray(product + self.intercept[:, None]).T
+
+    def some(self, numbers: Sequence[int]) -> LinearFit:
+        """The lenses of some of the concepts."""
+        chosen = list(numbers)
+        logits = [self.training_logits[number] for number in chosen] if self.training_logits else []
+        return LinearFit(self.weight[chosen], self.intercept[chosen], logits, self.converged[chosen])
+
+    @classmethod
+    def joined(cls, fits: Sequence[LinearFit]) -> LinearFit:
+        """The lenses of all of them, in their order."""
+        return cls(
+            np.concatenate([fit.weight for fit in fits]), np.concatenate([fit.intercept for fit in fits]),
+            [logits for fit in fits for logits in fit.training_logits],
+            np.concatenate([fit.converged for fit in fits]),
+        )  # fmt: skip
+
+    def raw(self, standardizer: Standardizer) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights (concepts, features) and biases (concepts,) on raw features."""
+        weight = self.weight / standardizer.scale
+        return weight, self.intercept - weight @ standardizer.mean
+
+    def ship(self, number: int, standardizer: Standardizer | None) -> LinearWeights:
+        """The lens of one concept on raw features; None where features were not standardised."""
+        weight, bias = self.weight[number], self.intercept[number]
+        if standardizer is not None:
+            weight = weight / standardizer.scale
+            bias = bias - weight @ standardizer.mean
+        return LinearWeights(weight.astype(np.float32), float(np.float32(bias)))
+
+
+def _even(weight: NDArray[np.float64], rows: NDArray[Any]) -> NDArray[Any]:
+    """(more lenses, features) with zeros after the others, in the precision of the rows.
+
+    Which way a product is computed, and so how it rounds, depends on its size: that of a single vector, a small one,
+    and the last columns of a large one all go ways of their own. So it is made large, and even.
+    """
+    width = max(len(weight), _SMALL_PRODUCT // max(1, rows.size))
+    even = np.zeros((-(-width // _EVEN) * _EVEN, weight.shape[1]), rows.dtype)
+    even[: len(weight)] = weight
+    return even
+
+
+class LinearTrainer:
+    """Fits some concepts, each on the first of its rows, as often as asked.
+
+    Parameters
+    ----------
+    Z : (vectors, features) standardised features that all concepts share. Gram matrices are computed in its precision
+        and on its device, the rest is float64.
+    rows : for each concept, the rows of Z to train on.
+    targets : for each concept, whether each of those rows expresses it.
+    balanced : weigh the rows so that both classes count alike and the mean weight is 1, as scikit-learn's
+        ``class_weight="balanced"``.
+    """
+
+    def __init__(
+        self,
+        Z: Matrix,
+        rows: Sequence[NDArray[np.intp]],
+        targets: Sequence[NDArray[np.bool_]],
+        *,
+        balanced: bool = True,
+    ) -> None:
+        self._balanced = balanced
+        self._device = Z.device if isinstance(Z, torch.Tensor) else torch.device("cpu")
+        self._parts: list[Matrix] = [Z[torch.from_numpy(r)] if isinstance(Z, torch.Tensor) else Z[r] for r in rows]
+        width = max(map(len, rows))
+        self._gram = torch.zeros(len(rows), width, width, dtype=torch.float64, device=self._device)
+        for number, part in enumerate(self._parts):
+            self._gram[number, : part.shape[0], : part.shape[0]] = _gram(part)
+        self._targets = targets
+
+    def fit(
+        self,
+        which: Sequence[int],
+        counts: Sequence[int],
+        strengths: Sequence[float],
+        targets: Sequence[NDArray[np.bool_]] | None = None,
+    ) -> LinearFit:
+        """Fit some of the concepts.
+
+        Parameters
+        ----------
+        which : numbers of the concepts.
+        counts : of how many of its first rows each of them is to learn.
+        strengths : inverse L2 strength of each, as in scikit-learn: against the *sum* of the losses.
+        targets : other targets for those rows, such as shuffled ones; None for the concepts' own.
+
+        Raises
+        ------
+        TooFewSamplesError
+            If a concept has rows of one class only.
+        """
+        chosen = [self._targets[number] for number in which] if targets is None else targets
+        problem = self._problem(which, counts, chosen)
+        solution = solve(*problem, self._strengths(strengths))
+        duals = solution.dual.cpu().numpy()
+        weight = np.stack([
+            _weights(self._parts[number], duals[place, None, :count])[0]
+            for place, (number, count) in enumerate(zip(which, counts, strict=True))
+        ])  # fmt: skip
+        return _fit(weight, solution, counts)
+
+    def path(self, strengths: Sequence[float]) -> list[LinearFit]:
+        """Fit all concepts on all of their rows with each of some strengths; well enough to choose one of them.
+
+        Each starts where the one before it ended: the strongest penalty, the smallest number, comes first.
+        """
+        counts = [len(target) for target in self._targets]
+        problem = self._problem(range(len(counts)), counts, self._targets)
+        solutions: list[Solution] = []
+        for strength in strengths:
+            C = self._strengths([strength] * len(counts))
+            start = solutions[-1] if solutions else None
+            solutions.append(solve(*problem, C, start=start, tolerance=ROUGHLY))
+        duals = torch.stack([solution.dual for solution in solutions], dim=1).cpu().numpy()
+        weight = np.stack([
+            _weights(part, dual[:, :count])
+            for part, dual, count in zip(self._parts, duals, counts, strict=True)
+        ])  # fmt: skip
+        return [_fit(weight[:, number], solution, counts) for number, solution in enumerate(solutions)]
+
+    def _problem(
+        self, which: Sequence[int], counts: Sequence[int], targets: Sequence[NDArray[np.bool_]]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Gram matrices, targets and weights of the first rows of some concepts, padded to the same number."""
+        width = max(counts)
+        y = np.zeros((len(which), width))
+        known = [target[:count] for target, count in zip(targets, counts, strict=True)]
+        check_both_classes(known)
+        for place, target in enumerate(known):
+            y[place, : len(target)] = target
+        truth = torch.from_numpy(y).to(self._device)
+        present = (np.arange(width) < np.array(counts)[:, None]).astype(np.float64)
+        importance = torch.from_numpy(present).to(self._device)
+        if self._balanced:
+            importance = balanced_weights(truth, importance)
+        first, last = which[0], which[-1] + 1
+        neighbours = list(which) == list(range(first, last))  # whose matrices need no copy
+        gram = self._gram[first:last] if neighbours else self._gram[list(which)]
+        return gram[:, :width, :width], truth, importance
+
+    def _strengths(self, strengths: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(list(strengths), dtype=torch.float64, device=self._device)
+
+
+def _fit(weight: NDArray[np.float64], solution: Solution, counts: Sequence[int]) -> LinearFit:
+    intercept, logits, converged = (part.cpu().numpy() for part in solution[1:])
+    return LinearFit(weight, intercept, [f[:n] for f, n in zip(logits, counts, strict=True)], converged)
+
+
+def _gram(part: Matrix) -> torch.Tensor:
+    """(n, n) products of all rows with all."""
+    if not isinstance(part, torch.Tensor):
+        return torch.from_numpy((part @ part.T).toarray())
+    if part.device.type == "cpu":
+        rows = part.numpy()
+        return torch.from_numpy(rows @ rows.T)  # numpy sees that it is symmetric and computes one half
+    return part @ part.T
+
+
+def _weights(part: Matrix, duals: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(problems, features) the rows, weighted by the dual variables (problems, rows) of each problem."""
+    if isinstance(part, torch.Tensor):
+        rows = part[: duals.shape[1]]
+        return np.asarray((torch.from_numpy(duals).to(rows) @ rows).double().cpu().numpy())
+    return np.asarray((part[: duals.shape[1]].T @ duals.T).T)
+
+
+class LinearBatch(NamedTuple):
+    """Fitted linear lenses of many concepts on one model layer, on raw activations."""
+
+    weight: NDArray[np.float64]
+    """(concepts, hidden)"""
+    bias: NDArray[np.float64]
+    """(concepts,)"""
+    converged: NDArray[np.bool_]
+    """(concepts,) whether the optimality condition was met."""
+
+    def decision_function(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        """(rows, concepts) logits of raw activations X (rows, hidden)."""
+        return np.asarray(X.astype(np.float64) @ self.weight.T + self.bias)
+
+
+def fit_linear_batch(
+    X: NDArray[Any],
+    rows: Sequence[NDArray[np.intp]],
+    targets: Sequence[NDArray[np.bool_]],
+    *,
+    C: float | Sequence[float] = DEFAULT_C,
+    balanced: bool = False,
+    standardizer: Standardizer | None = None,
+) -> LinearBatch:
+    """Fit one lens for each entry of `rows`, in float64.
+
+    Parameters
+    ----------
+    X : (n, hidden) raw activations that all concepts share.
+    rows : for each concept, the rows of X to train on.
+    targets : for each concept, whether each of those rows expresses it.
+    C : inverse L2 strength, as in scikit-learn: on the standardised features, against the *sum* of the losses;
+        one for all concepts, or one each.
+    balanced : as for `LinearTrainer`.
+    standardizer : feature statistics of the training split; None to take them from the rows used.
+
+    Raises
+    ------
+    TooFewSamplesError
+        If a concept has rows of one class only.
+    """
+    check_both_classes(targets)
+    statistics = standardizer or Standardizer.fit(X[np.unique(np.concatenate(list(rows)))])
+    strengths = np.broadcast_to(np.asarray(C, np.float64), len(rows))
+    weight, bias = np.empty((len(rows), X.shape[1])), np.empty(len(rows))
+    converged = np.empty(len(rows), np.bool_)
+
+    def fit(chosen: list[int]) -> None:
+        used, place = np.unique(np.concatenate([rows[i] for i in chosen]), return_inverse=True)
+        counts = [len(rows[i]) for i in chosen]
+        places = np.split(place, np.cumsum(counts)[:-1])
+        Z = torch.from_numpy(statistics.transform(X[used]))
+        trainer = LinearTrainer(Z, places, [targets[i] for i in chosen], balanced=balanced)
+        fitted = trainer.fit(range(len(chosen)), counts, strengths[chosen].tolist())
+        weight[chosen], bias[chosen] = fitted.raw(statistics)
+        converged[chosen] = fitted.converged
+
+    for _ in in_parallel(fit, chunks_by_size([len(r) for r in rows], 8 * X.shape[1])):
+        pass
+    return LinearBatch(weight, bias, converged)
+
+
+class LinearLens:
+    """One linear lens, as a scikit-learn style estimator.
+
+    Parameters
+    ----------
+    C : inverse L2 strength on the standardised features.
+
+    Attributes
+    ----------
+    weight_ : (hidden,) on raw activations.
+    bias_ : float
+    converged_ : bool
+    """
+
+    def __init__(self, C: float = DEFAULT_C) -> None:
+        self.C = C
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Fit on X (n, hidden) and y (n,), true where a row expresses the concept."""
+        X, target = check_rows(X, y)
+        batch = fit_linear_batch(X, [np.arange(len(X))], [target], C=self.C)
+        self.weight_, self.bias_ = batch.weight[0], float(batch.bias[0])
+        self.converged_ = bool(batch.converged[0])
+        return self
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        """(n,) logits."""
+        if not hasattr(self, "weight_"):
+            raise NotFittedError("this LinearLens is not fitted yet: call fit(X, y) first")
+        return np.asarray(np.asarray(X).astype(np.float64) @ self.weight_ + self.bias_)
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """(n, 2) probabilities of absence and presence, uncalibrated."""
+        present = torch.sigmoid(torch.from_numpy(self.decision_function(X))).numpy()
+        return np.stack([1 - present, present], axis=1)
