@@ -3,7 +3,7 @@
     python benchmarks/choice.py [--store demo/store.zarr] [--layers 3] [--model-layers 5 10 15 20 25] [--quick]
 
 Each criterion chooses both for every concept; the lenses are then fitted alike. Average precision is at a prevalence of
-1 %, 10 % and one half, where one half is what `lenstrain.choice` uses. Means over concepts, on the test split.
+1 %, 10 % and one half, where one half is what `lenstrain.fit.choice` uses. Means over concepts, on the test split.
 
 Predicted: the criterion that is also the score, average precision at 1 %, chooses the lenses with the best score. Found
 (foundation pack, layer 3): it does not, since on a handful of calibration samples it hangs on one or two negatives.
@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import lenstrain.choice
-from lenstrain.adaptive import FitSettings, fit_lenses
+import lenstrain.fit.choice
 from lenstrain.calibration import ranking
 from lenstrain.data.dataset import open_dataset
+from lenstrain.fit.adaptive import FitSettings, fit_lenses
 
 CRITERIA = {"average precision at 1 %": 0.01, "at 10 %": 0.1, "at one half": 0.5, "AUROC": None}
 
@@ -52,18 +52,18 @@ def main() -> None:
 
 @contextmanager
 def choosing_by(prevalence: float | None) -> Iterator[None]:
-    """Let `lenstrain.choice` go by average precision at a prevalence, or by AUROC."""
-    before = lenstrain.choice.ranking
+    """Let `lenstrain.fit.choice` go by average precision at a prevalence, or by AUROC."""
+    before = lenstrain.fit.choice.ranking
 
     def judge(y: np.ndarray, logits: np.ndarray, _: float) -> object:
         found = ranking(y, logits, prevalence or 0.5)
         return found if prevalence else found._replace(score=found.auroc)
 
-    lenstrain.choice.ranking = judge
+    lenstrain.fit.choice.ranking = judge
     try:
         yield
     finally:
-        lenstrain.choice.ranking = before
+        lenstrain.fit.choice.ranking = before
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ All data are stores planted by benchmarks/planted.py, read from disk as any othe
 compare  a layer of 276 concepts, hidden 2560, 40 to 200 prompts a concept; one negative a positive, so that the last
          iteration of a concept fits 42 to 214 rows. `fit_lenses` (beyond_graduation off, the rest as by default) beside
          the same schedule run concept by concept: the same rows and standardised features, C from the same three on
-         the calibration split, then a fit for 5, 10, 20, 30 ... positives, each judged by `lenstrain.measure.judge` on
+         the calibration split, then a fit for 5, 10, 20, 30 ... positives, each judged by `lenstrain.fit.measure.judge` on
          the calibration and test splits, until it graduates.
              scikit-learn  LogisticRegression(class_weight="balanced", max_iter=1000), its own solver and tolerance
              MLP           2560-128-64-1, ReLU, Adam at 1e-3, minibatches of 32, 50 epochs: no C to choose
@@ -61,20 +61,20 @@ from scipy.optimize import nnls
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-import lenstrain.adaptive
-import lenstrain.iterations
-from lenstrain.adaptive import FittedLens, Iteration, fit_lenses
+import lenstrain.fit.adaptive
+import lenstrain.fit.iterations
 from lenstrain.calibration import Grade, Ranking
-from lenstrain.choice import CHOICE_PREVALENCE, best_for_each
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, open_dataset
 from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
 from lenstrain.families.contract import STRENGTHS as C_STRENGTHS
 from lenstrain.families.linear import LinearTrainer, LinearWeights
-from lenstrain.iterations import AdaptiveTraining
+from lenstrain.fit.adaptive import FittedLens, Iteration, fit_lenses
+from lenstrain.fit.choice import CHOICE_PREVALENCE, best_for_each
+from lenstrain.fit.iterations import AdaptiveTraining
+from lenstrain.fit.measure import decide, deciding, judge
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.measure import decide, deciding, judge
 from lenstrain.parallel import in_parallel
 from lenstrain.probability import Calibrator
 from lenstrain.settings import FitSettings
@@ -245,9 +245,9 @@ def bare_lenses() -> Iterator[None]:
         return [()] * len(tasks)
 
     with (
-        patch.object(lenstrain.iterations, "measure", measure),
-        patch.object(lenstrain.iterations, "steering_directions", no_directions),
-        patch.object(lenstrain.adaptive, "Controls", NoControls),
+        patch.object(lenstrain.fit.iterations, "measure", measure),
+        patch.object(lenstrain.fit.iterations, "steering_directions", no_directions),
+        patch.object(lenstrain.fit.adaptive, "Controls", NoControls),
     ):
         yield
 

@@ -32,8 +32,8 @@ from lenscache.concepts.plan import SamplePlan
 from lenscache.store.header import StoreHeader
 from lenscache.store.round import Block, Round
 from lenscache.store.store import Store, open_store
-from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.data.dataset import LensDataset
+from lenstrain.fit.adaptive import FitSettings, fit_lenses
 
 METRICS = ("test F1", "score", "AUROC")
 

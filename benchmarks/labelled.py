@@ -63,9 +63,9 @@ from lenscache.concepts.plan import SPLITS
 from lenscache.errors import LenscacheError
 from lenscache.extract import ExtractSettings, extract
 from lenscache.model.loading import LoadedModel, load_model, silence
-from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, open_dataset
 from lenstrain.errors import LenstrainError
+from lenstrain.fit.adaptive import FitSettings, fit_lenses
 
 DATASETS = ("113_movie_sent", "36_sciq_tf", "139_news_class_Politics")
 TEST_SHARE = 0.3

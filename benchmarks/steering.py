@@ -27,10 +27,10 @@ from lenscache.extract import ExtractSettings, extract
 from lenscache.live.continuation import Continuation, continue_prompt
 from lenscache.live.steering import Intervention
 from lenscache.model.loading import load_model, silence
-from lenstrain.adaptive import fit_lenses
 from lenstrain.data.dataset import open_dataset
+from lenstrain.fit.adaptive import fit_lenses
+from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lens import Direction, Lens
-from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
 from lenstrain.steering import Kind, directions_of
 

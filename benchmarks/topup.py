@@ -60,7 +60,7 @@ from lenstrain.compare.two_packs import Comparison, compare
 from lenstrain.data.dataset import TEST, LensDataset, open_dataset
 from lenstrain.data.rows import TaskRows
 from lenstrain.errors import LeakageError
-from lenstrain.training import train, train_targets
+from lenstrain.fit.train import train, train_targets
 
 MODEL_LAYERS = (5, 10, 15, 20, 25)
 BATCH_SIZE = 16

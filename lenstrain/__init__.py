@@ -7,39 +7,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lenstrain.adaptive import FitResult, FitSettings, fit_lenses
     from lenstrain.calibration import Grade
     from lenstrain.data.dataset import LensDataset, open_dataset
     from lenstrain.errors import LenstrainError
     from lenstrain.families.linear import LinearLens
     from lenstrain.families.mean_difference import MeanDifferenceLens
     from lenstrain.families.mlp import MlpLens
+    from lenstrain.fit.adaptive import FitResult, FitSettings, fit_lenses
+    from lenstrain.fit.to_pack import make_lens_pack
+    from lenstrain.fit.train import text_settings, train, train_targets
     from lenstrain.lens import Lens
     from lenstrain.lenspack import LensPack
     from lenstrain.monitor import Monitor
-    from lenstrain.packing import make_lens_pack
     from lenstrain.presence import Rule
-    from lenstrain.training import text_settings, train, train_targets
 
 _HOMES = {
-    "FitResult": "adaptive",
-    "FitSettings": "adaptive",
+    "FitResult": "fit.adaptive",
+    "FitSettings": "fit.adaptive",
     "Grade": "calibration",
     "Lens": "lens",
     "LensDataset": "data.dataset",
     "LensPack": "lenspack",
     "LenstrainError": "errors",
     "LinearLens": "families.linear",
-    "fit_lenses": "adaptive",
+    "fit_lenses": "fit.adaptive",
     "MeanDifferenceLens": "families.mean_difference",
     "MlpLens": "families.mlp",
     "Monitor": "monitor",
     "Rule": "presence",
-    "make_lens_pack": "packing",
+    "make_lens_pack": "fit.to_pack",
     "open_dataset": "data.dataset",
-    "text_settings": "training",
-    "train": "training",
-    "train_targets": "training",
+    "text_settings": "fit.train",
+    "train": "fit.train",
+    "train_targets": "fit.train",
 }
 
 __all__ = [

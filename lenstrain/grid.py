@@ -5,7 +5,7 @@
 
 A pass for several targets costs little more than one for the highest (benchmarks/sweep.py), so a cell is what an engine
 is given, and what is fitted again where its worker dies. Engines differ in where they fit, not in what: the packs are
-the same, bit for bit, and the same as those of `lenstrain.training.train`.
+the same, bit for bit, and the same as those of `lenstrain.fit.train.train`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from lenstrain.choice import FitProgress, OnProgress, ranges
 from lenstrain.data.dataset import LensDataset, open_dataset
 from lenstrain.errors import LensPackExistsError, LenstrainError, SettingsError
+from lenstrain.fit.choice import FitProgress, OnProgress, ranges
+from lenstrain.fit.train import check_family, train_targets
 from lenstrain.lenspack import LensPack
 from lenstrain.packfiles import check_output
 from lenstrain.samefit import difference
 from lenstrain.settings import FamilyName, FitSettings, settings_from_json
-from lenstrain.training import check_family, train_targets
 
 
 class Cell(NamedTuple):

@@ -18,11 +18,11 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.adaptive import fit_lenses
 from lenstrain.compare.heldout import held_out_logits
 from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearWeights
+from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
 from lenstrain.settings import FitSettings

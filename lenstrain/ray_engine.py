@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lenstrain.choice import FitProgress
 from lenstrain.errors import MissingPackageError, SettingsError, WorkerError
+from lenstrain.fit.choice import FitProgress
 from lenstrain.grid import Cell, Grid, Outcome, Running, fit_cell
 from lenstrain.lenspack import LensPack
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lenstrain.data.dataset import LensDataset
+from lenstrain.fit.to_pack import pack_provenance
 from lenstrain.lenspack import LensPack
 from lenstrain.packfiles import none_for_nan
-from lenstrain.packing import pack_provenance
 from lenstrain.settings import FitSettings
 
 
@@ -32,7 +32,7 @@ def difference(
     Parameters
     ----------
     pack : as `LensPack.load` read it.
-    dataset, settings, concepts, text, refine : as for `lenstrain.training.train`.
+    dataset, settings, concepts, text, refine : as for `lenstrain.fit.train.train`.
     """
     wanted = pack_provenance(dataset, settings) | ({"refined": True} if refine else {})
     found = _first_difference(pack.provenance, json.loads(json.dumps(none_for_nan(wanted))))

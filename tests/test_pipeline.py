@@ -10,10 +10,10 @@ import pytest
 from lenscache.extract import ExtractSettings, extract
 from lenscache.inference.runner import Row, Runner
 from lenscache.store.store import open_store
-from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.data.dataset import open_dataset
+from lenstrain.fit.adaptive import FitSettings, fit_lenses
+from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lenspack import LensPack
-from lenstrain.packing import make_lens_pack
 from tests.models import tiny_model
 from tests.packs import small_pack
 

@@ -34,7 +34,7 @@ def check(request: Request, tell: Tell) -> Outcome:
     """Extract the same prompts in both precisions, fit lenses on each, judge each on both."""
     from lenscache.preflight.models import check_room
     from lenstrain.data.dataset import open_dataset
-    from lenstrain.transfer import transfer
+    from lenstrain.fit.transfer import transfer
 
     narrow, footprint = extract_in(request, "bfloat16", tell)
     try:
@@ -97,9 +97,9 @@ def write_steering_lenses(store: Path, request: Request) -> None:
     import numpy as np
 
     from lenscache.preflight.directions import SteeringLenses
-    from lenstrain.adaptive import fit_lenses
     from lenstrain.data.dataset import open_dataset
-    from lenstrain.transfer import ONE_FIT, at_model_layer
+    from lenstrain.fit.adaptive import fit_lenses
+    from lenstrain.fit.transfer import ONE_FIT, at_model_layer
 
     dataset = open_dataset(store)
     layers = dataset.store.header.model_layers

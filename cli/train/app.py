@@ -183,11 +183,11 @@ def fit(
     table. Packs that are there already and would be written again just so are kept.
     """
     from lenstrain.calibration import Grade
-    from lenstrain.follow import FollowSettings, fit_following
+    from lenstrain.fit.follow import FollowSettings, fit_following
+    from lenstrain.fit.train import text_settings
     from lenstrain.grid import Grid, fit_one
     from lenstrain.packfiles import check_output, none_for_nan
     from lenstrain.settings import FitSettings, settings_to_json
-    from lenstrain.training import text_settings
 
     if engine is Engine.ray:
         from lenstrain.ray_engine import require_ray
@@ -271,9 +271,9 @@ def sweep(
 ) -> None:
     """Fit lenses for several targets in one pass over STORE: a pack for each, and a table."""
     from lenstrain.data.dataset import open_dataset
+    from lenstrain.fit.train import train_targets
     from lenstrain.packfiles import check_output, none_for_nan
     from lenstrain.settings import FitSettings, settings_to_json
-    from lenstrain.training import train_targets
 
     targets = sorted(dict.fromkeys(f1))
     folders = [out / f"f1-{target:g}" for target in targets]

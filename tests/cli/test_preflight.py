@@ -120,7 +120,7 @@ class Found:
     concepts, model_layers, skipped = ("x",), (1,), {"y": "too few"}
 
     def __init__(self, low: float, high: float) -> None:
-        from lenstrain.transfer import Change
+        from lenstrain.fit.transfer import Change
 
         self._change = Change((low + high) / 2, low, high)
 
@@ -128,7 +128,7 @@ class Found:
         return {"f1": self._change, "score": self._change}
 
     def quality(self, *_: str) -> Any:
-        from lenstrain.transfer import Quality
+        from lenstrain.fit.transfer import Quality
 
         return Quality(0.9, 0.5)
 

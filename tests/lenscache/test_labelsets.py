@@ -14,10 +14,10 @@ from lenscache.concepts.plan import POSITIVE, plan_samples
 from lenscache.errors import LabelSetError
 from lenscache.store.labelsets import add_label_set, label_set_names, read_label_set
 from lenscache.store.store import Store, open_store
-from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import TooFewSamplesError
-from lenstrain.packing import make_lens_pack
+from lenstrain.fit.adaptive import FitSettings, fit_lenses
+from lenstrain.fit.to_pack import make_lens_pack
 from tests.lenstrain.conftest import make_planted_store, plant_round, planted_pack
 
 

@@ -41,9 +41,9 @@ from lenscache.store.store import open_store
 from lenscache.store.verify.repair import repair_store
 from lenscache.store.verify.verify import verify_store
 from lenscache.store.views.export import export_store
-from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.data.dataset import open_dataset
-from lenstrain.packing import make_lens_pack
+from lenstrain.fit.adaptive import FitSettings, fit_lenses
+from lenstrain.fit.to_pack import make_lens_pack
 from tests.lenscache.conftest import PACK, ROUND, SETTINGS, run_small, tree
 from tests.lenscache.s3_server import SECRETS, connect, environment, objects, serving, upload
 from tests.lenstrain.conftest import make_planted_store, planted_pack

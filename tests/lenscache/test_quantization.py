@@ -16,9 +16,9 @@ from lenscache.store.quantization import LARGEST, MISSING, dequantize, quantize
 from lenscache.store.round import Round
 from lenscache.store.store import open_store
 from lenscache.store.verify.verify import verify_store
-from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.data.dataset import LensDataset
 from lenstrain.families.linear import LinearWeights
+from lenstrain.fit.adaptive import FitSettings, fit_lenses
 from tests.lenscache.conftest import SETTINGS, run_small
 from tests.lenstrain.conftest import make_planted_store
 

@@ -17,8 +17,8 @@ from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, e
 from lenscache.extract.planned_rounds import TopUp, plan_rounds, read_top_up
 from lenscache.store.round import Round
 from lenscache.store.store import Store, open_store
-from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.data.dataset import LensDataset
+from lenstrain.fit.adaptive import FitSettings, fit_lenses
 from tests.lenscache.conftest import PACK, SETTINGS, run_small, tree
 from tests.models import tiny_model
 

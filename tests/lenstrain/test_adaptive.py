@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept
 from lenscache.store.store import Store
-from lenstrain.adaptive import (
+from lenstrain.calibration import Grade
+from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset
+from lenstrain.data.rows import TaskRows
+from lenstrain.errors import SettingsError, TooFewSamplesError
+from lenstrain.families.contract import FAMILIES, STRENGTHS
+from lenstrain.families.linear import LinearFit, LinearTrainer, LinearWeights
+from lenstrain.fit.adaptive import (
     FitProgress,
     FitResult,
     FitSettings,
@@ -21,13 +27,7 @@ from lenstrain.adaptive import (
     fit_targets,
     settings_to_json,
 )
-from lenstrain.calibration import Grade
-from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset
-from lenstrain.data.rows import TaskRows
-from lenstrain.errors import SettingsError, TooFewSamplesError
-from lenstrain.families.contract import FAMILIES, STRENGTHS
-from lenstrain.families.linear import LinearFit, LinearTrainer, LinearWeights
-from lenstrain.measure import FittedLens
+from lenstrain.fit.measure import FittedLens
 from tests.lenstrain.conftest import (
     BRANCHES,
     LEAVES,

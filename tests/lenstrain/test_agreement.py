@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lenstrain.adaptive import fit_lenses
 from lenstrain.compare.agreement import Agreement, agreements
 from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.families.linear import LinearWeights
+from lenstrain.fit.adaptive import fit_lenses
+from lenstrain.fit.to_pack import make_lens_pack
+from lenstrain.fit.train import text_settings
 from lenstrain.lenspack import LensPack
-from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
-from lenstrain.training import text_settings
 from tests.lenstrain.conftest import HIDDEN, LEAVES, Planting, make_planted_store
 from tests.lenstrain.test_text import name_concepts, write_completions
 

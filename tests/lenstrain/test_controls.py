@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from lenscache.concepts.pack import Concept
-from lenstrain.adaptive import FitResult, FitSettings, fit_lenses
-from lenstrain.controls import CONTROLS
 from lenstrain.data.dataset import LensDataset
+from lenstrain.fit.adaptive import FitResult, FitSettings, fit_lenses
+from lenstrain.fit.controls import CONTROLS
 from tests.lenstrain.conftest import BRANCHES, Planting, make_planted_store, planted_pack
 
 SETTINGS = FitSettings(model_layers=(1,))

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.families.contract import FAMILIES
 from lenstrain.families.linear import LinearWeights
+from lenstrain.fit.adaptive import FitSettings, fit_lenses
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "quantum"])

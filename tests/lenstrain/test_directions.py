@@ -9,14 +9,14 @@ import pytest
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from lenstrain.adaptive import fit_lenses
 from lenstrain.data.dataset import TRAIN, LensDataset
 from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
-from lenstrain.directions import steering_directions
 from lenstrain.families.contract import FAMILIES
+from lenstrain.fit.adaptive import fit_lenses
+from lenstrain.fit.directions import steering_directions
+from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lenspack import LensPack
-from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FamilyName, FitSettings
 from tests.lenstrain.conftest import SIGNAL_LAYER, direction_of, make_planted_store
 

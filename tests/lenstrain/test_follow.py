@@ -13,12 +13,12 @@ import pytest
 from lenscache.concepts.plan import plan_samples
 from lenscache.store.round import Round
 from lenscache.store.store import Store, create_store, open_store
-from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import LensPackExistsError, SettingsError, StalledError
-from lenstrain.follow import FollowProgress, FollowSettings, fit_following
+from lenstrain.fit.adaptive import FitSettings, fit_lenses
+from lenstrain.fit.follow import FollowProgress, FollowSettings, fit_following
+from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lenspack import LensPack
-from lenstrain.packing import make_lens_pack
 from tests.lenstrain.conftest import make_planted_store, plant_round, planted_header, planted_pack
 
 PACK = planted_pack()

@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lenstrain.adaptive import fit_lenses
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import ForeignFormatError, LensPackExistsError, MissingPackageError, SettingsError
 from lenstrain.exchange import gguf as exchange
 from lenstrain.exchange.gguf import read_control_vector
 from lenstrain.families.linear import LinearWeights
+from lenstrain.fit.adaptive import fit_lenses
+from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import HIDDEN, SIGNAL_LAYER
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from lenstrain.choice import FitProgress
 from lenstrain.errors import LensPackExistsError, SettingsError
+from lenstrain.fit.choice import FitProgress
+from lenstrain.fit.train import text_settings, train
 from lenstrain.grid import FittedCombination, Grid, GridProgress, GridResult, LocalEngine, fit_grid
 from lenstrain.lenspack import LensPack
 from lenstrain.settings import FitSettings
-from lenstrain.training import text_settings, train
 from tests.lenstrain.conftest import make_planted_store, planted_pack
 
 BASE = FitSettings(max_iterations=2)

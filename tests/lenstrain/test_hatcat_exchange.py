@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lenstrain.adaptive import fit_lenses
 from lenstrain.calibration import Grade
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import (
@@ -31,8 +30,9 @@ from lenstrain.exchange.export import export_pack, import_hatcat
 from lenstrain.exchange.filenames import file_stems
 from lenstrain.exchange.hatcat import read_hatcat, write_hatcat
 from lenstrain.families.mlp import MlpWeights
+from lenstrain.fit.adaptive import fit_lenses
+from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lenspack import LensPack
-from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import HIDDEN
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lenstrain.adaptive import FitResult, fit_lenses
 from lenstrain.calibration import Grade
 from lenstrain.compare.impact import MODES, ModeCost, impact
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearWeights
+from lenstrain.fit.adaptive import FitResult, fit_lenses
+from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lens import Iteration, Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.packing import make_lens_pack
 from lenstrain.probability import Calibrator
 from lenstrain.settings import FitSettings, settings_to_json
 from tests.lenstrain.conftest import Planting, make_planted_store, planted_pack

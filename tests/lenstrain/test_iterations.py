@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.calibration import ranking
 from lenstrain.data.dataset import CALIBRATION, TEST, LensDataset
 from lenstrain.data.features import Features
@@ -16,7 +15,8 @@ from lenstrain.data.rows import TaskRows
 from lenstrain.data.words import word_features
 from lenstrain.families.contract import FAMILIES, Job
 from lenstrain.families.linear import LinearFit, LinearTrainer, LinearWeights
-from lenstrain.iterations import _blocks
+from lenstrain.fit.adaptive import FitSettings, fit_lenses
+from lenstrain.fit.iterations import _blocks
 from lenstrain.parallel import cores
 from tests.lenstrain.conftest import make_planted_store
 
@@ -34,8 +34,8 @@ def test_waves_of_any_size_give_the_same_lenses(
     monkeypatch.setattr("lenstrain.parallel._CHUNK_CONCEPTS", 3)
     settings = FitSettings(family=family)  # type: ignore[arg-type]
     together = fit_lenses(dataset, settings).lenses
-    monkeypatch.setattr("lenstrain.iterations._WAVE_BYTES", 1)
-    monkeypatch.setattr("lenstrain.iterations._COLUMNS", 2)
+    monkeypatch.setattr("lenstrain.fit.iterations._WAVE_BYTES", 1)
+    monkeypatch.setattr("lenstrain.fit.iterations._COLUMNS", 2)
     for one, other in zip(fit_lenses(dataset, settings).lenses, together, strict=True):
         assert isinstance(one.weights, LinearWeights)
         assert isinstance(other.weights, LinearWeights)
@@ -49,7 +49,7 @@ def test_waves_of_any_size_give_the_same_lenses(
 
 
 def test_blocks_are_neighbours_in_about_equal_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lenstrain.iterations._COLUMNS", 100)
+    monkeypatch.setattr("lenstrain.fit.iterations._COLUMNS", 100)
     parts = [range(n) for n in (30, 30, 30, 30, 30, 30, 30, 30, 20, 4)]
     blocks = list(_blocks(parts, len))
     assert [part for block in blocks for part in block] == parts

@@ -15,7 +15,6 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept
-from lenstrain.adaptive import FitResult, FitSettings, fit_lenses
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import (
     LensPackError,
@@ -24,10 +23,11 @@ from lenstrain.errors import (
     LensPackNotFoundError,
 )
 from lenstrain.families.contract import FAMILIES
+from lenstrain.fit.adaptive import FitResult, FitSettings, fit_lenses
+from lenstrain.fit.to_pack import make_lens_pack
+from lenstrain.fit.train import train
 from lenstrain.lenspack import LensPack
 from lenstrain.packfiles import check_output
-from lenstrain.packing import make_lens_pack
-from lenstrain.training import train
 from tests.lenstrain.conftest import Planting, make_planted_store, planted_pack
 from tests.lenstrain.test_text import name_concepts, write_completions
 

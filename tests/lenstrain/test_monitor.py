@@ -17,17 +17,17 @@ from lenscache.inference.runner import Row, Runner
 from lenscache.live.listening import listen, read_text
 from lenscache.model.loading import LoadedModel
 from lenscache.store.store import open_store
-from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.calibration import Grade
 from lenstrain.data.dataset import open_dataset
 from lenstrain.data.words import Vocabulary
 from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.mlp import MlpWeights
+from lenstrain.fit.adaptive import FitSettings, fit_lenses
+from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
 from lenstrain.monitor import Monitor
-from lenstrain.packing import make_lens_pack
 from lenstrain.presence import Rule
 from lenstrain.probability import Calibrator
 from lenstrain.trail import Phase

@@ -12,13 +12,13 @@ import pytest
 from lenscache.concepts.pack import Hierarchy
 from lenscache.concepts.plan import POSITIVE, SamplePlan
 from lenscache.store.store import Store
-from lenstrain.adaptive import fit_lenses
 from lenstrain.compare.rivals import check_pack
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset
 from lenstrain.families.linear import LinearWeights
+from lenstrain.fit.adaptive import fit_lenses
+from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
-from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import BRANCHES, LEAVES, make_planted_store
 

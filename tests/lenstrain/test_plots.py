@@ -23,10 +23,10 @@ from lenstrain import inspection, plots
 from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.drawing import make_axes
 from lenstrain.errors import SettingsError
+from lenstrain.fit.train import train
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
 from lenstrain.settings import FitSettings
-from lenstrain.training import train
 from tests.hostile import HIDDEN, NAMES
 from tests.lenstrain.conftest import BRANCHES, LEAVES, SIGNAL_LAYER
 from tests.test_imports import run_blocked

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from lenscache.store.store import Store
-from lenstrain import refine
-from lenstrain.adaptive import FitResult, fit_again, fit_lenses
 from lenstrain.compare.rivals import LensCheck, check_pack
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset
 from lenstrain.data.rows import TaskRows
+from lenstrain.fit import refine
+from lenstrain.fit.adaptive import FitResult, fit_again, fit_lenses
+from lenstrain.fit.measure import FittedLens
+from lenstrain.fit.refine import refine_lenses
+from lenstrain.fit.to_pack import make_lens_pack
+from lenstrain.fit.train import train
 from lenstrain.lenspack import LensPack
-from lenstrain.measure import FittedLens
-from lenstrain.packing import make_lens_pack
-from lenstrain.refine import refine_lenses
 from lenstrain.settings import FitSettings
-from lenstrain.training import train
 from tests.lenstrain.conftest import LEAVES, Planting, make_planted_store
 from tests.lenstrain.test_adaptive import ChangedDataset, replace, weights_of
 

@@ -18,11 +18,11 @@ import pytest
 
 from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.errors import MissingPackageError, SettingsError
+from lenstrain.fit.train import train
 from lenstrain.lenspack import LensPack
 from lenstrain.report import Report, make_report, render_page
 from lenstrain.report.samples import N_SHOWN
 from lenstrain.settings import FitSettings
-from lenstrain.training import train
 from tests.lenstrain.conftest import Planting, make_planted_store
 from tests.lenstrain.report_packs import HOSTILE, made_up_pack, made_up_report
 

@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lenstrain.adaptive import fit_lenses
 from lenstrain.calibration import Grade
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
+from lenstrain.fit.adaptive import fit_lenses
+from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
-from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
 from lenstrain.steering import directions_of, find_lens
 

@@ -13,13 +13,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from lenscache.concepts.plan import POSITIVE, SPLITS
 from lenscache.store.round import Block
 from lenscache.store.store import Store, open_store
-from lenstrain.adaptive import FitResult, fit_lenses
 from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.data.words import Vocabulary, learn_vocabulary, word_features
 from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearWeights
+from lenstrain.fit.adaptive import FitResult, fit_lenses
+from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lenspack import LensPack
-from lenstrain.packing import make_lens_pack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import Planting, make_planted_store
 

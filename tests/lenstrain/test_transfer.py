@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.errors import SettingsError
-from lenstrain.transfer import ONE_FIT, Transfer, at_model_layer, transfer
+from lenstrain.fit.transfer import ONE_FIT, Transfer, at_model_layer, transfer
 from tests.lenstrain.conftest import Planting, make_planted_store
 
 FAINT = Planting(strength=3.0, completion_strength=3.0)
@@ -77,7 +77,7 @@ def test_both_lenses_of_a_concept_read_the_model_layer_that_was_chosen_on_the_fi
 def test_the_score_is_that_of_the_fit_where_a_lens_is_judged_on_its_own_store(
     found: Transfer, stores: tuple[LensDataset, LensDataset]
 ) -> None:
-    from lenstrain.adaptive import fit_lenses
+    from lenstrain.fit.adaptive import fit_lenses
 
     fitted = fit_lenses(stores[0], ONE_FIT).lenses
     assert found.measured["a", "a"][:, 1] == pytest.approx([lens.ranking.score for lens in fitted], abs=1e-6)

@@ -21,10 +21,10 @@ from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import EXAMPLE, SPLITS, plan_samples
 from lenscache.errors import PackError
 from lenscache.extract import ExtractSettings, extract
-from lenstrain.adaptive import FitSettings, fit_lenses
 from lenstrain.data.dataset import open_dataset
+from lenstrain.fit.adaptive import FitSettings, fit_lenses
+from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lenspack import LensPack
-from lenstrain.packing import make_lens_pack
 from tests.models import tiny_model
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")

@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lenstrain.adaptive import FitResult, fit_targets
-from lenstrain.choice import FitProgress, OnProgress
 from lenstrain.compare.agreement import agreements
 from lenstrain.compare.rivals import check_pack
 from lenstrain.data.dataset import CALIBRATION, LensDataset
 from lenstrain.errors import SettingsError
+from lenstrain.fit.adaptive import FitResult, fit_targets
+from lenstrain.fit.choice import FitProgress, OnProgress
+from lenstrain.fit.refine import refine_lenses
+from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lenspack import LensPack
-from lenstrain.packing import make_lens_pack
-from lenstrain.refine import refine_lenses
 from lenstrain.settings import FamilyName, FitSettings
 
 TEXT_TARGET_F1 = 0.80

@@ -22,15 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.calibration import Grade
-from lenstrain.choice import best_for_each, calibration_scores
-from lenstrain.controls import Controls
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, stable_seed
 from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
-from lenstrain.directions import steering_directions
 from lenstrain.families.contract import FAMILIES, Fitted, Job, PathTrainer, Trainer
+from lenstrain.fit.choice import best_for_each, calibration_scores
+from lenstrain.fit.controls import Controls
+from lenstrain.fit.directions import steering_directions
+from lenstrain.fit.measure import FittedLens, decide, deciding, judge, measure
 from lenstrain.lens import Iteration
-from lenstrain.measure import FittedLens, decide, deciding, judge, measure
 from lenstrain.parallel import chunks_by_size, cores
 from lenstrain.settings import FitSettings
 

@@ -5,7 +5,7 @@
                          --measure, controls--> FittedLens
 
 A concept starts with a few training samples and gets more until its lens graduates: test F1 at the target, without
-overfitting. `lenstrain.iterations` does that for all concepts of a model layer.
+overfitting. `lenstrain.fit.iterations` does that for all concepts of a model layer.
 
 What each split is for: training rows fit the lens and give the feature statistics; calibration rows choose the model
 layer, the decision threshold and the probabilities; test rows decide graduation and fill the report, nothing else.
@@ -20,17 +20,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lenstrain.calibration import Grade
-from lenstrain.choice import FitProgress, ModelLayerChoice, OnProgress, choose_model_layers
-from lenstrain.controls import Controls
 from lenstrain.data.dataset import LensDataset, Task
 from lenstrain.data.features import Features, check_device
 from lenstrain.data.rows import TaskRows
 from lenstrain.data.words import Vocabulary, word_features
 from lenstrain.errors import SettingsError, TooFewSamplesError
 from lenstrain.families.contract import FAMILIES
-from lenstrain.iterations import AdaptiveTraining, IterationTime
+from lenstrain.fit.choice import FitProgress, ModelLayerChoice, OnProgress, choose_model_layers
+from lenstrain.fit.controls import Controls
+from lenstrain.fit.iterations import AdaptiveTraining, IterationTime
+from lenstrain.fit.measure import FittedLens
 from lenstrain.lens import Iteration
-from lenstrain.measure import FittedLens
 from lenstrain.settings import FitSettings, settings_to_json
 
 __all__ = [

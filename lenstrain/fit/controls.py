@@ -22,7 +22,7 @@ from lenstrain.data.rows import TaskRows
 from lenstrain.data.words import word_features
 from lenstrain.families.contract import Trainer
 from lenstrain.families.linear import LinearFit, LinearTrainer
-from lenstrain.measure import Control, decide, deciding
+from lenstrain.fit.measure import Control, decide, deciding
 from lenstrain.settings import FitSettings
 
 CONTROLS = ("shuffled labels", "random direction", "text length", "words of the prompt")

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from lenstrain.choice import FitProgress
 from lenstrain.data.dataset import LensDataset, extraction_state, open_dataset
 from lenstrain.errors import StalledError, TooFewSamplesError
+from lenstrain.fit.choice import FitProgress
+from lenstrain.fit.train import train
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
 from lenstrain.packfiles import check_output
 from lenstrain.settings import FitSettings
-from lenstrain.training import train
 
 
 class FollowProgress(NamedTuple):

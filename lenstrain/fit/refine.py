@@ -14,12 +14,12 @@ from itertools import chain, zip_longest
 
 import numpy as np
 
-from lenstrain.adaptive import FitResult, fit_again
-from lenstrain.choice import FitProgress, OnProgress
 from lenstrain.compare.rivals import LensCheck
 from lenstrain.data.dataset import TRAIN, LensDataset, Rows, Task
 from lenstrain.data.rows import TaskRows
-from lenstrain.measure import FittedLens
+from lenstrain.fit.adaptive import FitResult, fit_again
+from lenstrain.fit.choice import FitProgress, OnProgress
+from lenstrain.fit.measure import FittedLens
 from lenstrain.settings import FitSettings
 
 _MOST_EXTRA = 100  # samples of confusers, over all of them

@@ -1,0 +1,229 @@
+"""What is measured of a lens that is through with training.
+
+Thresholds, probabilities and the noise floor come from the calibration split; what the test split says is reported and
+used for nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lenstrain.calibration import (
+    Grade,
+    Interval,
+    Ranking,
+    best_threshold,
+    classify,
+    ranking,
+    score_interval,
+    threshold_for_fpr,
+)
+from lenstrain.data.dataset import CALIBRATION, TEST, stable_seed
+from lenstrain.data.features import Features
+from lenstrain.data.rows import HeldOut, TaskRows
+from lenstrain.families.contract import Weights
+from lenstrain.lens import Direction, Iteration, NoiseFloor
+from lenstrain.probability import (
+    Calibrator,
+    Reliability,
+    brier_score,
+    choose_calibrator,
+    expected_calibration_error,
+    reliability,
+)
+from lenstrain.settings import FitSettings
+
+
+class Control(NamedTuple):
+    """What something that knows nothing of the concept gets on the same samples."""
+
+    score: float
+    test_f1: float
+
+
+class ProbabilityQuality(NamedTuple):
+    """Calibrated probabilities on test samples, both classes alike in prevalence, beside those of the bare logits."""
+
+    brier: float
+    brier_before: float
+    expected_calibration_error: float
+    expected_calibration_error_before: float
+    reliability: Reliability
+    held_out_log_loss: dict[str, float]
+    """Of each kind of calibrator, cross-validated on the calibration split: the lowest was chosen."""
+
+
+@dataclass
+class FittedLens:
+    """A lens and what is known about it."""
+
+    concept: str
+    model_layers: tuple[int, ...]
+    """Transformer blocks that it reads; none for a lens that reads text."""
+    weights: Weights
+    C: float | None
+    """Inverse L2 strength it was fitted with, where its family has one."""
+    threshold: float
+    """Logit from which on the concept counts as present."""
+    calibrator: Calibrator
+    """Calibrated probability; both classes alike in prevalence."""
+    noise: NoiseFloor
+    ranking: Ranking
+    """Against all held-out samples."""
+    score_interval: Interval
+    """95 % confidence interval of the score."""
+    calibration_score: float
+    """Score on the calibration split: what may decide between two lenses."""
+    unnamed_score: float
+    """Score on held-out samples that do not name their concept."""
+    phase_scores: dict[str, float]
+    """Score on the vectors of each phase alone."""
+    train_f1: float
+    test_f1: float
+    f1_unnamed: float
+    """Test F1 of the positives that do not name the concept, against the same negatives; NaN if there are none."""
+    f1_named: float
+    """Test F1 of those that do."""
+    precision: float
+    recall: float
+    false_positive_rate: float
+    """Share of all unrelated test samples at or above the threshold."""
+    probability: ProbabilityQuality
+    n_test: int
+    """Positive test samples."""
+    converged: bool
+    score_by_model_layer: dict[int, float] = field(default_factory=dict)
+    """Score on the calibration split at each model layer that it was chosen from; empty where there was one."""
+    graduated: bool = False
+    hungry: bool = False
+    """Every cached sample was used and the lens did not graduate."""
+    controls: dict[str, Control] = field(default_factory=dict)
+    trajectory: list[Iteration] = field(default_factory=list)
+    refined: tuple[str, ...] = ()
+    """Concepts whose samples it was fitted against once more, because their lenses spoke up on its own."""
+    beyond: list[Iteration] = field(default_factory=list)
+    """Iterations after graduation, recorded for what another validation mode would have asked for."""
+    directions: tuple[Direction, ...] = ()
+    """What to steer along, one for each model layer."""
+
+    @property
+    def grade(self) -> Grade:
+        """How far it can be trusted."""
+        return Grade.of(self.ranking.score)
+
+    @property
+    def unbeaten(self) -> list[str]:
+        """Controls whose score the lens does not exceed."""
+        return [name for name, control in self.controls.items() if not self.ranking.score > control.score]
+
+    @property
+    def n_samples(self) -> int:
+        """Positive training samples it was fitted on."""
+        return self.trajectory[-1].n_samples
+
+
+Logits = Mapping[int, NDArray[np.float64]]
+"""(rows of the split,) logits of one lens, by held-out split."""
+
+
+def deciding(rows: TaskRows, settings: FitSettings) -> HeldOut:
+    """The calibration rows that the decision threshold is chosen on."""
+    return rows.drawn(CALIBRATION) if settings.fpr is None else rows.judged(CALIBRATION)
+
+
+def decide(held: HeldOut, logits: NDArray[np.float64], settings: FitSettings) -> float:
+    """The decision threshold, by the logits of the rows that `deciding` names."""
+    if settings.fpr is None:
+        return best_threshold(held.y, logits)
+    return threshold_for_fpr(held.y, logits, settings.fpr)
+
+
+def judge(
+    rows: TaskRows,
+    training_logits: NDArray[np.float64],
+    threshold: float,
+    test: NDArray[np.float64],
+    settings: FitSettings,
+    iteration: int,
+) -> Iteration:
+    """What one iteration is worth; cheap, and done after every one of them.
+
+    Parameters
+    ----------
+    training_logits : (training rows of the iteration,)
+    test : (rows of the test split,) logits.
+    """
+    training, drawn = rows.training, rows.drawn(TEST)
+    train_f1 = classify(training.targets[: len(training_logits)], training_logits, threshold).f1
+    test_f1 = classify(drawn.y, test[drawn.rows], threshold).f1
+    score = rows.score(TEST, test, settings.prevalence)
+    n_positives, n_negatives = training.n_positives[iteration - 1], training.n_negatives[iteration - 1]
+    return Iteration(n_positives, n_negatives, train_f1, test_f1, score, Grade.of(score), False)
+
+
+def measure(
+    rows: TaskRows,
+    features: Features,
+    weights: Weights,
+    logits: Logits,
+    step: Iteration,
+    threshold: float,
+    settings: FitSettings,
+    *,
+    model_layers: tuple[int, ...],
+    C: float | None,
+    converged: bool,
+) -> FittedLens:
+    """Everything else about a lens, once."""
+    task, dataset, test = rows.task, features.dataset, logits[TEST]
+    drawn, judged = rows.drawn(TEST), rows.judged(TEST)
+    of_test = classify(drawn.y, test[drawn.rows], threshold)
+    seed = stable_seed("measure", settings.seed, task.concept)
+    own, unrelated = rows.drawn(CALIBRATION), rows.judged(CALIBRATION)
+    calibrator, losses = choose_calibrator(own.y, logits[CALIBRATION][own.rows], own.samples, seed=seed)
+    background = logits[CALIBRATION][unrelated.rows[~unrelated.y]]
+    phase = dataset.phases_by_split[dataset.split_slices[TEST]]
+
+    def score_of(chosen: NDArray[np.bool_]) -> float:
+        """Score on some of the judged rows; `chosen` (rows of the test split,)."""
+        keep = chosen[judged.rows]
+        return float(ranking(judged.y[keep], test[judged.rows[keep]], settings.prevalence).score)
+
+    def f1_of(named: bool) -> float:
+        positives = task.positives[TEST]
+        chosen = positives[dataset.unnamed[positives] != named]
+        held = rows.drawn_from(TEST, chosen)
+        return float(classify(held.y, test[held.rows], threshold).f1) if len(chosen) else np.nan
+
+    return FittedLens(
+        concept=task.concept, model_layers=model_layers, weights=weights, C=C, threshold=threshold,
+        calibrator=calibrator, noise=NoiseFloor(float(background.mean()), float(background.std())),
+        ranking=ranking(judged.y, test[judged.rows], settings.prevalence),
+        score_interval=score_interval(
+            judged.y, test[judged.rows], settings.prevalence, groups=judged.samples, seed=seed
+        ),
+        calibration_score=ranking(unrelated.y, logits[CALIBRATION][unrelated.rows], settings.prevalence).score,
+        unnamed_score=score_of(dataset.unnamed[dataset.samples_by_split[dataset.split_slices[TEST]]]),
+        phase_scores={name: score_of(phase == number) for number, name in enumerate(dataset.phases)},
+        train_f1=step.train_f1, test_f1=step.test_f1, f1_unnamed=f1_of(False), f1_named=f1_of(True),
+        precision=of_test.precision, recall=of_test.recall,
+        false_positive_rate=float((test[judged.rows[~judged.y]] >= threshold).mean()),
+        probability=_probability_quality(drawn, test, calibrator, losses), n_test=len(task.positives[TEST]),
+        converged=converged,
+    )  # fmt: skip
+
+
+def _probability_quality(
+    held: HeldOut, logits: NDArray[np.float64], calibrator: Calibrator, losses: dict[str, float]
+) -> ProbabilityQuality:
+    y, values = held.y, logits[held.rows]
+    after, before = calibrator(values), 1 / (1 + np.exp(-np.clip(values, -500, 500)))
+    return ProbabilityQuality(
+        brier_score(y, after), brier_score(y, before), expected_calibration_error(y, after),
+        expected_calibration_error(y, before), reliability(y, after), losses,
+    )  # fmt: skip
