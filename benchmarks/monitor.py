@@ -32,7 +32,7 @@ from lenstrain.calibration import Grade
 from lenstrain.families.linear import LinearWeights
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.monitor import Monitor
+from lenstrain.live.monitor import Monitor
 from lenstrain.probability import Calibrator
 
 GOAL = 0.05

@@ -31,8 +31,8 @@ from lenstrain.data.dataset import open_dataset
 from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lens import Direction, Lens
+from lenstrain.live.steering import Kind, directions_of
 from lenstrain.settings import FitSettings
-from lenstrain.steering import Kind, directions_of
 
 STARTER = Path(__file__).parents[1] / "data" / "packs" / "starter.json"
 PROMPTS = ("I think that", "Yesterday we", "Let me tell you about", "In the morning")

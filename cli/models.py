@@ -106,7 +106,7 @@ def load_for(
     lenstrain.errors.SettingsError
         If it is another one than they were made for.
     """
-    from lenstrain.reading import check_model
+    from lenstrain.live.reading import check_model
 
     loaded = load(model, dtype, device, device_map)
     found = {

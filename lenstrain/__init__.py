@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from lenstrain.fit.train import text_settings, train, train_targets
     from lenstrain.lens import Lens
     from lenstrain.lenspack import LensPack
-    from lenstrain.monitor import Monitor
-    from lenstrain.presence import Rule
+    from lenstrain.live.monitor import Monitor
+    from lenstrain.live.naming_rule import Rule
 
 _HOMES = {
     "FitResult": "fit.adaptive",
@@ -33,8 +33,8 @@ _HOMES = {
     "fit_lenses": "fit.adaptive",
     "MeanDifferenceLens": "families.mean_difference",
     "MlpLens": "families.mlp",
-    "Monitor": "monitor",
-    "Rule": "presence",
+    "Monitor": "live.monitor",
+    "Rule": "live.naming_rule",
     "make_lens_pack": "fit.to_pack",
     "open_dataset": "data.dataset",
     "text_settings": "fit.train",

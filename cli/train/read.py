@@ -57,9 +57,9 @@ def read(
     """Read a text with the model and say which lenses of PACK find their concept, token by token and in the whole."""
     from lenstrain.calibration import Grade
     from lenstrain.lenspack import LensPack
-    from lenstrain.monitor import Monitor
-    from lenstrain.presence import Rule
-    from lenstrain.reading_page import legend, reading_page
+    from lenstrain.live.monitor import Monitor
+    from lenstrain.live.naming_rule import Rule
+    from lenstrain.live.page import legend, reading_page
 
     lenses = LensPack.load(pack)
     rule = Rule(Grade(min_grade.value), min_signal)
@@ -100,7 +100,7 @@ def _content(file: Path | None, text: str | None) -> str:
 def _read(monitor: Any, loaded: Any, text: str, top: int) -> tuple[Any, int]:
     """The reading of a text, and how many of its tokens were cut."""
     from lenscache.live.listening import read_text
-    from lenstrain.reading import make_reading
+    from lenstrain.live.reading import make_reading
 
     tokenized = read_text(loaded, text, monitor)
     scores, pooled = (logits[0].cpu().numpy() for logits in (monitor.scores, monitor.pooled("prompt")))

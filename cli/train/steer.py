@@ -66,7 +66,7 @@ def steer(
     from lenscache.live.continuation import continue_prompt
     from lenscache.live.steering import Intervention
     from lenstrain.lenspack import LensPack
-    from lenstrain.steering import directions_of, find_lens
+    from lenstrain.live.steering import directions_of, find_lens
 
     pack = LensPack.load(folder)
     lenses = [find_lens(pack, name) for name in concept]

@@ -12,8 +12,8 @@ from lenstrain.exchange.gguf import Written, write_gguf
 from lenstrain.exchange.hatcat import read_hatcat, write_hatcat
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
+from lenstrain.live.steering import Kind, find_lens
 from lenstrain.packfiles import check_output
-from lenstrain.steering import Kind, find_lens
 
 Format = Literal["hatcat", "gguf", "safetensors"]
 

@@ -37,7 +37,7 @@ from lenstrain.exchange.filenames import file_stems
 from lenstrain.exchange.folder import write_export, write_sidecar
 from lenstrain.lens import Direction, Lens
 from lenstrain.lenspack import LensPack
-from lenstrain.steering import Kind, directions_of
+from lenstrain.live.steering import Kind, directions_of
 
 ARCHITECTURE = "controlvector"
 

@@ -12,8 +12,8 @@ from lens_cli.train import app as lenstrain_cli
 from lens_cli.train import read as read_cli
 from typer.testing import CliRunner
 
-from lenstrain.monitor import WINDOW
-from lenstrain.presence import MIN_SIGNAL
+from lenstrain.live.monitor import WINDOW
+from lenstrain.live.naming_rule import MIN_SIGNAL
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error
 from tests.cli.test_lenses import plain, strict_json

@@ -27,10 +27,10 @@ from lenstrain.fit.adaptive import FitSettings, fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.monitor import Monitor
-from lenstrain.presence import Rule
+from lenstrain.live.monitor import Monitor
+from lenstrain.live.naming_rule import Rule
+from lenstrain.live.running_pool import Phase
 from lenstrain.probability import Calibrator
-from lenstrain.trail import Phase
 from tests.models import ARCHITECTURES, tiny_model
 from tests.packs import small_pack
 

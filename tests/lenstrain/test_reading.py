@@ -14,10 +14,10 @@ from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearWeights
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.presence import Presence, Rule
+from lenstrain.live.naming_rule import Presence, Rule
+from lenstrain.live.page import reading_page
+from lenstrain.live.reading import Reading, check_model, make_reading
 from lenstrain.probability import Calibrator
-from lenstrain.reading import Reading, check_model, make_reading
-from lenstrain.reading_page import reading_page
 
 HOSTILE = "</span><script>alert(1)</script>\x1b[2J\u202e&amp;\"'"
 

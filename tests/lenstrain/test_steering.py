@@ -12,8 +12,8 @@ from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
+from lenstrain.live.steering import directions_of, find_lens
 from lenstrain.settings import FitSettings
-from lenstrain.steering import directions_of, find_lens
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from lenstrain.presence import Finding
-from lenstrain.reading import Reading, TokenReading
+from lenstrain.live.naming_rule import Finding
+from lenstrain.live.reading import Reading, TokenReading
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --page: #ffffff; --card: #f4f4f2; --line: #b8b8b4;

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from lenstrain.errors import SettingsError
 from lenstrain.lenspack import LensPack
-from lenstrain.presence import Finding, Presence, Rule
+from lenstrain.live.naming_rule import Finding, Presence, Rule
 
 
 @dataclass(frozen=True)

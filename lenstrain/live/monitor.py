@@ -14,12 +14,12 @@ import torch
 
 from lenstrain.errors import SettingsError
 from lenstrain.lenspack import LensPack
-from lenstrain.presence import Finding, Presence, Rule, choose_lenses
-from lenstrain.scorer import LensScorer, hidden_size
-from lenstrain.trail import Phase, Trail
+from lenstrain.live.device_lenses import LensScorer, hidden_size
+from lenstrain.live.naming_rule import Finding, Presence, Rule, choose_lenses
+from lenstrain.live.running_pool import Phase, Trail
 
 WINDOW = 8
-"""Positions that a token's score is pooled over; see `lenstrain.reading`."""
+"""Positions that a token's score is pooled over; see `lenstrain.live.reading`."""
 
 
 class Firing(NamedTuple):

@@ -2,7 +2,7 @@
 
 The threshold alone is no bar: it is where the F1 of a lens is best if its concept is as often there as not, and of a
 text about something else a tenth of all lenses are above it. What the bars below let through was measured on SmolLM2
-with the 51 lenses of grade A and B of the starter pack and 400 held-out prompts; for tokens see `lenstrain.reading`.
+with the 51 lenses of grade A and B of the starter pack and 400 held-out prompts; for tokens see `lenstrain.live.reading`.
 
     whole text          no bar   2      2.5    3      4     deviations above the noise floor
     own lens is named   86 %     71 %   53 %   41 %   16 %  of prompts that express a concept
