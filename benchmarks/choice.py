@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 import lenstrain.fit.choice
-from lenstrain.calibration import ranking
 from lenstrain.data.dataset import open_dataset
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
+from lenstrain.metrics.score import ranking
 
 CRITERIA = {"average precision at 1 %": 0.01, "at 10 %": 0.1, "at one half": 0.5, "AUROC": None}
 

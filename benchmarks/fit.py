@@ -63,7 +63,6 @@ from threadpoolctl import threadpool_limits
 
 import lenstrain.fit.adaptive
 import lenstrain.fit.iterations
-from lenstrain.calibration import Grade, Ranking
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, open_dataset
 from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
@@ -75,8 +74,9 @@ from lenstrain.fit.iterations import AdaptiveTraining
 from lenstrain.fit.measure import decide, deciding, judge
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
+from lenstrain.metrics.calibrators import Calibrator
+from lenstrain.metrics.score import Grade, Ranking
 from lenstrain.parallel import in_parallel
-from lenstrain.probability import Calibrator
 from lenstrain.settings import FitSettings
 
 LAYER = Planting((5, 276), prompts=(40, 200))

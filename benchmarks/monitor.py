@@ -28,12 +28,12 @@ import transformers
 
 from lenscache.live.listening import listen
 from lenscache.model.loading import load_model
-from lenstrain.calibration import Grade
 from lenstrain.families.linear import LinearWeights
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
 from lenstrain.live.monitor import Monitor
-from lenstrain.probability import Calibrator
+from lenstrain.metrics.calibrators import Calibrator
+from lenstrain.metrics.score import Grade
 
 GOAL = 0.05
 

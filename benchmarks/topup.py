@@ -54,13 +54,13 @@ from lenscache.extract import ExtractReport, ExtractSettings, extract, extract_t
 from lenscache.extract.planned_rounds import read_top_up
 from lenscache.model.loading import LoadedModel, silence
 from lenstrain import FitSettings, LensPack
-from lenstrain.calibration import classify
 from lenstrain.compare.heldout import held_out_logits
 from lenstrain.compare.two_packs import Comparison, compare
 from lenstrain.data.dataset import TEST, LensDataset, open_dataset
 from lenstrain.data.rows import TaskRows
 from lenstrain.errors import LeakageError
 from lenstrain.fit.train import train, train_targets
+from lenstrain.metrics.score import classify
 
 MODEL_LAYERS = (5, 10, 15, 20, 25)
 BATCH_SIZE = 16

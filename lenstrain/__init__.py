@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lenstrain.calibration import Grade
     from lenstrain.data.dataset import LensDataset, open_dataset
     from lenstrain.errors import LenstrainError
     from lenstrain.families.linear import LinearLens
@@ -20,11 +19,12 @@ if TYPE_CHECKING:
     from lenstrain.lenspack import LensPack
     from lenstrain.live.monitor import Monitor
     from lenstrain.live.naming_rule import Rule
+    from lenstrain.metrics.score import Grade
 
 _HOMES = {
     "FitResult": "fit.adaptive",
     "FitSettings": "fit.adaptive",
-    "Grade": "calibration",
+    "Grade": "metrics.score",
     "Lens": "lens",
     "LensDataset": "data.dataset",
     "LensPack": "lenspack",

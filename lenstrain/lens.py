@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.calibration import Grade
 from lenstrain.families.contract import Weights
 from lenstrain.families.linear import LinearWeights
-from lenstrain.probability import Calibrator
+from lenstrain.metrics.calibrators import Calibrator
+from lenstrain.metrics.score import Grade
 
 
 class Iteration(NamedTuple):

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.calibration import Grade
 from lenstrain.data.dataset import SHORT
 from lenstrain.data.words import Vocabulary
 from lenstrain.families.linear import LinearWeights
 from lenstrain.lens import Lens
+from lenstrain.metrics.score import Grade
 from lenstrain.packfiles import PackContent, family_of, read_folder, write_beside, write_folder
 
 

@@ -28,12 +28,12 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from lenstrain.calibration import Grade
 from lenstrain.data.words import Vocabulary
 from lenstrain.errors import LensPackExistsError, LensPackFormatError, LensPackNotFoundError
 from lenstrain.families.contract import Weights
 from lenstrain.lens import Direction, Iteration, Lens, NoiseFloor
-from lenstrain.probability import Calibrator
+from lenstrain.metrics.calibrators import Calibrator
+from lenstrain.metrics.score import Grade
 from lenstrain.shipping import pack_directions, pack_weights, unpack_directions, unpack_weights
 
 FORMAT_VERSION = 2

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.calibration import Grade
 from lenstrain.data.dataset import LensDataset
 from lenstrain.drawing import (
     COLOURS,
@@ -40,6 +39,7 @@ from lenstrain.inspection import (
 )
 from lenstrain.lens import Iteration, Lens
 from lenstrain.lenspack import LensPack
+from lenstrain.metrics.score import Grade
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, get_args
 
-from lenstrain.calibration import REFERENCE_PREVALENCE, Grade
 from lenstrain.data.dataset import PhaseChoice
 from lenstrain.errors import SettingsError
+from lenstrain.metrics.score import REFERENCE_PREVALENCE, Grade
 
 Validation = Literal["advisory", "blocking", "falloff"]
 FamilyName = Literal["linear", "mlp", "mean-difference", "ensemble", "text"]

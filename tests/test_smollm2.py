@@ -15,9 +15,9 @@ from lenscache.inference.runner import Row, Runner
 from lenscache.live.steering import steer
 from lenscache.model.loading import LoadedModel, load_model
 from lenscache.store.store import open_store
-from lenstrain.calibration import Grade
 from lenstrain.data.dataset import TEST, LensDataset, open_dataset
 from lenstrain.fit.adaptive import FitSettings, FittedLens, fit_lenses
+from lenstrain.metrics.score import Grade
 
 STARTER = Path(__file__).parents[1] / "data" / "packs" / "starter.json"
 CONCEPTS = ("government", "vehicle", "ship", "aircraft", "poem", "knife")

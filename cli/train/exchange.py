@@ -64,8 +64,8 @@ def export_pack(
     debug: options.Debug = False,
 ) -> None:
     """Write lenses for other programs, or some of them as a pack of their own."""
-    from lenstrain.calibration import Grade
     from lenstrain.exchange.export import export_pack as write_pack
+    from lenstrain.metrics.score import Grade
 
     written = write_pack(
         folder, out, to.value, concepts=concept, min_grade=Grade(min_grade.value), kind=direction.value,

@@ -182,10 +182,10 @@ def fit(
     With several targets, families or sets of model layers: a pack for each combination, in a folder of its own, and a
     table. Packs that are there already and would be written again just so are kept.
     """
-    from lenstrain.calibration import Grade
     from lenstrain.fit.follow import FollowSettings, fit_following
     from lenstrain.fit.train import text_settings
     from lenstrain.grid import Grid, fit_one
+    from lenstrain.metrics.score import Grade
     from lenstrain.packfiles import check_output, none_for_nan
     from lenstrain.settings import FitSettings, settings_to_json
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lenstrain.calibration import Grade
 from lenstrain.errors import SettingsError
 from lenstrain.lens import Iteration, Lens
 from lenstrain.lenspack import LensPack
+from lenstrain.metrics.score import Grade
 from lenstrain.settings import FitSettings, Validation, settings_from_json
 
 MODES: tuple[tuple[str, Validation, Grade], ...] = (

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.calibration import Grade, classify, ranking
 from lenstrain.compare.heldout import held_out_logits
 from lenstrain.data.dataset import TEST, LensDataset, Rows, open_dataset, stable_seed
 from lenstrain.data.rows import TaskRows
 from lenstrain.errors import SettingsError
 from lenstrain.lenspack import LensPack
+from lenstrain.metrics.score import Grade, classify, ranking
 from lenstrain.settings import FitSettings
 
 

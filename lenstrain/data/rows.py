@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.calibration import ranking_score
 from lenstrain.data.dataset import TRAIN, LensDataset, Rows, Task
 from lenstrain.errors import LeakageError
+from lenstrain.metrics.score import ranking_score
 from lenstrain.settings import FitSettings
 
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from lenstrain.calibration import Grade
 from lenstrain.errors import LensPackExistsError, SettingsError
 from lenstrain.exchange.gguf import Written, write_gguf
 from lenstrain.exchange.hatcat import read_hatcat, write_hatcat
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
 from lenstrain.live.steering import Kind, find_lens
+from lenstrain.metrics.score import Grade
 from lenstrain.packfiles import check_output
 
 Format = Literal["hatcat", "gguf", "safetensors"]

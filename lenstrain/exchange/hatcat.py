@@ -31,7 +31,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lenstrain.calibration import Grade
 from lenstrain.errors import ForeignFormatError, SettingsError
 from lenstrain.exchange.filenames import file_stems
 from lenstrain.exchange.folder import Sidecar, read_sidecar, write_export, write_json, write_sidecar
@@ -40,7 +39,8 @@ from lenstrain.families.contract import Weights
 from lenstrain.families.linear import LinearWeights
 from lenstrain.lens import Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.probability import Calibrator
+from lenstrain.metrics.calibrators import Calibrator
+from lenstrain.metrics.score import Grade
 from lenstrain.settings import FitSettings, settings_to_json
 
 _FAMILIES = ("linear", "mean-difference", "mlp")

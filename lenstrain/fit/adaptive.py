@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from lenstrain.calibration import Grade
 from lenstrain.data.dataset import LensDataset, Task
 from lenstrain.data.features import Features, check_device
 from lenstrain.data.rows import TaskRows
@@ -31,6 +30,7 @@ from lenstrain.fit.controls import Controls
 from lenstrain.fit.iterations import AdaptiveTraining, IterationTime
 from lenstrain.fit.measure import FittedLens
 from lenstrain.lens import Iteration
+from lenstrain.metrics.score import Grade
 from lenstrain.settings import FitSettings, settings_to_json
 
 __all__ = [

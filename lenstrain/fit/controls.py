@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lenstrain.calibration import classify
 from lenstrain.data.dataset import CALIBRATION, TEST, LensDataset, stable_seed
 from lenstrain.data.features import Features, Scores
 from lenstrain.data.rows import TaskRows
@@ -23,6 +22,7 @@ from lenstrain.data.words import word_features
 from lenstrain.families.contract import Trainer
 from lenstrain.families.linear import LinearFit, LinearTrainer
 from lenstrain.fit.measure import Control, decide, deciding
+from lenstrain.metrics.score import classify
 from lenstrain.settings import FitSettings
 
 CONTROLS = ("shuffled labels", "random direction", "text length", "words of the prompt")

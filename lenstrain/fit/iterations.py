@@ -21,7 +21,6 @@ from typing import NamedTuple, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.calibration import Grade
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, stable_seed
 from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
@@ -31,6 +30,7 @@ from lenstrain.fit.controls import Controls
 from lenstrain.fit.directions import steering_directions
 from lenstrain.fit.measure import FittedLens, decide, deciding, judge, measure
 from lenstrain.lens import Iteration
+from lenstrain.metrics.score import Grade
 from lenstrain.parallel import chunks_by_size, cores
 from lenstrain.settings import FitSettings
 

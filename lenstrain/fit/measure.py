@@ -13,7 +13,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.calibration import (
+from lenstrain.data.dataset import CALIBRATION, TEST, stable_seed
+from lenstrain.data.features import Features
+from lenstrain.data.rows import HeldOut, TaskRows
+from lenstrain.families.contract import Weights
+from lenstrain.lens import Direction, Iteration, NoiseFloor
+from lenstrain.metrics.calibrators import (
+    Calibrator,
+    Reliability,
+    brier_score,
+    choose_calibrator,
+    expected_calibration_error,
+    reliability,
+)
+from lenstrain.metrics.score import (
     Grade,
     Interval,
     Ranking,
@@ -22,19 +35,6 @@ from lenstrain.calibration import (
     ranking,
     score_interval,
     threshold_for_fpr,
-)
-from lenstrain.data.dataset import CALIBRATION, TEST, stable_seed
-from lenstrain.data.features import Features
-from lenstrain.data.rows import HeldOut, TaskRows
-from lenstrain.families.contract import Weights
-from lenstrain.lens import Direction, Iteration, NoiseFloor
-from lenstrain.probability import (
-    Calibrator,
-    Reliability,
-    brier_score,
-    choose_calibrator,
-    expected_calibration_error,
-    reliability,
 )
 from lenstrain.settings import FitSettings
 

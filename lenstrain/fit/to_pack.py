@@ -6,11 +6,11 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-from lenstrain.calibration import is_uncertain
 from lenstrain.data.dataset import LensDataset
 from lenstrain.fit.adaptive import FitResult, FitSettings, FittedLens, settings_to_json
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
+from lenstrain.metrics.score import is_uncertain
 from lenstrain.packfiles import none_for_nan
 
 

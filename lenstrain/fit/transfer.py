@@ -18,12 +18,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.calibration import classify, ranking
 from lenstrain.data.dataset import TEST, LensDataset, stable_seed
 from lenstrain.data.rows import TaskRows
 from lenstrain.errors import SettingsError
 from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.measure import FittedLens
+from lenstrain.metrics.score import classify, ranking
 from lenstrain.settings import FitSettings
 
 ONE_FIT = FitSettings(initial_samples=200, max_samples=200, max_iterations=1, C=0.1, beyond_graduation=False)

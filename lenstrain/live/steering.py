@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from lenstrain.calibration import Grade
 from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearWeights
 from lenstrain.lens import Direction, Lens
 from lenstrain.lenspack import LensPack
+from lenstrain.metrics.score import Grade
 
 Kind = Literal["mean-difference", "weights"]
 """From all vectors to the concept's, or across the lens's decision boundary."""

@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from lenstrain.calibration import Grade
 from lenstrain.families.linear import LinearWeights
 from lenstrain.lens import Iteration, Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.probability import Calibrator
+from lenstrain.metrics.calibrators import Calibrator
+from lenstrain.metrics.score import Grade
 from lenstrain.report.data import Report, make_report
 from lenstrain.report.samples import SampleLine
 from lenstrain.report.tree import Tree

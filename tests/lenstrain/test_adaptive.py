@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept
 from lenscache.store.store import Store
-from lenstrain.calibration import Grade
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset
 from lenstrain.data.rows import TaskRows
 from lenstrain.errors import SettingsError, TooFewSamplesError
@@ -28,6 +27,7 @@ from lenstrain.fit.adaptive import (
     settings_to_json,
 )
 from lenstrain.fit.measure import FittedLens
+from lenstrain.metrics.score import Grade
 from tests.lenstrain.conftest import (
     BRANCHES,
     LEAVES,

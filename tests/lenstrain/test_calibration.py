@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
 
-from lenstrain.calibration import (
+from lenstrain.metrics.score import (
     Grade,
     Interval,
     best_threshold,

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from lenscache.store.store import Store
-from lenstrain.calibration import Grade
 from lenstrain.compare.two_packs import Difference, compare, open_for
 from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.errors import SettingsError
@@ -18,6 +17,7 @@ from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.fit.train import text_settings
 from lenstrain.lenspack import LensPack
+from lenstrain.metrics.score import Grade
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import LEAVES, Planting, make_planted_store
 from tests.lenstrain.test_text import name_concepts, write_completions

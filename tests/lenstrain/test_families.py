@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept
 from lenscache.store.store import Store
-from lenstrain.calibration import Grade
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Task
 from lenstrain.data.rows import TaskRows
 from lenstrain.errors import LeakageError, SettingsError
 from lenstrain.families.contract import FAMILIES
 from lenstrain.fit.adaptive import FitResult, FitSettings, fit_lenses, fit_targets
 from lenstrain.fit.measure import FittedLens
+from lenstrain.metrics.score import Grade
 from lenstrain.settings import FamilyName
 from lenstrain.shipping import pack_weights
 from tests.lenstrain.conftest import BRANCHES, Planting, make_planted_store, planted_pack

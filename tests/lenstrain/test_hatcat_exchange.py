@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lenstrain.calibration import Grade
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import (
     ForeignFormatError,
@@ -33,6 +32,7 @@ from lenstrain.families.mlp import MlpWeights
 from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lenspack import LensPack
+from lenstrain.metrics.score import Grade
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import HIDDEN
 

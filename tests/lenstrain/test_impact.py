@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lenstrain.calibration import Grade
 from lenstrain.compare.impact import MODES, ModeCost, impact
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
@@ -19,7 +18,8 @@ from lenstrain.fit.adaptive import FitResult, fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lens import Iteration, Lens, NoiseFloor
 from lenstrain.lenspack import LensPack
-from lenstrain.probability import Calibrator
+from lenstrain.metrics.calibrators import Calibrator
+from lenstrain.metrics.score import Grade
 from lenstrain.settings import FitSettings, settings_to_json
 from tests.lenstrain.conftest import Planting, make_planted_store, planted_pack
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from lenstrain.calibration import ranking
 from lenstrain.data.dataset import CALIBRATION, TEST, LensDataset
 from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
@@ -17,6 +16,7 @@ from lenstrain.families.contract import FAMILIES, Job
 from lenstrain.families.linear import LinearFit, LinearTrainer, LinearWeights
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
 from lenstrain.fit.iterations import _blocks
+from lenstrain.metrics.score import ranking
 from lenstrain.parallel import cores
 from tests.lenstrain.conftest import make_planted_store
 

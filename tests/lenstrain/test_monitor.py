@@ -17,7 +17,6 @@ from lenscache.inference.runner import Row, Runner
 from lenscache.live.listening import listen, read_text
 from lenscache.model.loading import LoadedModel
 from lenscache.store.store import open_store
-from lenstrain.calibration import Grade
 from lenstrain.data.dataset import open_dataset
 from lenstrain.data.words import Vocabulary
 from lenstrain.errors import SettingsError
@@ -30,7 +29,8 @@ from lenstrain.lenspack import LensPack
 from lenstrain.live.monitor import Monitor
 from lenstrain.live.naming_rule import Rule
 from lenstrain.live.running_pool import Phase
-from lenstrain.probability import Calibrator
+from lenstrain.metrics.calibrators import Calibrator
+from lenstrain.metrics.score import Grade
 from tests.models import ARCHITECTURES, tiny_model
 from tests.packs import small_pack
 

@@ -12,7 +12,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import brier_score_loss
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from lenstrain.probability import (
+from lenstrain.metrics.calibrators import (
     Calibrator,
     Kind,
     _folds,

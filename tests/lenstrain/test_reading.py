@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lenstrain.calibration import Grade
 from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearWeights
 from lenstrain.lens import Lens, NoiseFloor
@@ -17,7 +16,8 @@ from lenstrain.lenspack import LensPack
 from lenstrain.live.naming_rule import Presence, Rule
 from lenstrain.live.page import reading_page
 from lenstrain.live.reading import Reading, check_model, make_reading
-from lenstrain.probability import Calibrator
+from lenstrain.metrics.calibrators import Calibrator
+from lenstrain.metrics.score import Grade
 
 HOSTILE = "</span><script>alert(1)</script>\x1b[2J\u202e&amp;\"'"
 

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lenstrain.calibration import Grade
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.fit.adaptive import fit_lenses
@@ -13,6 +12,7 @@ from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.lens import Lens
 from lenstrain.lenspack import LensPack
 from lenstrain.live.steering import directions_of, find_lens
+from lenstrain.metrics.score import Grade
 from lenstrain.settings import FitSettings
 
 
