@@ -72,10 +72,10 @@ from lenstrain.fit.adaptive import FittedLens, Iteration, fit_lenses
 from lenstrain.fit.choice import CHOICE_PREVALENCE, best_for_each
 from lenstrain.fit.iterations import AdaptiveTraining
 from lenstrain.fit.measure import decide, deciding, judge
-from lenstrain.lens import Lens, NoiseFloor
-from lenstrain.lenspack import LensPack
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.score import Grade, Ranking
+from lenstrain.pack.lens import Lens, NoiseFloor
+from lenstrain.pack.pack import LensPack
 from lenstrain.parallel import in_parallel
 from lenstrain.settings import FitSettings
 

@@ -29,11 +29,11 @@ import transformers
 from lenscache.live.listening import listen
 from lenscache.model.loading import load_model
 from lenstrain.families.linear import LinearWeights
-from lenstrain.lens import Lens, NoiseFloor
-from lenstrain.lenspack import LensPack
 from lenstrain.live.monitor import Monitor
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.score import Grade
+from lenstrain.pack.lens import Lens, NoiseFloor
+from lenstrain.pack.pack import LensPack
 
 GOAL = 0.05
 

@@ -30,8 +30,8 @@ from lenscache.model.loading import load_model, silence
 from lenstrain.data.dataset import open_dataset
 from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
-from lenstrain.lens import Direction, Lens
 from lenstrain.live.steering import Kind, directions_of
+from lenstrain.pack.lens import Direction, Lens
 from lenstrain.settings import FitSettings
 
 STARTER = Path(__file__).parents[1] / "data" / "packs" / "starter.json"

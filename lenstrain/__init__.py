@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from lenstrain.fit.adaptive import FitResult, FitSettings, fit_lenses
     from lenstrain.fit.to_pack import make_lens_pack
     from lenstrain.fit.train import text_settings, train, train_targets
-    from lenstrain.lens import Lens
-    from lenstrain.lenspack import LensPack
     from lenstrain.live.monitor import Monitor
     from lenstrain.live.naming_rule import Rule
     from lenstrain.metrics.score import Grade
+    from lenstrain.pack.lens import Lens
+    from lenstrain.pack.pack import LensPack
 
 _HOMES = {
     "FitResult": "fit.adaptive",
     "FitSettings": "fit.adaptive",
     "Grade": "metrics.score",
-    "Lens": "lens",
+    "Lens": "pack.lens",
     "LensDataset": "data.dataset",
-    "LensPack": "lenspack",
+    "LensPack": "pack.pack",
     "LenstrainError": "errors",
     "LinearLens": "families.linear",
     "fit_lenses": "fit.adaptive",

@@ -21,8 +21,8 @@ from lenstrain.data.dataset import LensDataset, open_dataset
 from lenstrain.errors import LensPackExistsError, LenstrainError, SettingsError
 from lenstrain.fit.choice import FitProgress, OnProgress, ranges
 from lenstrain.fit.train import check_family, train_targets
-from lenstrain.lenspack import LensPack
-from lenstrain.packfiles import check_output
+from lenstrain.pack.folder import check_output
+from lenstrain.pack.pack import LensPack
 from lenstrain.samefit import difference
 from lenstrain.settings import FamilyName, FitSettings, settings_from_json
 

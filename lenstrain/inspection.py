@@ -23,8 +23,8 @@ from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearWeights
 from lenstrain.fit.adaptive import fit_lenses
-from lenstrain.lens import Lens
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.lens import Lens
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 
 Metric = Literal["score", "test_f1"]

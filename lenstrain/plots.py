@@ -37,9 +37,9 @@ from lenstrain.inspection import (
     recorded_by_model_layer,
     siblings_of,
 )
-from lenstrain.lens import Iteration, Lens
-from lenstrain.lenspack import LensPack
 from lenstrain.metrics.score import Grade
+from lenstrain.pack.lens import Iteration, Lens
+from lenstrain.pack.pack import LensPack
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

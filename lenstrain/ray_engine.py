@@ -25,7 +25,7 @@ from typing import Any
 from lenstrain.errors import MissingPackageError, SettingsError, WorkerError
 from lenstrain.fit.choice import FitProgress
 from lenstrain.grid import Cell, Grid, Outcome, Running, fit_cell
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 
 RETRIES = 3
 """How often a cell is begun again after its worker died."""

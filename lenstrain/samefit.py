@@ -13,8 +13,8 @@ from typing import Any
 
 from lenstrain.data.dataset import LensDataset
 from lenstrain.fit.to_pack import pack_provenance
-from lenstrain.lenspack import LensPack
-from lenstrain.packfiles import none_for_nan
+from lenstrain.pack.folder import none_for_nan
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 
 

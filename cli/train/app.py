@@ -186,7 +186,7 @@ def fit(
     from lenstrain.fit.train import text_settings
     from lenstrain.grid import Grid, fit_one
     from lenstrain.metrics.score import Grade
-    from lenstrain.packfiles import check_output, none_for_nan
+    from lenstrain.pack.folder import check_output, none_for_nan
     from lenstrain.settings import FitSettings, settings_to_json
 
     if engine is Engine.ray:
@@ -272,7 +272,7 @@ def sweep(
     """Fit lenses for several targets in one pass over STORE: a pack for each, and a table."""
     from lenstrain.data.dataset import open_dataset
     from lenstrain.fit.train import train_targets
-    from lenstrain.packfiles import check_output, none_for_nan
+    from lenstrain.pack.folder import check_output, none_for_nan
     from lenstrain.settings import FitSettings, settings_to_json
 
     targets = sorted(dict.fromkeys(f1))

@@ -35,7 +35,7 @@ def fit_combinations(
     engine : gives the engine for the store of the grid, once that is open.
     """
     from lenstrain.grid import fit_grid
-    from lenstrain.packfiles import none_for_nan
+    from lenstrain.pack.folder import none_for_nan
     from lenstrain.settings import settings_to_json
 
     log = RunLog(

@@ -18,8 +18,8 @@ _MOST_NAMED = 8
 @console.reports_errors
 def show(folder: options.PackFolder, json: options.Json = False, debug: options.Debug = False) -> None:
     """Show the lenses of a pack: what each detects, where, and how far it can be trusted."""
-    from lenstrain.lenspack import LensPack
-    from lenstrain.packfiles import none_for_nan
+    from lenstrain.pack.folder import none_for_nan
+    from lenstrain.pack.pack import LensPack
 
     pack = LensPack.load(folder)
     if json:
@@ -64,8 +64,8 @@ def show(folder: options.PackFolder, json: options.Json = False, debug: options.
 def impact(folder: options.PackFolder, json: options.Json = False, debug: options.Debug = False) -> None:
     """Say what each validation mode would have cost on the data of a pack: iterations, samples, time."""
     from lenstrain.compare.impact import impact as measure_impact
-    from lenstrain.lenspack import LensPack
-    from lenstrain.packfiles import none_for_nan
+    from lenstrain.pack.folder import none_for_nan
+    from lenstrain.pack.pack import LensPack
 
     pack = LensPack.load(folder)
     costs = measure_impact(pack)
@@ -103,8 +103,8 @@ def compare(
     """Compare two packs on the same held-out samples, concept by concept."""
     from lenstrain.compare.two_packs import compare as compare_packs
     from lenstrain.compare.two_packs import open_for
-    from lenstrain.lenspack import LensPack
-    from lenstrain.packfiles import none_for_nan
+    from lenstrain.pack.folder import none_for_nan
+    from lenstrain.pack.pack import LensPack
 
     a, b = LensPack.load(first), LensPack.load(second)
     found = compare_packs(a, b, open_for(a, store), open_for(b, store))
@@ -145,8 +145,8 @@ def check(
     """Check the lenses of a pack beside each other: whose lens leads on each concept's held-out samples."""
     from lenstrain.compare.rivals import check_pack
     from lenstrain.compare.two_packs import open_for
-    from lenstrain.lenspack import LensPack
-    from lenstrain.packfiles import none_for_nan
+    from lenstrain.pack.folder import none_for_nan
+    from lenstrain.pack.pack import LensPack
 
     pack = LensPack.load(folder)
     checks = check_pack(pack, open_for(pack, store))

@@ -55,11 +55,11 @@ def read(
     debug: options.Debug = False,
 ) -> None:
     """Read a text with the model and say which lenses of PACK find their concept, token by token and in the whole."""
-    from lenstrain.lenspack import LensPack
     from lenstrain.live.monitor import Monitor
     from lenstrain.live.naming_rule import Rule
     from lenstrain.live.page import legend, reading_page
     from lenstrain.metrics.score import Grade
+    from lenstrain.pack.pack import LensPack
 
     lenses = LensPack.load(pack)
     rule = Rule(Grade(min_grade.value), min_signal)

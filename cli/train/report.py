@@ -31,7 +31,7 @@ def report(
 ) -> None:
     """Write one HTML file that shows a pack: which concepts, where in the model, and how far to trust each lens."""
     from lenstrain.compare.two_packs import open_for
-    from lenstrain.lenspack import LensPack
+    from lenstrain.pack.pack import LensPack
     from lenstrain.report import make_report, render_page, require_report_packages
 
     require_report_packages()

@@ -65,8 +65,8 @@ def steer(
     """Let a model write with and without concepts pushed up or down, and read both texts with their lenses."""
     from lenscache.live.continuation import continue_prompt
     from lenscache.live.steering import Intervention
-    from lenstrain.lenspack import LensPack
     from lenstrain.live.steering import directions_of, find_lens
+    from lenstrain.pack.pack import LensPack
 
     pack = LensPack.load(folder)
     lenses = [find_lens(pack, name) for name in concept]
@@ -107,7 +107,7 @@ def _lines(text: str) -> str:
 
 
 def _to_json(lenses: Any, name: str, amount: float | None, written: Any, readings: Any) -> dict[str, Any]:
-    from lenstrain.packfiles import none_for_nan
+    from lenstrain.pack.folder import none_for_nan
 
     read = {
         lens.concept: {"grade": lens.grade.value, "probability": probability, "signal": signal}

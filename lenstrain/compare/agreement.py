@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lenstrain.compare.heldout import held_out_logits
 from lenstrain.data.dataset import TEST, LensDataset
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 
 
 class Agreement(NamedTuple):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lenstrain.data.dataset import LensDataset, Rows
 from lenstrain.errors import SettingsError
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 
 
 class HeldOutLogits(NamedTuple):

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from lenstrain.errors import SettingsError
-from lenstrain.lens import Iteration, Lens
-from lenstrain.lenspack import LensPack
 from lenstrain.metrics.score import Grade
+from lenstrain.pack.lens import Iteration, Lens
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings, Validation, settings_from_json
 
 MODES: tuple[tuple[str, Validation, Grade], ...] = (

@@ -13,8 +13,8 @@ from lenstrain.compare.heldout import held_out_logits
 from lenstrain.data.dataset import TEST, LensDataset, Rows, open_dataset, stable_seed
 from lenstrain.data.rows import TaskRows
 from lenstrain.errors import SettingsError
-from lenstrain.lenspack import LensPack
 from lenstrain.metrics.score import Grade, classify, ranking
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 
 

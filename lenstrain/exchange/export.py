@@ -9,11 +9,11 @@ from typing import Literal
 from lenstrain.errors import LensPackExistsError, SettingsError
 from lenstrain.exchange.gguf import Written, write_gguf
 from lenstrain.exchange.hatcat import read_hatcat, write_hatcat
-from lenstrain.lens import Lens
-from lenstrain.lenspack import LensPack
 from lenstrain.live.steering import Kind, find_lens
 from lenstrain.metrics.score import Grade
-from lenstrain.packfiles import check_output
+from lenstrain.pack.folder import check_output
+from lenstrain.pack.lens import Lens
+from lenstrain.pack.pack import LensPack
 
 Format = Literal["hatcat", "gguf", "safetensors"]
 

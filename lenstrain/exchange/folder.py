@@ -1,6 +1,6 @@
 """Folders that lenses are exported to: written beside their place, with what the format itself cannot hold.
 
-    lenses.json              as in a lens pack (`lenstrain.packfiles`): provenance, and for each lens its concept, model
+    lenses.json              as in a lens pack (`lenstrain.pack.folder`): provenance, and for each lens its concept, model
                              layers, threshold, calibration, noise floor, metrics and grade; and `file`, where it is
     directions.safetensors   directions to steer along, one row a lens, where the pack has them
 
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from lenstrain.errors import ForeignFormatError, LensPackExistsError
 from lenstrain.families.contract import Weights
-from lenstrain.lens import Lens
-from lenstrain.lenspack import LensPack
-from lenstrain.packfiles import FORMAT_VERSION, lens_from_json, lens_to_json, none_for_nan, write_beside
-from lenstrain.shipping import pack_directions, unpack_directions
+from lenstrain.pack.folder import FORMAT_VERSION, lens_from_json, lens_to_json, none_for_nan, write_beside
+from lenstrain.pack.lens import Lens
+from lenstrain.pack.pack import LensPack
+from lenstrain.pack.tensors import pack_directions, unpack_directions
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,9 @@ from numpy.typing import NDArray
 from lenstrain.errors import ForeignFormatError, MissingPackageError, SettingsError
 from lenstrain.exchange.filenames import file_stems
 from lenstrain.exchange.folder import write_export, write_sidecar
-from lenstrain.lens import Direction, Lens
-from lenstrain.lenspack import LensPack
 from lenstrain.live.steering import Kind, directions_of
+from lenstrain.pack.lens import Direction, Lens
+from lenstrain.pack.pack import LensPack
 
 ARCHITECTURE = "controlvector"
 

@@ -37,10 +37,10 @@ from lenstrain.exchange.folder import Sidecar, read_sidecar, write_export, write
 from lenstrain.exchange.statedict import from_state_dict, load_state_dict, n_inputs, to_state_dict
 from lenstrain.families.contract import Weights
 from lenstrain.families.linear import LinearWeights
-from lenstrain.lens import Lens, NoiseFloor
-from lenstrain.lenspack import LensPack
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.score import Grade
+from lenstrain.pack.lens import Lens, NoiseFloor
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings, settings_to_json
 
 _FAMILIES = ("linear", "mean-difference", "mlp")

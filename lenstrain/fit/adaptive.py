@@ -29,8 +29,8 @@ from lenstrain.fit.choice import FitProgress, ModelLayerChoice, OnProgress, choo
 from lenstrain.fit.controls import Controls
 from lenstrain.fit.iterations import AdaptiveTraining, IterationTime
 from lenstrain.fit.measure import FittedLens
-from lenstrain.lens import Iteration
 from lenstrain.metrics.score import Grade
+from lenstrain.pack.lens import Iteration
 from lenstrain.settings import FitSettings, settings_to_json
 
 __all__ = [

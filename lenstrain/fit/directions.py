@@ -17,7 +17,7 @@ import torch
 from lenstrain.data.dataset import TRAIN
 from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
-from lenstrain.lens import Direction
+from lenstrain.pack.lens import Direction
 
 _REFERENCE_ROWS = 4096  # a deviation from so many rows is within 2 % of that from all
 

@@ -21,9 +21,9 @@ from lenstrain.data.dataset import LensDataset, extraction_state, open_dataset
 from lenstrain.errors import StalledError, TooFewSamplesError
 from lenstrain.fit.choice import FitProgress
 from lenstrain.fit.train import train
-from lenstrain.lens import Lens
-from lenstrain.lenspack import LensPack
-from lenstrain.packfiles import check_output
+from lenstrain.pack.folder import check_output
+from lenstrain.pack.lens import Lens
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 
 

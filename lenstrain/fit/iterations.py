@@ -29,8 +29,8 @@ from lenstrain.fit.choice import best_for_each, calibration_scores
 from lenstrain.fit.controls import Controls
 from lenstrain.fit.directions import steering_directions
 from lenstrain.fit.measure import FittedLens, decide, deciding, judge, measure
-from lenstrain.lens import Iteration
 from lenstrain.metrics.score import Grade
+from lenstrain.pack.lens import Iteration
 from lenstrain.parallel import chunks_by_size, cores
 from lenstrain.settings import FitSettings
 

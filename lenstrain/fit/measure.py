@@ -17,7 +17,6 @@ from lenstrain.data.dataset import CALIBRATION, TEST, stable_seed
 from lenstrain.data.features import Features
 from lenstrain.data.rows import HeldOut, TaskRows
 from lenstrain.families.contract import Weights
-from lenstrain.lens import Direction, Iteration, NoiseFloor
 from lenstrain.metrics.calibrators import (
     Calibrator,
     Reliability,
@@ -36,6 +35,7 @@ from lenstrain.metrics.score import (
     score_interval,
     threshold_for_fpr,
 )
+from lenstrain.pack.lens import Direction, Iteration, NoiseFloor
 from lenstrain.settings import FitSettings
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from lenstrain.data.dataset import LensDataset
 from lenstrain.fit.adaptive import FitResult, FitSettings, FittedLens, settings_to_json
-from lenstrain.lens import Lens
-from lenstrain.lenspack import LensPack
 from lenstrain.metrics.score import is_uncertain
-from lenstrain.packfiles import none_for_nan
+from lenstrain.pack.folder import none_for_nan
+from lenstrain.pack.lens import Lens
+from lenstrain.pack.pack import LensPack
 
 
 def make_lens_pack(

@@ -20,7 +20,7 @@ from lenstrain.fit.adaptive import FitResult, fit_targets
 from lenstrain.fit.choice import FitProgress, OnProgress
 from lenstrain.fit.refine import refine_lenses
 from lenstrain.fit.to_pack import make_lens_pack
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FamilyName, FitSettings
 
 TEXT_TARGET_F1 = 0.80

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.mlp import MlpWeights
-from lenstrain.lens import Lens
+from lenstrain.pack.lens import Lens
 
 _CHUNK_BYTES = 256 * 2**20  # of the first hidden layer of many networks
 

@@ -13,10 +13,10 @@ from typing import Literal, NamedTuple
 import torch
 
 from lenstrain.errors import SettingsError
-from lenstrain.lenspack import LensPack
 from lenstrain.live.device_lenses import LensScorer, hidden_size
 from lenstrain.live.naming_rule import Finding, Presence, Rule, choose_lenses
 from lenstrain.live.running_pool import Phase, Trail
+from lenstrain.pack.pack import LensPack
 
 WINDOW = 8
 """Positions that a token's score is pooled over; see `lenstrain.live.reading`."""

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.errors import SettingsError
-from lenstrain.lens import Lens
-from lenstrain.lenspack import LensPack
 from lenstrain.metrics.score import Grade
+from lenstrain.pack.lens import Lens
+from lenstrain.pack.pack import LensPack
 
 MIN_SIGNAL = 4.0
 """Deviations above the noise floor that a token asks for, since a text has many; a whole text asks for one less."""

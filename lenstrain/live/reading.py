@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.errors import SettingsError
-from lenstrain.lenspack import LensPack
 from lenstrain.live.naming_rule import Finding, Presence, Rule
+from lenstrain.pack.pack import LensPack
 
 
 @dataclass(frozen=True)

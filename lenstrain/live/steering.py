@@ -9,9 +9,9 @@ import numpy as np
 
 from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearWeights
-from lenstrain.lens import Direction, Lens
-from lenstrain.lenspack import LensPack
 from lenstrain.metrics.score import Grade
+from lenstrain.pack.lens import Direction, Lens
+from lenstrain.pack.pack import LensPack
 
 Kind = Literal["mean-difference", "weights"]
 """From all vectors to the concept's, or across the lens's decision boundary."""

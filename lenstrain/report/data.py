@@ -14,8 +14,8 @@ from typing import Any
 from lenstrain.compare.impact import impact
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
-from lenstrain.lens import Lens
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.lens import Lens
+from lenstrain.pack.pack import LensPack
 from lenstrain.report.samples import HeldOutSamples, SampleLine, Texts, read_held_out
 from lenstrain.report.tree import Tree, tree_of
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from lenstrain.compare.heldout import HeldOutLogits, held_out_logits
 from lenstrain.data.dataset import TEST, LensDataset
-from lenstrain.lens import Lens
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.lens import Lens
+from lenstrain.pack.pack import LensPack
 
 N_SHOWN = 4
 """Samples of each kind that are shown for a concept."""

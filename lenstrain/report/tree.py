@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lenstrain.data.dataset import LensDataset
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lenstrain.exchange.gguf import read_control_vector
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error
 from tests.lenstrain.conftest import HIDDEN, make_planted_store

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error, tree
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lenscache.concepts.pack import Concept
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error
 from tests.lenstrain.conftest import Planting, make_planted_store, planted_pack

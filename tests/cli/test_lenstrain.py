@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from lens_cli import console
 
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error, tree
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 from tests.cli.conftest import Run
 
 

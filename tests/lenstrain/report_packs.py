@@ -9,10 +9,10 @@ from itertools import pairwise
 import numpy as np
 
 from lenstrain.families.linear import LinearWeights
-from lenstrain.lens import Iteration, Lens, NoiseFloor
-from lenstrain.lenspack import LensPack
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.score import Grade
+from lenstrain.pack.lens import Iteration, Lens, NoiseFloor
+from lenstrain.pack.pack import LensPack
 from lenstrain.report.data import Report, make_report
 from lenstrain.report.samples import SampleLine
 from lenstrain.report.tree import Tree

@@ -15,7 +15,7 @@ from lenstrain.families.linear import LinearWeights
 from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.fit.train import text_settings
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import HIDDEN, LEAVES, Planting, make_planted_store
 from tests.lenstrain.test_text import name_concepts, write_completions

@@ -16,7 +16,7 @@ from lenstrain.families.contract import FAMILIES
 from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.directions import steering_directions
 from lenstrain.fit.to_pack import make_lens_pack
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FamilyName, FitSettings
 from tests.lenstrain.conftest import SIGNAL_LAYER, direction_of, make_planted_store
 

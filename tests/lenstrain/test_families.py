@@ -19,8 +19,8 @@ from lenstrain.families.contract import FAMILIES
 from lenstrain.fit.adaptive import FitResult, FitSettings, fit_lenses, fit_targets
 from lenstrain.fit.measure import FittedLens
 from lenstrain.metrics.score import Grade
+from lenstrain.pack.tensors import pack_weights
 from lenstrain.settings import FamilyName
-from lenstrain.shipping import pack_weights
 from tests.lenstrain.conftest import BRANCHES, Planting, make_planted_store, planted_pack
 
 SLOW = ("mlp", "ensemble")

@@ -18,7 +18,7 @@ from lenstrain.errors import LensPackExistsError, SettingsError, StalledError
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
 from lenstrain.fit.follow import FollowProgress, FollowSettings, fit_following
 from lenstrain.fit.to_pack import make_lens_pack
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 from tests.lenstrain.conftest import make_planted_store, plant_round, planted_header, planted_pack
 
 PACK = planted_pack()

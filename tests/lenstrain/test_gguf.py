@@ -24,8 +24,8 @@ from lenstrain.exchange.gguf import read_control_vector
 from lenstrain.families.linear import LinearWeights
 from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
-from lenstrain.lens import Lens, NoiseFloor
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.lens import Lens, NoiseFloor
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import HIDDEN, SIGNAL_LAYER
 

@@ -14,7 +14,7 @@ from lenstrain.errors import LensPackExistsError, SettingsError
 from lenstrain.fit.choice import FitProgress
 from lenstrain.fit.train import text_settings, train
 from lenstrain.grid import FittedCombination, Grid, GridProgress, GridResult, LocalEngine, fit_grid
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import make_planted_store, planted_pack
 

@@ -31,8 +31,8 @@ from lenstrain.exchange.hatcat import read_hatcat, write_hatcat
 from lenstrain.families.mlp import MlpWeights
 from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
-from lenstrain.lenspack import LensPack
 from lenstrain.metrics.score import Grade
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import HIDDEN
 

@@ -16,10 +16,10 @@ from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearWeights
 from lenstrain.fit.adaptive import FitResult, fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
-from lenstrain.lens import Iteration, Lens, NoiseFloor
-from lenstrain.lenspack import LensPack
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.score import Grade
+from lenstrain.pack.lens import Iteration, Lens, NoiseFloor
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings, settings_to_json
 from tests.lenstrain.conftest import Planting, make_planted_store, planted_pack
 

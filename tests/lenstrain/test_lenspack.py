@@ -26,8 +26,8 @@ from lenstrain.families.contract import FAMILIES
 from lenstrain.fit.adaptive import FitResult, FitSettings, fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.fit.train import train
-from lenstrain.lenspack import LensPack
-from lenstrain.packfiles import check_output
+from lenstrain.pack.folder import check_output
+from lenstrain.pack.pack import LensPack
 from tests.lenstrain.conftest import Planting, make_planted_store, planted_pack
 from tests.lenstrain.test_text import name_concepts, write_completions
 
@@ -284,7 +284,7 @@ def test_old_pack_survives_a_failed_overwrite(pack: LensPack, saved: Path, monke
     def fail(path: Path, data: Any) -> None:
         raise _DiskFullError("no space left")
 
-    monkeypatch.setattr("lenstrain.packfiles._write_json", fail)
+    monkeypatch.setattr("lenstrain.pack.folder._write_json", fail)
     with pytest.raises(_DiskFullError, match="no space left"):
         pack.save(saved, overwrite=True)
     assert contents(saved) == before
@@ -311,7 +311,7 @@ def test_failed_first_save_leaves_nothing(pack: LensPack, tmp_path: Path, monkey
     def fail(path: Path, data: Any) -> None:
         raise _DiskFullError("no space left")
 
-    monkeypatch.setattr("lenstrain.packfiles._write_json", fail)
+    monkeypatch.setattr("lenstrain.pack.folder._write_json", fail)
     with pytest.raises(_DiskFullError, match="no space left"):
         pack.save(tmp_path / "lenses")
     assert list(tmp_path.iterdir()) == []

@@ -24,13 +24,13 @@ from lenstrain.families.linear import LinearWeights
 from lenstrain.families.mlp import MlpWeights
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
-from lenstrain.lens import Lens, NoiseFloor
-from lenstrain.lenspack import LensPack
 from lenstrain.live.monitor import Monitor
 from lenstrain.live.naming_rule import Rule
 from lenstrain.live.running_pool import Phase
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.score import Grade
+from lenstrain.pack.lens import Lens, NoiseFloor
+from lenstrain.pack.pack import LensPack
 from tests.models import ARCHITECTURES, tiny_model
 from tests.packs import small_pack
 

@@ -17,8 +17,8 @@ from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset
 from lenstrain.families.linear import LinearWeights
 from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
-from lenstrain.lens import Lens
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.lens import Lens
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import BRANCHES, LEAVES, make_planted_store
 

@@ -24,8 +24,8 @@ from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.drawing import make_axes
 from lenstrain.errors import SettingsError
 from lenstrain.fit.train import train
-from lenstrain.lens import Lens
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.lens import Lens
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 from tests.hostile import HIDDEN, NAMES
 from tests.lenstrain.conftest import BRANCHES, LEAVES, SIGNAL_LAYER

@@ -11,13 +11,13 @@ import pytest
 
 from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearWeights
-from lenstrain.lens import Lens, NoiseFloor
-from lenstrain.lenspack import LensPack
 from lenstrain.live.naming_rule import Presence, Rule
 from lenstrain.live.page import reading_page
 from lenstrain.live.reading import Reading, check_model, make_reading
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.score import Grade
+from lenstrain.pack.lens import Lens, NoiseFloor
+from lenstrain.pack.pack import LensPack
 
 HOSTILE = "</span><script>alert(1)</script>\x1b[2J\u202e&amp;\"'"
 

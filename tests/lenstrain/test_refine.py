@@ -20,7 +20,7 @@ from lenstrain.fit.measure import FittedLens
 from lenstrain.fit.refine import refine_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.fit.train import train
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import LEAVES, Planting, make_planted_store
 from tests.lenstrain.test_adaptive import ChangedDataset, replace, weights_of

@@ -19,7 +19,7 @@ import pytest
 from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.errors import MissingPackageError, SettingsError
 from lenstrain.fit.train import train
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 from lenstrain.report import Report, make_report, render_page
 from lenstrain.report.samples import N_SHOWN
 from lenstrain.settings import FitSettings

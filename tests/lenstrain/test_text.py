@@ -19,7 +19,7 @@ from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearWeights
 from lenstrain.fit.adaptive import FitResult, fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import Planting, make_planted_store
 

@@ -24,7 +24,7 @@ from lenscache.extract import ExtractSettings, extract
 from lenstrain.data.dataset import open_dataset
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
-from lenstrain.lenspack import LensPack
+from lenstrain.pack.pack import LensPack
 from tests.models import tiny_model
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")

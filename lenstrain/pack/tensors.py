@@ -4,7 +4,7 @@
     ensemble                   the same, hidden being that of its model layers side by side
     mlp                        w1 (lenses, hidden, 128), b1, w2 (lenses, 128, 64), b2, w3 (lenses, 64), b3 (lenses,)
     text                       weight as compressed sparse rows (weight.indptr, .indices, .data) and bias; idf (terms,)
-    all but text               direction (lenses, hidden), float16: what to steer along, as `lenstrain.lens.Direction`
+    all but text               direction (lenses, hidden), float16: what to steer along, as `lenstrain.pack.lens.Direction`
 
 float32 but for b1 of the MLP, where a feature far from 0 needs more.
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lenstrain.families.contract import Weights
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.mlp import MlpWeights
-from lenstrain.lens import Lens
+from lenstrain.pack.lens import Lens
 
 Tensors = Mapping[str, NDArray[Any]]
 

@@ -1,7 +1,7 @@
 """Lens packs in memory: all lenses trained from one store, and their scores.
 
 The weights of linear lenses are one matrix, so scoring an activation with the whole pack is one matrix product a model
-layer. What a folder of them holds is in `lenstrain.packfiles`.
+layer. What a folder of them holds is in `lenstrain.pack.folder`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from lenstrain.data.dataset import SHORT
 from lenstrain.data.words import Vocabulary
 from lenstrain.families.linear import LinearWeights
-from lenstrain.lens import Lens
 from lenstrain.metrics.score import Grade
-from lenstrain.packfiles import PackContent, family_of, read_folder, write_beside, write_folder
+from lenstrain.pack.folder import PackContent, family_of, read_folder, write_beside, write_folder
+from lenstrain.pack.lens import Lens
 
 
 class _Readers(NamedTuple):

@@ -1,6 +1,6 @@
 """Lens packs on disk: a folder of lenses trained from one store, as safetensors and JSON. Nothing in it is pickled.
 
-    lenses.safetensors    the weights of all lenses, one row a lens: see `lenstrain.shipping`
+    lenses.safetensors    the weights of all lenses, one row a lens: see `lenstrain.pack.tensors`
     lenses.json           for each row: concept, model layers, threshold, calibration, metrics, grade, trajectory;
                           and the provenance of all: store, model, settings, versions
     hungry.json           concepts that used every cached sample and did not graduate
@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 from lenstrain.data.words import Vocabulary
 from lenstrain.errors import LensPackExistsError, LensPackFormatError, LensPackNotFoundError
 from lenstrain.families.contract import Weights
-from lenstrain.lens import Direction, Iteration, Lens, NoiseFloor
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.score import Grade
-from lenstrain.shipping import pack_directions, pack_weights, unpack_directions, unpack_weights
+from lenstrain.pack.lens import Direction, Iteration, Lens, NoiseFloor
+from lenstrain.pack.tensors import pack_directions, pack_weights, unpack_directions, unpack_weights
 
 FORMAT_VERSION = 2
 
