@@ -30,9 +30,9 @@ from planted import Planting, plant
 
 from lenstrain.data.dataset import LensDataset, open_dataset
 from lenstrain.fit.train import train_targets
-from lenstrain.grid import Engine, Grid, LocalEngine, fit_grid
-from lenstrain.ray_engine import RayEngine
 from lenstrain.settings import FitSettings
+from lenstrain.sweeps.grid import Engine, Grid, LocalEngine, fit_grid
+from lenstrain.sweeps.ray import RayEngine
 
 TARGETS = [0.80, 0.85, 0.90, 0.95]
 GOAL = 1.3

@@ -184,13 +184,13 @@ def fit(
     """
     from lenstrain.fit.follow import FollowSettings, fit_following
     from lenstrain.fit.train import text_settings
-    from lenstrain.grid import Grid, fit_one
     from lenstrain.metrics.score import Grade
     from lenstrain.pack.folder import check_output, none_for_nan
     from lenstrain.settings import FitSettings, settings_to_json
+    from lenstrain.sweeps.grid import Grid, fit_one
 
     if engine is Engine.ray:
-        from lenstrain.ray_engine import require_ray
+        from lenstrain.sweeps.ray import require_ray
 
         require_ray()
     elif workers or address:
@@ -332,10 +332,10 @@ def main() -> None:
 
 def _engine(engine: Engine, workers: int | None, address: str | None, jobs: int | None, dataset: Any) -> Any:
     if engine is Engine.ray:
-        from lenstrain.ray_engine import RayEngine
+        from lenstrain.sweeps.ray import RayEngine
 
         return RayEngine(workers, address, jobs)
-    from lenstrain.grid import LocalEngine
+    from lenstrain.sweeps.grid import LocalEngine
 
     return LocalEngine(dataset, jobs)
 

@@ -15,7 +15,7 @@ from ..runlog import RunLog
 
 if TYPE_CHECKING:
     from lenstrain.data.dataset import LensDataset
-    from lenstrain.grid import Engine, Grid, GridProgress, GridResult
+    from lenstrain.sweeps.grid import Engine, Grid, GridProgress, GridResult
 
 
 def fit_combinations(
@@ -34,9 +34,9 @@ def fit_combinations(
     ----------
     engine : gives the engine for the store of the grid, once that is open.
     """
-    from lenstrain.grid import fit_grid
     from lenstrain.pack.folder import none_for_nan
     from lenstrain.settings import settings_to_json
+    from lenstrain.sweeps.grid import fit_grid
 
     log = RunLog(
         "fit", out, to_stderr=log_json, store=grid.store, settings=settings_to_json(grid.settings),

@@ -13,9 +13,9 @@ import pytest
 from lenstrain.errors import LensPackExistsError, SettingsError
 from lenstrain.fit.choice import FitProgress
 from lenstrain.fit.train import text_settings, train
-from lenstrain.grid import FittedCombination, Grid, GridProgress, GridResult, LocalEngine, fit_grid
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
+from lenstrain.sweeps.grid import FittedCombination, Grid, GridProgress, GridResult, LocalEngine, fit_grid
 from tests.lenstrain.conftest import make_planted_store, planted_pack
 
 BASE = FitSettings(max_iterations=2)

@@ -20,9 +20,9 @@ from lenscache.store.store import open_store
 from lenstrain.errors import SettingsError, WorkerError
 from lenstrain.fit.choice import FitProgress
 from lenstrain.fit.train import train
-from lenstrain.grid import Grid, LocalEngine, fit_grid, fit_one
-from lenstrain.ray_engine import RETRIES, RayEngine
 from lenstrain.settings import FitSettings
+from lenstrain.sweeps.grid import Grid, LocalEngine, fit_grid, fit_one
+from lenstrain.sweeps.ray import RETRIES, RayEngine
 from tests.lenstrain.conftest import make_planted_store, planted_pack
 from tests.lenstrain.test_grid import contents
 

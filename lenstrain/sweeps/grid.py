@@ -23,8 +23,8 @@ from lenstrain.fit.choice import FitProgress, OnProgress, ranges
 from lenstrain.fit.train import check_family, train_targets
 from lenstrain.pack.folder import check_output
 from lenstrain.pack.pack import LensPack
-from lenstrain.samefit import difference
 from lenstrain.settings import FamilyName, FitSettings, settings_from_json
+from lenstrain.sweeps.existing import difference
 
 
 class Cell(NamedTuple):

@@ -24,8 +24,8 @@ from typing import Any
 
 from lenstrain.errors import MissingPackageError, SettingsError, WorkerError
 from lenstrain.fit.choice import FitProgress
-from lenstrain.grid import Cell, Grid, Outcome, Running, fit_cell
 from lenstrain.pack.pack import LensPack
+from lenstrain.sweeps.grid import Cell, Grid, Outcome, Running, fit_cell
 
 RETRIES = 3
 """How often a cell is begun again after its worker died."""
