@@ -1,17 +1,18 @@
-"""What extraction does beside the model's arithmetic: padding, hooks and sampling, each with and without.
+"""What extraction does beside the model's arithmetic: padding, hooks and sampling, each with and
+without.
 
     python benchmarks/batching.py [--model smollm2-135m] [--quick] [--json FILE]
 
 cuts      prompts of mixed length through a `Runner`, combined mode with 20 new tokens and prompt mode: batches filled
-          to 32 and to 64 rows, and batches that end where padding costs more than another one, with the overhead that
-          `--batch-size auto` reads off the sizes it tries
+          to 32 and to 64 rows, and batches that end where padding costs more than another one, with
+          the overhead that `--batch-size auto` reads off the sizes it tries
 hooks     a decode step at batch 4, all blocks captured, beside the same step without hooks
 sampling  `sample_tokens` at batch 4 and 64, beside the same arithmetic in fresh tensors
 
 Both sides in one process, in turns; medians over turns, with the lowest and the highest ratio.
 
-PREDICTED: cuts 1.2 times as fast as 32 rows, 1.4 as 64; hooks 2 % of a step; sampling in place 1.5 times as fast.
-FOUND: see RESULTS.md.
+PREDICTED: cuts 1.2 times as fast as 32 rows, 1.4 as 64; hooks 2 % of a step; sampling in place 1.5
+times as fast. FOUND: see RESULTS.md.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ NEW_TOKENS = 20
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--quick", action="store_true", help="fewer prompts and turns")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
@@ -72,9 +75,11 @@ def in_turns(sides: dict[str, Callable[[], object]], turns: int, against: str) -
         spread = min(ratios), statistics.median(ratios), max(ratios)
         figures[side] = {"seconds": statistics.median(values), "ratio": spread}
         print(
-            f"  {side:28} {statistics.median(values) * 1e3:10.2f} ms, {spread[1]:.2f} of {against!r} "
-            f"({spread[0]:.2f} to {spread[2]:.2f})", flush=True,
-        )  # fmt: skip
+            f"  {side:28} {statistics.median(values) * 1e3:10.2f} ms, {spread[1]:.2f} of "
+            f"{against!r} "
+            f"({spread[0]:.2f} to {spread[2]:.2f})",
+            flush=True,
+        )
     return figures
 
 
@@ -83,8 +88,10 @@ def cuts(loaded: LoadedModel, n: int, turns: int) -> dict[str, Any]:
     pack, figures = as_pack(texts(n)), {}
     for mode in ("combined", "prompt"):
         settings = ExtractSettings(
-            mode=mode, max_new_tokens=NEW_TOKENS, model_layers=None if mode == "combined" else (loaded.n_layers // 2,)
-        )  # type: ignore[arg-type]  # fmt: skip
+            mode=mode,
+            max_new_tokens=NEW_TOKENS,
+            model_layers=None if mode == "combined" else (loaded.n_layers // 2,),
+        )  # type: ignore[arg-type]
         header, plan = make_header(loaded, pack, settings), plan_samples(pack, [0])
         rows = PlannedRows(plan, tokenize(loaded, plan.texts))
         choice = choose_batch(partial(make_runner, loaded, header), [rows], most=256)
@@ -92,9 +99,12 @@ def cuts(loaded: LoadedModel, n: int, turns: int) -> dict[str, Any]:
         every = rows[:]
         runners = {
             "cut": make_runner(loaded, header, 64, overhead=choice.overhead),
-            "32 rows": make_runner(loaded, header, 32), "64 rows": make_runner(loaded, header, 64),
-        }  # fmt: skip
-        figures[mode] = in_turns({side: partial(runner.run, every) for side, runner in runners.items()}, turns, "cut")
+            "32 rows": make_runner(loaded, header, 32),
+            "64 rows": make_runner(loaded, header, 64),
+        }
+        figures[mode] = in_turns(
+            {side: partial(runner.run, every) for side, runner in runners.items()}, turns, "cut"
+        )
         figures[mode]["overhead"] = choice.overhead
     return figures
 
@@ -108,11 +118,15 @@ def hooks(loaded: LoadedModel, turns: int) -> dict[str, Any]:
 
     def steps() -> None:
         mask = torch.ones_like(ids)
-        cache = loaded.model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1).past_key_values
+        cache = loaded.model(
+            input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1
+        ).past_key_values
         for _ in range(10):
             mask = torch.cat([mask, mask[:, :1]], dim=1)
             capture.count(torch.ones(4, 1, dtype=torch.bool))
-            loaded.model(input_ids=ids[:, :1], attention_mask=mask, past_key_values=cache, use_cache=True)
+            loaded.model(
+                input_ids=ids[:, :1], attention_mask=mask, past_key_values=cache, use_cache=True
+            )
 
     def captured() -> None:
         with capture:
@@ -135,7 +149,10 @@ def sampling(turns: int) -> dict[str, Any]:
         print(f"sampling at batch {n}")
         drawn = torch.Generator().manual_seed(0)
         logits = 3 * torch.randn(n, 49152, generator=drawn)
-        temperature, uniform = torch.full((n,), 0.6), torch.rand(n, generator=drawn, dtype=torch.float64)
+        temperature, uniform = (
+            torch.full((n,), 0.6),
+            torch.rand(n, generator=drawn, dtype=torch.float64),
+        )
         sides = {
             "in place": partial(sample_tokens, logits, temperature, uniform),
             "in fresh tensors": partial(sample_in_fresh_tensors, logits, temperature, uniform),
@@ -145,8 +162,11 @@ def sampling(turns: int) -> dict[str, Any]:
     return figures
 
 
-def sample_in_fresh_tensors(logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """What `sample_tokens` does to logits of a vocabulary of whole chunks, each operation into a new tensor."""
+def sample_in_fresh_tensors(
+    logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor
+) -> torch.Tensor:
+    """What `sample_tokens` does to logits of a vocabulary of whole chunks, each operation into a
+    new tensor."""
     scaled = logits / temperature.unsqueeze(1)
     weights = torch.exp(scaled - scaled.amax(dim=1, keepdim=True))
     chunks = torch.nn.functional.pad(weights, (0, 0)).reshape(len(logits), -1, 256)

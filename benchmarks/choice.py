@@ -1,12 +1,16 @@
-"""By what to choose model layer and strength on the calibration split: four criteria, judged on the test split.
+"""By what to choose model layer and strength on the calibration split: four criteria, judged on the
+test split.
 
-    python benchmarks/choice.py [--store demo/store.zarr] [--layers 3] [--model-layers 5 10 15 20 25] [--quick]
+    python benchmarks/choice.py [--store demo/store.zarr] [--layers 3] [--model-layers 5 10 15 20
+    25] [--quick]
 
-Each criterion chooses both for every concept; the lenses are then fitted alike. Average precision is at a prevalence of
-1 %, 10 % and one half, where one half is what `lenstrain.fit.choice` uses. Means over concepts, on the test split.
+Each criterion chooses both for every concept; the lenses are then fitted alike. Average precision
+is at a prevalence of 1 %, 10 % and one half, where one half is what `lenstrain.fit.choice` uses.
+Means over concepts, on the test split.
 
-Predicted: the criterion that is also the score, average precision at 1 %, chooses the lenses with the best score. Found
-(foundation pack, layer 3): it does not, since on a handful of calibration samples it hangs on one or two negatives.
+Predicted: the criterion that is also the score, average precision at 1 %, chooses the lenses with
+the best score. Found (foundation pack, layer 3): it does not, since on a handful of calibration
+samples it hangs on one or two negatives.
 """
 
 from __future__ import annotations
@@ -29,9 +33,13 @@ CRITERIA = {"average precision at 1 %": 0.01, "at 10 %": 0.1, "at one half": 0.5
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--store", type=Path, default=Path("demo/store.zarr"))
-    parser.add_argument("--layers", type=int, nargs="*", help="layers of abstraction (default: all)")
+    parser.add_argument(
+        "--layers", type=int, nargs="*", help="layers of abstraction (default: all)"
+    )
     parser.add_argument("--model-layers", type=int, nargs="*", default=[5, 10, 15, 20, 25, 28, 29])
     parser.add_argument("--quick", action="store_true", help="two model layers")
     arguments = parser.parse_args()
@@ -46,7 +54,9 @@ def main() -> None:
     for name, prevalence in CRITERIA.items():
         with choosing_by(prevalence):
             lenses = fit_lenses(dataset, settings).lenses
-        found = np.mean([(lens.ranking.score, lens.ranking.auroc, lens.test_f1) for lens in lenses], axis=0)
+        found = np.mean(
+            [(lens.ranking.score, lens.ranking.auroc, lens.test_f1) for lens in lenses], axis=0
+        )
         print(f"{name:26}  {found[0]:.4f}  {found[1]:.4f}  {found[2]:.4f}")
 
 

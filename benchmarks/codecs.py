@@ -1,17 +1,21 @@
-"""Why activations are encoded as they are: size and speed of Blosc-zstd by chunk, order, level, shuffle and block size.
+"""Why activations are encoded as they are: size and speed of Blosc-zstd by chunk, order, level,
+shuffle and block size.
 
     python benchmarks/codecs.py [--store PATH] [--quick]
 
-Encodes the rows of a finished store (demo/store.zarr, as `make demo` leaves it, unless another is named) chunk by chunk
-in one thread, full chunks only, without files. One choice is changed at a time; the first line is the reference. The
-last column is the size of rows that are not NaN, which counts for a model that always writes something.
+Encodes the rows of a finished store (demo/store.zarr, as `make demo` leaves it, unless another is
+named) chunk by chunk in one thread, full chunks only, without files. One choice is changed at a
+time; the first line is the reference. The last column is the size of rows that are not NaN, which
+counts for a model that always writes something.
 
-Nothing was predicted in writing. The reference was chosen on one store of one small model (SmolLM2-135M) by trying
-about sixty combinations and keeping the small and fast ones, and is measured on that same store, so differences of
-0.005 should be checked on another model. There, without NaN: chunks of 256 rows 0.008 larger than those of 227, which
-fill one Blosc block; level 3 0.005 larger and half as fast to encode; level 7 0.004 smaller and thirty times slower;
-row-major order 0.009 larger, but 0.016 smaller where a twentieth of all rows is NaN. A likely reason, not tested: zstd
-codes up to 128 KiB with one table, which a Blosc block of 256 KiB fills once with either byte of the values.
+Nothing was predicted in writing. The reference was chosen on one store of one small model
+(SmolLM2-135M) by trying about sixty combinations and keeping the small and fast ones, and is
+measured on that same store, so differences of 0.005 should be checked on another model. There,
+without NaN: chunks of 256 rows 0.008 larger than those of 227, which fill one Blosc block; level 3
+0.005 larger and half as fast to encode; level 7 0.004 smaller and thirty times slower; row-major
+order 0.009 larger, but 0.016 smaller where a twentieth of all rows is NaN. A likely reason, not
+tested: zstd codes up to 128 KiB with one table, which a Blosc block of 256 KiB fills once with
+either byte of the values.
 """
 
 from __future__ import annotations
@@ -43,7 +47,9 @@ class Choice:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--store", default="demo/store.zarr")
     parser.add_argument("--quick", action="store_true", help="two model layers instead of five")
     arguments = parser.parse_args()
@@ -51,8 +57,12 @@ def main() -> None:
         store = open_store(arguments.store)
     except LenscacheError as error:
         raise SystemExit(f"{error}; `make demo` makes {arguments.store}") from None
-    model_layers = store.header.model_layers[:: -(-len(store.header.model_layers) // (2 if arguments.quick else 5))]
-    arrays = [read_all(store, phase, layer) for phase in store.header.phases for layer in model_layers]
+    model_layers = store.header.model_layers[
+        :: -(-len(store.header.model_layers) // (2 if arguments.quick else 5))
+    ]
+    arrays = [
+        read_all(store, phase, layer) for phase in store.header.phases for layer in model_layers
+    ]
     present = [values[(values & 0x7FFF != 0x7FC0).any(axis=1)] for values in arrays]
     best = Choice(rows=2**18 // (2 * store.header.hidden))
     choices = [
@@ -65,11 +75,15 @@ def main() -> None:
         replace(best, rows=256, level=3),
         replace(best, rows=256, order="row-major"),
     ]
-    print(f"{'rows':>5}  {'block':>8}  level  {'shuffle':10}  {'order':12}  size  encode  decode MB/s  without NaN")
+    print(
+        f"{'rows':>5}  {'block':>8}  level  {'shuffle':10}  {'order':12}  size  encode  decode "
+        "MB/s  without NaN"
+    )
     for choice in choices:
         size, encode, decode = measure(choice, arrays)
         print(
-            f"{choice.rows:5}  {choice.block:8}  {choice.level:5}  {choice.shuffle:10}  {choice.order:12}  {size:.3f}  "
+            f"{choice.rows:5}  {choice.block:8}  {choice.level:5}  {choice.shuffle:10}  "
+            f"{choice.order:12}  {size:.3f}  "
             f"{encode:6.0f}  {decode:6.0f}       {measure(choice, present)[0]:.3f}",
             flush=True,
         )

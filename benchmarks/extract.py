@@ -1,9 +1,11 @@
 """What extraction costs beside the old ways, and beside the model alone.
 
-    python benchmarks/extract.py [--model smollm2-135m] [--device auto] [--dtype float32] [--quick] [--json FILE]
+    python benchmarks/extract.py [--model smollm2-135m] [--device auto] [--dtype float32] [--quick]
+    [--json FILE]
 
-One process, the sides in turns, each on prompts of the starter pack and longer ones made of them (6 to about 120
-tokens), in an order that is not that of their length. Combined mode, 20 new tokens, all transformer blocks:
+One process, the sides in turns, each on prompts of the starter pack and longer ones made of them (6
+to about 120 tokens), in an order that is not that of their length. Combined mode, 20 new tokens,
+all transformer blocks:
 
 ours     `lenscache extract` into a store, at batch 4 and at `--batch-size auto`; every row has a temperature and a seed
 (a)      the way before: one prompt at a time, a prompt pass with `output_hidden_states`, then `generate` with
@@ -17,16 +19,18 @@ Prompt mode, middle block:
 ours     at `--batch-size auto`
 (d)      right padding, prompt order, batches of 8, all blocks and the head, one file a prompt
 
-"idle" is the share of the wall clock outside the model's forward passes, blocks being encoded and written beside them;
-`gpu.py` takes it from the kernels. Peak memory is the device's on a GPU, and on a CPU the whole process's so far.
+"idle" is the share of the wall clock outside the model's forward passes, blocks being encoded and
+written beside them; `gpu.py` takes it from the kernels. Peak memory is the device's on a GPU, and
+on a CPU the whole process's so far.
 
-What a run costs once is left out, and told apart, since a real one has thousands of prompts: laying out the store,
-trying batch sizes, and verifying 16 rows at the end of a round. (a) and (b) run on a share of the prompts, drawn anew
-each turn, and their time is scaled by the prompts. Ratios are medians over turns, with the lowest and the highest.
-On a machine with other work, OMP_WAIT_POLICY=passive keeps threads from spinning for cores they do not get.
+What a run costs once is left out, and told apart, since a real one has thousands of prompts: laying
+out the store, trying batch sizes, and verifying 16 rows at the end of a round. (a) and (b) run on a
+share of the prompts, drawn anew each turn, and their time is scaled by the prompts. Ratios are
+medians over turns, with the lowest and the highest. On a machine with other work,
+OMP_WAIT_POLICY=passive keeps threads from spinning for cores they do not get.
 
-PREDICTED, 2 cores, SmolLM2, float32: 3 (a) and 1.5 (b) at batch 4, 0.95 of (c); 6 (a) and 3.5 (b) at auto; 4 of (d).
-FOUND: see RESULTS.md.
+PREDICTED, 2 cores, SmolLM2, float32: 3 (a) and 1.5 (b) at batch 4, 0.95 of (c); 6 (a) and 3.5 (b)
+at auto; 4 of (d). FOUND: see RESULTS.md.
 """
 
 from __future__ import annotations
@@ -65,7 +69,9 @@ BOUNDS = {
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32")
@@ -89,7 +95,8 @@ def texts(n: int) -> list[str]:
     pack, rng = ConceptPack.load(STARTER), np.random.default_rng(0)
     sentences = sorted({example for concept in pack.concepts for example in concept.examples})
     found = [
-        " ".join(rng.choice(sentences, 1 if rng.random() < 0.7 else int(rng.integers(2, 9)))) for _ in range(4 * n)
+        " ".join(rng.choice(sentences, 1 if rng.random() < 0.7 else int(rng.integers(2, 9))))
+        for _ in range(4 * n)
     ]
     distinct = list(dict.fromkeys(found))[:n]
     rng.shuffle(distinct)
@@ -99,16 +106,25 @@ def texts(n: int) -> list[str]:
 def as_pack(prompts: Sequence[str]) -> ConceptPack:
     """A pack whose samples are just these prompts."""
     concept = {
-        "id": "all", "name": "all", "layer": 0, "parents": [], "definition": "", "aliases": [],
-        "examples": list(prompts), "contrasts": [],
-    }  # fmt: skip
-    return ConceptPack.from_dict({"format_version": 1, "name": "bench", "version": "1", "concepts": [concept]})
+        "id": "all",
+        "name": "all",
+        "layer": 0,
+        "parents": [],
+        "definition": "",
+        "aliases": [],
+        "examples": list(prompts),
+        "contrasts": [],
+    }
+    return ConceptPack.from_dict(
+        {"format_version": 1, "name": "bench", "version": "1", "concepts": [concept]}
+    )
 
 
 def measure(
     loaded: LoadedModel, prompts: list[str], turns: int, *, before: LoadedModel | None = None
 ) -> dict[str, Any]:
-    """Seconds a prompt of every side, turn by turn, and the ratios; (a) runs on the model `before`, if there is one."""
+    """Seconds a prompt of every side, turn by turn, and the ratios; (a) runs on the model `before`,
+    if there is one."""
     old = before or loaded
     some = max(8, len(prompts) // 8)
     n_tokens = {prompt: len(loaded.tokenizer(prompt)["input_ids"]) for prompt in prompts}
@@ -125,7 +141,7 @@ def measure(
             "(b) batches of 4": lambda drawn=drawn: (old_way(loaded, drawn, 4), {}),
             "prompt, auto": lambda: ours(loaded, prompts, "auto", mode="prompt"),
             "(d) right padded": lambda: (right_padded(loaded, prompts), {}),
-        }  # fmt: skip
+        }
         for side, run in sides.items():
             reset_peak(loaded.device)
             start = time.perf_counter()
@@ -136,16 +152,24 @@ def measure(
             chosen = drawn if side.startswith(("(a)", "(b)")) else prompts
             new = 0 if side in ("prompt, auto", "(d) right padded") else NEW_TOKENS
             tokens = sum(n_tokens[prompt] + new for prompt in chosen)
-            facts[side] = {"tokens/s": round(tokens / spent)} | found | {"peak_gib": peak_gib(loaded.device)}
+            facts[side] = (
+                {"tokens/s": round(tokens / spent)} | found | {"peak_gib": peak_gib(loaded.device)}
+            )
         line = ", ".join(f"{side} {1 / values[-1]:.2f}" for side, values in seconds.items())
         print(f"turn {turn + 1}, prompts/s: {line}", flush=True)
     pairs = {
-        "batch4_vs_single": ("(a) one by one", "batch 4"), "batch4_vs_batched": ("(b) batches of 4", "batch 4"),
-        "vs_bare_loop": ("(c) bare loop", "batch 4"), "auto_vs_single": ("(a) one by one", "auto"),
+        "batch4_vs_single": ("(a) one by one", "batch 4"),
+        "batch4_vs_batched": ("(b) batches of 4", "batch 4"),
+        "vs_bare_loop": ("(c) bare loop", "batch 4"),
+        "auto_vs_single": ("(a) one by one", "auto"),
         "auto_vs_batched": ("(b) batches of 4", "auto"),
         "prompt_auto_vs_right_padded": ("(d) right padded", "prompt, auto"),
-    }  # fmt: skip
-    figures: dict[str, Any] = {"device": device_name(loaded.device), "prompts": len(prompts), "seconds": seconds}
+    }
+    figures: dict[str, Any] = {
+        "device": device_name(loaded.device),
+        "prompts": len(prompts),
+        "seconds": seconds,
+    }
     for key, (theirs, mine) in pairs.items():
         ratios = [a / b for a, b in zip(seconds[theirs], seconds[mine], strict=True)]
         figures |= {key: statistics.median(ratios), f"{key}_spread": [min(ratios), max(ratios)]}
@@ -155,12 +179,17 @@ def measure(
 # --- ours
 
 
-def ours(loaded: LoadedModel, prompts: list[str], batch_size: int | str, mode: Any = "combined") -> tuple[int, Any]:
+def ours(
+    loaded: LoadedModel, prompts: list[str], batch_size: int | str, mode: Any = "combined"
+) -> tuple[int, Any]:
     """A whole extraction, into a store on disk."""
     layers = (loaded.n_layers // 2,) if mode == "prompt" else None
     settings = ExtractSettings(
-        mode=mode, max_new_tokens=NEW_TOKENS, batch_size=batch_size, model_layers=layers,
-    )  # type: ignore[arg-type]  # fmt: skip
+        mode=mode,
+        max_new_tokens=NEW_TOKENS,
+        batch_size=batch_size,
+        model_layers=layers,
+    )  # type: ignore[arg-type]
     verifying = before = 0.0
     verify = lenscache.extract.extraction._RoundExtraction._verify
 
@@ -184,20 +213,25 @@ def ours(loaded: LoadedModel, prompts: list[str], batch_size: int | str, mode: A
         start = time.perf_counter()
         report: ExtractReport = extract(
             Path(folder) / "s.zarr", as_pack(prompts), loaded, settings, on_progress=tell
-        )  # fmt: skip
+        )
         spent = time.perf_counter() - start
     running = spent - verifying - report.seconds_to_start
-    on_cpu = loaded.device.type == "cpu"  # elsewhere a forward pass returns before the device is through with it
+    on_cpu = (
+        loaded.device.type == "cpu"
+    )  # elsewhere a forward pass returns before the device is through with it
     return report.rows_run, {
-        "seconds": running, "idle": 1 - (forward.seconds - before) / running if on_cpu else None,
+        "seconds": running,
+        "idle": 1 - (forward.seconds - before) / running if on_cpu else None,
         "seconds_verifying": verifying,
-        "seconds_to_start": report.seconds_to_start, "batch_size": report.batch_size,
+        "seconds_to_start": report.seconds_to_start,
+        "batch_size": report.batch_size,
         "largest_error": report.max_relative_error,
-    }  # fmt: skip
+    }
 
 
 class ForwardTime:
-    """Seconds spent inside the model's forward pass while this is open, even where a hook ends one early."""
+    """Seconds spent inside the model's forward pass while this is open, even where a hook ends one
+    early."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._model, self._start, self.seconds = loaded.model, 0.0, 0.0
@@ -225,7 +259,8 @@ class ForwardTime:
 
 @torch.inference_mode()
 def old_way(loaded: LoadedModel, prompts: Sequence[str], batch_size: int) -> int:
-    """(a) and (b): the prompt and the generation run separately, all hidden states of every step kept."""
+    """(a) and (b): the prompt and the generation run separately, all hidden states of every step
+    kept."""
     with tempfile.TemporaryDirectory() as folder:
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
@@ -236,20 +271,32 @@ def old_way(loaded: LoadedModel, prompts: Sequence[str], batch_size: int) -> int
 
 @torch.inference_mode()
 def continue_one(loaded: LoadedModel, batch: Sequence[str]) -> list[list[np.ndarray]]:
-    """Mean over prompt positions and over generated ones, of every block, for each prompt of a padded batch."""
+    """Mean over prompt positions and over generated ones, of every block, for each prompt of a
+    padded batch."""
     tokenizer = loaded.tokenizer
     tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.eos_token
     inputs = tokenizer(list(batch), return_tensors="pt", padding=True).to(loaded.device)
     mask = inputs["attention_mask"].bool()
     states = loaded.model(**inputs, output_hidden_states=True).hidden_states[1:]
-    prompt = [[s[i][mask[i]].float().mean(0).cpu().numpy() for s in states] for i in range(len(batch))]
+    prompt = [
+        [s[i][mask[i]].float().mean(0).cpu().numpy() for s in states] for i in range(len(batch))
+    ]
     generated = loaded.model.generate(
-        **inputs, max_new_tokens=NEW_TOKENS, do_sample=True, temperature=0.7, output_hidden_states=True,
-        return_dict_in_generate=True, pad_token_id=tokenizer.eos_token_id,
-    ).hidden_states  # fmt: skip
+        **inputs,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=True,
+        temperature=0.7,
+        output_hidden_states=True,
+        return_dict_in_generate=True,
+        pad_token_id=tokenizer.eos_token_id,
+    ).hidden_states
     completion = [
         [
-            torch.stack([step[block + 1][i, -1] for step in generated[1:] or generated]).float().mean(0).cpu().numpy()
+            torch.stack([step[block + 1][i, -1] for step in generated[1:] or generated])
+            .float()
+            .mean(0)
+            .cpu()
+            .numpy()
             for block in range(loaded.n_layers)
         ]
         for i in range(len(batch))
@@ -265,14 +312,19 @@ def bare_loop(loaded: LoadedModel, prompts: list[str], batch_size: int = 4) -> i
         batch = rows[start : start + batch_size]
         width = max(map(len, batch))
         ids = torch.tensor([[0] * (width - len(row)) + row for row in batch], device=loaded.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=loaded.device)
+        mask = torch.tensor(
+            [[0] * (width - len(row)) + [1] * len(row) for row in batch], device=loaded.device
+        )
         output = loaded.model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1)
         for _ in range(NEW_TOKENS - 1):
             token = output.logits[:, -1].argmax(dim=1, keepdim=True)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
             output = loaded.model(
-                input_ids=token, attention_mask=mask, past_key_values=output.past_key_values, use_cache=True
-            )  # fmt: skip
+                input_ids=token,
+                attention_mask=mask,
+                past_key_values=output.past_key_values,
+                use_cache=True,
+            )
     return len(rows)
 
 
@@ -283,7 +335,9 @@ def right_padded(loaded: LoadedModel, prompts: list[str], batch_size: int = 8) -
     tokenizer.padding_side, tokenizer.pad_token = "right", tokenizer.eos_token
     with tempfile.TemporaryDirectory() as folder:
         for start in range(0, len(prompts), batch_size):
-            inputs = tokenizer(prompts[start : start + batch_size], return_tensors="pt", padding=True).to(loaded.device)
+            inputs = tokenizer(
+                prompts[start : start + batch_size], return_tensors="pt", padding=True
+            ).to(loaded.device)
             states = loaded.model(**inputs, output_hidden_states=True).hidden_states[block + 1]
             mask = inputs["attention_mask"].unsqueeze(2)
             means = ((states * mask).sum(dim=1) / mask.sum(dim=1)).float().cpu().numpy()
@@ -316,7 +370,11 @@ def peak_gib(device: torch.device) -> float | None:
 
 def device_name(device: torch.device) -> str:
     """What it ran on."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
 
 
 # --- what must hold
@@ -329,10 +387,16 @@ def report(figures: dict[str, Any]) -> bool:
     for side, values in figures["seconds"].items():
         rates = sorted(1 / value for value in values)
         found = {
-            k: round(v, 4) if isinstance(v, float) else v for k, v in figures["facts"][side].items() if v is not None
+            k: round(v, 4) if isinstance(v, float) else v
+            for k, v in figures["facts"][side].items()
+            if v is not None
         }
         shown = ", ".join(f"{k} {v}" for k, v in found.items())
-        print(f"{side:18}  {statistics.median(rates):7.2f}  ({rates[0]:.2f} to {rates[-1]:.2f})   {shown}")
+        print(
+            f"{side:18}  {statistics.median(rates):7.2f}  ({rates[0]:.2f} to {rates[-1]:.2f})  "
+            " "
+            f"{shown}"
+        )
     print()
     held = True
     for key, bound in BOUNDS.items():

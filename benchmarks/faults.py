@@ -1,17 +1,19 @@
-"""What becomes of a store when something goes wrong: each fault a number of times, on a small extraction.
+"""What becomes of a store when something goes wrong: each fault a number of times, on a small
+extraction.
 
     python benchmarks/faults.py [--tries N] [--quick] [--json FILE]
 
-A random transformer of three blocks is extracted into a store of 20 rows in three blocks. Each try applies one fault
-at a random, seeded place or moment and then goes the way a user goes: `verify`, `repair`, `extract`, `verify`. Columns:
+A random transformer of three blocks is extracted into a store of 20 rows in three blocks. Each try
+applies one fault at a random, seeded place or moment and then goes the way a user goes: `verify`,
+`repair`, `extract`, `verify`. Columns:
 
 right at once   verify found nothing wrong: no half-written block counted as written
 named           otherwise, verify named the damaged array, the rows and the file in one line
 repaired        blocks that were extracted again because they were damaged, and in brackets those that were not
 right           in the end the store was clean and byte for byte that of an uninterrupted run
 
-Faults that stop a writer (kill, full disk, failing write) must be right at once; damage must be named. --quick tries
-each three times.
+Faults that stop a writer (kill, full disk, failing write) must be right at once; damage must be
+named. --quick tries each three times.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ class Bench:
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tries", type=int, default=20)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -82,12 +86,17 @@ def main() -> None:
             tallies.append(fault)
             repaired = f"{fault.repaired} ({fault.needless})"
             print(
-                f"{fault.fault:46} {fault.tries:5}  {fault.right_at_once:13}  {fault.named:5}  {repaired:>8}  "
-                f"{fault.right:5}", flush=True,
-            )  # fmt: skip
+                f"{fault.fault:46} {fault.tries:5}  {fault.right_at_once:13}  {fault.named:5}  "
+                f"{repaired:>8}  "
+                f"{fault.right:5}",
+                flush=True,
+            )
     total = sum(tally.tries for tally in tallies)
-    print(f"{total} faults: {sum(t.right for t in tallies)} ended right, {sum(t.needless for t in tallies)} blocks "
-          "extracted again needlessly")  # fmt: skip
+    print(
+        f"{total} faults: {sum(t.right for t in tallies)} ended right, "
+        f"{sum(t.needless for t in tallies)} blocks "
+        "extracted again needlessly"
+    )
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(tally) for tally in tallies], indent=1))
 
@@ -144,7 +153,11 @@ def failing_write(bench: Bench, fault: str, name: str | None) -> Tally:
         block = rng.randrange(3)
         key: str | int = rng.randrange(60)
         if name is not None:
-            key = faults.object_file(bench.finished, name, block).relative_to(bench.finished).as_posix()
+            key = (
+                faults.object_file(bench.finished, name, block)
+                .relative_to(bench.finished)
+                .as_posix()
+            )
         try:
             with faults.failing_write(key, OSError(code, os.strerror(code))):
                 run_small(store)
@@ -157,7 +170,9 @@ def damaged(bench: Bench, how: str, name: str) -> Tally:
     """One object of a finished store is damaged."""
     tally, rng = Tally(f"{how}: {name}"), random.Random(f"{how} {name}")
     for number in range(bench.tries):
-        store = faults.copy_store(bench.finished, bench.folder / f"{how} {name} {number}".replace("/", " "))
+        store = faults.copy_store(
+            bench.finished, bench.folder / f"{how} {name} {number}".replace("/", " ")
+        )
         block = rng.randrange(3)
         file = faults.object_file(store, name, block)
         faults.damage(file, how, rng)
@@ -170,7 +185,8 @@ def damaged(bench: Bench, how: str, name: str) -> Tally:
 
 
 def damaged_plan(bench: Bench, how: str) -> Tally:
-    """A column that the plan determines is damaged: it is written again, and no row is extracted."""
+    """A column that the plan determines is damaged: it is written again, and no row is
+    extracted."""
     tally, rng = Tally(f"{how}: a column of the plan"), random.Random(f"{how} plan")
     for number in range(bench.tries):
         store = faults.copy_store(bench.finished, bench.folder / f"{how} plan {number}")

@@ -1,37 +1,49 @@
-"""What fitting costs: beside a loop over scikit-learn and one over MLPs, as concepts grow in number, and in scoring.
+"""What fitting costs: beside a loop over scikit-learn and one over MLPs, as concepts grow in
+number, and in scoring.
 
-    python benchmarks/fit.py [--quick] [--compare] [--scale] [--device cuda] [--json FILE] [--workdir FOLDER]
+    python benchmarks/fit.py [--quick] [--compare] [--scale] [--device cuda] [--json FILE]
+    [--workdir FOLDER]
 
-All data are stores planted by benchmarks/planted.py, read from disk as any other; --workdir keeps them.
+All data are stores planted by benchmarks/planted.py, read from disk as any other; --workdir keeps
+them.
 
-compare  a layer of 276 concepts, hidden 2560, 40 to 200 prompts a concept; one negative a positive, so that the last
-         iteration of a concept fits 42 to 214 rows. `fit_lenses` (beyond_graduation off, the rest as by default) beside
-         the same schedule run concept by concept: the same rows and standardised features, C from the same three on
-         the calibration split, then a fit for 5, 10, 20, 30 ... positives, each judged by `lenstrain.fit.measure.judge` on
-         the calibration and test splits, until it graduates.
-             scikit-learn  LogisticRegression(class_weight="balanced", max_iter=1000), its own solver and tolerance
+compare  a layer of 276 concepts, hidden 2560, 40 to 200 prompts a concept; one negative a positive,
+so that the last
+         iteration of a concept fits 42 to 214 rows. `fit_lenses` (beyond_graduation off, the rest
+         as by default) beside the same schedule run concept by concept: the same rows and
+         standardised features, C from the same three on the calibration split, then a fit for 5,
+         10, 20, 30 ... positives, each judged by `lenstrain.fit.measure.judge` on the calibration
+         and test splits, until it graduates.
+             scikit-learn  LogisticRegression(class_weight="balanced", max_iter=1000), its own
+             solver and tolerance
              MLP           2560-128-64-1, ReLU, Adam at 1e-3, minibatches of 32, 50 epochs: no C to choose
-         Loops run on random concepts, others in every turn, and their mean time stands for all. Products run on
-         one thread: at these sizes more are no faster, and on a busy machine many times slower. lenstrain fits all,
-         in turn with the loops. "Same work" leaves out what the loops do not do (calibrators, controls, intervals,
-         directions to steer along) and what all share (negatives, reading, standardising): rows gathered, fits,
-         held-out logits, judging; on all cores, as by default, and on one. "Whole" is all of `fit_lenses`, beside the
-         loop plus what all share. With --device lenstrain fits there, and the loops where they always do.
-one fit  a fit for each of 128 concepts on n rows, an eighth of them positive, beside LogisticRegression one by one
+         Loops run on random concepts, others in every turn, and their mean time stands for all.
+         Products run on one thread: at these sizes more are no faster, and on a busy machine many
+         times slower. lenstrain fits all, in turn with the loops. "Same work" leaves out what the
+         loops do not do (calibrators, controls, intervals, directions to steer along) and what all
+         share (negatives, reading, standardising): rows gathered, fits, held-out logits, judging;
+         on all cores, as by default, and on one. "Whole" is all of `fit_lenses`, beside the loop
+         plus what all share. With --device lenstrain fits there, and the loops where they always
+         do.
+one fit  a fit for each of 128 concepts on n rows, an eighth of them positive, beside
+LogisticRegression one by one
 scale    `fit_lenses` with everything by default on stores of 40 prompts a concept, each in a process of its own: time,
-         peak memory of the process, grades. The cosine of a lens and its planted direction is taken on standardised
-         features, where the deviation of the noise is 1 in each; median over strengths of 7.3 to 10.7, the middle
-         third. Concepts without signal must not get an A. Seconds are extrapolated from those of CPU, which other work
-         on the machine does not touch, at the best share of the cores seen; memory by the rows that are read.
+         peak memory of the process, grades. The cosine of a lens and its planted direction is taken
+         on standardised features, where the deviation of the noise is 1 in each; median over
+         strengths of 7.3 to 10.7, the middle third. Concepts without signal must not get an A.
+         Seconds are extrapolated from those of CPU, which other work on the machine does not touch,
+         at the best share of the cores seen; memory by the rows that are read.
 scoring  one vector against 5,665 lenses (`LensPack.score`), in turn with the bare product of numpy
 
-Bounds: 50 times the scikit-learn loop and 500 times the MLP loop (same work), 5,665 concepts in 600 s and 8 GiB,
-scoring at most 1.5 times the product. Only without --quick is the exit status 1 where one does not hold. --quick takes
-fewer concepts and turns, and says what 5,665 concepts cost by extrapolation.
+Bounds: 50 times the scikit-learn loop and 500 times the MLP loop (same work), 5,665 concepts in 600
+s and 8 GiB, scoring at most 1.5 times the product. Only without --quick is the exit status 1 where
+one does not hold. --quick takes fewer concepts and turns, and says what 5,665 concepts cost by
+extrapolation.
 
-Predicted before the first run: 25 times the scikit-learn loop and 300 times the MLP loop; 5,665 concepts in 420 s and
-4 GiB, seconds growing with the power 1.3 of concepts, since products with held-out rows grow with the square. Predicted
-once concepts took their iterations in step: 25 and 400; 300 s and 4.5 GiB, the power 1.15.
+Predicted before the first run: 25 times the scikit-learn loop and 300 times the MLP loop; 5,665
+concepts in 420 s and 4 GiB, seconds growing with the power 1.3 of concepts, since products with
+held-out rows grow with the square. Predicted once concepts took their iterations in step: 25 and
+400; 300 s and 4.5 GiB, the power 1.15.
 """
 
 from __future__ import annotations
@@ -98,11 +110,15 @@ BOUNDS = {
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer concepts and turns")
     parser.add_argument("--compare", action="store_true", help="only the comparison with loops")
     parser.add_argument("--scale", action="store_true", help="only the growing stores")
-    parser.add_argument("--device", default="cpu", help="where lenstrain fits in the comparison; default cpu")
+    parser.add_argument(
+        "--device", default="cpu", help="where lenstrain fits in the comparison; default cpu"
+    )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--workdir", type=Path, help="folder that planted stores are kept in")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -155,14 +171,22 @@ def compare(folder: Path, device: str, *, quick: bool) -> dict[str, Any]:
     shared = time.perf_counter() - start
     n = len(tasks)
     rows = [len(task) for task in tasks]
-    print(f"{n} concepts, {dataset.n_samples} samples, {min(rows)} to {max(rows)} rows in the last iteration")
+    print(
+        f"{n} concepts, {dataset.n_samples} samples, {min(rows)} to {max(rows)} rows in the "
+        "last "
+        "iteration"
+    )
     order = np.random.default_rng(SEED).permutation(n)
-    seconds: dict[str, list[float]] = {side: [] for side in ("same work", "one core", "whole", "scikit-learn", "MLP")}
+    seconds: dict[str, list[float]] = {
+        side: [] for side in ("same work", "one core", "whole", "scikit-learn", "MLP")
+    }
     f1: dict[str, dict[str, float]] = {"scikit-learn": {}, "MLP": {}}
     ours: dict[str, float] = {}
     fits: list[float] = []
     for turn in range(turns):
-        tasks = [TaskRows(dataset, task.task, LAYER_SETTINGS) for task in tasks]  # nothing kept from the turn before
+        tasks = [
+            TaskRows(dataset, task.task, LAYER_SETTINGS) for task in tasks
+        ]  # nothing kept from the turn before
         for side, jobs in (("same work", None), ("one core", 1)):
             spent, result = without_extras(dataset, settings, jobs)
             seconds[side].append(spent)
@@ -179,7 +203,10 @@ def compare(folder: Path, device: str, *, quick: bool) -> dict[str, Any]:
             found = loop([tasks[i] for i in chosen], features, fit, strengths)
             seconds[side].append((time.perf_counter() - start) / len(chosen) * n)
             f1[side] |= found
-        print(f"turn {turn + 1}: " + ", ".join(f"{side} {values[-1]:.1f} s" for side, values in seconds.items()))
+        print(
+            f"turn {turn + 1}: "
+            + ", ".join(f"{side} {values[-1]:.1f} s" for side, values in seconds.items())
+        )
     print(f"lenstrain: {np.mean(fits):.2f} iterations a concept; what all share: {shared:.1f} s\n")
     print(f"{'times as fast as':42}  median  lowest to highest")
     figures: dict[str, Any] = {"compare_seconds": seconds, "compare_seconds_shared": shared}
@@ -208,7 +235,9 @@ def prepare(dataset: LensDataset) -> tuple[list[TaskRows], Features]:
     return tasks, Features.of_model_layers(dataset, (0,))
 
 
-def without_extras(dataset: LensDataset, settings: FitSettings, jobs: int | None) -> tuple[float, list[FittedLens]]:
+def without_extras(
+    dataset: LensDataset, settings: FitSettings, jobs: int | None
+) -> tuple[float, list[FittedLens]]:
     """Seconds of adaptive training without calibrators, controls and intervals; and its lenses."""
     spent = 0.0
     run = AdaptiveTraining.run
@@ -232,16 +261,22 @@ def bare_lenses() -> Iterator[None]:
     def measure(rows: TaskRows, *args: Any, **_: Any) -> FittedLens:
         (step,) = (arg for arg in args if isinstance(arg, Iteration))
         score = Ranking(step.score, np.nan, np.nan, 0, 0)
-        return FittedLens(**unknown | {"concept": rows.task.concept, "test_f1": step.test_f1, "ranking": score})
+        return FittedLens(
+            **unknown | {"concept": rows.task.concept, "test_f1": step.test_f1, "ranking": score}
+        )
 
     class NoControls:
         def __init__(self, *_: Any) -> None:
             pass
 
-        def measure(self, _trainer: Any, _features: Any, tasks: Sequence[TaskRows], *_: Any) -> list[dict[str, Any]]:
+        def measure(
+            self, _trainer: Any, _features: Any, tasks: Sequence[TaskRows], *_: Any
+        ) -> list[dict[str, Any]]:
             return [{} for _ in tasks]
 
-    def no_directions(_features: Any, tasks: Sequence[TaskRows], _model_layers: Any) -> list[tuple[()]]:
+    def no_directions(
+        _features: Any, tasks: Sequence[TaskRows], _model_layers: Any
+    ) -> list[tuple[()]]:
         return [()] * len(tasks)
 
     with (
@@ -252,7 +287,9 @@ def bare_lenses() -> Iterator[None]:
         yield
 
 
-def loop(tasks: Sequence[TaskRows], features: Features, fit: Fit, strengths: Sequence[float]) -> dict[str, float]:
+def loop(
+    tasks: Sequence[TaskRows], features: Features, fit: Fit, strengths: Sequence[float]
+) -> dict[str, float]:
     """Adaptive training concept by concept: the test F1 of each."""
     Z = features.Z.numpy()
     held_out = {split: Z[features.dataset.split_slices[split]] for split in (CALIBRATION, TEST)}
@@ -262,12 +299,19 @@ def loop(tasks: Sequence[TaskRows], features: Features, fit: Fit, strengths: Seq
         for number, task in enumerate(tasks):
             for place, strength in enumerate(strengths):
                 decide = fit(Z[task.training.rows], task.training.targets, strength)
-                scores[place, number] = task.score(CALIBRATION, decide(held_out[CALIBRATION]), CHOICE_PREVALENCE)
+                scores[place, number] = task.score(
+                    CALIBRATION, decide(held_out[CALIBRATION]), CHOICE_PREVALENCE
+                )
         C = [strengths[i] for i in best_for_each(scores, tasks)]
-    return {task.task.concept: train(task, Z, held_out, fit, c).test_f1 for task, c in zip(tasks, C, strict=True)}
+    return {
+        task.task.concept: train(task, Z, held_out, fit, c).test_f1
+        for task, c in zip(tasks, C, strict=True)
+    }
 
 
-def train(task: TaskRows, Z: NDArray[np.float32], held_out: dict[int, Any], fit: Fit, C: float) -> Iteration:
+def train(
+    task: TaskRows, Z: NDArray[np.float32], held_out: dict[int, Any], fit: Fit, C: float
+) -> Iteration:
     """The iterations of one concept; its last."""
     for iteration in count(1):
         end = task.training.ends[iteration - 1]
@@ -275,7 +319,9 @@ def train(task: TaskRows, Z: NDArray[np.float32], held_out: dict[int, Any], fit:
         logits = fit(rows, task.training.targets[:end], C)
         chosen = deciding(task, LAYER_SETTINGS)
         threshold = decide(chosen, logits(held_out[CALIBRATION][chosen.rows]), LAYER_SETTINGS)
-        step = judge(task, logits(rows), threshold, logits(held_out[TEST]), LAYER_SETTINGS, iteration)
+        step = judge(
+            task, logits(rows), threshold, logits(held_out[TEST]), LAYER_SETTINGS, iteration
+        )
         if iteration == task.last_iteration or LAYER_SETTINGS.graduates(step, iteration):
             return step
     raise AssertionError("unreachable")
@@ -283,7 +329,11 @@ def train(task: TaskRows, Z: NDArray[np.float32], held_out: dict[int, Any], fit:
 
 def fit_sklearn(rows: NDArray[np.float32], y: NDArray[np.bool_], C: float) -> Decide:
     """scikit-learn's logistic regression as it comes, with balanced classes."""
-    decide: Decide = LogisticRegression(C=C, class_weight="balanced", max_iter=1000).fit(rows, y).decision_function
+    decide: Decide = (
+        LogisticRegression(C=C, class_weight="balanced", max_iter=1000)
+        .fit(rows, y)
+        .decision_function
+    )
     return decide
 
 
@@ -291,9 +341,12 @@ def fit_mlp(rows: NDArray[np.float32], y: NDArray[np.bool_], _C: float) -> Decid
     """A small network, by the usual loop over minibatches."""
     torch.manual_seed(SEED)
     network = torch.nn.Sequential(
-        torch.nn.Linear(rows.shape[1], 128), torch.nn.ReLU(), torch.nn.Linear(128, 64), torch.nn.ReLU(),
+        torch.nn.Linear(rows.shape[1], 128),
+        torch.nn.ReLU(),
+        torch.nn.Linear(128, 64),
+        torch.nn.ReLU(),
         torch.nn.Linear(64, 1),
-    )  # fmt: skip
+    )
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     X, target = torch.from_numpy(rows), torch.from_numpy(y).float()
     for _ in range(50):
@@ -310,7 +363,9 @@ def fit_mlp(rows: NDArray[np.float32], y: NDArray[np.bool_], _C: float) -> Decid
     return decide
 
 
-def mean_difference(ours: dict[str, float], theirs: dict[str, float]) -> tuple[float, tuple[float, float]]:
+def mean_difference(
+    ours: dict[str, float], theirs: dict[str, float]
+) -> tuple[float, tuple[float, float]]:
     """Mean over the concepts of both, with a bootstrap interval of 95 %."""
     values = np.array([ours[concept] - f1 for concept, f1 in theirs.items()])
     drawn = np.random.default_rng(SEED).choice(values, (10_000, len(values))).mean(axis=1)
@@ -331,8 +386,12 @@ def measure_one_fit(
         rows, targets = [], []
         for number, task in enumerate(chosen):
             positives = task.training.rows[task.training.targets][: n // 8]
-            others = np.setdiff1d(np.arange(training.start, training.stop), task.training.rows[task.training.targets])
-            negatives = np.random.default_rng([SEED, number]).choice(others, n - n // 8, replace=False)
+            others = np.setdiff1d(
+                np.arange(training.start, training.stop), task.training.rows[task.training.targets]
+            )
+            negatives = np.random.default_rng([SEED, number]).choice(
+                others, n - n // 8, replace=False
+            )
             rows.append(np.concatenate([positives, negatives]))
             targets.append(np.arange(n) < n // 8)
 
@@ -352,7 +411,10 @@ def measure_one_fit(
             theirs.append((time.perf_counter() - start) / n_loop * 1e3)
         ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
         a, b, ratio = (statistics.median(values) for values in (ours, theirs, ratios))
-        print(f"{n:3} rows      {a:6.2f} ms     {b:6.2f} ms   {ratio:6.1f} ({min(ratios):.1f} to {max(ratios):.1f})")
+        print(
+            f"{n:3} rows      {a:6.2f} ms     {b:6.2f} ms   {ratio:6.1f} ({min(ratios):.1f} to "
+            f"{max(ratios):.1f})"
+        )
         found.append({"rows": n, "ms": a, "ms_sklearn": b, "ratio": ratio})
     return found
 
@@ -361,7 +423,8 @@ def measure_one_fit(
 
 
 def fit_alone(path: Path) -> dict[str, Any]:
-    """Fit a store in this process, which has done nothing else: what it cost and what came of it."""
+    """Fit a store in this process, which has done nothing else: what it cost and what came of
+    it."""
     start = time.perf_counter()
     dataset = open_dataset(path)
     opened, worked = time.perf_counter(), time.process_time()
@@ -373,35 +436,53 @@ def fit_alone(path: Path) -> dict[str, Any]:
     strength = world.strengths[number]
     weight = np.stack([lens.weights.weight for lens in lenses]) * world.deviations  # type: ignore[union-attr]
     wanted = world.directions[number] * (world.scale / world.deviations)
-    cosine = (weight * wanted).sum(axis=1) / np.linalg.norm(weight, axis=1) / np.linalg.norm(wanted, axis=1)
+    cosine = (
+        (weight * wanted).sum(axis=1)
+        / np.linalg.norm(weight, axis=1)
+        / np.linalg.norm(wanted, axis=1)
+    )
     middle = (strength > MIDDLE[0]) & (strength < MIDDLE[1])
     grades = Counter(lens.grade.value for lens in lenses)
     return {
-        "concepts": len(lenses), "rows": len(dataset.vector_sample), "seconds": seconds,
-        "cpu_seconds": cpu_seconds, "seconds_to_open": opened - start, "rss_gib": peak,
+        "concepts": len(lenses),
+        "rows": len(dataset.vector_sample),
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "seconds_to_open": opened - start,
+        "rss_gib": peak,
         "grades": {g.value: grades[g.value] for g in Grade},
         "mean_score": float(np.mean([lens.ranking.score for lens in lenses])),
         "mean_test_f1": float(np.mean([lens.test_f1 for lens in lenses])),
         "iterations": float(np.mean([len(lens.trajectory) for lens in lenses])),
-        "median_cosine": float(np.median(cosine[middle])), "without_signal": int((strength == 0).sum()),
+        "median_cosine": float(np.median(cosine[middle])),
+        "without_signal": int((strength == 0).sum()),
         "without_signal_graded_a": sum(
             lens.grade == Grade.A for lens, s in zip(lenses, strength, strict=True) if s == 0
         ),
-    }  # fmt: skip
+    }
 
 
 def peak_memory() -> float:
-    """GiB that this process held at most; not `ru_maxrss`, which starts from what its parent held."""
+    """GiB that this process held at most; not `ru_maxrss`, which starts from what its parent
+    held."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 2**20
+    return (
+        next(
+            int(line.split()[1])
+            for line in status.read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
+        / 2**20
+    )
 
 
 def scale(folder: Path, *, quick: bool) -> dict[str, Any]:
     """Stores of growing size, each fitted in a process of its own."""
     print(
-        f"\n{'concepts':>8}  {'rows':>7}  {'seconds':>7}  predicted  of CPU  GiB peak  {'A':>5} {'B':>5} {'C':>5}"
+        f"\n{'concepts':>8}  {'rows':>7}  {'seconds':>7}  predicted  of CPU  GiB peak  {'A':>5} "
+        f"{'B':>5} {'C':>5}"
         "  score     F1  cosine  no signal: A of"
     )
     runs: list[dict[str, Any]] = []
@@ -412,30 +493,45 @@ def scale(folder: Path, *, quick: bool) -> dict[str, Any]:
         runs.append(run)
         grades = " ".join(f"{number:5}" for number in run["grades"].values())
         print(
-            f"{n:8}  {run['rows']:7}  {run['seconds']:7.1f}  {420 * (n / ALL) ** 1.3:9.1f}  {run['cpu_seconds']:6.1f}  "
-            f"{run['rss_gib']:8.2f}  {grades}  {run['mean_score']:5.3f}  {run['mean_test_f1']:5.3f}  "
-            f"{run['median_cosine']:6.3f}  {run['without_signal_graded_a']} of {run['without_signal']}",
+            f"{n:8}  {run['rows']:7}  {run['seconds']:7.1f}  {420 * (n / ALL) ** 1.3:9.1f}  "
+            f"{run['cpu_seconds']:6.1f}  "
+            f"{run['rss_gib']:8.2f}  {grades}  {run['mean_score']:5.3f}  "
+            f"{run['mean_test_f1']:5.3f}  "
+            f"{run['median_cosine']:6.3f}  {run['without_signal_graded_a']} of "
+            f"{run['without_signal']}",
             flush=True,
         )
-    n, seconds, cpu = (np.array([run[key] for run in runs]) for key in ("concepts", "seconds", "cpu_seconds"))
+    n, seconds, cpu = (
+        np.array([run[key] for run in runs]) for key in ("concepts", "seconds", "cpu_seconds")
+    )
     slope = float(np.polyfit(np.log(n), np.log(cpu), 1)[0])
     print(f"CPU seconds grow with the power {slope:.2f} of concepts")
-    figures: dict[str, Any] = {"scale": runs, "scale_slope": slope, "seconds_5665_is_extrapolated": quick}
+    figures: dict[str, Any] = {
+        "scale": runs,
+        "scale_slope": slope,
+        "seconds_5665_is_extrapolated": quick,
+    }
     figures["without_signal_graded_a"] = sum(run["without_signal_graded_a"] for run in runs)
     smaller = slice(None) if quick else slice(-1)
     foreseen = extrapolate(n[smaller], cpu[smaller]) * float((seconds / cpu)[smaller].min())
-    foreseen_gib = runs[smaller][-1]["rss_gib"] + 40 * (ALL - n[smaller][-1]) * LAYER.hidden * 4 / 2**30
+    foreseen_gib = (
+        runs[smaller][-1]["rss_gib"] + 40 * (ALL - n[smaller][-1]) * LAYER.hidden * 4 / 2**30
+    )
     figures["seconds_5665"] = foreseen if quick else seconds[-1]
     figures["rss_gib_5665"] = foreseen_gib if quick else runs[-1]["rss_gib"]
     print(
-        f"{ALL} concepts by extrapolation from {n[0]} to {n[smaller][-1]}: {foreseen:.0f} s, {foreseen_gib:.1f} GiB"
+        (
+            f"{ALL} concepts by extrapolation from {n[0]} to {n[smaller][-1]}: {foreseen:.0f} s, "
+            f"{foreseen_gib:.1f} GiB"
+        )
         + ("" if quick else f"; seen: {seconds[-1]:.0f} s, {runs[-1]['rss_gib']:.1f} GiB")
     )
     return figures
 
 
 def extrapolate(n: NDArray[Any], seconds: NDArray[Any]) -> float:
-    """CPU seconds of all concepts, as a n + b n^2: products with held-out rows grow with the square."""
+    """CPU seconds of all concepts, as a n + b n^2: products with held-out rows grow with the
+    square."""
     (a, b), _ = nnls(np.stack([n, n**2], axis=1) / seconds[:, None], np.ones(len(n)))
     return float(a * ALL + b * ALL**2)
 
@@ -449,11 +545,20 @@ def measure_scoring(*, turns: int) -> dict[str, Any]:
     weight = rng.normal(size=(ALL, LAYER.hidden)).astype(np.float32)
     lenses = [
         Lens(
-            f"concept {i}", f"concept {i}", 0, (0,), LinearWeights(row, 0.5), 0.0, Calibrator("sigmoid", (1.0, 0.0)),
-            NoiseFloor(0.0, 1.0), Grade.A, {}, (),
+            f"concept {i}",
+            f"concept {i}",
+            0,
+            (0,),
+            LinearWeights(row, 0.5),
+            0.0,
+            Calibrator("sigmoid", (1.0, 0.0)),
+            NoiseFloor(0.0, 1.0),
+            Grade.A,
+            {},
+            (),
         )
         for i, row in enumerate(weight)
-    ]  # fmt: skip
+    ]
     pack, x = LensPack(lenses, {}, {}), rng.normal(size=(1, LAYER.hidden)).astype(np.float32)
     sides: dict[str, Callable[[], NDArray[np.float32]]] = {
         "LensPack.score": lambda: pack.score(x, 0)[0],
@@ -471,7 +576,8 @@ def measure_scoring(*, turns: int) -> dict[str, Any]:
     ratios = np.array(seconds["LensPack.score"]) / np.array(seconds["numpy"])
     low, ratio, high = np.quantile(ratios, [0.05, 0.5, 0.95])
     print(
-        f"\none vector against {ALL} lenses: {ours:.2f} ms, numpy's product {bare:.2f} ms, ratio {ratio:.2f} "
+        f"\none vector against {ALL} lenses: {ours:.2f} ms, numpy's product {bare:.2f} ms, ratio "
+        f"{ratio:.2f} "
         f"({low:.2f} to {high:.2f} in nine of ten turns)"
     )
     return {"scoring_ratio": float(ratio), "scoring_ratio_spread": [float(low), float(high)]}
@@ -489,8 +595,15 @@ def check(figures: dict[str, Any]) -> bool:
             value = figures[name]
             holds = value >= bound if sense == "at least" else value <= bound
             held &= holds
-            note = " (extrapolated)" if "5665" in name and figures["seconds_5665_is_extrapolated"] else ""
-            print(f"{name}: {value:.4g}{note}, {sense} {bound}: {'holds' if holds else 'DOES NOT HOLD'}")
+            note = (
+                " (extrapolated)"
+                if "5665" in name and figures["seconds_5665_is_extrapolated"]
+                else ""
+            )
+            print(
+                f"{name}: {value:.4g}{note}, {sense} {bound}: "
+                f"{'holds' if holds else 'DOES NOT HOLD'}"
+            )
     return held
 
 

@@ -11,12 +11,11 @@ idle       share of the wall clock of an extraction, its store being written, in
 monitor    `benchmarks/monitor.py`: 5,000 lenses on generation
 tests      `pytest -m gpu`
 
---tiny runs everything but the tests on a CPU with a model of two small blocks, to see that it works; its figures mean
-nothing.
+--tiny runs everything but the tests on a CPU with a model of two small blocks, to see that it
+works; its figures mean nothing.
 
-PREDICTED on an H100: floor 2.6 ms (8 GB at 3 TB/s); a step 4 ms with a graph and 25 ms without; auto 40 times (a); idle
-3 %; 5,000 lenses 2 %.
-FOUND: see RESULTS.md; no GPU has been at hand yet.
+PREDICTED on an H100: floor 2.6 ms (8 GB at 3 TB/s); a step 4 ms with a graph and 25 ms without;
+auto 40 times (a); idle 3 %; 5,000 lenses 2 %. FOUND: see RESULTS.md; no GPU has been at hand yet.
 """
 
 from __future__ import annotations
@@ -43,13 +42,24 @@ from lenscache.model.loading import LoadedModel, find_blocks, silence
 
 ROOT = Path(__file__).parents[1]
 NEW_TOKENS = 20
-BOUNDS = {"step_vs_floor": (2.0, "at most"), "auto_vs_single": (20.0, "at least"), "idle": (0.05, "at most")}
+BOUNDS = {
+    "step_vs_floor": (2.0, "at most"),
+    "auto_vs_single": (20.0, "at least"),
+    "idle": (0.05, "at most"),
+}
 
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="file for the table; the figures go beside it as JSON")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="file for the table; the figures go beside it as JSON",
+    )
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
     arguments = parser.parse_args()
     silence()
@@ -69,11 +79,17 @@ def main() -> None:
         start = time.perf_counter()
         try:
             found = part()
-        except (RuntimeError, ArithmeticError, subprocess.SubprocessError) as error:  # the rest is worth having
+        except (
+            RuntimeError,
+            ArithmeticError,
+            subprocess.SubprocessError,
+        ) as error:  # the rest is worth having
             found = {f"{name}_error": f"{type(error).__name__}: {error}".splitlines()[0]}
         figures |= found
         shown = ", ".join(
-            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items() if k != "facts"
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+            for k, v in found.items()
+            if k != "facts"
         )
         lines.append(f"{name} ({time.perf_counter() - start:.0f} s): {shown}")
         print(lines[-1], flush=True)
@@ -82,10 +98,15 @@ def main() -> None:
     for name, (bound, sense) in BOUNDS.items():
         if name in figures and not math.isnan(figures[name]):
             holds = figures[name] <= bound if sense == "at most" else figures[name] >= bound
-            lines.append(f"{name}: {figures[name]:.3g}, {sense} {bound}: {'holds' if holds else 'DOES NOT HOLD'}")
+            lines.append(
+                f"{name}: {figures[name]:.3g}, {sense} {bound}: "
+                f"{'holds' if holds else 'DOES NOT HOLD'}"
+            )
             print(lines[-1])
     arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    arguments.out.with_suffix(".json").write_text(json.dumps(figures, indent=1, default=str) + "\n", encoding="utf-8")
+    arguments.out.with_suffix(".json").write_text(
+        json.dumps(figures, indent=1, default=str) + "\n", encoding="utf-8"
+    )
 
 
 def random_model(device: torch.device, dtype: str, *, tiny: bool) -> LoadedModel:
@@ -94,12 +115,24 @@ def random_model(device: torch.device, dtype: str, *, tiny: bool) -> LoadedModel
     from tests.models import tiny_tokenizer
 
     shape: dict[str, Any] = {
-        "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
-    }  # fmt: skip
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+    }
     if tiny:
-        shape |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
-                  "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300}  # fmt: skip
+        shape |= {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "vocab_size": 300,
+        }
     torch.manual_seed(0)
     config = transformers.Qwen3Config(**shape, bos_token_id=0, eos_token_id=1, pad_token_id=1)
     with torch.device(device):
@@ -107,20 +140,30 @@ def random_model(device: torch.device, dtype: str, *, tiny: bool) -> LoadedModel
     model.eval().requires_grad_(False)
     name = f"random-{'tiny' if tiny else 'qwen3-4b'}-{dtype}"
     return LoadedModel(
-        model=model, tokenizer=tiny_tokenizer(), id=name, dtype=dtype, device=device, blocks=list(find_blocks(model))
-    )  # fmt: skip
+        model=model,
+        tokenizer=tiny_tokenizer(),
+        id=name,
+        dtype=dtype,
+        device=device,
+        blocks=list(find_blocks(model)),
+    )
 
 
 def weight_bytes(loaded: LoadedModel) -> int:
-    """Bytes that a decode step has to read: all weights but the rows of the embedding that are not looked up."""
+    """Bytes that a decode step has to read: all weights but the rows of the embedding that are not
+    looked up."""
     tied = loaded.model.get_input_embeddings().weight is loaded.model.get_output_embeddings().weight
     embedding = loaded.model.get_input_embeddings().weight.nbytes
-    return sum(parameter.nbytes for parameter in loaded.model.parameters()) - (0 if tied else embedding)
+    return sum(parameter.nbytes for parameter in loaded.model.parameters()) - (
+        0 if tied else embedding
+    )
 
 
 def floor(loaded: LoadedModel) -> dict[str, Any]:
     """The bandwidth at which a large tensor is read, and what reading the weights takes at it."""
-    values = torch.ones(2**31 if loaded.device.type == "cuda" else 2**24, dtype=torch.bfloat16, device=loaded.device)
+    values = torch.ones(
+        2**31 if loaded.device.type == "cuda" else 2**24, dtype=torch.bfloat16, device=loaded.device
+    )
     seconds = []
     for _ in range(10):
         synchronise(loaded.device)
@@ -139,7 +182,13 @@ def step(loaded: LoadedModel) -> dict[str, Any]:
     for name, replay in (("step_ms", True), ("step_eager_ms", False)):
         seconds = {}
         for new_tokens in (NEW_TOKENS // 2, NEW_TOKENS):
-            runner = Runner(loaded, range(loaded.n_layers), max_new_tokens=new_tokens, batch_size=4, replay=replay)
+            runner = Runner(
+                loaded,
+                range(loaded.n_layers),
+                max_new_tokens=new_tokens,
+                batch_size=4,
+                replay=replay,
+            )
             times = []
             for _ in range(8):
                 synchronise(loaded.device)
@@ -148,7 +197,9 @@ def step(loaded: LoadedModel) -> dict[str, Any]:
                 synchronise(loaded.device)
                 times.append(time.perf_counter() - start)
             seconds[new_tokens] = min(times[2:])  # a graph is recorded in the first
-        found[name] = (seconds[NEW_TOKENS] - seconds[NEW_TOKENS // 2]) / (NEW_TOKENS - NEW_TOKENS // 2) * 1e3
+        found[name] = (
+            (seconds[NEW_TOKENS] - seconds[NEW_TOKENS // 2]) / (NEW_TOKENS - NEW_TOKENS // 2) * 1e3
+        )
     return found
 
 
@@ -185,8 +236,17 @@ def monitor() -> dict[str, Any]:
     """`benchmarks/monitor.py` on this device."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "monitor.json"
-        command = [sys.executable, str(ROOT / "benchmarks" / "monitor.py"), "--random", "4b", "--device", "cuda",
-                   "--quick", "--json", str(file)]  # fmt: skip
+        command = [
+            sys.executable,
+            str(ROOT / "benchmarks" / "monitor.py"),
+            "--random",
+            "4b",
+            "--device",
+            "cuda",
+            "--quick",
+            "--json",
+            str(file),
+        ]
         subprocess.run(command, check=True, capture_output=True, timeout=200)
         found: dict[str, Any] = {"monitor": json.loads(file.read_text(encoding="utf-8"))}
     return found
@@ -195,7 +255,9 @@ def monitor() -> dict[str, Any]:
 def tests() -> dict[str, Any]:
     """The closing line of `pytest -m gpu`."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=200)
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=200
+    )
     return {"tests": (done.stdout.strip().splitlines() or ["nothing"])[-1]}
 
 

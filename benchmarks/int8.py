@@ -1,17 +1,20 @@
-"""What a store of 8-bit activations costs: F1, score and AUROC of its lenses, and bytes, beside the store it came from.
+"""What a store of 8-bit activations costs: F1, score and AUROC of its lenses, and bytes, beside the
+store it came from.
 
-    python benchmarks/int8.py --store demo/store.zarr [--model-layers 5 15 25] [--layers 0 1 2] [--json FILE]
+    python benchmarks/int8.py --store demo/store.zarr [--model-layers 5 15 25] [--layers 0 1 2]
+    [--json FILE]
 
-Every row of the store is written again, as int8 with a scale a vector, into a temporary store; lenses are fitted on
-both, at each model layer, with the same settings and splits. The difference is int8 minus the original, paired by
-concept, with a 95 % bootstrap interval over concepts.
+Every row of the store is written again, as int8 with a scale a vector, into a temporary store;
+lenses are fitted on both, at each model layer, with the same settings and splits. The difference is
+int8 minus the original, paired by concept, with a 95 % bootstrap interval over concepts.
 
-Predicted before the first run: half the bytes of uncompressed bfloat16 and about 0.65 of the compressed; no difference
-in F1 and score that stands out from chance in the middle of the model, a small loss (0.00 to 0.02) in model layers
-whose residual stream has features of outsized magnitude, since those set the scale of every vector.
-Found (SmolLM2-135M, foundation pack, layers 0-3, 185 concepts): 0.33 of the compressed bytes, since most whole numbers
-are small beside the outsized features. F1 -0.004 to +0.007, intervals that hold 0 at all three model layers; score
--0.003 to -0.008 and AUROC -0.000 to -0.003, whose intervals leave 0 out at model layers 5 and 15.
+Predicted before the first run: half the bytes of uncompressed bfloat16 and about 0.65 of the
+compressed; no difference in F1 and score that stands out from chance in the middle of the model, a
+small loss (0.00 to 0.02) in model layers whose residual stream has features of outsized magnitude,
+since those set the scale of every vector. Found (SmolLM2-135M, foundation pack, layers 0-3, 185
+concepts): 0.33 of the compressed bytes, since most whole numbers are small beside the outsized
+features. F1 -0.004 to +0.007, intervals that hold 0 at all three model layers; score -0.003 to
+-0.008 and AUROC -0.000 to -0.003, whose intervals leave 0 out at model layers 5 and 15.
 """
 
 from __future__ import annotations
@@ -44,34 +47,58 @@ def main() -> None:
     torch.set_num_threads(1)
     original = open_store(arguments.store)
     layers = arguments.layers or original.layers()
-    print(f"{arguments.store}: layers {layers}, model layers {arguments.model_layers}, {original.header.store_dtype}")
+    print(
+        f"{arguments.store}: layers {layers}, model layers {arguments.model_layers}, "
+        f"{original.header.store_dtype}"
+    )
     results = []
     with tempfile.TemporaryDirectory() as folder:
         lossy = copy_as_int8(original, Path(folder) / "int8.zarr", layers, arguments.model_layers)
-        sizes = {name: stored(store, layers, arguments.model_layers) for name, store in
-                 (("original", original), ("int8", lossy))}  # fmt: skip
+        sizes = {
+            name: stored(store, layers, arguments.model_layers)
+            for name, store in (("original", original), ("int8", lossy))
+        }
         print(f"stored: int8 {sizes['int8'] / sizes['original']:.3f} of the original")
-        print(f"\n{'model layer':11}  {'concepts':8}  {'metric':8}  {'original':8}  {'int8':8}  int8 - original (95 %)")
+        print(
+            f"\n{'model layer':11}  {'concepts':8}  {'metric':8}  {'original':8}  {'int8':8}  "
+            "int8 "
+            "- original (95 %)"
+        )
         for model_layer in arguments.model_layers:
             both = [measure(store, layers, model_layer) for store in (original, lossy)]
             for number, metric in enumerate(METRICS):
                 one, other = (values[:, number] for values in both)
                 low, high = bootstrap(other - one)
                 print(
-                    f"{model_layer:11}  {len(one):8}  {metric:8}  {one.mean():8.4f}  {other.mean():8.4f}  "
+                    f"{model_layer:11}  {len(one):8}  {metric:8}  {one.mean():8.4f}  "
+                    f"{other.mean():8.4f}  "
                     f"{(other - one).mean():+.4f} [{low:+.4f}, {high:+.4f}]"
                 )
-                results.append({"model_layer": model_layer, "metric": metric, "original": one.mean(),
-                                "int8": other.mean(), "low": low, "high": high})  # fmt: skip
+                results.append(
+                    {
+                        "model_layer": model_layer,
+                        "metric": metric,
+                        "original": one.mean(),
+                        "int8": other.mean(),
+                        "low": low,
+                        "high": high,
+                    }
+                )
     if arguments.json:
-        arguments.json.write_text(json.dumps({"size_ratio": sizes["int8"] / sizes["original"], "results": results}))
+        arguments.json.write_text(
+            json.dumps({"size_ratio": sizes["int8"] / sizes["original"], "results": results})
+        )
 
 
 def parse_arguments() -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(description="What 8-bit activations cost in F1, and save in bytes.")
+    parser = argparse.ArgumentParser(
+        description="What 8-bit activations cost in F1, and save in bytes."
+    )
     parser.add_argument("--store", type=Path, default=Path("demo/store.zarr"))
-    parser.add_argument("--layers", type=int, nargs="*", help="layers of abstraction (default: all)")
+    parser.add_argument(
+        "--layers", type=int, nargs="*", help="layers of abstraction (default: all)"
+    )
     parser.add_argument("--model-layers", type=int, nargs="*", default=[5, 15, 25])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="one model layer")
@@ -92,7 +119,7 @@ def copy_as_int8(store: Store, path: Path, layers: list[int], model_layers: list
         values = np.asarray(source[:])
         target = group.require_group("hierarchy").create_array(
             name, shape=values.shape, dtype="string" if values.dtype == object else values.dtype
-        )  # fmt: skip
+        )
         target[:] = values
     lossy = open_store(path, mode="r+")
     for layer in layers:
@@ -105,18 +132,31 @@ def copy_round(entry: Round, lossy: Store, header: StoreHeader) -> None:
     """One round, block by block."""
     samples, labels = entry.samples(), entry.labels()
     plan = SamplePlan(
-        concepts=entry.concepts, n_targets=len(entry.targets), texts=tuple(map(str, samples.text)), kind=samples.kind,
-        split=samples.split, repeat=samples.repeat, sampling_seed=np.zeros(len(samples.key), np.uint64),
-        temperature=samples.temperature, label_sample=labels.sample, label_concept=labels.concept,
+        concepts=entry.concepts,
+        n_targets=len(entry.targets),
+        texts=tuple(map(str, samples.text)),
+        kind=samples.kind,
+        split=samples.split,
+        repeat=samples.repeat,
+        sampling_seed=np.zeros(len(samples.key), np.uint64),
+        temperature=samples.temperature,
+        label_sample=labels.sample,
+        label_concept=labels.concept,
         label_role=labels.role,
-    )  # fmt: skip
+    )
     target = lossy.create_round(
-        entry.layer, entry.index, plan, keys=samples.key, n_prompt_tokens=samples.n_prompt_tokens,
+        entry.layer,
+        entry.index,
+        plan,
+        keys=samples.key,
+        n_prompt_tokens=samples.n_prompt_tokens,
         block_rows=entry.block_rows,
-    )  # fmt: skip
+    )
     for block in range(entry.n_blocks):
         rows = entry.rows(block)
-        vectors = {(p, m): entry.read(p, m, rows) for p in header.phases for m in header.model_layers}
+        vectors = {
+            (p, m): entry.read(p, m, rows) for p in header.phases for m in header.model_layers
+        }
         texts = [str(text) for text in samples.completion[rows]]
         target.write_block(block, Block(vectors, texts, samples.n_completion_tokens[rows]))
     target.update_attributes({"verification": {"rows": 0, "max_relative_error": {}}})
@@ -125,7 +165,12 @@ def copy_round(entry: Round, lossy: Store, header: StoreHeader) -> None:
 def stored(store: Store, layers: list[int], model_layers: list[int]) -> int:
     """Bytes on disk of some model layers."""
     places = [(p, m) for p in store.header.phases for m in model_layers]
-    return sum(entry.stored_bytes(*place) for layer in layers for entry in store.rounds(layer) for place in places)
+    return sum(
+        entry.stored_bytes(*place)
+        for layer in layers
+        for entry in store.rounds(layer)
+        for place in places
+    )
 
 
 def measure(store: Store, layers: list[int], model_layer: int) -> NDArray[Any]:

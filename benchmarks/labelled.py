@@ -1,36 +1,41 @@
-"""Lenses on other people's labelled text: test AUC beside scikit-learn's, on the same activations and split.
+"""Lenses on other people's labelled text: test AUC beside scikit-learn's, on the same activations
+and split.
 
-    pip install --no-deps --target FOLDER sae-probes==0.4.2
-    python benchmarks/labelled.py --data FOLDER [--quick] [--datasets 113 36 139] [--work FOLDER] [--json FILE]
+    pip install --no-deps --target FOLDER sae-probes==0.4.2 python benchmarks/labelled.py --data
+    FOLDER [--quick] [--datasets 113 36 139] [--work FOLDER] [--json FILE]
 
-Balanced binary sets of the package sae-probes go the way of a user's own file: a CSV with text, label and split, the
-labelled importer, extraction (prompt mode), `fit_lenses`. The default ones differ in kind: sentiment of film reviews
-(113), whether an answer to a science question is true (36), whether news are about politics (139). Each set keeps its
-source's licence and none is part of this repository. Sets 111 and 112, 15 and 16, 37 and 38 are byte-identical and
-161 to 163 separate news from code: leave those out. Rows are chosen and split 70/30 by a fixed seed, stratified by
-label, each text once; texts of more than --max-tokens tokens are cut there, and the output says how many.
+Balanced binary sets of the package sae-probes go the way of a user's own file: a CSV with text,
+label and split, the labelled importer, extraction (prompt mode), `fit_lenses`. The default ones
+differ in kind: sentiment of film reviews (113), whether an answer to a science question is true
+(36), whether news are about politics (139). Each set keeps its source's licence and none is part of
+this repository. Sets 111 and 112, 15 and 16, 37 and 38 are byte-identical and 161 to 163 separate
+news from code: leave those out. Rows are chosen and split 70/30 by a fixed seed, stratified by
+label, each text once; texts of more than --max-tokens tokens are cut there, and the output says how
+many.
 
 Nobody sees the test rows before the end but the adaptive lens. What each side sees besides:
 
 lens                      fits on the training rows (about three quarters of the 70 %), all of them at once;
-                          chooses model layer, C, threshold and probabilities on the calibration rows
+                          chooses model layer, C, threshold and probabilities on the calibration
+                          rows
 lens, adaptive            the same with the default schedule: from 5 positives on until its test F1 reaches 0.95
 regression, same rows     StandardScaler and LogisticRegressionCV on the lens's model layer and training rows;
                           chooses C by 5-fold cross-validation of AUC
 regression, same layer    the same on training and calibration rows
 regression, own layer     the same, and the model layer with the best cross-validated AUC, too
 
-The difference is the lens's AUC minus the other's, with a 95 % bootstrap interval over test rows, paired and within
-each class: it holds the chance in the test rows, not that in the training rows. F1 has both classes alike, at the
-lens's own threshold, and 0.67 is what firing on everything gets; score and grade are at a prevalence of 1 %, on few
-test rows: read them as rough.
+The difference is the lens's AUC minus the other's, with a 95 % bootstrap interval over test rows,
+paired and within each class: it holds the chance in the test rows, not that in the training rows.
+F1 has both classes alike, at the lens's own threshold, and 0.67 is what firing on everything gets;
+score and grade are at a prevalence of 1 %, on few test rows: read them as rough.
 
-Predicted before the first run: AUC 0.95 and more for politics, 0.75 to 0.85 for sentiment, 0.55 to 0.65 for truth
-(the model is small); the lens behind both regressions on more rows by 0 to 0.03, as it fits on fewer rows and does not
-tune C, with intervals that hold 0 in most cases; next to nothing between it and the regression on the same rows.
-Found: AUC 0.95, 0.78 and 0.62. On politics and sentiment the lens is behind by 0.01 to 0.04, and so it is, against the
-prediction, on its own rows and model layer: cross-validation chooses a C of 0.001 to 0.01 there, the default of 1 fits
-hundreds of rows too closely (--C tries others). On truth no difference stands out from chance.
+Predicted before the first run: AUC 0.95 and more for politics, 0.75 to 0.85 for sentiment, 0.55 to
+0.65 for truth (the model is small); the lens behind both regressions on more rows by 0 to 0.03, as
+it fits on fewer rows and does not tune C, with intervals that hold 0 in most cases; next to nothing
+between it and the regression on the same rows. Found: AUC 0.95, 0.78 and 0.62. On politics and
+sentiment the lens is behind by 0.01 to 0.04, and so it is, against the prediction, on its own rows
+and model layer: cross-validation chooses a C of 0.001 to 0.01 there, the default of 1 fits hundreds
+of rows too closely (--C tries others). On truth no difference stands out from chance.
 """
 
 from __future__ import annotations
@@ -127,19 +132,29 @@ def find_data(folder: Path | None) -> Path:
     if folder is not None:
         candidates = [folder, folder / "sae_probes"]
     else:
-        spec = importlib.util.find_spec("sae_probes")  # not imported: it needs libraries that we do not
-        candidates = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+        spec = importlib.util.find_spec(
+            "sae_probes"
+        )  # not imported: it needs libraries that we do not
+        candidates = (
+            [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+        )
     for candidate in candidates:
         if (data := candidate / "data" / "cleaned_data").is_dir():
             return data
-    raise SystemExit(f"no datasets of sae-probes {f'in {folder}' if folder else 'installed'}: run {INSTALL}")
+    raise SystemExit(
+        f"no datasets of sae-probes {f'in {folder}' if folder else 'installed'}: run {INSTALL}"
+    )
 
 
 def find_dataset(data: Path, name: str) -> Path:
     """File of a dataset, by name or number."""
     found = [*data.glob(f"{name}.csv.zst"), *data.glob(f"{name}_*.csv.zst")]
     if len(found) != 1:
-        raise SystemExit(f"{len(found)} datasets in {data} are called {name!r}: give one name or number, such as 113")
+        raise SystemExit(
+            f"{len(found)} datasets in {data} are called {name!r}: give one name or number, "
+            "such "
+            "as 113"
+        )
     return found[0]
 
 
@@ -161,11 +176,18 @@ def choose_rows(path: Path, loaded: LoadedModel, n_rows: int, max_tokens: int) -
     n_source, labels = read_labels(path)
     classes = sorted({label for found in labels.values() for label in found})
     if len(classes) != 2:
-        raise SystemExit(f"{name} has {len(classes)} classes, this script compares binary sets: choose another")
+        raise SystemExit(
+            f"{name} has {len(classes)} classes, this script compares binary sets: choose another"
+        )
     texts = sorted(labels)
     random.Random(f"{SEED} {name}").shuffle(texts)
     chosen: dict[str, str] = {}
-    counts = {"source_rows": n_source, "distinct_texts": len(texts), "labelled_both_ways": 0, "cut_texts": 0}
+    counts = {
+        "source_rows": n_source,
+        "distinct_texts": len(texts),
+        "labelled_both_ways": 0,
+        "cut_texts": 0,
+    }
     taken: Counter[str] = Counter()
     for text in texts:
         if len(labels[text]) > 1:
@@ -181,7 +203,9 @@ def choose_rows(path: Path, loaded: LoadedModel, n_rows: int, max_tokens: int) -
     rows = [
         (text, label, "test" if number < round(TEST_SHARE * per_class) else "train")
         for label in classes
-        for number, text in enumerate([t for t, found in chosen.items() if found == label][:per_class])
+        for number, text in enumerate(
+            [t for t, found in chosen.items() if found == label][:per_class]
+        )
     ]
     return TextSet(name, rows, classes[-1], counts)
 
@@ -211,9 +235,12 @@ def make_dataset(
             print(f"  {line}")
     store = source.with_suffix(".zarr")
     extract(store, imported.pack, loaded, settings)
-    # Labels such as 0/1 and true/false make one concept with negatives of its own, others a concept a class.
+    # Labels such as 0/1 and true/false make one concept with negatives of its own, others a concept
+    # a class.
     concepts = [concept.id for concept in imported.pack.concepts]
-    return open_dataset(store, phase="prompt"), concepts[0] if len(concepts) == 1 else texts.positive
+    return open_dataset(store, phase="prompt"), concepts[0] if len(
+        concepts
+    ) == 1 else texts.positive
 
 
 def join_rows(dataset: LensDataset, texts: TextSet) -> Rows:
@@ -222,13 +249,17 @@ def join_rows(dataset: LensDataset, texts: TextSet) -> Rows:
     given_test = {text for text, _, split in texts.rows if split == "test"}
     splits = dict(zip(dataset.texts, dataset.split, strict=True))
     if lost := [text for text in given_test if splits.get(text) != TEST]:
-        raise SystemExit(f"{texts.name}: {len(lost)} test texts are not test samples of the store, as {lost[0]!r:.60}")
+        raise SystemExit(
+            f"{texts.name}: {len(lost)} test texts are not test samples of the store, as "
+            f"{lost[0]!r:.60}"
+        )
     y = np.array([label_of[text] == texts.positive for text in dataset.texts])
     return Rows(y[dataset.vector_sample], dataset.split[dataset.vector_sample])
 
 
 def compare(dataset: LensDataset, concept: str, rows: Rows, C: float | None) -> list[Result]:
-    """Every method of the module's docstring; the lens comes first and the others are measured against it."""
+    """Every method of the module's docstring; the lens comes first and the others are measured
+    against it."""
     n = dataset.n_samples
     at_once = FitSettings(phase="prompt", initial_samples=n, max_samples=n, max_negatives=n, C=C)
     lens = fit_lens("lens", dataset, concept, rows, at_once)
@@ -238,33 +269,54 @@ def compare(dataset: LensDataset, concept: str, rows: Rows, C: float | None) -> 
         fit_lens("lens, adaptive", dataset, concept, rows, FitSettings(phase="prompt", C=C)),
         fit_regression("regression, same rows", dataset, here, rows, rows.of(TRAIN)),
         fit_regression("regression, same layer", dataset, here, rows, rows.of(TRAIN, CALIBRATION)),
-        fit_regression("regression, own layer", dataset, dataset.model_layers, rows, rows.of(TRAIN, CALIBRATION)),
+        fit_regression(
+            "regression, own layer",
+            dataset,
+            dataset.model_layers,
+            rows,
+            rows.of(TRAIN, CALIBRATION),
+        ),
     ]
     for other in results[1:]:
         other.difference = auc_difference(rows.y[rows.of(TEST)], lens.logits, other.logits)
     return results
 
 
-def fit_lens(method: str, dataset: LensDataset, concept: str, rows: Rows, settings: FitSettings) -> Result:
-    """Fit with lenstrain, and check its AUC against scikit-learn's on the rows and labels of the source."""
+def fit_lens(
+    method: str, dataset: LensDataset, concept: str, rows: Rows, settings: FitSettings
+) -> Result:
+    """Fit with lenstrain, and check its AUC against scikit-learn's on the rows and labels of the
+    source."""
     fitted = fit_lenses(dataset, settings, concepts=[concept]).lenses[0]
     test, last = rows.of(TEST), fitted.trajectory[-1]
     (model_layer,) = fitted.model_layers
     logits = fitted.weights.decision_function(dataset.vectors(model_layer)[test]).astype(np.float64)
     auc = float(roc_auc_score(rows.y[test], logits))
     if abs(auc - fitted.ranking.auroc) > 1e-4:  # shipped weights are float32
-        raise SystemExit(f"{concept}: lenstrain reports AUC {fitted.ranking.auroc}, on the source's labels it is {auc}")
+        raise SystemExit(
+            f"{concept}: lenstrain reports AUC {fitted.ranking.auroc}, on the source's labels "
+            "it "
+            f"is {auc}"
+        )
     n_negatives = min(last.n_negatives, int((~rows.y[rows.of(TRAIN)]).sum()))
     return Result(
-        method, model_layer, last.n_samples + n_negatives, fitted.C, auc, logits,
-        f1=fitted.test_f1, score=fitted.ranking.score, grade=fitted.grade.value,
-    )  # fmt: skip
+        method,
+        model_layer,
+        last.n_samples + n_negatives,
+        fitted.C,
+        auc,
+        logits,
+        f1=fitted.test_f1,
+        score=fitted.ranking.score,
+        grade=fitted.grade.value,
+    )
 
 
 def fit_regression(
     method: str, dataset: LensDataset, model_layers: Sequence[int], rows: Rows, chosen: np.ndarray
 ) -> Result:
-    """Fit scikit-learn's regression on the rows `chosen` (vectors,), on the best of some model layers."""
+    """Fit scikit-learn's regression on the rows `chosen` (vectors,), on the best of some model
+    layers."""
     best: tuple[float, int, Pipeline] | None = None
     for model_layer in model_layers:
         X = dataset.vectors(model_layer).astype(np.float64)
@@ -272,10 +324,14 @@ def fit_regression(
         regression = LogisticRegressionCV(Cs=COSTS, cv=folds, scoring="roc_auc", max_iter=5000)
         pipeline = make_pipeline(StandardScaler(), regression)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of defaults that change; both are read below
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # of defaults that change; both are read below
             pipeline.fit(X[chosen], rows.y[chosen])
         scores = regression.scores_
-        by_fold = np.asarray(next(iter(scores.values())) if isinstance(scores, dict) else scores).reshape(FOLDS, -1)
+        by_fold = np.asarray(
+            next(iter(scores.values())) if isinstance(scores, dict) else scores
+        ).reshape(FOLDS, -1)
         cross_validated = float(by_fold.mean(axis=0).max())
         if best is None or cross_validated > best[0]:
             best = cross_validated, model_layer, pipeline
@@ -284,11 +340,19 @@ def fit_regression(
     test = rows.of(TEST)
     logits = pipeline.decision_function(dataset.vectors(model_layer)[test].astype(np.float64))
     C = float(np.ravel(pipeline[-1].C_)[0])
-    return Result(method, model_layer, int(chosen.sum()), C, float(roc_auc_score(rows.y[test], logits)), logits)
+    return Result(
+        method,
+        model_layer,
+        int(chosen.sum()),
+        C,
+        float(roc_auc_score(rows.y[test], logits)),
+        logits,
+    )
 
 
 def auc_difference(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """AUC of logits `a` minus that of `b`, and its 95 % interval over rows resampled within each class."""
+    """AUC of logits `a` minus that of `b`, and its 95 % interval over rows resampled within each
+    class."""
 
     def wins(logits: np.ndarray) -> np.ndarray:
         return np.asarray(np.heaviside(logits[y][:, None] - logits[~y][None, :], 0.5))
@@ -296,8 +360,14 @@ def auc_difference(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[float, 
     difference = wins(a) - wins(b)  # (positives, negatives); AUC is the mean of wins
     rng = np.random.default_rng(SEED)
     n_positive, n_negative = difference.shape
-    positive = rng.multinomial(n_positive, np.full(n_positive, 1 / n_positive), size=BOOTSTRAPS) / n_positive
-    negative = rng.multinomial(n_negative, np.full(n_negative, 1 / n_negative), size=BOOTSTRAPS) / n_negative
+    positive = (
+        rng.multinomial(n_positive, np.full(n_positive, 1 / n_positive), size=BOOTSTRAPS)
+        / n_positive
+    )
+    negative = (
+        rng.multinomial(n_negative, np.full(n_negative, 1 / n_negative), size=BOOTSTRAPS)
+        / n_negative
+    )
     low, high = np.quantile(((positive @ difference) * negative).sum(axis=1), [0.025, 0.975])
     return float(difference.mean()), float(low), float(high)
 
@@ -309,7 +379,8 @@ def table(name: str, results: Sequence[Result]) -> list[str]:
         difference = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*r.difference) if r.difference else ""
         lens = f"{r.f1:5.2f}  {r.score:5.2f}  {r.grade:>5}" if r.f1 is not None else ""
         lines.append(
-            f"{name:24}  {r.method:22}  {r.model_layer:11}  {r.n_fitted:6}  {r.C:7.5g}  {r.auc:8.3f}  "
+            f"{name:24}  {r.method:22}  {r.model_layer:11}  {r.n_fitted:6}  {r.C:7.5g}  "
+            f"{r.auc:8.3f}  "
             f"{difference:23}  {lens}".rstrip()
         )
     return lines
@@ -318,9 +389,12 @@ def table(name: str, results: Sequence[Result]) -> list[str]:
 def to_json(texts: TextSet, rows: Rows, results: Sequence[Result]) -> dict[str, Any]:
     """Plain values of one dataset."""
     return {
-        "dataset": texts.name, "positive_label": texts.positive, **texts.counts, **split_counts(rows),
+        "dataset": texts.name,
+        "positive_label": texts.positive,
+        **texts.counts,
+        **split_counts(rows),
         "results": [{k: v for k, v in vars(result).items() if k != "logits"} for result in results],
-    }  # fmt: skip
+    }
 
 
 def split_counts(rows: Rows) -> dict[str, int]:
@@ -330,20 +404,36 @@ def split_counts(rows: Rows) -> dict[str, int]:
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the package sae-probes; default: where it is installed")
-    parser.add_argument("--datasets", nargs="+", default=DATASETS, help="names or numbers of binary datasets")
-    parser.add_argument("--rows", type=int, default=600, help="rows a dataset, at most (default 600)")
-    parser.add_argument("--max-tokens", type=int, default=256, help="where texts are cut (default 256)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--C", type=float, help="inverse L2 strength of lenses (default: chosen on the calibration rows)"
+        "--data", type=Path, help="folder of the package sae-probes; default: where it is installed"
+    )
+    parser.add_argument(
+        "--datasets", nargs="+", default=DATASETS, help="names or numbers of binary datasets"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=600, help="rows a dataset, at most (default 600)"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=256, help="where texts are cut (default 256)"
+    )
+    parser.add_argument(
+        "--C",
+        type=float,
+        help="inverse L2 strength of lenses (default: chosen on the calibration rows)",
     )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--model-layers", type=int, nargs="+", default=[5, 10, 15, 20, 25])
-    parser.add_argument("--work", type=Path, help="folder for CSV files and stores, to be used again")
+    parser.add_argument(
+        "--work", type=Path, help="folder for CSV files and stores, to be used again"
+    )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument(
-        "--quick", action="store_true", help="120 rows a dataset: shows that it runs, not who is better"
+        "--quick",
+        action="store_true",
+        help="120 rows a dataset: shows that it runs, not who is better",
     )
     arguments = parser.parse_args()
     arguments.rows = min(arguments.rows, 120) if arguments.quick else arguments.rows
@@ -371,13 +461,21 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
     silence()
     loaded = load_model(arguments.model)
     max_tokens = min(arguments.max_tokens, loaded.max_positions or arguments.max_tokens)
-    settings = ExtractSettings(mode="prompt", model_layers=tuple(arguments.model_layers), batch_size=16)
-    print(f"{loaded.id}, model layers {', '.join(map(str, arguments.model_layers))}, computed in {loaded.dtype}")
+    settings = ExtractSettings(
+        mode="prompt", model_layers=tuple(arguments.model_layers), batch_size=16
+    )
+    print(
+        f"{loaded.id}, model layers {', '.join(map(str, arguments.model_layers))}, computed in "
+        f"{loaded.dtype}"
+    )
     chosen = [choose_rows(source, loaded, arguments.rows, max_tokens) for source in sources]
     lines, figures = [], []
     for texts in chosen:
         head = f"{len(texts.rows)} rows of {texts.counts['distinct_texts']} distinct texts"
-        print(f"{texts.name}: {head}, {texts.counts['cut_texts']} cut to {max_tokens} tokens", flush=True)
+        print(
+            f"{texts.name}: {head}, {texts.counts['cut_texts']} cut to {max_tokens} tokens",
+            flush=True,
+        )
         dataset, concept = make_dataset(texts, loaded, folder, settings)
         rows = join_rows(dataset, texts)
         print(f"  {', '.join(f'{n} {name}' for name, n in split_counts(rows).items())}", flush=True)
@@ -385,15 +483,22 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
         lines += ["", *table(texts.name, results)]
         figures.append(to_json(texts, rows, results))
     print(
-        f"\n{'dataset':24}  {'method':22}  model layer  fitted        C  test AUC  {'lens minus it (95 %)':23}  "
+        f"\n{'dataset':24}  {'method':22}  model layer  fitted        C  test AUC  "
+        f"{'lens minus it (95 %)':23}  "
         "   F1  score  grade",
         *lines,
         sep="\n",
     )
     if arguments.json:
         versions = {"scikit-learn": sklearn.__version__, "numpy": np.__version__}
-        settings_used = {"model": loaded.id, "dtype": loaded.dtype, "model_layers": arguments.model_layers,
-                         "rows": arguments.rows, "max_tokens": max_tokens, "seed": SEED}  # fmt: skip
+        settings_used = {
+            "model": loaded.id,
+            "dtype": loaded.dtype,
+            "model_layers": arguments.model_layers,
+            "rows": arguments.rows,
+            "max_tokens": max_tokens,
+            "seed": SEED,
+        }
         content = {"settings": settings_used, "versions": versions, "datasets": figures}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

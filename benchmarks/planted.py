@@ -1,24 +1,28 @@
-"""Stores written without a model, in which every concept's direction is known: what benchmarks/fit.py fits lenses on.
+"""Stores written without a model, in which every concept's direction is known: what
+benchmarks/fit.py fits lenses on.
 
     python benchmarks/planted.py PATH [--concepts 1000] [--quick]
 
-A store as `lenscache extract` would leave it: a concept pack of made-up words with a hierarchy like SUMO's (5 branches,
-then 5 %, 20 %, 47 % and 28 % of the concepts, one in twenty with two parents), its sample plan, one model layer of
-2560 features in prompt mode, bfloat16, every block written and marked. A row is
+A store as `lenscache extract` would leave it: a concept pack of made-up words with a hierarchy like
+SUMO's (5 branches, then 5 %, 20 %, 47 % and 28 % of the concepts, one in twenty with two parents),
+its sample plan, one model layer of 2560 features in prompt mode, bfloat16, every block written and
+marked. A row is
 
     offset + scale * (noise + strength of the concept * its own factor * direction of the concept)
 
 noise      rank 256 with variances that fall as 1/k, 60 % of the variance, and 40 % white; deviation 1 a feature in the
            mean, about 16 along the first component
-direction  a unit vector: half of the way its (first) parent's, the rest its own, so that siblings are alike
+direction  a unit vector: half of the way its (first) parent's, the rest its own, so that siblings
+are alike
 strength   drawn for each concept, evenly between 4 and 14, in deviations of the noise along the direction; 3 % of the
            concepts that have nobody below them have 0: there is nothing for their lenses to find
 factor     drawn for each row, evenly between 0.5 and 1.5
 scale      of a feature, drawn log-normally; 4 features are 30 times as large and lie far from 0, as models have them
 offset     of a feature, half as large as its scale
 
-The rows of a concept are its examples, definitions and relations; a relation is its parent's, too, and has both
-directions; contrasts have none. Everything about a row is keyed by its text. Rows are made and written block by block.
+The rows of a concept are its examples, definitions and relations; a relation is its parent's, too,
+and has both directions; contrasts have none. Everything about a row is keyed by its text. Rows are
+made and written block by block.
 """
 
 from __future__ import annotations
@@ -112,10 +116,12 @@ class World:
 
     @cached_property
     def strengths(self) -> NDArray[np.float64]:
-        """(concepts,) in deviations of the noise along the direction; 0 where there is nothing to find."""
+        """(concepts,) in deviations of the noise along the direction; 0 where there is nothing to
+        find."""
         drawn = np.array([stable_hash("strength", concept) / 2**64 for concept in self.number])
         flat = [
-            not self.hierarchy.children(concept) and stable_hash("flat", concept) / 2**64 < WITHOUT_SIGNAL
+            not self.hierarchy.children(concept)
+            and stable_hash("flat", concept) / 2**64 < WITHOUT_SIGNAL
             for concept in self.number
         ]
         return np.where(flat, 0.0, STRENGTHS[0] + (STRENGTHS[1] - STRENGTHS[0]) * drawn)
@@ -123,7 +129,9 @@ class World:
     @cached_property
     def deviations(self) -> NDArray[np.float32]:
         """(hidden,) of the noise, feature by feature."""
-        return np.asarray(self.scale * np.sqrt((self._mixing**2).sum(axis=0) + 1 - LOW_RANK_SHARE), np.float32)
+        return np.asarray(
+            self.scale * np.sqrt((self._mixing**2).sum(axis=0) + 1 - LOW_RANK_SHARE), np.float32
+        )
 
     @cached_property
     def _steps(self) -> NDArray[np.float32]:
@@ -140,7 +148,10 @@ class World:
             rng = np.random.Generator(np.random.SFC64(stable_hash("row", text)))
             factor[row] = rng.uniform(*FACTORS)
             rng.standard_normal(out=noise[row], dtype=np.float32)
-        X = noise[:, :RANK] @ self._mixing + np.sqrt(np.float32(1 - LOW_RANK_SHARE)) * noise[:, RANK:]
+        X = (
+            noise[:, :RANK] @ self._mixing
+            + np.sqrt(np.float32(1 - LOW_RANK_SHARE)) * noise[:, RANK:]
+        )
         for row, concepts in enumerate(expressed):
             for concept in concepts:
                 X[row] += factor[row] * self._steps[self.number[concept]]
@@ -152,15 +163,24 @@ def make_pack(planting: Planting) -> ConceptPack:
     rng = np.random.default_rng([planting.seed, 2])
     syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
     pairs = rng.choice(len(syllables) ** 3, N_WORDS, replace=False)
-    words = np.array([syllables[p % 70] + syllables[p // 70 % 70] + syllables[p // 4900] for p in pairs], dtype=object)
+    words = np.array(
+        [syllables[p % 70] + syllables[p // 70 % 70] + syllables[p // 4900] for p in pairs],
+        dtype=object,
+    )
     frequency = np.cumsum(1 / (np.arange(N_WORDS) + 3.0))
     concepts: list[Concept] = []
     above: list[str] = []
     for layer, size in enumerate(planting.layers):
         here = [f"concept-{layer}-{i}" for i in range(size)]
         for number, concept in enumerate(here):
-            n_parents = 0 if not above else 2 if len(above) > 1 and rng.random() < TWO_PARENTS else 1
-            parents = tuple(above[i] for i in rng.choice(len(above), n_parents, replace=False)) if above else ()
+            n_parents = (
+                0 if not above else 2 if len(above) > 1 and rng.random() < TWO_PARENTS else 1
+            )
+            parents = (
+                tuple(above[i] for i in rng.choice(len(above), n_parents, replace=False))
+                if above
+                else ()
+            )
             n_prompts = int(rng.integers(planting.prompts[0], planting.prompts[1] + 1))
             n_contrasts = round(CONTRAST_SHARE * n_prompts)
             n_examples = n_prompts - n_contrasts - DEFINITIONS - n_parents
@@ -170,10 +190,15 @@ def make_pack(planting: Planting) -> ConceptPack:
             name = f"{words[rng.integers(N_WORDS)]} {layer}{number:04}"
             concepts.append(
                 Concept(
-                    id=concept, name=name, layer=layer, definition=f"{texts[0]} and more.", parents=parents,
-                    examples=tuple(texts[:n_examples]), contrasts=tuple(f"{t} {name}." for t in texts[n_examples:]),
+                    id=concept,
+                    name=name,
+                    layer=layer,
+                    definition=f"{texts[0]} and more.",
+                    parents=parents,
+                    examples=tuple(texts[:n_examples]),
+                    contrasts=tuple(f"{t} {name}." for t in texts[n_examples:]),
                 )
-            )  # fmt: skip
+            )
         above = here
     return ConceptPack("planted", "1", tuple(concepts))
 
@@ -183,11 +208,24 @@ def plant(path: Path, planting: Planting) -> Store:
     pack = make_pack(planting)
     world = World(planting, pack.hierarchy)
     header = StoreHeader(
-        model_id="planted", model_fingerprint="0" * 16, model_dtype="bfloat16", n_layers=1, hidden=planting.hidden,
-        tokenizer_fingerprint="1" * 16, pack_name=pack.name, pack_version=pack.version, pack_digest=pack.digest,
-        model_layers=(0,), mode="prompt", max_new_tokens=0, pooling="mean", pool_first_position=True,
-        special_tokens=True, store_dtype="bfloat16", seed=0,
-    )  # fmt: skip
+        model_id="planted",
+        model_fingerprint="0" * 16,
+        model_dtype="bfloat16",
+        n_layers=1,
+        hidden=planting.hidden,
+        tokenizer_fingerprint="1" * 16,
+        pack_name=pack.name,
+        pack_version=pack.version,
+        pack_digest=pack.digest,
+        model_layers=(0,),
+        mode="prompt",
+        max_new_tokens=0,
+        pooling="mean",
+        pool_first_position=True,
+        special_tokens=True,
+        store_dtype="bfloat16",
+        seed=0,
+    )
     store = create_store(path, header, pack)
     for layer in pack.layers:
         _write_round(store, layer, plan_samples(pack, [layer]), world)
@@ -197,26 +235,37 @@ def plant(path: Path, planting: Planting) -> Store:
 def _write_round(store: Store, layer: int, plan: SamplePlan, world: World) -> None:
     keys = b"".join(hashlib.blake2b(text.encode(), digest_size=16).digest() for text in plan.texts)
     round_ = store.create_round(
-        layer, 0, plan, keys=np.frombuffer(keys, np.uint8).reshape(-1, 16),
+        layer,
+        0,
+        plan,
+        keys=np.frombuffer(keys, np.uint8).reshape(-1, 16),
         n_prompt_tokens=np.array([len(text.split()) for text in plan.texts], np.int32),
-    )  # fmt: skip
+    )
     expressed: list[list[str]] = [[] for _ in plan.texts]
-    for sample, concept, role in zip(plan.label_sample, plan.label_concept, plan.label_role, strict=True):
+    for sample, concept, role in zip(
+        plan.label_sample, plan.label_concept, plan.label_role, strict=True
+    ):
         if role == POSITIVE:
             expressed[sample].append(plan.concepts[concept])
     for block in range(round_.n_blocks):
         rows = round_.rows(block)
         X = world.rows(list(plan.texts[rows]), expressed[rows])
-        round_.write_block(block, Block({("prompt", 0): X}, [""] * len(X), np.zeros(len(X), np.int32)))
+        round_.write_block(
+            block, Block({("prompt", 0): X}, [""] * len(X), np.zeros(len(X), np.int32))
+        )
     round_.update_attributes({"verification": {"rows": 0, "max_relative_error": {"0": 0.0}}})
 
 
 def main() -> None:
     """Plant a store from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("path", type=Path, nargs="?", help="folder of the store")
     parser.add_argument("--concepts", type=int, default=1000)
-    parser.add_argument("--quick", action="store_true", help="without a path: 50 concepts, and nothing is left")
+    parser.add_argument(
+        "--quick", action="store_true", help="without a path: 50 concepts, and nothing is left"
+    )
     arguments = parser.parse_args()
     if arguments.path is None and not arguments.quick:
         parser.error("name a folder, or pass --quick")
@@ -227,7 +276,11 @@ def main() -> None:
         rows = sum(entry.n_samples for entry in store.rounds())
         stored = sum(entry.stored_bytes("prompt", 0) for entry in store.rounds())
         seconds = time.perf_counter() - start
-        print(f"{path}: {rows} rows on layers {store.layers()}, {stored / 1e6:.0f} MB, written in {seconds:.0f} s")
+        print(
+            f"{path}: {rows} rows on layers {store.layers()}, {stored / 1e6:.0f} MB, written "
+            "in "
+            f"{seconds:.0f} s"
+        )
 
 
 if __name__ == "__main__":

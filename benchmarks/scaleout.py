@@ -1,20 +1,21 @@
-"""Extraction on Ray: what it costs beside one process, and what becomes of it when workers are killed.
+"""Extraction on Ray: what it costs beside one process, and what becomes of it when workers are
+killed.
 
     python benchmarks/scaleout.py [--model smollm2-135m] [--kills] [--quick] [--json FILE]
 
-overhead  the same prompts through the local engine and through Ray with one worker and with two, in turns, each into a
-          store of its own. Timed from the first block handed out, with all models loaded, to the last one written. One
-          worker has all cores, of two each has half: on one machine nothing is to be gained, and what Ray itself costs
-          is what shows.
+overhead  the same prompts through the local engine and through Ray with one worker and with two, in
+turns, each into a
+          store of its own. Timed from the first block handed out, with all models loaded, to the
+          last one written. One worker has all cores, of two each has half: on one machine nothing
+          is to be gained, and what Ray itself costs is what shows.
 --kills   two workers on a store in a real S3 server on this machine, behind a proxy that fails one request in eight;
-          ten times, whenever something was done since the last, a random worker is killed. Then the store is verified
-          and compared with that of one undisturbed process.
+          ten times, whenever something was done since the last, a random worker is killed. Then the
+          store is verified and compared with that of one undisturbed process.
 
 --quick runs fewer prompts and turns, and kills workers with a tiny model.
 
-PREDICTED on two cores: 1.03 times the local engine's time with one worker, 1.05 with two; goal 1.10. Ten kills: about
-ten blocks begun again, none lost, none twice.
-FOUND: see RESULTS.md.
+PREDICTED on two cores: 1.03 times the local engine's time with one worker, 1.05 with two; goal
+1.10. Ten kills: about ten blocks begun again, none lost, none twice. FOUND: see RESULTS.md.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ GOAL = 1.10
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--kills", action="store_true", help="only the run with kills")
     parser.add_argument("--quick", action="store_true", help="fewer prompts and turns")
@@ -67,7 +70,11 @@ def main() -> None:
     if not arguments.kills:
         figures |= overhead(load, *((48, 1) if arguments.quick else (192, 3)))
     if arguments.kills or not arguments.quick:
-        figures |= kills(slow_model if arguments.quick else load, 3 if arguments.quick else 10, tiny=arguments.quick)
+        figures |= kills(
+            slow_model if arguments.quick else load,
+            3 if arguments.quick else 10,
+            tiny=arguments.quick,
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
@@ -85,15 +92,26 @@ def overhead(load: Callable[[], LoadedModel], n: int, turns: int) -> dict[str, A
             for side, values in seconds.items():
                 request = Request(Path(folder) / f"{turn}-{side}", pack, settings)
                 torch.set_num_threads(cores)
-                values.append(local(request, loaded) if side == "local" else on_ray(request, load, int(side[5])))
-            print(f"turn {turn + 1}: " + ", ".join(f"{side} {v[-1]:.1f} s" for side, v in seconds.items()), flush=True)
+                values.append(
+                    local(request, loaded)
+                    if side == "local"
+                    else on_ray(request, load, int(side[5]))
+                )
+            print(
+                f"turn {turn + 1}: "
+                + ", ".join(f"{side} {v[-1]:.1f} s" for side, v in seconds.items()),
+                flush=True,
+            )
     figures: dict[str, Any] = {"scaleout_seconds": seconds}
     for side in ("Ray, 1 worker", "Ray, 2 workers"):
         ratios = [a / b for a, b in zip(seconds[side], seconds["local"], strict=True)]
         median = statistics.median(ratios)
         figures[f"{side}, times local"] = median, min(ratios), max(ratios)
         verdict = "holds" if median <= GOAL else "DOES NOT HOLD"
-        print(f"{side}: {median:.3f} times the local engine ({min(ratios):.3f} to {max(ratios):.3f}), {verdict}")
+        print(
+            f"{side}: {median:.3f} times the local engine ({min(ratios):.3f} to "
+            f"{max(ratios):.3f}), {verdict}"
+        )
     return figures
 
 
@@ -157,23 +175,40 @@ def kills(load: Callable[[], LoadedModel], times: int, *, tiny: bool) -> dict[st
             with Request(undisturbed, pack, settings).lay_out(load()) as extraction:
                 extraction.run()
             killer, start = Killer(times), time.perf_counter()
-            report = extract_with_ray(Request("s3://stores/s", pack, settings), load, workers=2, on_progress=killer)
+            report = extract_with_ray(
+                Request("s3://stores/s", pack, settings), load, workers=2, on_progress=killer
+            )
             seconds = time.perf_counter() - start
-        with patch.dict(os.environ, s3_server.environment(url)):  # what is there is looked at undisturbed
+        with patch.dict(
+            os.environ, s3_server.environment(url)
+        ):  # what is there is looked at undisturbed
             damaged = verify_store("s3://stores/s").is_damaged
             blocks = sum(target.n_blocks for target in open_store("s3://stores/s").rounds())
             found = arrays_of(s3_server.objects(s3_server.connect(url), "stores", "s"))
-            files = {str(f.relative_to(undisturbed)): f.read_bytes() for f in undisturbed.rglob("*") if f.is_file()}
+            files = {
+                str(f.relative_to(undisturbed)): f.read_bytes()
+                for f in undisturbed.rglob("*")
+                if f.is_file()
+            }
             is_same = found == arrays_of(files)
     figures = {
-        "killed": times - killer.left, "deaths_seen": killer.died, "blocks": blocks, "rows": report.rows,
-        "faults": dict(server.befell), "requests_passed": server.passed, "seconds": seconds, "damaged": damaged,
-        "objects": len(found), "same_bytes": is_same,
-    }  # fmt: skip
+        "killed": times - killer.left,
+        "deaths_seen": killer.died,
+        "blocks": blocks,
+        "rows": report.rows,
+        "faults": dict(server.befell),
+        "requests_passed": server.passed,
+        "seconds": seconds,
+        "damaged": damaged,
+        "objects": len(found),
+        "same_bytes": is_same,
+    }
     print(
-        f"{figures['killed']} kills in {seconds:.0f} s, {report.rows} rows in {blocks} blocks; {server.passed} "
+        f"{figures['killed']} kills in {seconds:.0f} s, {report.rows} rows in {blocks} blocks; "
+        f"{server.passed} "
         f"requests passed, {sum(server.befell.values())} did not: {dict(server.befell)}; store "
-        f"{'DAMAGED' if damaged else 'clean'}, arrays {'those' if is_same else 'NOT THOSE'} of one undisturbed process"
+        f"{'DAMAGED' if damaged else 'clean'}, arrays {'those' if is_same else 'NOT THOSE'} of one "
+        "undisturbed process"
     )
     return {"kills": figures}
 

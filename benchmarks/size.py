@@ -1,9 +1,10 @@
-"""How large a store is: bytes of its activations against raw bfloat16 and against float32 in compressed .npz.
+"""How large a store is: bytes of its activations against raw bfloat16 and against float32 in
+compressed .npz.
 
     python benchmarks/size.py [STORE] [--quick]
 
-Reads a finished store (demo/store.zarr, as `make demo` leaves it, unless another is named) and writes the same
-activations with numpy, in memory. --quick takes every tenth model layer.
+Reads a finished store (demo/store.zarr, as `make demo` leaves it, unless another is named) and
+writes the same activations with numpy, in memory. --quick takes every tenth model layer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from lenscache.store.store import open_store
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("store", nargs="?", default="demo/store.zarr")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
@@ -38,13 +41,21 @@ def main() -> None:
             totals += stored, raw, npz
             against_raw.append(stored / raw)
             against_npz.append(stored / npz)
-    print(f"{arguments.store}: {len(against_raw)} activation arrays of {len(values)} rows x {values.shape[1]}")
     print(
-        f"store {totals[0] / 1e6:.1f} MB, raw bfloat16 {totals[1] / 1e6:.1f} MB, float32 .npz {totals[2] / 1e6:.1f} MB"
+        f"{arguments.store}: {len(against_raw)} activation arrays of {len(values)} rows x "
+        f"{values.shape[1]}"
+    )
+    print(
+        f"store {totals[0] / 1e6:.1f} MB, raw bfloat16 {totals[1] / 1e6:.1f} MB, float32 .npz "
+        f"{totals[2] / 1e6:.1f} MB"
     )
     for name, ratios in (("raw bfloat16", against_raw), ("float32 .npz", against_npz)):
         low, *_, high = sorted(ratios)
-        print(f"store / {name}: median {statistics.median(ratios):.3f}, {low:.3f} to {high:.3f} over arrays")
+        print(
+            f"store / {name}: median {statistics.median(ratios):.3f}, {low:.3f} to {high:.3f} "
+            "over "
+            "arrays"
+        )
 
 
 def npz_bytes(values: np.ndarray) -> int:

@@ -2,11 +2,12 @@
 
     python benchmarks/steering.py [--model smollm2-135m] [--quick] [--json FILE]
 
-Lenses of the starter pack's layer 1 are fitted on one model layer at a time, prompts alone. Along both directions of
-each of the best, the model is pushed by three strengths while it continues a few neutral prompts; what it wrote is read
-again without steering. A direction is the better the more the lens hears of its concept for the same loss of fluency,
-so the two are compared by what is gained, in deviations of the noise floor, where perplexity is one and a half times
-that of the unsteered text, between the strengths by linear interpolation in its logarithm.
+Lenses of the starter pack's layer 1 are fitted on one model layer at a time, prompts alone. Along
+both directions of each of the best, the model is pushed by three strengths while it continues a few
+neutral prompts; what it wrote is read again without steering. A direction is the better the more
+the lens hears of its concept for the same loss of fluency, so the two are compared by what is
+gained, in deviations of the noise floor, where perplexity is one and a half times that of the
+unsteered text, between the strengths by linear interpolation in its logarithm.
 
 PREDICTED: the difference of means gains twice as much.
 FOUND: see RESULTS.md.
@@ -36,26 +37,36 @@ from lenstrain.settings import FitSettings
 
 STARTER = Path(__file__).parents[1] / "data" / "packs" / "starter.json"
 PROMPTS = ("I think that", "Yesterday we", "Let me tell you about", "In the morning")
-# About the same displacement: activations vary less across a decision boundary than along a concept.
+# About the same displacement: activations vary less across a decision boundary than along a
+# concept.
 STRENGTHS: dict[Kind, tuple[float, ...]] = {"mean-difference": (3, 6, 12), "weights": (8, 16, 32)}
 LOSS = 1.5
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--quick", action="store_true", help="three concepts, two prompts, one model layer")
+    parser.add_argument(
+        "--quick", action="store_true", help="three concepts, two prompts, one model layer"
+    )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     arguments = parser.parse_args()
     silence()
     loaded = load_model(arguments.model)
     n_concepts, prompts = (3, PROMPTS[:2]) if arguments.quick else (6, PROMPTS)
     middle = loaded.n_layers // 2
-    model_layers = (middle,) if arguments.quick else (loaded.n_layers // 4, middle, 3 * loaded.n_layers // 4)
+    model_layers = (
+        (middle,) if arguments.quick else (loaded.n_layers // 4, middle, 3 * loaded.n_layers // 4)
+    )
     pack = ConceptPack.load(STARTER)
     figures = []
-    print(f"{'model layer':>11}  {'direction':15}  {'strength':>8}  {'perplexity':>10}  gain in deviations")
+    print(
+        f"{'model layer':>11}  {'direction':15}  {'strength':>8}  {'perplexity':>10}  gain in "
+        "deviations"
+    )
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "s.zarr"
         settings = ExtractSettings(mode="prompt", model_layers=model_layers, batch_size=16)
@@ -64,7 +75,9 @@ def main() -> None:
             dataset, settings_of_fit = open_dataset(store), FitSettings(model_layers=(model_layer,))
             lenses = make_lens_pack(fit_lenses(dataset, settings_of_fit), dataset, settings_of_fit)
             best = sorted(lenses, key=lambda lens: -lens.metrics["score"])[:n_concepts]
-            plain = [continue_prompt(loaded, prompt, model_layers=[model_layer]) for prompt in prompts]
+            plain = [
+                continue_prompt(loaded, prompt, model_layers=[model_layer]) for prompt in prompts
+            ]
             gained: dict[str, list[float]] = {}
             for kind, strengths in STRENGTHS.items():
                 rows = []
@@ -73,20 +86,30 @@ def main() -> None:
                     curve = [(0.0, 0.0)]
                     for strength in strengths:
                         steered = [push(loaded, prompt, direction, strength) for prompt in prompts]
-                        curve.append((loss(steered, plain), heard(lens, steered) - heard(lens, plain)))
+                        curve.append(
+                            (loss(steered, plain), heard(lens, steered) - heard(lens, plain))
+                        )
                     rows.append(curve)
                     gained.setdefault(kind, []).append(at_equal_loss(curve))
                 for place, strength in enumerate(strengths, start=1):
                     perplexity, gain = np.median([curve[place] for curve in rows], axis=0)
                     print(
-                        f"{model_layer:11}  {kind:15}  {strength:8g}  {np.exp(perplexity):9.2f}x  {gain:+.2f}",
+                        (
+                            f"{model_layer:11}  {kind:15}  {strength:8g}  "
+                            f"{np.exp(perplexity):9.2f}x  "
+                            f"{gain:+.2f}"
+                        ),
                         flush=True,
                     )
             difference = np.subtract(gained["mean-difference"], gained["weights"])
-            figures.append({"model_layer": model_layer, "concepts": [lens.concept for lens in best], **gained})
+            figures.append(
+                {"model_layer": model_layer, "concepts": [lens.concept for lens in best], **gained}
+            )
             print(
-                f"at {LOSS} times the perplexity: mean difference {np.mean(gained['mean-difference']):+.2f}, weights "
-                f"{np.mean(gained['weights']):+.2f}; ahead in {int((difference > 0).sum())} of {len(best)} concepts\n"
+                f"at {LOSS} times the perplexity: mean difference "
+                f"{np.mean(gained['mean-difference']):+.2f}, weights "
+                f"{np.mean(gained['weights']):+.2f}; ahead in {int((difference > 0).sum())} of "
+                f"{len(best)} concepts\n"
             )
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -107,7 +130,8 @@ def heard(lens: Lens, texts: list[Continuation]) -> float:
 def loss(steered: list[Continuation], plain: list[Continuation]) -> float:
     """Mean logarithm of the perplexity of steered texts, less that of the others."""
     return float(
-        np.nanmean(np.log([t.perplexity for t in steered])) - np.nanmean(np.log([t.perplexity for t in plain]))
+        np.nanmean(np.log([t.perplexity for t in steered]))
+        - np.nanmean(np.log([t.perplexity for t in plain]))
     )
 
 

@@ -2,27 +2,32 @@
 
     python benchmarks/store.py [--store PATH] [--quick] [--json FILE]
 
-Four comparisons, on a finished store (demo/store.zarr, as `make demo` leaves it, unless another is named):
+Four comparisons, on a finished store (demo/store.zarr, as `make demo` leaves it, unless another is
+named):
 
 size    bytes of every activation array beside the same values as raw bfloat16 .npy, as float32 .npz and as float32
         compressed .npz; must be at most 0.70 of raw bfloat16 in all
 read    all rows of one array through `Round.read`, beside zarr alone, tensorstore on the same files, and `np.load` of
-        the same values as raw bfloat16; the page cache is warm. Must be at least 500 MB/s of decoded values, which is
-        judged on the generated stores below and not on the store itself, whose arrays may be small
+        the same values as raw bfloat16; the page cache is warm. Must be at least 500 MB/s of
+        decoded values, which is judged on the generated stores below and not on the store itself,
+        whose arrays may be small
 touch   objects and bytes that are asked for by reads of 256 rows at random places, beside the chunks they lie in
 write   the same rows as sixteen arrays through `Round.write_block`, which checks, encodes and marks
 
-A small store says little about speed, so read and write are repeated on generated ones, of the store's own hidden size
-and of 2560. Their rows are rows of the store: model layers below each other, and side by side where the hidden size is
-larger. That compresses as the source does, since a Blosc block is compressed by itself and finds no repeated rows.
+A small store says little about speed, so read and write are repeated on generated ones, of the
+store's own hidden size and of 2560. Their rows are rows of the store: model layers below each
+other, and side by side where the hidden size is larger. That compresses as the source does, since a
+Blosc block is compressed by itself and finds no repeated rows.
 
-The sides take turns inside one process; the table gives medians over turns with the lowest and the highest. On a
-machine that does other work, compare the ratios. ZARR_ASYNC__CONCURRENCY and ZARR_THREADING__MAX_WORKERS in the
-environment try other numbers of threads. --quick takes every tenth model layer, smaller generated stores and fewer
-turns; only without it is the exit status 1 where a bound does not hold.
+The sides take turns inside one process; the table gives medians over turns with the lowest and the
+highest. On a machine that does other work, compare the ratios. ZARR_ASYNC__CONCURRENCY and
+ZARR_THREADING__MAX_WORKERS in the environment try other numbers of threads. --quick takes every
+tenth model layer, smaller generated stores and fewer turns; only without it is the exit status 1
+where a bound does not hold.
 
-Predicted before the first run, with hidden-major chunks of 256 rows: size 0.70 of raw; `Round.read` 300 MB/s at hidden
-size 576 and 500 at 2560, a tenth of `np.load` and a third of tensorstore; no object touched that is not needed.
+Predicted before the first run, with hidden-major chunks of 256 rows: size 0.70 of raw; `Round.read`
+300 MB/s at hidden size 576 and 500 at 2560, a tenth of `np.load` and a third of tensorstore; no
+object touched that is not needed.
 """
 
 from __future__ import annotations
@@ -101,7 +106,9 @@ class Touch:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--store", default="demo/store.zarr")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--quick", action="store_true")
@@ -132,8 +139,10 @@ def main() -> None:
     print_touches(touches)
     held = check(sizes, speeds)
     if arguments.json:
-        figures = {name: [asdict(row) for row in rows] for name, rows in
-                   (("sizes", sizes), ("speeds", speeds), ("touches", touches))}  # fmt: skip
+        figures = {
+            name: [asdict(row) for row in rows]
+            for name, rows in (("sizes", sizes), ("speeds", speeds), ("touches", touches))
+        }
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     sys.exit(not held and not arguments.quick)
 
@@ -150,9 +159,15 @@ def measure_sizes(store: Store, model_layers: tuple[int, ...]) -> list[Size]:
             stored = sum(r.stored_bytes(phase, model_layer) for r in store.rounds())
             full = values.astype(np.float32)
             sizes.append(
-                Size(phase, model_layer, stored, file_bytes(np.save, values.view(np.uint16)),
-                     file_bytes(save_npz, full), file_bytes(save_npz_compressed, full))
-            )  # fmt: skip
+                Size(
+                    phase,
+                    model_layer,
+                    stored,
+                    file_bytes(np.save, values.view(np.uint16)),
+                    file_bytes(save_npz, full),
+                    file_bytes(save_npz_compressed, full),
+                )
+            )
     return sizes
 
 
@@ -188,7 +203,8 @@ def print_sizes(name: str, sizes: list[Size]) -> None:
         ratios = sorted(s.stored / getattr(s, key) for s in chosen)
         total = sum(s.stored for s in chosen) / sum(getattr(s, key) for s in chosen)
         print(
-            f"{f'{label} / {other}':34}  {ratios[0]:6.3f}  {statistics.median(ratios):6.3f}  {ratios[-1]:6.3f}  "
+            f"{f'{label} / {other}':34}  {ratios[0]:6.3f}  {statistics.median(ratios):6.3f}  "
+            f"{ratios[-1]:6.3f}  "
             f"{total:6.3f}"
         )
 
@@ -196,7 +212,9 @@ def print_sizes(name: str, sizes: list[Size]) -> None:
 # --- speed
 
 
-def measure_read(what: str, store: Store, round_: Round, model_layer: int, folder: Path, turns: int) -> list[Speed]:
+def measure_read(
+    what: str, store: Store, round_: Round, model_layer: int, folder: Path, turns: int
+) -> list[Speed]:
     """One whole array, through each reader in turn. All must return the same bits."""
     phase = store.header.phases[0]
     place = f"{round_.name}/activations/{phase}/{model_layer}"
@@ -224,7 +242,9 @@ def measure_read(what: str, store: Store, round_: Round, model_layer: int, folde
     return speeds
 
 
-def take_turns(sides: dict[str, Callable[[], Any]], n_bytes: int, turns: int) -> dict[str, list[float]]:
+def take_turns(
+    sides: dict[str, Callable[[], Any]], n_bytes: int, turns: int
+) -> dict[str, list[float]]:
     """MB/s of each side, turn by turn."""
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(turns):
@@ -247,8 +267,13 @@ def gather_rows(store: Store, hidden: int, megabytes: int) -> np.ndarray:
     phase = store.header.phases[0]
     found: list[np.ndarray] = []
     for start in count(0, across):
-        chosen = [store.header.model_layers[(start + i) % len(store.header.model_layers)] for i in range(across)]
-        wide = np.concatenate([all_rows(store, phase, model_layer) for model_layer in chosen], axis=1)
+        chosen = [
+            store.header.model_layers[(start + i) % len(store.header.model_layers)]
+            for i in range(across)
+        ]
+        wide = np.concatenate(
+            [all_rows(store, phase, model_layer) for model_layer in chosen], axis=1
+        )
         found.append(wide[:, :hidden])
         if sum(map(len, found)) >= n_rows:
             break
@@ -262,7 +287,8 @@ def all_rows(store: Store, phase: Phase, model_layer: int) -> np.ndarray:
 
 
 def measure_write(what: str, folder: Path, source: Store, values: np.ndarray, turns: int) -> Speed:
-    """Write the rows as arrays of sixteen model layers, which share the cost of texts and marks as in a real store."""
+    """Write the rows as arrays of sixteen model layers, which share the cost of texts and marks as
+    in a real store."""
     paths = (folder / f"written-{turn}" for turn in count())
     parts = np.split(values[: len(values) // WRITTEN_LAYERS * WRITTEN_LAYERS], WRITTEN_LAYERS)
     n_bytes = sum(part.nbytes for part in parts)
@@ -275,18 +301,32 @@ def write_store(path: Path, source: Store, values: Sequence[np.ndarray]) -> Stor
     n, hidden = values[0].shape
     layers = tuple(range(len(values)))
     header = replace(
-        source.header, hidden=hidden, model_layers=layers, n_layers=len(layers), mode="prompt", max_new_tokens=0
+        source.header,
+        hidden=hidden,
+        model_layers=layers,
+        n_layers=len(layers),
+        mode="prompt",
+        max_new_tokens=0,
     )
     zarr.create_group(path, attributes=header.to_attributes())
     store = open_store(path, mode="r+")
     plan = SamplePlan(
-        concepts=(), n_targets=0, texts=tuple(f"row {row}" for row in range(n)), kind=np.zeros(n, np.uint8),
-        split=np.zeros(n, np.uint8), repeat=np.zeros(n, np.uint16), sampling_seed=np.zeros(n, np.uint64),
-        temperature=np.zeros(n, np.float32), label_sample=np.zeros(0, np.int32),
-        label_concept=np.zeros(0, np.int32), label_role=np.zeros(0, np.uint8),
-    )  # fmt: skip
+        concepts=(),
+        n_targets=0,
+        texts=tuple(f"row {row}" for row in range(n)),
+        kind=np.zeros(n, np.uint8),
+        split=np.zeros(n, np.uint8),
+        repeat=np.zeros(n, np.uint16),
+        sampling_seed=np.zeros(n, np.uint64),
+        temperature=np.zeros(n, np.float32),
+        label_sample=np.zeros(0, np.int32),
+        label_concept=np.zeros(0, np.int32),
+        label_role=np.zeros(0, np.uint8),
+    )
     tokens = np.full(n, 8, np.int32)
-    round_ = store.create_round(0, 0, plan, keys=np.zeros((n, 16), np.uint8), n_prompt_tokens=tokens)
+    round_ = store.create_round(
+        0, 0, plan, keys=np.zeros((n, 16), np.uint8), n_prompt_tokens=tokens
+    )
     for block in range(round_.n_blocks):
         rows = round_.rows(block)
         length = rows.stop - rows.start
@@ -304,7 +344,10 @@ def print_speed(speed: Speed, ours: Speed | None = None) -> None:
     """One line; `ours` is what its speed is compared with."""
     ratio = f"{ours.median / speed.median:.2f} of it" if ours not in (None, speed) else ""
     span = f"{speed.low:.0f} to {speed.high:.0f}"
-    print(f"{speed.what:18}  {speed.side:17}  {speed.median:6.0f}  {span:>12}  {ratio}".rstrip(), flush=True)
+    print(
+        f"{speed.what:18}  {speed.side:17}  {speed.median:6.0f}  {span:>12}  {ratio}".rstrip(),
+        flush=True,
+    )
 
 
 # --- touch
@@ -347,7 +390,8 @@ def measure_touch(what: str, path: Path, reads: int) -> Touch:
 
 
 def needed(place: Path, array: Any, rows: range) -> tuple[int, int]:
-    """Shards and bytes of the chunks that hold some rows, from the index at the end of each shard."""
+    """Shards and bytes of the chunks that hold some rows, from the index at the end of each
+    shard."""
     in_shard, chunk_rows = array.shards[0] // array.chunks[0], array.chunks[0]
     n_bytes, shards = 0, set()
     for chunk in range(rows.start // chunk_rows, (rows.stop - 1) // chunk_rows + 1):
@@ -360,7 +404,10 @@ def needed(place: Path, array: Any, rows: range) -> tuple[int, int]:
 
 def print_touches(touches: list[Touch]) -> None:
     """One line a store."""
-    print(f"\n{f'reads of {ROWS_READ} rows':18}  objects  needed  kB read  kB needed  kB of the rows, decoded")
+    print(
+        f"\n{f'reads of {ROWS_READ} rows':18}  objects  needed  kB read  kB needed  kB of the "
+        "rows, decoded"
+    )
     for t in touches:
         print(
             f"{t.what:18}  {t.objects:7.2f}  {t.needed_objects:6.2f}  {t.bytes_read / 1e3:7.0f}  "

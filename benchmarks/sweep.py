@@ -1,19 +1,21 @@
-"""What several targets in one pass cost beside a single fit, and what a grid costs on Ray beside this process.
+"""What several targets in one pass cost beside a single fit, and what a grid costs on Ray beside
+this process.
 
     python benchmarks/sweep.py [--store STORE] [--ray] [--quick] [--json FILE]
 
-Sweep: both sides in one process, in turns, on one dataset: a fit at the highest target, and a pass for four targets
-that ends with a pack for each, checks included. Without --store, on a planted store (planted.py).
+Sweep: both sides in one process, in turns, on one dataset: a fit at the highest target, and a pass
+for four targets that ends with a pack for each, checks included. Without --store, on a planted
+store (planted.py).
 
-With --ray (extra `ray`), then: a grid of two families, two sets of model layers and four targets, which is four passes,
-by the local engine and by 1 and 2 Ray workers that share the same cores, in turns. Ray is started, and its workers have
-loaded what they need, before the clock runs; opening the store and writing the packs count on both sides.
+With --ray (extra `ray`), then: a grid of two families, two sets of model layers and four targets,
+which is four passes, by the local engine and by 1 and 2 Ray workers that share the same cores, in
+turns. Ray is started, and its workers have loaded what they need, before the clock runs; opening
+the store and writing the packs count on both sides.
 
-PREDICTED, sweep: 1.1; the iterations are the same, and three more packs have to be measured and checked.
-PREDICTED, Ray: with 1 worker 1.05 of the local engine, as each pass opens the store anew and its packs are copied; with
-2 workers on 2 cores 0.8, as Python runs one thread at a time and two processes do not wait for each other; with 2 on
-1 core 1.1.
-FOUND: see RESULTS.md.
+PREDICTED, sweep: 1.1; the iterations are the same, and three more packs have to be measured and
+checked. PREDICTED, Ray: with 1 worker 1.05 of the local engine, as each pass opens the store anew
+and its packs are copied; with 2 workers on 2 cores 0.8, as Python runs one thread at a time and two
+processes do not wait for each other; with 2 on 1 core 1.1. FOUND: see RESULTS.md.
 """
 
 from __future__ import annotations
@@ -40,10 +42,16 @@ GOAL = 1.3
 
 def main() -> None:
     """Run it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, help="a finished store; default: one planted for the purpose")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--store", type=Path, help="a finished store; default: one planted for the purpose"
+    )
     parser.add_argument("--ray", action="store_true", help="the grid on Ray, too")
-    parser.add_argument("--quick", action="store_true", help="75 concepts and 3 turns rather than 500 and 5")
+    parser.add_argument(
+        "--quick", action="store_true", help="75 concepts and 3 turns rather than 500 and 5"
+    )
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
     n_turns = 3 if arguments.quick else 5
@@ -57,31 +65,61 @@ def main() -> None:
         for turn in range(n_turns):
             single, sweep = seconds(dataset, TARGETS[-1:]), seconds(dataset, TARGETS)
             ratios.append(sweep / single)
-            print(f"turn {turn + 1}: fit {single:.1f} s, sweep of {len(TARGETS)} targets {sweep:.1f} s", flush=True)
+            print(
+                (
+                    f"turn {turn + 1}: fit {single:.1f} s, sweep of {len(TARGETS)} targets "
+                    f"{sweep:.1f} "
+                    "s"
+                ),
+                flush=True,
+            )
         on_ray = compare_engines(store, n_turns) if arguments.ray else {}
     median = float(np.median(ratios))
     verdict = "holds" if median <= GOAL else "DOES NOT HOLD"
-    print(f"sweep / fit: {median:.2f} ({min(ratios):.2f} to {max(ratios):.2f}), at most {GOAL}: {verdict}")
+    print(
+        f"sweep / fit: {median:.2f} ({min(ratios):.2f} to {max(ratios):.2f}), at most {GOAL}: "
+        f"{verdict}"
+    )
     for workers, found in on_ray.items():
-        print(f"Ray, {workers} workers / local: {np.median(found):.2f} ({min(found):.2f} to {max(found):.2f})")
+        print(
+            f"Ray, {workers} workers / local: {np.median(found):.2f} ({min(found):.2f} to "
+            f"{max(found):.2f})"
+        )
     if arguments.json:
-        figures = {"sweep_vs_fit": median, "spread": [min(ratios), max(ratios)], "ray_vs_local": on_ray}
+        figures = {
+            "sweep_vs_fit": median,
+            "spread": [min(ratios), max(ratios)],
+            "ray_vs_local": on_ray,
+        }
         arguments.json.write_text(json.dumps(figures, indent=1))
 
 
 def compare_engines(store: Path, n_turns: int) -> dict[int, list[float]]:
     """For 1 and 2 Ray workers, the time of a grid in that of the local engine, turn by turn."""
-    sets = (None, tuple(open_dataset(store).model_layers))  # the same to a fit, and two combinations
-    grid = Grid(str(store), FitSettings(), ("linear", "mean-difference"), tuple(TARGETS), model_layers=sets)
+    sets = (
+        None,
+        tuple(open_dataset(store).model_layers),
+    )  # the same to a fit, and two combinations
+    grid = Grid(
+        str(store), FitSettings(), ("linear", "mean-difference"), tuple(TARGETS), model_layers=sets
+    )
     ratios: dict[int, list[float]] = {1: [], 2: []}
     with RayEngine(workers=max(ratios)).connected():
-        grid_seconds(replace(grid, families=("mean-difference",)), RayEngine(workers=max(ratios)))  # loads the workers
+        grid_seconds(
+            replace(grid, families=("mean-difference",)), RayEngine(workers=max(ratios))
+        )  # loads the workers
         for turn in range(n_turns):
             local = grid_seconds(grid, LocalEngine(grid.open()))
             spent = {workers: grid_seconds(grid, RayEngine(workers=workers)) for workers in ratios}
             for workers, time_s in spent.items():
                 ratios[workers].append(time_s / local)
-            print(f"turn {turn + 1}: local {local:.1f} s, Ray {spent[1]:.1f} s, {spent[2]:.1f} s with 2", flush=True)
+            print(
+                (
+                    f"turn {turn + 1}: local {local:.1f} s, Ray {spent[1]:.1f} s, {spent[2]:.1f} s "
+                    "with 2"
+                ),
+                flush=True,
+            )
     return ratios
 
 

@@ -1,35 +1,46 @@
-"""Few samples for all and more for the hungry, beside everything for everyone: what is saved, and what it costs.
+"""Few samples for all and more for the hungry, beside everything for everyone: what is saved, and
+what it costs.
 
-    python benchmarks/topup.py [--pack data/packs/starter.json] [--layers 0 1 2] [--model smollm2-135m]
-                               [--first 8] [--more 6] [--target 0.75 0.80 0.85] [--mode prompt] [--quick] [--json FILE]
+    python benchmarks/topup.py [--pack data/packs/starter.json] [--layers 0 1 2] [--model
+    smollm2-135m]
+                               [--first 8] [--more 6] [--target 0.75 0.80 0.85] [--mode prompt]
+                               [--quick] [--json FILE]
 
-Three ways to extract, trained with the same settings, by what `lenscache extract` and `lenstrain fit` call:
+Three ways to extract, trained with the same settings, by what `lenscache extract` and `lenstrain
+fit` call:
 
-top-up  the first 8 prompts of each concept; then, as long as lenses are hungry, 6 more prompts for those alone
+top-up  the first 8 prompts of each concept; then, as long as lenses are hungry, 6 more prompts for
+those alone
 full    every prompt of every concept
 even    the first k prompts of each concept, k the smallest with as many rows as top-up took: is it better to give
-        more to the hungry than the same to all? Its rows are copied from the full store, the model runs for none
+        more to the hungry than the same to all? Its rows are copied from the full store, the model
+        runs for none
 
-`own F1` is what a pack says of itself, on the test samples of its own store: few of them, and looked at after every
-round by whoever decides that a lens is done. So all final lenses are measured once more on the test samples of the
-full store. `hold` is how many of the lenses that graduated reach the target there, too (in prompt mode all of full's:
-they graduated on these very samples). Differences are paired by concept, minus full, with a 95 % bootstrap interval
-over concepts. `new only` is F1 on the positive test samples that the top-up store does not hold, which nobody in that
-way has looked at, but full has; concepts without one are left out. `model s` is all of extraction, so it holds what a
-round costs however small it is (round 0 is the start, made once for all targets).
+`own F1` is what a pack says of itself, on the test samples of its own store: few of them, and
+looked at after every round by whoever decides that a lens is done. So all final lenses are measured
+once more on the test samples of the full store. `hold` is how many of the lenses that graduated
+reach the target there, too (in prompt mode all of full's: they graduated on these very samples).
+Differences are paired by concept, minus full, with a 95 % bootstrap interval over concepts. `new
+only` is F1 on the positive test samples that the top-up store does not hold, which nobody in that
+way has looked at, but full has; concepts without one are left out. `model s` is all of extraction,
+so it holds what a round costs however small it is (round 0 is the start, made once for all
+targets).
 
-The script stops if a sample that the top-up or the even store trains or calibrates on is a test sample of the full one.
+The script stops if a sample that the top-up or the even store trains or calibrates on is a test
+sample of the full one.
 
-PREDICTED (before the first run): with 8 samples first, 45 % of the rows are saved at target F1 0.75, 35 % at 0.80 and
-25 % at 0.85; mean test F1 on the full store's test samples is 0.02 to 0.04 below full's and the score 0.03 below;
-`even` does as well as top-up to within 0.01, since the hungriest concepts are hopeless; a quarter of the lenses that
-graduated on the few test samples of top-up do not hold.
+PREDICTED (before the first run): with 8 samples first, 45 % of the rows are saved at target F1
+0.75, 35 % at 0.80 and 25 % at 0.85; mean test F1 on the full store's test samples is 0.02 to 0.04
+below full's and the score 0.03 below; `even` does as well as top-up to within 0.01, since the
+hungriest concepts are hopeless; a quarter of the lenses that graduated on the few test samples of
+top-up do not hold.
 
-FOUND (SmolLM2-135M, starter pack, 56 concepts): 17 to 22 % of the rows saved and no time at all in prompt mode, where
-rows are cheap and the last rounds small. F1 +0.010 to +0.017, intervals that hold 0; score -0.013 to -0.047, whose
-interval leaves 0 out at 0.85. `even` in a few more rows: F1 +0.009 to +0.012, score -0.013 to +0.005. Of the lenses
-that graduated 8 to 17 % do not hold, and say 0.03 to 0.05 too much. Foundation pack, layers 0-3, 185 concepts: 16 %
-saved at 0.80 (13 % do not hold) and 7 % at 0.95 (half do not hold); F1 as full's, score -0.026 and -0.013.
+FOUND (SmolLM2-135M, starter pack, 56 concepts): 17 to 22 % of the rows saved and no time at all in
+prompt mode, where rows are cheap and the last rounds small. F1 +0.010 to +0.017, intervals that
+hold 0; score -0.013 to -0.047, whose interval leaves 0 out at 0.85. `even` in a few more rows: F1
++0.009 to +0.012, score -0.013 to +0.005. Of the lenses that graduated 8 to 17 % do not hold, and
+say 0.03 to 0.05 too much. Foundation pack, layers 0-3, 185 concepts: 16 % saved at 0.80 (13 % do
+not hold) and 7 % at 0.95 (half do not hold); F1 as full's, score -0.026 and -0.013.
 """
 
 from __future__ import annotations
@@ -101,14 +112,17 @@ class Bench:
         self.layers: list[int] = arguments.layers or list(self.pack.layers)
         self.loaded: LoadedModel = load_model(arguments.model)
         self.settings: dict[str, Any] = {
-            "mode": arguments.mode, "model_layers": self.loaded.check_model_layers(arguments.model_layers),
+            "mode": arguments.mode,
+            "model_layers": self.loaded.check_model_layers(arguments.model_layers),
             "batch_size": BATCH_SIZE,
-        }  # fmt: skip
+        }
 
     def extract(self, name: str, samples: int | None = None, **options: Any) -> ExtractReport:
         """Extract into a new store."""
         settings = ExtractSettings(**self.settings, samples=samples)
-        return extract(self.folder / name, self.pack, self.loaded, settings, layers=self.layers, **options)
+        return extract(
+            self.folder / name, self.pack, self.loaded, settings, layers=self.layers, **options
+        )
 
     def dataset(self, name: str) -> LensDataset:
         """A store of this bench."""
@@ -138,7 +152,12 @@ class Bench:
             graduated = sum(lens.metrics["graduated"] for lens in pack)
             rounds.append(
                 RoundOfTopUp(
-                    report.rows_run, report.elapsed_s, spent[0], len(pack.hungry), graduated, len(pack.skipped)
+                    report.rows_run,
+                    report.elapsed_s,
+                    spent[0],
+                    len(pack.hungry),
+                    graduated,
+                    len(pack.skipped),
                 )
             )
             if not pack.hungry:
@@ -148,11 +167,17 @@ class Bench:
             request = read_top_up(lenses / "hungry.json", self.more)
             try:
                 report = extract_top_up(
-                    self.folder / name, self.pack, self.loaded, request, ExtractSettings(**self.settings)
+                    self.folder / name,
+                    self.pack,
+                    self.loaded,
+                    request,
+                    ExtractSettings(**self.settings),
                 )
             except PlanError:  # every prompt of every hungry concept is there
                 break
-            if self.settings["mode"] != "prompt" and sum(r.rows for r in rounds) + report.rows >= self.rows_of(None):
+            if self.settings["mode"] != "prompt" and sum(
+                r.rows for r in rounds
+            ) + report.rows >= self.rows_of(None):
                 break  # texts could be sampled again without end
         dataset = self.dataset(name)
         rows, seconds = sum(r.rows for r in rounds), sum(r.model_s for r in rounds)
@@ -177,8 +202,10 @@ def main() -> None:
     with work_folder(arguments.workdir) as folder:
         bench = Bench(arguments, folder)
         print(
-            f"{arguments.pack}, layers {bench.layers}; {bench.loaded.id} in {bench.loaded.dtype}, mode "
-            f"{arguments.mode}, model layers {bench.settings['model_layers']}; first {bench.first}, then {bench.more}"
+            f"{arguments.pack}, layers {bench.layers}; {bench.loaded.id} in {bench.loaded.dtype}, "
+            "mode "
+            f"{arguments.mode}, model layers {bench.settings['model_layers']}; first "
+            f"{bench.first}, then {bench.more}"
         )
         fulls, first = bench.full(arguments.target), bench.extract("first.zarr", bench.first)
         full_dataset = bench.dataset("full.zarr")
@@ -205,23 +232,39 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pack", type=Path, default=Path("data/packs/starter.json"))
-    parser.add_argument("--layers", type=int, nargs="*", help="layers of abstraction (default: all)")
+    parser.add_argument(
+        "--layers", type=int, nargs="*", help="layers of abstraction (default: all)"
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--model-layers", type=int, nargs="*", default=MODEL_LAYERS)
     parser.add_argument("--mode", choices=["prompt", "combined"], default="prompt")
     parser.add_argument("--first", type=int, default=8, help="samples of each concept at first")
-    parser.add_argument("--more", type=int, default=6, help="samples that a round adds for each hungry concept")
-    parser.add_argument("--target", type=float, nargs="*", default=[0.75, 0.80, 0.85], help="test F1 to graduate at")
-    parser.add_argument("--workdir", type=Path, help="empty or new folder to keep the stores in (default: temporary)")
+    parser.add_argument(
+        "--more", type=int, default=6, help="samples that a round adds for each hungry concept"
+    )
+    parser.add_argument(
+        "--target", type=float, nargs="*", default=[0.75, 0.80, 0.85], help="test F1 to graduate at"
+    )
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        help="empty or new folder to keep the stores in (default: temporary)",
+    )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
-    parser.add_argument("--quick", action="store_true", help="layers 0 and 1, two model layers, target 0.80")
+    parser.add_argument(
+        "--quick", action="store_true", help="layers 0 and 1, two model layers, target 0.80"
+    )
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.layers, arguments.target, arguments.model_layers = [0, 1], [0.80], (15, 25)
     if arguments.workdir and arguments.workdir.exists() and any(arguments.workdir.iterdir()):
-        raise SystemExit(f"{arguments.workdir} is not empty: rounds that are there would not be extracted again")
+        raise SystemExit(
+            f"{arguments.workdir} is not empty: rounds that are there would not be extracted again"
+        )
     return arguments
 
 
@@ -245,7 +288,8 @@ def stopwatch() -> Iterator[list[float]]:
 
 
 def n_tokens(dataset: LensDataset) -> int:
-    """Tokens read and generated for a store; those of a row that two layers hold twice, as the model ran it."""
+    """Tokens read and generated for a store; those of a row that two layers hold twice, as the
+    model ran it."""
     samples = [entry.samples() for entry in dataset.store.rounds()]
     return sum(int(s.n_prompt_tokens.sum() + s.n_completion_tokens.sum()) for s in samples)
 
@@ -255,7 +299,9 @@ def check_no_leak(name: str, dataset: LensDataset, full: LensDataset) -> None:
     held_out = {text for text, split in zip(full.texts, full.split, strict=True) if split == TEST}
     used = {text for text, split in zip(dataset.texts, dataset.split, strict=True) if split != TEST}
     if leaked := held_out & used:
-        raise LeakageError(f"{name}: {len(leaked)} test samples of the full store are used, as {min(leaked)!r}")
+        raise LeakageError(
+            f"{name}: {len(leaked)} test samples of the full store are used, as {min(leaked)!r}"
+        )
 
 
 def outcome(arm: Arm, full: Arm, dataset: LensDataset, seen: set[str]) -> dict[str, Any]:
@@ -265,32 +311,47 @@ def outcome(arm: Arm, full: Arm, dataset: LensDataset, seen: set[str]) -> dict[s
     own, new = [lens.metrics["test_f1"] for lens in arm.pack], f1_on_new(arm.pack, dataset, seen)
     own_of_graduated = [lens.metrics["test_f1"] for lens in arm.pack if lens.concept in graduated]
     return {
-        "lenses": len(arm.pack), "graduated": len(graduated), "hungry": len(arm.pack.hungry),
-        "grades": "/".join(str(sum(pair.b.grade == grade for pair in found.pairs)) for grade in "ABC"),
-        "own_f1": float(np.mean(own)), "own_f1_graduated": float(np.mean(own_of_graduated or [np.nan])),
+        "lenses": len(arm.pack),
+        "graduated": len(graduated),
+        "hungry": len(arm.pack.hungry),
+        "grades": "/".join(
+            str(sum(pair.b.grade == grade for pair in found.pairs)) for grade in "ABC"
+        ),
+        "own_f1": float(np.mean(own)),
+        "own_f1_graduated": float(np.mean(own_of_graduated or [np.nan])),
         "f1": float(np.mean([pair.b.f1 for pair in found.pairs])),
-        "f1_graduated": float(np.mean([p.b.f1 for p in found.pairs if p.concept in graduated] or [np.nan])),
+        "f1_graduated": float(
+            np.mean([p.b.f1 for p in found.pairs if p.concept in graduated] or [np.nan])
+        ),
         "score": float(np.mean([pair.b.score for pair in found.pairs])),
         "hold": sum(pair.b.f1 >= arm.target for pair in found.pairs if pair.concept in graduated),
-        "f1_difference": found.f1._asdict(), "score_difference": found.score._asdict(),
-        "f1_new": float(np.mean(new or [np.nan])), "concepts_new": len(new), "test_samples": found.n_samples,
-    }  # fmt: skip
+        "f1_difference": found.f1._asdict(),
+        "score_difference": found.score._asdict(),
+        "f1_new": float(np.mean(new or [np.nan])),
+        "concepts_new": len(new),
+        "test_samples": found.n_samples,
+    }
 
 
 def f1_on_new(pack: LensPack, dataset: LensDataset, seen: set[str]) -> list[float]:
-    """F1 on positives of the test split that are not among `seen` texts, against the same negatives as always.
+    """F1 on positives of the test split that are not among `seen` texts, against the same negatives
+    as always.
 
     One for each concept that has such positives.
     """
     held, settings, values = held_out_logits(pack, dataset, TEST), FitSettings(), []
     is_new = np.array([text not in seen for text in dataset.texts])
     for number, lens in enumerate(pack):
-        drawn = TaskRows(dataset, dataset.task(lens.concept, settings.n_negatives), settings).drawn(TEST)
+        drawn = TaskRows(dataset, dataset.task(lens.concept, settings.n_negatives), settings).drawn(
+            TEST
+        )
         positives, negatives = np.unique(drawn.samples[drawn.y]), np.unique(drawn.samples[~drawn.y])
         rows = held.rows_of(np.concatenate([positives[is_new[positives]], negatives]))
         y = np.isin(held.samples[rows], positives)
         if y.any():
-            values.append(classify(y, held.logits[rows, number].astype(np.float64), lens.threshold).f1)
+            values.append(
+                classify(y, held.logits[rows, number].astype(np.float64), lens.threshold).f1
+            )
     return values
 
 
@@ -302,16 +363,20 @@ def print_rounds(arm: Arm) -> None:
     for number, r in enumerate(arm.rounds):
         in_all += r.rows
         print(
-            f"{number:5}  {r.rows:5}  {in_all:6}  {r.model_s:7.1f}  {r.fit_s:5.1f}  {r.hungry:6}  {r.graduated:9}  "
+            f"{number:5}  {r.rows:5}  {in_all:6}  {r.model_s:7.1f}  {r.fit_s:5.1f}  {r.hungry:6}  "
+            f"{r.graduated:9}  "
             f"{r.skipped:7}"
         )
 
 
 def print_arms(arms: Sequence[Arm], n_concepts: int) -> None:
     """The ways beside each other."""
-    print(f"\n{n_concepts} concepts, {arms[0].outcome['test_samples']} test samples in the full store")
     print(
-        "target  way        rows  saved   tokens  model s  lenses  graduated  hold  A/B/C       own F1  test F1  "
+        f"\n{n_concepts} concepts, {arms[0].outcome['test_samples']} test samples in the full store"
+    )
+    print(
+        "target  way        rows  saved   tokens  model s  lenses  graduated  hold  A/B/C       "
+        "own F1  test F1  "
         "new only    score  test F1 - full (95 %)    score - full (95 %)"
     )
     full = arms[0].rows
@@ -320,8 +385,10 @@ def print_arms(arms: Sequence[Arm], n_concepts: int) -> None:
         seconds = f"{arm.model_s:.1f}" if arm.model_s else "-"
         new = f"{o['f1_new']:.3f} ({o['concepts_new']})"
         print(
-            f"{arm.target:6.2f}  {arm.name:8}  {arm.rows:5}  {1 - arm.rows / full:5.0%}  {arm.tokens:7}  {seconds:>7}  "
-            f"{o['lenses']:6}  {o['graduated']:9}  {o['hold']:4}  {o['grades']:10}  {o['own_f1']:6.3f}  "
+            f"{arm.target:6.2f}  {arm.name:8}  {arm.rows:5}  {1 - arm.rows / full:5.0%}  "
+            f"{arm.tokens:7}  {seconds:>7}  "
+            f"{o['lenses']:6}  {o['graduated']:9}  {o['hold']:4}  {o['grades']:10}  "
+            f"{o['own_f1']:6.3f}  "
             f"{o['f1']:7.3f}  {new:11} {o['score']:5.3f}  {interval(o['f1_difference']):23}  "
             f"{interval(o['score_difference'])}"
         )
@@ -338,11 +405,15 @@ def print_found(arms: Sequence[Arm]) -> None:
     for full, top_up, even in zip(arms[::3], arms[1::3], arms[2::3], strict=True):
         o = top_up.outcome
         print(
-            f"target {full.target:.2f}: {1 - top_up.rows / full.rows:.0%} of the rows saved; test F1 "
-            f"{o['f1_difference']['mean']:+.3f}, score {o['score_difference']['mean']:+.3f}; even: F1 "
-            f"{even.outcome['f1_difference']['mean']:+.3f}, score {even.outcome['score_difference']['mean']:+.3f}; "
+            f"target {full.target:.2f}: {1 - top_up.rows / full.rows:.0%} of the rows saved; test "
+            "F1 "
+            f"{o['f1_difference']['mean']:+.3f}, score {o['score_difference']['mean']:+.3f}; even: "
+            "F1 "
+            f"{even.outcome['f1_difference']['mean']:+.3f}, score "
+            f"{even.outcome['score_difference']['mean']:+.3f}; "
             f"{o['graduated'] - o['hold']} of {o['graduated']} graduated lenses do not hold (full: "
-            f"{full.outcome['graduated'] - full.outcome['hold']} of {full.outcome['graduated']}): they say "
+            f"{full.outcome['graduated'] - full.outcome['hold']} of {full.outcome['graduated']}): "
+            "they say "
             f"{o['own_f1_graduated']:.2f}, it is {o['f1_graduated']:.2f}"
         )
 

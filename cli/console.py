@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -28,7 +35,9 @@ _SHORTEST_S = 0.5  # what took less says nothing about pace
 
 def out() -> Console:
     """Where results go."""
-    return Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False, emoji=False)
+    return Console(
+        width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False, emoji=False
+    )
 
 
 def err() -> Console:
@@ -37,7 +46,8 @@ def err() -> Console:
 
 
 def reports_errors(command: Function, *, interrupted: str = "nothing was written") -> Function:
-    """Make a command end with one line on stderr and exit code 1 where it fails; `--debug` shows the traceback.
+    """Make a command end with one line on stderr and exit code 1 where it fails; `--debug` shows
+    the traceback.
 
     Parameters
     ----------
@@ -71,7 +81,10 @@ def make_table(*columns: str) -> Table:
     for number, column in enumerate(columns):
         first = number == 0
         table.add_column(
-            column, justify="left" if first else "right", no_wrap=not first, min_width=18 if first else None
+            column,
+            justify="left" if first else "right",
+            no_wrap=not first,
+            min_width=18 if first else None,
         )
     return table
 
@@ -90,17 +103,25 @@ class Meter:
         self._quiet = log is not None and log.to_stderr
         if sys.stderr.isatty() and not self._quiet:
             columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=err())
         self._tasks: dict[str, Any] = {}
         self._begun: dict[str, tuple[float, int]] = {}
         self._done: dict[str, int] = {}
         self._shown = time.monotonic()
 
-    def update(self, what: str, done: int, total: int, unit: str, *, note: str = "", **facts: Any) -> None:
-        """Say that `done` of `total` units of `what` are done. What starts again is timed from there.
+    def update(
+        self, what: str, done: int, total: int, unit: str, *, note: str = "", **facts: Any
+    ) -> None:
+        """Say that `done` of `total` units of `what` are done. What starts again is timed from
+        there.
 
         Parameters
         ----------
@@ -153,11 +174,19 @@ def megabytes(size: float) -> str:
 def clock(seconds: float) -> str:
     """A duration for people: m:ss, or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    return (
+        f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    )
 
 
 def one_line(error: Exception) -> str:
     """What an error says, on one line; of one that nobody raised on purpose, its kind, too."""
     text = " ".join(str(error).split()) or type(error).__name__
-    known = {"LenscacheError", "LenstrainError", "OSError"} & {cls.__name__ for cls in type(error).__mro__}
-    return text if known else f"{type(error).__name__}: {text} (this is a fault of the program; --debug shows where)"
+    known = {"LenscacheError", "LenstrainError", "OSError"} & {
+        cls.__name__ for cls in type(error).__mro__
+    }
+    return (
+        text
+        if known
+        else f"{type(error).__name__}: {text} (this is a fault of the program; --debug shows where)"
+    )

@@ -38,53 +38,91 @@ class Engine(StrEnum):
 
 
 StorePath = Annotated[
-    str, typer.Argument(metavar="STORE", help="The store: a folder, or a URL such as s3://bucket/prefix.")
+    str,
+    typer.Argument(
+        metavar="STORE", help="The store: a folder, or a URL such as s3://bucket/prefix."
+    ),
 ]
 PackFile = Annotated[Path, typer.Argument(metavar="PACK", help="Concept pack, a JSON file.")]
 PackFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a lens pack.")]
 Pack = Annotated[Path, typer.Option(help="Concept pack, a JSON file.")]
 Templates = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="More prompts for every concept: one template a line, such as: About {name}."),
+    typer.Option(
+        metavar="FILE",
+        help="More prompts for every concept: one template a line, such as: About {name}.",
+    ),
 ]
 Model = Annotated[str, typer.Option(help="Model folder, Hugging Face id, or smollm2-135m.")]
 BatchSize = Annotated[
-    str, typer.Option(metavar="N|auto", help="Prompts a forward pass; auto tries what fits and pays.")
+    str,
+    typer.Option(metavar="N|auto", help="Prompts a forward pass; auto tries what fits and pays."),
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate a prompt, at most.")]
 MaxPromptTokens = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Cut longer prompts to N tokens. Default: what the model has positions for."),
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Cut longer prompts to N tokens. Default: what the model has positions for.",
+    ),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
-Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N concepts of each layer.")]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")
+]
+Limit = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Only the first N concepts of each layer.")
+]
 Samples = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Only the first N prompts of each concept; a top-up adds more.")
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Only the first N prompts of each concept; a top-up adds more."
+    ),
 ]
 Layers = Annotated[
     list[int] | None,
-    typer.Option("--layer", min=0, help="Layer of abstraction in the concept hierarchy; repeatable. Default: all."),
+    typer.Option(
+        "--layer",
+        min=0,
+        help="Layer of abstraction in the concept hierarchy; repeatable. Default: all.",
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Keys everything that is drawn.")]
 OneLayer = Annotated[
-    int | None, typer.Option("--layer", min=0, metavar="N", help="Only this layer of abstraction. Default: all.")
+    int | None,
+    typer.Option(
+        "--layer", min=0, metavar="N", help="Only this layer of abstraction. Default: all."
+    ),
 ]
-Jobs = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads. Default: one a core, 8 at most.")]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Threads. Default: one a core, 8 at most.")
+]
 Fpr = Annotated[
     float | None,
     typer.Option(
         min=0.0,
         max=1.0,
         metavar="SHARE",
-        help="Set each threshold to let through this share of unrelated samples. Default: the best F1.",
+        help=(
+            "Set each threshold to let through this share of unrelated samples. Default: the best "
+            "F1."
+        ),
     ),
 ]
 StoreOption = Annotated[
-    str, typer.Option("--store", metavar="STORE", help="The store that the packs were fitted on: a folder or a URL.")
+    str,
+    typer.Option(
+        "--store",
+        metavar="STORE",
+        help="The store that the packs were fitted on: a folder or a URL.",
+    ),
 ]
 LogJson = Annotated[
     bool,
-    typer.Option("--log-json", help="Show progress as JSON lines on stderr; they are kept beside the result anyway."),
+    typer.Option(
+        "--log-json",
+        help="Show progress as JSON lines on stderr; they are kept beside the result anyway.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -98,7 +136,9 @@ def load_pack(path: Path, templates: Path | None) -> ConceptPack:
     pack = ConceptPack.load(path)
     if templates is None:
         return pack
-    return replace(pack, templates=tuple(dict.fromkeys((*pack.templates, *read_templates(templates)))))
+    return replace(
+        pack, templates=tuple(dict.fromkeys((*pack.templates, *read_templates(templates))))
+    )
 
 
 def parse_model_layers(text: str | None) -> tuple[int, ...] | None:
@@ -113,7 +153,9 @@ def parse_model_layers(text: str | None) -> tuple[int, ...] | None:
                 f"{part!r} is not a model layer: give numbers and ranges, such as 0,5,10-15, or all"
             )
         if dash and int(last) < int(first):
-            raise typer.BadParameter(f"the range {part!r} runs backwards: give the smaller number first")
+            raise typer.BadParameter(
+                f"the range {part!r} runs backwards: give the smaller number first"
+            )
         numbers.extend(range(int(first), int(last if dash else first) + 1))
     return tuple(dict.fromkeys(numbers))
 
@@ -134,9 +176,13 @@ ModelLayers = Annotated[
 
 FitModelLayers = Annotated[
     str | None,
-    typer.Option(metavar="0,5,10-15", help="Transformer blocks to choose from, a concept at a time. Default: all."),
+    typer.Option(
+        metavar="0,5,10-15",
+        help="Transformer blocks to choose from, a concept at a time. Default: all.",
+    ),
 ]
 
 Labels = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Label set to train on. Default: the labels of the pack.")
+    str | None,
+    typer.Option(metavar="NAME", help="Label set to train on. Default: the labels of the pack."),
 ]

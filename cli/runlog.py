@@ -1,4 +1,5 @@
-"""A record of one run, one JSON object a line: beside what the run writes, and on stderr for machines.
+"""A record of one run, one JSON object a line: beside what the run writes, and on stderr for
+machines.
 
     start       what was asked for, with which versions
     progress    where it stands, now and then
@@ -32,25 +33,42 @@ class RunLog:
 
     Parameters
     ----------
-    result : the store or pack that the run writes. Its log is ``<result>.log.jsonl`` beside it; none beside a URL.
+    result : the store or pack that the run writes. Its log is ``<result>.log.jsonl`` beside it;
+        none beside a URL.
     to_stderr : whether to write every line to stderr, too.
     asked : what was asked for.
     """
 
-    def __init__(self, command: str, result: str | Path, *, to_stderr: bool = False, **asked: Any) -> None:
-        self.path = None if _URL.match(str(result)) else Path(f"{str(result).rstrip('/')}.log.jsonl")
+    def __init__(
+        self, command: str, result: str | Path, *, to_stderr: bool = False, **asked: Any
+    ) -> None:
+        self.path = (
+            None if _URL.match(str(result)) else Path(f"{str(result).rstrip('/')}.log.jsonl")
+        )
         self.to_stderr = to_stderr
         self._command, self._asked = command, {"result": str(result), **asked}
         self._begun, self._told = time.monotonic(), -_INTERVAL_S
         self._result: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
-        self.event("start", command=self._command, asked=self._asked, versions=versions, system=platform.platform())
+        versions = {
+            "python": platform.python_version(),
+            **{name: version(name) for name in _PACKAGES},
+        }
+        self.event(
+            "start",
+            command=self._command,
+            asked=self._asked,
+            versions=versions,
+            system=platform.platform(),
+        )
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         seconds = round(time.monotonic() - self._begun, 1)
         if error is None:
@@ -65,7 +83,8 @@ class RunLog:
         self._result |= values
 
     def progress(self, what: str, done: int, total: int, unit: str, **facts: Any) -> None:
-        """Say where the run stands; most of it is dropped, so that the log of a long run stays short."""
+        """Say where the run stands; most of it is dropped, so that the log of a long run stays
+        short."""
         now = time.monotonic()
         if done == total or now - self._told >= _INTERVAL_S:
             self._told = now
@@ -73,10 +92,15 @@ class RunLog:
 
     def event(self, kind: str, **values: Any) -> None:
         """Write one line."""
-        entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": kind, **values}
+        entry = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "event": kind,
+            **values,
+        }
         line = json.dumps(entry, ensure_ascii=False, default=str)
         if self.to_stderr:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - machines read lines, not what rich makes of them
+            # machines read lines, not what rich makes of them
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
         if self.path is None:
             return
         try:
@@ -84,5 +108,7 @@ class RunLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
         except OSError as error:  # a record that cannot be kept must not end what it is of
-            console.err().print(f"no log is kept: {self.path} cannot be written ({error.strerror})", markup=False)
+            console.err().print(
+                f"no log is kept: {self.path} cannot be written ({error.strerror})", markup=False
+            )
             self.path = None

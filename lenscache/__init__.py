@@ -1,7 +1,9 @@
-"""lenscache: run a language model once over every prompt of a concept pack and keep its activations in a Zarr store.
+"""lenscache: run a language model once over every prompt of a concept pack and keep its activations
+in a Zarr store.
 
-The names below are the public interface. They load on first use: reading a store needs no torch, and importing the
-package loads neither torch nor zarr. Extraction itself is `lenscache.extract.extract`.
+The names below are the public interface. They load on first use: reading a store needs no torch,
+and importing the package loads neither torch nor zarr. Extraction itself is
+`lenscache.extract.extract`.
 """
 
 from importlib import import_module

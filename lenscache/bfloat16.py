@@ -1,8 +1,9 @@
 """The Zarr v3 ``bfloat16`` data type for zarr-python, which has none (3.1).
 
-The name is the one in the Zarr extension registry, so tensorstore and other Zarr v3 readers open the same arrays.
-Importing this module registers the type: zarr-python 3.1 collects the ``zarr.data_type`` entry points of installed
-packages but never loads them, so an entry point alone would do nothing.
+The name is the one in the Zarr extension registry, so tensorstore and other Zarr v3 readers open
+the same arrays. Importing this module registers the type: zarr-python 3.1 collects the
+``zarr.data_type`` entry points of installed packages but never loads them, so an entry point alone
+would do nothing.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ DTYPE: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 class BFloat16(BaseFloat[Any, Any]):
     """bfloat16 scalars, stored as two bytes.
 
-    It reports an endianness (through `BaseFloat`), without which zarr-python leaves ``endian`` out of the ``bytes``
-    codec and tensorstore refuses the array.
+    It reports an endianness (through `BaseFloat`), without which zarr-python leaves ``endian`` out
+    of the ``bytes`` codec and tensorstore refuses the array.
     """
 
     dtype_cls = type(DTYPE)
@@ -37,7 +38,8 @@ class BFloat16(BaseFloat[Any, Any]):
 
     def to_native_dtype(self) -> np.dtype[Any]:
         """The numpy dtype."""
-        # ml_dtypes types exist in native byte order only; the "bytes" codec swaps where the machine is big-endian.
+        # ml_dtypes types exist in native byte order only; the "bytes" codec swaps where the machine
+        # is big-endian.
         return DTYPE
 
     @property

@@ -1,6 +1,7 @@
 """A Ray cluster: being connected to it, and what it has.
 
-Ray itself starts workers, restarts them and carries messages; nothing here imports it before it is asked for.
+Ray itself starts workers, restarts them and carries messages; nothing here imports it before it is
+asked for.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ _CONNECT_S = 10.0
 def require_ray() -> None:
     """Raise MissingPackageError unless Ray is there: before a model is loaded, not after.
 
-    Ray looks at its environment when it is imported. It is told to report nothing to its makers, and not to print what
-    becomes of its workers among our own lines.
+    Ray looks at its environment when it is imported. It is told to report nothing to its makers,
+    and not to print what becomes of its workers among our own lines.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     try:
         import ray  # noqa: F401
     except ImportError:
-        raise MissingPackageError("--engine ray needs Ray: run `pip install 'lenscache[ray]'`") from None
+        raise MissingPackageError(
+            "--engine ray needs Ray: run `pip install 'lenscache[ray]'`"
+        ) from None
 
 
 @contextmanager
@@ -52,9 +55,12 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[None]
     cores = None if address else max(os.cpu_count() or 1, workers or 1)
     try:
         ray.init(
-            address or "local", num_cpus=cores, include_dashboard=None if address else False,
-            log_to_driver=False, logging_level=logging.CRITICAL,
-        )  # fmt: skip
+            address or "local",
+            num_cpus=cores,
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _no_cluster(address, error) from error
     try:
@@ -64,7 +70,8 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[None]
 
 
 def _check_answers(address: str | None) -> None:
-    """Raise PlanError if nobody listens at a host and port: Ray itself would go on asking for minutes."""
+    """Raise PlanError if nobody listens at a host and port: Ray itself would go on asking for
+    minutes."""
     host, colon, port = (address or "").rpartition(":")
     if colon and "/" not in host and port.isdecimal():
         try:
@@ -75,7 +82,9 @@ def _check_answers(address: str | None) -> None:
 
 def _no_cluster(address: str | None, error: Exception) -> PlanError:
     where = f"no Ray cluster answers at {address}" if address else "Ray cannot be started here"
-    return PlanError(f"{where} ({error}): start one with `ray start --head`, or extract with --engine local")
+    return PlanError(
+        f"{where} ({error}): start one with `ray start --head`, or extract with --engine local"
+    )
 
 
 def resource(name: str) -> int:
@@ -96,9 +105,11 @@ def cores_of_a_worker(workers: int) -> int:
 
 
 def threads_of_a_worker(cores: int) -> int:
-    """Threads of a worker on a CPU: what OMP_NUM_THREADS says, as of any process, or one for each of its cores.
+    """Threads of a worker on a CPU: what OMP_NUM_THREADS says, as of any process, or one for each
+    of its cores.
 
-    More of them than cores claim no more: for a worker that claims more than any machine has, Ray waits for ever.
+    More of them than cores claim no more: for a worker that claims more than any machine has, Ray
+    waits for ever.
     """
     said = os.environ.get("OMP_NUM_THREADS", "")
     return int(said) if said.isdecimal() and int(said) else cores

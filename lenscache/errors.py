@@ -106,7 +106,9 @@ class StoreMismatchError(StoreError, ValueError):
         self._parts = field, found, wanted, advice
 
     def __reduce__(self) -> tuple[type[StoreMismatchError], tuple[str, object, object, str]]:
-        return type(self), self._parts  # what an exception is pickled with by default is its message alone
+        return type(
+            self
+        ), self._parts  # what an exception is pickled with by default is its message alone
 
 
 class StoreIncompleteError(StoreError):

@@ -1,12 +1,13 @@
-"""What a store looks like from inside: norms, outlier dimensions, neighbours, main directions, phases compared.
+"""What a store looks like from inside: norms, outlier dimensions, neighbours, main directions,
+phases compared.
 
     Store, or {model layer: X} --activation_norms, outlier_dimensions--> a line a phase and model layer
     Store --nearest_samples-----------> the samples that the model represents most alike
           --principal_components------> points of a concept and its siblings in the plane
           --phase_similarity----------> a line a model layer
 
-Lines are named tuples, so that `pandas.DataFrame(lines)` is a table with named columns; nothing here needs pandas,
-matplotlib or torch. Only rows of complete blocks are read, a block at a time.
+Lines are named tuples, so that `pandas.DataFrame(lines)` is a table with named columns; nothing
+here needs pandas, matplotlib or torch. Only rows of complete blocks are read, a block at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ Source: TypeAlias = "Store | Mapping[int, NDArray[Any]]"
 """A store, or activations (n, hidden) by model layer."""
 
 MAX_ROWS = 4096
-"""Rows that summaries are made of, at most: blocks spread evenly over the store. A median moves little after that."""
+"""Rows that summaries are made of, at most: blocks spread evenly over the store. A median moves
+little after that."""
 
 
 class NormSummary(NamedTuple):
@@ -91,7 +93,8 @@ class Projection(NamedTuple):
 
 
 class PhaseSimilarity(NamedTuple):
-    """How alike prompt and completion of a sample are at one model layer: cosines of standardised activations."""
+    """How alike prompt and completion of a sample are at one model layer: cosines of standardised
+    activations."""
 
     model_layer: int
     n: int
@@ -132,8 +135,8 @@ def outlier_dimensions(
 ) -> list[OutlierDimension]:
     """The largest dimensions of each phase and model layer, the largest first.
 
-    Many models keep a few "massive activations" (Sun et al., 2024): dimensions tens of times larger than the others,
-    which dominate norms and raw cosines and say little about the text.
+    Many models keep a few "massive activations" (Sun et al., 2024): dimensions tens of times larger
+    than the others, which dominate norms and raw cosines and say little about the text.
 
     Parameters
     ----------
@@ -156,8 +159,9 @@ def nearest_samples(
 ) -> list[Neighbour]:
     """The samples whose activations are most like those of one sample, the nearest first.
 
-    Every dimension is standardised over the store first: raw cosines are near 1 for all pairs, because a few outlier
-    dimensions make up most of an activation. Rows with the same text are left out.
+    Every dimension is standardised over the store first: raw cosines are near 1 for all pairs,
+    because a few outlier dimensions make up most of an activation. Rows with the same text are left
+    out.
 
     Parameters
     ----------
@@ -173,23 +177,35 @@ def nearest_samples(
     selection = select(store, model_layers=[model_layer], phases=[phase])
     table = _Table(selection)
     if sample not in table.number:
-        raise PlanError(f"sample {sample!r:.80} is not in the store: samples are named like layer_1/round_0/17")
+        raise PlanError(
+            f"sample {sample!r:.80} is not in the store: samples are named like layer_1/round_0/17"
+        )
     mean, scale = _moments(X for _, X in _blocks(selection, phase, model_layer))
     own = table.number[sample]
     Z = next((X[0] - mean) / scale for _, X in _blocks(selection, phase, model_layer, [own]))
     if np.isnan(Z).any():
-        raise PlanError(f"sample {sample} has no position in the phase {phase}: choose another phase")
-    cosines = np.concatenate([_cosines((X - mean) / scale, Z) for _, X in _blocks(selection, phase, model_layer)])
+        raise PlanError(
+            f"sample {sample} has no position in the phase {phase}: choose another phase"
+        )
+    cosines = np.concatenate(
+        [_cosines((X - mean) / scale, Z) for _, X in _blocks(selection, phase, model_layer)]
+    )
     cosines[[i for i, text in enumerate(table.text) if text == table.text[own]]] = np.nan
-    order = [i for i in np.argsort(-cosines, kind="stable").tolist() if not np.isnan(cosines[i])][:n]
+    order = [i for i in np.argsort(-cosines, kind="stable").tolist() if not np.isnan(cosines[i])][
+        :n
+    ]
     wanted = set(table.concepts[own])
     return [
         Neighbour(
-            table.sample[i], float(cosines[i]), len(wanted & set(table.concepts[i])), table.concepts[i],
-            table.split[i], table.text[i],
+            table.sample[i],
+            float(cosines[i]),
+            len(wanted & set(table.concepts[i])),
+            table.concepts[i],
+            table.split[i],
+            table.text[i],
         )
         for i in order
-    ]  # fmt: skip
+    ]
 
 
 def principal_components(
@@ -203,56 +219,74 @@ def principal_components(
 ) -> Projection:
     """The samples of a concept and its siblings in the plane in which they differ most.
 
-    Dimensions are standardised over these samples. The plane knows nothing of the labels: where groups lie apart in
-    it, the model tells them apart by itself. A sample that expresses several of the concepts counts as the first, and
-    a text that several rounds hold counts once.
+    Dimensions are standardised over these samples. The plane knows nothing of the labels: where
+    groups lie apart in it, the model tells them apart by itself. A sample that expresses several of
+    the concepts counts as the first, and a text that several rounds hold counts once.
 
     Parameters
     ----------
     against : ids of the concepts to compare with; None for the siblings.
-    kind : kind of samples to take; None for all. Together with sentences about a concept, the prompts that templates
-        made of its name span a plane that shows the templates.
+    kind : kind of samples to take; None for all. Together with sentences about a concept, the
+        prompts that templates made of its name span a plane that shows the templates.
 
     Raises
     ------
     PlanError
-        If a concept is not in the store, has no siblings, or there are fewer than three samples of all.
+        If a concept is not in the store, has no siblings, or there are fewer than three samples of
+        all.
     ModelLayerError, StoreMismatchError
         If the store holds no such model layer or phase.
     """
     for wanted in (concept, *(against or ())):
         if wanted not in store.hierarchy:
             raise PlanError(f"concept {wanted!r:.80} is not in the store: see `lenscache info`")
-    others = sorted(store.hierarchy.siblings(concept)) if against is None else [c for c in against if c != concept]
+    others = (
+        sorted(store.hierarchy.siblings(concept))
+        if against is None
+        else [c for c in against if c != concept]
+    )
     if not others:
-        raise PlanError(f"{concept!r:.80} has no siblings: name the concepts to compare it with, against=[...]")
+        raise PlanError(
+            f"{concept!r:.80} has no siblings: name the concepts to compare it with, against=[...]"
+        )
     selection = select(store, model_layers=[model_layer], phases=[phase])
     table = _Table(selection)
-    group = {i: next((c for c in (concept, *others) if c in found), "") for i, found in enumerate(table.concepts)}
+    group = {
+        i: next((c for c in (concept, *others) if c in found), "")
+        for i, found in enumerate(table.concepts)
+    }
     first = {text: i for i, text in reversed(list(enumerate(table.text)))}
     rows = [i for i in sorted(first.values()) if group[i] and kind in (None, table.kind[i])]
     X = np.concatenate(
-        [np.empty((0, store.header.hidden)), *(X for _, X in _blocks(selection, phase, model_layer, rows))]
+        [
+            np.empty((0, store.header.hidden)),
+            *(X for _, X in _blocks(selection, phase, model_layer, rows)),
+        ]
     )
     present = ~np.isnan(X).any(axis=1)
     rows = [row for row, is_there in zip(rows, present, strict=True) if is_there]
     if len(rows) < 3:
         raise PlanError(
-            f"{len(rows)} samples of {concept!r:.80} and its siblings are of kind {kind or 'any'}, a plane needs three"
+            f"{len(rows)} samples of {concept!r:.80} and its siblings are of kind "
+            f"{kind or 'any'}, "
+            "a plane needs three"
         )
     mean, scale = _moments([X[present]])
     U, size, _ = np.linalg.svd((X[present] - mean) / scale, full_matrices=False)
     explained = np.square(size) / np.square(size).sum()
     return Projection(
-        U[:, :2] * size[:2], (float(explained[0]), float(explained[1])), tuple(group[row] for row in rows),
+        U[:, :2] * size[:2],
+        (float(explained[0]), float(explained[1])),
+        tuple(group[row] for row in rows),
         tuple(table.sample[row] for row in rows),
-    )  # fmt: skip
+    )
 
 
 def phase_similarity(store: Store) -> list[PhaseSimilarity]:
     """How alike the prompt and the completion of the same sample are, a line for each model layer.
 
-    Each phase is standardised by itself, so that what all prompts, or all completions, have in common does not count.
+    Each phase is standardised by itself, so that what all prompts, or all completions, have in
+    common does not count.
 
     Raises
     ------
@@ -267,7 +301,9 @@ def phase_similarity(store: Store) -> list[PhaseSimilarity]:
         prompt, completion = (_sample(selection, phase, model_layer) for phase in selection.phases)
         both = ~(np.isnan(prompt).any(axis=1) | np.isnan(completion).any(axis=1))
         if both.sum() < 2:
-            raise StoreIncompleteError(f"{store.path} holds {int(both.sum())} complete rows with both phases, not two")
+            raise StoreIncompleteError(
+                f"{store.path} holds {int(both.sum())} complete rows with both phases, not two"
+            )
         a, b = (_standardised(X[both]) for X in (prompt, completion))
         low, median, high = np.percentile(_cosines(a, b), (5, 50, 95)).tolist()
         # Rows of one concept lie beside each other: half the store away is something else.
@@ -282,7 +318,8 @@ class _Table:
     def __init__(self, selection: Selection) -> None:
         columns = [part.columns() for part in selection.rounds]
         self.sample, self.text, self.split, self.kind = (
-            [str(value) for part in columns for value in part[name]] for name in ("sample", "text", "split", "kind")
+            [str(value) for part in columns for value in part[name]]
+            for name in ("sample", "text", "split", "kind")
         )
         self.number = {name: i for i, name in enumerate(self.sample)}
         positive: dict[str, list[str]] = {}
@@ -296,12 +333,16 @@ class _Table:
 def _blocks(
     selection: Selection, phase: Phase, model_layer: int, rows: Sequence[int] | None = None
 ) -> Iterator[tuple[int, Floats]]:
-    """The first row and the activations of each block; of some rows of the selection, ascending, only the blocks that
-    hold any, and those rows of them."""
+    """The first row and the activations of each block; of some rows of the selection, ascending,
+    only the blocks that hold any, and those rows of them."""
     first = 0
     for source, block in _places(selection):
         span = source.rows(block)
-        here = None if rows is None else [row - first for row in rows if first <= row < first + span.stop - span.start]
+        here = (
+            None
+            if rows is None
+            else [row - first for row in rows if first <= row < first + span.stop - span.start]
+        )
         if here is None or here:
             X = source.read(phase, model_layer, span).astype(np.float64)
             yield first, X if here is None else X[here]
@@ -313,41 +354,69 @@ def _places(selection: Selection) -> list[tuple[Round, int]]:
 
 
 def _sample(selection: Selection, phase: Phase, model_layer: int) -> Floats:
-    """(n, hidden) of about `MAX_ROWS` rows, always the same ones; NaN where a row has no position."""
+    """(n, hidden) of about `MAX_ROWS` rows, always the same ones; NaN where a row has no
+    position."""
     places = _places(selection)
     sizes = [source.rows(block).stop - source.rows(block).start for source, block in places]
     every = max(1, -(-sum(sizes) // MAX_ROWS))
-    return np.concatenate([
-        np.empty((0, 0 if not places else selection.rounds[0].source.read(phase, model_layer, slice(0, 0)).shape[1])),
-        *(source.read(phase, model_layer, source.rows(block)).astype(np.float64) for source, block in places[::every]),
-    ])  # fmt: skip
+    return np.concatenate(
+        [
+            np.empty(
+                (
+                    0,
+                    0
+                    if not places
+                    else selection.rounds[0].source.read(phase, model_layer, slice(0, 0)).shape[1],
+                )
+            ),
+            *(
+                source.read(phase, model_layer, source.rows(block)).astype(np.float64)
+                for source, block in places[::every]
+            ),
+        ]
+    )
 
 
 def _arrays(source: Source, phases: Sequence[Phase] | None) -> Iterator[tuple[str, int, Floats]]:
     """Phase, model layer and the activations that are there."""
     if isinstance(source, Mapping):
         for model_layer, given in sorted(source.items()):
-            yield "", model_layer, _present(np.asarray(given, np.float64), f"model layer {model_layer}")
+            yield (
+                "",
+                model_layer,
+                _present(np.asarray(given, np.float64), f"model layer {model_layer}"),
+            )
         return
     selection = select(source, phases=phases)
     for phase in selection.phases:
         for model_layer in selection.model_layers:
-            yield phase, model_layer, _present(_sample(selection, phase, model_layer), f"{source.path}, {phase}")
+            yield (
+                phase,
+                model_layer,
+                _present(_sample(selection, phase, model_layer), f"{source.path}, {phase}"),
+            )
 
 
 def _present(X: Floats, where: str) -> Floats:
     X = X[~np.isnan(X).any(axis=1)]
     if not len(X):
-        raise StoreIncompleteError(f"{where}: no row has an activation: run `lenscache extract` again to continue")
+        raise StoreIncompleteError(
+            f"{where}: no row has an activation: run `lenscache extract` again to continue"
+        )
     return X
 
 
 def _moments(blocks: Any) -> tuple[Floats, Floats]:
-    """(hidden,) mean and standard deviation over the rows of all blocks that are there; 1 where nothing varies."""
+    """(hidden,) mean and standard deviation over the rows of all blocks that are there; 1 where
+    nothing varies."""
     n, total, squares = 0, np.zeros(1), np.zeros(1)
     for X in blocks:
         kept = X[~np.isnan(X).any(axis=1)]
-        n, total, squares = n + len(kept), total + kept.sum(axis=0), squares + np.square(kept).sum(axis=0)
+        n, total, squares = (
+            n + len(kept),
+            total + kept.sum(axis=0),
+            squares + np.square(kept).sum(axis=0),
+        )
     mean = total / max(n, 1)
     scale = np.sqrt(np.maximum(squares / max(n, 1) - np.square(mean), 0))
     return mean, np.where(scale > 1e-6 * np.sqrt(squares / max(n, 1)), scale, 1.0)

@@ -1,5 +1,6 @@
-"""Plots of a store: each takes a store (or arrays), draws into the axes it is given or into a new figure, and returns
-the axes. What they show is computed in `lenscache.inspection` and can be had as numbers there.
+"""Plots of a store: each takes a store (or arrays), draws into the axes it is given or into a new
+figure, and returns the axes. What they show is computed in `lenscache.inspection` and can be had as
+numbers there.
 
 Needs matplotlib: ``pip install 'lenscache[plots]'``.
 """
@@ -40,8 +41,11 @@ _MODEL_LAYER = "model layer (transformer block, 0-based)"
 _ALL = 2**31
 
 
-def plot_norms(source: Source, *, phases: Sequence[Phase] | None = None, ax: Axes | None = None) -> Axes:
-    """Median norm of activations by model layer, a line a phase, with the range of 90 % of the rows.
+def plot_norms(
+    source: Source, *, phases: Sequence[Phase] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Median norm of activations by model layer, a line a phase, with the range of 90 % of the
+    rows.
 
     Parameters
     ----------
@@ -58,18 +62,34 @@ def plot_norms(source: Source, *, phases: Sequence[Phase] | None = None, ax: Axe
     for number, phase in enumerate(dict.fromkeys(line.phase for line in lines)):
         own = [line for line in lines if line.phase == phase]
         x, colour = [line.model_layer for line in own], COLOURS[number]
-        ax.fill_between(x, [line.low for line in own], [line.high for line in own], color=colour, alpha=0.2, lw=0)
+        ax.fill_between(
+            x,
+            [line.low for line in own],
+            [line.high for line in own],
+            color=colour,
+            alpha=0.2,
+            lw=0,
+        )
         ax.plot(
-            x, [line.median for line in own], color=colour, marker=MARKERS[number], ms=4,
+            x,
+            [line.median for line in own],
+            color=colour,
+            marker=MARKERS[number],
+            ms=4,
             label=f"{phase or 'median'}, 90 % of rows shaded",
-        )  # fmt: skip
+        )
     ax.set_yscale("log")
     count_along(ax)
     ax.legend(fontsize=8)
     describe(
-        ax, "How large activations are, from block to block: look for steps, and for rows far from the rest",
-        _MODEL_LAYER, "L2 norm of pooled activations\n(activation units, log scale)",
-    )  # fmt: skip
+        ax,
+        (
+            "How large activations are, from block to block: look for steps, and for rows far from "
+            "the rest"
+        ),
+        _MODEL_LAYER,
+        "L2 norm of pooled activations\n(activation units, log scale)",
+    )
     return ax
 
 
@@ -101,20 +121,35 @@ def plot_outlier_dimensions(
     chosen = _largest(lines, top)
     for number, dimension in enumerate(chosen):
         ax.plot(
-            model_layers, [100 * share[i, dimension] for i in model_layers], color=COLOURS[number], ms=4,
-            marker=MARKERS[number], label=f"dimension {dimension}",
-        )  # fmt: skip
+            model_layers,
+            [100 * share[i, dimension] for i in model_layers],
+            color=COLOURS[number],
+            ms=4,
+            marker=MARKERS[number],
+            label=f"dimension {dimension}",
+        )
     rest = [100 * (1 - sum(share[i, dimension] for dimension in chosen)) for i in model_layers]
     hidden = len(lines) // len(model_layers)
-    ax.plot(model_layers, rest, color="0.45", ls="--", label=f"the other {hidden - len(chosen)} together")
+    ax.plot(
+        model_layers,
+        rest,
+        color="0.45",
+        ls="--",
+        label=f"the other {hidden - len(chosen)} together",
+    )
     ax.set_ylim(0, 100)
     count_along(ax)
     legend_beside(ax)
     where = f" ({lines[0].phase})" if lines[0].phase else ""
     describe(
-        ax, f"Outlier dimensions{where}: where a few lines outweigh the dashed one, norms and raw cosines say little",
-        _MODEL_LAYER, "share of the squared norm (%)",
-    )  # fmt: skip
+        ax,
+        (
+            f"Outlier dimensions{where}: where a few lines outweigh the dashed one, norms and raw "
+            "cosines say little"
+        ),
+        _MODEL_LAYER,
+        "share of the squared norm (%)",
+    )
     return ax
 
 
@@ -132,7 +167,8 @@ def plot_pca(
 
     Parameters
     ----------
-    phase, against, kind : as for `lenscache.inspection.principal_components`; more than five others are one group.
+    phase, against, kind : as for `lenscache.inspection.principal_components`; more than five others
+        are one group.
 
     Raises
     ------
@@ -142,28 +178,44 @@ def plot_pca(
         If matplotlib is not installed.
     """
     require_matplotlib()
-    found = principal_components(store, concept, model_layer, phase=phase, against=against, kind=kind)
+    found = principal_components(
+        store, concept, model_layer, phase=phase, against=against, kind=kind
+    )
     names = store.concept_names
     others = [c for c in dict.fromkeys(found.concept) if c != concept]
-    groups = {other: [other] for other in others} if len(others) < len(COLOURS) - 1 else {"": others}
+    groups = (
+        {other: [other] for other in others} if len(others) < len(COLOURS) - 1 else {"": others}
+    )
     ax = make_axes(ax, width=8.5)
     for number, (other, members) in enumerate(groups.items(), start=1):
         x, y = found.points[np.isin(found.concept, members)].T
         name = f"{label(names[other]) if other else f'{len(members)} siblings'} ({len(x)})"
         colour = COLOURS[number] if other else "0.55"
-        ax.scatter(x, y, s=22, color=colour, marker=MARKERS[number], alpha=0.85, linewidths=0, label=name)
+        ax.scatter(
+            x, y, s=22, color=colour, marker=MARKERS[number], alpha=0.85, linewidths=0, label=name
+        )
     x, y = found.points[np.isin(found.concept, [concept])].T
     ax.scatter(
-        x, y, s=42, color=COLOURS[0], marker=MARKERS[0], edgecolors="white", linewidths=0.6,
+        x,
+        y,
+        s=42,
+        color=COLOURS[0],
+        marker=MARKERS[0],
+        edgecolors="white",
+        linewidths=0.6,
         label=f"{label(names[concept])} ({len(x)})",
-    )  # fmt: skip
+    )
     legend_beside(ax, "samples of", is_reversed=True)
     describe(
-        ax, f"{label(names[concept])} against {'its siblings' if against is None else 'others'}, {phase}, model layer "
+        ax,
+        f"{label(names[concept])} against {'its siblings' if against is None else 'others'}, "
+        f"{phase}, model layer "
         f"{model_layer}: points of one kind that lie apart are told apart by the model itself",
-        *(f"principal component {i + 1}, {share:.0%} of the variance\n(standard deviations)"
-          for i, share in enumerate(found.explained)),
-    )  # fmt: skip
+        *(
+            f"principal component {i + 1}, {share:.0%} of the variance\n(standard deviations)"
+            for i, share in enumerate(found.explained)
+        ),
+    )
     return ax
 
 
@@ -180,18 +232,36 @@ def plot_phases(store: Store, *, ax: Axes | None = None) -> Axes:
     require_matplotlib()
     lines = phase_similarity(store)
     ax, x = make_axes(ax), [line.model_layer for line in lines]
-    ax.fill_between(x, [s.low for s in lines], [s.high for s in lines], color=COLOURS[0], alpha=0.2, lw=0)
+    ax.fill_between(
+        x, [s.low for s in lines], [s.high for s in lines], color=COLOURS[0], alpha=0.2, lw=0
+    )
     ax.plot(
-        x, [s.median for s in lines], color=COLOURS[0], marker=MARKERS[0], ms=4,
+        x,
+        [s.median for s in lines],
+        color=COLOURS[0],
+        marker=MARKERS[0],
+        ms=4,
         label="a sample's own completion, 90 % of samples shaded",
-    )  # fmt: skip
-    ax.plot(x, [s.other for s in lines], color=COLOURS[1], marker=MARKERS[1], ms=4, ls="--", label="another sample's")
+    )
+    ax.plot(
+        x,
+        [s.other for s in lines],
+        color=COLOURS[1],
+        marker=MARKERS[1],
+        ms=4,
+        ls="--",
+        label="another sample's",
+    )
     count_along(ax)
     ax.legend(fontsize=8)
     describe(
-        ax, "Prompt against completion: the higher above the dashed line, the more of the prompt is still there while "
-        "the model writes", _MODEL_LAYER, "cosine of standardised activations\n(median, -1 to 1)",
-    )  # fmt: skip
+        ax,
+        "Prompt against completion: the higher above the dashed line, the more of the prompt is "
+        "still there while "
+        "the model writes",
+        _MODEL_LAYER,
+        "cosine of standardised activations\n(median, -1 to 1)",
+    )
     return ax
 
 

@@ -1,4 +1,5 @@
-"""lenstrain: train, calibrate and grade concept lenses from a lenscache store, with no model in memory.
+"""lenstrain: train, calibrate and grade concept lenses from a lenscache store, with no model in
+memory.
 
 The names below are the public interface; they load on first use.
 """

@@ -1,7 +1,9 @@
-"""What all plots share: axes to draw into, colours that everybody can tell apart, names that do no harm.
+"""What all plots share: axes to draw into, colours that everybody can tell apart, names that do no
+harm.
 
-matplotlib is imported when the first plot is drawn and not before: it is an extra, and slow to load. The same as
-`lenscache.drawing` but for the error, since only `lenstrain.data.dataset` may import lenscache; a test holds them together.
+matplotlib is imported when the first plot is drawn and not before: it is an extra, and slow to
+load. The same as `lenscache.drawing` but for the error, since only `lenstrain.data.dataset` may
+import lenscache; a test holds them together.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette without its yellow, which a white page swallows; grey is for what is left over."""
+"""Okabe and Ito's palette without its yellow, which a white page swallows; grey is for what is left
+over."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 """One for each colour: no plot tells two things apart by colour alone."""
 
@@ -30,8 +33,8 @@ _LARGEST_PT = 9.0
 def visible(text: str, width: int = 60) -> str:
     """A text as one line of at most `width` characters in which nothing is hidden.
 
-    Control characters, line breaks and marks that turn the direction of writing are shown by number, [U+202E]: they
-    could make a name look like another one, or a table fall apart.
+    Control characters, line breaks and marks that turn the direction of writing are shown by
+    number, [U+202E]: they could make a name look like another one, or a table fall apart.
     """
     shown = "".join(c if _is_plain(c) else f"[U+{ord(c):04X}]" for c in text[: width + 1])
     return shown if len(shown) <= width else shown[: width - 1] + "…"
@@ -43,7 +46,9 @@ def label(text: str, width: int = 32) -> str:
     matplotlib reads what stands between two of them as a formula, and fails where it is none (``$\frac$``).
     """
     shown = visible(text, width).replace("$", r"\$")
-    return f"\u2009{shown}" if shown.startswith("_") else shown  # a legend leaves out what begins with an underscore
+    return (
+        f"\u2009{shown}" if shown.startswith("_") else shown
+    )  # a legend leaves out what begins with an underscore
 
 
 def require_matplotlib() -> None:
@@ -51,7 +56,9 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.pyplot  # noqa: F401
     except ImportError:
-        raise MissingPackageError("plots need matplotlib: run `pip install 'lenscache[plots]'`") from None
+        raise MissingPackageError(
+            "plots need matplotlib: run `pip install 'lenscache[plots]'`"
+        ) from None
 
 
 def make_axes(ax: Axes | None, *, width: float = 8.0, height: float = 4.5) -> Axes:
@@ -65,10 +72,15 @@ def make_axes(ax: Axes | None, *, width: float = 8.0, height: float = 4.5) -> Ax
 
 
 def describe(ax: Axes, title: str, x: str, y: str) -> None:
-    """Say what is to be seen, and what the axes are; names in these texts must have been through `label`."""
+    """Say what is to be seen, and what the axes are; names in these texts must have been through
+    `label`."""
     # As long as the axes are wide: a letter is a little over half as wide as it is high.
     letters = ax.get_window_extent().width / ax.figure.dpi * 72 / (0.58 * _TITLE_PT)
-    ax.set_title(textwrap.fill(title, max(20, int(letters)), break_long_words=False), loc="left", fontsize=_TITLE_PT)
+    ax.set_title(
+        textwrap.fill(title, max(20, int(letters)), break_long_words=False),
+        loc="left",
+        fontsize=_TITLE_PT,
+    )
     ax.set_xlabel(x)
     ax.set_ylabel(y)
 
@@ -78,9 +90,16 @@ def legend_beside(ax: Axes, title: str = "", *, is_reversed: bool = False) -> No
     handles, texts = ax.get_legend_handles_labels()
     step = -1 if is_reversed else 1
     ax.legend(
-        handles[::step], texts[::step], title=title, title_fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0),
-        borderaxespad=0.0, fontsize=8, frameon=False,
-    )  # fmt: skip
+        handles[::step],
+        texts[::step],
+        title=title,
+        title_fontsize=8,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        borderaxespad=0.0,
+        fontsize=8,
+        frameon=False,
+    )
 
 
 def count_along(ax: Axes) -> None:
@@ -107,4 +126,10 @@ def name_ticks(ax: Axes, names: Sequence[str], which: Literal["x", "y"]) -> str:
 
 
 def _is_plain(character: str) -> bool:
-    return character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return character in _JOINERS or unicodedata.category(character) not in (
+        "Cc",
+        "Cf",
+        "Cs",
+        "Zl",
+        "Zp",
+    )

@@ -63,7 +63,8 @@ class LensPackFormatError(LensPackError):
 
 
 class ForeignFormatError(LenstrainError, ValueError):
-    """A file of another program cannot be read; the message names it, what was found and what was expected."""
+    """A file of another program cannot be read; the message names it, what was found and what was
+    expected."""
 
 
 class MissingPackageError(LenstrainError, ImportError):

@@ -1,4 +1,5 @@
-"""What a lens pack looks like from inside, as numbers: by model layer, among siblings, and lens beside lens.
+"""What a lens pack looks like from inside, as numbers: by model layer, among siblings, and lens
+beside lens.
 
     LensPack --recorded_by_model_layer--> what the fit noted of each model layer
     LensDataset --fit_by_model_layer----> F1 and score of a lens fitted on each model layer alone
@@ -45,7 +46,8 @@ class Tree(Protocol):
 
 
 class LayerFit(NamedTuple):
-    """A lens fitted on one model layer alone, with all training samples, and judged on the test split."""
+    """A lens fitted on one model layer alone, with all training samples, and judged on the test
+    split."""
 
     concept: str
     model_layer: int
@@ -58,8 +60,8 @@ class Confusion(NamedTuple):
 
     concepts: tuple[str, ...]
     share: NDArray[np.float64]
-    """(n, n) share of the samples of each concept (row) on which each lens (column) is the strongest; rows sum to 1,
-    or are NaN where there is no sample."""
+    """(n, n) share of the samples of each concept (row) on which each lens (column) is the
+    strongest; rows sum to 1, or are NaN where there is no sample."""
     n_samples: tuple[int, ...]
     """Samples of each row."""
     n_ambiguous: int
@@ -78,14 +80,17 @@ class Similarity(NamedTuple):
 
 
 def recorded_by_model_layer(pack: LensPack, metric: Metric = "score") -> ByModelLayer:
-    """What the fit noted of each model layer, or where it noted nothing the value at the model layer of the lens.
+    """What the fit noted of each model layer, or where it noted nothing the value at the model
+    layer of the lens.
 
     Lenses that read several model layers, or none, have no value.
     """
     found: ByModelLayer = {}
     for lens in pack:
         noted: Mapping[str, float | None] = lens.metrics.get(f"{metric}_by_model_layer") or {}
-        found[lens.concept] = {int(i): math.nan if value is None else value for i, value in noted.items()}
+        found[lens.concept] = {
+            int(i): math.nan if value is None else value for i, value in noted.items()
+        }
         if not noted and len(lens.model_layers) == 1:
             found[lens.concept] = {lens.model_layer: lens.metrics[metric]}
     return found
@@ -102,12 +107,13 @@ def fit_by_model_layer(
 ) -> list[LayerFit]:
     """Fit every concept once on each model layer, with all of its training samples.
 
-    For looking at: a fit chooses its model layer on the calibration split, and who chooses one by these figures
-    chooses it on the test split.
+    For looking at: a fit chooses its model layer on the calibration split, and who chooses one by
+    these figures chooses it on the test split.
 
     Parameters
     ----------
-    settings : as for a fit, whose schedule is left out: there is one iteration, with up to `max_samples` samples.
+    settings : as for a fit, whose schedule is left out: there is one iteration, with up to
+        `max_samples` samples.
     model_layers : transformer blocks; None for all that the store holds.
     concepts : which concepts; None for all. Those with too few samples are left out.
     on_model_layer : called before each model layer.
@@ -119,7 +125,11 @@ def fit_by_model_layer(
     """
     settings = settings or FitSettings()
     once = replace(
-        settings, initial_samples=settings.max_samples, min_iterations=1, max_iterations=1, beyond_graduation=False
+        settings,
+        initial_samples=settings.max_samples,
+        min_iterations=1,
+        max_iterations=1,
+        beyond_graduation=False,
     )
     lines = []
     for model_layer in dataset.model_layers if model_layers is None else model_layers:
@@ -149,19 +159,26 @@ def siblings_of(pack: LensPack, dataset: LensDataset, concept: str) -> list[str]
     _check_known(pack, [concept])
     found = [other for other in sorted(dataset.hierarchy.siblings(concept)) if other in pack]
     if not found:
-        raise SettingsError(f"no sibling of {concept!r:.80} has a lens: name the concepts to compare")
+        raise SettingsError(
+            f"no sibling of {concept!r:.80} has a lens: name the concepts to compare"
+        )
     return [concept, *found]
 
 
-def confusion(pack: LensPack, dataset: LensDataset, concepts: Sequence[str], *, split: int = TEST) -> Confusion:
-    """On the held-out samples of each of some concepts, how often each of their lenses is the strongest.
+def confusion(
+    pack: LensPack, dataset: LensDataset, concepts: Sequence[str], *, split: int = TEST
+) -> Confusion:
+    """On the held-out samples of each of some concepts, how often each of their lenses is the
+    strongest.
 
-    Lenses are compared by their signal, how far each is above its own noise floor. Equal ones go to the first.
+    Lenses are compared by their signal, how far each is above its own noise floor. Equal ones go to
+    the first.
 
     Raises
     ------
     SettingsError
-        If the pack has no lens for a concept, or these are not the samples that were held out from it.
+        If the pack has no lens for a concept, or these are not the samples that were held out from
+        it.
     """
     concepts = list(dict.fromkeys(concepts))
     _check_known(pack, concepts)
@@ -183,12 +200,15 @@ def confusion(pack: LensPack, dataset: LensDataset, concepts: Sequence[str], *, 
 def hierarchy_order(hierarchy: Tree, concepts: Sequence[str]) -> list[tuple[str, str]]:
     """Concepts so that everything below a concept comes right after it, each with its branch.
 
-    A concept with several parents stands below the first of them; one that the hierarchy does not know comes last, as
-    its own branch.
+    A concept with several parents stands below the first of them; one that the hierarchy does not
+    know comes last, as its own branch.
     """
     wanted, seen = set(concepts), dict[str, str]()
-    # A stack and not recursion, since real ontologies are deep; reversed, since it gives back the last first.
-    waiting = [(root, root) for root in reversed([c for c in hierarchy if not hierarchy.parents(c)])]
+    # A stack and not recursion, since real ontologies are deep; reversed, since it gives back the
+    # last first.
+    waiting = [
+        (root, root) for root in reversed([c for c in hierarchy if not hierarchy.parents(c)])
+    ]
     while waiting:
         concept, branch = waiting.pop()
         if concept not in seen:
@@ -199,30 +219,44 @@ def hierarchy_order(hierarchy: Tree, concepts: Sequence[str]) -> list[tuple[str,
 
 
 def lens_similarity(
-    pack: LensPack, hierarchy: Tree | None = None, *, of: Literal["weights", "directions"] = "weights"
+    pack: LensPack,
+    hierarchy: Tree | None = None,
+    *,
+    of: Literal["weights", "directions"] = "weights",
 ) -> Similarity:
     """Cosines of the lenses of a pack.
 
-    All model layers write to one residual stream, so lenses of different ones can be compared; the further they are
-    apart, the nearer to 0 it comes out.
+    All model layers write to one residual stream, so lenses of different ones can be compared; the
+    further they are apart, the nearer to 0 it comes out.
 
     Parameters
     ----------
     hierarchy : who is above whom; None leaves lenses in the order of the pack.
-    of : "weights", what tells a concept apart; or "directions", which way it lies, as steering uses it.
+    of : "weights", what tells a concept apart; or "directions", which way it lies, as steering uses
+        it.
 
     Raises
     ------
     SettingsError
-        If fewer than two lenses have such a vector: weights are those of linear lenses of one model layer.
+        If fewer than two lenses have such a vector: weights are those of linear lenses of one model
+        layer.
     """
     vectors = {lens.concept: v for lens in pack if (v := _vector(lens, of)) is not None}
     if len(vectors) < 2:
-        raise SettingsError(f"{len(vectors)} lenses of the pack are linear and read one model layer: two are compared")
-    order = [(c, "") for c in vectors] if hierarchy is None else hierarchy_order(hierarchy, list(vectors))
+        raise SettingsError(
+            f"{len(vectors)} lenses of the pack are linear and read one model layer: two are "
+            "compared"
+        )
+    order = (
+        [(c, "") for c in vectors]
+        if hierarchy is None
+        else hierarchy_order(hierarchy, list(vectors))
+    )
     V = np.stack([vectors[concept] for concept, _ in order])
     V = V / np.maximum(np.linalg.norm(V, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return Similarity(tuple(c for c, _ in order), np.asarray(V @ V.T), tuple(branch for _, branch in order))
+    return Similarity(
+        tuple(c for c, _ in order), np.asarray(V @ V.T), tuple(branch for _, branch in order)
+    )
 
 
 def _vector(lens: Lens, of: Literal["weights", "directions"]) -> NDArray[np.float64] | None:

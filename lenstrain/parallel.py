@@ -23,15 +23,18 @@ _MOST_JOBS = 8  # each holds a chunk in memory, and Python itself runs one at a 
 def cores(jobs: int | None = None) -> Iterator[Executor]:
     """`jobs` threads (None: one a core, 8 at most) to share work among.
 
-    The cores are spent on chunks, not inside an operation: threads that spin on small systems are many times slower as
-    soon as a second trainer wants the same cores, and an operation that is split differently rounds differently.
+    The cores are spent on chunks, not inside an operation: threads that spin on small systems are
+    many times slower as soon as a second trainer wants the same cores, and an operation that is
+    split differently rounds differently.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with (
             threadpool_limits(1),
-            ThreadPoolExecutor(jobs or min(os.cpu_count() or 1, _MOST_JOBS), initializer=_one_thread) as pool,
+            ThreadPoolExecutor(
+                jobs or min(os.cpu_count() or 1, _MOST_JOBS), initializer=_one_thread
+            ) as pool,
         ):
             yield pool
     finally:
@@ -46,7 +49,9 @@ def in_parallel(
         yield from pool.map(work, chunks)
 
 
-def chunks_by_size(lengths: Sequence[int], row_bytes: int, problem_bytes: int = 0) -> list[list[int]]:
+def chunks_by_size(
+    lengths: Sequence[int], row_bytes: int, problem_bytes: int = 0
+) -> list[list[int]]:
     """Numbers of problems, the longest first, in chunks that stay within some memory.
 
     Problems of a chunk are padded to its longest, so those of like length go together.
@@ -60,7 +65,9 @@ def chunks_by_size(lengths: Sequence[int], row_bytes: int, problem_bytes: int = 
     chunks: list[list[int]] = []
     width = 0
     for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        size = (len(chunks[-1]) + 1 if chunks else 1) * (problem_bytes + width * (row_bytes + 3 * 8 * width))
+        size = (len(chunks[-1]) + 1 if chunks else 1) * (
+            problem_bytes + width * (row_bytes + 3 * 8 * width)
+        )
         if not chunks or size > _CHUNK_BYTES or len(chunks[-1]) == _CHUNK_CONCEPTS:
             chunks.append([])
             width = lengths[number]

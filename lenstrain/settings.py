@@ -26,7 +26,8 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How to train. Samples are rows of the store; in a combined store each gives a vector a phase."""
+    """How to train. Samples are rows of the store; in a combined store each gives a vector a
+    phase."""
 
     target_f1: float = 0.95
     """Test F1 at which a lens graduates."""
@@ -44,25 +45,30 @@ class FitSettings:
     min_iterations: int = 1
     """Iterations before a lens may graduate, as far as there are samples for them."""
     min_test_samples: int = 1
-    """Positive test samples that graduation asks for. F1 on one or two is luck; a concept with fewer asks for more."""
+    """Positive test samples that graduation asks for. F1 on one or two is luck; a concept with
+    fewer asks for more."""
     negatives_per_positive: float = 10.0
-    """Negatives cost nothing, and a lens that saw few of them fires at everything. Classes are weighed alike."""
+    """Negatives cost nothing, and a lens that saw few of them fires at everything. Classes are
+    weighed alike."""
     max_negatives: int = 300
     """Negative training samples at most (never fewer than positives)."""
     validation: Validation = "advisory"
-    """Whether the grade can hold back graduation: "advisory" never, "blocking" until it reaches `min_grade`, "falloff"
-    asks A of iterations 1-3, B until 9, then C."""
+    """Whether the grade can hold back graduation: "advisory" never, "blocking" until it reaches
+    `min_grade`, "falloff" asks A of iterations 1-3, B until 9, then C."""
     min_grade: Grade = Grade.B
     """Grade that "blocking" asks for."""
     C: float | None = None
-    """Inverse L2 strength on standardised features; None to choose it for each concept, from `STRENGTHS`."""
+    """Inverse L2 strength on standardised features; None to choose it for each concept, from
+    `STRENGTHS`."""
     family: FamilyName = "linear"
-    """What a lens is: see `lenstrain.families.contract`. "text" reads what the model wrote, not its activations."""
+    """What a lens is: see `lenstrain.families.contract`. "text" reads what the model wrote, not its
+    activations."""
     fpr: float | None = None
-    """Share of all unrelated calibration samples that the decision threshold may let through; None for the threshold
-    with the best F1 on the concept's own calibration samples."""
+    """Share of all unrelated calibration samples that the decision threshold may let through; None
+    for the threshold with the best F1 on the concept's own calibration samples."""
     beyond_graduation: bool = True
-    """Whether to go on after graduation, for the record, as long as another validation mode would have."""
+    """Whether to go on after graduation, for the record, as long as another validation mode would
+    have."""
     phase: PhaseChoice = "both"
     model_layers: tuple[int, ...] | None = None
     """Transformer blocks to choose from; None for all that the store holds."""
@@ -75,22 +81,48 @@ class FitSettings:
     def __post_init__(self) -> None:
         if not 0 < self.target_f1 <= 1:
             raise SettingsError(f"target F1 is {self.target_f1}, expected above 0 and at most 1")
-        counts = self.initial_samples, self.first_increment, self.increment, self.max_iterations, self.min_iterations
+        counts = (
+            self.initial_samples,
+            self.first_increment,
+            self.increment,
+            self.max_iterations,
+            self.min_iterations,
+        )
         if min(*counts, self.min_test_samples) < 1:
-            raise SettingsError("initial samples, increments, iterations and test samples must be 1 or more")
+            raise SettingsError(
+                "initial samples, increments, iterations and test samples must be 1 or more"
+            )
         if self.min_iterations > self.max_iterations:
-            raise SettingsError(f"min_iterations {self.min_iterations} is above max_iterations {self.max_iterations}")
+            raise SettingsError(
+                f"min_iterations {self.min_iterations} is above max_iterations "
+                f"{self.max_iterations}"
+            )
         if self.fpr is not None and not 0 < self.fpr < 1:
             raise SettingsError(f"the false-positive rate is {self.fpr}, expected between 0 and 1")
         if self.max_samples < self.initial_samples:
-            raise SettingsError(f"max_samples {self.max_samples} is below initial_samples {self.initial_samples}")
-        if (self.C is not None and self.C <= 0) or self.negatives_per_positive <= 0 or not 0 < self.prevalence < 1:
-            raise SettingsError("C and negatives per positive must be above 0, prevalence between 0 and 1")
+            raise SettingsError(
+                f"max_samples {self.max_samples} is below initial_samples {self.initial_samples}"
+            )
+        if (
+            (self.C is not None and self.C <= 0)
+            or self.negatives_per_positive <= 0
+            or not 0 < self.prevalence < 1
+        ):
+            raise SettingsError(
+                "C and negatives per positive must be above 0, prevalence between 0 and 1"
+            )
         if self.family == "text" and self.model_layers is not None:
-            raise SettingsError("text lenses read what the model wrote, not a model layer: leave model layers out")
+            raise SettingsError(
+                "text lenses read what the model wrote, not a model layer: leave model layers out"
+            )
         if self.model_layers == ():
-            raise SettingsError("no model layers to choose from: name at least one, or None for all that are stored")
-        for what, value, choices in (("validation", self.validation, Validation), ("family", self.family, FamilyName)):
+            raise SettingsError(
+                "no model layers to choose from: name at least one, or None for all that are stored"
+            )
+        for what, value, choices in (
+            ("validation", self.validation, Validation),
+            ("family", self.family, FamilyName),
+        ):
             if value not in get_args(choices):
                 raise SettingsError(f"{what} is {value!r}, expected {', '.join(get_args(choices))}")
 
@@ -102,11 +134,14 @@ class FitSettings:
             return self.min_grade
         return Grade.A if iteration <= 3 else Grade.B if iteration <= 9 else Grade.C
 
-    def graduates(self, step: Step, iteration: int, *, is_last: bool = False, n_test: int | None = None) -> bool:
-        """Whether a lens is done at an iteration, counted from 1: F1 at the target, no overfitting, and the grade.
+    def graduates(
+        self, step: Step, iteration: int, *, is_last: bool = False, n_test: int | None = None
+    ) -> bool:
+        """Whether a lens is done at an iteration, counted from 1: F1 at the target, no overfitting,
+        and the grade.
 
-        `is_last` says that there are no samples for another iteration: then there need not be as many as asked for.
-        `n_test` is how many positive test samples there are; None for enough.
+        `is_last` says that there are no samples for another iteration: then there need not be as
+        many as asked for. `n_test` is how many positive test samples there are; None for enough.
         """
         return (
             (n_test is None or n_test >= self.min_test_samples)
@@ -125,7 +160,9 @@ class FitSettings:
 
     def n_negatives(self, n_positives: int) -> int:
         """Negative samples that go with some positives."""
-        return max(n_positives, min(round(self.negatives_per_positive * n_positives), self.max_negatives))
+        return max(
+            n_positives, min(round(self.negatives_per_positive * n_positives), self.max_negatives)
+        )
 
 
 def settings_to_json(settings: FitSettings) -> dict[str, Any]:
@@ -139,5 +176,9 @@ def settings_from_json(values: dict[str, Any]) -> FitSettings:
     """Settings as `settings_to_json` wrote them."""
     layers = values["model_layers"]
     return FitSettings(
-        **values | {"model_layers": None if layers is None else tuple(layers), "min_grade": Grade(values["min_grade"])}
+        **values
+        | {
+            "model_layers": None if layers is None else tuple(layers),
+            "min_grade": Grade(values["min_grade"]),
+        }
     )

@@ -13,7 +13,8 @@ hypothesis.settings.load_profile("no deadline")
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tiny matrices are slower on several threads, and their sums would depend on how many there are."""
+    """Tiny matrices are slower on several threads, and their sums would depend on how many there
+    are."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,5 @@
-"""Tiny random transformers of several architectures and a tokenizer, all built in code: no network, no files."""
+"""Tiny random transformers of several architectures and a tokenizer, all built in code: no network,
+no files."""
 
 from __future__ import annotations
 
@@ -18,20 +19,36 @@ SENTENCES = (
     "Nobody knew why the bell had rung at midnight.",
 )
 
-_COMMON: dict[str, Any] = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+_COMMON: dict[str, Any] = {
+    "vocab_size": 300,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
 _ROTARY: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
     "max_position_embeddings": 256,
-}  # fmt: skip
+}
 
 CONFIGS: dict[str, Any] = {
     "llama": lambda: transformers.LlamaConfig(**_COMMON, **_ROTARY, num_key_value_heads=2),
-    "gpt2": lambda: transformers.GPT2Config(**_COMMON, n_embd=32, n_layer=3, n_head=4, n_positions=256),
+    "gpt2": lambda: transformers.GPT2Config(
+        **_COMMON, n_embd=32, n_layer=3, n_head=4, n_positions=256
+    ),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**_COMMON, **_ROTARY),
-    "gemma": lambda: transformers.Gemma2Config(**_COMMON, **_ROTARY, num_key_value_heads=2, head_dim=8),
-    "gemma3": lambda: transformers.Gemma3TextConfig(**_COMMON, **_ROTARY, num_key_value_heads=2, head_dim=8),
+    "gemma": lambda: transformers.Gemma2Config(
+        **_COMMON, **_ROTARY, num_key_value_heads=2, head_dim=8
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **_COMMON, **_ROTARY, num_key_value_heads=2, head_dim=8
+    ),
     "qwen": lambda: transformers.Qwen2Config(**_COMMON, **_ROTARY, num_key_value_heads=2),
-    "qwen3": lambda: transformers.Qwen3Config(**_COMMON, **_ROTARY, num_key_value_heads=2, head_dim=8),
+    "qwen3": lambda: transformers.Qwen3Config(
+        **_COMMON, **_ROTARY, num_key_value_heads=2, head_dim=8
+    ),
 }
 ARCHITECTURES = tuple(CONFIGS)
 
@@ -55,11 +72,17 @@ def tiny_tokenizer() -> Any:
 
 
 @cache
-def tiny_model(architecture: str = "llama", *, dtype: str = "float32", seed: int = 0) -> LoadedModel:
+def tiny_model(
+    architecture: str = "llama", *, dtype: str = "float32", seed: int = 0
+) -> LoadedModel:
     """A random model of three blocks and hidden size 32. Shared between tests: do not change it."""
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[architecture](), dtype=getattr(torch, dtype))
-    with torch.no_grad():  # larger than the usual initialisation, so that completions differ from one another
+    model = transformers.AutoModelForCausalLM.from_config(
+        CONFIGS[architecture](), dtype=getattr(torch, dtype)
+    )
+    with (
+        torch.no_grad()
+    ):  # larger than the usual initialisation, so that completions differ from one another
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.15)

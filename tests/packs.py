@@ -6,7 +6,16 @@ from typing import Any
 
 from lenscache.concepts.pack import ConceptPack
 
-_SUBJECTS = ("the old man", "a girl", "our teacher", "the crew", "my aunt", "a stranger", "the twins", "no one")
+_SUBJECTS = (
+    "the old man",
+    "a girl",
+    "our teacher",
+    "the crew",
+    "my aunt",
+    "a stranger",
+    "the twins",
+    "no one",
+)
 
 
 def small_pack(*, n_examples: int = 8, **changes: Any) -> ConceptPack:
@@ -20,7 +29,13 @@ def small_pack(*, n_examples: int = 8, **changes: Any) -> ConceptPack:
         "boat": "oars against the tide",
         "oven": "bread in the heat",
     }
-    parents = {"bird": ["nature"], "fish": ["nature"], "tree": ["nature"], "boat": ["craft"], "oven": ["craft"]}
+    parents = {
+        "bird": ["nature"],
+        "fish": ["nature"],
+        "tree": ["nature"],
+        "boat": ["craft"],
+        "oven": ["craft"],
+    }
     concepts = [
         {
             "id": name,
@@ -29,7 +44,9 @@ def small_pack(*, n_examples: int = 8, **changes: Any) -> ConceptPack:
             "parents": parents.get(name, []),
             "definition": f"What has to do with {text}.",
             "aliases": [],
-            "examples": [f"{_SUBJECTS[i % 8].capitalize()} saw {text}, time {i}." for i in range(n_examples)],
+            "examples": [
+                f"{_SUBJECTS[i % 8].capitalize()} saw {text}, time {i}." for i in range(n_examples)
+            ],
             "contrasts": [f"The word {name} was painted on van number {i}." for i in range(3)],
         }
         for name, text in words.items()

@@ -1,4 +1,5 @@
-"""The notebooks run from top to bottom, show what they promise, and are committed without what they printed."""
+"""The notebooks run from top to bottom, show what they promise, and are committed without what they
+printed."""
 
 from __future__ import annotations
 
@@ -48,12 +49,19 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch, **environment: object) -> li
     for key, value in {**environment, "OMP_NUM_THREADS": 1, "JUPYTER_PLATFORM_DIRS": 1}.items():
         monkeypatch.setenv(key, str(value))
     book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    NotebookClient(book, kernel_name="python3", timeout=120, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    NotebookClient(
+        book, kernel_name="python3", timeout=120, resources={"metadata": {"path": str(FOLDER)}}
+    ).execute()
     return [cell for cell in book.cells if cell.cell_type == "code"]
 
 
 def printed(cells: list[Any]) -> str:
-    return "".join(o.text for cell in cells for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
+    return "".join(
+        o.text
+        for cell in cells
+        for o in cell.outputs
+        if o.output_type == "stream" and o.name == "stdout"
+    )
 
 
 def shown(cells: list[Any], kind: str) -> list[str]:
@@ -62,8 +70,14 @@ def shown(cells: list[Any], kind: str) -> list[str]:
 
 def columns(cells: list[Any]) -> list[list[str]]:
     """The column names of every table."""
-    heads = (re.search("<thead>(.*?)</tr>", table, re.DOTALL) for table in shown(cells, "text/html"))
-    return [[html.unescape(name) for name in re.findall("<th>([^<]+)</th>", head[1])] for head in heads if head]
+    heads = (
+        re.search("<thead>(.*?)</tr>", table, re.DOTALL) for table in shown(cells, "text/html")
+    )
+    return [
+        [html.unescape(name) for name in re.findall("<th>([^<]+)</th>", head[1])]
+        for head in heads
+        if head
+    ]
 
 
 def assert_harmless(cells: list[Any]) -> None:
@@ -73,11 +87,17 @@ def assert_harmless(cells: list[Any]) -> None:
     for page in shown(cells, "text/html"):
         assert SCRIPT not in page
         assert "<script" not in page
-    assert not any(o.output_type == "stream" and o.name == "stderr" for cell in cells for o in cell.outputs)
+    assert not any(
+        o.output_type == "stream" and o.name == "stderr" for cell in cells for o in cell.outputs
+    )
 
 
 def test_there_are_three() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["bring_your_own_labels", "inspect_lens_pack", "inspect_store"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "bring_your_own_labels",
+        "inspect_lens_pack",
+        "inspect_store",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -102,30 +122,58 @@ def test_own_labels_take_ten_cells() -> None:
     assert sum(cell.cell_type == "code" for cell in book.cells) <= 10
 
 
-def test_the_store_notebook_shows_a_store(made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_notebook_shows_a_store(
+    made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cells = run("inspect_store", monkeypatch, LENSCACHE_STORE=made[0], LENSCACHE_CONCEPT=SCRIPT)
     assert_harmless(cells)
-    assert "tiny-llama: 32 dimensions, model layers 0-2\n7 concepts; phases: prompt, completion" in printed(cells)
+    assert (
+        "tiny-llama: 32 dimensions, model layers 0-2\n7 concepts; phases: prompt, completion"
+        in printed(cells)
+    )
     assert "layer_1/round_0: " in printed(cells)
     assert len(shown(cells, "image/png")) == 4
     assert any("xarray.Dataset" in text for text in shown(cells, "text/plain"))
     tables = columns(cells)
-    assert ["layer", "kind", "split", "n_prompt_tokens", "n_completion_tokens", "temperature", "text"] in tables
+    assert [
+        "layer",
+        "kind",
+        "split",
+        "n_prompt_tokens",
+        "n_completion_tokens",
+        "temperature",
+        "text",
+    ] in tables
     assert ["split", "calibration", "test", "train"] in tables
     assert ["role", "contrast", "positive"] in tables
     assert ["phase", "model_layer", "dimension", "magnitude", "ratio", "share"] in tables
     assert ["sample", "cosine", "shared", "concepts", "split", "text"] in tables
 
 
-def test_the_lens_pack_notebook_shows_a_pack(made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lens_pack_notebook_shows_a_pack(
+    made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cells = run(
-        "inspect_lens_pack", monkeypatch, LENSCACHE_STORE=made[0], LENSCACHE_PACK=made[1], LENSCACHE_CONCEPT=SCRIPT
+        "inspect_lens_pack",
+        monkeypatch,
+        LENSCACHE_STORE=made[0],
+        LENSCACHE_PACK=made[1],
+        LENSCACHE_CONCEPT=SCRIPT,
     )
     assert_harmless(cells)
     assert "7 linear lenses; grades {'A': " in printed(cells)
     assert len(shown(cells, "image/png")) == 10
     tables = columns(cells)
-    assert ["concept", "layer", "model layer", "samples", "test F1", "score", "grade", "beaten by"] in tables
+    assert [
+        "concept",
+        "layer",
+        "model layer",
+        "samples",
+        "test F1",
+        "score",
+        "grade",
+        "beaten by",
+    ] in tables
     assert ["test_f1", "score"] in tables
     assert any("&lt;script&gt;" in page for page in shown(cells, "text/html"))
 
@@ -134,13 +182,17 @@ def test_own_labels_become_lenses(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     loaded = tiny_model()
     loaded.model.save_pretrained(tmp_path / "model")
     loaded.tokenizer.save_pretrained(tmp_path / "model")
-    cells = run("bring_your_own_labels", monkeypatch, LENSCACHE_MODEL=tmp_path / "model", TMPDIR=tmp_path)
+    cells = run(
+        "bring_your_own_labels", monkeypatch, LENSCACHE_MODEL=tmp_path / "model", TMPDIR=tmp_path
+    )
     assert_harmless(cells)
     text = printed(cells)
     assert "read: 80 rows\nread: 80 texts\nread: 4 concepts\n" in text
     assert "model layers 0, 1, 2\n" in text
     for topic in ("kitchen", "sea", "court"):
-        assert re.search(rf"^{topic}: grade [ABC], model layer [012], \d+ samples$", text, re.MULTILINE)
+        assert re.search(
+            rf"^{topic}: grade [ABC], model layer [012], \d+ samples$", text, re.MULTILINE
+        )
     assert len(shown(cells, "image/png")) == 1
     tables = columns(cells)
     assert ["test_f1", "score", "score_low", "score_high", "auroc", "best control"] in tables

@@ -19,7 +19,9 @@ from tests.packs import small_pack
 
 
 def lenses_at(folder: Path, batch_size: int, store_dtype: str = "float32") -> LensPack:
-    settings = ExtractSettings(batch_size=batch_size, max_new_tokens=5, block_rows=32, store_dtype=store_dtype)  # type: ignore[arg-type]
+    settings = ExtractSettings(
+        batch_size=batch_size, max_new_tokens=5, block_rows=32, store_dtype=store_dtype
+    )  # type: ignore[arg-type]
     extract(folder / "store.zarr", small_pack(n_examples=14), tiny_model(), settings)
     dataset = open_dataset(folder / "store.zarr")
     return make_lens_pack(fit_lenses(dataset, FitSettings()), dataset, FitSettings())
@@ -30,17 +32,31 @@ def test_lenses_do_not_depend_on_the_batch_size(tmp_path: Path, batch_size: int)
     one, other = lenses_at(tmp_path / "a", 4), lenses_at(tmp_path / "b", batch_size)
     assert one.provenance == other.provenance
     for a, b in zip(one, other, strict=True):
-        assert (a.concept, a.model_layer, a.grade, a.metrics["n_samples"], a.metrics["graduated"]) == (
-            b.concept, b.model_layer, b.grade, b.metrics["n_samples"], b.metrics["graduated"],
-        )  # fmt: skip
+        assert (
+            a.concept,
+            a.model_layer,
+            a.grade,
+            a.metrics["n_samples"],
+            a.metrics["graduated"],
+        ) == (
+            b.concept,
+            b.model_layer,
+            b.grade,
+            b.metrics["n_samples"],
+            b.metrics["graduated"],
+        )
         assert [i.n_samples for i in a.trajectory] == [i.n_samples for i in b.trajectory]
         assert np.linalg.norm(a.weight - b.weight) <= 1e-2 * np.linalg.norm(a.weight)
         assert a.metrics["score"] == pytest.approx(b.metrics["score"], abs=1e-2)
-    for ours, theirs in zip(*(open_store(tmp_path / name / "store.zarr").rounds() for name in "ab"), strict=True):
+    for ours, theirs in zip(
+        *(open_store(tmp_path / name / "store.zarr").rounds() for name in "ab"), strict=True
+    ):
         for column, other in zip(ours.samples(), theirs.samples(), strict=True):
             np.testing.assert_array_equal(column, other)
         for model_layer in range(3):
-            mine, its = (r.read("completion", model_layer).astype(np.float64) for r in (ours, theirs))
+            mine, its = (
+                r.read("completion", model_layer).astype(np.float64) for r in (ours, theirs)
+            )
             error = np.linalg.norm(mine - its, axis=1) / np.linalg.norm(its, axis=1)
             assert np.nanmax(error) <= 1e-4
 
@@ -49,7 +65,9 @@ def test_two_runs_give_the_same_lenses_bit_for_bit(tmp_path: Path) -> None:
     for name in ("a", "b"):
         lenses_at(tmp_path / name, 4, "bfloat16").save(tmp_path / name / "lenses")
     for file in ("lenses.json", "lenses.safetensors", "hungry.json"):
-        assert (tmp_path / "a/lenses" / file).read_bytes() == (tmp_path / "b/lenses" / file).read_bytes()
+        assert (tmp_path / "a/lenses" / file).read_bytes() == (
+            tmp_path / "b/lenses" / file
+        ).read_bytes()
 
 
 def test_a_text_scored_live_gets_the_logit_of_its_stored_activation(tmp_path: Path) -> None:
@@ -63,4 +81,6 @@ def test_a_text_scored_live_gets_the_logit_of_its_stored_activation(tmp_path: Pa
         )
         alive = np.stack([result.pooled["prompt"][0] for result in live])
         stored = dataset.vectors(lens.model_layer)[dataset.vectors_of(np.arange(6))]
-        np.testing.assert_allclose(lens.decision_function(alive), lens.decision_function(stored), atol=1e-3)
+        np.testing.assert_allclose(
+            lens.decision_function(alive), lens.decision_function(stored), atol=1e-3
+        )

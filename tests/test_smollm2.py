@@ -35,7 +35,12 @@ def test_the_model_knows_the_capital_of_france(smollm2: LoadedModel) -> None:
 
 
 def test_padded_rows_of_very_unequal_length_equal_single_ones(smollm2: LoadedModel) -> None:
-    texts = ["Rain.", "The ship left the harbour at dawn and was never seen again.", "A short line.", "word " * 60]
+    texts = [
+        "Rain.",
+        "The ship left the harbour at dawn and was never seen again.",
+        "A short line.",
+        "word " * 60,
+    ]
     rows = [Row(smollm2.tokenizer(text)["input_ids"], seed, 0.8) for seed, text in enumerate(texts)]
     runner = Runner(smollm2, [0, 15, 29], max_new_tokens=8)
     together, alone = runner.run(rows), [runner.run([row])[0] for row in rows]
@@ -53,7 +58,9 @@ def dataset(smollm2: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> L
     data = ConceptPack.load(STARTER).to_dict()
     data["concepts"] = [{**c, "parents": []} for c in data["concepts"] if c["id"] in CONCEPTS]
     small = ConceptPack.from_dict(json.loads(json.dumps(data)))
-    report = extract(path, small, smollm2, ExtractSettings(mode="prompt", model_layers=(5, 25), batch_size=16))
+    report = extract(
+        path, small, smollm2, ExtractSettings(mode="prompt", model_layers=(5, 25), batch_size=16)
+    )
     assert report.rows_run == report.rows == sum(r.n_samples for r in open_store(path).rounds())
     return open_dataset(path)
 
@@ -90,7 +97,11 @@ def test_steering_moves_a_lens_of_grade_a_the_way_it_pushes(
         assert (np.diff(logits) > 0).all(), (lens.concept, logits)
 
 
-def test_the_converted_model_is_kept_and_reloads_with_the_same_weights(smollm2: LoadedModel) -> None:
+def test_the_converted_model_is_kept_and_reloads_with_the_same_weights(
+    smollm2: LoadedModel,
+) -> None:
     again = load_model("smollm2-135m", dtype="float32", device="cpu")
     assert again.fingerprint == smollm2.fingerprint
-    assert torch.equal(again.model.get_input_embeddings().weight, smollm2.model.get_input_embeddings().weight)
+    assert torch.equal(
+        again.model.get_input_embeddings().weight, smollm2.model.get_input_embeddings().weight
+    )

@@ -1,1 +1,2 @@
-"""The `lenscache` command: a module a subcommand, or a family of them; `app.py` puts them together."""
+"""The `lenscache` command: a module a subcommand, or a family of them; `app.py` puts them
+together."""

@@ -18,7 +18,10 @@ from .plan import plan
 from .preflight import preflight
 
 app = typer.Typer(
-    help="Run a language model once over every prompt of a concept pack and keep its activations in a Zarr store.",
+    help=(
+        "Run a language model once over every prompt of a concept pack and keep its activations "
+        "in a Zarr store."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -48,7 +51,10 @@ def _app() -> None:
 
 
 app.command(
-    epilog="Example: lenscache extract store.zarr --pack data/packs/starter.json --model smollm2-135m --layer 0"
+    epilog=(
+        "Example: lenscache extract store.zarr --pack data/packs/starter.json --model "
+        "smollm2-135m --layer 0"
+    )
 )(extract)
 
 
@@ -57,7 +63,8 @@ app.command(
 def info(
     store: options.StorePath,
     partitions: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Show how far each of N partitions is, too.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Show how far each of N partitions is, too."),
     ] = None,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -81,14 +88,22 @@ def info(
 @console.reports_errors
 def label(
     store: options.StorePath,
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="Labelled text: CSV, JSON Lines or Parquet.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Labelled text: CSV, JSON Lines or Parquet.")
+    ],
     name: Annotated[str, typer.Option(help="Name of the label set, for `lenstrain fit --labels`.")],
     text: Annotated[str, typer.Option(help="Column of texts.")] = "text",
     label: Annotated[str, typer.Option(help="Column of labels.")] = "label",
-    split: Annotated[str | None, typer.Option(help="Column of splits. Default: they are drawn.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Column of splits. Default: they are drawn.")
+    ] = None,
     concept: Annotated[str | None, typer.Option(help="Id of a binary set's concept.")] = None,
-    separator: Annotated[str | None, typer.Option(help="What stands between the labels of one row.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a label set of this name.")] = False,
+    separator: Annotated[
+        str | None, typer.Option(help="What stands between the labels of one row.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a label set of this name.")
+    ] = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -97,7 +112,9 @@ def label(
     from lenscache.store.labelsets import add_label_set
     from lenscache.store.store import open_store
 
-    columns = LabelledColumns(text=text, label=label, split=split, concept=concept, separator=separator)
+    columns = LabelledColumns(
+        text=text, label=label, split=split, concept=concept, separator=separator
+    )
     opened = open_store(store, mode="r+")
     imported = import_labelled(source, columns)
     added = add_label_set(opened, name, imported.pack, overwrite=overwrite)
@@ -107,26 +124,50 @@ def label(
         imported.report.leave_out("concept without a text in the store", lost)
     kept = added.label_set
     if json:
-        counts = {"samples": len(kept.key), "labels": len(kept.labels.sample), "concepts": len(kept.concepts)}
-        console.print_json({"name": name, "digest": kept.digest, **counts, **imported.report.to_dict()})
+        counts = {
+            "samples": len(kept.key),
+            "labels": len(kept.labels.sample),
+            "concepts": len(kept.concepts),
+        }
+        console.print_json(
+            {"name": name, "digest": kept.digest, **counts, **imported.report.to_dict()}
+        )
         return
     for line in imported.report.lines():
         console.out().print(line, markup=False, soft_wrap=True)
-    counted = f"{len(kept.key)} samples, {len(kept.labels.sample)} labels, {len(kept.concepts)} concepts"
-    console.out().print(f"label set {name}: {counted} ({kept.digest})", markup=False, soft_wrap=True)
-    console.out().print(f"next: lenstrain fit {store} --labels {name} --out lenses", markup=False, soft_wrap=True)
+    counted = (
+        f"{len(kept.key)} samples, {len(kept.labels.sample)} labels, {len(kept.concepts)} concepts"
+    )
+    console.out().print(
+        f"label set {name}: {counted} ({kept.digest})", markup=False, soft_wrap=True
+    )
+    console.out().print(
+        f"next: lenstrain fit {store} --labels {name} --out lenses", markup=False, soft_wrap=True
+    )
 
 
-@app.command(epilog="Example: lenscache export store.zarr --to safetensors --out activations --model-layers 10-20")
+@app.command(
+    epilog=(
+        "Example: lenscache export store.zarr --to safetensors --out activations --model-layers "
+        "10-20"
+    )
+)
 @console.reports_errors
 def export(
     store: options.StorePath,
-    to: Annotated[ExportFormat, typer.Option(help="safetensors keeps bfloat16 bit for bit, the others hold float32.")],
+    to: Annotated[
+        ExportFormat,
+        typer.Option(help="safetensors keeps bfloat16 bit for bit, the others hold float32."),
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
     layer: options.Layers = None,
     model_layers: options.ModelLayers = None,
-    phase: Annotated[list[Phase] | None, typer.Option(help="Phase to export; repeatable. Default: all.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in DIR.")] = False,
+    phase: Annotated[
+        list[Phase] | None, typer.Option(help="Phase to export; repeatable. Default: all.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier export in DIR.")
+    ] = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -136,16 +177,28 @@ def export(
 
     with console.Meter().running() as meter:
         report = export_store(
-            open_store(store), out, to.value, layers=layer, model_layers=options.parse_model_layers(model_layers),
-            phases=[choice.value for choice in phase] if phase else None, overwrite=overwrite,
+            open_store(store),
+            out,
+            to.value,
+            layers=layer,
+            model_layers=options.parse_model_layers(model_layers),
+            phases=[choice.value for choice in phase] if phase else None,
+            overwrite=overwrite,
             on_progress=lambda done, total: meter.update("export", done, total, "vectors"),
-        )  # fmt: skip
+        )
     if json:
         console.print_json(asdict(report))
         return
     size = console.megabytes(report.size_bytes)
-    left_out = f"; {report.rows_left_out} rows that are not extracted yet are left out" if report.rows_left_out else ""
-    line = f"{report.folder}: {report.rows} rows as {report.to}, {size} in {report.n_files} files{left_out}"
+    left_out = (
+        f"; {report.rows_left_out} rows that are not extracted yet are left out"
+        if report.rows_left_out
+        else ""
+    )
+    line = (
+        f"{report.folder}: {report.rows} rows as {report.to}, {size} in {report.n_files} "
+        f"files{left_out}"
+    )
     console.out().print(line, markup=False, soft_wrap=True)
 
 
@@ -154,7 +207,10 @@ def export(
 def verify(
     store: options.StorePath,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Only marks, and presence and size of objects; decode nothing.")
+        bool,
+        typer.Option(
+            "--quick", help="Only marks, and presence and size of objects; decode nothing."
+        ),
     ] = False,
     pack: Annotated[Path | None, typer.Option(help="Compare with this concept pack, too.")] = None,
     layer: options.OneLayer = None,
@@ -162,18 +218,25 @@ def verify(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Check every object, value and count of STORE; exit code 1 if anything is wrong. Nothing is written."""
+    """Check every object, value and count of STORE; exit code 1 if anything is wrong. Nothing is
+    written."""
     from lenscache.concepts.pack import ConceptPack
     from lenscache.store.verify.verify import verify_store
 
     if quick and pack is not None:
-        raise typer.BadParameter("--pack compares texts, which --quick does not read: leave one of them out")
+        raise typer.BadParameter(
+            "--pack compares texts, which --quick does not read: leave one of them out"
+        )
     concepts = None if pack is None else ConceptPack.load(pack)
     with console.Meter().running() as meter:
         report = verify_store(
-            store, quick=quick, pack=concepts, layer=layer, jobs=jobs,
+            store,
+            quick=quick,
+            pack=concepts,
+            layer=layer,
+            jobs=jobs,
             on_checked=lambda done, total: meter.update("verify", done, total, "objects"),
-        )  # fmt: skip
+        )
     if json:
         console.print_json({**asdict(report), "damaged": report.is_damaged})
     else:
@@ -183,7 +246,9 @@ def verify(
 
 
 @app.command(epilog="Example: lenscache repair store.zarr")
-@partial(console.reports_errors, interrupted="blocks unmarked so far stay so, the same command goes on")
+@partial(
+    console.reports_errors, interrupted="blocks unmarked so far stay so, the same command goes on"
+)
 def repair(
     store: options.StorePath,
     layer: options.OneLayer = None,
@@ -191,14 +256,17 @@ def repair(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Unmark exactly the damaged blocks of STORE, so that `extract` runs them again. Deletes nothing."""
+    """Unmark exactly the damaged blocks of STORE, so that `extract` runs them again. Deletes
+    nothing."""
     from lenscache.store.verify.repair import repair_store
 
     with console.Meter().running() as meter:
         report = repair_store(
-            store, layer=layer, jobs=jobs,
+            store,
+            layer=layer,
+            jobs=jobs,
             on_checked=lambda done, total: meter.update("verify", done, total, "objects"),
-        )  # fmt: skip
+        )
     if json:
         console.print_json(asdict(report))
     else:
@@ -209,7 +277,10 @@ def repair(
 
 app.command(epilog="Example: lenscache preflight --model smollm2-135m --quick")(preflight)
 app.command(
-    epilog="Example: lenscache plan --pack data/packs/starter.json --model smollm2-135m --devices 16 --device-kind h100"
+    epilog=(
+        "Example: lenscache plan --pack data/packs/starter.json --model smollm2-135m --devices 16 "
+        "--device-kind h100"
+    )
 )(plan)
 
 

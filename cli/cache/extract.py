@@ -1,4 +1,5 @@
-"""`lenscache extract`: in this process, in several that share a model, or with the workers of a Ray cluster."""
+"""`lenscache extract`: in this process, in several that share a model, or with the workers of a Ray
+cluster."""
 
 from __future__ import annotations
 
@@ -30,7 +31,10 @@ class Pooling(StrEnum):
     last = "last"
 
 
-@partial(console.reports_errors, interrupted="complete blocks are kept, the same command goes on from there")
+@partial(
+    console.reports_errors,
+    interrupted="complete blocks are kept, the same command goes on from there",
+)
 def extract(
     store: options.StorePath,
     pack: options.Pack,
@@ -44,9 +48,14 @@ def extract(
     batch_size: options.BatchSize = "4",
     max_new_tokens: options.MaxNewTokens = 20,
     max_prompt_tokens: options.MaxPromptTokens = None,
-    pooling: Annotated[Pooling, typer.Option(help="How positions become one vector.")] = Pooling.mean,
+    pooling: Annotated[
+        Pooling, typer.Option(help="How positions become one vector.")
+    ] = Pooling.mean,
     pool_first_position: Annotated[
-        bool, typer.Option("--pool-first-position", help="Pool the first position too, often an attention sink.")
+        bool,
+        typer.Option(
+            "--pool-first-position", help="Pool the first position too, often an attention sink."
+        ),
     ] = False,
     dtype: Annotated[
         Dtype, typer.Option(help="Weights and arithmetic; auto: bfloat16 where the device has it.")
@@ -62,41 +71,54 @@ def extract(
     samples: options.Samples = None,
     top_up: Annotated[
         Path | None,
-        typer.Option(metavar="hungry.json", help="Add samples for the concepts of this file, as another round."),
+        typer.Option(
+            metavar="hungry.json",
+            help="Add samples for the concepts of this file, as another round.",
+        ),
     ] = None,
     reuse: Annotated[
         list[str] | None,
-        typer.Option(metavar="STORE", help="Copy rows that this store holds, as of an older pack; repeatable."),
+        typer.Option(
+            metavar="STORE",
+            help="Copy rows that this store holds, as of an older pack; repeatable.",
+        ),
     ] = None,
     block_rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows written, and kept, as one unit. Default: about 256.")
+        int | None,
+        typer.Option(min=1, help="Rows written, and kept, as one unit. Default: about 256."),
     ] = None,
     partition: Annotated[
         str | None,
         typer.Option(
-            metavar="K/N", help="Only every N-th block, from the K-th on: N such runs, anywhere, make the whole."
+            metavar="K/N",
+            help="Only every N-th block, from the K-th on: N such runs, anywhere, make the whole.",
         ),
     ] = None,
     engine: Annotated[
-        Engine, typer.Option(help="This process, or the workers of a Ray cluster.", rich_help_panel=_MANY)
+        Engine,
+        typer.Option(help="This process, or the workers of a Ray cluster.", rich_help_panel=_MANY),
     ] = Engine.local,
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Models at a time. Default: one for every GPU of the cluster, or one.",
+            min=1,
+            metavar="N",
+            help="Models at a time. Default: one for every GPU of the cluster, or one.",
             rich_help_panel=_MANY,
         ),
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(
-            metavar="HOST:PORT", help="Of a running Ray cluster. Default: one is started here.", rich_help_panel=_MANY
+            metavar="HOST:PORT",
+            help="Of a running Ray cluster. Default: one is started here.",
+            rich_help_panel=_MANY,
         ),
     ] = None,
     log_json: options.LogJson = False,
     json: options.Json = False,
     debug: options.Debug = False,
-) -> None:  # fmt: skip
+) -> None:
     """Extract activations into STORE, or continue where an earlier run stopped."""
     from lenscache.concepts.plan import select_concepts
     from lenscache.errors import PlanError
@@ -110,41 +132,75 @@ def extract(
         follow(model, dtype)
         return
     if tensor_parallel and batch_size == "auto":
-        raise typer.BadParameter("--batch-size auto tries until memory is full, which --tensor-parallel cannot: give N")
+        raise typer.BadParameter(
+            "--batch-size auto tries until memory is full, which --tensor-parallel cannot: give N"
+        )
     if engine is Engine.ray and (tensor_parallel or device_map is not None):
-        raise typer.BadParameter("Ray gives each worker one GPU: leave out --tensor-parallel and --device-map")
+        raise typer.BadParameter(
+            "Ray gives each worker one GPU: leave out --tensor-parallel and --device-map"
+        )
     if engine is Engine.ray:
         from lenscache.cluster import require_ray
 
         require_ray()
     elif workers is not None or address is not None:
-        raise typer.BadParameter("--workers and --address are for --engine ray: add it, or leave them out")
+        raise typer.BadParameter(
+            "--workers and --address are for --engine ray: add it, or leave them out"
+        )
 
     concepts = options.load_pack(pack, templates)
     settings = ExtractSettings(
-        mode=mode.value, max_new_tokens=max_new_tokens, max_prompt_tokens=max_prompt_tokens,
-        model_layers=options.parse_model_layers(model_layers), pooling=pooling.value,
-        pool_first_position=pool_first_position, store_dtype=store_dtype.value, seed=seed,
-        batch_size=options.parse_batch_size(batch_size), block_rows=block_rows, samples=samples,
+        mode=mode.value,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        model_layers=options.parse_model_layers(model_layers),
+        pooling=pooling.value,
+        pool_first_position=pool_first_position,
+        store_dtype=store_dtype.value,
+        seed=seed,
+        batch_size=options.parse_batch_size(batch_size),
+        block_rows=block_rows,
+        samples=samples,
         partition=None if partition is None else Partition.parse(partition),
-    )  # fmt: skip
+    )
     if top_up is not None and (layer or limit or reuse):
-        raise PlanError("--top-up takes its concepts from the file: leave out --layer, --limit and --reuse")
+        raise PlanError(
+            "--top-up takes its concepts from the file: leave out --layer, --limit and --reuse"
+        )
     select_concepts(concepts, layer, limit)  # before the model is loaded
     check_place(store)
     for path in reuse or ():
         open_store(path)  # what is no store shows before the model is loaded
     request = Request(
-        store, concepts, settings, None if layer is None else tuple(layer), limit, tuple(reuse or ()),
+        store,
+        concepts,
+        settings,
+        None if layer is None else tuple(layer),
+        limit,
+        tuple(reuse or ()),
         None if top_up is None else read_top_up(top_up, samples),
-    )  # fmt: skip
+    )
     new_model = partial(load, model, dtype, device, device_map, tensor_parallel=tensor_parallel)
-    run = _local_run(request, new_model) if engine is Engine.local else _ray_run(
-        request, model, dtype, device, workers, address
-    )  # fmt: skip
-    asked = {"pack": f"{concepts.name} ({concepts.digest})", "model": model, "settings": asdict(settings)}
+    run = (
+        _local_run(request, new_model)
+        if engine is Engine.local
+        else _ray_run(request, model, dtype, device, workers, address)
+    )
+    asked = {
+        "pack": f"{concepts.name} ({concepts.digest})",
+        "model": model,
+        "settings": asdict(settings),
+    }
     with (
-        RunLog("extract", store, to_stderr=log_json, device=run.device, layers=layer, limit=limit, **asked) as log,
+        RunLog(
+            "extract",
+            store,
+            to_stderr=log_json,
+            device=run.device,
+            layers=layer,
+            limit=limit,
+            **asked,
+        ) as log,
         console.Meter(log).running() as meter,
     ):
         report = run.start(partial(_show_progress, meter, time.monotonic()))
@@ -176,22 +232,30 @@ def _local_run(request: Any, new_model: Callable[[], Any]) -> _Run:
     return _Run(loaded.placement, start)
 
 
-def _ray_run(request: Any, model: str, dtype: Dtype, device: str, workers: int | None, address: str | None) -> _Run:
+def _ray_run(
+    request: Any, model: str, dtype: Dtype, device: str, workers: int | None, address: str | None
+) -> _Run:
     from lenscache.extract.ray_driver import extract_with_ray
     from lenscache.model.loading import load_model, silence
 
     if device.startswith("cuda:"):
-        raise typer.BadParameter(f"Ray gives each worker a GPU of its own, {device} was asked for: pass --device cuda")
+        raise typer.BadParameter(
+            f"Ray gives each worker a GPU of its own, {device} was asked for: pass --device cuda"
+        )
     silence()
     # A folder under its whole name: workers start in others.
     place = str(Path(model).absolute()) if Path(model).is_dir() else model
     return _Run(
         f"ray, {device}",
         lambda on_progress: extract_with_ray(
-            request, partial(load_model, place, dtype=dtype.value, device=device), workers=workers, address=address,
-            use_gpu=None if device == "auto" else device == "cuda", on_progress=on_progress,
+            request,
+            partial(load_model, place, dtype=dtype.value, device=device),
+            workers=workers,
+            address=address,
+            use_gpu=None if device == "auto" else device == "cuda",
+            on_progress=on_progress,
         ),
-    )  # fmt: skip
+    )
 
 
 def _show_progress(meter: console.Meter, begun: float, progress: Any) -> None:
@@ -200,13 +264,24 @@ def _show_progress(meter: console.Meter, begun: float, progress: Any) -> None:
     if not progress.concepts_total:  # nothing is under way yet
         return
     pace = progress.tokens_run / max(time.monotonic() - begun, 1e-9)
-    facts = [f"concept {min(progress.concepts_done + 1, progress.concepts_total)} of {progress.concepts_total}"]
+    facts = [
+        (
+            f"concept {min(progress.concepts_done + 1, progress.concepts_total)} of "
+            f"{progress.concepts_total}"
+        )
+    ]
     if progress.tokens_run:
         facts.append(f"{pace:.0f} tokens/s")
     if progress.memory_bytes is not None:
         facts.append(console.megabytes(progress.memory_bytes))
     meter.update(
-        f"layer {progress.layer}", progress.rows_done, progress.rows_total, "rows", note=", ".join(facts),
-        concepts_done=progress.concepts_done, concepts_total=progress.concepts_total, tokens_per_s=round(pace, 1),
+        f"layer {progress.layer}",
+        progress.rows_done,
+        progress.rows_total,
+        "rows",
+        note=", ".join(facts),
+        concepts_done=progress.concepts_done,
+        concepts_total=progress.concepts_total,
+        tokens_per_s=round(pace, 1),
         memory_bytes=progress.memory_bytes,
-    )  # fmt: skip
+    )

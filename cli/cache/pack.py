@@ -9,24 +9,44 @@ import typer
 
 from .. import console, options
 
-app = typer.Typer(help="Make, check and show concept packs.", no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(
+    help="Make, check and show concept packs.", no_args_is_help=True, rich_markup_mode="rich"
+)
 
 
-@app.command("import", epilog="Example: lenscache pack import reviews.csv --label sentiment --out reviews.json")
+@app.command(
+    "import",
+    epilog="Example: lenscache pack import reviews.csv --label sentiment --out reviews.json",
+)
 @console.reports_errors
 def import_pack(
     source: Annotated[
         Path,
-        typer.Argument(help="Labelled text (CSV, JSON Lines, Parquet), layerN.json, SUMO KIF or a WordNet folder."),
+        typer.Argument(
+            help=(
+                "Labelled text (CSV, JSON Lines, Parquet), layerN.json, SUMO KIF or a WordNet "
+                "folder."
+            )
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Pack to write, a JSON file.")],
     text: Annotated[str, typer.Option(help="Labelled text: column of texts.")] = "text",
     label: Annotated[str, typer.Option(help="Labelled text: column of labels.")] = "label",
-    split: Annotated[str | None, typer.Option(help="Labelled text: column of splits. Default: they are drawn.")] = None,
-    concept: Annotated[str | None, typer.Option(help="Labelled text: id of a binary set's concept.")] = None,
-    separator: Annotated[str | None, typer.Option(help="Labelled text: between the labels of one row.")] = None,
-    root: Annotated[list[str] | None, typer.Option(help="KIF and WordNet: concept to start from; repeatable.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is at --out.")] = False,
+    split: Annotated[
+        str | None, typer.Option(help="Labelled text: column of splits. Default: they are drawn.")
+    ] = None,
+    concept: Annotated[
+        str | None, typer.Option(help="Labelled text: id of a binary set's concept.")
+    ] = None,
+    separator: Annotated[
+        str | None, typer.Option(help="Labelled text: between the labels of one row.")
+    ] = None,
+    root: Annotated[
+        list[str] | None, typer.Option(help="KIF and WordNet: concept to start from; repeatable.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is at --out.")
+    ] = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -36,15 +56,21 @@ def import_pack(
 
     if out.exists() and not overwrite:
         raise PackError(f"{out} exists already: choose another --out, or pass --overwrite")
-    columns = LabelledColumns(text=text, label=label, split=split, concept=concept, separator=separator)
+    columns = LabelledColumns(
+        text=text, label=label, split=split, concept=concept, separator=separator
+    )
     imported = _import_any(source, columns, root)
     imported.pack.save(out)
     if json:
-        console.print_json({"out": str(out), "digest": imported.pack.digest, **imported.report.to_dict()})
+        console.print_json(
+            {"out": str(out), "digest": imported.pack.digest, **imported.report.to_dict()}
+        )
         return
     for line in imported.report.lines():
         console.out().print(line, markup=False, soft_wrap=True)
-    console.out().print(f"written to {out}; next: lenscache pack check {out}", markup=False, soft_wrap=True)
+    console.out().print(
+        f"written to {out}; next: lenscache pack check {out}", markup=False, soft_wrap=True
+    )
 
 
 @app.command(epilog="Example: lenscache pack check data/packs/starter.json")
@@ -62,18 +88,30 @@ def check(
 
     concepts = ConceptPack.load(pack)
     labelled = concepts.prompts == "examples"  # has neither names nor contrasts to check
-    settings = CheckSettings(min_examples=min_examples, min_contrasts=0 if labelled else min_contrasts)
+    settings = CheckSettings(
+        min_examples=min_examples, min_contrasts=0 if labelled else min_contrasts
+    )
     found = [
-        f for f in check_pack(concepts, settings) if not (labelled and f.rule in ("definition", "naming", "length"))
+        f
+        for f in check_pack(concepts, settings)
+        if not (labelled and f.rule in ("definition", "naming", "length"))
     ]
     if json:
-        console.print_json({"digest": concepts.digest, "findings": [finding._asdict() for finding in found]})
+        console.print_json(
+            {"digest": concepts.digest, "findings": [finding._asdict() for finding in found]}
+        )
     else:
         for finding in found:
-            console.out().print(f"{finding.rule}: {finding.concept} {finding.message}", markup=False, soft_wrap=True)
-        counts = f"{len(concepts)} concepts, {sum(len(c.examples) for c in concepts.concepts)} examples"
+            console.out().print(
+                f"{finding.rule}: {finding.concept} {finding.message}", markup=False, soft_wrap=True
+            )
+        counts = (
+            f"{len(concepts)} concepts, {sum(len(c.examples) for c in concepts.concepts)} examples"
+        )
         head = f"{concepts.name} {concepts.version} ({concepts.digest})"
-        console.out().print(f"{head}: {counts}; {len(found)} findings", markup=False, soft_wrap=True)
+        console.out().print(
+            f"{head}: {counts}; {len(found)} findings", markup=False, soft_wrap=True
+        )
     if found:
         raise typer.Exit(1)
 
@@ -82,7 +120,9 @@ def check(
 @console.reports_errors
 def show_pack(
     pack: options.PackFile,
-    concept: Annotated[str | None, typer.Argument(help="Id of one concept. Default: the tree of all.")] = None,
+    concept: Annotated[
+        str | None, typer.Argument(help="Id of one concept. Default: the tree of all.")
+    ] = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -91,14 +131,18 @@ def show_pack(
 
     concepts = ConceptPack.load(pack)
     if json:
-        console.print_json(concepts.to_dict() if concept is None else _concept_facts(concepts, concept))
+        console.print_json(
+            concepts.to_dict() if concept is None else _concept_facts(concepts, concept)
+        )
     elif concept is None:
         _print_tree(concepts)
     else:
         for key, value in _concept_facts(concepts, concept).items():
             lines = value if isinstance(value, list | tuple) else [value]
             for number, line in enumerate(lines):
-                console.out().print(f"{key if number == 0 else '':16} {line}", markup=False, soft_wrap=True)
+                console.out().print(
+                    f"{key if number == 0 else '':16} {line}", markup=False, soft_wrap=True
+                )
 
 
 def _import_any(source: Path, columns: Any, roots: list[str] | None) -> Any:
@@ -122,7 +166,9 @@ def _concept_facts(pack: Any, concept: str) -> dict[str, Any]:
     from lenscache.errors import PackError
 
     if concept not in pack.hierarchy:
-        raise PackError(f"concept {concept!r} is not in pack {pack.name!r}: see `lenscache pack show` for all")
+        raise PackError(
+            f"concept {concept!r} is not in pack {pack.name!r}: see `lenscache pack show` for all"
+        )
     entry = pack[concept]
     plan = plan_samples(pack, [entry.layer])
     own = plan.label_sample[plan.label_concept == plan.concepts.index(concept)]
@@ -130,12 +176,20 @@ def _concept_facts(pack: Any, concept: str) -> dict[str, Any]:
     for row in own:
         counted[f"{SPLITS[plan.split[row]]} {KINDS[plan.kind[row]]}"] += 1
     return {
-        "id": entry.id, "name": entry.name, "layer": entry.layer, "definition": entry.definition,
-        "aliases": entry.aliases, "parents": entry.parents, "children": pack.hierarchy.children(concept),
-        "siblings": sorted(pack.hierarchy.siblings(concept)), "confusable_with": entry.confusable_with,
-        "examples": entry.examples, "contrasts": entry.contrasts, "negatives": entry.negatives,
+        "id": entry.id,
+        "name": entry.name,
+        "layer": entry.layer,
+        "definition": entry.definition,
+        "aliases": entry.aliases,
+        "parents": entry.parents,
+        "children": pack.hierarchy.children(concept),
+        "siblings": sorted(pack.hierarchy.siblings(concept)),
+        "confusable_with": entry.confusable_with,
+        "examples": entry.examples,
+        "contrasts": entry.contrasts,
+        "negatives": entry.negatives,
         "samples": [f"{n} {what}" for what, n in counted.items() if n],
-    }  # fmt: skip
+    }
 
 
 def _print_tree(pack: Any) -> None:
@@ -143,7 +197,9 @@ def _print_tree(pack: Any) -> None:
     from rich.tree import Tree
 
     out = console.out()
-    tree = Tree(f"[bold]{escape(pack.name)}[/] {escape(pack.version)}, {len(pack)} concepts ({pack.digest})")
+    tree = Tree(
+        f"[bold]{escape(pack.name)}[/] {escape(pack.version)}, {len(pack)} concepts ({pack.digest})"
+    )
     branches = {concept.id: tree for concept in pack.concepts if not concept.parents}
     for concept in sorted(pack.concepts, key=lambda concept: concept.layer):
         above = [branches[parent] for parent in concept.parents if parent in branches] or [tree]
@@ -153,6 +209,10 @@ def _print_tree(pack: Any) -> None:
     table = console.make_table("layer", "concepts", "examples", "contrasts")
     for layer in pack.layers:
         here = pack.in_layer(layer)
-        counts = (len(here), sum(len(c.examples) for c in here), sum(len(c.contrasts) for c in here))
+        counts = (
+            len(here),
+            sum(len(c.examples) for c in here),
+            sum(len(c.contrasts) for c in here),
+        )
         table.add_row(str(layer), *map(str, counts))
     out.print(table)

@@ -1,4 +1,5 @@
-"""`lenscache plan`: what an extraction would cost, on this device as timed, or on others as their figures say."""
+"""`lenscache plan`: what an extraction would cost, on this device as timed, or on others as their
+figures say."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def plan(
     batch_size: options.BatchSize = "4",
     max_new_tokens: options.MaxNewTokens = 20,
     max_prompt_tokens: options.MaxPromptTokens = None,
-    dtype: Annotated[Dtype, typer.Option(help="Weights and arithmetic, as for extract.")] = Dtype.auto,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Weights and arithmetic, as for extract.")
+    ] = Dtype.auto,
     store_dtype: Annotated[
         StoreDtype, typer.Option(help="Type of the stored activations; int8 is lossy.")
     ] = StoreDtype.bfloat16,
@@ -41,10 +44,12 @@ def plan(
     limit: options.Limit = None,
     samples: options.Samples = None,
     block_rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows written as one unit, as for extract. Default: about 256.")
+        int | None,
+        typer.Option(min=1, help="Rows written as one unit, as for extract. Default: about 256."),
     ] = None,
     devices: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Estimate for so many devices, running nothing.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Estimate for so many devices, running nothing."),
     ] = None,
     device_kind: Annotated[
         str | None,
@@ -55,32 +60,46 @@ def plan(
         ),
     ] = None,
     storage: Annotated[
-        Storage, typer.Option(help="Where the store would be, with --devices: an object store, or a shared disk.")
+        Storage,
+        typer.Option(
+            help="Where the store would be, with --devices: an object store, or a shared disk."
+        ),
     ] = Storage.s3,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show what an extraction would cost: prompts, tokens, bytes, and time from a few timed batches.
+    """Show what an extraction would cost: prompts, tokens, bytes, and time from a few timed
+    batches.
 
-    With --devices or --device-kind, estimate for other machines: time, bytes, objects, requests and what drives them.
+    With --devices or --device-kind, estimate for other machines: time, bytes, objects, requests and
+    what drives them.
     """
     from lenscache.concepts.plan import select_concepts
     from lenscache.extract.settings import ExtractSettings
 
     if device_map is not None and (devices is not None or device_kind is not None):
-        raise typer.BadParameter("--device-map is for what is timed here: leave out --devices and --device-kind")
+        raise typer.BadParameter(
+            "--device-map is for what is timed here: leave out --devices and --device-kind"
+        )
     concepts = options.load_pack(pack, templates)
     settings = ExtractSettings(
-        mode=mode.value, max_new_tokens=max_new_tokens, max_prompt_tokens=max_prompt_tokens,
-        model_layers=options.parse_model_layers(model_layers), store_dtype=store_dtype.value,
-        batch_size=options.parse_batch_size(batch_size), samples=samples, block_rows=block_rows,
-    )  # fmt: skip
+        mode=mode.value,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        model_layers=options.parse_model_layers(model_layers),
+        store_dtype=store_dtype.value,
+        batch_size=options.parse_batch_size(batch_size),
+        samples=samples,
+        block_rows=block_rows,
+    )
     select_concepts(concepts, layer, limit)  # before the model is loaded
     estimate: Any
     if devices is None and device_kind is None:
         from lenscache.extract.estimate import estimate_run
 
-        estimate = estimate_run(concepts, load(model, dtype, device, device_map), settings, layers=layer, limit=limit)
+        estimate = estimate_run(
+            concepts, load(model, dtype, device, device_map), settings, layers=layer, limit=limit
+        )
     else:
         from lenscache.forecast.forecast import forecast_run, outline_work
 

@@ -17,36 +17,52 @@ _LENS_COMMAND = "lens_cli.cache.preflight_lenses"
 def preflight(
     model: options.Model,
     pack: Annotated[
-        Path | None, typer.Option(help="Concept pack to take prompts from. Default: a built-in set of 24 concepts.")
+        Path | None,
+        typer.Option(
+            help="Concept pack to take prompts from. Default: a built-in set of 24 concepts."
+        ),
     ] = None,
     checks: Annotated[
-        str | None, typer.Option(metavar="1,3", help="Only these checks, 1 to 5. Default: all of them.")
+        str | None,
+        typer.Option(metavar="1,3", help="Only these checks, 1 to 5. Default: all of them."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts, repeats and concepts.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer prompts, repeats and concepts.")
+    ] = False,
     device: options.Device = "auto",
     time_limit: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="Stop a check that takes longer.")
     ] = 900.0,
     keep: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep the stores that are written; they are removed otherwise.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Keep the stores that are written; they are removed otherwise."
+        ),
     ] = None,
     seed: options.Seed = 0,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Does bf16 run, does batch 4 fit, how fast is it, are lenses as good, can we steer: exit code 1 if one fails."""
+    """Does bf16 run, does batch 4 fit, how fast is it, are lenses as good, can we steer: exit code
+    1 if one fails."""
     from lenscache.concepts.pack import ConceptPack
     from lenscache.preflight import Request, run_preflight
 
     numbers = parse_checks(checks)
     if pack is not None:
         ConceptPack.load(pack)  # what is wrong with it shows now, and once
-    request = Request(model, device, None if pack is None else str(pack.absolute()), quick=quick, seed=seed)
+    request = Request(
+        model, device, None if pack is None else str(pack.absolute()), quick=quick, seed=seed
+    )
     with console.Meter().running() as meter:
         report = run_preflight(
-            request, numbers=numbers, lens_command=(_LENS_COMMAND,), time_limit_s=time_limit, keep=keep,
+            request,
+            numbers=numbers,
+            lens_command=(_LENS_COMMAND,),
+            time_limit_s=time_limit,
+            keep=keep,
             on_progress=partial(_show_progress, meter),
-        )  # fmt: skip
+        )
     if json:
         console.print_json(report.to_json())
     else:

@@ -1,10 +1,12 @@
-"""The process behind check 4 of `lenscache preflight`: are lenses of bf16 activations as good as those of fp32?
+"""The process behind check 4 of `lenscache preflight`: are lenses of bf16 activations as good as
+those of fp32?
 
     python -m lens_cli.cache.preflight_lenses < request.json     the check; leaves lenses to steer along, too
     python -m lens_cli.cache.preflight_lenses steering           only those lenses
 
-Prompts are extracted, no completions: a completion is sampled, and where rounding tips a token the two precisions would
-read different texts. This module stands here because it needs both packages: lenscache to extract, lenstrain to fit.
+Prompts are extracted, no completions: a completion is sampled, and where rounding tips a token the
+two precisions would read different texts. This module stands here because it needs both packages:
+lenscache to extract, lenstrain to fit.
 """
 
 from __future__ import annotations
@@ -59,10 +61,14 @@ def check_steering(request: Request, tell: Tell) -> Outcome:
 
 def model_layers_of(n_layers: int) -> tuple[int, ...]:
     """Where activations are taken: at a third, a half and two thirds of the depth."""
-    return tuple(sorted({min(round(n_layers * share), n_layers - 1) for share in (1 / 3, 1 / 2, 2 / 3)}))
+    return tuple(
+        sorted({min(round(n_layers * share), n_layers - 1) for share in (1 / 3, 1 / 2, 2 / 3)})
+    )
 
 
-def extract_in(request: Request, dtype: Literal["float32", "bfloat16", "auto"], tell: Tell) -> tuple[Path, Footprint]:
+def extract_in(
+    request: Request, dtype: Literal["float32", "bfloat16", "auto"], tell: Tell
+) -> tuple[Path, Footprint]:
     """The store of some prompts computed in a dtype, and stored in it; with what the model takes.
 
     Raises
@@ -82,18 +88,26 @@ def extract_in(request: Request, dtype: Literal["float32", "bfloat16", "auto"], 
     path = Path(request.folder) / f"{dtype}.zarr"
     stored: StoreDtype = "float32" if loaded.dtype == "float32" else "bfloat16"
     settings = ExtractSettings(
-        mode="prompt", model_layers=model_layers_of(loaded.n_layers), store_dtype=stored, batch_size=_BATCH,
-        samples=_SAMPLES[request.quick], seed=request.seed,
-    )  # fmt: skip
+        mode="prompt",
+        model_layers=model_layers_of(loaded.n_layers),
+        store_dtype=stored,
+        batch_size=_BATCH,
+        samples=_SAMPLES[request.quick],
+        seed=request.seed,
+    )
     extract(
-        path, pack, loaded, settings,
+        path,
+        pack,
+        loaded,
+        settings,
         on_progress=lambda at: tell(f"extracting in {dtype}", at.rows_done, at.rows_total),
-    )  # fmt: skip
+    )
     return path, footprint
 
 
 def write_steering_lenses(store: Path, request: Request) -> None:
-    """Leave lenses of the best-read concepts: a direction at the middle, and a lens to read it with further down."""
+    """Leave lenses of the best-read concepts: a direction at the middle, and a lens to read it with
+    further down."""
     import numpy as np
 
     from lenscache.preflight.directions import SteeringLenses
@@ -112,42 +126,66 @@ def write_steering_lenses(store: Path, request: Request) -> None:
     directions = [fitted[name].directions[0] for name in names]
     weights: list[Any] = [lens.weights for lens in best]
     SteeringLenses(
-        tuple(names), steered, np.stack([direction.vector for direction in directions]).astype(np.float32),
-        np.array([direction.deviation for direction in directions], np.float64), read,
-        np.stack([weight.weight for weight in weights]), np.array([weight.bias for weight in weights], np.float64),
+        tuple(names),
+        steered,
+        np.stack([direction.vector for direction in directions]).astype(np.float32),
+        np.array([direction.deviation for direction in directions], np.float64),
+        read,
+        np.stack([weight.weight for weight in weights]),
+        np.array([weight.bias for weight in weights], np.float64),
         np.array([max(lens.noise.deviation, 1e-12) for lens in best], np.float64),
-    ).save(request.folder)  # fmt: skip
+    ).save(request.folder)
 
 
 def judge(found: Any) -> Outcome:
-    """Fail if lenses of bf16 activations are worse beyond doubt: an interval that lies below -0.02 as a whole."""
+    """Fail if lenses of bf16 activations are worse beyond doubt: an interval that lies below -0.02
+    as a whole."""
     names = {"a": "float32", "b": "bfloat16"}
-    changes = {f"{names[f]} on {names[j]}": found.change(f, j) for f, j in (("a", "b"), ("b", "a"), ("b", "b"))}
+    changes = {
+        f"{names[f]} on {names[j]}": found.change(f, j)
+        for f, j in (("a", "b"), ("b", "a"), ("b", "b"))
+    }
     qualities = [
-        {"fitted": names[fitted], "judged": names[judged], **found.quality(fitted, judged)._asdict()}
-        for fitted in names for judged in names
-    ]  # fmt: skip
+        {
+            "fitted": names[fitted],
+            "judged": names[judged],
+            **found.quality(fitted, judged)._asdict(),
+        }
+        for fitted in names
+        for judged in names
+    ]
     difference = {name: change._asdict() for name, change in changes["bfloat16 on float32"].items()}
     details = {
-        "concepts": list(found.concepts), "model_layers": list(found.model_layers), "skipped": dict(found.skipped),
-        "quality": qualities, "difference": difference,
-        "changes": {key: {n: c._asdict() for n, c in change.items()} for key, change in changes.items()},
+        "concepts": list(found.concepts),
+        "model_layers": list(found.model_layers),
+        "skipped": dict(found.skipped),
+        "quality": qualities,
+        "difference": difference,
+        "changes": {
+            key: {n: c._asdict() for n, c in change.items()} for key, change in changes.items()
+        },
         "mode": "prompt",
-    }  # fmt: skip
+    }
     f1, score = difference["f1"], difference["score"]
     why = (
-        f"{len(found.concepts)} concepts: lenses of bf16 activations judged on fp32 ones differ from those of fp32 by "
-        f"{f1['mean']:+.3f} F1 ({f1['low']:+.3f} to {f1['high']:+.3f}) and {score['mean']:+.3f} score "
+        f"{len(found.concepts)} concepts: lenses of bf16 activations judged on fp32 ones differ "
+        "from those of fp32 by "
+        f"{f1['mean']:+.3f} F1 ({f1['low']:+.3f} to {f1['high']:+.3f}) and {score['mean']:+.3f} "
+        "score "
         f"({score['low']:+.3f} to {score['high']:+.3f})"
     )
     is_worse = any(
-        change[metric].high < -TOLERATED for key, change in changes.items() if key.startswith("bfloat16")
+        change[metric].high < -TOLERATED
+        for key, change in changes.items()
+        if key.startswith("bfloat16")
         for metric in change
-    )  # fmt: skip
+    )
     return Outcome.failed(why, **details) if is_worse else Outcome.passed(why, **details)
 
 
 if __name__ == "__main__":
     from lenstrain.errors import LenstrainError
 
-    serve(check_steering if sys.argv[1:] == ["steering"] else check, (LenscacheError, LenstrainError))
+    serve(
+        check_steering if sys.argv[1:] == ["steering"] else check, (LenscacheError, LenstrainError)
+    )

@@ -14,11 +14,19 @@ _STYLES = {"passed": "green", "failed": "bold red", "crashed": "bold red", "skip
 def print_preflight(report: Any) -> None:
     """All checks, then what follows from them."""
     out = console.out()
-    tables = {"bf16": _bf16, "memory": _memory, "speed": _speed, "lenses": _lenses, "steering": _steering}
+    tables = {
+        "bf16": _bf16,
+        "memory": _memory,
+        "speed": _speed,
+        "lenses": _lenses,
+        "steering": _steering,
+    }
     for check in report.checks:
         verdict = check.verdict.value
         line = Text.assemble(
-            (f"{check.number}. {check.question} ", "bold"), (verdict, _STYLES[verdict]), f" in {check.elapsed_s:.0f} s"
+            (f"{check.number}. {check.question} ", "bold"),
+            (verdict, _STYLES[verdict]),
+            f" in {check.elapsed_s:.0f} s",
         )
         out.print(line, soft_wrap=True)
         out.print(check.why, markup=False, soft_wrap=True)
@@ -37,41 +45,69 @@ def _bf16(details: dict[str, Any]) -> list[Any]:
     prompts = console.make_table("prompt", "tokens", "finite", "largest activation")
     for entry in details["prompts"]:
         finite = "yes" if entry["finite"] else f"no, from model layer {entry['first_broken']}"
-        prompts.add_row(entry["prompt"], str(entry["tokens"]), finite, f"{entry['largest_activation']:,.0f}")
+        prompts.add_row(
+            entry["prompt"], str(entry["tokens"]), finite, f"{entry['largest_activation']:,.0f}"
+        )
     return [memory, prompts]
 
 
 def _memory(details: dict[str, Any]) -> list[Any]:
-    table = console.make_table("batch", "fits", "peak", "weights", "cache", "program", "the rest", "reserved")
+    table = console.make_table(
+        "batch", "fits", "peak", "weights", "cache", "program", "the rest", "reserved"
+    )
     for row in details["batches"]:
-        sizes = (_size(row[name]) for name in ("peak", "weights", "cache", "program", "rest", "reserved"))
+        sizes = (
+            _size(row[name]) for name in ("peak", "weights", "cache", "program", "rest", "reserved")
+        )
         table.add_row(str(row["batch"]), "yes" if row["fits"] else "no", *sizes)
     how = f"by estimate, {_size(details['per_row'])} a row" if details["estimated"] else "by trying"
     tokens = f"{details['prompt_tokens']} prompt tokens and {details['new_tokens']} new ones a row"
-    note = f"{details['dtype']} on {details['device']}, {tokens}; largest batch: {details['largest']}, {how}"
+    note = (
+        f"{details['dtype']} on {details['device']}, {tokens}; largest batch: "
+        f"{details['largest']}, {how}"
+    )
     return [table, Text(f"{note}; {_size(details['free'])} free before")]
 
 
 def _speed(details: dict[str, Any]) -> list[Any]:
-    table = console.make_table("way to run", "prompts/s", "spread", f"x {details['timings'][0]['name']}", "spread")
+    table = console.make_table(
+        "way to run", "prompts/s", "spread", f"x {details['timings'][0]['name']}", "spread"
+    )
     for row in details["timings"]:
         table.add_row(
-            row["name"], f"{row['median']:.2f}", f"{row['low']:.2f}-{row['high']:.2f}", f"{row['ratio']:.2f}",
+            row["name"],
+            f"{row['median']:.2f}",
+            f"{row['low']:.2f}-{row['high']:.2f}",
+            f"{row['ratio']:.2f}",
             f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}",
-        )  # fmt: skip
+        )
     tried = ", ".join(f"{size}: {rate:.2f}" for size, rate in details["batch_sizes"].items())
-    note = f"median and range of {details['repeats']} repeats in turn, {details['prompts']} prompts or a batch each"
-    return [table, Text(f"{note}, {details['new_tokens']} new tokens; prompts/s by batch size, tried once: {tried}")]
+    note = (
+        f"median and range of {details['repeats']} repeats in turn, {details['prompts']} prompts "
+        "or a batch each"
+    )
+    return [
+        table,
+        Text(
+            f"{note}, {details['new_tokens']} new tokens; prompts/s by batch size, tried once: "
+            f"{tried}"
+        ),
+    ]
 
 
 def _lenses(details: dict[str, Any]) -> list[Any]:
-    table = console.make_table("lenses fitted on", "judged on", "F1", "score", "F1 - fp32's", "score - fp32's")
+    table = console.make_table(
+        "lenses fitted on", "judged on", "F1", "score", "F1 - fp32's", "score - fp32's"
+    )
     for row in details["quality"]:
         change = details["changes"].get(f"{row['fitted']} on {row['judged']}")
         shown = [_change(change[name]) for name in ("f1", "score")] if change else ["", ""]
-        table.add_row(row["fitted"], row["judged"], f"{row['f1']:.3f}", f"{row['score']:.3f}", *shown)
+        table.add_row(
+            row["fitted"], row["judged"], f"{row['f1']:.3f}", f"{row['score']:.3f}", *shown
+        )
     note = (
-        f"{len(details['concepts'])} concepts, prompts only, each concept at the same model layer in both; differences "
+        f"{len(details['concepts'])} concepts, prompts only, each concept at the same model layer "
+        "in both; differences "
         "are to lenses fitted and judged in float32, with a 95 % interval over concepts"
     )
     return [table, Text(note)]
@@ -79,16 +115,27 @@ def _lenses(details: dict[str, Any]) -> list[Any]:
 
 def _steering(details: dict[str, Any]) -> list[Any]:
     table = console.make_table(
-        "precision", "direction", "strength", "finite", "own lens", "other lens", "perplexity", "largest"
+        "precision",
+        "direction",
+        "strength",
+        "finite",
+        "own lens",
+        "other lens",
+        "perplexity",
+        "largest",
     )
     for dtype, found in details["precisions"].items():
         for step in found.get("steps", ()):
             table.add_row(
-                dtype, step["concept"], f"{step['strength']:+g}", "yes" if step["finite"] else "no",
-                _signed(step["own"]), _signed(step["unrelated"]),
+                dtype,
+                step["concept"],
+                f"{step['strength']:+g}",
+                "yes" if step["finite"] else "no",
+                _signed(step["own"]),
+                _signed(step["unrelated"]),
                 "" if step["perplexity_ratio"] is None else f"x {step['perplexity_ratio']:.2f}",
                 f"{step['largest_activation']:,.0f}",
-            )  # fmt: skip
+            )
     lines = []
     for dtype, found in details["precisions"].items():
         if not found["runs"]:
@@ -96,10 +143,15 @@ def _steering(details: dict[str, Any]) -> list[Any]:
             continue
         plain, overflow = found["unsteered"], found["overflow"]
         until = "" if not plain["finite"] else "; nothing overflows up to a million deviations"
-        until = until if overflow is None else f"; overflows from about {overflow:,.0f} deviations on"
-        lines.append(f"{dtype}: unsteered, activations reach {plain['largest_activation']:,.0f}{until}")
+        until = (
+            until if overflow is None else f"; overflows from about {overflow:,.0f} deviations on"
+        )
+        lines.append(
+            f"{dtype}: unsteered, activations reach {plain['largest_activation']:,.0f}{until}"
+        )
     note = (
-        f"steered after model layer {details['steered_layer']}, read at {details['read_layer']}; strengths are in "
+        f"steered after model layer {details['steered_layer']}, read at {details['read_layer']}; "
+        "strengths are in "
         "deviations of pooled activations along the direction, lenses in deviations of their noise"
     )
     return [table, Text("\n".join([*lines, note]))]

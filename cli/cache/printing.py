@@ -12,7 +12,9 @@ _SMALLEST_SHARE = 0.01  # of the time, that is worth a word
 
 def print_estimate(estimate: Any) -> None:
     """What an extraction would cost."""
-    layers = f"layer{'s' if len(estimate.layers) > 1 else ''} {', '.join(map(str, estimate.layers))}"
+    layers = (
+        f"layer{'s' if len(estimate.layers) > 1 else ''} {', '.join(map(str, estimate.layers))}"
+    )
     for line in (
         f"{estimate.concepts} concepts on {layers}: {estimate.prompts} prompts, "
         f"{estimate.prompt_tokens} prompt tokens, at most {estimate.new_tokens} new ones",
@@ -20,9 +22,12 @@ def print_estimate(estimate: Any) -> None:
             [f"{estimate.cut_prompts} prompts are longer than the model takes, and would be cut"]
             * (estimate.cut_prompts > 0)
         ),
-        f"{estimate.model_layers} model layers: about {console.megabytes(estimate.stored_bytes)} on disk, "
-        f"{console.megabytes(estimate.bytes_per_model_layer)} each, of {console.megabytes(estimate.raw_bytes)} raw",
-        f"about {console.clock(estimate.seconds)} on this device, at {estimate.prompts_per_second:.1f} prompts/s in "
+        f"{estimate.model_layers} model layers: about {console.megabytes(estimate.stored_bytes)} "
+        "on disk, "
+        f"{console.megabytes(estimate.bytes_per_model_layer)} each, of "
+        f"{console.megabytes(estimate.raw_bytes)} raw",
+        f"about {console.clock(estimate.seconds)} on this device, at "
+        f"{estimate.prompts_per_second:.1f} prompts/s in "
         f"batches of {estimate.batch_size}",
     ):
         console.out().print(line, markup=False, soft_wrap=True)
@@ -31,9 +36,13 @@ def print_estimate(estimate: Any) -> None:
 def print_forecast(estimate: Any) -> None:
     """What an extraction would cost on other devices."""
     clock, size = console.clock, console.megabytes
-    layers = f"layer{'s' if len(estimate.layers) > 1 else ''} {', '.join(map(str, estimate.layers))}"
+    layers = (
+        f"layer{'s' if len(estimate.layers) > 1 else ''} {', '.join(map(str, estimate.layers))}"
+    )
     guessed = ", guessed from their letters" if estimate.are_tokens_guessed else ""
-    spread = f", each over {estimate.devices_per_copy} devices" if estimate.devices_per_copy > 1 else ""
+    spread = (
+        f", each over {estimate.devices_per_copy} devices" if estimate.devices_per_copy > 1 else ""
+    )
     copies = "one copy" if estimate.copies == 1 else f"{estimate.copies} copies"
     otherwise = ""
     if estimate.engine == "ray":
@@ -46,13 +55,16 @@ def print_forecast(estimate: Any) -> None:
     largest = sorted(estimate.parts.items(), key=lambda part: -part[1])
     shares = ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= _SMALLEST_SHARE)
     for line in (
-        f"{estimate.concepts} concepts on {layers}: {estimate.prompts} prompts, {estimate.prompt_tokens} prompt "
+        f"{estimate.concepts} concepts on {layers}: {estimate.prompts} prompts, "
+        f"{estimate.prompt_tokens} prompt "
         f"tokens{guessed}, at most {estimate.new_tokens} new ones",
         f"{estimate.devices} x {estimate.device_kind}: {copies} of the model{spread}, batches of "
         f"{estimate.batch_size}, {estimate.blocks} blocks of {estimate.block_rows} rows",
-        f"about {clock(estimate.seconds)} (from {clock(estimate.seconds_low)} to {clock(estimate.seconds_high)}), "
+        f"about {clock(estimate.seconds)} (from {clock(estimate.seconds_low)} to "
+        f"{clock(estimate.seconds_high)}), "
         f"{estimate.device_hours:.2f} device hours{otherwise}",
-        f"loading {clock(estimate.seconds_to_load)}; a block {estimate.seconds_a_block:.1f} s, written in "
+        f"loading {clock(estimate.seconds_to_load)}; a block {estimate.seconds_a_block:.1f} s, "
+        "written in "
         f"{estimate.seconds_to_write_a_block:.1f} s beside the next one",
         f"time: {shares}",
         f"{estimate.model_layers} model layers: about {size(estimate.stored_bytes)} stored, of "
@@ -67,7 +79,11 @@ def print_report(store: Any, report: Any) -> None:
     """What an extraction did."""
     summary = store.summary()
     out = console.out()
-    rate = f" in {report.elapsed_s:.0f} s, {report.rows_run / report.elapsed_s:.1f} rows/s" if report.rows_run else ""
+    rate = (
+        f" in {report.elapsed_s:.0f} s, {report.rows_run / report.elapsed_s:.1f} rows/s"
+        if report.rows_run
+        else ""
+    )
     layers = f"layer{'s' if len(report.layers) > 1 else ''} {', '.join(map(str, report.layers))}"
     out.print(
         f"{store.path}: {report.rows} rows on {layers}; {report.rows_run} extracted now{rate}",
@@ -76,22 +92,39 @@ def print_report(store: Any, report: Any) -> None:
     )
     if report.cut_prompts:
         limit = summary["settings"]["max_prompt_tokens"]
-        out.print(f"cut: {report.cut_prompts} prompts to their first {limit} tokens (samples/n_cut_tokens says which)")
+        out.print(
+            f"cut: {report.cut_prompts} prompts to their first {limit} tokens "
+            "(samples/n_cut_tokens says which)"
+        )
     if report.rows_reused:
         out.print(f"copied: {report.rows_reused} rows that another store held")
     if report.exhausted_concepts:
-        named = ", ".join(report.exhausted_concepts[:5]) + (" ..." if len(report.exhausted_concepts) > 5 else "")
-        out.print(f"nothing left to add for {len(report.exhausted_concepts)} concepts: {named}", markup=False)
+        named = ", ".join(report.exhausted_concepts[:5]) + (
+            " ..." if len(report.exhausted_concepts) > 5 else ""
+        )
+        out.print(
+            f"nothing left to add for {len(report.exhausted_concepts)} concepts: {named}",
+            markup=False,
+        )
     for block in report.repaired_blocks:
         out.print(f"repaired: {block}", markup=False, soft_wrap=True)
     out.print(_sizes(summary))
     if report.unfinished_rounds:
-        out.print(f"other partitions have blocks to do in {', '.join(report.unfinished_rounds)}: see `lenscache info`")
+        out.print(
+            f"other partitions have blocks to do in {', '.join(report.unfinished_rounds)}: see "
+            "`lenscache info`"
+        )
         return
     if report.max_relative_error:
         error = f"{report.max_relative_error:.2%}"
-        out.print(f"rows in batches of {report.batch_size} agree with the same rows one by one within {error}")
-    out.print(f"next: lenstrain fit {store.path} --f1 0.95 --out lenses", markup=False, soft_wrap=True)
+        out.print(
+            f"rows in batches of {report.batch_size} agree with the same rows one by one "
+            "within "
+            f"{error}"
+        )
+    out.print(
+        f"next: lenstrain fit {store.path} --f1 0.95 --out lenses", markup=False, soft_wrap=True
+    )
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -106,21 +139,33 @@ def print_summary(summary: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     out.print(
-        f"pack {summary['pack']['name']} {summary['pack']['version']} ({summary['pack']['digest']})", markup=False
+        (
+            f"pack {summary['pack']['name']} {summary['pack']['version']} "
+            f"({summary['pack']['digest']})"
+        ),
+        markup=False,
     )
     pooling = (
-        f"{settings['pooling']} over positions {'with' if settings['pool_first_position'] else 'without'} the first"
+        f"{settings['pooling']} over positions "
+        f"{'with' if settings['pool_first_position'] else 'without'} the first"
     )
     tokens = f"{settings['mode']} mode, {settings['max_new_tokens']} new tokens"
     out.print(f"{tokens}, {pooling}, stored as {settings['store_dtype']}, seed {settings['seed']}")
     out.print(_sizes(summary))
-    table = console.make_table("round", "concepts", "rows", "blocks", "state", "batch", "largest error")
+    table = console.make_table(
+        "round", "concepts", "rows", "blocks", "state", "batch", "largest error"
+    )
     for entry in summary["rounds"]:
         error = entry["max_relative_error"]
         table.add_row(
-            entry["name"], str(entry["concepts"]), str(entry["rows"]), f"{entry['complete_blocks']}/{entry['blocks']}",
-            entry["state"], str(entry["batch_size"] or ""), "" if error is None else f"{error:.2%}",
-        )  # fmt: skip
+            entry["name"],
+            str(entry["concepts"]),
+            str(entry["rows"]),
+            f"{entry['complete_blocks']}/{entry['blocks']}",
+            entry["state"],
+            str(entry["batch_size"] or ""),
+            "" if error is None else f"{error:.2%}",
+        )
     out.print(table)
     out.print(_model_layer_table(summary))
     if partitions := summary.get("partitions"):
@@ -142,7 +187,10 @@ def print_verified(report: Any) -> None:
     ):
         console.out().print(line, markup=False, soft_wrap=True)
     how = "looked at, not decoded" if report.quick else "decoded"
-    counted = f"{report.objects} objects of {report.arrays} arrays {how}, {console.megabytes(report.bytes)}"
+    counted = (
+        f"{report.objects} objects of {report.arrays} arrays {how}, "
+        f"{console.megabytes(report.bytes)}"
+    )
     found = f"{len(report.findings)} findings" if report.is_damaged else "clean"
     console.out().print(f"{report.path}: {found}; {counted}", markup=False, soft_wrap=True)
     if any(finding.block is not None for finding in report.findings):
@@ -169,8 +217,12 @@ def _model_layer_table(summary: dict[str, Any]) -> Any:
     """Sizes by model layer; five to a row, since there may be eighty."""
     stored = summary["stored_bytes_by_model_layer"]
     raw = summary["raw_bytes"] / max(len(stored), 1)
-    table = console.make_table(*("model layer: stored, share of raw" if i == 0 else "" for i in range(_TABLE_COLUMNS)))
-    cells = [f"{i}: {console.megabytes(size)}, {size / max(raw, 1):.2f}" for i, size in stored.items()]
+    table = console.make_table(
+        *("model layer: stored, share of raw" if i == 0 else "" for i in range(_TABLE_COLUMNS))
+    )
+    cells = [
+        f"{i}: {console.megabytes(size)}, {size / max(raw, 1):.2f}" for i, size in stored.items()
+    ]
     for start in range(0, len(cells), _TABLE_COLUMNS):
         table.add_row(*cells[start : start + _TABLE_COLUMNS])
     return table
@@ -180,6 +232,7 @@ def _sizes(summary: dict[str, Any]) -> str:
     stored, raw = summary["stored_bytes"], summary["raw_bytes"]
     layers = len(summary["settings"]["model_layers"])
     return (
-        f"{layers} model layers x {' and '.join(summary['phases'])}: {console.megabytes(stored)} stored, "
+        f"{layers} model layers x {' and '.join(summary['phases'])}: {console.megabytes(stored)} "
+        "stored, "
         f"{stored / max(raw, 1):.2f} of the {console.megabytes(raw)} they hold uncompressed"
     )

@@ -22,7 +22,9 @@ from .report import report
 from .steer import steer
 
 app = typer.Typer(
-    help="Train, calibrate and grade concept lenses from a lenscache store, with no model in memory.",
+    help=(
+        "Train, calibrate and grade concept lenses from a lenscache store, with no model in memory."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -71,49 +73,77 @@ _SCHEDULE, _TEXT, _ENGINE = "Schedule", "Text lenses", "Where to fit"
 def fit(
     store: options.StorePath,
     out: Annotated[
-        Path, typer.Option(help="Folder to write the lens pack to; of several combinations, a folder of packs.")
+        Path,
+        typer.Option(
+            help="Folder to write the lens pack to; of several combinations, a folder of packs."
+        ),
     ],
     f1: Annotated[
         list[float] | None,
-        typer.Option(min=0.0, max=1.0, help="Test F1 at which a lens graduates; repeatable. Default: 0.95."),
+        typer.Option(
+            min=0.0, max=1.0, help="Test F1 at which a lens graduates; repeatable. Default: 0.95."
+        ),
     ] = None,
-    family: Annotated[list[Family] | None, typer.Option(help="What a lens is; repeatable. Default: linear.")] = None,
+    family: Annotated[
+        list[Family] | None, typer.Option(help="What a lens is; repeatable. Default: linear.")
+    ] = None,
     layer: options.Layers = None,
     model_layers: Annotated[
         list[str] | None,
         typer.Option(
             metavar="0,5,10-15",
-            help="Transformer blocks to choose from, a concept at a time; repeatable. Default: all.",
+            help=(
+                "Transformer blocks to choose from, a concept at a time; repeatable. Default: all."
+            ),
         ),
     ] = None,
     phase: Annotated[Phase, typer.Option(help="Vectors to train on.")] = Phase.both,
-    concept: Annotated[list[str] | None, typer.Option(help="Concept id; repeatable. Default: all extracted.")] = None,
+    concept: Annotated[
+        list[str] | None, typer.Option(help="Concept id; repeatable. Default: all extracted.")
+    ] = None,
     labels: options.Labels = None,
     validation: Annotated[
-        Validation, typer.Option(help="Whether a low grade holds graduation back: never, always, or less and less.")
+        Validation,
+        typer.Option(
+            help="Whether a low grade holds graduation back: never, always, or less and less."
+        ),
     ] = Validation.advisory,
-    min_grade: Annotated[MinGrade, typer.Option(help="Grade that blocking validation asks for.")] = MinGrade.B,
+    min_grade: Annotated[
+        MinGrade, typer.Option(help="Grade that blocking validation asks for.")
+    ] = MinGrade.B,
     fpr: options.Fpr = None,
     refine: Annotated[
-        bool, typer.Option("--refine", help="Fit lenses that others outrank once more, against those concepts.")
+        bool,
+        typer.Option(
+            "--refine", help="Fit lenses that others outrank once more, against those concepts."
+        ),
     ] = False,
     c: Annotated[
-        float | None, typer.Option("--C", help="Inverse L2 strength. Default: chosen for each concept.")
+        float | None,
+        typer.Option("--C", help="Inverse L2 strength. Default: chosen for each concept."),
     ] = None,
     seed: options.Seed = 0,
     jobs: options.Jobs = None,
     device: Annotated[str, typer.Option(help="Where to solve: cpu, cuda, cuda:1 ...")] = "cpu",
     initial_samples: Annotated[
-        int, typer.Option(min=1, help="Positive training samples to start with.", rich_help_panel=_SCHEDULE)
+        int,
+        typer.Option(
+            min=1, help="Positive training samples to start with.", rich_help_panel=_SCHEDULE
+        ),
     ] = 5,
     first_increment: Annotated[
-        int, typer.Option(min=1, help="Samples added at the second iteration.", rich_help_panel=_SCHEDULE)
+        int,
+        typer.Option(
+            min=1, help="Samples added at the second iteration.", rich_help_panel=_SCHEDULE
+        ),
     ] = 5,
     increment: Annotated[
-        int, typer.Option(min=1, help="Samples added at later iterations.", rich_help_panel=_SCHEDULE)
+        int,
+        typer.Option(min=1, help="Samples added at later iterations.", rich_help_panel=_SCHEDULE),
     ] = 10,
     max_samples: Annotated[
-        int, typer.Option(min=1, help="Positive training samples at most.", rich_help_panel=_SCHEDULE)
+        int,
+        typer.Option(min=1, help="Positive training samples at most.", rich_help_panel=_SCHEDULE),
     ] = 200,
     min_iterations: Annotated[
         int, typer.Option(min=1, help="Fits of one concept at least.", rich_help_panel=_SCHEDULE)
@@ -122,40 +152,68 @@ def fit(
         int, typer.Option(min=1, help="Fits of one concept at most.", rich_help_panel=_SCHEDULE)
     ] = 50,
     min_test_samples: Annotated[
-        int, typer.Option(min=1, help="Positive test samples that graduation asks for.", rich_help_panel=_SCHEDULE)
+        int,
+        typer.Option(
+            min=1, help="Positive test samples that graduation asks for.", rich_help_panel=_SCHEDULE
+        ),
     ] = 1,
     max_overfit_gap: Annotated[
-        float, typer.Option(min=0.0, help="Largest train minus test F1 at graduation.", rich_help_panel=_SCHEDULE)
+        float,
+        typer.Option(
+            min=0.0, help="Largest train minus test F1 at graduation.", rich_help_panel=_SCHEDULE
+        ),
     ] = 0.10,
     beyond: Annotated[
         bool,
         typer.Option(
             "--beyond/--no-beyond",
             rich_help_panel=_SCHEDULE,
-            help="Go on after graduation for the record, as other validation modes would have: see lenstrain impact.",
+            help=(
+                "Go on after graduation for the record, as other validation modes would have: see "
+                "lenstrain impact."
+            ),
         ),
     ] = True,
     text: Annotated[
-        bool, typer.Option("--text", help="Train lenses that read what the model wrote, too.", rich_help_panel=_TEXT)
+        bool,
+        typer.Option(
+            "--text",
+            help="Train lenses that read what the model wrote, too.",
+            rich_help_panel=_TEXT,
+        ),
     ] = False,
     text_f1: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Test F1 at which they graduate.", rich_help_panel=_TEXT)
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Test F1 at which they graduate.", rich_help_panel=_TEXT
+        ),
     ] = 0.80,
     text_initial_samples: Annotated[
         int | None, typer.Option(min=1, help="Default: as above.", rich_help_panel=_TEXT)
     ] = None,
-    text_increment: Annotated[int | None, typer.Option(min=1, help="Default: as above.", rich_help_panel=_TEXT)] = None,
+    text_increment: Annotated[
+        int | None, typer.Option(min=1, help="Default: as above.", rich_help_panel=_TEXT)
+    ] = None,
     text_max_samples: Annotated[
         int | None, typer.Option(min=1, help="Default: as above.", rich_help_panel=_TEXT)
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Start while extract still runs, and end when the store is complete.")
+        bool,
+        typer.Option(
+            "--follow", help="Start while extract still runs, and end when the store is complete."
+        ),
     ] = False,
     patience: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="With --follow: how long to wait for the next block.")
+        float,
+        typer.Option(
+            min=1, metavar="SECONDS", help="With --follow: how long to wait for the next block."
+        ),
     ] = 900,
     engine: Annotated[
-        Engine, typer.Option(help="This process, or the workers of a Ray cluster.", rich_help_panel=_ENGINE)
+        Engine,
+        typer.Option(
+            help="This process, or the workers of a Ray cluster.", rich_help_panel=_ENGINE
+        ),
     ] = Engine.local,
     workers: Annotated[
         int | None,
@@ -163,24 +221,31 @@ def fit(
             min=1,
             metavar="N",
             rich_help_panel=_ENGINE,
-            help="With ray: fits at a time. Default: one for every 8 cores, or for every GPU with --device cuda.",
+            help=(
+                "With ray: fits at a time. Default: one for every 8 cores, or for every GPU with "
+                "--device cuda."
+            ),
         ),
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(
-            rich_help_panel=_ENGINE, help="With ray: a running cluster, or auto. Default: one for this run, here."
+            rich_help_panel=_ENGINE,
+            help="With ray: a running cluster, or auto. Default: one for this run, here.",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace lens packs that are at --out.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace lens packs that are at --out.")
+    ] = False,
     log_json: options.LogJson = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Fit a graded lens for every concept in STORE and write them to a lens pack.
 
-    With several targets, families or sets of model layers: a pack for each combination, in a folder of its own, and a
-    table. Packs that are there already and would be written again just so are kept.
+    With several targets, families or sets of model layers: a pack for each combination, in a folder
+    of its own, and a table. Packs that are there already and would be written again just so are
+    kept.
     """
     from lenstrain.fit.follow import FollowSettings, fit_following
     from lenstrain.fit.train import text_settings
@@ -194,47 +259,97 @@ def fit(
 
         require_ray()
     elif workers or address:
-        raise typer.BadParameter("--workers and --address are for --engine ray: add it, or leave them out")
+        raise typer.BadParameter(
+            "--workers and --address are for --engine ray: add it, or leave them out"
+        )
     settings = FitSettings(
-        max_overfit_gap=max_overfit_gap, initial_samples=initial_samples, first_increment=first_increment,
-        increment=increment, max_samples=max_samples, min_iterations=min_iterations, max_iterations=max_iterations,
+        max_overfit_gap=max_overfit_gap,
+        initial_samples=initial_samples,
+        first_increment=first_increment,
+        increment=increment,
+        max_samples=max_samples,
+        min_iterations=min_iterations,
+        max_iterations=max_iterations,
         min_test_samples=min_test_samples,
-        validation=validation.value, min_grade=Grade(min_grade.value), C=c, fpr=fpr,
-        beyond_graduation=beyond, phase=phase.value, seed=seed, device=device,
-    )  # fmt: skip
+        validation=validation.value,
+        min_grade=Grade(min_grade.value),
+        C=c,
+        fpr=fpr,
+        beyond_graduation=beyond,
+        phase=phase.value,
+        seed=seed,
+        device=device,
+    )
     schedule = {
-        "initial_samples": text_initial_samples, "increment": text_increment, "max_samples": text_max_samples,
-    }  # fmt: skip
+        "initial_samples": text_initial_samples,
+        "increment": text_increment,
+        "max_samples": text_max_samples,
+    }
     changed = {name: value for name, value in schedule.items() if value is not None}
     grid = Grid(
-        store, settings, families=tuple(each.value for each in family or [Family.linear]), targets=tuple(f1 or [0.95]),
+        store,
+        settings,
+        families=tuple(each.value for each in family or [Family.linear]),
+        targets=tuple(f1 or [0.95]),
         model_layers=tuple(options.parse_model_layers(each) for each in model_layers or ["all"]),
-        layers=None if layer is None else tuple(layer), labels=labels,
+        layers=None if layer is None else tuple(layer),
+        labels=labels,
         concepts=None if concept is None else tuple(concept),
-        text=text_settings(settings, text_f1, **changed) if text else None, refine=refine,
-    )  # fmt: skip
+        text=text_settings(settings, text_f1, **changed) if text else None,
+        refine=refine,
+    )
     if follow and (engine is Engine.ray or not grid.is_single):
-        raise typer.BadParameter("--follow fits one combination in this process: leave --engine and all others out")
+        raise typer.BadParameter(
+            "--follow fits one combination in this process: leave --engine and all others out"
+        )
     fits_on = partial(_engine, engine, workers, address, jobs)
     if not grid.is_single:
-        fit_combinations(grid, out, engine=fits_on, overwrite=overwrite, log_json=log_json, json=json, debug=debug)
+        fit_combinations(
+            grid,
+            out,
+            engine=fits_on,
+            overwrite=overwrite,
+            log_json=log_json,
+            json=json,
+            debug=debug,
+        )
         return
     check_output(out, overwrite=overwrite)
     start, its = time.perf_counter(), grid.cells[0].settings
-    log = RunLog("fit", out, to_stderr=log_json, store=store, settings=settings_to_json(its), concepts=concept)
+    log = RunLog(
+        "fit",
+        out,
+        to_stderr=log_json,
+        store=store,
+        settings=settings_to_json(its),
+        concepts=concept,
+    )
     with log, console.Meter(log).running() as meter:
         if follow:
             pack = fit_following(
-                store, out, its, layers=layer, concepts=concept, labels=labels, text=grid.text, refine=refine,
-                jobs=jobs, overwrite=overwrite, waiting=FollowSettings(patience_s=patience),
+                store,
+                out,
+                its,
+                layers=layer,
+                concepts=concept,
+                labels=labels,
+                text=grid.text,
+                refine=refine,
+                jobs=jobs,
+                overwrite=overwrite,
+                waiting=FollowSettings(patience_s=patience),
                 on_progress=lambda p: _show_following(meter, p),
-            )  # fmt: skip
+            )
         else:
             dataset = grid.open()
             tell_left_out(dataset)
             pack = fit_one(
-                grid, out, engine=fits_on(dataset), overwrite=overwrite, on_progress=partial(_show_progress, meter)
-            )  # fmt: skip
+                grid,
+                out,
+                engine=fits_on(dataset),
+                overwrite=overwrite,
+                on_progress=partial(_show_progress, meter),
+            )
         log.result(**none_for_nan(pack.summary()))
     elapsed = time.perf_counter() - start
     if json:
@@ -242,29 +357,45 @@ def fit(
         return
     for reason in pack.skipped.values():
         console.err().print(f"left out: {reason}", markup=False)
-    console.out().print(f"{lenses.summary_line(pack)}; {elapsed:.0f} s", markup=False, soft_wrap=True)
+    console.out().print(
+        f"{lenses.summary_line(pack)}; {elapsed:.0f} s", markup=False, soft_wrap=True
+    )
     lenses.print_warnings(pack)
-    console.out().print(f"written to {out}; next: lenstrain show {out}", markup=False, soft_wrap=True)
+    console.out().print(
+        f"written to {out}; next: lenstrain show {out}", markup=False, soft_wrap=True
+    )
 
 
-@app.command(epilog="Example: lenstrain sweep store.zarr --f1 0.80 --f1 0.90 --f1 0.95 --out lenses")
+@app.command(
+    epilog="Example: lenstrain sweep store.zarr --f1 0.80 --f1 0.90 --f1 0.95 --out lenses"
+)
 @console.reports_errors
 def sweep(
     store: options.StorePath,
-    out: Annotated[Path, typer.Option(help="Folder to write the lens packs to, one folder a target.")],
-    f1: Annotated[list[float], typer.Option(min=0.0, max=1.0, help="Test F1 to graduate at; repeatable.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write the lens packs to, one folder a target.")
+    ],
+    f1: Annotated[
+        list[float], typer.Option(min=0.0, max=1.0, help="Test F1 to graduate at; repeatable.")
+    ],
     family: Annotated[Family, typer.Option(help="What a lens is.")] = Family.linear,
     layer: options.Layers = None,
     model_layers: options.FitModelLayers = None,
     phase: Annotated[Phase, typer.Option(help="Vectors to train on.")] = Phase.both,
-    concept: Annotated[list[str] | None, typer.Option(help="Concept id; repeatable. Default: all extracted.")] = None,
+    concept: Annotated[
+        list[str] | None, typer.Option(help="Concept id; repeatable. Default: all extracted.")
+    ] = None,
     labels: options.Labels = None,
     validation: Annotated[Validation, typer.Option(help="As for fit.")] = Validation.advisory,
     fpr: options.Fpr = None,
-    max_samples: Annotated[int, typer.Option(min=1, help="Positive training samples at most.")] = 200,
+    max_samples: Annotated[
+        int, typer.Option(min=1, help="Positive training samples at most.")
+    ] = 200,
     seed: options.Seed = 0,
     jobs: options.Jobs = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace lens packs that are there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace lens packs that are there.")
+    ] = False,
     log_json: options.LogJson = False,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -280,21 +411,42 @@ def sweep(
     for folder in folders:
         check_output(folder, overwrite=overwrite)
     settings = FitSettings(
-        target_f1=targets[-1], validation=validation.value, max_samples=max_samples, phase=phase.value, fpr=fpr,
-        family=family.value, model_layers=options.parse_model_layers(model_layers), seed=seed,
-    )  # fmt: skip
+        target_f1=targets[-1],
+        validation=validation.value,
+        max_samples=max_samples,
+        phase=phase.value,
+        fpr=fpr,
+        family=family.value,
+        model_layers=options.parse_model_layers(model_layers),
+        seed=seed,
+    )
     start = time.perf_counter()
     dataset = open_dataset(store, layers=layer, phase=phase.value, seed=seed, labels=labels)
     tell_left_out(dataset)
-    log = RunLog("sweep", out, to_stderr=log_json, store=store, targets=targets, settings=settings_to_json(settings))
+    log = RunLog(
+        "sweep",
+        out,
+        to_stderr=log_json,
+        store=store,
+        targets=targets,
+        settings=settings_to_json(settings),
+    )
     with log, console.Meter(log).running() as meter:
         packs = train_targets(
-            dataset, settings, targets, concepts=concept, jobs=jobs, on_progress=partial(_show_progress, meter)
+            dataset,
+            settings,
+            targets,
+            concepts=concept,
+            jobs=jobs,
+            on_progress=partial(_show_progress, meter),
         )
         for folder, pack in zip(folders, packs, strict=True):
             pack.save(folder, overwrite=overwrite)
         log.result(
-            packs={str(folder): none_for_nan(pack.summary()) for folder, pack in zip(folders, packs, strict=True)}
+            packs={
+                str(folder): none_for_nan(pack.summary())
+                for folder, pack in zip(folders, packs, strict=True)
+            }
         )
     elapsed = time.perf_counter() - start
     if json:
@@ -313,16 +465,26 @@ def sweep(
 
 app.command(epilog="Example: lenstrain show lenses-0.95")(lenses.show)
 app.command(epilog="Example: lenstrain impact lenses-0.95")(lenses.impact)
-app.command(epilog="Example: lenstrain compare lenses-0.95 lenses-mlp --store store.zarr")(lenses.compare)
+app.command(epilog="Example: lenstrain compare lenses-0.95 lenses-mlp --store store.zarr")(
+    lenses.compare
+)
 app.command(epilog="Example: lenstrain check lenses-0.95 --store store.zarr")(lenses.check)
 app.command(epilog="Example: lenstrain audit store.zarr --strict")(audit)
-app.command(epilog='Example: lenstrain read lenses-0.95 --model smollm2-135m --text "The ship left the harbour"')(read)
+app.command(
+    epilog='Example: lenstrain read lenses-0.95 --model smollm2-135m --text "The ship left the harbour"'
+)(read)
 app.command(
     epilog='Example: lenstrain steer lenses-0.95 --model smollm2-135m --concept weather --strength 8 --prompt "I think"'
 )(steer)
-app.command("export", epilog="Example: lenstrain export lenses-0.95 --to gguf --out vectors --min-grade B")(export_pack)
-app.command("import", epilog="Example: lenstrain import folder --from hatcat --model-layer 15 --out new")(import_pack)
-app.command(epilog="Example: lenstrain report lenses-0.95 --store store.zarr --out report.html")(report)
+app.command(
+    "export", epilog="Example: lenstrain export lenses-0.95 --to gguf --out vectors --min-grade B"
+)(export_pack)
+app.command(
+    "import", epilog="Example: lenstrain import folder --from hatcat --model-layer 15 --out new"
+)(import_pack)
+app.command(epilog="Example: lenstrain report lenses-0.95 --store store.zarr --out report.html")(
+    report
+)
 
 
 def main() -> None:
@@ -330,7 +492,9 @@ def main() -> None:
     app()
 
 
-def _engine(engine: Engine, workers: int | None, address: str | None, jobs: int | None, dataset: Any) -> Any:
+def _engine(
+    engine: Engine, workers: int | None, address: str | None, jobs: int | None, dataset: Any
+) -> Any:
     if engine is Engine.ray:
         from lenstrain.sweeps.ray import RayEngine
 
@@ -342,7 +506,12 @@ def _engine(engine: Engine, workers: int | None, address: str | None, jobs: int 
 
 def _show_following(meter: console.Meter, progress: Any) -> None:
     if progress.fit is None:
-        meter.update(f"following, {progress.lenses} lenses", progress.blocks_done, progress.blocks_total, "blocks")
+        meter.update(
+            f"following, {progress.lenses} lenses",
+            progress.blocks_done,
+            progress.blocks_total,
+            "blocks",
+        )
     else:
         _show_progress(meter, progress.fit)
 
@@ -351,21 +520,41 @@ def _show_progress(meter: console.Meter, progress: Any) -> None:
     counted = " ".join(f"{number} {grade}" for grade, number in progress.grades)
     note = f"{progress.graduated} graduated, {counted}" if counted else ""
     meter.update(
-        progress.stage, progress.done, progress.total, progress.unit, note=note, graduated=progress.graduated,
+        progress.stage,
+        progress.done,
+        progress.total,
+        progress.unit,
+        note=note,
+        graduated=progress.graduated,
         grades=dict(progress.grades),
-    )  # fmt: skip
+    )
 
 
 def _sweep_table(targets: list[float], packs: list[Any]) -> Any:
     table = console.make_table(
-        "target F1", "lenses", "graduated", "A", "B", "C", "test F1", "score", "samples", "iterations", "hungry"
+        "target F1",
+        "lenses",
+        "graduated",
+        "A",
+        "B",
+        "C",
+        "test F1",
+        "score",
+        "samples",
+        "iterations",
+        "hungry",
     )
     for target, pack in zip(targets, packs, strict=True):
         summary = pack.summary()
         table.add_row(
-            f"{target:.2f}", str(summary["n_lenses"]), str(summary["graduated"]),
-            *(str(summary["grades"][grade]) for grade in "ABC"), f"{summary['mean_test_f1']:.2f}",
-            f"{summary['mean_score']:.2f}", f"{summary['mean_samples']:.1f}", f"{summary['mean_iterations']:.1f}",
+            f"{target:.2f}",
+            str(summary["n_lenses"]),
+            str(summary["graduated"]),
+            *(str(summary["grades"][grade]) for grade in "ABC"),
+            f"{summary['mean_test_f1']:.2f}",
+            f"{summary['mean_score']:.2f}",
+            f"{summary['mean_samples']:.1f}",
+            f"{summary['mean_iterations']:.1f}",
             str(len(summary["hungry"])),
-        )  # fmt: skip
+        )
     return table

@@ -18,11 +18,14 @@ def audit(
     store: options.StorePath,
     layer: options.Layers = None,
     labels: options.Labels = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where there is a finding.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 where there is a finding.")
+    ] = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Say how far a score on the held-out samples of STORE can be trusted: twins across splits, confounds of labels."""
+    """Say how far a score on the held-out samples of STORE can be trusted: twins across splits,
+    confounds of labels."""
     from lenstrain.audit.audit import audit_dataset
     from lenstrain.data.dataset import open_dataset
 
@@ -40,12 +43,18 @@ def audit(
 
 def _print_report(report: Any) -> None:
     out = console.out()
-    left_out = f"; {len(report.left_out)} left out, with too few samples for a lens" if report.left_out else ""
+    left_out = (
+        f"; {len(report.left_out)} left out, with too few samples for a lens"
+        if report.left_out
+        else ""
+    )
     _say(f"{report.path}: {report.n_samples} samples, {len(report.names)} concepts{left_out}")
     out.print(_split_table(report))
     for pair in report.splits:
         for twin in pair.examples:
-            both = f"{visible(twin.text_a)} ({twin.split_a}) = {visible(twin.text_b)} ({twin.split_b})"
+            both = (
+                f"{visible(twin.text_a)} ({twin.split_a}) = {visible(twin.text_b)} ({twin.split_b})"
+            )
             _say(f"  {twin.similarity:.2f}  {both}")
     out.print()
     out.print(_factor_table(report))
@@ -59,9 +68,12 @@ def _print_report(report: Any) -> None:
 
 
 def visible(text: str, length: int = _TEXT_LENGTH) -> str:
-    """The text on one line, cut, with an escape for what would move the cursor or turn the reading direction."""
+    """The text on one line, cut, with an escape for what would move the cursor or turn the reading
+    direction."""
     shown = text if len(text) <= length else f"{text[: length - 3]}..."
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown
+    )
 
 
 def _say(line: str) -> None:
@@ -76,14 +88,20 @@ def _split_table(report: Any) -> Any:
 
 
 def _factor_table(report: Any) -> Any:
-    table = console.make_table("factor", "concepts", "mean |r|", "by chance", "worst", "concept", "flagged")
+    table = console.make_table(
+        "factor", "concepts", "mean |r|", "by chance", "worst", "concept", "flagged"
+    )
     for factor in report.factors:
         if factor.worst is None:
             table.add_row(factor.name, "0", "", "", "", "does not vary", "")
             continue
         table.add_row(
-            factor.name, str(factor.n_concepts), f"{factor.mean_abs_r:.2f}", f"{factor.by_chance:.2f}",
-            f"{factor.worst.r:+.2f}", escape(visible(report.short_name(factor.worst.concept))),
+            factor.name,
+            str(factor.n_concepts),
+            f"{factor.mean_abs_r:.2f}",
+            f"{factor.by_chance:.2f}",
+            f"{factor.worst.r:+.2f}",
+            escape(visible(report.short_name(factor.worst.concept))),
             "by design" if factor.by_design else str(len(factor.flagged)),
-        )  # fmt: skip
+        )
     return table

@@ -1,4 +1,5 @@
-"""`lenstrain fit` for more than one combination of family, model layers and target F1: a pack for each, and a table."""
+"""`lenstrain fit` for more than one combination of family, model layers and target F1: a pack for
+each, and a table."""
 
 from __future__ import annotations
 
@@ -39,29 +40,47 @@ def fit_combinations(
     from lenstrain.sweeps.grid import fit_grid
 
     log = RunLog(
-        "fit", out, to_stderr=log_json, store=grid.store, settings=settings_to_json(grid.settings),
-        families=grid.families, targets=grid.targets, model_layers=grid.model_layers, concepts=grid.concepts,
-    )  # fmt: skip
+        "fit",
+        out,
+        to_stderr=log_json,
+        store=grid.store,
+        settings=settings_to_json(grid.settings),
+        families=grid.families,
+        targets=grid.targets,
+        model_layers=grid.model_layers,
+        concepts=grid.concepts,
+    )
     start = time.perf_counter()
     try:
         with log, console.Meter(log).running() as meter:
             dataset = grid.open()
             tell_left_out(dataset)
             result = fit_grid(
-                grid, out, dataset=dataset, engine=engine(dataset), overwrite=overwrite,
+                grid,
+                out,
+                dataset=dataset,
+                engine=engine(dataset),
+                overwrite=overwrite,
                 on_progress=lambda progress: _show_progress(meter, progress),
-            )  # fmt: skip
+            )
             rows = none_for_nan(_rows(result))
             failed = {name: console.one_line(error) for name, error in result.failures.items()}
             log.result(packs=rows, failed=failed, best=result.best)
     except KeyboardInterrupt:
         console.err().print(
-            f"interrupted: packs that were finished are kept in {out}, run the same again for the others", markup=False
+            (
+                f"interrupted: packs that were finished are kept in {out}, run the same again for "
+                "the "
+                "others"
+            ),
+            markup=False,
         )
         raise typer.Exit(130) from None
     elapsed = time.perf_counter() - start
     if json:
-        console.print_json({"elapsed_s": elapsed, "best": result.best, "packs": rows, "failed": failed})
+        console.print_json(
+            {"elapsed_s": elapsed, "best": result.best, "packs": rows, "failed": failed}
+        )
     else:
         _show(result, out, elapsed)
     for reason in dict.fromkeys(failed.values()):
@@ -77,56 +96,96 @@ def tell_left_out(dataset: LensDataset) -> None:
     """Name the rounds that a fit does not read because they are not finished."""
     for name in dataset.rounds_left_out:
         console.err().print(
-            f"left out: {name} is not finished, run the `lenscache extract --top-up` that began it again", markup=False
+            (
+                f"left out: {name} is not finished, run the `lenscache extract --top-up` that "
+                "began it "
+                "again"
+            ),
+            markup=False,
         )
 
 
 def _show_progress(meter: console.Meter, progress: GridProgress) -> None:
-    running = [f"{label}: {each.stage} {each.done} of {each.total}" for label, each in progress.running.items()]
+    running = [
+        f"{label}: {each.stage} {each.done} of {each.total}"
+        for label, each in progress.running.items()
+    ]
     meter.update(
-        "fitting combinations", progress.done, progress.total, "packs", note="; ".join(running), running=running
-    )  # fmt: skip
+        "fitting combinations",
+        progress.done,
+        progress.total,
+        "packs",
+        note="; ".join(running),
+        running=running,
+    )
 
 
 def _rows(result: GridResult) -> list[dict[str, Any]]:
     calibration = result.calibration_scores()
     return [
         {
-            "name": pack.name, "out": str(pack.folder), "family": pack.settings.family,
-            "target_f1": pack.settings.target_f1, "model_layers": pack.settings.model_layers, "kept": pack.kept,
-            "elapsed_s": pack.elapsed_s, "calibration_score": calibration[pack.name], **pack.summary,
+            "name": pack.name,
+            "out": str(pack.folder),
+            "family": pack.settings.family,
+            "target_f1": pack.settings.target_f1,
+            "model_layers": pack.settings.model_layers,
+            "kept": pack.kept,
+            "elapsed_s": pack.elapsed_s,
+            "calibration_score": calibration[pack.name],
+            **pack.summary,
         }
         for pack in result.packs
-    ]  # fmt: skip
+    ]
 
 
 def _show(result: GridResult, out: Path, elapsed: float) -> None:
     say, best = console.out(), result.best
     calibration = result.calibration_scores()
     table = console.make_table(
-        "combination", "lenses", "graduated", "A", "B", "C", "calibration", "test F1", "score", "samples", "seconds",
-    )  # fmt: skip
+        "combination",
+        "lenses",
+        "graduated",
+        "A",
+        "B",
+        "C",
+        "calibration",
+        "test F1",
+        "score",
+        "samples",
+        "seconds",
+    )
     table.columns[0].overflow = "fold"  # two combinations may differ in the last letter
     for pack in result.packs:
         summary = pack.summary
         table.add_row(
-            pack.name, str(summary["n_lenses"]), str(summary["graduated"]),
+            pack.name,
+            str(summary["n_lenses"]),
+            str(summary["graduated"]),
             *(str(summary["grades"][grade]) for grade in "ABC"),
-            f"{calibration[pack.name]:.3f}{'*' if pack.name == best else ' '}", f"{summary['mean_test_f1']:.2f}",
-            f"{summary['mean_score']:.2f}", f"{summary['mean_samples']:.1f}",
+            f"{calibration[pack.name]:.3f}{'*' if pack.name == best else ' '}",
+            f"{summary['mean_test_f1']:.2f}",
+            f"{summary['mean_score']:.2f}",
+            f"{summary['mean_samples']:.1f}",
             f"{pack.elapsed_s:.0f}{'=' if pack.kept else ' '}",
-        )  # fmt: skip
+        )
     if result.packs:
         say.print(table)
         say.print(
-            "calibration: mean score on the calibration split, * the highest. Choose by it alone: other figures are "
-            "of the test split, and promise too much of a pack that was chosen by them. Text lenses are judged on "
-            "other vectors and not compared. seconds: of the pass that fitted all targets of a family and its model "
+            "calibration: mean score on the calibration split, * the highest. Choose by it alone: "
+            "other figures are "
+            "of the test split, and promise too much of a pack that was chosen by them. Text "
+            "lenses are judged on "
+            "other vectors and not compared. seconds: of the pass that fitted all targets of a "
+            "family and its model "
             "layers; = was there already",
-            markup=False, soft_wrap=True, style="dim",
-        )  # fmt: skip
+            markup=False,
+            soft_wrap=True,
+            style="dim",
+        )
     kept, failed = sum(pack.kept for pack in result.packs), len(result.failures)
     line = f"{len(result.packs)} packs in {out}, {kept} of them kept as they were; {elapsed:.0f} s"
     say.print(f"{line}; {failed} failed" if failed else line, markup=False, soft_wrap=True)
-    for reason in dict.fromkeys(reason for pack in result.packs for reason in pack.summary["skipped"].values()):
+    for reason in dict.fromkeys(
+        reason for pack in result.packs for reason in pack.summary["skipped"].values()
+    ):
         console.err().print(f"left out: {reason}", markup=False)

@@ -16,53 +16,94 @@ _MOST_NAMED = 8
 
 
 @console.reports_errors
-def show(folder: options.PackFolder, json: options.Json = False, debug: options.Debug = False) -> None:
+def show(
+    folder: options.PackFolder, json: options.Json = False, debug: options.Debug = False
+) -> None:
     """Show the lenses of a pack: what each detects, where, and how far it can be trusted."""
     from lenstrain.pack.folder import none_for_nan
     from lenstrain.pack.pack import LensPack
 
     pack = LensPack.load(folder)
     if json:
-        console.print_json(none_for_nan({**pack.summary(), "lenses": [_row(lens) for lens in pack]}))
+        console.print_json(
+            none_for_nan({**pack.summary(), "lenses": [_row(lens) for lens in pack]})
+        )
         return
     model, settings = pack.provenance["store"]["model"]["id"], pack.provenance["settings"]
     agreement = ("agreement",) if any("agreement" in lens.metrics for lens in pack) else ()
     table = console.make_table(
-        "concept", "layer", "model layer", "test F1", "unnamed", "score", "95 %", "grade", "control", "first",
-        *agreement, "graduated",
-    )  # fmt: skip
+        "concept",
+        "layer",
+        "model layer",
+        "test F1",
+        "unnamed",
+        "score",
+        "95 %",
+        "grade",
+        "control",
+        "first",
+        *agreement,
+        "graduated",
+    )
     for lens in sorted(pack, key=lambda lens: (lens.layer, -lens.metrics["score"])):
         metrics = lens.metrics
-        kappa = (_share(metrics.get("agreement", {}).get("kappa", float("nan"))),) if agreement else ()
+        kappa = (
+            (_share(metrics.get("agreement", {}).get("kappa", float("nan"))),) if agreement else ()
+        )
         table.add_row(
-            _cell(lens.name), str(lens.layer), "+".join(map(str, lens.model_layers)) or "text",
-            f"{metrics['test_f1']:.2f}", _share(metrics["test_f1_unnamed"]), f"{metrics['score']:.2f}",
-            f"{_share(metrics['score_low'])}-{_share(metrics['score_high'])}", _grade(lens), _best_control(metrics),
-            _share(metrics.get("beside_others", {}).get("first", float("nan"))), *kappa,
+            _cell(lens.name),
+            str(lens.layer),
+            "+".join(map(str, lens.model_layers)) or "text",
+            f"{metrics['test_f1']:.2f}",
+            _share(metrics["test_f1_unnamed"]),
+            f"{metrics['score']:.2f}",
+            f"{_share(metrics['score_low'])}-{_share(metrics['score_high'])}",
+            _grade(lens),
+            _best_control(metrics),
+            _share(metrics.get("beside_others", {}).get("first", float("nan"))),
+            *kappa,
             f"at {metrics['iterations']}" if metrics["graduated"] else "no",
-        )  # fmt: skip
+        )
     if pack.provenance.get("provisional"):
-        console.out().print("provisional: extraction was still running, these lenses saw part of the store")
-    target = f"{pack.family} lenses, target F1 {settings['target_f1']:g}, {settings['validation']} validation"
+        console.out().print(
+            "provisional: extraction was still running, these lenses saw part of the store"
+        )
+    target = (
+        f"{pack.family} lenses, target F1 {settings['target_f1']:g}, {settings['validation']} "
+        "validation"
+    )
     console.out().print(f"{folder}: {model}, {target}", markup=False, soft_wrap=True)
     console.out().print(table)
     console.out().print(
-        "score: average precision at 1 % prevalence, with its 95 % interval; ?: the interval crosses a grade's "
-        "boundary; control: the best score of what knows nothing of the concept, ! where the lens is no better; first: "
+        "score: average precision at 1 % prevalence, with its 95 % interval; ?: the interval "
+        "crosses a grade's "
+        "boundary; control: the best score of what knows nothing of the concept, ! where the lens "
+        "is no better; first: "
         "share of its samples on which it leads the lenses of its layer"
-        + ("; agreement: of the lens with the one that reads what the model wrote (kappa)" if agreement else ""),
-        markup=False, soft_wrap=True, style="dim",
-    )  # fmt: skip
+        + (
+            "; agreement: of the lens with the one that reads what the model wrote (kappa)"
+            if agreement
+            else ""
+        ),
+        markup=False,
+        soft_wrap=True,
+        style="dim",
+    )
     console.out().print(summary_line(pack), markup=False, soft_wrap=True)
     print_warnings(pack)
     if pack.text is not None:
         console.out().print(f"text lenses: {summary_line(pack.text)}", markup=False, soft_wrap=True)
-        console.out().print(f"see them with: lenstrain show {folder / 'text'}", markup=False, soft_wrap=True)
+        console.out().print(
+            f"see them with: lenstrain show {folder / 'text'}", markup=False, soft_wrap=True
+        )
 
 
 @console.reports_errors
-def impact(folder: options.PackFolder, json: options.Json = False, debug: options.Debug = False) -> None:
-    """Say what each validation mode would have cost on the data of a pack: iterations, samples, time."""
+def impact(
+    folder: options.PackFolder, json: options.Json = False, debug: options.Debug = False
+) -> None:
+    """Say what each validation mode would have cost on the data of a pack: iterations, samples,
+    time."""
     from lenstrain.compare.impact import impact as measure_impact
     from lenstrain.pack.folder import none_for_nan
     from lenstrain.pack.pack import LensPack
@@ -70,26 +111,47 @@ def impact(folder: options.PackFolder, json: options.Json = False, debug: option
     pack = LensPack.load(folder)
     costs = measure_impact(pack)
     if json:
-        console.print_json(none_for_nan({"n_lenses": len(pack), "modes": [cost._asdict() for cost in costs]}))
+        console.print_json(
+            none_for_nan({"n_lenses": len(pack), "modes": [cost._asdict() for cost in costs]})
+        )
         return
     table = console.make_table(
-        "validation", "graduated", "forced on", "in vain", "extra iterations", "mean", "extra samples", "seconds",
+        "validation",
+        "graduated",
+        "forced on",
+        "in vain",
+        "extra iterations",
+        "mean",
+        "extra samples",
+        "seconds",
         "score gained",
-    )  # fmt: skip
+    )
     for cost in costs:
         table.add_row(
-            cost.mode, str(cost.graduated), str(cost.forced_on), str(cost.never_graduated), str(cost.extra_iterations),
-            _share(cost.mean_extra_iterations, 1), str(cost.extra_samples), _share(cost.extra_seconds, 1),
+            cost.mode,
+            str(cost.graduated),
+            str(cost.forced_on),
+            str(cost.never_graduated),
+            str(cost.extra_iterations),
+            _share(cost.mean_extra_iterations, 1),
+            str(cost.extra_samples),
+            _share(cost.extra_seconds, 1),
             _share(cost.mean_score_gain, 3),
-        )  # fmt: skip
+        )
     target = pack.provenance["settings"]["target_f1"]
-    console.out().print(f"{folder}: {len(pack)} lenses, target F1 {target:g}", markup=False, soft_wrap=True)
+    console.out().print(
+        f"{folder}: {len(pack)} lenses, target F1 {target:g}", markup=False, soft_wrap=True
+    )
     console.out().print(table)
     console.out().print(
-        "forced on: lenses at the target F1 that had to train on for their grade; in vain: those that never got it; "
-        "mean and score gained: over the lenses forced on; seconds of one core, model time for samples not included",
-        markup=False, soft_wrap=True, style="dim",
-    )  # fmt: skip
+        "forced on: lenses at the target F1 that had to train on for their grade; in vain: those "
+        "that never got it; "
+        "mean and score gained: over the lenses forced on; seconds of one core, model time for "
+        "samples not included",
+        markup=False,
+        soft_wrap=True,
+        style="dim",
+    )
 
 
 @console.reports_errors
@@ -113,36 +175,56 @@ def compare(
         differences = {"f1": found.f1._asdict(), "score": found.score._asdict()}
         console.print_json(none_for_nan({**found._asdict(), **differences, "pairs": pairs}))
         return
-    table = console.make_table("concept", "F1 of A", "F1 of B", "score of A", "score of B", "B - A", "grades")
+    table = console.make_table(
+        "concept", "F1 of A", "F1 of B", "score of A", "score of B", "B - A", "grades"
+    )
     for pair in sorted(found.pairs, key=lambda p: p.a.score - p.b.score):
         table.add_row(
-            _cell(pair.name), f"{pair.a.f1:.2f}", f"{pair.b.f1:.2f}", f"{pair.a.score:.2f}", f"{pair.b.score:.2f}",
-            f"{pair.b.score - pair.a.score:+.2f}", f"{pair.a.grade.value} {pair.b.grade.value}",
-        )  # fmt: skip
+            _cell(pair.name),
+            f"{pair.a.f1:.2f}",
+            f"{pair.b.f1:.2f}",
+            f"{pair.a.score:.2f}",
+            f"{pair.b.score:.2f}",
+            f"{pair.b.score - pair.a.score:+.2f}",
+            f"{pair.a.grade.value} {pair.b.grade.value}",
+        )
     say = console.out()
     say.print(f"A: {first} ({a.family}); B: {second} ({b.family})", markup=False, soft_wrap=True)
     say.print(table)
     say.print(
-        "a sample's logit is the mean over its prompt and completion; `lenstrain show` judges each of them alone",
-        markup=False, soft_wrap=True, style="dim",
-    )  # fmt: skip
+        (
+            "a sample's logit is the mean over its prompt and completion; `lenstrain show` judges "
+            "each of them alone"
+        ),
+        markup=False,
+        soft_wrap=True,
+        style="dim",
+    )
     for what, each in (("test F1", found.f1), ("score", found.score)):
         sure = "" if each.low <= 0 <= each.high else ", which chance does not explain"
         say.print(
-            f"{what}, B minus A: {each.mean:+.3f} [{each.low:+.3f}, {each.high:+.3f}]{sure}", markup=False
-        )  # fmt: skip
+            f"{what}, B minus A: {each.mean:+.3f} [{each.low:+.3f}, {each.high:+.3f}]{sure}",
+            markup=False,
+        )
     better = sum(p.b.score > p.a.score for p in found.pairs)
     say.print(
-        f"{len(found.pairs)} concepts on {found.n_samples} held-out samples: B scores higher on {better}; "
-        f"{len(found.only_a)} only in A, {len(found.only_b)} only in B", markup=False, soft_wrap=True,
-    )  # fmt: skip
+        f"{len(found.pairs)} concepts on {found.n_samples} held-out samples: B scores higher on "
+        f"{better}; "
+        f"{len(found.only_a)} only in A, {len(found.only_b)} only in B",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @console.reports_errors
 def check(
-    folder: options.PackFolder, store: options.StoreOption, json: options.Json = False, debug: options.Debug = False
+    folder: options.PackFolder,
+    store: options.StoreOption,
+    json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
-    """Check the lenses of a pack beside each other: whose lens leads on each concept's held-out samples."""
+    """Check the lenses of a pack beside each other: whose lens leads on each concept's held-out
+    samples."""
     from lenstrain.compare.rivals import check_pack
     from lenstrain.compare.two_packs import open_for
     from lenstrain.pack.folder import none_for_nan
@@ -151,30 +233,54 @@ def check(
     pack = LensPack.load(folder)
     checks = check_pack(pack, open_for(pack, store))
     if json:
-        console.print_json(none_for_nan({concept: found._asdict() for concept, found in checks.items()}))
+        console.print_json(
+            none_for_nan({concept: found._asdict() for concept, found in checks.items()})
+        )
         return
     table = console.make_table(
-        "concept", "layer", "rank", "of", "first", "above siblings", "ancestors fire", "fires elsewhere", "confusers"
+        "concept",
+        "layer",
+        "rank",
+        "of",
+        "first",
+        "above siblings",
+        "ancestors fire",
+        "fires elsewhere",
+        "confusers",
     )
     table.columns[-1].no_wrap, table.columns[-1].justify = False, "left"
-    for concept, found in sorted(checks.items(), key=lambda item: (pack[item[0]].layer, -item[1].first)):
+    for concept, found in sorted(
+        checks.items(), key=lambda item: (pack[item[0]].layer, -item[1].first)
+    ):
         names = ", ".join(pack[other].name for other in found.confusers[:3])
         table.add_row(
-            _cell(pack[concept].name), str(pack[concept].layer), f"{found.median_rank:g}", str(found.n_rivals + 1),
-            _share(found.first), _share(found.above_siblings), _share(found.ancestors_fire), _share(found.firing_rate),
+            _cell(pack[concept].name),
+            str(pack[concept].layer),
+            f"{found.median_rank:g}",
+            str(found.n_rivals + 1),
+            _share(found.first),
+            _share(found.above_siblings),
+            _share(found.ancestors_fire),
+            _share(found.firing_rate),
             _cell(names),
-        )  # fmt: skip
+        )
     console.out().print(table)
     console.out().print(
-        "rank: of a lens among those of its layer, on its concept's held-out samples (median); first: share of them "
-        "on which it leads; ancestors fire: share on which all its ancestors' lenses do; fires elsewhere: share of "
+        "rank: of a lens among those of its layer, on its concept's held-out samples (median); "
+        "first: share of them "
+        "on which it leads; ancestors fire: share on which all its ancestors' lenses do; fires "
+        "elsewhere: share of "
         "unrelated samples on which it does; confusers: whose lenses outrank it",
-        markup=False, soft_wrap=True, style="dim",
-    )  # fmt: skip
+        markup=False,
+        soft_wrap=True,
+        style="dim",
+    )
     everywhere = [pack[concept].name for concept, found in checks.items() if found.fires_everywhere]
     mean = sum(found.first for found in checks.values()) / max(len(checks), 1)
     line = f"{len(checks)} lenses: first of their layer on {mean:.0%} of their samples"
-    line += f"; {len(everywhere)} fire everywhere" + (f": {_named(everywhere)}" if everywhere else "")
+    line += f"; {len(everywhere)} fire everywhere" + (
+        f": {_named(everywhere)}" if everywhere else ""
+    )
     console.out().print(line, markup=False, soft_wrap=True)
 
 
@@ -184,11 +290,16 @@ def summary_line(pack: Any) -> str:
     grades = ", ".join(f"{count} {grade}" for grade, count in summary["grades"].items())
     line = f"{summary['n_lenses']} lenses: {grades}; {summary['graduated']} graduated"
     line += f"; mean test F1 {summary['mean_test_f1']:.2f}"
-    if summary["mean_test_f1_named"] == summary["mean_test_f1_named"]:  # labelled texts name nothing
+    if (
+        summary["mean_test_f1_named"] == summary["mean_test_f1_named"]
+    ):  # labelled texts name nothing
         named, unnamed = summary["mean_test_f1_named"], summary["mean_test_f1_unnamed"]
         line += f" ({unnamed:.2f} on unnamed samples, {named:.2f} on named)"
     line += f", mean score {summary['mean_score']:.2f}"
-    line += f"; {summary['mean_samples']:.1f} samples and {summary['mean_iterations']:.1f} iterations on average"
+    line += (
+        f"; {summary['mean_samples']:.1f} samples and {summary['mean_iterations']:.1f} iterations "
+        "on average"
+    )
     if pack.hungry:
         line += f"; {len(pack.hungry)} used every cached sample (hungry.json)"
     return f"{line}; {len(pack.skipped)} left out" if pack.skipped else line
@@ -198,7 +309,9 @@ def print_warnings(pack: Any) -> None:
     """What to know before these lenses are trusted, a line each."""
     crossing = sum(lens.metrics["grade_uncertain"] for lens in pack)
     unbeaten = [lens.name for lens in pack if lens.metrics["unbeaten_controls"]]
-    everywhere = [lens.name for lens in pack if lens.metrics.get("beside_others", {}).get("fires_everywhere")]
+    everywhere = [
+        lens.name for lens in pack if lens.metrics.get("beside_others", {}).get("fires_everywhere")
+    ]
     lines = [
         (crossing, "have a score whose interval crosses a grade's boundary", []),
         (len(unbeaten), "do no better than a control, whatever their grade", unbeaten),
@@ -236,6 +349,12 @@ def _share(value: float, digits: int = 2) -> str:
 
 def _row(lens: Any) -> dict[str, Any]:
     return {
-        "concept": lens.concept, "name": lens.name, "layer": lens.layer, "model_layers": list(lens.model_layers),
-        "grade": lens.grade.value, "threshold": lens.threshold, "noise_floor": lens.noise._asdict(), **lens.metrics,
-    }  # fmt: skip
+        "concept": lens.concept,
+        "name": lens.name,
+        "layer": lens.layer,
+        "model_layers": list(lens.model_layers),
+        "grade": lens.grade.value,
+        "threshold": lens.threshold,
+        "noise_floor": lens.noise._asdict(),
+        **lens.metrics,
+    }

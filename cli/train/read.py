@@ -33,20 +33,35 @@ def read(
     pack: Annotated[Path, typer.Argument(metavar="PACK", help="Folder of a lens pack.")],
     model: options.Model,
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="Text to read; - or nothing for standard input.")
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="Text to read; - or nothing for standard input."),
     ] = None,
     text: Annotated[str | None, typer.Option(help="Text to read, instead of a file.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Lenses to name at a token, and of the whole text, at most.")] = 3,
+    top: Annotated[
+        int, typer.Option(min=1, help="Lenses to name at a token, and of the whole text, at most.")
+    ] = 3,
     window: Annotated[
-        int, typer.Option(min=1, help="Tokens that a token's score is pooled over, itself the last.")
+        int,
+        typer.Option(min=1, help="Tokens that a token's score is pooled over, itself the last."),
     ] = 8,
-    min_grade: Annotated[MinGrade, typer.Option(help="Grade that a lens needs for being named.")] = MinGrade.B,
+    min_grade: Annotated[
+        MinGrade, typer.Option(help="Grade that a lens needs for being named.")
+    ] = MinGrade.B,
     min_signal: Annotated[
         float,
-        typer.Option(help="Deviations above its noise floor that a lens needs at a token; the whole text: 1 less."),
+        typer.Option(
+            help=(
+                "Deviations above its noise floor that a lens needs at a token; the whole text: 1 "
+                "less."
+            )
+        ),
     ] = 4.0,
-    concept: Annotated[list[str] | None, typer.Option(help="Concept id; repeatable. Default: all.")] = None,
-    html: Annotated[Path | None, typer.Option(metavar="OUT", help="Write a page that shows every token, too.")] = None,
+    concept: Annotated[
+        list[str] | None, typer.Option(help="Concept id; repeatable. Default: all.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Write a page that shows every token, too.")
+    ] = None,
     allow_other_model: AllowOtherModel = False,
     dtype: DtypeOption = Dtype.auto,
     device: options.Device = "auto",
@@ -54,7 +69,8 @@ def read(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Read a text with the model and say which lenses of PACK find their concept, token by token and in the whole."""
+    """Read a text with the model and say which lenses of PACK find their concept, token by token
+    and in the whole."""
     from lenstrain.live.monitor import Monitor
     from lenstrain.live.naming_rule import Rule
     from lenstrain.live.page import legend, reading_page
@@ -63,12 +79,18 @@ def read(
 
     lenses = LensPack.load(pack)
     rule = Rule(Grade(min_grade.value), min_signal)
-    monitor = Monitor(lenses, concepts=concept, window=window, keep=None, rule=rule)  # before the model is loaded
+    monitor = Monitor(
+        lenses, concepts=concept, window=window, keep=None, rule=rule
+    )  # before the model is loaded
     content = _content(file, text)
-    loaded, notes = load_for(lenses, model, dtype, device, device_map, allow_other=allow_other_model)
+    loaded, notes = load_for(
+        lenses, model, dtype, device, device_map, allow_other=allow_other_model
+    )
     reading, n_cut = _read(monitor, loaded, content, top)
     if n_cut:
-        notes.append(f"cut: the last {n_cut} tokens were not read, the model has no positions for them")
+        notes.append(
+            f"cut: the last {n_cut} tokens were not read, the model has no positions for them"
+        )
     if html is not None:
         title = f"{pack.name} on {loaded.id}"
         html.write_text(reading_page(reading, title=title, notes=tuple(notes)), encoding="utf-8")
@@ -76,7 +98,9 @@ def read(
         console.print_json({**reading.to_json(), "n_cut": n_cut, "notes": notes})
         return
     _print_reading(reading)
-    console.out().print("after a lens: grade, probability, deviations above its noise floor", style="dim")
+    console.out().print(
+        "after a lens: grade, probability, deviations above its noise floor", style="dim"
+    )
     for line in (legend(reading), *(f"note: {note}" for note in notes)):
         console.out().print(visible(line, len(line)), markup=False, soft_wrap=True, style="dim")
     if html is not None:
@@ -94,7 +118,9 @@ def _content(file: Path | None, text: str | None) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise typer.BadParameter(f"{file} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise typer.BadParameter(
+            f"{file} is not UTF-8 text ({error.reason} at byte {error.start})"
+        ) from error
 
 
 def _read(monitor: Any, loaded: Any, text: str, top: int) -> tuple[Any, int]:
@@ -103,8 +129,12 @@ def _read(monitor: Any, loaded: Any, text: str, top: int) -> tuple[Any, int]:
     from lenstrain.live.reading import make_reading
 
     tokenized = read_text(loaded, text, monitor)
-    scores, pooled = (logits[0].cpu().numpy() for logits in (monitor.scores, monitor.pooled("prompt")))
-    reading = make_reading(monitor.presence, tokenized.tokens, scores, pooled, window=monitor.window, top=top)
+    scores, pooled = (
+        logits[0].cpu().numpy() for logits in (monitor.scores, monitor.pooled("prompt"))
+    )
+    reading = make_reading(
+        monitor.presence, tokenized.tokens, scores, pooled, window=monitor.window, top=top
+    )
     return reading, tokenized.n_cut
 
 
@@ -118,9 +148,13 @@ def _print_reading(reading: Any) -> None:
     out.print(table)
     if not by_token:
         out.print(
-            "a row is a stretch of tokens with the same strongest lens, figures are those of its strongest token "
-            "(--html and --json have every token)", markup=False, soft_wrap=True, style="dim",
-        )  # fmt: skip
+            "a row is a stretch of tokens with the same strongest lens, figures are those of its "
+            "strongest token "
+            "(--html and --json have every token)",
+            markup=False,
+            soft_wrap=True,
+            style="dim",
+        )
     out.print()
     if not reading.whole:
         out.print("whole text: no lens is sure that its concept is there")
@@ -129,14 +163,17 @@ def _print_reading(reading: Any) -> None:
     for found in reading.whole:
         grade = found.grade.value
         table.add_row(
-            Text(visible(found.name)), Text(grade, style=_COLOURS[grade]), f"{found.probability:.2f}",
+            Text(visible(found.name)),
+            Text(grade, style=_COLOURS[grade]),
+            f"{found.probability:.2f}",
             f"{found.signal:+.1f}",
-        )  # fmt: skip
+        )
     out.print(table)
 
 
 def _rows(tokens: Any, by_token: bool) -> list[tuple[str, Any]]:
-    """Pieces of text and what is named there: every token with a name, or stretches of the same; the rest together."""
+    """Pieces of text and what is named there: every token with a name, or stretches of the same;
+    the rest together."""
     rows: list[tuple[str, Any]] = []
     strongest = [(token.findings[0].concept if token.findings else "", token) for token in tokens]
     for concept, stretch in groupby(strongest, key=lambda pair: pair[0]):
@@ -144,7 +181,9 @@ def _rows(tokens: Any, by_token: bool) -> list[tuple[str, Any]]:
         if concept and by_token:
             rows.extend((token.text, token.findings) for token in members)
         else:
-            peak = max(members, key=lambda token: token.findings[0].signal if token.findings else 0.0)
+            peak = max(
+                members, key=lambda token: token.findings[0].signal if token.findings else 0.0
+            )
             rows.append(("".join(token.text for token in members), peak.findings))
     return rows
 
@@ -153,7 +192,11 @@ def _ends(piece: str) -> str:
     """How a piece of text begins and ends, on one line."""
     shown = visible(piece.strip() or piece, len(piece))
     half = _PIECE_LENGTH // 2
-    return shown if len(shown) <= _PIECE_LENGTH else f"{shown[: half - 3].rstrip()} ... {shown[-half + 3 :].lstrip()}"
+    return (
+        shown
+        if len(shown) <= _PIECE_LENGTH
+        else f"{shown[: half - 3].rstrip()} ... {shown[-half + 3 :].lstrip()}"
+    )
 
 
 def _cell(findings: Any) -> Text:
@@ -163,6 +206,8 @@ def _cell(findings: Any) -> Text:
     for number, found in enumerate(findings):
         grade = found.grade.value
         cell.append("; " if number else "")
-        cell.append(visible(found.name), style=f"bold {_COLOURS[grade]}" if not number else _COLOURS[grade])
+        cell.append(
+            visible(found.name), style=f"bold {_COLOURS[grade]}" if not number else _COLOURS[grade]
+        )
         cell.append(f" {grade} {found.probability:.2f} {found.signal:+.1f}")
     return cell

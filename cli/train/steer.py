@@ -1,4 +1,5 @@
-"""`lenstrain steer`: what a model writes with a concept pushed up or down, beside what it writes by itself."""
+"""`lenstrain steer`: what a model writes with a concept pushed up or down, beside what it writes by
+itself."""
 
 from __future__ import annotations
 
@@ -38,19 +39,31 @@ class AllowedGrade(StrEnum):
 def steer(
     folder: options.PackFolder,
     model: options.Model,
-    concept: Annotated[list[str], typer.Option(metavar="ID", help="Concept to steer along; repeatable.")],
+    concept: Annotated[
+        list[str], typer.Option(metavar="ID", help="Concept to steer along; repeatable.")
+    ],
     prompt: Annotated[str, typer.Option(help="What the model continues.")],
     strength: Annotated[
         list[float] | None,
-        typer.Option(help="How far, in deviations of the activations; negative to go against it; repeatable."),
+        typer.Option(
+            help="How far, in deviations of the activations; negative to go against it; repeatable."
+        ),
     ] = None,
-    ablate: Annotated[bool, typer.Option("--ablate", help="Project the direction out instead.")] = False,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Project the direction out instead.")
+    ] = False,
     direction: Annotated[
-        Kind, typer.Option(help="From all activations to the concept's, or along the weights of its lens.")
+        Kind,
+        typer.Option(
+            help="From all activations to the concept's, or along the weights of its lens."
+        ),
     ] = Kind.mean_difference,
-    positions: Annotated[Positions, typer.Option(help="Which positions to change.")] = Positions.all,
+    positions: Annotated[
+        Positions, typer.Option(help="Which positions to change.")
+    ] = Positions.all,
     allow_grade: Annotated[
-        AllowedGrade | None, typer.Option(help="Steer along a lens of this grade, too.", show_default=False)
+        AllowedGrade | None,
+        typer.Option(help="Steer along a lens of this grade, too.", show_default=False),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 40,
     temperature: Annotated[float, typer.Option(min=0.01, help="Of the sampling.")] = 0.7,
@@ -62,7 +75,8 @@ def steer(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Let a model write with and without concepts pushed up or down, and read both texts with their lenses."""
+    """Let a model write with and without concepts pushed up or down, and read both texts with their
+    lenses."""
     from lenscache.live.continuation import continue_prompt
     from lenscache.live.steering import Intervention
     from lenstrain.live.steering import directions_of, find_lens
@@ -70,21 +84,44 @@ def steer(
 
     pack = LensPack.load(folder)
     lenses = [find_lens(pack, name) for name in concept]
-    found = [directions_of(lens, direction.value, allow_grade_c=allow_grade is not None) for lens in lenses]
+    found = [
+        directions_of(lens, direction.value, allow_grade_c=allow_grade is not None)
+        for lens in lenses
+    ]
     loaded, notes = load_for(pack, model, dtype, device, device_map, allow_other=allow_other_model)
     model_layers = sorted({layer for lens in lenses for layer in lens.model_layers})
     results = []
     for amount in [None, *([0.0] if ablate else strength or [4.0])]:
-        changes = [] if amount is None else [
-            Intervention(each.vector, each.model_layer, amount, each.deviation, ablate, positions=positions.value)
-            for directions in found for each in directions
-        ]  # fmt: skip
+        changes = (
+            []
+            if amount is None
+            else [
+                Intervention(
+                    each.vector,
+                    each.model_layer,
+                    amount,
+                    each.deviation,
+                    ablate,
+                    positions=positions.value,
+                )
+                for directions in found
+                for each in directions
+            ]
+        )
         written = continue_prompt(
-            loaded, prompt, changes, model_layers=model_layers, max_new_tokens=max_new_tokens, temperature=temperature,
-            seed=seed, pooling=pack.provenance["store"]["settings"]["pooling"],
-        )  # fmt: skip
+            loaded,
+            prompt,
+            changes,
+            model_layers=model_layers,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            pooling=pack.provenance["store"]["settings"]["pooling"],
+        )
         name = "not steered" if amount is None else "ablated" if ablate else f"strength {amount:+g}"
-        results.append((name, amount, written, [_reading(lens, written.activations) for lens in lenses]))
+        results.append(
+            (name, amount, written, [_reading(lens, written.activations) for lens in lenses])
+        )
     if json:
         console.print_json([_to_json(lenses, *result) for result in results])
     else:
@@ -106,14 +143,22 @@ def _lines(text: str) -> str:
     return "\n".join(visible(line, len(line)) for line in text.split("\n"))
 
 
-def _to_json(lenses: Any, name: str, amount: float | None, written: Any, readings: Any) -> dict[str, Any]:
+def _to_json(
+    lenses: Any, name: str, amount: float | None, written: Any, readings: Any
+) -> dict[str, Any]:
     from lenstrain.pack.folder import none_for_nan
 
     read = {
         lens.concept: {"grade": lens.grade.value, "probability": probability, "signal": signal}
         for lens, (probability, signal) in zip(lenses, readings, strict=True)
     }
-    result = {"name": name, "strength": amount, "text": written.text, "perplexity": written.perplexity, "lenses": read}
+    result = {
+        "name": name,
+        "strength": amount,
+        "text": written.text,
+        "perplexity": written.perplexity,
+        "lenses": read,
+    }
     return none_for_nan(result)  # type: ignore[no-any-return]
 
 
@@ -121,16 +166,25 @@ def _print(lenses: Any, results: Any, notes: list[str]) -> None:
     out = console.out()
     for name, _, written, readings in results:
         out.print(Text(name, style="bold"), soft_wrap=True)
-        out.print(Text.assemble((_lines(written.prompt), "dim"), _lines(written.text)), soft_wrap=True)
+        out.print(
+            Text.assemble((_lines(written.prompt), "dim"), _lines(written.text)), soft_wrap=True
+        )
         parts = [f"perplexity {written.perplexity:.1f}"]
         for lens, (probability, signal) in zip(lenses, readings, strict=True):
-            parts.append(f"{visible(lens.name)} ({lens.grade.value}) p = {probability:.2f}, {signal:+.1f} deviations")
+            parts.append(
+                f"{visible(lens.name)} ({lens.grade.value}) p = {probability:.2f}, "
+                f"{signal:+.1f} "
+                "deviations"
+            )
         out.print(Text("; ".join(parts), style="dim"), soft_wrap=True)
         out.print()
     out.print(
-        "both texts are read by the model as it is, without steering: perplexity of what was written, and each lens's "
+        "both texts are read by the model as it is, without steering: perplexity of what was "
+        "written, and each lens's "
         "calibrated probability and distance from its noise floor",
-        style="dim", soft_wrap=True, markup=False,
-    )  # fmt: skip
+        style="dim",
+        soft_wrap=True,
+        markup=False,
+    )
     for note in notes:
         out.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)

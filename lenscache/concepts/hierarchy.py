@@ -2,7 +2,8 @@
 
     pack.json --ConceptPack.load--> ConceptPack --.hierarchy--> Hierarchy (parents, ancestors, siblings, branches)
 
-A pack is read once, checked whole, and immutable afterwards. The schema is documented in ``data/README.md``.
+A pack is read once, checked whole, and immutable afterwards. The schema is documented in
+``data/README.md``.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Concept:
     """Texts that the source names as not expressing the concept, as a binary labelled set does."""
 
     def is_named_in(self, text: str) -> bool:
-        """Whether `text` holds the name or an alias: whole words, any case, plural and possessive included."""
+        """Whether `text` holds the name or an alias: whole words, any case, plural and possessive
+        included."""
         return self._naming.search(text) is not None
 
     @cached_property
@@ -65,8 +67,8 @@ class Concept:
 class Hierarchy:
     """Who is above, below and beside whom, for every concept of a pack.
 
-    Several parents are allowed. Ancestor and descendant sets are computed once, when first asked for: a query
-    costs a dictionary access however large the pack is.
+    Several parents are allowed. Ancestor and descendant sets are computed once, when first asked
+    for: a query costs a dictionary access however large the pack is.
 
     Parameters
     ----------
@@ -87,7 +89,8 @@ class Hierarchy:
             for parent in above:
                 if parent not in self.layers:
                     raise PackError(
-                        f"concept {concept!r} names the parent {parent!r}, which is not in the pack: "
+                        f"concept {concept!r} names the parent {parent!r}, which is not in the "
+                        "pack: "
                         "add that concept or correct `parents`"
                     )
                 self._children[parent].append(concept)
@@ -127,7 +130,9 @@ class Hierarchy:
         if not self._parents[concept]:
             beside: Iterable[str] = (c for c, above in self._parents.items() if not above)
         else:
-            beside = (child for parent in self._parents[concept] for child in self._children[parent])
+            beside = (
+                child for parent in self._parents[concept] for child in self._children[parent]
+            )
         return frozenset(beside) - self.family(concept)
 
     def branches(self, concept: str) -> frozenset[str]:
@@ -161,7 +166,9 @@ class Hierarchy:
                     order.append(child)
         if len(order) < len(waiting):
             stuck = {concept for concept, n in waiting.items() if n > 0}
-            raise PackError(f"the parents form a cycle: {self._show_cycle(stuck)}: remove one of these links")
+            raise PackError(
+                f"the parents form a cycle: {self._show_cycle(stuck)}: remove one of these links"
+            )
         return order
 
     def _show_cycle(self, stuck: set[str]) -> str:
@@ -179,7 +186,8 @@ class ConceptPack:
     Raises
     ------
     PackError
-        If an id occurs twice, a parent is unknown, the parents form a cycle, or a concept is malformed.
+        If an id occurs twice, a parent is unknown, the parents form a cycle, or a concept is
+        malformed.
     """
 
     name: str
@@ -189,12 +197,14 @@ class ConceptPack:
     license: str = ""
     origin: str = ""
     prompts: Literal["all", "examples"] = "all"
-    """Whether definitions, relations and contrasts become prompts, or only the texts given: a labelled set is judged on
-    its own texts."""
+    """Whether definitions, relations and contrasts become prompts, or only the texts given: a
+    labelled set is judged on its own texts."""
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Texts whose split the source gives, by "train", "calibration" or "test"; the others are drawn."""
+    """Texts whose split the source gives, by "train", "calibration" or "test"; the others are
+    drawn."""
     templates: tuple[str, ...] = ()
-    """Prompts of the user's own, to be filled for every concept; see `lenscache.concepts.templates`."""
+    """Prompts of the user's own, to be filled for every concept; see
+    `lenscache.concepts.templates`."""
     _by_id: dict[str, Concept] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -203,7 +213,9 @@ class ConceptPack:
         by_id: dict[str, Concept] = {}
         for concept in self.concepts:
             if concept.id in by_id:
-                raise PackError(f"concept id {concept.id!r} occurs twice: ids must be unique in a pack")
+                raise PackError(
+                    f"concept id {concept.id!r} occurs twice: ids must be unique in a pack"
+                )
             by_id[concept.id] = concept
         object.__setattr__(self, "_by_id", by_id)
         _ = self.hierarchy  # a pack that contradicts itself must not come into being
@@ -230,7 +242,9 @@ class ConceptPack:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the content, whatever the file's formatting; 16 hex digits."""
-        entries: list[Any] = [_without_empty(asdict(concept), "negatives") for concept in self.concepts]
+        entries: list[Any] = [
+            _without_empty(asdict(concept), "negatives") for concept in self.concepts
+        ]
         if self.prompts != "all" or self.splits:
             entries.append({"prompts": self.prompts, "splits": dict(self.splits)})
         if self.templates:
@@ -249,13 +263,16 @@ class ConceptPack:
         Raises
         ------
         PackError
-            If the file is missing or is not a valid pack; the message names the file and the concept.
+            If the file is missing or is not a valid pack; the message names the file and the
+            concept.
         """
         path = Path(path)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise PackError(f"no concept pack at {path}: give the path of a pack's JSON file") from None
+            raise PackError(
+                f"no concept pack at {path}: give the path of a pack's JSON file"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise PackError(f"cannot read the concept pack {path}: {error}") from error
         except json.JSONDecodeError as error:
@@ -290,7 +307,8 @@ class ConceptPack:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, as `from_dict` reads it."""
         head: dict[str, Any] = {
-            key: getattr(self, key) for key in ("name", "version", "description", "license", "origin")
+            key: getattr(self, key)
+            for key in ("name", "version", "description", "license", "origin")
         }
         if self.prompts != "all":
             head["prompts"] = self.prompts
@@ -305,7 +323,9 @@ class ConceptPack:
         """Write the pack as JSON: complete, or not at all."""
         path = Path(path)
         scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        scratch.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        scratch.write_text(
+            json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         scratch.replace(path)
 
 
@@ -315,9 +335,15 @@ _CONCEPT_FIELDS = frozenset(Concept.__dataclass_fields__)
 def _parse_concept(entry: object, number: int) -> Concept:
     if not isinstance(entry, dict):
         raise PackError(f"concept number {number} is {type(entry).__name__}, expected an object")
-    where = f"concept {entry['id']!r}" if isinstance(entry.get("id"), str) else f"concept number {number}"
+    where = (
+        f"concept {entry['id']!r}"
+        if isinstance(entry.get("id"), str)
+        else f"concept number {number}"
+    )
     if unknown := sorted(set(entry) - _CONCEPT_FIELDS):
-        raise PackError(f"{where} has the unknown field {unknown[0]!r}, expected {sorted(_CONCEPT_FIELDS)}")
+        raise PackError(
+            f"{where} has the unknown field {unknown[0]!r}, expected {sorted(_CONCEPT_FIELDS)}"
+        )
     layer = _require(entry, "layer", int, where)
     if isinstance(layer, bool) or layer < 0:
         raise PackError(f"{where}: layer is {layer!r}, expected 0 or more")
@@ -351,7 +377,9 @@ def _parse_choice(value: object, choices: tuple[str, ...], key: str) -> Any:
 def _parse_splits(value: object) -> dict[str, tuple[str, ...]]:
     if not isinstance(value, dict) or not set(value) <= {"train", "calibration", "test"}:
         raise PackError(f"splits is {value!r:.60}, expected texts by train, calibration and test")
-    splits = {name: _parse_texts(texts, f"splits.{name}", "the pack") for name, texts in value.items()}
+    splits = {
+        name: _parse_texts(texts, f"splits.{name}", "the pack") for name, texts in value.items()
+    }
     if len({text for texts in splits.values() for text in texts}) < sum(map(len, splits.values())):
         raise PackError("splits gives one text to two splits: a text belongs to one")
     return splits

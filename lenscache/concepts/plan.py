@@ -1,14 +1,15 @@
-"""From concepts to samples: which texts a round extracts, what they are labelled with, and in which split.
+"""From concepts to samples: which texts a round extracts, what they are labelled with, and in which
+split.
 
     ConceptPack --concept_prompts--> prompts of each concept, in a fixed order
                 --plan_samples-----> SamplePlan: each text once, with every label it carries
                 --plan_top_up------> SamplePlan of a later round: other texts, and texts sampled again
 
-The plan is deterministic. Whatever looks random is keyed by a stable hash of the seed and of what it belongs to: the
-order of a concept's prompts by (seed, concept, text); the sampling seed and temperature of a row by (seed, text).
-The digest of the pack is left out of these keys on purpose: editing one concept must not reshuffle the samples of
-concepts that have nothing to do with it, and a text that was extracted before must get the completion it got then, or
-nothing could be reused.
+The plan is deterministic. Whatever looks random is keyed by a stable hash of the seed and of what
+it belongs to: the order of a concept's prompts by (seed, concept, text); the sampling seed and
+temperature of a row by (seed, text). The digest of the pack is left out of these keys on purpose:
+editing one concept must not reshuffle the samples of concepts that have nothing to do with it, and
+a text that was extracted before must get the completion it got then, or nothing could be reused.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ SPLITS = ("train", "calibration", "test")
 SPLIT_FRACTIONS = (0.6, 0.2, 0.2)
 
 POSITIVE, CONTRAST, NEGATIVE = 0, 1, 2
-"""Roles of a label: expresses the concept; names it without expressing it; given as a negative by the data."""
+"""Roles of a label: expresses the concept; names it without expressing it; given as a negative by
+the data."""
 
 TEMPERATURE_RANGE = (0.3, 0.9)
-"""Sampling temperatures, spread evenly over the rows by hash so that they are independent of any label."""
+"""Sampling temperatures, spread evenly over the rows by hash so that they are independent of any
+label."""
 
 _MAX_CHILD_PROMPTS = 3
 _MAX_ALIAS_PROMPTS = 2
@@ -70,12 +73,13 @@ class Prompt:
 class SamplePlan:
     """The rows of one round, n samples and m labels, in the order in which they are stored.
 
-    The labels of a concept stand together, in its nested order: the first ten are part of the first thirty.
+    The labels of a concept stand together, in its nested order: the first ten are part of the first
+    thirty.
     """
 
     concepts: tuple[str, ...]
-    """What `label_concept` points into. The first `n_targets` are the concepts the round was planned for; the others
-    share a text with them."""
+    """What `label_concept` points into. The first `n_targets` are the concepts the round was
+    planned for; the others share a text with them."""
     n_targets: int
     texts: tuple[str, ...]
     kind: NDArray[np.uint8]
@@ -103,19 +107,26 @@ class SamplePlan:
         """SHA-256 of everything in the plan; 16 hex digits."""
         digest = hashlib.sha256(json.dumps([self.concepts, self.n_targets, self.texts]).encode())
         columns: tuple[NDArray[Any], ...] = (
-            self.kind, self.split, self.sampling_seed, self.temperature,
-            self.label_sample, self.label_concept, self.label_role,
-        )  # fmt: skip
+            self.kind,
+            self.split,
+            self.sampling_seed,
+            self.temperature,
+            self.label_sample,
+            self.label_concept,
+            self.label_role,
+        )
         for column in columns:
             digest.update(column.astype(column.dtype.newbyteorder("<")).tobytes())
         return digest.hexdigest()[:16]
 
 
 def concept_prompts(pack: ConceptPack, concept: Concept, *, seed: int = 0) -> list[Prompt]:
-    """All prompts of one concept in nested order: any first n of them are a fair sample of the kinds.
+    """All prompts of one concept in nested order: any first n of them are a fair sample of the
+    kinds.
 
-    Examples express the concept without naming it; definitions and relations name it; contrasts name it and are about
-    something else. A relation reads the same from both of its ends, so that child and parent share one text.
+    Examples express the concept without naming it; definitions and relations name it; contrasts
+    name it and are about something else. A relation reads the same from both of its ends, so that
+    child and parent share one text.
     """
     texts: dict[str, Prompt] = {}
 
@@ -130,25 +141,39 @@ def concept_prompts(pack: ConceptPack, concept: Concept, *, seed: int = 0) -> li
     for template in parse_templates(pack.templates):
         role = CONTRAST if template.is_contrast else POSITIVE
         add(role, "template", *template.fill(_fields(pack, concept, seed)))
-    return _interleave(texts.values(), key=lambda prompt: stable_hash(seed, concept.id, prompt.text))
+    return _interleave(
+        texts.values(), key=lambda prompt: stable_hash(seed, concept.id, prompt.text)
+    )
 
 
-def _add_named_prompts(pack: ConceptPack, concept: Concept, seed: int, add: Callable[..., None]) -> None:
+def _add_named_prompts(
+    pack: ConceptPack, concept: Concept, seed: int, add: Callable[..., None]
+) -> None:
     name = concept.name
     if concept.definition:
         add(POSITIVE, "definition", f"{name[0].upper()}{name[1:]}: {concept.definition}")
     add(POSITIVE, "definition", f'What does "{name}" mean?')
-    add(POSITIVE, "definition", f'Here is a short explanation of the concept "{name}", with an example.')
+    add(
+        POSITIVE,
+        "definition",
+        f'Here is a short explanation of the concept "{name}", with an example.',
+    )
     near = _fields(pack, concept, seed)
     add(POSITIVE, "relation", *(_kind_of(name, parent) for parent in near["parent"]))
     add(POSITIVE, "relation", *(_kind_of(child, name) for child in near["child"]))
-    add(POSITIVE, "relation", *(f'Another word for "{name}" is "{alias}".' for alias in near["alias"]))
+    add(
+        POSITIVE,
+        "relation",
+        *(f'Another word for "{name}" is "{alias}".' for alias in near["alias"]),
+    )
     add(CONTRAST, "contrast", *concept.contrasts)
 
 
 def _fields(pack: ConceptPack, concept: Concept, seed: int) -> dict[str, list[str]]:
     """What a prompt may say about a concept."""
-    below = sorted(pack.hierarchy.children(concept.id), key=lambda child: stable_hash(seed, concept.id, child))
+    below = sorted(
+        pack.hierarchy.children(concept.id), key=lambda child: stable_hash(seed, concept.id, child)
+    )
     return {
         "name": [concept.name],
         "definition": [concept.definition] if concept.definition else [],
@@ -158,7 +183,9 @@ def _fields(pack: ConceptPack, concept: Concept, seed: int) -> dict[str, list[st
     }
 
 
-def select_concepts(pack: ConceptPack, layers: Sequence[int] | None = None, limit: int | None = None) -> list[str]:
+def select_concepts(
+    pack: ConceptPack, layers: Sequence[int] | None = None, limit: int | None = None
+) -> list[str]:
     """The ids of the concepts that a request names, layer by layer in pack order.
 
     Parameters
@@ -175,8 +202,10 @@ def select_concepts(pack: ConceptPack, layers: Sequence[int] | None = None, limi
     for layer in wanted:
         if layer not in pack.layers:
             raise PlanError(
-                f"layer {layer} is not in pack {pack.name!r}, which has the layers {list(pack.layers)}; "
-                "--layer selects layers of abstraction in the concept hierarchy, --model-layers transformer blocks"
+                f"layer {layer} is not in pack {pack.name!r}, which has the layers "
+                f"{list(pack.layers)}; "
+                "--layer selects layers of abstraction in the concept hierarchy, --model-layers "
+                "transformer blocks"
             )
     if limit is not None and limit < 1:
         raise PlanError(f"limit is {limit}, expected 1 or more concepts")
@@ -194,9 +223,9 @@ def plan_samples(
 ) -> SamplePlan:
     """Plan the samples of some layers of a pack.
 
-    Splits are drawn by prompt, apart for examples, named prompts and contrasts of each concept, so that every split
-    holds its share of each as early as the counts allow. Texts that differ in case, punctuation or spacing only go to
-    the same split.
+    Splits are drawn by prompt, apart for examples, named prompts and contrasts of each concept, so
+    that every split holds its share of each as early as the counts allow. Texts that differ in
+    case, punctuation or spacing only go to the same split.
 
     Parameters
     ----------
@@ -213,7 +242,9 @@ def plan_samples(
         If a layer has no concepts in the pack, or the fractions do not sum to 1.
     """
     if len(fractions) != len(SPLITS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise PlanError(f"split fractions are {tuple(fractions)}, expected three shares that sum to 1")
+        raise PlanError(
+            f"split fractions are {tuple(fractions)}, expected three shares that sum to 1"
+        )
     if samples is not None and samples < 1:
         raise PlanError(f"samples is {samples}, expected 1 or more prompts a concept")
     targets = select_concepts(pack, layers, limit)
@@ -223,19 +254,27 @@ def plan_samples(
 
 
 def plan_top_up(
-    pack: ConceptPack, concepts: Sequence[str], taken: Mapping[str, int], *, samples: int, seed: int = 0, resample: bool
+    pack: ConceptPack,
+    concepts: Sequence[str],
+    taken: Mapping[str, int],
+    *,
+    samples: int,
+    seed: int = 0,
+    resample: bool,
 ) -> SamplePlan | None:
-    """Plan more samples for some concepts: prompts that were not extracted yet, then others sampled once more.
+    """Plan more samples for some concepts: prompts that were not extracted yet, then others sampled
+    once more.
 
-    A text that is sampled again gets another seed and temperature, and stays in its split: its completion is new, its
-    prompt is not.
+    A text that is sampled again gets another seed and temperature, and stays in its split: its
+    completion is new, its prompt is not.
 
     Parameters
     ----------
     concepts : ids of the concepts that asked for more.
     taken : how often each text was sampled in the rounds before.
     samples : prompts to add for each concept.
-    resample : whether texts may be sampled again, which gives something new where completions are stored.
+    resample : whether texts may be sampled again, which gives something new where completions are
+        stored.
 
     Returns
     -------
@@ -246,7 +285,12 @@ def plan_top_up(
     for concept in concepts:
         least = min((taken.get(prompt.text, 0) for prompt in prompts[concept]), default=0)
         most = least + 1 + samples if resample else 1
-        left = ((p.text, time) for time in range(least, most) for p in prompts[concept] if time >= taken.get(p.text, 0))
+        left = (
+            (p.text, time)
+            for time in range(least, most)
+            for p in prompts[concept]
+            if time >= taken.get(p.text, 0)
+        )
         rows.extend(itertools.islice(left, samples))
     if not rows:
         return None
@@ -276,19 +320,24 @@ def _make_plan(
     fractions: Sequence[float] = SPLIT_FRACTIONS,
 ) -> SamplePlan:
     """The plan of some (text, time) rows; `time` counts how often the text was sampled before."""
-    # Splits are assigned over the whole pack, whatever is extracted now: extracting another layer later must not
-    # find a text that it shares with this one in another split.
+    # Splits are assigned over the whole pack, whatever is extracted now: extracting another layer
+    # later must not find a text that it shares with this one in another split.
     split_of = _assign_splits(prompts.values(), fractions, pack.splits)
     row_of = {place: number for number, place in enumerate(dict.fromkeys(rows))}
     rows_of_text: dict[str, list[int]] = {}
     for (text, _), row in row_of.items():
         rows_of_text.setdefault(text, []).append(row)
     kind_of: dict[str, int] = {}
-    for concept in (*targets, *prompts):  # what a text is to the first concept that it was planned for
+    for concept in (
+        *targets,
+        *prompts,
+    ):  # what a text is to the first concept that it was planned for
         for prompt in prompts[concept]:
             kind_of.setdefault(prompt.text, prompt.kind)
     known = set(targets)
-    beside = [c for c in prompts if c not in known and any(p.text in rows_of_text for p in prompts[c])]
+    beside = [
+        c for c in prompts if c not in known and any(p.text in rows_of_text for p in prompts[c])
+    ]
     concepts = (*targets, *beside)
     labels = [
         (row, number, prompt.role)
@@ -299,7 +348,8 @@ def _make_plan(
     label_sample, label_concept, label_role = zip(*labels, strict=True)
     low, high = TEMPERATURE_RANGE
     temperature = [
-        low + (high - low) * stable_hash("temperature", *_draw(seed, text, time)) / 2**64 for text, time in row_of
+        low + (high - low) * stable_hash("temperature", *_draw(seed, text, time)) / 2**64
+        for text, time in row_of
     ]
     return SamplePlan(
         concepts=concepts,
@@ -308,7 +358,9 @@ def _make_plan(
         kind=np.array([kind_of[text] for text, _ in row_of], np.uint8),
         split=np.array([split_of[_normalised(text)] for text, _ in row_of], np.uint8),
         repeat=np.array([time for _, time in row_of], np.uint16),
-        sampling_seed=np.array([sampling_seed(seed, text, time) for text, time in row_of], np.uint64),
+        sampling_seed=np.array(
+            [sampling_seed(seed, text, time) for text, time in row_of], np.uint64
+        ),
         temperature=np.array(temperature, np.float32),
         label_sample=np.array(label_sample, np.int32),
         label_concept=np.array(label_concept, np.int32),
@@ -321,28 +373,37 @@ def _kind_of(narrow: str, broad: str) -> str:
 
 
 def _interleave(prompts: Iterable[Prompt], key: Any) -> list[Prompt]:
-    """Shuffle each group by `key`, then merge the groups so that every prefix has their proportions."""
+    """Shuffle each group by `key`, then merge the groups so that every prefix has their
+    proportions."""
     groups: dict[int, list[Prompt]] = {}
     for prompt in sorted(prompts, key=key):
         groups.setdefault(_group(prompt), []).append(prompt)
-    place = [((i + 0.5) / len(group), number, p) for number, group in groups.items() for i, p in enumerate(group)]
+    place = [
+        ((i + 0.5) / len(group), number, p)
+        for number, group in groups.items()
+        for i, p in enumerate(group)
+    ]
     return [prompt for _, _, prompt in sorted(place, key=lambda entry: entry[:2])]
 
 
 def _group(prompt: Prompt) -> int:
-    """Prompts that must each be spread over the splits: unnamed, named, contrast, given negatives."""
+    """Prompts that must each be spread over the splits: unnamed, named, contrast, given
+    negatives."""
     if prompt.role != POSITIVE:
         return 1 + prompt.role
     return 0 if prompt.kind == EXAMPLE else 1
 
 
 def _assign_splits(
-    concepts: Iterable[Sequence[Prompt]], fractions: Sequence[float], given: Mapping[str, Sequence[str]]
+    concepts: Iterable[Sequence[Prompt]],
+    fractions: Sequence[float],
+    given: Mapping[str, Sequence[str]],
 ) -> dict[str, int]:
-    """Split of each normalised text: as given, else the one that lags furthest behind its share of the group.
+    """Split of each normalised text: as given, else the one that lags furthest behind its share of
+    the group.
 
-    Where the source gives training and test texts but none for calibration, those are drawn from the training texts in
-    the same way: a test set stays what it is.
+    Where the source gives training and test texts but none for calibration, those are drawn from
+    the training texts in the same way: a test set stays what it is.
     """
     split_of = {_normalised(text): SPLITS.index(name) for name in given for text in given[name]}
     allowed: dict[str, tuple[int, ...]] = {}
@@ -356,7 +417,10 @@ def _assign_splits(
             text = _normalised(prompt.text)
             if text not in split_of:
                 choice = allowed.get(text, range(len(SPLITS)))
-                n, whole = sum(taken[split] for split in choice) + 1, sum(fractions[split] for split in choice)
+                n, whole = (
+                    sum(taken[split] for split in choice) + 1,
+                    sum(fractions[split] for split in choice),
+                )
                 lag = {split: fractions[split] / whole * n - taken[split] for split in choice}
                 # On a tie, test comes first: a lens that cannot be judged is worth nothing.
                 split_of[text] = max(choice, key=lambda split: (round(lag[split], 9), split))

@@ -2,8 +2,9 @@
 
     ConceptPack --check_pack--> Findings, one for every rule that a text or a concept breaks
 
-Reading a pack already refuses what contradicts itself (`lenscache.concepts.pack`); these checks are about quality: a lens
-trained on examples that name the concept learns the name, and texts that stand in two concepts teach neither.
+Reading a pack already refuses what contradicts itself (`lenscache.concepts.pack`); these checks are
+about quality: a lens trained on examples that name the concept learns the name, and texts that
+stand in two concepts teach neither.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from typing import NamedTuple
 from lenscache.concepts.pack import Concept, ConceptPack
 
 _SHINGLE = 3  # words
-_SHARED_RUNS = 0.25  # of the runs of three words in a text; texts with fewer in common are not near-duplicates
+_SHARED_RUNS = (
+    0.25  # of the runs of three words in a text; texts with fewer in common are not near-duplicates
+)
 _NEAR = 0.8
 """Share of characters, in order, that near-duplicates have in common."""
 
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """How much a pack must hold. The defaults ask what a lens needs to be fitted, calibrated and judged."""
+    """How much a pack must hold. The defaults ask what a lens needs to be fitted, calibrated and
+    judged."""
 
     min_examples: int = 8
     """Examples a concept; about a fifth of them is the test split."""
@@ -72,13 +76,19 @@ def _check_amounts(concept: Concept, settings: CheckSettings) -> Iterator[Findin
     )
     for name, texts, least in wanted:
         if len(texts) < least:
-            yield Finding("amount", concept.id, f"has {len(texts)} {name}, at least {least} are needed")
+            yield Finding(
+                "amount", concept.id, f"has {len(texts)} {name}, at least {least} are needed"
+            )
     if not concept.definition:
         yield Finding("definition", concept.id, "has no definition")
     for text in (*concept.examples, *concept.contrasts):
         if not settings.min_characters <= len(text) <= settings.max_characters:
             bounds = f"{settings.min_characters} to {settings.max_characters}"
-            yield Finding("length", concept.id, f"has a text of {len(text)} characters, not {bounds}: {text!r:.60}")
+            yield Finding(
+                "length",
+                concept.id,
+                f"has a text of {len(text)} characters, not {bounds}: {text!r:.60}",
+            )
 
 
 def _check_naming(concept: Concept) -> Iterator[Finding]:
@@ -99,7 +109,11 @@ def _check_place(pack: ConceptPack, concept: Concept) -> Iterator[Finding]:
         yield Finding("hierarchy", concept.id, f"is on layer {concept.layer} and has no parent")
     for other in concept.confusable_with:
         if other not in pack.hierarchy:
-            yield Finding("confusable", concept.id, f"names {other!r}, which is not in the pack, as confusable")
+            yield Finding(
+                "confusable",
+                concept.id,
+                f"names {other!r}, which is not in the pack, as confusable",
+            )
         elif other == concept.id:
             yield Finding("confusable", concept.id, "names itself as confusable")
 
@@ -107,10 +121,12 @@ def _check_place(pack: ConceptPack, concept: Concept) -> Iterator[Finding]:
 def _check_duplicates(pack: ConceptPack) -> Iterator[Finding]:
     """Texts that are equal or nearly so, in one concept or two.
 
-    Only texts that share enough runs of three words are compared: many texts begin alike, and comparing all of those
-    takes minutes in a pack of 2,000 concepts.
+    Only texts that share enough runs of three words are compared: many texts begin alike, and
+    comparing all of those takes minutes in a pack of 2,000 concepts.
     """
-    texts = [(c.id, text, _words(text)) for c in pack.concepts for text in (*c.examples, *c.contrasts)]
+    texts = [
+        (c.id, text, _words(text)) for c in pack.concepts for text in (*c.examples, *c.contrasts)
+    ]
     seen: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for number, (concept, text, words) in enumerate(texts):
         runs = {tuple(words[i : i + _SHINGLE]) for i in range(max(1, len(words) - _SHINGLE + 1))}
@@ -119,7 +135,9 @@ def _check_duplicates(pack: ConceptPack) -> Iterator[Finding]:
             other, other_text, other_words = texts[earlier]
             if _alike(" ".join(words), " ".join(other_words)):
                 where = "its own text" if other == concept else f"a text of {other!r}"
-                yield Finding("duplicate", concept, f"{text!r:.70} is nearly {where}: {other_text!r:.70}")
+                yield Finding(
+                    "duplicate", concept, f"{text!r:.70} is nearly {where}: {other_text!r:.70}"
+                )
                 break
         for run in runs:
             seen[run].append(number)
@@ -127,12 +145,17 @@ def _check_duplicates(pack: ConceptPack) -> Iterator[Finding]:
 
 def _check_balance(pack: ConceptPack, settings: CheckSettings) -> Iterator[Finding]:
     hierarchy = pack.hierarchy
-    sizes = Counter(branch for concept in pack.concepts for branch in hierarchy.branches(concept.id))
+    sizes = Counter(
+        branch for concept in pack.concepts for branch in hierarchy.branches(concept.id)
+    )
     if settings.max_branch_ratio is None or len(sizes) < 2:
         return
     (large, most), (small, fewest) = sizes.most_common(1)[0], sizes.most_common()[-1]
     if most > settings.max_branch_ratio * fewest:
-        ratio = f"{most} concepts and {small!r} {fewest}, more than {settings.max_branch_ratio:g} times as many"
+        ratio = (
+            f"{most} concepts and {small!r} {fewest}, more than {settings.max_branch_ratio:g} "
+            "times as many"
+        )
         yield Finding("balance", "", f"the branch {large!r} has {ratio}")
 
 
@@ -143,4 +166,8 @@ def _words(text: str) -> list[str]:
 
 def _alike(one: str, other: str) -> bool:
     matcher = SequenceMatcher(None, one, other, autojunk=False)
-    return matcher.real_quick_ratio() >= _NEAR and matcher.quick_ratio() >= _NEAR and matcher.ratio() >= _NEAR
+    return (
+        matcher.real_quick_ratio() >= _NEAR
+        and matcher.quick_ratio() >= _NEAR
+        and matcher.ratio() >= _NEAR
+    )

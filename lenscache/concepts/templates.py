@@ -1,13 +1,14 @@
-"""Prompt templates of the user's own: a text file, one template a line, filled for every concept of a pack.
+"""Prompt templates of the user's own: a text file, one template a line, filled for every concept of
+a pack.
 
     # how our users talk about it
     Tell me about {name}.
     Is {alias} the same as {name}?
     contrast: My dog is called {name}.
 
-A line that begins with "contrast:" names the concept without being about it. Lines that begin with "#" and empty lines
-are passed over. A template is left out for a concept that lacks one of its fields, and filled several times for one
-that has several parents, children or aliases.
+A line that begins with "contrast:" names the concept without being about it. Lines that begin with
+"#" and empty lines are passed over. A template is left out for a concept that lacks one of its
+fields, and filled several times for one that has several parents, children or aliases.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class Template:
         filled = []
         for choice in itertools.product(*(values[name] for name in self.fields)):
             chosen = dict(zip(self.fields, choice, strict=True))
-            filled.append("".join(_fill_part(part, chosen) for part in _FIELD_OR_TEXT.findall(self.text)))
+            filled.append(
+                "".join(_fill_part(part, chosen) for part in _FIELD_OR_TEXT.findall(self.text))
+            )
         return filled
 
 
@@ -75,9 +78,16 @@ def _parse(lines: tuple[str, ...]) -> tuple[Template, ...]:
         template = Template(line[len(_CONTRAST) :].strip() if is_contrast else line, is_contrast)
         known = ", ".join(f"{{{name}}}" for name in FIELDS)
         if unknown := [name for name in template.fields if name not in FIELDS]:
-            raise PackError(f"the template {line!r:.80} has the unknown field {{{unknown[0]}}}, expected {known}")
+            raise PackError(
+                f"the template {line!r:.80} has the unknown field {{{unknown[0]}}}, expected "
+                f"{known}"
+            )
         if not template.fields:
-            raise PackError(f"the template {line!r:.80} has no field, it would say the same of every concept: {known}")
+            raise PackError(
+                f"the template {line!r:.80} has no field, it would say the same of every "
+                "concept: "
+                f"{known}"
+            )
         found.append(template)
     return tuple(found)
 
@@ -97,7 +107,9 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
     lines = tuple(dict.fromkeys(line.strip() for line in text.splitlines()))
     templates = tuple(line for line in lines if line and not line.startswith("#"))
     if not templates:
-        raise PackError(f"{path} holds no template: give one a line, such as: Tell me about {{name}}.")
+        raise PackError(
+            f"{path} holds no template: give one a line, such as: Tell me about {{name}}."
+        )
     try:
         parse_templates(templates)
     except PackError as error:

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lenscache.extract.api import extract, extract_top_up
     from lenscache.extract.batch_check import TOLERANCE
-    from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress, Partition
+    from lenscache.extract.settings import (
+        ExtractProgress,
+        ExtractReport,
+        ExtractSettings,
+        OnProgress,
+        Partition,
+    )
 
 _HOMES = {
     "TOLERANCE": "batch_check",

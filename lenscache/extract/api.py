@@ -2,10 +2,10 @@
 
     pack --plan_samples--> rows --Runner, a block at a time--> Block --writer thread--> Round.write_block
 
-A block is the unit of loss: whatever happens, the blocks marked complete stay, and the same call continues after them.
-For one device, dtype and batch size the result is the same, byte for byte, as that of an uninterrupted run, because
-the batches of a block depend on nothing outside it. The loop itself is in `extraction.py`; `ray_engine.py` drives it in
-many processes.
+A block is the unit of loss: whatever happens, the blocks marked complete stay, and the same call
+continues after them. For one device, dtype and batch size the result is the same, byte for byte, as
+that of an uninterrupted run, because the batches of a block depend on nothing outside it. The loop
+itself is in `extraction.py`; `ray_engine.py` drives it in many processes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,26 @@ from lenscache.concepts.pack import ConceptPack
 from lenscache.extract.batch_check import TOLERANCE
 from lenscache.extract.extraction import Request
 from lenscache.extract.planned_rounds import TopUp
-from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress, Partition
+from lenscache.extract.settings import (
+    ExtractProgress,
+    ExtractReport,
+    ExtractSettings,
+    OnProgress,
+    Partition,
+)
 from lenscache.model.loading import LoadedModel
 from lenscache.store.store import Store
 
 __all__ = [
-    "TOLERANCE", "ExtractProgress", "ExtractReport", "ExtractSettings", "OnProgress", "Partition", "extract",
+    "TOLERANCE",
+    "ExtractProgress",
+    "ExtractReport",
+    "ExtractSettings",
+    "OnProgress",
+    "Partition",
+    "extract",
     "extract_top_up",
-]  # fmt: skip
+]
 
 
 def extract(
@@ -45,7 +57,8 @@ def extract(
     path : where the store is or shall be.
     layers : layers of abstraction; None for all of the pack.
     limit : the first `limit` concepts of each layer only.
-    reuse : stores whose rows are copied where they are the same, as those of an earlier version of the pack are.
+    reuse : stores whose rows are copied where they are the same, as those of an earlier version of
+        the pack are.
     on_progress : called after every batch.
 
     Raises
@@ -58,7 +71,12 @@ def extract(
         If the model produced what must not be stored. Complete blocks are kept.
     """
     request = Request(
-        path, pack, settings or ExtractSettings(), None if layers is None else tuple(layers), limit, tuple(reuse)
+        path,
+        pack,
+        settings or ExtractSettings(),
+        None if layers is None else tuple(layers),
+        limit,
+        tuple(reuse),
     )
     return _run(request, loaded, on_progress)
 
@@ -72,10 +90,11 @@ def extract_top_up(
     *,
     on_progress: OnProgress | None = None,
 ) -> ExtractReport:
-    """Extract more samples for some concepts, as a further round of their layer, or continue doing so.
+    """Extract more samples for some concepts, as a further round of their layer, or continue doing
+    so.
 
-    Prompts that were not extracted yet come first; after those, texts are sampled again with another seed and
-    temperature.
+    Prompts that were not extracted yet come first; after those, texts are sampled again with
+    another seed and temperature.
 
     Raises
     ------
@@ -86,7 +105,9 @@ def extract_top_up(
     StoreMismatchError, DiskSpaceError, NonFiniteError, BatchMismatchError
         As `extract`.
     """
-    return _run(Request(path, pack, settings or ExtractSettings(), top_up=request), loaded, on_progress)
+    return _run(
+        Request(path, pack, settings or ExtractSettings(), top_up=request), loaded, on_progress
+    )
 
 
 def _run(request: Request, loaded: LoadedModel, on_progress: OnProgress | None) -> ExtractReport:

@@ -23,17 +23,20 @@ VERIFIED_ROWS = 8
 """Rows of a round that are extracted again one by one at its end."""
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
-"""Largest relative error between a row in a batch and the same row alone, by the dtype the model computes in."""
+"""Largest relative error between a row in a batch and the same row alone, by the dtype the model
+computes in."""
 
 _ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11, "int8": 2.0**-6}
 """What storing may add: values that differ a little may be rounded apart."""
 
 
 def check_batches(target: Round, header: StoreHeader, runner: Runner, rows: PlannedRows) -> float:
-    """Run some rows again, together and one by one; record the largest error, and that the round is done.
+    """Run some rows again, together and one by one; record the largest error, and that the round is
+    done.
 
-    A row alone is made to follow the completion that it wrote in the batch: in low precision a batch may tip a sampled
-    token, and what follows is then another text, which says nothing about the activations.
+    A row alone is made to follow the completion that it wrote in the batch: in low precision a
+    batch may tip a sampled token, and what follows is then another text, which says nothing about
+    the activations.
 
     Parameters
     ----------
@@ -50,7 +53,9 @@ def check_batches(target: Round, header: StoreHeader, runner: Runner, rows: Plan
         If it is above the tolerance; the round is not marked complete.
     """
     rng = np.random.default_rng([header.seed, target.layer, target.index])
-    chosen = sorted(rng.choice(len(rows), size=min(VERIFIED_ROWS, len(rows)), replace=False).tolist())
+    chosen = sorted(
+        rng.choice(len(rows), size=min(VERIFIED_ROWS, len(rows)), replace=False).tolist()
+    )
     stored_texts = target.samples().completion
     errors = dict.fromkeys(header.model_layers, 0.0)
     other_completions = 0
@@ -83,18 +88,27 @@ def _record(
     tipped_allowed = len(chosen) if header.model_dtype != "float32" else 1
     if errors[worst] > tolerance or other_completions > tipped_allowed:
         raise BatchMismatchError(
-            f"{target.name}: rows extracted one by one differ from the batched ones by {errors[worst]:.2g} at "
-            f"model layer {worst} (allowed {tolerance:.2g}), {other_completions} of {len(chosen)} in their "
-            "completion: the round is not marked complete; this model does not batch, extract into another "
+            f"{target.name}: rows extracted one by one differ from the batched ones by "
+            f"{errors[worst]:.2g} at "
+            f"model layer {worst} (allowed {tolerance:.2g}), {other_completions} of {len(chosen)} "
+            "in their "
+            "completion: the round is not marked complete; this model does not batch, extract "
+            "into another "
             "store with --batch-size 1"
         )
-    target.update_attributes({
-        "verification": {
-            "rows": len(chosen), "tolerance": tolerance, "other_completions": other_completions,
-            "max_relative_error": {str(model_layer): error for model_layer, error in errors.items()},
-        },
-        "batch_size": runner.batch_size,
-    })  # fmt: skip
+    target.update_attributes(
+        {
+            "verification": {
+                "rows": len(chosen),
+                "tolerance": tolerance,
+                "other_completions": other_completions,
+                "max_relative_error": {
+                    str(model_layer): error for model_layer, error in errors.items()
+                },
+            },
+            "batch_size": runner.batch_size,
+        }
+    )
     return errors[worst]
 
 

@@ -2,8 +2,9 @@
 
     rows --growing batches of the longest (GPU) or of middling (CPU) prompts--> rows a second --> batch size, overhead
 
-On a GPU memory is the limit, so the longest prompts are tried, whole; on a CPU it is arithmetic, and a few tokens of
-middling prompts tell. A batch twice as large must be faster by some margin, or it only takes memory.
+On a GPU memory is the limit, so the longest prompts are tried, whole; on a CPU it is arithmetic,
+and a few tokens of middling prompts tell. A batch twice as large must be faster by some margin, or
+it only takes memory.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class BatchChoice(NamedTuple):
     tried: dict[int, float]
     """Rows a second by batch size."""
     overhead: float | None = None
-    """Positions that cost as much as a batch does beside its own, as `grouping` takes them; None to fill batches."""
+    """Positions that cost as much as a batch does beside its own, as `grouping` takes them; None to
+    fill batches."""
 
     def __str__(self) -> str:
         """One line for people."""
@@ -47,7 +49,9 @@ class BatchChoice(NamedTuple):
         return f"batches of up to {self.rows}{limit} (rows/s by batch size: {tried})"
 
 
-def choose_batch(new_runner: Callable[..., Runner], rows: Sequence[PlannedRows], *, most: int) -> BatchChoice:
+def choose_batch(
+    new_runner: Callable[..., Runner], rows: Sequence[PlannedRows], *, most: int
+) -> BatchChoice:
     """Try batches of growing size.
 
     Parameters
@@ -83,20 +87,27 @@ def choose_batch(new_runner: Callable[..., Runner], rows: Sequence[PlannedRows],
             break
         size = min(2 * size, most)
     n_passes = new_runner(batch_size=1).n_passes
-    is_recorded = on_gpu and n_passes > 1  # a recorded step serves full batches, and more than padding costs
+    is_recorded = (
+        on_gpu and n_passes > 1
+    )  # a recorded step serves full batches, and more than padding costs
     overhead = None if is_recorded else _overhead(positions, tried, runner.n_passes)
     return BatchChoice(
-        _best(tried, runner.batch_size), limit, tried, None if overhead is None else float(round(overhead * n_passes))
+        _best(tried, runner.batch_size),
+        limit,
+        tried,
+        None if overhead is None else float(round(overhead * n_passes)),
     )
 
 
 def _overhead(positions: dict[int, int], rates: dict[int, float], passes: int) -> float | None:
-    """What each of so many passes costs beside its positions, in positions: a line through the seconds of all sizes."""
+    """What each of so many passes costs beside its positions, in positions: a line through the
+    seconds of all sizes."""
     if len(positions) < _FEWEST_FOR_A_LINE:
         return None
     x = np.array([positions[size] for size in rates], float)
     seconds = np.array([size / rate for size, rate in rates.items()])
-    # Weighted so that a size counts by how far off it is in its own time: the largest would decide alone.
+    # Weighted so that a size counts by how far off it is in its own time: the largest would decide
+    # alone.
     slope, start = np.polyfit(x, seconds, 1, w=1 / seconds)
     return None if slope <= 0 else max(0.0, start / slope / passes)
 
@@ -134,8 +145,9 @@ def _at(rows: Sequence[PlannedRows], places: NDArray[np.intp]) -> list[Row]:
     ends = np.cumsum([len(each) for each in rows])
     which = np.searchsorted(ends, places, side="right")
     return [
-        rows[k][int(place) - int(ends[k]) + len(rows[k])] for k, place in zip(which, places, strict=True)
-    ]  # fmt: skip
+        rows[k][int(place) - int(ends[k]) + len(rows[k])]
+        for k, place in zip(which, places, strict=True)
+    ]
 
 
 def _rate(runner: Runner, rows: Sequence[Row]) -> float:

@@ -1,12 +1,14 @@
-"""The loop of an extraction, whoever drives it: blocks of planned rounds through one model into one store.
+"""The loop of an extraction, whoever drives it: blocks of planned rounds through one model into one
+store.
 
     Request --lay_out--> Extraction: rounds in the store, their rows, a runner
                          do(block):    --Runner--> Block --writer thread--> Round.write_block
                          finish(round): some rows again, one by one
 
-An `Extraction` is what one process with one model holds. `run` drives it from beginning to end; an engine that has many
-of them (`ray_engine.py`) hands out blocks and finishes rounds in an order of its own. The batches of a block depend on
-nothing outside it, so whoever extracts it, its bytes are the same.
+An `Extraction` is what one process with one model holds. `run` drives it from beginning to end; an
+engine that has many of them (`ray_engine.py`) hands out blocks and finishes rounds in an order of
+its own. The batches of a block depend on nothing outside it, so whoever extracts it, its bytes are
+the same.
 """
 
 from __future__ import annotations
@@ -31,7 +33,13 @@ from lenscache.extract.batch_size import choose_batch
 from lenscache.extract.planned_rounds import PlannedRound, TopUp, plan_rounds
 from lenscache.extract.reuse import NO_COPIES, CopiedRows, ReusableRows
 from lenscache.extract.rows import PlannedRows, last_rows, make_header, make_runner, tokenize
-from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress, Partition
+from lenscache.extract.settings import (
+    ExtractProgress,
+    ExtractReport,
+    ExtractSettings,
+    OnProgress,
+    Partition,
+)
 from lenscache.inference.runner import RowResult, Runner
 from lenscache.model.loading import LoadedModel, memory_held
 from lenscache.store.disk import check_disk_space
@@ -70,7 +78,8 @@ class Request:
     """More samples for some concepts, instead of `layers` and `limit`."""
 
     def lay_out(self, loaded: LoadedModel, on_progress: OnProgress | None = None) -> Extraction:
-        """Plan the rounds and lay them out in the store, unless they are there; choose a batch size if asked to.
+        """Plan the rounds and lay them out in the store, unless they are there; choose a batch size
+        if asked to.
 
         Raises
         ------
@@ -81,9 +90,13 @@ class Request:
         planned, exhausted = self._planned(header)
         reusable = None
         if self.reuse:
-            stores = [entry if isinstance(entry, Store) else open_store(entry) for entry in self.reuse]
+            stores = [
+                entry if isinstance(entry, Store) else open_store(entry) for entry in self.reuse
+            ]
             reusable = ReusableRows(stores, header)
-        extraction = Extraction(self, loaded, header, planned, reusable, on_progress or (lambda _: None))
+        extraction = Extraction(
+            self, loaded, header, planned, reusable, on_progress or (lambda _: None)
+        )
         extraction.report.exhausted_concepts = exhausted
         return extraction
 
@@ -95,15 +108,24 @@ class Request:
         settings, asked = self.settings, {"limit": self.limit, "samples": self.settings.samples}
         return [
             PlannedRound(
-                layer, 0,
-                plan_samples(self.pack, [layer], seed=settings.seed, limit=self.limit, samples=settings.samples), asked,
+                layer,
+                0,
+                plan_samples(
+                    self.pack,
+                    [layer],
+                    seed=settings.seed,
+                    limit=self.limit,
+                    samples=settings.samples,
+                ),
+                asked,
             )
             for layer in (self.layers or self.pack.layers)
-        ], []  # fmt: skip
+        ], []
 
 
 class Extraction:
-    """A request laid out in its store, with the model to carry it out. Close it, or use it as a context manager."""
+    """A request laid out in its store, with the model to carry it out. Close it, or use it as a
+    context manager."""
 
     def __init__(
         self,
@@ -115,33 +137,52 @@ class Extraction:
         on_progress: OnProgress,
     ) -> None:
         start, path, settings = time.perf_counter(), request.path, request.settings
-        tokenized = [tokenize(loaded, entry.plan.texts, header.max_prompt_tokens) for entry in planned]
-        check_disk_space(path, header, {f"layer_{p.layer}/round_{p.index}": len(p.plan) for p in planned})
+        tokenized = [
+            tokenize(loaded, entry.plan.texts, header.max_prompt_tokens) for entry in planned
+        ]
+        check_disk_space(
+            path, header, {f"layer_{p.layer}/round_{p.index}": len(p.plan) for p in planned}
+        )
         store = create_store(path, header, request.pack)
         self.report = ExtractReport(layers=[entry.layer for entry in planned])
         self.report.cut_prompts = sum(int((found.n_cut > 0).sum()) for found in tokenized)
-        # All rounds are laid out first: one that does not fit must not show after hours of extracting another.
+        # All rounds are laid out first: one that does not fit must not show after hours of
+        # extracting another.
         rounds = [
             store.create_round(
-                entry.layer, entry.index, entry.plan,
+                entry.layer,
+                entry.index,
+                entry.plan,
                 keys=sample_keys(header, entry.plan),
                 n_prompt_tokens=found.lengths,
-                n_cut_tokens=found.n_cut, block_rows=settings.block_rows, request=entry.request,
+                n_cut_tokens=found.n_cut,
+                block_rows=settings.block_rows,
+                request=entry.request,
             )
             for entry, found in zip(planned, tokenized, strict=True)
-        ]  # fmt: skip
-        rows = [PlannedRows(entry.plan, found) for entry, found in zip(planned, tokenized, strict=True)]
+        ]
+        rows = [
+            PlannedRows(entry.plan, found) for entry, found in zip(planned, tokenized, strict=True)
+        ]
         self.runner = _make_runner(loaded, header, settings, rounds, rows, on_progress)
         self._partition = settings.partition or Partition(1, 1)
-        # One block is encoded and written while the next one runs; no more, so that memory stays flat.
+        # One block is encoded and written while the next one runs; no more, so that memory stays
+        # flat.
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lenscache-write")
         self._rounds = [
             _RoundExtraction(
-                target, header, self.runner, its_rows, last_rows(entry.plan), reusable, self.report, self._writer,
+                target,
+                header,
+                self.runner,
+                its_rows,
+                last_rows(entry.plan),
+                reusable,
+                self.report,
+                self._writer,
                 on_progress,
             )
             for target, entry, its_rows in zip(rounds, planned, rows, strict=True)
-        ]  # fmt: skip
+        ]
         self.report.seconds_to_start = time.perf_counter() - start
         self._start = start
 
@@ -149,7 +190,10 @@ class Extraction:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -171,11 +215,17 @@ class Extraction:
         return [its.shape for its in self._rounds]
 
     def do(self, number: int, block: int) -> list[tuple[int, int]]:
-        """Extract a block of round `number`, unless it is complete; the blocks that are written now, as (round, block).
+        """Extract a block of round `number`, unless it is complete; the blocks that are written
+        now, as (round, block).
 
         The block itself is written while the next one runs, and is told then, or by `flush`.
         """
-        written = [entry for other in range(len(self._rounds)) if other != number for entry in self._flush(other)]
+        written = [
+            entry
+            for other in range(len(self._rounds))
+            if other != number
+            for entry in self._flush(other)
+        ]
         return written + [(number, done) for done in self._rounds[number].do(block)]
 
     def flush(self) -> list[tuple[int, int]]:
@@ -204,22 +254,34 @@ def _make_runner(
     rows: Sequence[PlannedRows],
     tell: OnProgress,
 ) -> Runner:
-    """A runner of the batch size asked for, or of the one that an interrupted run found, or of one found now."""
+    """A runner of the batch size asked for, or of the one that an interrupted run found, or of one
+    found now."""
     if settings.batch_size != "auto":
         return make_runner(loaded, header, settings.batch_size)
     unfinished = [number for number, target in enumerate(rounds) if not target.is_complete]
-    # The same batches make the same bytes: what was chosen when a round was begun holds until it is done.
-    known = [found for number in unfinished if (found := rounds[number].attributes.get("auto_batch"))]
+    # The same batches make the same bytes: what was chosen when a round was begun holds until it is
+    # done.
+    known = [
+        found for number in unfinished if (found := rounds[number].attributes.get("auto_batch"))
+    ]
     if known or not unfinished:
         rows_a_batch, tokens, *more = known[0] if known else (_BATCH_OF_NOTHING, None)
-        return make_runner(loaded, header, rows_a_batch, batch_tokens=tokens, overhead=more[0] if more else None)
+        return make_runner(
+            loaded, header, rows_a_batch, batch_tokens=tokens, overhead=more[0] if more else None
+        )
     most = max(rounds[number].block_rows for number in unfinished)
-    choice = choose_batch(partial(make_runner, loaded, header), [rows[number] for number in unfinished], most=most)
+    choice = choose_batch(
+        partial(make_runner, loaded, header), [rows[number] for number in unfinished], most=most
+    )
     first = unfinished[0]
     tell(ExtractProgress(rounds[first].layer, 0, len(rows[first]), 0, str(choice)))
     for number in unfinished:
-        rounds[number].update_attributes({"auto_batch": [choice.rows, choice.tokens, choice.overhead]})
-    return make_runner(loaded, header, choice.rows, batch_tokens=choice.tokens, overhead=choice.overhead)
+        rounds[number].update_attributes(
+            {"auto_batch": [choice.rows, choice.tokens, choice.overhead]}
+        )
+    return make_runner(
+        loaded, header, choice.rows, batch_tokens=choice.tokens, overhead=choice.overhead
+    )
 
 
 class _RoundExtraction:
@@ -237,7 +299,13 @@ class _RoundExtraction:
         writer: ThreadPoolExecutor,
         on_progress: OnProgress,
     ) -> None:
-        self.target, self.header, self.runner, self.rows, self.reusable = target, header, runner, rows, reusable
+        self.target, self.header, self.runner, self.rows, self.reusable = (
+            target,
+            header,
+            runner,
+            rows,
+            reusable,
+        )
         self.last_rows = last_rows
         self.report, self.on_progress = report, on_progress
         self._writer = writer
@@ -250,12 +318,16 @@ class _RoundExtraction:
         """What an engine needs to know of it."""
         rows = [self.target.rows(block) for block in range(self.target.n_blocks)]
         sizes = tuple(each.stop - each.start for each in rows)
-        return RoundShape(self.target.name, self.target.layer, sizes, self.last_rows, self.target.is_complete)
+        return RoundShape(
+            self.target.name, self.target.layer, sizes, self.last_rows, self.target.is_complete
+        )
 
     def run(self, partition: Partition) -> None:
         """The blocks of a partition; and the end of the round, if nobody else has any left."""
         blocks = partition.blocks(self.target.n_blocks)
-        self.rows_total = sum(self.target.rows(block).stop - self.target.rows(block).start for block in blocks)
+        self.rows_total = sum(
+            self.target.rows(block).stop - self.target.rows(block).start for block in blocks
+        )
         self.report.rows += self.rows_total
         marked = self.target.complete_blocks()
         missing = [block for block in blocks if not (marked[block] and self._reads_back(block))]
@@ -295,7 +367,8 @@ class _RoundExtraction:
         return written
 
     def _reads_back(self, block: int) -> bool:
-        """Whether a block that is marked complete is so: this run did not write it. One that is damaged is unmarked."""
+        """Whether a block that is marked complete is so: this run did not write it. One that is
+        damaged is unmarked."""
         rows = self.target.rows(block)
         try:
             self.target.verify_block(block)
@@ -317,7 +390,11 @@ class _RoundExtraction:
         results = self.runner.run(missing, on_rows=self._advance)
         if self.runner.out_of_memory > tries:
             self._tell(f"out of memory: going on with batches of {self.runner.batch_size}")
-        return copied.merge(self._to_block(results), len(rows)) if copied.numbers else self._to_block(results)
+        return (
+            copied.merge(self._to_block(results), len(rows))
+            if copied.numbers
+            else self._to_block(results)
+        )
 
     def _copy(self, block: int) -> CopiedRows:
         """Rows of a block that another store holds; none where that store is damaged."""
@@ -337,12 +414,18 @@ class _RoundExtraction:
     def _to_block(self, results: Sequence[RowResult]) -> Block:
         activations: dict[tuple[Phase, int], NDArray[Any]] = {}
         for phase in self.header.phases:
-            stacked = np.stack([result.pooled[phase] for result in results], axis=1)  # (model layer, row, hidden)
-            activations.update({(phase, i): stacked[k] for k, i in enumerate(self.header.model_layers)})
+            stacked = np.stack(
+                [result.pooled[phase] for result in results], axis=1
+            )  # (model layer, row, hidden)
+            activations.update(
+                {(phase, i): stacked[k] for k, i in enumerate(self.header.model_layers)}
+            )
         return Block(
             activations,
             completion=[self.runner.text_of(result) for result in results],
-            n_completion_tokens=np.array([result.n_completion_tokens for result in results], np.int32),
+            n_completion_tokens=np.array(
+                [result.n_completion_tokens for result in results], np.int32
+            ),
         )
 
     def _verify(self) -> None:
@@ -359,8 +442,14 @@ class _RoundExtraction:
         done = int(np.searchsorted(self.last_rows, self.rows_done))
         self.on_progress(
             ExtractProgress(
-                self.target.layer, self.rows_done, self.rows_total, self.rows_run, message, concepts_done=done,
-                concepts_total=len(self.last_rows), tokens_run=self.runner.tokens_run,
+                self.target.layer,
+                self.rows_done,
+                self.rows_total,
+                self.rows_run,
+                message,
+                concepts_done=done,
+                concepts_total=len(self.last_rows),
+                tokens_run=self.runner.tokens_run,
                 memory_bytes=memory_held(*self.runner.loaded.devices),
             )
-        )  # fmt: skip
+        )

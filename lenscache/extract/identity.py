@@ -1,4 +1,5 @@
-"""What a run is made of: the identity of its store, token ids, rows for the model, and a runner for them."""
+"""What a run is made of: the identity of its store, token ids, rows for the model, and a runner for
+them."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from lenscache.inference.runner import Row, Runner
 from lenscache.model.loading import LoadedModel
 from lenscache.store.header import StoreHeader
 
-_TOKENIZED_AT_ONCE = 1024  # what a tokenizer returns of a text takes many times the memory of its ids
+_TOKENIZED_AT_ONCE = (
+    1024  # what a tokenizer returns of a text takes many times the memory of its ids
+)
 
 
 def make_header(loaded: LoadedModel, pack: ConceptPack, settings: ExtractSettings) -> StoreHeader:
@@ -31,14 +34,25 @@ def make_header(loaded: LoadedModel, pack: ConceptPack, settings: ExtractSetting
     """
     new_tokens = 0 if settings.mode == "prompt" else settings.max_new_tokens
     return StoreHeader(
-        model_id=loaded.id, model_fingerprint=loaded.fingerprint, model_dtype=loaded.dtype,
-        n_layers=loaded.n_layers, hidden=loaded.hidden, tokenizer_fingerprint=loaded.tokenizer_fingerprint,
-        pack_name=pack.name, pack_version=pack.version, pack_digest=pack.digest,
-        model_layers=loaded.check_model_layers(settings.model_layers), mode=settings.mode,
-        max_new_tokens=new_tokens, max_prompt_tokens=_prompt_limit(loaded, settings.max_prompt_tokens, new_tokens),
-        pooling=settings.pooling, pool_first_position=settings.pool_first_position, special_tokens=True,
-        store_dtype=settings.store_dtype, seed=settings.seed,
-    )  # fmt: skip
+        model_id=loaded.id,
+        model_fingerprint=loaded.fingerprint,
+        model_dtype=loaded.dtype,
+        n_layers=loaded.n_layers,
+        hidden=loaded.hidden,
+        tokenizer_fingerprint=loaded.tokenizer_fingerprint,
+        pack_name=pack.name,
+        pack_version=pack.version,
+        pack_digest=pack.digest,
+        model_layers=loaded.check_model_layers(settings.model_layers),
+        mode=settings.mode,
+        max_new_tokens=new_tokens,
+        max_prompt_tokens=_prompt_limit(loaded, settings.max_prompt_tokens, new_tokens),
+        pooling=settings.pooling,
+        pool_first_position=settings.pool_first_position,
+        special_tokens=True,
+        store_dtype=settings.store_dtype,
+        seed=settings.seed,
+    )
 
 
 def _prompt_limit(loaded: LoadedModel, asked: int | None, new_tokens: int) -> int:
@@ -48,20 +62,22 @@ def _prompt_limit(loaded: LoadedModel, asked: int | None, new_tokens: int) -> in
     room = loaded.max_positions - new_tokens
     if room < 1:
         raise PromptTooLongError(
-            f"{new_tokens} new tokens are asked for, {loaded.id} has {loaded.max_positions} positions: there is no "
+            f"{new_tokens} new tokens are asked for, {loaded.id} has {loaded.max_positions} "
+            "positions: there is no "
             "room for a prompt, lower --max-new-tokens"
         )
     if asked is not None and asked > room:
         raise PromptTooLongError(
-            f"prompts of up to {asked} tokens are asked for, the {loaded.max_positions} positions of {loaded.id} leave "
+            f"prompts of up to {asked} tokens are asked for, the {loaded.max_positions} positions "
+            f"of {loaded.id} leave "
             f"room for {room} beside {new_tokens} new ones: lower --max-prompt-tokens"
         )
     return asked or room
 
 
 class Tokenized(NamedTuple):
-    """The prompts of a plan as the model gets them, one after the other in one array: of millions, lists would fill the
-    memory."""
+    """The prompts of a plan as the model gets them, one after the other in one array: of millions,
+    lists would fill the memory."""
 
     tokens: NDArray[np.int32]
     """Special tokens included; no prompt is longer than the limit."""
@@ -88,9 +104,13 @@ def tokenize(loaded: LoadedModel, texts: Sequence[str], max_tokens: int = 0) -> 
     n_cut, lengths = np.zeros((2, len(texts)), np.int32)
     for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
         chosen = list(texts[start : start + _TOKENIZED_AT_ONCE])
-        for number, ids in enumerate(loaded.tokenizer(chosen, verbose=False)["input_ids"], start=start):
+        for number, ids in enumerate(
+            loaded.tokenizer(chosen, verbose=False)["input_ids"], start=start
+        ):
             if not ids:
-                raise PlanError(f"the prompt {texts[number]!r:.60} has no tokens: remove it from the pack")
+                raise PlanError(
+                    f"the prompt {texts[number]!r:.60} has no tokens: remove it from the pack"
+                )
             kept = ids[: max_tokens or None]
             parts.append(np.array(kept, np.int32))
             n_cut[number], lengths[number] = len(ids) - len(kept), len(kept)
@@ -123,8 +143,10 @@ class PlannedRows(Sequence[Row]):
         number %= len(self)
         start, end = self._found.starts[number : number + 2]
         return Row(
-            self._found.tokens[start:end].tolist(), int(self._seeds[number]), float(self._temperatures[number])
-        )  # fmt: skip
+            self._found.tokens[start:end].tolist(),
+            int(self._seeds[number]),
+            float(self._temperatures[number]),
+        )
 
 
 def last_rows(plan: SamplePlan) -> NDArray[np.intp]:
@@ -145,7 +167,13 @@ def make_runner(
 ) -> Runner:
     """A runner that does what a store's header says."""
     return Runner(
-        loaded, header.model_layers, mode=header.mode, max_new_tokens=header.max_new_tokens, pooling=header.pooling,
-        pool_first_position=header.pool_first_position, batch_size=batch_size, batch_tokens=batch_tokens,
+        loaded,
+        header.model_layers,
+        mode=header.mode,
+        max_new_tokens=header.max_new_tokens,
+        pooling=header.pooling,
+        pool_first_position=header.pool_first_position,
+        batch_size=batch_size,
+        batch_tokens=batch_tokens,
         overhead=overhead,
-    )  # fmt: skip
+    )

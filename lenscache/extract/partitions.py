@@ -1,4 +1,5 @@
-"""How far the partitions of a store are: told by its marks alone, since partitions leave no other trace."""
+"""How far the partitions of a store are: told by its marks alone, since partitions leave no other
+trace."""
 
 from __future__ import annotations
 
@@ -14,6 +15,11 @@ def partitions_done(store: Store, count: int) -> list[dict[str, int | str | bool
         partition = Partition(number, count)
         done = [bool(mark[block]) for mark in marks for block in partition.blocks(len(mark))]
         found.append(
-            {"partition": str(partition), "blocks": len(done), "complete": sum(done), "is_done": all(done)}
-        )  # fmt: skip
+            {
+                "partition": str(partition),
+                "blocks": len(done),
+                "complete": sum(done),
+                "is_done": all(done),
+            }
+        )
     return found

@@ -1,9 +1,10 @@
-"""Top-up: more samples for the concepts whose lenses asked for them, as a further round of their layer.
+"""Top-up: more samples for the concepts whose lenses asked for them, as a further round of their
+layer.
 
     hungry.json of a lens pack --read_top_up--> TopUp --plan_rounds--> one SamplePlan a layer, for round k
 
-Rounds are immutable, so more samples are another round. Which round a request belongs to is recorded in it: the same
-request again goes on with that round, or finds it complete.
+Rounds are immutable, so more samples are another round. Which round a request belongs to is
+recorded in it: the same request again goes on with that round, or finds it complete.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class TopUp:
     samples: int = DEFAULT_SAMPLES
     """Prompts to add for each concept."""
     origin: str = ""
-    """What asked: the digest of the store that the lenses were fitted on. The same request about another state of the
-    store is another request."""
+    """What asked: the digest of the store that the lenses were fitted on. The same request about
+    another state of the store is another request."""
 
     @property
     def digest(self) -> str:
@@ -67,26 +68,35 @@ def read_top_up(path: str | Path, samples: int | None = None) -> TopUp:
         origin = str((data.get("store") or {}).get("digest", ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PlanError(
-            f"{path} is not the hungry.json of a lens pack ({type(error).__name__}: {error}): give the file that "
+            f"{path} is not the hungry.json of a lens pack ({type(error).__name__}: {error}): give "
+            "the file that "
             "`lenstrain fit` wrote beside the lenses"
         ) from None
     if not concepts or not all(isinstance(concept, str) for concept in concepts):
-        raise PlanError(f"{path} names no concept that asks for more samples: there is nothing to top up")
+        raise PlanError(
+            f"{path} names no concept that asks for more samples: there is nothing to top up"
+        )
     return TopUp(concepts, DEFAULT_SAMPLES if samples is None else samples, origin)
 
 
-def plan_rounds(store: Store, pack: ConceptPack, request: TopUp) -> tuple[list[PlannedRound], list[str]]:
-    """The rounds that a request needs, one a layer, and the concepts for which there is nothing left to add.
+def plan_rounds(
+    store: Store, pack: ConceptPack, request: TopUp
+) -> tuple[list[PlannedRound], list[str]]:
+    """The rounds that a request needs, one a layer, and the concepts for which there is nothing
+    left to add.
 
     Raises
     ------
     PlanError
-        If a concept is not in the pack or was never extracted, or nothing is left to add for any of them.
+        If a concept is not in the pack or was never extracted, or nothing is left to add for any of
+        them.
     StoreIncompleteError
         If an earlier round of a layer is not finished.
     """
     if unknown := [concept for concept in request.concepts if concept not in pack.hierarchy]:
-        raise PlanError(f"concept {unknown[0]!r} asks for more samples and is not in pack {pack.name!r}")
+        raise PlanError(
+            f"concept {unknown[0]!r} asks for more samples and is not in pack {pack.name!r}"
+        )
     by_layer: dict[int, list[str]] = {}
     for concept in request.concepts:
         by_layer.setdefault(pack[concept].layer, []).append(concept)
@@ -95,19 +105,33 @@ def plan_rounds(store: Store, pack: ConceptPack, request: TopUp) -> tuple[list[P
     for layer, concepts in sorted(by_layer.items()):
         index, before = _place(store, layer, request)
         if strange := [c for c in concepts if not any(c in entry.targets for entry in before)]:
-            raise PlanError(f"concept {strange[0]!r} was never extracted into {store.path}: extract its layer first")
+            raise PlanError(
+                f"concept {strange[0]!r} was never extracted into {store.path}: extract its "
+                "layer "
+                "first"
+            )
         taken = _taken(before)
         resample = store.header.mode != "prompt"
         seed, samples = store.header.seed, request.samples
-        plans = {c: plan_top_up(pack, [c], taken, samples=samples, seed=seed, resample=resample) for c in concepts}
+        plans = {
+            c: plan_top_up(pack, [c], taken, samples=samples, seed=seed, resample=resample)
+            for c in concepts
+        }
         exhausted.extend(concept for concept, plan in plans.items() if plan is None)
         served = [concept for concept, plan in plans.items() if plan is not None]
-        plan = plan_top_up(pack, served, taken, samples=samples, seed=seed, resample=resample) if served else None
+        plan = (
+            plan_top_up(pack, served, taken, samples=samples, seed=seed, resample=resample)
+            if served
+            else None
+        )
         if plan is not None:
-            planned.append(PlannedRound(layer, index, plan, {"samples": samples, "top_up": request.digest}))
+            planned.append(
+                PlannedRound(layer, index, plan, {"samples": samples, "top_up": request.digest})
+            )
     if not planned:
         raise PlanError(
-            f"every prompt of the {len(exhausted)} concepts is in the store, and in prompt mode sampling them again "
+            f"every prompt of the {len(exhausted)} concepts is in the store, and in prompt mode "
+            "sampling them again "
             "gives nothing new: add examples to the pack and extract with --reuse"
         )
     return planned, exhausted
@@ -116,7 +140,8 @@ def plan_rounds(store: Store, pack: ConceptPack, request: TopUp) -> tuple[list[P
 def _place(store: Store, layer: int, request: TopUp) -> tuple[int, list[Round]]:
     """The index of the round that serves the request, and the rounds before it.
 
-    A request says what state of the store it is about, so one that was served before later ones is still served.
+    A request says what state of the store it is about, so one that was served before later ones is
+    still served.
     """
     rounds = store.rounds(layer)
     for place, entry in enumerate(rounds):
@@ -125,7 +150,8 @@ def _place(store: Store, layer: int, request: TopUp) -> tuple[int, list[Round]]:
     for entry in rounds:
         if not entry.is_complete:
             raise StoreIncompleteError(
-                f"{store.path}: {entry.name} is not finished: run the `lenscache extract` that began it again, then "
+                f"{store.path}: {entry.name} is not finished: run the `lenscache extract` that "
+                "began it again, then "
                 "top up"
             )
     return (rounds[-1].index + 1 if rounds else 0), rounds

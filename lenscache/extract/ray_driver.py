@@ -4,16 +4,17 @@
                      --(round, block)--> Extraction.do: model -> store, straight from the worker
                      <--blocks written, progress--
 
-This process plans nothing, loads no model and sees no activation: it hands out blocks and notes which are written. A
-worker that dies is begun again by Ray, and the blocks that it had not finished writing are handed out anew. That is all
-there is to it, since blocks are disjoint, depend on nothing outside them, and are marked once they are whole; whoever
-is handed a block that is complete reads it back and goes on.
+This process plans nothing, loads no model and sees no activation: it hands out blocks and notes
+which are written. A worker that dies is begun again by Ray, and the blocks that it had not finished
+writing are handed out anew. That is all there is to it, since blocks are disjoint, depend on
+nothing outside them, and are marked once they are whole; whoever is handed a block that is complete
+reads it back and goes on.
 
-On a CPU the order of sums, and with it the last bits, depends on the number of threads: bytes are those of one process
-where all have as many (OMP_NUM_THREADS says how many).
+On a CPU the order of sums, and with it the last bits, depends on the number of threads: bytes are
+those of one process where all have as many (OMP_NUM_THREADS says how many).
 
-Every machine of a cluster needs lenscache installed, with ``pip install 'lenscache[ray]'``, and must reach the store
-and the model under the names given here.
+Every machine of a cluster needs lenscache installed, with ``pip install 'lenscache[ray]'``, and
+must reach the store and the model under the names given here.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def extract_with_ray(
     request : what to extract and where to; a path is one that every worker knows.
     load : called by every worker for its model. Ray pickles it.
     workers : how many; None for one for every GPU of the cluster, or one where there is none.
-    address : of a running cluster, as for `ray.init`; None to start one on this machine for the time of the run.
+    address : of a running cluster, as for `ray.init`; None to start one on this machine for the
+        time of the run.
     use_gpu : whether each worker gets a GPU of its own; None for wherever the cluster has some.
     on_progress : called about twice a second.
 
@@ -74,20 +76,29 @@ def extract_with_ray(
     WorkerError
         If a worker dies again and again without finishing a block.
     LenscacheError
-        Whatever `lenscache.extract.extract` raises, from whichever worker. Complete blocks are kept.
+        Whatever `lenscache.extract.extract` raises, from whichever worker. Complete blocks are
+        kept.
     """
     if request.settings.partition is not None:
-        raise PlanError("--partition divides a run by hand, --engine ray does it itself: leave one of them out")
+        raise PlanError(
+            "--partition divides a run by hand, --engine ray does it itself: leave one of them out"
+        )
     if "://" not in str(request.path):
-        request = replace(request, path=str(Path(request.path).absolute()))  # workers start in other folders
+        request = replace(
+            request, path=str(Path(request.path).absolute())
+        )  # workers start in other folders
     request = replace(request, reuse=tuple(_place(entry) for entry in request.reuse))
     start = time.perf_counter()
     with connected(address, workers):
         gpus = resource("GPU") if use_gpu is not False else 0
         if use_gpu and not gpus:
-            raise PlanError("a GPU for each worker is asked for, the Ray cluster has none: pass --device cpu")
+            raise PlanError(
+                "a GPU for each worker is asked for, the Ray cluster has none: pass --device cpu"
+            )
         n = workers or max(1, gpus)
-        driver = _Driver(request, load, n, cores_of_a_worker(n), bool(gpus), on_progress or (lambda _: None))
+        driver = _Driver(
+            request, load, n, cores_of_a_worker(n), bool(gpus), on_progress or (lambda _: None)
+        )
         try:
             report = driver.run()
         finally:  # a cluster that is left running is not left extracting
@@ -137,7 +148,8 @@ class _Task(NamedTuple):
 class _Driver:
     """Hands out blocks until all are written, and then the rounds to verify.
 
-    Whatever a worker is asked may be asked of any other: one that is gone for good holds nothing up.
+    Whatever a worker is asked may be asked of any other: one that is gone for good holds nothing
+    up.
     """
 
     def __init__(
@@ -155,9 +167,11 @@ class _Driver:
         threads = threads_of_a_worker(cores)
         # Who asks how far a worker is gets a thread of his own there.
         actor = remote(
-            num_cpus=0 if on_gpu else min(cores, threads), num_gpus=int(on_gpu), max_restarts=-1,
+            num_cpus=0 if on_gpu else min(cores, threads),
+            num_gpus=int(on_gpu),
+            max_restarts=-1,
             concurrency_groups={"watch": 1},
-        )(Worker)  # fmt: skip
+        )(Worker)
         self._seats = [_Seat(actor.remote(request, load, threads, on_gpu)) for _ in range(workers)]
         self._on_progress = on_progress
         self._tasks: dict[Any, _Task] = {}
@@ -211,8 +225,11 @@ class _Driver:
             if not seat.has_model:
                 question = ("load",)
             elif not seat.is_ready:
-                # The first lays out the store, and chooses a batch size that the others then find there.
-                question = ("lay_out",) if self._shapes or ("lay_out", ()) not in under_way else None
+                # The first lays out the store, and chooses a batch size that the others then find
+                # there.
+                question = (
+                    ("lay_out",) if self._shapes or ("lay_out", ()) not in under_way else None
+                )
             else:
                 question = self._next_for(seat, under_way)
             if question is not None:
@@ -220,7 +237,9 @@ class _Driver:
                 self._ask(seat, what, *arguments)
                 under_way.add((what, tuple(arguments)))
 
-    def _next_for(self, seat: _Seat, under_way: Collection[tuple[str, tuple[int, ...]]]) -> tuple[Any, ...] | None:
+    def _next_for(
+        self, seat: _Seat, under_way: Collection[tuple[str, tuple[int, ...]]]
+    ) -> tuple[Any, ...] | None:
         """A block, a round to verify, or to see its last block written."""
         if self._waiting:
             block = self._waiting.popleft()
@@ -263,12 +282,20 @@ class _Driver:
         seat.deaths += 1
         if seat.deaths >= MOST_DEATHS:
             raise WorkerError(
-                f"a worker died {seat.deaths} times in a row without finishing a block ({_reason(error)}): give "
-                "each more memory, with fewer --workers or a smaller --batch-size, and run the same again"
+                f"a worker died {seat.deaths} times in a row without finishing a block "
+                f"({_reason(error)}): give "
+                "each more memory, with fewer --workers or a smaller --batch-size, and run the "
+                "same again"
             ) from error
         self._ended.append(seat.report)
-        seat.report, seat.progress, seat.asked = ExtractReport(), WorkerProgress(0, 0, None, []), None
-        self._tell(f"a worker died and is begun again ({seat.deaths} of {MOST_DEATHS} times in a row)")
+        seat.report, seat.progress, seat.asked = (
+            ExtractReport(),
+            WorkerProgress(0, 0, None, []),
+            None,
+        )
+        self._tell(
+            f"a worker died and is begun again ({seat.deaths} of {MOST_DEATHS} times in a row)"
+        )
 
     def _hand_out_again(self, seat: _Seat, blocks: Collection[BlockName]) -> None:
         self._waiting.extendleft(sorted(blocks, reverse=True))
@@ -286,7 +313,8 @@ class _Driver:
             return
         done: Done = answer
         if done.life != seat.life:
-            # Who dies between two questions is begun again without a word; what it had yet to write is lost.
+            # Who dies between two questions is begun again without a word; what it had yet to write
+            # is lost.
             self._hand_out_again(seat, seat.given - {task.arguments})
             seat.life = done.life
         seat.report = done.report
@@ -300,7 +328,9 @@ class _Driver:
         self._unwritten = [set(range(len(shape.rows_of_blocks))) for shape in shapes]
         self._rows_written = [0] * len(shapes)
         self._unverified = set(range(len(shapes)))
-        self._waiting.extend((n, b) for n, shape in enumerate(shapes) for b in range(len(shape.rows_of_blocks)))
+        self._waiting.extend(
+            (n, b) for n, shape in enumerate(shapes) for b in range(len(shape.rows_of_blocks))
+        )
 
     def _note_written(self, seat: _Seat, written: Sequence[BlockName]) -> None:
         if written:
@@ -319,7 +349,11 @@ class _Driver:
         from ray.exceptions import RayError
 
         references = [seat.asked for seat in self._seats if seat.asked is not None]
-        answered = set(ray.wait(references, num_returns=len(references), timeout=0)[0]) if references else set()
+        answered = (
+            set(ray.wait(references, num_returns=len(references), timeout=0)[0])
+            if references
+            else set()
+        )
         for seat in self._seats:
             if seat.asked is None:
                 seat.asked = seat.actor.progress.options(concurrency_group="watch").remote()
@@ -335,7 +369,11 @@ class _Driver:
         absent = sum(not seat.has_begun for seat in self._seats)
         if absent and not self._has_told_of_room and time.monotonic() - self._begun > _ROOM_S:
             self._has_told_of_room = True
-            self._tell(f"{absent} of {len(self._seats)} workers wait for the Ray cluster to have room for them")
+            self._tell(
+                f"{absent} of {len(self._seats)} workers wait for the Ray cluster to have room "
+                "for "
+                "them"
+            )
         if self._shapes:
             self._tell()
 
@@ -350,15 +388,24 @@ class _Driver:
         # What workers have run of blocks that are not written counts as done, up to what there is.
         under_way = [max(0, seat.progress.rows_run - seat.report.rows_run) for seat in self._seats]
         done = min(self._rows_written[number] + sum(under_way), total)
-        memory = [seat.progress.memory_bytes for seat in self._seats if seat.progress.memory_bytes is not None]
+        memory = [
+            seat.progress.memory_bytes
+            for seat in self._seats
+            if seat.progress.memory_bytes is not None
+        ]
         self._on_progress(
             ExtractProgress(
-                shape.layer, done, total, sum(run) + sum(each.rows_run for each in self._ended), message,
-                concepts_done=int(np.searchsorted(shape.last_rows, done)), concepts_total=len(shape.last_rows),
+                shape.layer,
+                done,
+                total,
+                sum(run) + sum(each.rows_run for each in self._ended),
+                message,
+                concepts_done=int(np.searchsorted(shape.last_rows, done)),
+                concepts_total=len(shape.last_rows),
                 tokens_run=sum(seat.progress.tokens_run for seat in self._seats),
                 memory_bytes=sum(memory) if memory else None,
             )
-        )  # fmt: skip
+        )
 
     def _report(self) -> ExtractReport:
         """The whole run; rows count as often as they were run."""

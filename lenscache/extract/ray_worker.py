@@ -41,9 +41,12 @@ class WorkerProgress(NamedTuple):
 
 
 class Worker:
-    """The actor: a model and the request laid out for it. `progress` answers while a block is under way."""
+    """The actor: a model and the request laid out for it. `progress` answers while a block is under
+    way."""
 
-    def __init__(self, request: Request, load: Callable[[], LoadedModel], threads: int, on_gpu: bool) -> None:
+    def __init__(
+        self, request: Request, load: Callable[[], LoadedModel], threads: int, on_gpu: bool
+    ) -> None:
         self._request, self._load, self._threads, self._on_gpu = request, load, threads, on_gpu
         self._loaded: LoadedModel | None = None
         self._extraction: Extraction | None = None
@@ -79,7 +82,9 @@ class Worker:
     def progress(self) -> WorkerProgress:
         """Where it stands; every message is told once."""
         told, self._messages = self._messages, []
-        return WorkerProgress(self._last.rows_run, self._last.tokens_run, self._last.memory_bytes, told)
+        return WorkerProgress(
+            self._last.rows_run, self._last.tokens_run, self._last.memory_bytes, told
+        )
 
     def _model(self) -> LoadedModel:
         if self._loaded is None:

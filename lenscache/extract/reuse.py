@@ -1,7 +1,8 @@
-"""Rows that another store holds already: copied where the key is the same, so that the model runs for the rest only.
+"""Rows that another store holds already: copied where the key is the same, so that the model runs
+for the rest only.
 
-A key is a digest of the text, its sampling, and everything that the activation depends on. Equal keys are equal rows,
-whatever pack, layer or round they were extracted for.
+A key is a digest of the text, its sampling, and everything that the activation depends on. Equal
+keys are equal rows, whatever pack, layer or round they were extracted for.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class CopiedRows(NamedTuple):
             return joined
 
         activations = {
-            where: join(values, extracted.activations[where]) for where, values in self.block.activations.items()
+            where: join(values, extracted.activations[where])
+            for where, values in self.block.activations.items()
         }
         texts = {True: iter(self.block.completion), False: iter(extracted.completion)}
         return Block(
@@ -69,7 +71,10 @@ class ReusableRows:
         self._places: dict[bytes, tuple[str, Round, int]] = {}
         for store in stores:
             if missing := set(header.model_layers) - set(store.header.model_layers):
-                lacking = f"{show_value(store.header.model_layers)}, without {show_value(tuple(sorted(missing)))}"
+                lacking = (
+                    f"{show_value(store.header.model_layers)}, without "
+                    f"{show_value(tuple(sorted(missing)))}"
+                )
                 raise StoreMismatchError("model layers", lacking, show_value(header.model_layers))
             for entry in store.rounds():
                 keys = entry.samples().key
@@ -90,7 +95,11 @@ class ReusableRows:
         if not numbers:
             return NO_COPIES
         header, n = self._header, len(numbers)
-        dtype = np.dtype(np.float32) if header.store_dtype == "int8" else NATIVE_DTYPES[header.store_dtype]
+        dtype = (
+            np.dtype(np.float32)
+            if header.store_dtype == "int8"
+            else NATIVE_DTYPES[header.store_dtype]
+        )
         activations = {
             (phase, model_layer): np.empty((n, header.hidden), dtype)
             for phase in header.phases
@@ -105,14 +114,20 @@ class ReusableRows:
             samples, first = entry.samples(rows), rows.start
             completion[target] = samples.completion[source - first]
             counts[target] = samples.n_completion_tokens[source - first]
-        return CopiedRows(frozenset(numbers), Block(activations, [str(text) for text in completion], counts))
+        return CopiedRows(
+            frozenset(numbers), Block(activations, [str(text) for text in completion], counts)
+        )
 
-    def _by_block(self, keys: Sequence[bytes]) -> Iterator[tuple[Round, int, NDArray[np.intp], NDArray[np.intp]]]:
+    def _by_block(
+        self, keys: Sequence[bytes]
+    ) -> Iterator[tuple[Round, int, NDArray[np.intp], NDArray[np.intp]]]:
         """(round, block, which of the keys, their rows in the round)"""
         found: dict[tuple[str, str, int], list[tuple[int, Round, int]]] = {}
         for number, key in enumerate(keys):
             path, entry, row = self._places[key]
-            found.setdefault((path, entry.name, row // entry.block_rows), []).append((number, entry, row))
+            found.setdefault((path, entry.name, row // entry.block_rows), []).append(
+                (number, entry, row)
+            )
         for (_, _, block), members in found.items():
             numbers, entries, rows = zip(*members, strict=True)
             yield entries[0], block, np.array(numbers, np.intp), np.array(rows, np.intp)

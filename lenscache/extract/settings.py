@@ -14,8 +14,8 @@ from lenscache.store.header import Mode, Pooling, StoreDtype
 class Partition:
     """One of several shares of a run, for processes that know nothing of each other.
 
-    Partition k of n has the blocks k - 1, k - 1 + n, k - 1 + 2n ... of every round. Together they are disjoint and
-    whole, whoever runs them and in whatever order.
+    Partition k of n has the blocks k - 1, k - 1 + n, k - 1 + 2n ... of every round. Together they
+    are disjoint and whole, whoever runs them and in whatever order.
     """
 
     number: int
@@ -32,8 +32,14 @@ class Partition:
             If it is none.
         """
         first, slash, second = text.partition("/")
-        if not (slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
-            raise PlanError(f"{text!r} is no partition: give its number and their count, such as 3/16, from 1/16 on")
+        if not (
+            slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)
+        ):
+            raise PlanError(
+                f"{text!r} is no partition: give its number and their count, such as 3/16, "
+                "from "
+                "1/16 on"
+            )
         return cls(int(first), int(second))
 
     def blocks(self, n_blocks: int) -> range:
@@ -46,37 +52,48 @@ class Partition:
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """How to extract. All but `samples`, `batch_size`, `block_rows` and `partition` is part of the store's identity."""
+    """How to extract. All but `samples`, `batch_size`, `block_rows` and `partition` is part of the
+    store's identity."""
 
     mode: Mode = "combined"
     """Phases to pool: "prompt", "completion", or both in one pass."""
     max_new_tokens: int = 20
     """Tokens to generate a row, at most; at least 2, since the last one is never fed back."""
     max_prompt_tokens: int | None = None
-    """Cut longer prompts to their first so many tokens; None for what the model's positions leave room for."""
+    """Cut longer prompts to their first so many tokens; None for what the model's positions leave
+    room for."""
     model_layers: tuple[int, ...] | None = None
     """Transformer blocks to store; None for all."""
     pooling: Pooling = "mean"
     pool_first_position: bool = False
-    """Whether the first position of a prompt is pooled: in many models it is an attention sink of outsized norm."""
+    """Whether the first position of a prompt is pooled: in many models it is an attention sink of
+    outsized norm."""
     store_dtype: StoreDtype = "bfloat16"
     seed: int = 0
     samples: int | None = None
-    """Extract the first so many prompts of each concept only; None for all. A top-up adds more where lenses need it."""
+    """Extract the first so many prompts of each concept only; None for all. A top-up adds more
+    where lenses need it."""
     batch_size: int | Literal["auto"] = 4
     """Rows a forward pass; "auto" tries what fits and pays."""
     block_rows: int | None = None
-    """Rows written, and marked complete, as one unit; None for those of the round if it is there, else about 256."""
+    """Rows written, and marked complete, as one unit; None for those of the round if it is there,
+    else about 256."""
     partition: Partition | None = None
     """Which share of the blocks to extract; None for all."""
 
     def __post_init__(self) -> None:
-        if (self.batch_size != "auto" and self.batch_size < 1) or (self.block_rows is not None and self.block_rows < 1):
-            raise PlanError(f"batch_size {self.batch_size} and block_rows {self.block_rows} must be 1 or more")
+        if (self.batch_size != "auto" and self.batch_size < 1) or (
+            self.block_rows is not None and self.block_rows < 1
+        ):
+            raise PlanError(
+                f"batch_size {self.batch_size} and block_rows {self.block_rows} must be 1 or more"
+            )
         if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
             raise PlanError(f"max_prompt_tokens is {self.max_prompt_tokens}, expected 1 or more")
         if self.mode != "prompt" and self.max_new_tokens < 2:
-            raise PlanError(f"max_new_tokens is {self.max_new_tokens}, expected 2 or more (or mode prompt)")
+            raise PlanError(
+                f"max_new_tokens is {self.max_new_tokens}, expected 2 or more (or mode prompt)"
+            )
 
 
 class ExtractProgress(NamedTuple):
@@ -117,7 +134,8 @@ class ExtractReport:
     max_relative_error: float = 0.0
     """Largest difference found between batched rows and the same rows one by one."""
     cut_prompts: int = 0
-    """Prompts that are longer than the model takes, and were cut; `samples/n_cut_tokens` says which."""
+    """Prompts that are longer than the model takes, and were cut; `samples/n_cut_tokens` says
+    which."""
     unfinished_rounds: list[str] = field(default_factory=list)
     """Rounds of which other partitions have blocks to do."""
     elapsed_s: float = 0.0

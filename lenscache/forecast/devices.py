@@ -1,4 +1,5 @@
-"""What devices can do, by their makers' figures or as measured here: all that an estimate of time needs of them.
+"""What devices can do, by their makers' figures or as measured here: all that an estimate of time
+needs of them.
 
 Public figures, without sparsity: memory, bandwidth, and FLOP/s of matrix products by dtype.
 
@@ -50,8 +51,10 @@ class Device:
     seconds_a_call: float = 2.5e-6
     """What it takes to ask for one small operation from Python."""
     efficiencies: tuple[Efficiency, Efficiency, Efficiency] = (
-        Efficiency(0.5, 0.65), Efficiency(0.7, 0.85), Efficiency(0.25, 0.4),
-    )  # fmt: skip
+        Efficiency(0.5, 0.65),
+        Efficiency(0.7, 0.85),
+        Efficiency(0.25, 0.4),
+    )
     """Expected, best and worst."""
 
     def flops(self, dtype: str) -> float:
@@ -74,8 +77,12 @@ DEVICES: dict[str, Device] = {
 }
 
 _MEASURED = Efficiency(0.85, 0.85), Efficiency(1.0, 1.0), Efficiency(0.5, 0.5)
-"""Of what was measured: large products and long reads, next to which those of a model are smaller and come in turns."""
-_MATRIX, _LONG_READ = {True: 8192, False: 1024}, {True: 2**30, False: 2**26}  # by whether it is a GPU
+"""Of what was measured: large products and long reads, next to which those of a model are smaller
+and come in turns."""
+_MATRIX, _LONG_READ = (
+    {True: 8192, False: 1024},
+    {True: 2**30, False: 2**26},
+)  # by whether it is a GPU
 _CALLS, _TURNS = 500, 5
 
 
@@ -88,16 +95,24 @@ def find_device(name: str) -> Device:
         If there are no figures of it.
     """
     if name not in DEVICES:
-        raise PlanError(f"there are no figures of the device kind {name!r}: choose one of {', '.join(DEVICES)} or here")
+        raise PlanError(
+            f"there are no figures of the device kind {name!r}: choose one of "
+            f"{', '.join(DEVICES)} "
+            "or here"
+        )
     return DEVICES[name]
 
 
-def measure_device(place: torch.device, dtype: str, *, clock: Callable[[], float] = time.perf_counter) -> Device:
-    """Measure the bandwidth, FLOP/s and cost of a call of a device of this machine, in a second or two.
+def measure_device(
+    place: torch.device, dtype: str, *, clock: Callable[[], float] = time.perf_counter
+) -> Device:
+    """Measure the bandwidth, FLOP/s and cost of a call of a device of this machine, in a second or
+    two.
 
     Parameters
     ----------
-    clock : tells seconds; one of CPU time leaves out what other processes take, where there is one thread.
+    clock : tells seconds; one of CPU time leaves out what other processes take, where there is one
+        thread.
     """
     on_gpu = place.type == "cuda"
     kind: torch.dtype = getattr(torch, dtype)
@@ -111,7 +126,9 @@ def measure_device(place: torch.device, dtype: str, *, clock: Callable[[], float
         for _ in range(_CALLS):
             few.add(few)
 
-    seconds_a_call = _seconds(calls, torch.device("cpu"), clock) / _CALLS * (2 if on_gpu else 1)  # a launch is slower
+    seconds_a_call = (
+        _seconds(calls, torch.device("cpu"), clock) / _CALLS * (2 if on_gpu else 1)
+    )  # a launch is slower
     if on_gpu:
         memory = float(torch.cuda.get_device_properties(place).total_memory)
     else:

@@ -1,10 +1,11 @@
-"""What a store is made of: how many objects it has, and how many requests an object store is asked for to make it.
+"""What a store is made of: how many objects it has, and how many requests an object store is asked
+for to make it.
 
     rows and blocks of each round --expected_objects--> objects
                                   --expected_requests--> PUT, GET, HEAD and LIST, of one worker or of many
 
-Objects are exact: they follow from `lenscache.store.layout`. Requests are those of zarr 3.1 as counted against a real server
-(`benchmarks/scaling.py`), written down here by what they are for.
+Objects are exact: they follow from `lenscache.store.layout`. Requests are those of zarr 3.1 as
+counted against a real server (`benchmarks/scaling.py`), written down here by what they are for.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ Engine = Literal["partitions", "ray"]
 
 _SAMPLE_COLUMNS, _LABEL_COLUMNS, _BLOCK_COLUMNS, _HIERARCHY_COLUMNS = 8, 3, 2, 4
 _COLUMNS = _SAMPLE_COLUMNS + _LABEL_COLUMNS
-_WRITES_OF_ROUND_ATTRIBUTES = 3  # as the group is created, with what was asked for, and with its verification
+_WRITES_OF_ROUND_ATTRIBUTES = (
+    3  # as the group is created, with what was asked for, and with its verification
+)
 
 
 class RoundSize(NamedTuple):
@@ -46,7 +49,9 @@ class Requests(NamedTuple):
     list: int
 
 
-def expected_objects(header: StoreHeader, rounds: Sequence[RoundSize], *, concepts: int, links: int) -> int:
+def expected_objects(
+    header: StoreHeader, rounds: Sequence[RoundSize], *, concepts: int, links: int
+) -> int:
     """Objects of a complete store.
 
     Parameters
@@ -68,11 +73,13 @@ def expected_requests(
     engine: Engine = "partitions",
     chunks_a_block: int = 1,
 ) -> Requests:
-    """Requests of an undisturbed run, from nothing to a complete store; the workers start one after the other.
+    """Requests of an undisturbed run, from nothing to a complete store; the workers start one after
+    the other.
 
     Parameters
     ----------
-    chunks_a_block : inner chunks of a shard; where there are several, a row is read with two requests.
+    chunks_a_block : inner chunks of a shard; where there are several, a row is read with two
+        requests.
     """
     put = expected_objects(header, rounds, concepts=concepts, links=links)
     put += (_WRITES_OF_ROUND_ATTRIBUTES - 1) * len(rounds)
@@ -82,14 +89,23 @@ def expected_requests(
         head += _heads_of_round(header, each)
     later = requests_to_join(header, rounds, concepts=concepts, links=links, engine=engine)
     return Requests(
-        put, get + (workers - 1) * later.get, head + (workers - 1) * later.head, listed + (workers - 1) * later.list
-    )  # fmt: skip
+        put,
+        get + (workers - 1) * later.get,
+        head + (workers - 1) * later.head,
+        listed + (workers - 1) * later.list,
+    )
 
 
 def requests_to_join(
-    header: StoreHeader, rounds: Sequence[RoundSize], *, concepts: int, links: int, engine: Engine = "partitions"
+    header: StoreHeader,
+    rounds: Sequence[RoundSize],
+    *,
+    concepts: int,
+    links: int,
+    engine: Engine = "partitions",
 ) -> Requests:
-    """Requests of a worker that finds the store laid out, beside those for its blocks: it compares every column."""
+    """Requests of a worker that finds the store laid out, beside those for its blocks: it compares
+    every column."""
     get = 2 + _HIERARCHY_COLUMNS + 1 + _HIERARCHY_COLUMNS * _chunks(concepts) + _chunks(links)
     for each in rounds:
         get += 23 + _groups(header) + 2 * _arrays(header) + _column_chunks(each)
@@ -104,14 +120,25 @@ def requests_of_block(header: StoreHeader, engine: Engine = "partitions") -> Req
 
 
 def _gets_of_round(header: StoreHeader, size: RoundSize, chunks_a_block: int) -> int:
-    """Of whoever lays a round out, of all its blocks, and of its verification; without looks at marks."""
+    """Of whoever lays a round out, of all its blocks, and of its verification; without looks at
+    marks."""
     arrays, verified = _arrays(header), min(VERIFIED_ROWS, size.rows)
     kinds = len(vector_arrays(header))
-    laying_out = 123 + 6 * kinds + 7 * (_groups(header) - kinds) + 8 * arrays  # every group above what is created
+    laying_out = (
+        123 + 6 * kinds + 7 * (_groups(header) - kinds) + 8 * arrays
+    )  # every group above what is created
     blocks = size.blocks * requests_of_block(header).get
-    seen = size.blocks * (1 - (1 - 1 / size.blocks) ** verified)  # blocks that some verified row is of
+    seen = size.blocks * (
+        1 - (1 - 1 / size.blocks) ** verified
+    )  # blocks that some verified row is of
     columns = _SAMPLE_COLUMNS * _chunks(size.rows) + _BLOCK_COLUMNS * size.blocks
-    return laying_out + blocks + columns + round(seen) + arrays * verified * (1 if chunks_a_block == 1 else 2)
+    return (
+        laying_out
+        + blocks
+        + columns
+        + round(seen)
+        + arrays * verified * (1 if chunks_a_block == 1 else 2)
+    )
 
 
 def _heads_of_round(header: StoreHeader, size: RoundSize) -> int:
@@ -121,7 +148,8 @@ def _heads_of_round(header: StoreHeader, size: RoundSize) -> int:
 
 
 def _looks_at_marks(engine: Engine) -> int:
-    """How often a worker looks at the mark of each block: of all at its start and end, or of the one it is given."""
+    """How often a worker looks at the mark of each block: of all at its start and end, or of the
+    one it is given."""
     return 2 if engine == "partitions" else 1
 
 

@@ -1,11 +1,13 @@
-"""What an extraction would cost on other machines than this one: time, bytes, objects and requests; nothing is run.
+"""What an extraction would cost on other machines than this one: time, bytes, objects and requests;
+nothing is run.
 
     pack, settings, outline of a model --outline_work--> Workload: prompt lengths, by round
                                        --forecast_run--> FleetEstimate, by `roofline`, `footprint` and `fleet`
 
-Where every device holds a copy of the model, blocks are handed out as `--engine ray` does. A model that does not fit
-one device is spread over as few as hold it, which work one after the other, as with `--device-map auto`; Ray gives each
-worker one device, so such copies divide the blocks with `--partition`.
+Where every device holds a copy of the model, blocks are handed out as `--engine ray` does. A model
+that does not fit one device is spread over as few as hold it, which work one after the other, as
+with `--device-map auto`; Ray gives each worker one device, so such copies divide the blocks with
+`--partition`.
 """
 
 from __future__ import annotations
@@ -34,7 +36,14 @@ from lenscache.forecast.footprint import (
     requests_of_block,
     requests_to_join,
 )
-from lenscache.forecast.roofline import PARTS, Shape, Work, batch_seconds, devices_of_a_copy, rows_that_fit
+from lenscache.forecast.roofline import (
+    PARTS,
+    Shape,
+    Work,
+    batch_seconds,
+    devices_of_a_copy,
+    rows_that_fit,
+)
 from lenscache.model.loading import LoadedModel
 from lenscache.store.disk import COMPRESSED_SHARE, estimate_bytes
 from lenscache.store.header import StoreHeader
@@ -46,10 +55,13 @@ Place = Literal["s3", "disk"]
 LETTERS_A_TOKEN = 4.0
 """Where there is no tokenizer: English has about 4.4, and every prompt gets one token more."""
 
-# Amazon's "Best practices design patterns: optimizing Amazon S3 performance": 3,500 PUT and 5,500 GET a second and
-# prefix, 100 to 200 ms until the first byte, 85 MB/s a connection.
+# Amazon's "Best practices design patterns: optimizing Amazon S3 performance": 3,500 PUT and 5,500
+# GET a second and prefix, 100 to 200 ms until the first byte, 85 MB/s a connection.
 PUTS_PER_SECOND, GETS_PER_SECOND = 3500.0, 5500.0
-_REQUEST_SECONDS: dict[Place, tuple[float, float, float]] = {"s3": (0.1, 0.03, 0.2), "disk": (5e-4, 2e-4, 5e-3)}
+_REQUEST_SECONDS: dict[Place, tuple[float, float, float]] = {
+    "s3": (0.1, 0.03, 0.2),
+    "disk": (5e-4, 2e-4, 5e-3),
+}
 """Expected, best and worst, as all triples here."""
 _STREAM_BYTES_PER_SECOND: dict[Place, float] = {"s3": 85e6, "disk": 1e9}
 _ENCODED_BYTES_PER_SECOND = 250e6  # of one thread: Blosc with zstd, measured 200 to 340 MB/s
@@ -83,7 +95,8 @@ class Workload(NamedTuple):
 
 @dataclass(frozen=True)
 class FleetEstimate:
-    """The cost of one extraction on other devices: what is expected, and between good and bad circumstances."""
+    """The cost of one extraction on other devices: what is expected, and between good and bad
+    circumstances."""
 
     layers: tuple[int, ...]
     concepts: int
@@ -99,12 +112,14 @@ class FleetEstimate:
     copies: int
     """Of the model, that is workers."""
     engine: Engine
-    """How they divide the blocks: ray where it can; partitions for one worker, and for copies over several devices."""
+    """How they divide the blocks: ray where it can; partitions for one worker, and for copies over
+    several devices."""
     batch_size: int
     blocks: int
     block_rows: int
     seconds: float
-    """From the start to the last block, expected: some machines are slow, and now and then one dies."""
+    """From the start to the last block, expected: some machines are slow, and now and then one
+    dies."""
     seconds_low: float
     seconds_high: float
     seconds_with_partitions: float
@@ -150,14 +165,20 @@ def outline_work(
     header = make_header(model, pack, settings)
     chosen = tuple(layers or pack.layers)
     plans = [
-        plan_samples(pack, [layer], seed=settings.seed, limit=limit, samples=settings.samples) for layer in chosen
-    ]  # fmt: skip
+        plan_samples(pack, [layer], seed=settings.seed, limit=limit, samples=settings.samples)
+        for layer in chosen
+    ]
     return Workload(
-        header, Shape.of(model), chosen,
+        header,
+        Shape.of(model),
+        chosen,
         tuple(_lengths(model, plan.texts, header.max_prompt_tokens) for plan in plans),
-        tuple(len(plan.label_role) for plan in plans), sum(plan.n_targets for plan in plans), len(pack.concepts),
-        sum(len(concept.parents) for concept in pack.concepts), model.tokenizer is None,
-    )  # fmt: skip
+        tuple(len(plan.label_role) for plan in plans),
+        sum(plan.n_targets for plan in plans),
+        len(pack.concepts),
+        sum(len(concept.parents) for concept in pack.concepts),
+        model.tokenizer is None,
+    )
 
 
 def _lengths(model: LoadedModel, texts: Sequence[str], limit: int) -> NDArray[np.int32]:
@@ -168,7 +189,12 @@ def _lengths(model: LoadedModel, texts: Sequence[str], limit: int) -> NDArray[np
 
 
 def forecast_run(
-    work: Workload, settings: ExtractSettings, device: Device, devices: int = 1, *, place: Place = "s3"
+    work: Workload,
+    settings: ExtractSettings,
+    device: Device,
+    devices: int = 1,
+    *,
+    place: Place = "s3",
 ) -> FleetEstimate:
     """Estimate what `extract` would cost on so many devices of a kind.
 
@@ -185,17 +211,23 @@ def forecast_run(
     return replace(estimate, cheaper=_cheaper(work, settings, device, estimate, place))
 
 
-def _forecast(work: Workload, settings: ExtractSettings, device: Device, devices: int, place: Place) -> FleetEstimate:
+def _forecast(
+    work: Workload, settings: ExtractSettings, device: Device, devices: int, place: Place
+) -> FleetEstimate:
     header, shape = work.header, work.shape
     block_rows = settings.block_rows or default_block_rows(header.hidden)
-    rounds = [RoundSize(len(n), m, block_rows) for n, m in zip(work.lengths, work.labels, strict=True)]
+    rounds = [
+        RoundSize(len(n), m, block_rows) for n, m in zip(work.lengths, work.labels, strict=True)
+    ]
     done = _work(header, shape, device, one_device=True)
     longest = max(int(lengths.max(initial=1)) for lengths in work.lengths)
     spread_over = devices_of_a_copy(shape, device, done, longest)
     if spread_over > devices:
         raise PlanError(
-            f"{header.model_id} takes {shape.weight_bytes / 1e9:.0f} GB in {header.model_dtype} and room for a row, a "
-            f"{device.name} has {device.memory_bytes / 1e9:.0f}: give --devices {spread_over} or more"
+            f"{header.model_id} takes {shape.weight_bytes / 1e9:.0f} GB in {header.model_dtype} "
+            "and room for a row, a "
+            f"{device.name} has {device.memory_bytes / 1e9:.0f}: give --devices {spread_over} or "
+            "more"
         )
     done = _work(header, shape, device, one_device=spread_over == 1)
     copies = devices // spread_over
@@ -206,11 +238,16 @@ def _forecast(work: Workload, settings: ExtractSettings, device: Device, devices
     stored = int(raw * (COMPRESSED_SHARE if header.store_dtype == "bfloat16" else 1.0))
     blocks = [each.blocks for each in rounds]
     engine: Engine = "ray" if spread_over == 1 < copies else "partitions"
-    storages = [_storage(work, rounds, stored, seconds, place, engine) for seconds in _REQUEST_SECONDS[place]]
+    storages = [
+        _storage(work, rounds, stored, seconds, place, engine)
+        for seconds in _REQUEST_SECONDS[place]
+    ]
     divided = _storage(work, rounds, stored, _REQUEST_SECONDS[place][0], place, "partitions")
     loads = [
         start + shape.weight_bytes / read + shape.weight_bytes / hashed
-        for start, read, hashed in zip(_START_SECONDS, _READ_BYTES_PER_SECOND, _HASHED_BYTES_PER_SECOND, strict=True)
+        for start, read, hashed in zip(
+            _START_SECONDS, _READ_BYTES_PER_SECOND, _HASHED_BYTES_PER_SECOND, strict=True
+        )
     ]
     fleet = Fleet(copies, loads[0], **_STRAGGLING, lifetime=_LIFETIME_SECONDS)
     way: Any = {"engine": "dynamic" if engine == "ray" else "static", "rounds": blocks}
@@ -221,23 +258,44 @@ def _forecast(work: Workload, settings: ExtractSettings, device: Device, devices
     seconds = outcome.makespan + expected.verifying
     counted: dict[str, Any] = {"concepts": work.pack_concepts, "links": work.pack_links}
     chunks = block_rows // chunk_rows(header.hidden, block_rows)
-    asked = expected_requests(header, rounds, workers=copies, engine=engine, chunks_a_block=chunks, **counted)
+    asked = expected_requests(
+        header, rounds, workers=copies, engine=engine, chunks_a_block=chunks, **counted
+    )
     alone = expected_requests(header, rounds, workers=copies, chunks_a_block=chunks, **counted)
     return FleetEstimate(
-        layers=work.layers, concepts=work.concepts, prompts=sum(map(len, work.lengths)),
-        prompt_tokens=sum(int(lengths.sum()) for lengths in work.lengths), are_tokens_guessed=work.are_tokens_guessed,
-        new_tokens=header.max_new_tokens * sum(map(len, work.lengths)), model_layers=len(header.model_layers),
-        device_kind=device.name, devices=devices, devices_per_copy=spread_over, copies=copies, engine=engine,
+        layers=work.layers,
+        concepts=work.concepts,
+        prompts=sum(map(len, work.lengths)),
+        prompt_tokens=sum(int(lengths.sum()) for lengths in work.lengths),
+        are_tokens_guessed=work.are_tokens_guessed,
+        new_tokens=header.max_new_tokens * sum(map(len, work.lengths)),
+        model_layers=len(header.model_layers),
+        device_kind=device.name,
+        devices=devices,
+        devices_per_copy=spread_over,
+        copies=copies,
+        engine=engine,
         batch_size=batch,
-        blocks=sum(blocks), block_rows=block_rows, seconds=seconds, seconds_low=low.makespan + best.verifying,
-        seconds_high=high.makespan + worst.verifying, seconds_with_partitions=shares.makespan + expected.verifying,
-        device_hours=devices * seconds / 3600, seconds_to_load=loads[0],
-        seconds_a_block=float(expected.block_seconds.mean()), seconds_to_write_a_block=storages[0].seconds_a_block,
+        blocks=sum(blocks),
+        block_rows=block_rows,
+        seconds=seconds,
+        seconds_low=low.makespan + best.verifying,
+        seconds_high=high.makespan + worst.verifying,
+        seconds_with_partitions=shares.makespan + expected.verifying,
+        device_hours=devices * seconds / 3600,
+        seconds_to_load=loads[0],
+        seconds_a_block=float(expected.block_seconds.mean()),
+        seconds_to_write_a_block=storages[0].seconds_a_block,
         efficiency=float(expected.block_seconds.sum()) / (copies * seconds),
         parts=_parts(expected, copies * seconds, copies * loads[0], storages[0].seconds_a_block),
-        raw_bytes=raw, stored_bytes=stored, objects=expected_objects(header, rounds, **counted), puts=asked.put,
-        gets=asked.get + asked.head, gets_with_partitions=alone.get + alone.head, lists=asked.list,
-    )  # fmt: skip
+        raw_bytes=raw,
+        stored_bytes=stored,
+        objects=expected_objects(header, rounds, **counted),
+        puts=asked.put,
+        gets=asked.get + asked.head,
+        gets_with_partitions=alone.get + alone.head,
+        lists=asked.list,
+    )
 
 
 class _Costs(NamedTuple):
@@ -251,7 +309,13 @@ class _Costs(NamedTuple):
 
     @classmethod
     def of(
-        cls, work: Workload, device: Device, efficiency: Efficiency, done: Work, batch: int, block_rows: int
+        cls,
+        work: Workload,
+        device: Device,
+        efficiency: Efficiency,
+        done: Work,
+        batch: int,
+        block_rows: int,
     ) -> _Costs:
         sizes, widths, blocks = _batches(work.lengths, batch, block_rows)
         dtype = work.header.model_dtype
@@ -260,17 +324,19 @@ class _Costs(NamedTuple):
         again = np.array([VERIFIED_ROWS] + [1] * VERIFIED_ROWS, float)
         verifying = batch_seconds(
             work.shape, device, efficiency, done._replace(is_recorded=False), dtype, again, middling
-        )  # fmt: skip
+        )
         return cls(
-            np.bincount(blocks, sum(parts.values())).astype(float), {part: float(parts[part].sum()) for part in PARTS},
+            np.bincount(blocks, sum(parts.values())).astype(float),
+            {part: float(parts[part].sum()) for part in PARTS},
             float(sum(each.sum() for each in verifying.values())),
-        )  # fmt: skip
+        )
 
 
 def _batches(
     lengths: Sequence[NDArray[np.int32]], batch: int, block_rows: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp]]:
-    """Rows, padded positions and block of every batch: the rows of a block in order of length, in full batches."""
+    """Rows, padded positions and block of every batch: the rows of a block in order of length, in
+    full batches."""
     sizes, widths, blocks, first = [], [], [], 0
     for each in lengths:
         rows = np.arange(len(each))
@@ -282,19 +348,31 @@ def _batches(
         widths.append(np.maximum.reduceat(ordered, starts))
         blocks.append(first + block[starts])
         first += int(block[-1]) + 1
-    return np.concatenate(sizes).astype(float), np.concatenate(widths).astype(float), np.concatenate(blocks)
+    return (
+        np.concatenate(sizes).astype(float),
+        np.concatenate(widths).astype(float),
+        np.concatenate(blocks),
+    )
 
 
 def _work(header: StoreHeader, shape: Shape, device: Device, *, one_device: bool) -> Work:
     is_prompt = header.mode == "prompt"
     depth = max(header.model_layers) + 1 if is_prompt else shape.n_layers
-    return Work(depth, len(header.model_layers), header.max_new_tokens, device.is_gpu and one_device)
+    return Work(
+        depth, len(header.model_layers), header.max_new_tokens, device.is_gpu and one_device
+    )
 
 
 def _batch_size(
-    work: Workload, settings: ExtractSettings, device: Device, done: Work, spread_over: int, block_rows: int
+    work: Workload,
+    settings: ExtractSettings,
+    device: Device,
+    done: Work,
+    spread_over: int,
+    block_rows: int,
 ) -> int:
-    """Rows a forward pass: as asked for, or the smallest that no larger one that fits beats by a margin."""
+    """Rows a forward pass: as asked for, or the smallest that no larger one that fits beats by a
+    margin."""
     longest = max(int(lengths.max(initial=1)) for lengths in work.lengths)
     most = min(block_rows, rows_that_fit(work.shape, device, done, longest, spread_over))
     if settings.batch_size != "auto":
@@ -306,29 +384,45 @@ def _batch_size(
     widths = np.full(len(sizes), float(np.median(np.concatenate(work.lengths))))
     parts = batch_seconds(
         work.shape, device, device.efficiencies[0], done, work.header.model_dtype, tried, widths
-    )  # fmt: skip
+    )
     rates = tried / sum(parts.values())
-    return min(most, next(size for size, rate in zip(sizes, rates, strict=True) if rate * PAYS >= rates.max()))
+    return min(
+        most,
+        next(size for size, rate in zip(sizes, rates, strict=True) if rate * PAYS >= rates.max()),
+    )
 
 
 def _storage(
-    work: Workload, rounds: Sequence[RoundSize], stored: int, request_seconds: float, place: Place, engine: Engine
+    work: Workload,
+    rounds: Sequence[RoundSize],
+    stored: int,
+    request_seconds: float,
+    place: Place,
+    engine: Engine,
 ) -> Storage:
     """Writing: one request after the other, as `Round.write_block` does."""
-    blocks, raw = sum(each.blocks for each in rounds), estimate_bytes(work.header, sum(each.rows for each in rounds))
+    blocks, raw = (
+        sum(each.blocks for each in rounds),
+        estimate_bytes(work.header, sum(each.rows for each in rounds)),
+    )
     block = requests_of_block(work.header, engine)
     join = requests_to_join(
         work.header, rounds, concepts=work.pack_concepts, links=work.pack_links, engine=engine
-    )  # fmt: skip
+    )
     seconds = (block.put + block.get) * request_seconds
-    seconds += stored / blocks / _STREAM_BYTES_PER_SECOND[place] + raw / blocks / _ENCODED_BYTES_PER_SECOND
+    seconds += (
+        stored / blocks / _STREAM_BYTES_PER_SECOND[place] + raw / blocks / _ENCODED_BYTES_PER_SECOND
+    )
     if place == "disk":
         return Storage(seconds)
-    return Storage(seconds, block.put, block.get, join.get + join.list, PUTS_PER_SECOND, GETS_PER_SECOND)
+    return Storage(
+        seconds, block.put, block.get, join.get + join.list, PUTS_PER_SECOND, GETS_PER_SECOND
+    )
 
 
 def _parts(expected: _Costs, total: float, loading: float, writing: float) -> dict[str, float]:
-    """Shares of the workers' time; what is left was waited for others, for slow machines, and redone."""
+    """Shares of the workers' time; what is left was waited for others, for slow machines, and
+    redone."""
     held_up = float(np.maximum(writing - expected.block_seconds, 0).sum())
     found = {**expected.parts, "loading": loading, "waiting for writes": held_up}
     shares = {name: seconds / total for name, seconds in found.items()}
@@ -338,16 +432,22 @@ def _parts(expected: _Costs, total: float, loading: float, writing: float) -> di
     return {**shares, "idle: stragglers, deaths, the end": max(0.0, 1 - sum(shares.values()))}
 
 
-def _cheaper(work: Workload, settings: ExtractSettings, device: Device, now: FleetEstimate, place: Place) -> list[str]:
+def _cheaper(
+    work: Workload, settings: ExtractSettings, device: Device, now: FleetEstimate, place: Place
+) -> list[str]:
     """Changes that would help, each estimated anew."""
     header = work.header
     found: list[str] = []
 
-    def consider(what: str, changed: Workload, its: ExtractSettings, devices: int = now.devices) -> FleetEstimate:
+    def consider(
+        what: str, changed: Workload, its: ExtractSettings, devices: int = now.devices
+    ) -> FleetEstimate:
         then = _forecast(changed, its, device, devices, place)
         if then.device_hours < now.device_hours / PAYS:
-            found.append(f"{what}: {then.device_hours / now.device_hours:.2f} of the device hours, in "
-                         f"{then.seconds / now.seconds:.2f} of the time")  # fmt: skip
+            found.append(
+                f"{what}: {then.device_hours / now.device_hours:.2f} of the device hours, in "
+                f"{then.seconds / now.seconds:.2f} of the time"
+            )
         return then
 
     if settings.batch_size != "auto":

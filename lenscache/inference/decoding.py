@@ -1,4 +1,5 @@
-"""Prefill and decode of one batch: where keys and values of earlier positions are kept, and how a step is launched.
+"""Prefill and decode of one batch: where keys and values of earlier positions are kept, and how a
+step is launched.
 
     Growing    the model's own cache, one position longer with every step; rows that have ended leave the batch
     Replayed   a cache of fixed size; on CUDA one step is recorded as a graph and replayed for every token of every
@@ -17,7 +18,9 @@ import torch
 from lenscache.inference.capture import Capture
 from lenscache.model.loading import LoadedModel, fixed_cache
 
-_WARM_UP_STEPS = 3  # workspaces that kernels allocate on first use must be there before a graph is recorded
+_WARM_UP_STEPS = (
+    3  # workspaces that kernels allocate on first use must be there before a graph is recorded
+)
 
 
 class Decoding(Protocol):
@@ -28,11 +31,15 @@ class Decoding(Protocol):
     can_drop_rows: bool
     """Whether rows that have ended may leave."""
 
-    def prefill(self, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """(batch, vocab) logits after the prompts (batch, position); begins the completion phase."""
+    def prefill(
+        self, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """(batch, vocab) logits after the prompts (batch, position); begins the completion
+        phase."""
 
     def step(self, tokens: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-        """(batch, vocab) logits after feeding back one token a row; `counted` (batch,) says which rows pool it."""
+        """(batch, vocab) logits after feeding back one token a row; `counted` (batch,) says which
+        rows pool it."""
 
     def drop(self, kept: torch.Tensor) -> None:
         """Go on with the rows `kept` alone, numbers in the present batch."""
@@ -41,7 +48,8 @@ class Decoding(Protocol):
 def model_inputs(
     loaded: LoadedModel, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
 ) -> dict[str, Any]:
-    """What the model's forward pass takes; logits of the last position alone, where it can tell them apart."""
+    """What the model's forward pass takes; logits of the last position alone, where it can tell
+    them apart."""
     inputs: dict[str, Any] = {"input_ids": token_ids, "attention_mask": mask.long()}
     if loaded.accepts("position_ids"):  # models without it derive positions from the mask
         inputs["position_ids"] = positions
@@ -59,9 +67,13 @@ class Growing:
         self._mask = self._last = torch.zeros(0)
         self._rows: torch.Tensor | None = None
 
-    def prefill(self, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def prefill(
+        self, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
         """As `Decoding.prefill`."""
-        output = self._loaded.model(**model_inputs(self._loaded, token_ids, mask, positions), use_cache=True)
+        output = self._loaded.model(
+            **model_inputs(self._loaded, token_ids, mask, positions), use_cache=True
+        )
         self._cache, self._mask, self._last = output.past_key_values, mask, positions[:, -1:]
         self.can_drop_rows = hasattr(self._cache, "batch_select_indices")
         self.capture.start(len(token_ids))
@@ -87,9 +99,11 @@ class Growing:
 
 
 class Replayed:
-    """Decode in tensors of fixed shape and place; one object serves all batches of its shape, one after the other.
+    """Decode in tensors of fixed shape and place; one object serves all batches of its shape, one
+    after the other.
 
-    On a CPU nothing is recorded and every step is called, which is how the arithmetic is tested without a GPU.
+    On a CPU nothing is recorded and every step is called, which is how the arithmetic is tested
+    without a GPU.
 
     Parameters
     ----------
@@ -114,7 +128,9 @@ class Replayed:
         self._logits = torch.zeros(0)
         self._replay: Callable[[], None] | None = None
 
-    def prefill(self, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def prefill(
+        self, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
         """As `Decoding.prefill`."""
         self._cache.reset()
         self._width = token_ids.shape[1]
@@ -122,7 +138,9 @@ class Replayed:
         self._mask[:, : self._width] = mask
         self._positions.copy_(positions[:, -1:])
         inputs = model_inputs(self._loaded, token_ids, mask, positions)
-        logits = _last_logits(self._loaded.model(**inputs, past_key_values=self._cache, use_cache=True))
+        logits = _last_logits(
+            self._loaded.model(**inputs, past_key_values=self._cache, use_cache=True)
+        )
         if self._steps:
             self.capture.restart()
         else:
@@ -137,7 +155,11 @@ class Replayed:
         self._width += 1
         self._positions += 1
         self.capture.count(self._counted)
-        if self._loaded.device.type == "cuda" and self._replay is None and self._steps >= _WARM_UP_STEPS:
+        if (
+            self._loaded.device.type == "cuda"
+            and self._replay is None
+            and self._steps >= _WARM_UP_STEPS
+        ):
             self._replay = self._record()
         self._steps += 1
         (self._replay or self._forward)()
@@ -149,10 +171,13 @@ class Replayed:
 
     def _forward(self) -> None:
         inputs = model_inputs(self._loaded, self._tokens, self._mask, self._positions)
-        self._logits = _last_logits(self._loaded.model(**inputs, past_key_values=self._cache, use_cache=True))
+        self._logits = _last_logits(
+            self._loaded.model(**inputs, past_key_values=self._cache, use_cache=True)
+        )
 
     def _record(self) -> Callable[[], None]:
-        """Record one step, without running it; the steps before have left every tensor where it stays."""
+        """Record one step, without running it; the steps before have left every tensor where it
+        stays."""
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._loaded.device)
         with torch.cuda.device(self._loaded.device), torch.cuda.graph(graph):

@@ -1,4 +1,5 @@
-"""What a process does that shares a model without leading: run every batch that the leader runs, and keep nothing."""
+"""What a process does that shares a model without leading: run every batch that the leader runs,
+and keep nothing."""
 
 from __future__ import annotations
 
@@ -16,5 +17,7 @@ def follow(loaded: LoadedModel) -> None:
     """
     assert loaded.team is not None  # noqa: S101 - for the type checker
     for order in loaded.team.orders():
-        runner = Runner(loaded, order.model_layers, mode=order.mode, max_new_tokens=order.max_new_tokens)
+        runner = Runner(
+            loaded, order.model_layers, mode=order.mode, max_new_tokens=order.max_new_tokens
+        )
         runner.run_batch(order.rows)

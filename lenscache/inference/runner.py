@@ -3,9 +3,10 @@
     rows --left-padded batches, by length--> one prefill (prompt phase) --> token by token (completion phase)
          --copied to the host while the next batch runs--> RowResult
 
-One prefill serves both phases: the hooks pool the prompt positions on the first forward pass and each generated token
-as it is fed back. The last token of a completion is never fed back, and neither is an end-of-sequence token, so a
-completion of k tokens has k - 1 pooled positions, or k if the sequence ended after it.
+One prefill serves both phases: the hooks pool the prompt positions on the first forward pass and
+each generated token as it is fed back. The last token of a completion is never fed back, and
+neither is an end-of-sequence token, so a completion of k tokens has k - 1 pooled positions, or k if
+the sequence ended after it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from lenscache.store.header import Mode, Phase, Pooling
 
 _SAMPLE, _END = -1, -2  # no token ids
 _KEPT_SHARE = 0.75
-"""Rows that have ended leave once no more than this share goes on: each time, the cache is copied."""
+"""Rows that have ended leave once no more than this share goes on: each time, the cache is
+copied."""
 _STEPS_BETWEEN_LOOKS = 4  # on a GPU, where asking who has ended makes it wait for the answer
 _LENGTH_STEP = 64  # positions that lengths are rounded up to, so that batches share a recorded step
 _MOST_RECORDED = 4  # shapes whose caches are kept
@@ -64,14 +66,16 @@ class Runner:
     ----------
     loaded : the model.
     model_layers : blocks to capture.
-    mode : phases to pool; in "prompt" mode nothing is generated and nothing past the deepest captured block computed.
+    mode : phases to pool; in "prompt" mode nothing is generated and nothing past the deepest
+        captured block computed.
     max_new_tokens : tokens to generate a row, at most.
     pooling, pool_first_position : how and over which prompt positions to pool.
     batch_size : rows a forward pass. Halved, for good, whenever the device runs out of memory.
     batch_tokens : positions a batch may have, padding and completions included; None for no limit.
-    overhead : positions that cost as much as a batch does beside its own, to end one where padding costs more; None to
-        fill every batch.
-    replay : whether to decode in fixed tensors, recorded as a CUDA graph; None for where there is CUDA.
+    overhead : positions that cost as much as a batch does beside its own, to end one where padding
+        costs more; None to fill every batch.
+    replay : whether to decode in fixed tensors, recorded as a CUDA graph; None for where there is
+        CUDA.
     """
 
     def __init__(
@@ -88,13 +92,20 @@ class Runner:
         overhead: float | None = None,
         replay: bool | None = None,
     ) -> None:
-        self.loaded, self.model_layers, self.mode, self.max_new_tokens = loaded, model_layers, mode, max_new_tokens
+        self.loaded, self.model_layers, self.mode, self.max_new_tokens = (
+            loaded,
+            model_layers,
+            mode,
+            max_new_tokens,
+        )
         self.pooling, self.pool_first_position = pooling, pool_first_position
         self.batch_size, self.batch_tokens, self.overhead = batch_size, batch_tokens, overhead
         self.out_of_memory = 0
         self.tokens_run = 0
         """Tokens put through the model so far, without padding."""
-        self._replay = loaded.device.type == "cuda" and loaded.is_whole if replay is None else replay
+        self._replay = (
+            loaded.device.type == "cuda" and loaded.is_whole if replay is None else replay
+        )
         self._recorded: dict[tuple[Any, ...], Replayed] = {}
         self._capture = self._new_capture()
         self._eos = torch.tensor(sorted(loaded.eos_ids), dtype=torch.long, device=loaded.device)
@@ -116,7 +127,8 @@ class Runner:
         Parameters
         ----------
         on_rows : called after every batch with the number of its rows.
-        replay : whether these rows may be decoded by a recorded step; None for the runner's own choice.
+        replay : whether these rows may be decoded by a recorded step; None for the runner's own
+            choice.
 
         Raises
         ------
@@ -134,7 +146,12 @@ class Runner:
             begun: tuple[list[int], _Pending] | None = None
             if chosen:
                 try:
-                    begun = chosen, self.run_batch([rows[row] for row in chosen], self._replay and replay is not False)
+                    begun = (
+                        chosen,
+                        self.run_batch(
+                            [rows[row] for row in chosen], self._replay and replay is not False
+                        ),
+                    )
                 except torch.OutOfMemoryError as error:
                     self._halve(error, len(chosen))
                     sizes = self._batch_sizes(rows, order[done:])
@@ -159,9 +176,12 @@ class Runner:
 
     def _batch_sizes(self, rows: Sequence[Row], order: Sequence[int]) -> list[int]:
         return batch_sizes(
-            [len(rows[row].token_ids) for row in order], most=self.batch_size, max_positions=self.batch_tokens,
-            new_tokens=self.n_passes - 1, overhead=self.overhead,
-        )  # fmt: skip
+            [len(rows[row].token_ids) for row in order],
+            most=self.batch_size,
+            max_positions=self.batch_tokens,
+            new_tokens=self.n_passes - 1,
+            overhead=self.overhead,
+        )
 
     def _halve(self, error: Exception, n_rows: int) -> None:
         self._recorded.clear()
@@ -169,7 +189,8 @@ class Runner:
             torch.cuda.empty_cache()
         if n_rows == 1:
             raise ModelError(
-                f"one row does not fit the memory of {self.loaded.device}: use a smaller dtype, fewer new tokens or "
+                f"one row does not fit the memory of {self.loaded.device}: use a smaller dtype, "
+                "fewer new tokens or "
                 "another device"
             ) from error
         self.batch_size = -(-n_rows // 2)
@@ -214,18 +235,25 @@ class Runner:
             return _Pending(pooled, counts, len(rows))
         with decoding.capture as capture:
             written, lost = self._generate(decoding, rows, logits)
-            pooled["completion"], counts["completion"] = self._pooled_or_nan(capture, len(rows)), capture.counts.clone()
+            pooled["completion"], counts["completion"] = (
+                self._pooled_or_nan(capture, len(rows)),
+                capture.counts.clone(),
+            )
         return _Pending(pooled, counts, len(rows), written, lost, self.loaded.dtype)
 
     def _decoding(self, n_rows: int, width: int, replay: bool) -> Decoding:
-        """A recorded step for full batches, where the model has one; the rest is not worth a recording."""
+        """A recorded step for full batches, where the model has one; the rest is not worth a
+        recording."""
         shape = n_rows, -(-(width + self.max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
         if not replay or self.mode == "prompt" or n_rows != self.batch_size:
             return Growing(self.loaded, self._new_capture())
-        # A recorded step does what hooks did when it was recorded, such as steering, whatever has become of them.
+        # A recorded step does what hooks did when it was recorded, such as steering, whatever has
+        # become of them.
         key = (*shape, tuple(tuple(block._forward_hooks) for block in self.loaded.blocks))
         try:
-            found = self._recorded.pop(key, None) or Replayed(self.loaded, self._new_capture(), *shape)
+            found = self._recorded.pop(key, None) or Replayed(
+                self.loaded, self._new_capture(), *shape
+            )
         except UnsupportedModelError:
             self._replay = False
             return Growing(self.loaded, self._new_capture())
@@ -241,7 +269,8 @@ class Runner:
 
         Returns
         -------
-        (batch, max_new_tokens) what each row wrote, `_END` after its last; and whether a live row's logits were NaN.
+        (batch, max_new_tokens) what each row wrote, `_END` after its last; and whether a live row's
+        logits were NaN.
         """
         device, steps = self.loaded.device, self.max_new_tokens
         seeds = np.array([row.sampling_seed for row in rows], np.uint64)
@@ -278,7 +307,8 @@ class Runner:
         return written, lost
 
     def _given(self, rows: Sequence[Row]) -> torch.Tensor | None:
-        """(batch, step) tokens to follow, `_END` after the last and `_SAMPLE` in rows that are sampled."""
+        """(batch, step) tokens to follow, `_END` after the last and `_SAMPLE` in rows that are
+        sampled."""
         if all(row.completion_ids is None for row in rows):
             return None
         given = torch.full((len(rows), self.max_new_tokens), _END)
@@ -286,7 +316,9 @@ class Runner:
             if row.completion_ids is None:
                 given[number] = _SAMPLE
             else:
-                given[number, : len(row.completion_ids)] = torch.tensor(row.completion_ids, dtype=torch.long)
+                given[number, : len(row.completion_ids)] = torch.tensor(
+                    row.completion_ids, dtype=torch.long
+                )
         return given.to(self.loaded.device)
 
     def _pooled_or_nan(self, capture: Capture, n_rows: int) -> torch.Tensor:
@@ -330,14 +362,15 @@ class _Pending:
         Raises
         ------
         NonFiniteError
-            If logits were NaN: what was sampled is invented. Where a captured block is NaN, too, the store says so, and
-            in which row.
+            If logits were NaN: what was sampled is invented. Where a captured block is NaN, too,
+            the store says so, and in which row.
         """
         for event in self._events:
             event.synchronize()
         if self._lost is not None and bool(self._lost) and self._is_finite():
             raise NonFiniteError(
-                f"the model's logits are NaN in {self._dtype}, so no token can be sampled: compute in another "
+                f"the model's logits are NaN in {self._dtype}, so no token can be sampled: compute "
+                "in another "
                 "dtype (--dtype bfloat16 has the range of float32), or extract with --mode prompt"
             )
         host = {phase: vectors.numpy() for phase, vectors in self._pooled.items()}
@@ -346,27 +379,35 @@ class _Pending:
         return [
             RowResult(
                 {phase: vectors[:, i] for phase, vectors in host.items()},
-                [token for token in completions[i] if token != _END], int(counts[i]),
+                [token for token in completions[i] if token != _END],
+                int(counts[i]),
             )
             for i in range(self._n_rows)
-        ]  # fmt: skip
+        ]
 
     def _is_finite(self) -> bool:
-        return all(bool(v[:, self._counts[phase] > 0].isfinite().all()) for phase, v in self._pooled.items())
+        return all(
+            bool(v[:, self._counts[phase] > 0].isfinite().all())
+            for phase, v in self._pooled.items()
+        )
 
 
 def _to_host(values: torch.Tensor) -> torch.Tensor:
     """A copy in the host's memory; from a GPU one that is still being made."""
     if values.device.type != "cuda":
         return values.cpu()
-    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(
+        values, non_blocking=True
+    )
 
 
-def _left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_pad(
+    rows: Sequence[Sequence[int]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and mask, (batch, position), real positions to the right.
 
-    The padding id is 0 whatever the tokenizer says: masked positions are never pooled and never attended to, and a
-    tokenizer's padding token is often its end-of-sequence token.
+    The padding id is 0 whatever the tokenizer says: masked positions are never pooled and never
+    attended to, and a tokenizer's padding token is often its end-of-sequence token.
     """
     width = max(len(row) for row in rows)
     token_ids = torch.zeros(len(rows), width, dtype=torch.long)

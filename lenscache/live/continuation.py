@@ -2,8 +2,8 @@
 
     prompt --steered--> completion --read again, not steered--> pooled activations, perplexity
 
-The text is read again without steering: activations that were just pushed along a direction would say so whatever the
-model wrote.
+The text is read again without steering: activations that were just pushed along a direction would
+say so whatever the model wrote.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Continuation(NamedTuple):
     perplexity: float
     """Of what it wrote, to the model as it is; NaN if it wrote nothing."""
     activations: dict[int, NDArray[np.float32]]
-    """(1, hidden) by model layer: pooled over what it wrote, by the model as it is; NaN if there is no position."""
+    """(1, hidden) by model layer: pooled over what it wrote, by the model as it is; NaN if there is
+    no position."""
 
 
 def continue_prompt(
@@ -48,7 +49,8 @@ def continue_prompt(
 ) -> Continuation:
     """Let the model continue a prompt under some interventions.
 
-    The same seed draws the same uniform numbers, so that two continuations differ by what steering does to the model.
+    The same seed draws the same uniform numbers, so that two continuations differ by what steering
+    does to the model.
 
     Parameters
     ----------
@@ -67,13 +69,17 @@ def continue_prompt(
     with steer_all(loaded, interventions):
         (written,) = Runner(
             loaded, layers, mode="completion", max_new_tokens=max_new_tokens, batch_size=1
-        ).run([row])  # fmt: skip
+        ).run([row])
     completion = tuple(written.completion_ids)
-    reader = Runner(loaded, layers, mode="completion", max_new_tokens=len(completion) + 1, pooling=pooling)
+    reader = Runner(
+        loaded, layers, mode="completion", max_new_tokens=len(completion) + 1, pooling=pooling
+    )
     (read,) = reader.run([Row(token_ids, completion_ids=completion)])
     vectors = dict(zip(layers, read.pooled["completion"][:, None], strict=True))
     text = loaded.tokenizer.decode(completion, skip_special_tokens=True)
-    return Continuation(prompt, text, list(completion), _perplexity(loaded, token_ids, completion), vectors)
+    return Continuation(
+        prompt, text, list(completion), _perplexity(loaded, token_ids, completion), vectors
+    )
 
 
 def _token_ids(loaded: LoadedModel, prompt: str, max_new_tokens: int) -> list[int]:
@@ -83,7 +89,8 @@ def _token_ids(loaded: LoadedModel, prompt: str, max_new_tokens: int) -> list[in
     limit = loaded.max_positions
     if limit is not None and len(token_ids) + max_new_tokens > limit:
         raise PromptTooLongError(
-            f"the prompt has {len(token_ids)} tokens, {max_new_tokens} more are asked for, and {loaded.id} takes "
+            f"the prompt has {len(token_ids)} tokens, {max_new_tokens} more are asked for, and "
+            f"{loaded.id} takes "
             f"{limit}: shorten the prompt or ask for fewer"
         )
     return token_ids

@@ -1,9 +1,11 @@
-"""Listen to a model while it runs: what chosen blocks put out, pass by pass, with nothing kept and nothing changed.
+"""Listen to a model while it runs: what chosen blocks put out, pass by pass, with nothing kept and
+nothing changed.
 
     model.generate(...) --forward pass--> begin_pass --> take, once a model layer --> end_pass
 
-A forward pass over a prompt has many positions, one that generates has one. Which of them are text rather than padding,
-or what a finished row is still fed while the others go on, is told here once, so that no listener has to guess.
+A forward pass over a prompt has many positions, one that generates has one. Which of them are text
+rather than padding, or what a finished row is still fed while the others go on, is told here once,
+so that no listener has to guess.
 """
 
 from __future__ import annotations
@@ -23,32 +25,38 @@ from lenscache.store.header import Phase
 
 
 class Listener(Protocol):
-    """What is told of every forward pass. It runs inside of the pass: what it raises ends the pass."""
+    """What is told of every forward pass. It runs inside of the pass: what it raises ends the
+    pass."""
 
     @property
     def model_layers(self) -> Sequence[int]:
         """Transformer blocks to listen to."""
 
-    def begin_pass(self, phase: Phase, *, real: torch.Tensor, first: torch.Tensor, is_new: bool) -> None:
+    def begin_pass(
+        self, phase: Phase, *, real: torch.Tensor, first: torch.Tensor, is_new: bool
+    ) -> None:
         """A forward pass begins.
 
         Parameters
         ----------
         phase : "prompt" for what is given, "completion" for generated tokens that are fed back.
-        real : (batch, position) whether a position is text: no padding, and not at or after the end of the sequence.
-        first : (batch, position) whether it is the first of its row's text, in many models an attention sink.
+        real : (batch, position) whether a position is text: no padding, and not at or after the end
+            of the sequence.
+        first : (batch, position) whether it is the first of its row's text, in many models an
+            attention sink.
         is_new : whether a text begins here rather than goes on.
         """
 
     def take(self, model_layer: int, hidden: torch.Tensor) -> None:
         """What a block put out, (batch, position, hidden), in the model's dtype; not to be changed.
 
-        On the device of that block, where a model is spread over several; what `begin_pass` tells is where inputs go.
-        Called in ascending order of the model layers.
+        On the device of that block, where a model is spread over several; what `begin_pass` tells
+        is where inputs go. Called in ascending order of the model layers.
         """
 
     def end_pass(self) -> None:
-        """Every model layer was taken. The blocks above the deepest of them, and the head, are still to run."""
+        """Every model layer was taken. The blocks above the deepest of them, and the head, are
+        still to run."""
 
 
 @contextmanager
@@ -57,14 +65,17 @@ def listen(
 ) -> Iterator[None]:
     """Let a listener hear every forward pass of a model while the context is open.
 
-    Works under `model.generate`, greedy or sampling, with left padding and in batches; the model's output stays the
-    same bit for bit. Passes that generate need a key-value cache, or each of them looks like a new prompt; beam search
-    and assisted decoding move rows and take tokens back, which a listener is not told.
+    Works under `model.generate`, greedy or sampling, with left padding and in batches; the model's
+    output stays the same bit for bit. Passes that generate need a key-value cache, or each of them
+    looks like a new prompt; beam search and assisted decoding move rows and take tokens back, which
+    a listener is not told.
 
     Parameters
     ----------
-    model : a loaded model, or a transformers model; passes are heard when it is called itself, not a part of it.
-    end_ids : tokens that end a sequence; None for those of the model's generation settings, padding included.
+    model : a loaded model, or a transformers model; passes are heard when it is called itself, not
+        a part of it.
+    end_ids : tokens that end a sequence; None for those of the model's generation settings, padding
+        included.
 
     Raises
     ------
@@ -78,7 +89,11 @@ def listen(
     >>> with listen(model, monitor):  # doctest: +SKIP
     ...     model.generate(**inputs, max_new_tokens=200)
     """
-    module, blocks = (model.model, model.blocks) if isinstance(model, LoadedModel) else (model, find_blocks(model))
+    module, blocks = (
+        (model.model, model.blocks)
+        if isinstance(model, LoadedModel)
+        else (model, find_blocks(model))
+    )
     model_layers = _check_model_layers(listener.model_layers, len(blocks))
     ends = _end_ids(model) if end_ids is None else set(end_ids)
     ears = _Ears(module, listener, ends, deepest=model_layers[-1])
@@ -106,7 +121,8 @@ class TokenizedText(NamedTuple):
 def read_text(loaded: LoadedModel, text: str, listener: Listener) -> TokenizedText:
     """Run a text through a model once, up to the deepest model layer that the listener wants.
 
-    Tokenised as `lenscache.extract` does. A text beyond the model's positions is cut, and the result says so.
+    Tokenised as `lenscache.extract` does. A text beyond the model's positions is cut, and the
+    result says so.
 
     Raises
     ------
@@ -121,14 +137,20 @@ def read_text(loaded: LoadedModel, text: str, listener: Listener) -> TokenizedTe
     ids = torch.tensor([kept], device=loaded.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with listen(loaded, listener):
-        Capture(loaded.blocks, listener.model_layers).run_to_deepest(loaded.model, **inputs, use_cache=False)
-    return TokenizedText(_pieces(loaded, text, kept, encoded.get("offset_mapping")), len(token_ids) - len(kept))
+        Capture(loaded.blocks, listener.model_layers).run_to_deepest(
+            loaded.model, **inputs, use_cache=False
+        )
+    return TokenizedText(
+        _pieces(loaded, text, kept, encoded.get("offset_mapping")), len(token_ids) - len(kept)
+    )
 
 
 class _Ears:
     """Hooks of one `listen`, and what they know of the text so far."""
 
-    def __init__(self, module: nn.Module, listener: Listener, end_ids: set[int], *, deepest: int) -> None:
+    def __init__(
+        self, module: nn.Module, listener: Listener, end_ids: set[int], *, deepest: int
+    ) -> None:
         self._listener, self._deepest = listener, deepest
         self._names = list(inspect.signature(module.forward).parameters)
         self._end_ids = torch.tensor(sorted(end_ids))
@@ -143,10 +165,14 @@ class _Ears:
         inputs: Any = tokens if given.get("inputs_embeds") is None else given["inputs_embeds"]
         (n_batch, n_positions), device = inputs.shape[:2], inputs.device
         is_new = cache is None or int(cache.get_seq_length()) == 0
-        generates = not is_new and n_positions == 1  # more at once are given: the next part of a prompt, or a next turn
+        generates = (
+            not is_new and n_positions == 1
+        )  # more at once are given: the next part of a prompt, or a next turn
         if not generates:
             self._alive = torch.ones(n_batch, dtype=torch.bool, device=device)
-        real, first = _positions(given.get("attention_mask"), n_batch, n_positions, device, is_new=is_new)
+        real, first = _positions(
+            given.get("attention_mask"), n_batch, n_positions, device, is_new=is_new
+        )
         if generates and tokens is not None:
             self._end_ids = self._end_ids.to(device)
             self._alive = self._alive & ~torch.isin(tokens[:, 0], self._end_ids)
@@ -160,8 +186,14 @@ class _Ears:
 
         def hook(_block: nn.Module, _inputs: Any, output: Any) -> None:
             if not self._is_open:
-                raise ModelError("the model's blocks ran without the model: call the model that `listen` was given")
-            self._listener.take(model_layer, (output[0] if isinstance(output, tuple) else output).detach())
+                raise ModelError(
+                    "the model's blocks ran without the model: call the model that `listen` "
+                    "was "
+                    "given"
+                )
+            self._listener.take(
+                model_layer, (output[0] if isinstance(output, tuple) else output).detach()
+            )
             if model_layer == self._deepest:
                 self._is_open = False
                 self._listener.end_pass()
@@ -172,14 +204,16 @@ class _Ears:
 def _positions(
     mask: Any, n_batch: int, n_positions: int, device: torch.device, *, is_new: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(batch, position) each: which positions of a pass are real, and which are the first of their row."""
+    """(batch, position) each: which positions of a pass are real, and which are the first of their
+    row."""
     if mask is None:
         first = torch.zeros(n_batch, n_positions, dtype=torch.bool, device=device)
         first[:, 0] = is_new
         return torch.ones_like(first), first
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[1] < n_positions:
         raise ModelError(
-            "the attention mask is not (batch, position), so padding cannot be told from text: use the default cache"
+            "the attention mask is not (batch, position), so padding cannot be told from text: "
+            "use the default cache"
         )
     real = mask.bool()
     first = real & (real.cumsum(dim=1) == 1)
@@ -191,7 +225,8 @@ def _check_model_layers(wanted: Sequence[int], n_layers: int) -> list[int]:
     for model_layer in found:
         if not 0 <= model_layer < n_layers:
             raise ModelLayerError(
-                f"model layer {model_layer} does not exist: this model has {n_layers} transformer blocks, numbered "
+                f"model layer {model_layer} does not exist: this model has {n_layers} transformer "
+                "blocks, numbered "
                 f"0 to {n_layers - 1}"
             )
     if not found:
@@ -201,25 +236,34 @@ def _check_model_layers(wanted: Sequence[int], n_layers: int) -> list[int]:
 
 def _end_ids(model: LoadedModel | nn.Module) -> set[int]:
     """Tokens that end a sequence; with the one that finished rows are fed while others go on."""
-    config: Any = getattr(model.model if isinstance(model, LoadedModel) else model, "generation_config", None)
+    config: Any = getattr(
+        model.model if isinstance(model, LoadedModel) else model, "generation_config", None
+    )
     entries = [getattr(config, name, None) for name in ("eos_token_id", "pad_token_id")]
-    flat = {one for entry in entries for one in (entry if isinstance(entry, list | tuple) else [entry])}
+    flat = {
+        one for entry in entries for one in (entry if isinstance(entry, list | tuple) else [entry])
+    }
     return {int(one) for one in flat if one is not None} | (
         set(model.eos_ids) if isinstance(model, LoadedModel) else set()
     )
 
 
-def _pieces(loaded: LoadedModel, text: str, token_ids: Sequence[int], spans: Any) -> tuple[str, ...]:
-    """The text of each token: slices of the text where the tokenizer says which, so that no character is lost."""
+def _pieces(
+    loaded: LoadedModel, text: str, token_ids: Sequence[int], spans: Any
+) -> tuple[str, ...]:
+    """The text of each token: slices of the text where the tokenizer says which, so that no
+    character is lost."""
     names: list[str] = loaded.tokenizer.convert_ids_to_tokens(token_ids)
     special = set(loaded.tokenizer.all_special_ids)
     if spans is None:
         return tuple(
-            name if i in special else loaded.tokenizer.decode([i]) for i, name in zip(token_ids, names, strict=True)
+            name if i in special else loaded.tokenizer.decode([i])
+            for i, name in zip(token_ids, names, strict=True)
         )
     pieces, shown = [], 0
     for (start, stop), token_id, name in zip(spans, token_ids, names, strict=False):
-        # A character of several tokens belongs to the first of them; spaces that no span covers, to the next token.
+        # A character of several tokens belongs to the first of them; spaces that no span covers, to
+        # the next token.
         pieces.append(name if token_id in special and start == stop else text[shown:stop])
         shown = max(shown, stop)
     return tuple(pieces)

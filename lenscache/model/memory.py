@@ -7,7 +7,11 @@ import gc
 from contextlib import suppress
 from pathlib import Path
 
-_STATUS, _MEMINFO, _CGROUP = Path("/proc/self/status"), Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_STATUS, _MEMINFO, _CGROUP = (
+    Path("/proc/self/status"),
+    Path("/proc/meminfo"),
+    Path("/sys/fs/cgroup"),
+)
 
 
 def resident_bytes() -> int | None:
@@ -34,7 +38,8 @@ def release() -> None:
 
 
 def available_bytes() -> int | None:
-    """What can be allocated without swapping: of the machine, or of the container if that is less."""
+    """What can be allocated without swapping: of the machine, or of the container if that is
+    less."""
     machine, container = _field(_MEMINFO, "MemAvailable"), _left_in_container()
     known = [value for value in (machine, container) if value is not None]
     return min(known) if known else None

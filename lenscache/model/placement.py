@@ -1,7 +1,8 @@
-"""Models whose weights are not all on one device: what maps there are, and where a weight is to be found.
+"""Models whose weights are not all on one device: what maps there are, and where a weight is to be
+found.
 
-A map says for each part of a model which device computes it; accelerate brings inputs there, and the weights of what no
-card holds, which wait in memory or in files.
+A map says for each part of a model which device computes it; accelerate brings inputs there, and
+the weights of what no card holds, which wait in memory or in files.
 """
 
 from __future__ import annotations
@@ -34,20 +35,29 @@ def check_device_map(device_map: str | Mapping[str, Any]) -> None:
         If accelerate is not installed.
     """
     if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
-        raise ModelError(f"the device map is {device_map!r}, expected one of: {', '.join(DEVICE_MAPS)}")
+        raise ModelError(
+            f"the device map is {device_map!r}, expected one of: {', '.join(DEVICE_MAPS)}"
+        )
     if importlib.util.find_spec("accelerate") is None:
         raise MissingPackageError(
-            "spreading a model over devices needs accelerate: run `pip install 'lenscache[multi-gpu]'`"
+            "spreading a model over devices needs accelerate: run `pip install "
+            "'lenscache[multi-gpu]'`"
         )
 
 
 @contextmanager
 def offload_folder() -> Iterator[tuple[str, Callable[[Any], object]]]:
-    """A folder for weights that neither cards nor memory hold, and how to keep it for as long as an object lives."""
+    """A folder for weights that neither cards nor memory hold, and how to keep it for as long as an
+    object lives."""
     folder = tempfile.mkdtemp(prefix="lenscache-offload-")
     keepers: list[Any] = []
     try:
-        yield folder, lambda owner: keepers.append(weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True))
+        yield (
+            folder,
+            lambda owner: keepers.append(
+                weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+            ),
+        )
     finally:
         if not keepers:
             shutil.rmtree(folder, ignore_errors=True)
@@ -62,7 +72,8 @@ def input_device(model: Any) -> torch.device:
 
 
 def whole_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a model's state holds, by name: slices put together, and read what waits elsewhere, when they are asked for.
+    """What a model's state holds, by name: slices put together, and read what waits elsewhere, when
+    they are asked for.
 
     Raises
     ------
@@ -83,7 +94,9 @@ def _fetched(model: nn.Module, name: str) -> torch.Tensor:
     path, _, own_name = name.rpartition(".")
     module = model.get_submodule(path)
     if not has_offloaded_params(module):
-        raise UnsupportedModelError(f"the weight {name} was never loaded, so the model cannot be told from others")
+        raise UnsupportedModelError(
+            f"the weight {name} was never loaded, so the model cannot be told from others"
+        )
     with align_module_device(module, torch.device("cpu")):
         tensor: torch.Tensor = getattr(module, own_name)
     return tensor

@@ -38,9 +38,12 @@ def check(request: Request, tell: Tell) -> Outcome:
     probe.run(1)  # what a device sets up once is no cost of a batch
     details = _on_card(probe, tell) if loaded.device.type == "cuda" else _on_host(probe, tell)
     details |= {
-        "dtype": loaded.dtype, "device": str(loaded.device), "prompt_tokens": probe.n_prompt, "new_tokens": new_tokens,
+        "dtype": loaded.dtype,
+        "device": str(loaded.device),
+        "prompt_tokens": probe.n_prompt,
+        "new_tokens": new_tokens,
         "weights": footprint.weights,
-    }  # fmt: skip
+    }
     fits = {row["batch"]: row["fits"] for row in details["batches"]}
     largest, how = details["largest"], "about " if details["estimated"] else ""
     most = f"at least {largest}" if largest == MOST_TRIED else f"{how}{largest}"
@@ -49,7 +52,10 @@ def check(request: Request, tell: Tell) -> Outcome:
         return Outcome.failed(why, **details)
     peak = next(row["peak"] for row in details["batches"] if row["batch"] == WANTED)
     at_peak = "" if peak is None else f", {peak / 1e6:.0f} MB at its peak"
-    return Outcome.passed(f"batch {WANTED} fits in {loaded.dtype}{at_peak}; the largest that fits is {most}", **details)
+    return Outcome.passed(
+        f"batch {WANTED} fits in {loaded.dtype}{at_peak}; the largest that fits is {most}",
+        **details,
+    )
 
 
 class _Probe:
@@ -65,8 +71,11 @@ class _Probe:
     def run(self, batch: int) -> bool:
         """Run one batch; false if it does not fit the card."""
         runner = Runner(
-            self.loaded, range(self.loaded.n_layers), max_new_tokens=self.new_tokens, batch_size=batch
-        )  # fmt: skip
+            self.loaded,
+            range(self.loaded.n_layers),
+            max_new_tokens=self.new_tokens,
+            batch_size=batch,
+        )
         try:
             runner.run([self.row] * batch)
         except ModelError:
@@ -74,15 +83,27 @@ class _Probe:
         return runner.out_of_memory == 0
 
     def describe(
-        self, batch: int, *, fits: bool, peak: int | None, reserved: int | None = None, program: int = 0
+        self,
+        batch: int,
+        *,
+        fits: bool,
+        peak: int | None,
+        reserved: int | None = None,
+        program: int = 0,
     ) -> dict[str, Any]:
         """One line of the table; bytes. `program` is what the process holds without any model."""
         cache = None if self.cache_per_row is None else self.cache_per_row * batch
         rest = None if peak is None else max(peak - program - self.weights - (cache or 0), 0)
         return {
-            "batch": batch, "fits": fits, "peak": peak, "reserved": reserved, "weights": self.weights, "cache": cache,
-            "rest": rest, "program": program,
-        }  # fmt: skip
+            "batch": batch,
+            "fits": fits,
+            "peak": peak,
+            "reserved": reserved,
+            "weights": self.weights,
+            "cache": cache,
+            "rest": rest,
+            "program": program,
+        }
 
     @torch.inference_mode()
     def _cache(self, token_ids: list[int]) -> int | None:
@@ -99,7 +120,9 @@ def _on_card(probe: _Probe, tell: Tell) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
         fits = probe.run(batch)
         peak = torch.cuda.max_memory_allocated(device) if fits else None
-        return probe.describe(batch, fits=fits, peak=peak, reserved=torch.cuda.max_memory_reserved(device))
+        return probe.describe(
+            batch, fits=fits, peak=peak, reserved=torch.cuda.max_memory_reserved(device)
+        )
 
     rows = {batch: measured(batch) for batch in (1, WANTED)}
 
@@ -111,11 +134,18 @@ def _on_card(probe: _Probe, tell: Tell) -> dict[str, Any]:
     largest = largest_that_fits(fits, most=MOST_TRIED)
     shown = sorted({1, WANTED, largest} & set(rows))
     free, total = torch.cuda.mem_get_info(device)
-    return {"batches": [rows[b] for b in shown], "largest": largest, "estimated": False, "free": free, "total": total}
+    return {
+        "batches": [rows[b] for b in shown],
+        "largest": largest,
+        "estimated": False,
+        "free": free,
+        "total": total,
+    }
 
 
 def _on_host(probe: _Probe, tell: Tell) -> dict[str, Any]:
-    """Measure small batches, and reckon from what each row adds: a machine must not be driven into swap."""
+    """Measure small batches, and reckon from what each row adds: a machine must not be driven into
+    swap."""
     rows: list[dict[str, Any]] = []
     peaks: dict[int, int] = {}
     free = available_bytes()
@@ -124,7 +154,12 @@ def _on_host(probe: _Probe, tell: Tell) -> dict[str, Any]:
     program = max((base or 0) - probe.weights, 0)
     for batch in (1, WANTED, 2 * WANTED):
         grown = max(peaks.values(), default=_UNKNOWN)
-        if free is not None and base is not None and grown != _UNKNOWN and (grown - base) * WANTED > _SHARE * free:
+        if (
+            free is not None
+            and base is not None
+            and grown != _UNKNOWN
+            and (grown - base) * WANTED > _SHARE * free
+        ):
             rows.append(probe.describe(batch, fits=False, peak=None, program=program))
             continue
         tell(f"batch {batch}", 0, 1)
@@ -141,13 +176,18 @@ def _on_host(probe: _Probe, tell: Tell) -> dict[str, Any]:
     room = int(_SHARE * (free or 0) / per_row) if known else fitting
     largest = min(max(room, fitting), MOST_TRIED) if all(row["fits"] for row in rows) else fitting
     return {
-        "batches": rows, "largest": largest, "estimated": True, "free": free, "per_row": per_row if known else None,
+        "batches": rows,
+        "largest": largest,
+        "estimated": True,
+        "free": free,
+        "per_row": per_row if known else None,
         "after_loading": base,
-    }  # fmt: skip
+    }
 
 
 def bytes_per_row(peaks: dict[int, int]) -> float:
-    """What each row of a batch adds to the peak, from peaks by batch size; 0 if that cannot be told.
+    """What each row of a batch adds to the peak, from peaks by batch size; 0 if that cannot be
+    told.
 
     The steepest step counts: a small batch may run within what a larger one before it left behind.
     """
@@ -157,8 +197,8 @@ def bytes_per_row(peaks: dict[int, int]) -> float:
 
 
 def largest_that_fits(fits: Callable[[int], bool], *, most: int) -> int:
-    """The largest batch for which `fits` holds, to an eighth of it: doubled until one does not, then bisected; 0 if
-    not even one row does."""
+    """The largest batch for which `fits` holds, to an eighth of it: doubled until one does not,
+    then bisected; 0 if not even one row does."""
     low, high = 0, 1
     while high <= most and fits(high):
         low, high = high, high * 2

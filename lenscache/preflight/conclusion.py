@@ -1,4 +1,5 @@
-"""What follows from the checks, in plain words: which dtype, batch size and steering precision to use."""
+"""What follows from the checks, in plain words: which dtype, batch size and steering precision to
+use."""
 
 from __future__ import annotations
 
@@ -23,7 +24,12 @@ def draw_conclusion(results: Sequence[CheckResult]) -> str:
     """One paragraph from whatever checks were run, whatever came of them."""
     by_name = {result.name: result for result in results}
     dtype, why = choose_dtype(by_name)
-    sentences = [why, _batch_sentence(by_name, dtype), _lens_sentence(by_name), _steering_sentence(by_name, dtype)]
+    sentences = [
+        why,
+        _batch_sentence(by_name, dtype),
+        _lens_sentence(by_name),
+        _steering_sentence(by_name, dtype),
+    ]
     return " ".join(sentence for sentence in [*sentences, _open_sentence(results)] if sentence)
 
 
@@ -33,13 +39,31 @@ def choose_dtype(results: Mapping[str, CheckResult]) -> tuple[str | None, str]:
     no_float32 = _no_float32(results)
     if narrow is not None and narrow.verdict is Verdict.failed:
         if no_float32:
-            return None, f"Neither precision can be used here: bf16 fails ({narrow.why}), and float32: {no_float32}."
-        return "float32", f"Compute in float32 (--dtype float32): bf16 does not work here ({narrow.why})."
+            return (
+                None,
+                (
+                    f"Neither precision can be used here: bf16 fails ({narrow.why}), and float32: "
+                    f"{no_float32}."
+                ),
+            )
+        return (
+            "float32",
+            f"Compute in float32 (--dtype float32): bf16 does not work here ({narrow.why}).",
+        )
     if lenses is not None and lenses.verdict is Verdict.failed and "difference" in lenses.details:
-        return "float32", "Compute in float32 (--dtype float32): lenses trained on bf16 activations are worse."
+        return (
+            "float32",
+            "Compute in float32 (--dtype float32): lenses trained on bf16 activations are worse.",
+        )
     runs = narrow is not None and narrow.verdict is Verdict.passed
     if no_float32:
-        return "bfloat16", f"Compute in bf16 (--dtype bfloat16){'' if runs else ', untested'}: float32: {no_float32}."
+        return (
+            "bfloat16",
+            (
+                f"Compute in bf16 (--dtype bfloat16){'' if runs else ', untested'}: float32: "
+                f"{no_float32}."
+            ),
+        )
     has_hardware, gain = _has_hardware(results), _gain_of_bf16(results)
     if has_hardware is False or (gain is not None and gain < SLOWER):
         return "float32", _emulated_sentence(gain, has_hardware=has_hardware)
@@ -54,10 +78,15 @@ def choose_dtype(results: Mapping[str, CheckResult]) -> tuple[str | None, str]:
 
 def _emulated_sentence(gain: float | None, *, has_hardware: bool | None) -> str:
     emulated = has_hardware is False
-    reason = "this device has no arithmetic for bf16 and emulates it" if emulated else "bf16 is slower here"
+    reason = (
+        "this device has no arithmetic for bf16 and emulates it"
+        if emulated
+        else "bf16 is slower here"
+    )
     measured = "" if gain is None else f" (measured at {gain:.2f} times the speed of float32)"
     return (
-        f"Compute in float32 and store bf16 (--dtype float32 --store-dtype bfloat16): {reason}{measured}, while "
+        "Compute in float32 and store bf16 (--dtype float32 --store-dtype bfloat16): "
+        f"{reason}{measured}, while "
         "storing bf16 still halves what is on disk."
     )
 
@@ -78,7 +107,10 @@ def _batch_sentence(results: Mapping[str, CheckResult], dtype: str | None) -> st
         size = min(4, largest or 0)
         if not size:
             return "Not even one prompt fits memory."
-        return f"Use --batch-size {size}: {_at_most(memory)} fit, and which is fastest was not measured."
+        return (
+            f"Use --batch-size {size}: {_at_most(memory)} fit, and which is fastest was not "
+            "measured."
+        )
     fits = f"; {_at_most(memory)} fit" if largest is not None else ""
     speedup = "" if timing is timings[0] else f", {timing['ratio']:.1f} times {timings[0]['name']}"
     return f"Use --batch-size {best}: {timing['median']:.2f} prompts/s{speedup}{fits}."
@@ -86,7 +118,10 @@ def _batch_sentence(results: Mapping[str, CheckResult], dtype: str | None) -> st
 
 def _at_most(memory: Mapping[str, Any]) -> str:
     more = " or more" if memory["largest"] >= MOST_TRIED else ""
-    return f"{'by estimate ' if memory.get('estimated') else ''}up to {memory['largest']} prompts{more}"
+    return (
+        f"{'by estimate ' if memory.get('estimated') else ''}up to {memory['largest']} "
+        f"prompts{more}"
+    )
 
 
 def _lens_sentence(results: Mapping[str, CheckResult]) -> str:
@@ -103,7 +138,10 @@ def _lens_sentence(results: Mapping[str, CheckResult]) -> str:
     if min(f1["low"], score["low"]) < -TOLERATED:
         doubt = "show no clear loss at float32, but so few concepts leave room for one"
         return f"Lenses trained on bf16 activations {doubt}: {numbers}."
-    return f"Lenses trained on bf16 activations are as good at float32 as those trained there: {numbers}."
+    return (
+        "Lenses trained on bf16 activations are as good at float32 as those trained there: "
+        f"{numbers}."
+    )
 
 
 def _steering_sentence(results: Mapping[str, CheckResult], dtype: str | None) -> str:
@@ -122,16 +160,23 @@ def _steering_sentence(results: Mapping[str, CheckResult], dtype: str | None) ->
     also = [_DTYPES[name] for name in working if name != chosen]
     beside = f"; {' and '.join(also)} work{'s' if len(also) == 1 else ''}, too" if also else ""
     how = (
-        "" if _details(results, "steering").get("lenses") else " (judged by finite values alone: there were no lenses)"
+        ""
+        if _details(results, "steering").get("lenses")
+        else " (judged by finite values alone: there were no lenses)"
     )
-    return "; ".join([f"Steer in {_DTYPES[chosen]}{how}{beside}{_room_in_float16(tried)}", *others]) + "."
+    return (
+        "; ".join([f"Steer in {_DTYPES[chosen]}{how}{beside}{_room_in_float16(tried)}", *others])
+        + "."
+    )
 
 
 def _why_not(found: Mapping[str, Any], tried: Mapping[str, Any]) -> str:
     if not found["runs"] or "not finite" not in found["why"]:
         return str(found["why"])
     # What overflows cannot say how far it would have got; a wider type can.
-    reached = max(other["unsteered"]["largest_activation"] for other in tried.values() if other["runs"])
+    reached = max(
+        other["unsteered"]["largest_activation"] for other in tried.values() if other["runs"]
+    )
     return f"{found['why']}; activations reach {reached:,.0f}"
 
 
@@ -144,7 +189,9 @@ def _room_in_float16(tried: Mapping[str, Any]) -> str:
 
 
 def _open_sentence(results: Sequence[CheckResult]) -> str:
-    unanswered = [r for r in results if r.verdict in (Verdict.crashed, Verdict.skipped) or not r.details]
+    unanswered = [
+        r for r in results if r.verdict in (Verdict.crashed, Verdict.skipped) or not r.details
+    ]
     if not unanswered:
         return ""
     listed = "; ".join(f"{r.number} ({r.name}: {r.verdict}, {r.why})" for r in unanswered)

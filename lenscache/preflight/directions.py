@@ -1,4 +1,5 @@
-"""What the check of lenses leaves for the check of steering: directions, and lenses to read them with."""
+"""What the check of lenses leaves for the check of steering: directions, and lenses to read them
+with."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from lenscache.preflight.results import LENS_FILE
 class SteeringLenses:
     """Lenses to steer along and to read with; k concepts that have nothing to do with one another.
 
-    The model is steered at one model layer and read at a deeper one: there a change has been through the model.
+    The model is steered at one model layer and read at a deeper one: there a change has been
+    through the model.
     """
 
     concepts: tuple[str, ...]
@@ -26,7 +28,8 @@ class SteeringLenses:
     """(k,) of the activations along each direction."""
     read_layer: int
     weights: NDArray[np.float32]
-    """(k, hidden) at `read_layer`; none of them where there are no lenses, and directions are random."""
+    """(k, hidden) at `read_layer`; none of them where there are no lenses, and directions are
+    random."""
     biases: NDArray[np.float64]
     """(k,)"""
     noise: NDArray[np.float64]
@@ -35,10 +38,16 @@ class SteeringLenses:
     def save(self, folder: str | Path) -> None:
         """Write them where the check of steering looks for them."""
         np.savez(
-            Path(folder) / LENS_FILE, concepts=np.array(self.concepts), steered_layer=self.steered_layer,
-            directions=self.directions, deviations=self.deviations, read_layer=self.read_layer, weights=self.weights,
-            biases=self.biases, noise=self.noise,
-        )  # fmt: skip
+            Path(folder) / LENS_FILE,
+            concepts=np.array(self.concepts),
+            steered_layer=self.steered_layer,
+            directions=self.directions,
+            deviations=self.deviations,
+            read_layer=self.read_layer,
+            weights=self.weights,
+            biases=self.biases,
+            noise=self.noise,
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> SteeringLenses | None:
@@ -48,6 +57,12 @@ class SteeringLenses:
             return None
         with np.load(file, allow_pickle=False) as held:
             return cls(
-                tuple(map(str, held["concepts"])), int(held["steered_layer"]), held["directions"], held["deviations"],
-                int(held["read_layer"]), held["weights"], held["biases"], held["noise"],
-            )  # fmt: skip
+                tuple(map(str, held["concepts"])),
+                int(held["steered_layer"]),
+                held["directions"],
+                held["deviations"],
+                int(held["read_layer"]),
+                held["weights"],
+                held["biases"],
+                held["noise"],
+            )

@@ -42,20 +42,25 @@ def load(name: str, dtype: str, device: str) -> tuple[LoadedModel, Footprint]:
 
 
 def check_room(held: Footprint, dtype: str) -> None:
-    """Raise ModelError if the same model in `dtype` would not fit the memory that is left on this machine.
+    """Raise ModelError if the same model in `dtype` would not fit the memory that is left on this
+    machine.
 
     A card says so by itself; a machine without one would swap, or end the process.
     """
     width = {"float32": 4, "bfloat16": 2, "float16": 2}
     needed, free = held.weights * width[dtype] / width[held.dtype] * _ROOM, available_bytes()
     if held.device == "cpu" and free is not None and needed > free:
-        raise ModelError(f"the model in {dtype} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        raise ModelError(
+            f"the model in {dtype} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        )
 
 
 def _weight_bytes(loaded: LoadedModel) -> int:
     """Bytes of parameters and buffers; tied ones are counted once."""
     tensors = (*loaded.model.parameters(), *loaded.model.buffers())
-    return sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
+    return sum(
+        {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values()
+    )
 
 
 def cached_bytes(cache: object) -> int | None:

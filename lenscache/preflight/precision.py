@@ -18,7 +18,10 @@ from lenscache.preflight.watch import FLOAT16_LIMIT, ResidualWatch
 
 _EASY = 8
 _NEW_TOKENS = {False: 6, True: 3}  # by whether it is to be quick
-_MOST_TOKENS = {"cpu": 64, "cuda": 512}  # of a prompt, by kind of device; a processor would take minutes
+_MOST_TOKENS = {
+    "cpu": 64,
+    "cuda": 512,
+}  # of a prompt, by kind of device; a processor would take minutes
 _LONGEST = {"cpu": 128, "cuda": 4096}
 
 
@@ -40,21 +43,37 @@ def check(request: Request, tell: Tell) -> Outcome:
     check_fp32 = _in_float32(footprint, request, prompts, next_tokens, tell)
     broken = [entry for entry in found if not entry["finite"]]
     details = {
-        "prompts": found, "generation_fault": generation, "new_tokens": new_tokens,
-        "memory": [*memory, *check_fp32.pop("memory", [])], "float32": check_fp32,
-        "largest_activation": max(entry["largest_activation"] for entry in found), "float16_limit": FLOAT16_LIMIT,
-    }  # fmt: skip
+        "prompts": found,
+        "generation_fault": generation,
+        "new_tokens": new_tokens,
+        "memory": [*memory, *check_fp32.pop("memory", [])],
+        "float32": check_fp32,
+        "largest_activation": max(entry["largest_activation"] for entry in found),
+        "float16_limit": FLOAT16_LIMIT,
+    }
     if broken:
         first = broken[0]
-        place = "its logits" if first["first_broken"] is None else f"model layer {first['first_broken']}"
-        also = " (so it does in float32: the model itself is at fault)" if check_fp32.get("broken") else ""
+        place = (
+            "its logits"
+            if first["first_broken"] is None
+            else f"model layer {first['first_broken']}"
+        )
+        also = (
+            " (so it does in float32: the model itself is at fault)"
+            if check_fp32.get("broken")
+            else ""
+        )
         return Outcome.failed(
-            f"{len(broken)} of {len(found)} prompts give values that are not finite, first {first['prompt']!r} at "
-            f"{place}{also}", **details,
-        )  # fmt: skip
+            f"{len(broken)} of {len(found)} prompts give values that are not finite, first "
+            f"{first['prompt']!r} at "
+            f"{place}{also}",
+            **details,
+        )
     if generation is not None:
         return Outcome.failed(f"the prompts run, generation does not: {generation}", **details)
-    return Outcome.passed(_good_news(len(found), footprint, details["memory"], check_fp32), **details)
+    return Outcome.passed(
+        _good_news(len(found), footprint, details["memory"], check_fp32), **details
+    )
 
 
 def _prompts(loaded: LoadedModel, request: Request, new_tokens: int) -> dict[str, list[int]]:
@@ -74,20 +93,34 @@ def _prompts(loaded: LoadedModel, request: Request, new_tokens: int) -> dict[str
 
 @torch.inference_mode()
 def run_prompt(loaded: LoadedModel, token_ids: list[int]) -> dict[str, Any]:
-    """One prompt, alone: whether all activations and logits are finite, and how large activations get."""
+    """One prompt, alone: whether all activations and logits are finite, and how large activations
+    get."""
     ids = torch.tensor([token_ids], device=loaded.device)
     with ResidualWatch(loaded.blocks) as watch:
-        logits = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]  # (position, vocab)
+        logits = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[
+            0
+        ]  # (position, vocab)
     finite = watch.first_broken is None and bool(logits.isfinite().all())
     return {
-        "finite": finite, "first_broken": watch.first_broken, "largest_activation": watch.largest,
+        "finite": finite,
+        "first_broken": watch.first_broken,
+        "largest_activation": watch.largest,
         "next_token": int(logits[-1].float().nan_to_num(nan=float("-inf")).argmax()),
-    }  # fmt: skip
+    }
 
 
-def _generation_fault(loaded: LoadedModel, prompts: list[list[int]], new_tokens: int, tell: Tell) -> str | None:
-    """What goes wrong in writing a completion of each prompt, in batches of 4; None if nothing does."""
-    runner = Runner(loaded, range(loaded.n_layers), max_new_tokens=new_tokens, pool_first_position=True, batch_size=4)
+def _generation_fault(
+    loaded: LoadedModel, prompts: list[list[int]], new_tokens: int, tell: Tell
+) -> str | None:
+    """What goes wrong in writing a completion of each prompt, in batches of 4; None if nothing
+    does."""
+    runner = Runner(
+        loaded,
+        range(loaded.n_layers),
+        max_new_tokens=new_tokens,
+        pool_first_position=True,
+        batch_size=4,
+    )
     done = 0
 
     def advance(n: int) -> None:
@@ -96,20 +129,28 @@ def _generation_fault(loaded: LoadedModel, prompts: list[list[int]], new_tokens:
         tell("completions in bfloat16", done, len(prompts))
 
     try:
-        results = runner.run([Row(ids, seed, 0.8) for seed, ids in enumerate(prompts)], on_rows=advance)
+        results = runner.run(
+            [Row(ids, seed, 0.8) for seed, ids in enumerate(prompts)], on_rows=advance
+        )
     except NonFiniteError as error:
         return str(error)
     bad = [
-        number for number, result in enumerate(results)
+        number
+        for number, result in enumerate(results)
         if result.n_completion_tokens and not np.isfinite(result.pooled["completion"]).all()
-    ]  # fmt: skip
+    ]
     return f"activations of {len(bad)} completions are not finite" if bad else None
 
 
 def _in_float32(
-    narrow: Footprint, request: Request, prompts: dict[str, list[int]], next_tokens: list[int], tell: Tell
+    narrow: Footprint,
+    request: Request,
+    prompts: dict[str, list[int]],
+    next_tokens: list[int],
+    tell: Tell,
 ) -> dict[str, Any]:
-    """The same prompts in float32, where that fits: memory, whether it is finite, how often it goes on alike."""
+    """The same prompts in float32, where that fits: memory, whether it is finite, how often it goes
+    on alike."""
     tell("loading float32", 0, 1)
     try:
         check_room(narrow, "float32")
@@ -122,7 +163,9 @@ def _in_float32(
     for number, token_ids in enumerate(prompts.values()):
         tell("prompts in float32", number + 1, len(prompts))
         found.append(run_prompt(wide, token_ids))
-    same = sum(entry["next_token"] == token for entry, token in zip(found, next_tokens, strict=True))
+    same = sum(
+        entry["next_token"] == token for entry, token in zip(found, next_tokens, strict=True)
+    )
     broken = sum(not entry["finite"] for entry in found)
     before = bytes_in_use(footprint.device)
     del wide
@@ -133,17 +176,29 @@ def _in_float32(
 def describe_memory(footprint: Footprint, before: int | None) -> dict[str, Any]:
     """What a model took that was just let go of; bytes.
 
-    What letting go of it gives back is measured, not what loading took: the first load imports half of a library, too.
+    What letting go of it gives back is measured, not what loading took: the first load imports half
+    of a library, too.
     """
     after = bytes_in_use(footprint.device)
     held = None if before is None or after is None else max(before - after, 0)
     return {**asdict(footprint), "held": held}
 
 
-def _good_news(n: int, footprint: Footprint, memory: list[dict[str, Any]], fp32: dict[str, Any]) -> str:
-    others = {kind: count for kind, count in footprint.parameter_dtypes.items() if kind != "bfloat16"}
-    kept = f", but for {', '.join(f'{count} parameters in {kind}' for kind, count in others.items())}" if others else ""
-    text = f"{n} prompts and their completions are finite{kept}; weights {footprint.weights / 1e6:.0f} MB"
+def _good_news(
+    n: int, footprint: Footprint, memory: list[dict[str, Any]], fp32: dict[str, Any]
+) -> str:
+    others = {
+        kind: count for kind, count in footprint.parameter_dtypes.items() if kind != "bfloat16"
+    }
+    kept = (
+        f", but for {', '.join(f'{count} parameters in {kind}' for kind, count in others.items())}"
+        if others
+        else ""
+    )
+    text = (
+        f"{n} prompts and their completions are finite{kept}; weights "
+        f"{footprint.weights / 1e6:.0f} MB"
+    )
     if not fp32["loaded"]:
         return f"{text}; float32 does not load: {fp32['why']}"
     share = footprint.weights / memory[1]["weights"]

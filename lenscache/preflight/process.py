@@ -23,10 +23,13 @@ _AT_THE_END_S = 10.0  # for a process that has answered, or closed its output, t
 _STDERR_LINES = 20
 
 
-def run_check(command: Sequence[str], request: Request, *, time_limit_s: float, tell: Tell) -> Outcome:
+def run_check(
+    command: Sequence[str], request: Request, *, time_limit_s: float, tell: Tell
+) -> Outcome:
     """Run ``python -m command`` on a request and wait for its answer.
 
-    A process that is killed, ends without an answer, or takes longer than `time_limit_s` is an outcome, "crashed".
+    A process that is killed, ends without an answer, or takes longer than `time_limit_s` is an
+    outcome, "crashed".
 
     Raises
     ------
@@ -36,21 +39,34 @@ def run_check(command: Sequence[str], request: Request, *, time_limit_s: float, 
     with tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(  # noqa: S603 - our own modules
             [sys.executable, "-m", *command],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
-            text=True, encoding="utf-8", errors="replace", start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
         try:
             outcome = _answer(process, request, time_limit_s, tell) or _end_of(process)
         finally:
             _stop(process)
         if outcome.verdict is Verdict.crashed:
             lines = _tail(stderr)
-            last = f"; its last words: {lines[-1][:200]}" if lines and "fault" not in outcome.details else ""
-            return Outcome(outcome.verdict, f"{outcome.why}{last}", {**outcome.details, "stderr": lines})
+            last = (
+                f"; its last words: {lines[-1][:200]}"
+                if lines and "fault" not in outcome.details
+                else ""
+            )
+            return Outcome(
+                outcome.verdict, f"{outcome.why}{last}", {**outcome.details, "stderr": lines}
+            )
         return outcome
 
 
-def _answer(process: subprocess.Popen[str], request: Request, time_limit_s: float, tell: Tell) -> Outcome | None:
+def _answer(
+    process: subprocess.Popen[str], request: Request, time_limit_s: float, tell: Tell
+) -> Outcome | None:
     """The result that a process sends; None if it closes its output without one."""
     assert process.stdin is not None  # noqa: S101 - both are pipes
     with suppress(BrokenPipeError):  # it may be gone already
@@ -58,7 +74,11 @@ def _answer(process: subprocess.Popen[str], request: Request, time_limit_s: floa
         process.stdin.flush()  # and left open: a process that sees it closed ends
     for message in _messages(process, time.monotonic() + time_limit_s):
         if message is None:
-            return Outcome(Verdict.crashed, f"no answer within {time_limit_s:.0f} s: stopped", {"fault": "hung"})
+            return Outcome(
+                Verdict.crashed,
+                f"no answer within {time_limit_s:.0f} s: stopped",
+                {"fault": "hung"},
+            )
         match message[MARK], message:
             case "progress", {"what": str(what), "done": int(done), "total": int(total)}:
                 tell(what, done, total)
@@ -71,7 +91,8 @@ def _answer(process: subprocess.Popen[str], request: Request, time_limit_s: floa
 
 
 def _messages(process: subprocess.Popen[str], deadline: float) -> Iterator[Any]:
-    """What a process sends, as parsed; None when the time is up. What is no message of ours is passed over."""
+    """What a process sends, as parsed; None when the time is up. What is no message of ours is
+    passed over."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:

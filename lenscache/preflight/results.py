@@ -1,4 +1,5 @@
-"""What a check is asked, and what it answers: plain values, since both cross a process boundary as JSON."""
+"""What a check is asked, and what it answers: plain values, since both cross a process boundary as
+JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ MARK = "preflight"
 """The key that tells a message between processes from anything else that looks like JSON."""
 
 LENS_FILE = "steering.npz"
-"""Where the check of lenses leaves what the check of steering steers along, in the folder of a preflight."""
+"""Where the check of lenses leaves what the check of steering steers along, in the folder of a
+preflight."""
 
 
 class Verdict(StrEnum):

@@ -67,9 +67,11 @@ class PreflightReport:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            "model": self.model, "passed": self.passed, "conclusion": self.conclusion,
+            "model": self.model,
+            "passed": self.passed,
+            "conclusion": self.conclusion,
             "checks": [asdict(check) for check in self.checks],
-        }  # fmt: skip
+        }
 
 
 def run_preflight(
@@ -87,8 +89,9 @@ def run_preflight(
     Parameters
     ----------
     numbers : of the checks to run; None for all.
-    lens_command : module and arguments that answer check 4 and leave lenses for check 5; without it check 4 is skipped,
-        and check 5 steers along random directions. Its last argument is "steering" where only lenses are needed.
+    lens_command : module and arguments that answer check 4 and leave lenses for check 5; without it
+        check 4 is skipped, and check 5 steers along random directions. Its last argument is
+        "steering" where only lenses are needed.
     time_limit_s : seconds that one check may take.
     keep : folder that stores and lenses are left in; None for one that is removed.
 
@@ -102,14 +105,18 @@ def run_preflight(
     known = {check.number for check in checks}
     wanted = sorted(known if numbers is None else set(numbers))
     if unknown := [number for number in wanted if number not in known]:
-        raise PlanError(f"there is no check {unknown[0]}, only {', '.join(map(str, sorted(known)))}")
+        raise PlanError(
+            f"there is no check {unknown[0]}, only {', '.join(map(str, sorted(known)))}"
+        )
     by_number = {check.number: check for check in checks}
     if lens_command and _LENSES in by_number:
         by_number[_LENSES] = by_number[_LENSES]._replace(command=tuple(lens_command))
     with TemporaryDirectory(prefix="lenscache-preflight-") as scratch:
         folder = Path(scratch) if keep is None else Path(keep)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / LENS_FILE).unlink(missing_ok=True)  # of an earlier run, perhaps with another model
+        (folder / LENS_FILE).unlink(
+            missing_ok=True
+        )  # of an earlier run, perhaps with another model
         run = _Run(replace(request, folder=str(folder.absolute())), time_limit_s, on_progress)
         if _STEERING in wanted and _LENSES not in wanted and lens_command:
             run.ask(by_number[_LENSES]._replace(command=(*lens_command, "steering")))
@@ -120,7 +127,9 @@ def run_preflight(
 class _Run:
     """What all checks of one preflight share."""
 
-    def __init__(self, request: Request, time_limit_s: float, on_progress: Callable[[CheckProgress], None]) -> None:
+    def __init__(
+        self, request: Request, time_limit_s: float, on_progress: Callable[[CheckProgress], None]
+    ) -> None:
         self.request, self.time_limit_s, self.on_progress = request, time_limit_s, on_progress
 
     def ask(self, check: Check) -> CheckResult:
@@ -132,10 +141,17 @@ class _Run:
 
         if check.command:
             tell("starting", 0, 1)
-            outcome = run_check(check.command, self.request, time_limit_s=self.time_limit_s, tell=tell)
+            outcome = run_check(
+                check.command, self.request, time_limit_s=self.time_limit_s, tell=tell
+            )
         else:
             outcome = Outcome(Verdict.skipped, "lenstrain is not at hand to fit lenses")
         return CheckResult(
-            check.number, check.name, check.question, outcome.verdict, outcome.why, outcome.details,
+            check.number,
+            check.name,
+            check.question,
+            outcome.verdict,
+            outcome.why,
+            outcome.details,
             time.perf_counter() - start,
-        )  # fmt: skip
+        )

@@ -1,11 +1,16 @@
 """Check 5: can the model be steered, and in which precision?
 
     directions of lenses --steer, at several strengths--> one pass over neutral texts --> logits finite?
-                                                                                          own lens, another lens
-                                                                                          perplexity of the texts
+                                                                                          own lens,
+                                                                                          another
+                                                                                          lens
+                                                                                          perplexity
+                                                                                          of the
+                                                                                          texts
     and on, to strengths at which something overflows
 
-All of it is computed on texts that are given (teacher forcing): nothing is sampled, so precisions can be compared.
+All of it is computed on texts that are given (teacher forcing): nothing is sampled, so precisions
+can be compared.
 """
 
 from __future__ import annotations
@@ -30,7 +35,11 @@ from lenscache.preflight.watch import FLOAT16_LIMIT, ResidualWatch
 STRENGTHS = (-8.0, -4.0, 4.0, 8.0)
 """In deviations of the activations along the direction."""
 DTYPES = ("float32", "bfloat16", "float16")
-_ORDER = ("bfloat16", "float32", "float16")  # what a narrow one takes says whether a wide one has room
+_ORDER = (
+    "bfloat16",
+    "float32",
+    "float16",
+)  # what a narrow one takes says whether a wide one has room
 _POSITIONS = 24
 _PROBED = tuple(4.0**power for power in range(2, 11))  # 16 to a million deviations
 _CLOSE = 0.25  # of the change in float32: what another precision may be off by
@@ -59,13 +68,20 @@ def check(request: Request, tell: Tell) -> Outcome:
     tried, lenses = {dtype: by_dtype[dtype] for dtype in DTYPES}, attempts.lenses
     for dtype, found in tried.items():
         if found["runs"]:
-            found["works"], found["why"] = judge(found, tried["float32"] if dtype != "float32" else None)
+            found["works"], found["why"] = judge(
+                found, tried["float32"] if dtype != "float32" else None
+            )
     details = {
-        "precisions": tried, "float16_limit": FLOAT16_LIMIT, "lenses": bool(lenses is not None and len(lenses.weights)),
+        "precisions": tried,
+        "float16_limit": FLOAT16_LIMIT,
+        "lenses": bool(lenses is not None and len(lenses.weights)),
         "steered_layer": None if lenses is None else lenses.steered_layer,
-        "read_layer": None if lenses is None else lenses.read_layer, "strengths": sorted((*STRENGTHS, 0.0)),
-    }  # fmt: skip
-    why = "; ".join(f"{dtype}: {'works' if found['works'] else found['why']}" for dtype, found in tried.items())
+        "read_layer": None if lenses is None else lenses.read_layer,
+        "strengths": sorted((*STRENGTHS, 0.0)),
+    }
+    why = "; ".join(
+        f"{dtype}: {'works' if found['works'] else found['why']}" for dtype, found in tried.items()
+    )
     if not any(found["works"] for found in tried.values()):
         return Outcome.failed(f"no precision can be steered in: {why}", **details)
     return Outcome.passed(why, **details)
@@ -92,12 +108,16 @@ class _Attempts:
         except ModelNotFoundError:
             raise
         except (ModelError, RuntimeError) as error:  # some devices lack operations in some types
-            return {"works": False, "runs": False, "why": f"it does not run: {str(error).splitlines()[0]}"}
+            return {
+                "works": False,
+                "runs": False,
+                "why": f"it does not run: {str(error).splitlines()[0]}",
+            }
 
 
 def judge(found: dict[str, Any], in_float32: dict[str, Any] | None) -> tuple[bool, str]:
-    """Whether steering works in a precision, and why not: all is finite, the concept's own lens follows, as far as it
-    does in float32."""
+    """Whether steering works in a precision, and why not: all is finite, the concept's own lens
+    follows, as far as it does in float32."""
     if not found["unsteered"]["finite"]:
         layer = found["unsteered"]["first_broken"]
         place = "in the logits" if layer is None else f"at model layer {layer}"
@@ -113,7 +133,13 @@ def judge(found: dict[str, Any], in_float32: dict[str, Any] | None) -> tuple[boo
         if in_float32 is not None and in_float32["runs"]:
             expected = own_change(in_float32, concept, highest)
             if abs(rise - expected) > _CLOSE * abs(expected):
-                return False, f"the lens of {concept} moves by {rise:+.1f} deviations, in float32 by {expected:+.1f}"
+                return (
+                    False,
+                    (
+                        f"the lens of {concept} moves by {rise:+.1f} deviations, in float32 by "
+                        f"{expected:+.1f}"
+                    ),
+                )
     return True, "works"
 
 
@@ -125,7 +151,9 @@ def own_change(found: dict[str, Any], concept: str, strength: float) -> float:
     return float("nan")
 
 
-def _try_precision(loaded: LoadedModel, lenses: SteeringLenses, which: Sequence[int]) -> dict[str, Any]:
+def _try_precision(
+    loaded: LoadedModel, lenses: SteeringLenses, which: Sequence[int]
+) -> dict[str, Any]:
     texts = as_batch(loaded, NEUTRAL, _POSITIONS)
     plain = read(loaded, lenses, texts)
     steps = []
@@ -134,27 +162,42 @@ def _try_precision(loaded: LoadedModel, lenses: SteeringLenses, which: Sequence[
             steered = read(loaded, lenses, texts, number, strength)
             change = steered.logits - plain.logits
             other = (number + 1) % len(lenses.concepts)
-            steps.append({
-                "concept": lenses.concepts[number], "strength": strength, "finite": steered.finite,
-                "own": float(change[number]) if len(change) and steered.finite else None,
-                "unrelated": float(change[other]) if len(change) > 1 and steered.finite else None,
-                "unrelated_concept": lenses.concepts[other] if len(change) > 1 else None,
-                "perplexity_ratio": steered.perplexity / plain.perplexity if steered.finite else None,
-                "largest_activation": steered.largest,
-            })  # fmt: skip
+            steps.append(
+                {
+                    "concept": lenses.concepts[number],
+                    "strength": strength,
+                    "finite": steered.finite,
+                    "own": float(change[number]) if len(change) and steered.finite else None,
+                    "unrelated": float(change[other])
+                    if len(change) > 1 and steered.finite
+                    else None,
+                    "unrelated_concept": lenses.concepts[other] if len(change) > 1 else None,
+                    "perplexity_ratio": steered.perplexity / plain.perplexity
+                    if steered.finite
+                    else None,
+                    "largest_activation": steered.largest,
+                }
+            )
     return {
-        "runs": True, "steps": steps,
+        "runs": True,
+        "steps": steps,
         "unsteered": {
-            "finite": plain.finite, "first_broken": plain.first_broken, "perplexity": plain.perplexity,
+            "finite": plain.finite,
+            "first_broken": plain.first_broken,
+            "perplexity": plain.perplexity,
             "largest_activation": plain.largest,
         },
         "overflow": find_overflow(loaded, lenses, texts[:1]) if plain.finite else None,
-    }  # fmt: skip
+    }
 
 
 @torch.inference_mode()
 def read(
-    loaded: LoadedModel, lenses: SteeringLenses, texts: torch.Tensor, number: int = 0, strength: float = 0.0
+    loaded: LoadedModel,
+    lenses: SteeringLenses,
+    texts: torch.Tensor,
+    number: int = 0,
+    strength: float = 0.0,
 ) -> Reading:
     """One pass over texts (text, position), steered along the direction of concept `number`."""
     inputs = {"input_ids": texts, "attention_mask": torch.ones_like(texts)}
@@ -162,24 +205,30 @@ def read(
     counted[:, 0] = texts.shape[1] == 1  # the attention sink is read where there is nothing else
     with (
         steer(
-            loaded, lenses.directions[number], lenses.steered_layer, strength,
+            loaded,
+            lenses.directions[number],
+            lenses.steered_layer,
+            strength,
             deviation=float(lenses.deviations[number]),
         ),
         Capture(loaded.blocks, [lenses.read_layer]) as capture,
         ResidualWatch(loaded.blocks) as watch,
-    ):  # fmt: skip
+    ):
         capture.start(len(texts))
         capture.count(counted)
         logits = loaded.model(**inputs).logits.double()  # (text, position, vocab)
         pooled = capture.pooled()[0].double().cpu().numpy()  # (text, hidden)
     finite = watch.first_broken is None and bool(logits.isfinite().all())
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), texts[:, 1:].flatten())
-    read_by_lens = ((pooled @ lenses.weights.T.astype(np.float64) + lenses.biases) / lenses.noise).mean(axis=0)
+    read_by_lens = (
+        (pooled @ lenses.weights.T.astype(np.float64) + lenses.biases) / lenses.noise
+    ).mean(axis=0)
     return Reading(finite, float(loss.exp()), read_by_lens, watch.largest, watch.first_broken)
 
 
 def find_overflow(loaded: LoadedModel, lenses: SteeringLenses, texts: torch.Tensor) -> float | None:
-    """The strength from which on something is not finite, to a factor of 2; None if nothing is up to a million."""
+    """The strength from which on something is not finite, to a factor of 2; None if nothing is up
+    to a million."""
     low = 0.0
     for strength in _PROBED:
         if not read(loaded, lenses, texts, 0, strength).finite:
@@ -191,7 +240,8 @@ def find_overflow(loaded: LoadedModel, lenses: SteeringLenses, texts: torch.Tens
 
 @torch.inference_mode()
 def random_directions(loaded: LoadedModel, *, seed: int) -> SteeringLenses:
-    """Two directions that mean nothing, for want of lenses: they tell what overflows and what becomes of perplexity."""
+    """Two directions that mean nothing, for want of lenses: they tell what overflows and what
+    becomes of perplexity."""
     layer = loaded.n_layers // 2
     texts = as_batch(loaded, NEUTRAL, _POSITIONS)
     with Capture(loaded.blocks, [layer]) as capture:
@@ -204,6 +254,12 @@ def random_directions(loaded: LoadedModel, *, seed: int) -> SteeringLenses:
     deviations = np.maximum((vectors @ units.T).std(axis=0), 1e-6)
     none = np.zeros(0)
     return SteeringLenses(
-        ("a random direction", "another random direction"), layer, units.astype(np.float32), deviations, layer,
-        np.zeros((0, loaded.hidden), np.float32), none, none,
-    )  # fmt: skip
+        ("a random direction", "another random direction"),
+        layer,
+        units.astype(np.float32),
+        deviations,
+        layer,
+        np.zeros((0, loaded.hidden), np.float32),
+        none,
+        none,
+    )

@@ -1,4 +1,5 @@
-"""What the checks let a model read: concepts, everyday texts, and what is hard on a tokenizer or a number type."""
+"""What the checks let a model read: concepts, everyday texts, and what is hard on a tokenizer or a
+number type."""
 
 from __future__ import annotations
 
@@ -16,13 +17,17 @@ from lenscache.model.loading import LoadedModel
 from lenscache.preflight.results import Request
 
 NEUTRAL = (
-    "The committee met on Tuesday to go through the list that had been sent round the week before, and after a short "
+    "The committee met on Tuesday to go through the list that had been sent round the week "
+    "before, and after a short "
     "talk about the weather it turned to the first point.",
-    "In the middle of the room stood a long table with six chairs, a lamp, and a box of paper that nobody had opened "
+    "In the middle of the room stood a long table with six chairs, a lamp, and a box of paper "
+    "that nobody had opened "
     "since it was delivered last month.",
-    "When the train pulled out of the station she put her bag on the seat beside her, took out a newspaper, and began "
+    "When the train pulled out of the station she put her bag on the seat beside her, took out a "
+    "newspaper, and began "
     "to read the page that listed the new times.",
-    "To make the dough, mix the flour with a little salt, add warm water slowly, and leave it under a cloth until it "
+    "To make the dough, mix the flour with a little salt, add warm water slowly, and leave it "
+    "under a cloth until it "
     "has grown to about twice its size.",
 )
 """Texts about nothing in particular, in the language that most models know best."""
@@ -51,12 +56,15 @@ def load_pack(request: Request) -> ConceptPack:
     """
     if request.pack is not None:
         return ConceptPack.load(request.pack)
-    text = resources.files("lenscache.preflight").joinpath("concepts.json").read_text(encoding="utf-8")
+    text = (
+        resources.files("lenscache.preflight").joinpath("concepts.json").read_text(encoding="utf-8")
+    )
     return ConceptPack.from_dict(json.loads(text))
 
 
 def spread(pack: ConceptPack, n: int) -> ConceptPack:
-    """At most `n` concepts of the pack's largest layer, spread over its branches, as a pack without a hierarchy.
+    """At most `n` concepts of the pack's largest layer, spread over its branches, as a pack without
+    a hierarchy.
 
     Concepts of one layer are never above one another, so that each serves the others as a negative.
     """
@@ -64,13 +72,18 @@ def spread(pack: ConceptPack, n: int) -> ConceptPack:
     by_branch: dict[frozenset[str], list[Concept]] = {}
     for concept in sorted(pack.in_layer(largest), key=lambda concept: -len(concept.examples)):
         by_branch.setdefault(pack.hierarchy.branches(concept.id), []).append(concept)
-    in_turn = (c for turn in itertools.zip_longest(*by_branch.values()) for c in turn if c is not None)
+    in_turn = (
+        c for turn in itertools.zip_longest(*by_branch.values()) for c in turn if c is not None
+    )
     chosen = [replace(c, parents=(), confusable_with=()) for c in itertools.islice(in_turn, n)]
     return replace(pack, concepts=tuple(chosen))
 
 
-def prompt_ids(loaded: LoadedModel, pack: ConceptPack, n: int, *, seed: int, new_tokens: int) -> list[list[int]]:
-    """Token ids of `n` prompts of a pack, short and long ones in turn: any first few are as long as the others."""
+def prompt_ids(
+    loaded: LoadedModel, pack: ConceptPack, n: int, *, seed: int, new_tokens: int
+) -> list[list[int]]:
+    """Token ids of `n` prompts of a pack, short and long ones in turn: any first few are as long as
+    the others."""
     texts = plan_samples(pack, seed=seed, samples=max(2, n // len(pack) + 1)).texts
     found = sorted((fit(loaded, text, new_tokens) for text in texts), key=len)
     steps = max(len(found) // 8, 1)
@@ -87,13 +100,16 @@ def fit(loaded: LoadedModel, text: str, new_tokens: int) -> list[int]:
 
 def of_length(loaded: LoadedModel, n: int) -> list[int]:
     """`n` token ids of everyday text, over and over if need be."""
-    ids = [token for text in NEUTRAL for token in loaded.tokenizer(text, verbose=False)["input_ids"]]
+    ids = [
+        token for text in NEUTRAL for token in loaded.tokenizer(text, verbose=False)["input_ids"]
+    ]
     usable = [token for token in ids if token not in loaded.eos_ids] or [0]
     return list(itertools.islice(itertools.cycle(usable), n))
 
 
 def as_batch(loaded: LoadedModel, texts: Sequence[str], most: int) -> torch.Tensor:
-    """(texts, position) token ids, all cut to the length of the shortest, and to `most`: nothing is padding."""
+    """(texts, position) token ids, all cut to the length of the shortest, and to `most`: nothing is
+    padding."""
     found = [fit(loaded, text, 0) for text in texts]
     length = min(most, *map(len, found))
     return torch.tensor([ids[:length] for ids in found], device=loaded.device)

@@ -1,4 +1,5 @@
-"""Look at the residual stream while a model runs: how large it gets, and where it stops being a number."""
+"""Look at the residual stream while a model runs: how large it gets, and where it stops being a
+number."""
 
 from __future__ import annotations
 
@@ -35,7 +36,10 @@ class ResidualWatch:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for handle in self._handles:
             handle.remove()
@@ -46,7 +50,9 @@ class ResidualWatch:
             hidden = (output[0] if isinstance(output, tuple) else output).detach().float()
             largest = float(hidden.abs().nan_to_num(posinf=0.0).max())
             self.largest = max(self.largest, largest)
-            if not bool(hidden.isfinite().all()) and (self.first_broken is None or number < self.first_broken):
+            if not bool(hidden.isfinite().all()) and (
+                self.first_broken is None or number < self.first_broken
+            ):
                 self.first_broken = number
 
         return look

@@ -2,8 +2,8 @@
 
     request, one line on standard input --python -m lenscache.preflight.worker precision--> messages on standard output
 
-Whatever a library prints goes to standard error: standard output belongs to the answer. Standard input stays open as
-long as somebody waits for it.
+Whatever a library prints goes to standard error: standard output belongs to the answer. Standard
+input stays open as long as somebody waits for it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def serve(check: CheckFunction, refusals: tuple[type[Exception], ...] = (Lenscac
     request = Request(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        outcome = check(request, lambda what, done, total: send("progress", what=what, done=done, total=total))
+        outcome = check(
+            request, lambda what, done, total: send("progress", what=what, done=done, total=total)
+        )
     except ModelNotFoundError as error:
         send("not found", why=str(error))
     except refusals as error:

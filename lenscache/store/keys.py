@@ -1,7 +1,7 @@
 """Sample keys: what tells one row of any store from another, and lets it be recognised in the next.
 
-A key is a digest of the text and of everything its activation depends on. It needs no model to be computed, so that a
-store can be checked against its own texts.
+A key is a digest of the text and of everything its activation depends on. It needs no model to be
+computed, so that a store can be checked against its own texts.
 """
 
 from __future__ import annotations
@@ -15,16 +15,31 @@ from numpy.typing import NDArray
 from lenscache.concepts.plan import SamplePlan
 from lenscache.store.header import StoreHeader
 
-_FIELDS = ("model_fingerprint", "model_dtype", "tokenizer_fingerprint", "mode", "max_new_tokens",
-           "max_prompt_tokens", "pooling", "pool_first_position", "special_tokens", "store_dtype")  # fmt: skip
+_FIELDS = (
+    "model_fingerprint",
+    "model_dtype",
+    "tokenizer_fingerprint",
+    "mode",
+    "max_new_tokens",
+    "max_prompt_tokens",
+    "pooling",
+    "pool_first_position",
+    "special_tokens",
+    "store_dtype",
+)
 
 
 def sample_keys(header: StoreHeader, plan: SamplePlan) -> NDArray[np.uint8]:
-    """(n, 16) digest of each text, its sampling, and everything in the header that its activation depends on."""
+    """(n, 16) digest of each text, its sampling, and everything in the header that its activation
+    depends on."""
     common = json.dumps([getattr(header, name) for name in _FIELDS]).encode()
     keys = np.empty((len(plan), 16), np.uint8)
     for row, text in enumerate(plan.texts):
-        sampling = [] if header.mode == "prompt" else [int(plan.sampling_seed[row]), float(plan.temperature[row])]
+        sampling = (
+            []
+            if header.mode == "prompt"
+            else [int(plan.sampling_seed[row]), float(plan.temperature[row])]
+        )
         content = common + json.dumps([text, *sampling]).encode()
         keys[row] = np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), np.uint8)
     return keys

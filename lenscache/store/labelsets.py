@@ -10,8 +10,9 @@
         labels/concept [m]        index into the `concepts` attribute
         labels/role    [m]        as in a round
 
-`current` is written when all of a version is there, and a version that is replaced goes only then. A set has no
-hierarchy: every class is the negative of the others, unless the data names negatives of its own.
+`current` is written when all of a version is there, and a version that is replaced goes only then.
+A set has no hierarchy: every class is the negative of the others, unless the data names negatives
+of its own.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class Added(NamedTuple):
 def add_label_set(store: Store, name: str, pack: ConceptPack, *, overwrite: bool = False) -> Added:
     """Label the texts of a store that `pack` knows.
 
-    Splits and the order of each concept's samples are those that extracting the pack itself would have given,
-    for the texts that are there.
+    Splits and the order of each concept's samples are those that extracting the pack itself would
+    have given, for the texts that are there.
 
     Parameters
     ----------
@@ -94,7 +95,8 @@ def add_label_set(store: Store, name: str, pack: ConceptPack, *, overwrite: bool
     """
     if not _NAME.fullmatch(name):
         raise LabelSetError(
-            f"label set name {name!r:.80} cannot be used: give up to 64 letters, digits, '.', '_' or '-', the first a "
+            f"label set name {name!r:.80} cannot be used: give up to 64 letters, digits, '.', '_' "
+            "or '-', the first a "
             "letter or digit"
         )
     keys_of = _keys_by_text(store)
@@ -102,7 +104,9 @@ def add_label_set(store: Store, name: str, pack: ConceptPack, *, overwrite: bool
     label_set = _plan(store, name, known, keys_of)
     taken = name in label_set_names(store) and not overwrite
     if taken and read_label_set(store, name).digest != label_set.digest:
-        raise LabelSetError(f"{store.path} has a label set {name!r} already: choose another --name, or --overwrite")
+        raise LabelSetError(
+            f"{store.path} has a label set {name!r} already: choose another --name, or --overwrite"
+        )
     _write(store, label_set)
     return Added(label_set, missing, lost)
 
@@ -110,8 +114,16 @@ def add_label_set(store: Store, name: str, pack: ConceptPack, *, overwrite: bool
 def label_set_names(store: Store) -> list[str]:
     """Names of the label sets that are complete, sorted."""
     names = object_names(store.group, "label_sets")
-    found = {name: find_node(store.group, f"label_sets/{name}") for name in names if _NAME.fullmatch(name)}
-    return sorted(name for name, entry in found.items() if isinstance(entry, zarr.Group) and "current" in entry.attrs)
+    found = {
+        name: find_node(store.group, f"label_sets/{name}")
+        for name in names
+        if _NAME.fullmatch(name)
+    }
+    return sorted(
+        name
+        for name, entry in found.items()
+        if isinstance(entry, zarr.Group) and "current" in entry.attrs
+    )
 
 
 def read_label_set(store: Store, name: str) -> LabelSet:
@@ -125,16 +137,29 @@ def read_label_set(store: Store, name: str) -> LabelSet:
     names = label_set_names(store)
     if name not in names:
         there = ", ".join(names) or "none"
-        raise LabelSetError(f"{store.path} has no label set {name!r}, it has: {there}; add one with `lenscache label`")
-    hint = f"the label set {name!r} of {store.path} is damaged: write it again with `lenscache label --overwrite`"
+        raise LabelSetError(
+            f"{store.path} has no label set {name!r}, it has: {there}; add one with `lenscache "
+            "label`"
+        )
+    hint = (
+        f"the label set {name!r} of {store.path} is damaged: write it again with `lenscache label "
+        "--overwrite`"
+    )
     try:
         digest = str(store.group[f"label_sets/{name}"].attrs["current"])
         group = cast("zarr.Group", store.group[f"label_sets/{name}/{digest}"])
-        key, split, *labels = (np.asarray(cast("zarr.Array[Any]", group[place])[:]) for place in _COLUMNS)
+        key, split, *labels = (
+            np.asarray(cast("zarr.Array[Any]", group[place])[:]) for place in _COLUMNS
+        )
         found = LabelSet(
-            name, tuple(cast(Any, group.attrs["concepts"])), tuple(cast(Any, group.attrs["names"])),
-            str(group.attrs["source"]), key, split, Labels(*labels),
-        )  # fmt: skip
+            name,
+            tuple(cast(Any, group.attrs["concepts"])),
+            tuple(cast(Any, group.attrs["names"])),
+            str(group.attrs["source"]),
+            key,
+            split,
+            Labels(*labels),
+        )
     except StoreAccessError:
         raise
     except Exception as error:  # codecs raise anything on damaged input
@@ -148,7 +173,8 @@ _COLUMNS = ("samples/key", "samples/split", "labels/sample", "labels/concept", "
 
 
 def _keys_by_text(store: Store) -> dict[str, dict[bytes, None]]:
-    """Keys of every sample by its text: a text that was sampled again in a later round has several."""
+    """Keys of every sample by its text: a text that was sampled again in a later round has
+    several."""
     found: dict[str, dict[bytes, None]] = {}
     for entry in store.rounds():
         samples = entry.samples()
@@ -157,8 +183,11 @@ def _keys_by_text(store: Store) -> dict[str, dict[bytes, None]]:
     return found
 
 
-def _restrict(pack: ConceptPack, texts: Iterable[str]) -> tuple[ConceptPack, tuple[str, ...], tuple[str, ...]]:
-    """The pack with the texts that are there, the texts that are not, and the concepts without any left."""
+def _restrict(
+    pack: ConceptPack, texts: Iterable[str]
+) -> tuple[ConceptPack, tuple[str, ...], tuple[str, ...]]:
+    """The pack with the texts that are there, the texts that are not, and the concepts without any
+    left."""
     held = set(texts)
     wanted = dict.fromkeys(text for c in pack.concepts for text in (*c.examples, *c.negatives))
     missing = tuple(text for text in wanted if text not in held)
@@ -166,18 +195,25 @@ def _restrict(pack: ConceptPack, texts: Iterable[str]) -> tuple[ConceptPack, tup
     def keep(found: Sequence[str]) -> tuple[str, ...]:
         return tuple(text for text in found if text in held)
 
-    concepts = [replace(c, examples=keep(c.examples), negatives=keep(c.negatives)) for c in pack.concepts]
+    concepts = [
+        replace(c, examples=keep(c.examples), negatives=keep(c.negatives)) for c in pack.concepts
+    ]
     left = tuple(concept for concept in concepts if concept.examples)
     if not left:
         raise LabelSetError(
-            f"none of the {len(wanted)} labelled texts is in the store: texts are matched exactly, as they were "
+            f"none of the {len(wanted)} labelled texts is in the store: texts are matched exactly, "
+            "as they were "
             "extracted; extract new ones with `lenscache pack import` and `lenscache extract`"
         )
     lost = tuple(concept.id for concept in concepts if not concept.examples)
     known = ConceptPack(
-        name=pack.name, version=pack.version, concepts=tuple(_flat(concept) for concept in left), origin=pack.origin,
-        prompts="examples", splits={split: keep(pack.splits[split]) for split in pack.splits},
-    )  # fmt: skip
+        name=pack.name,
+        version=pack.version,
+        concepts=tuple(_flat(concept) for concept in left),
+        origin=pack.origin,
+        prompts="examples",
+        splits={split: keep(pack.splits[split]) for split in pack.splits},
+    )
     return known, missing, lost
 
 
@@ -185,7 +221,9 @@ def _flat(concept: Concept) -> Concept:
     return replace(concept, layer=0, parents=(), confusable_with=())
 
 
-def _plan(store: Store, name: str, pack: ConceptPack, keys_of: dict[str, dict[bytes, None]]) -> LabelSet:
+def _plan(
+    store: Store, name: str, pack: ConceptPack, keys_of: dict[str, dict[bytes, None]]
+) -> LabelSet:
     plan = plan_samples(pack, seed=store.header.seed)
     keys = [tuple(keys_of[text]) for text in plan.texts]
     first = np.cumsum([0, *(len(found) for found in keys)])
@@ -196,7 +234,9 @@ def _plan(store: Store, name: str, pack: ConceptPack, keys_of: dict[str, dict[by
         concepts=plan.concepts,
         names=tuple(pack[concept].name for concept in plan.concepts),
         source=pack.origin,
-        key=np.frombuffer(b"".join(key for found in keys for key in found), np.uint8).reshape(-1, 16),
+        key=np.frombuffer(b"".join(key for found in keys for key in found), np.uint8).reshape(
+            -1, 16
+        ),
         split=np.repeat(plan.split, np.diff(first)),
         labels=Labels(
             np.array([number for row in plan.label_sample for number in rows[row]], np.int32),
@@ -214,9 +254,13 @@ def _write(store: Store, label_set: LabelSet) -> None:
     columns: tuple[NDArray[Any], ...] = (label_set.key, label_set.split, *label_set.labels)
     for place, values in zip(_COLUMNS, columns, strict=True):
         write_column(group, place, values)
-    group.update_attributes({
-        "concepts": list(label_set.concepts), "names": list(label_set.names), "source": label_set.source,
-    })  # fmt: skip
+    group.update_attributes(
+        {
+            "concepts": list(label_set.concepts),
+            "names": list(label_set.names),
+            "source": label_set.source,
+        }
+    )
     versions.update_attributes({"current": label_set.digest})
     for name in object_names(versions, ""):
         if name not in ("zarr.json", label_set.digest):

@@ -1,7 +1,7 @@
 """How a round is laid out as Zarr arrays: types, chunks, shards and codecs.
 
-Everything here can be called again on a round that is there, in whole or in part, by any number of writers: what is
-missing is created, what is there is left alone, and nothing is deleted.
+Everything here can be called again on a round that is there, in whole or in part, by any number of
+writers: what is missing is created, what is there is left alone, and nothing is deleted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from zarr.errors import ContainsArrayError, ContainsGroupError
 
 from lenscache.bfloat16 import BFloat16
 from lenscache.concepts.plan import KINDS, SamplePlan
-from lenscache.errors import StoreAccessError, StoreDamagedError, StoreError, StoreMismatchError, StoreWriteError
+from lenscache.errors import (
+    StoreAccessError,
+    StoreDamagedError,
+    StoreError,
+    StoreMismatchError,
+    StoreWriteError,
+)
 from lenscache.store.header import StoreHeader, show_value
 from lenscache.store.quantization import MISSING
 
@@ -29,9 +35,10 @@ NATIVE_DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "int8": np.dtype(np.int8),
 }
-# zstd codes at most 128 KiB with one table. In a Blosc block of 256 KiB of 2-byte values, the shuffled exponent bytes
-# fill exactly one such run and the mantissa bytes another: measured 0.69 of raw where a chunk is one full Blosc block,
-# and 0.70-0.77 elsewhere (benchmarks/codecs.py). Level 1 is smaller and faster here than 3.
+# zstd codes at most 128 KiB with one table. In a Blosc block of 256 KiB of 2-byte values, the
+# shuffled exponent bytes fill exactly one such run and the mantissa bytes another: measured 0.69 of
+# raw where a chunk is one full Blosc block, and 0.70-0.77 elsewhere (benchmarks/codecs.py). Level 1
+# is smaller and faster here than 3.
 _BLOSC_BLOCK_BYTES = 2**18
 _BLOSC_LEVEL = 1
 _BLOCK_ROWS = 256  # about as many rows are written, and may be lost, as one unit
@@ -50,27 +57,48 @@ def lay_out_round(
     block_rows: int,
     request: Mapping[str, Any],
 ) -> None:
-    """Create whatever a round lacks; see `Store.create_round`. `complete` comes last and says the rest is there."""
+    """Create whatever a round lacks; see `Store.create_round`. `complete` comes last and says the
+    rest is there."""
     attributes = {
-        "n_samples": len(plan), "block_rows": block_rows, "plan_digest": plan.digest, "seed": header.seed, **request,
-        "concepts": list(plan.concepts), "n_targets": plan.n_targets, "kinds": list(KINDS),
-    }  # fmt: skip
+        "n_samples": len(plan),
+        "block_rows": block_rows,
+        "plan_digest": plan.digest,
+        "seed": header.seed,
+        **request,
+        "concepts": list(plan.concepts),
+        "n_targets": plan.n_targets,
+        "kinds": list(KINDS),
+    }
     if "plan_digest" not in group.attrs:
         group.update_attributes(attributes)
     for key in (*request, "block_rows", "seed", "plan_digest"):
         if (found := group.attrs.get(key)) != attributes[key]:
-            raise StoreMismatchError(key.replace("_", " "), show_value(found), show_value(attributes[key]))
-    # One by one: zarr writes the groups above an array together with it, and a writer may be killed in between.
+            raise StoreMismatchError(
+                key.replace("_", " "), show_value(found), show_value(attributes[key])
+            )
+    # One by one: zarr writes the groups above an array together with it, and a writer may be killed
+    # in between.
     vectors = vector_arrays(header)
-    for place in ("samples", "labels", *vectors, *(f"{name}/{phase}" for name in vectors for phase in header.phases)):
+    for place in (
+        "samples",
+        "labels",
+        *vectors,
+        *(f"{name}/{phase}" for name in vectors for phase in header.phases),
+    ):
         require_group(group, place)
     columns: dict[str, NDArray[Any]] = {
-        "samples/key": keys, "samples/text": np.array(plan.texts, dtype=object), "samples/kind": plan.kind,
-        "samples/split": plan.split, "samples/repeat": plan.repeat, "samples/n_prompt_tokens": n_prompt_tokens,
+        "samples/key": keys,
+        "samples/text": np.array(plan.texts, dtype=object),
+        "samples/kind": plan.kind,
+        "samples/split": plan.split,
+        "samples/repeat": plan.repeat,
+        "samples/n_prompt_tokens": n_prompt_tokens,
         "samples/n_cut_tokens": n_cut_tokens,
-        "samples/temperature": plan.temperature, "labels/sample": plan.label_sample,
-        "labels/concept": plan.label_concept, "labels/role": plan.label_role,
-    }  # fmt: skip
+        "samples/temperature": plan.temperature,
+        "labels/sample": plan.label_sample,
+        "labels/concept": plan.label_concept,
+        "labels/role": plan.label_role,
+    }
     for place, values in columns.items():
         write_column(group, place, values)
     _create_empty_columns(group, header, len(plan), block_rows)
@@ -86,7 +114,9 @@ def chunk_rows(hidden: int, block_rows: int) -> int:
     """Rows of an inner chunk, of which a block has a whole number."""
     fitting = min(_fitting_rows(hidden), block_rows)
     rows = next(n for n in range(fitting, 0, -1) if block_rows % n == 0)
-    return block_rows if 2 * rows <= fitting else rows  # no divisor comes near, and small chunks compress badly
+    return (
+        block_rows if 2 * rows <= fitting else rows
+    )  # no divisor comes near, and small chunks compress badly
 
 
 def _fitting_rows(hidden: int) -> int:
@@ -99,10 +129,13 @@ def vector_arrays(header: StoreHeader) -> tuple[str, ...]:
     return ("activations", "scales") if header.store_dtype == "int8" else ("activations",)
 
 
-def write_column(group: zarr.Group, name: str, values: NDArray[Any], dimensions: Sequence[str] | None = None) -> None:
+def write_column(
+    group: zarr.Group, name: str, values: NDArray[Any], dimensions: Sequence[str] | None = None
+) -> None:
     """Create a column and fill it, or mend it if it is there and differs.
 
-    `dimensions` names its axes; by default "sample" or "label" for what stands below `samples` and `labels`.
+    `dimensions` names its axes; by default "sample" or "label" for what stands below `samples` and
+    `labels`.
     """
     if (node := find_node(group, name)) is not None:
         array = cast("zarr.Array[Any]", node).with_config({"write_empty_chunks": True})
@@ -113,7 +146,8 @@ def write_column(group: zarr.Group, name: str, values: NDArray[Any], dimensions:
                 return
         except StoreAccessError:
             raise
-        except Exception:  # noqa: BLE001, S110 - codecs raise anything; what does not decode is written again
+        # codecs raise anything; what does not decode is written again
+        except Exception:  # noqa: BLE001, S110
             pass
     else:
         array = _create_array(
@@ -123,7 +157,8 @@ def write_column(group: zarr.Group, name: str, values: NDArray[Any], dimensions:
             chunks=(max(1, min(len(values), COLUMN_CHUNK_ROWS)), *values.shape[1:]),
             dtype="string" if values.dtype == object else values.dtype,
             compressors=[ZstdCodec(level=3), Crc32cCodec()],
-            dimension_names=dimensions or [name.split("/")[0].rstrip("s"), *(["byte"] if values.ndim > 1 else [])],
+            dimension_names=dimensions
+            or [name.split("/")[0].rstrip("s"), *(["byte"] if values.ndim > 1 else [])],
             config={"write_empty_chunks": True},
         )
     array[:] = values
@@ -144,7 +179,8 @@ def writing(what: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise StoreWriteError(
-            f"{what} cannot be written ({error}): make room on the disk, or make it writable, and run the same "
+            f"{what} cannot be written ({error}): make room on the disk, or make it writable, and "
+            "run the same "
             "`lenscache extract` again; complete blocks are kept"
         ) from error
 
@@ -166,7 +202,8 @@ def find_node(group: zarr.Group, name: str) -> zarr.Group | zarr.Array[Any] | No
     except Exception as error:  # zarr raises anything on metadata that it cannot parse
         place = f"{group.path}/{name}".lstrip("/")
         raise StoreDamagedError(
-            f"the metadata of {place} is damaged ({type(error).__name__}: {error}): remove {place}/zarr.json and run "
+            f"the metadata of {place} is damaged ({type(error).__name__}: {error}): remove "
+            f"{place}/zarr.json and run "
             "`lenscache extract` again, which writes it anew"
         ) from error
 
@@ -188,7 +225,8 @@ def require_group(group: zarr.Group, name: str) -> zarr.Group:
 
 
 def _create_array(group: zarr.Group, name: str, **spec: Any) -> zarr.Array[Any]:
-    """Create an array, or take the one that another writer of the same plan created at this moment."""
+    """Create an array, or take the one that another writer of the same plan created at this
+    moment."""
     try:
         return group.create_array(name, **spec)
     except ContainsArrayError:
@@ -203,29 +241,58 @@ def _create_empty_columns(group: zarr.Group, header: StoreHeader, n: int, block_
         for model_layer in header.model_layers:
             if find_node(group, name := f"activations/{phase}/{model_layer}") is None:
                 _create_activations(group, name, header, n, block_rows)
-            if header.store_dtype == "int8" and find_node(group, name := f"scales/{phase}/{model_layer}") is None:
+            if (
+                header.store_dtype == "int8"
+                and find_node(group, name := f"scales/{phase}/{model_layer}") is None
+            ):
                 _create_array(
-                    group, name, shape=(n,), chunks=(block_rows,), dtype="float32", fill_value=float("nan"),
-                    compressors=[ZstdCodec(level=3), Crc32cCodec()], dimension_names=["sample"],
-                )  # fmt: skip
-    for name, dtype, fill in (("samples/completion", "string", ""), ("samples/n_completion_tokens", "int32", -1)):
+                    group,
+                    name,
+                    shape=(n,),
+                    chunks=(block_rows,),
+                    dtype="float32",
+                    fill_value=float("nan"),
+                    compressors=[ZstdCodec(level=3), Crc32cCodec()],
+                    dimension_names=["sample"],
+                )
+    for name, dtype, fill in (
+        ("samples/completion", "string", ""),
+        ("samples/n_completion_tokens", "int32", -1),
+    ):
         if find_node(group, name) is None:
             _create_array(
-                group, name, shape=(n,), chunks=(block_rows,), dtype=dtype, fill_value=fill,
-                compressors=[ZstdCodec(level=3), Crc32cCodec()], dimension_names=["sample"],
-            )  # fmt: skip
+                group,
+                name,
+                shape=(n,),
+                chunks=(block_rows,),
+                dtype=dtype,
+                fill_value=fill,
+                compressors=[ZstdCodec(level=3), Crc32cCodec()],
+                dimension_names=["sample"],
+            )
     if find_node(group, "complete") is None:
         _create_array(
-            group, "complete", shape=(-(-n // block_rows),), chunks=(1,), dtype="uint8", compressors=[Crc32cCodec()],
+            group,
+            "complete",
+            shape=(-(-n // block_rows),),
+            chunks=(1,),
+            dtype="uint8",
+            compressors=[Crc32cCodec()],
             dimension_names=["block"],
-        )  # fmt: skip
+        )
 
 
-def _create_activations(group: zarr.Group, name: str, header: StoreHeader, n: int, block_rows: int) -> None:
+def _create_activations(
+    group: zarr.Group, name: str, header: StoreHeader, n: int, block_rows: int
+) -> None:
     dtype: Any = BFloat16() if header.store_dtype == "bfloat16" else header.store_dtype
     itemsize = NATIVE_DTYPES[header.store_dtype].itemsize
     blosc = BloscCodec(
-        cname="zstd", clevel=_BLOSC_LEVEL, shuffle="shuffle", typesize=itemsize, blocksize=_BLOSC_BLOCK_BYTES
+        cname="zstd",
+        clevel=_BLOSC_LEVEL,
+        shuffle="shuffle",
+        typesize=itemsize,
+        blocksize=_BLOSC_BLOCK_BYTES,
     )
     _create_array(
         group,
@@ -235,7 +302,9 @@ def _create_activations(group: zarr.Group, name: str, header: StoreHeader, n: in
         chunks=(chunk_rows(header.hidden, block_rows), header.hidden),
         shards=(block_rows, header.hidden),
         filters=[TransposeCodec(order=(1, 0))],
-        serializer=BytesCodec(endian="little"),  # explicit: tensorstore refuses a "bytes" codec without it
+        serializer=BytesCodec(
+            endian="little"
+        ),  # explicit: tensorstore refuses a "bytes" codec without it
         compressors=[blosc, Crc32cCodec()],
         fill_value=MISSING if header.store_dtype == "int8" else float("nan"),
         dimension_names=["sample", "hidden"],

@@ -3,7 +3,8 @@
     group, name --StoredArray.open--> rows of each object --look---> missing, empty or cut short, by size alone
                                                           --check--> values, every checksum of the object compared
 
-An object is what the store keeps of an array under one key: a file in a folder, a shard where an array has shards.
+An object is what the store keeps of an array under one key: a file in a folder, a shard where an
+array has shards.
 """
 
 from __future__ import annotations
@@ -124,7 +125,9 @@ class StoredArray:
         except StoreAccessError:  # says nothing about the object
             raise
         except Exception as error:  # noqa: BLE001 - codecs raise anything on damaged input
-            return Look(size, self.look(number).fault or f"does not read back ({first_line(error)})")
+            return Look(
+                size, self.look(number).fault or f"does not read back ({first_line(error)})"
+            )
 
     def _shard_fault(self, number: int, size: int) -> str | None:
         """A shard ends with its index: offset and length of each inner chunk, then a checksum."""
@@ -137,10 +140,17 @@ class StoredArray:
         if tail is None:
             return "the object is missing"
         numbers = struct.unpack(f"<{2 * n_chunks}Q", tail.to_bytes()[:-_CHECKSUM_BYTES])
-        chunks = [pair for pair in zip(numbers[::2], numbers[1::2], strict=True) if pair != (_ABSENT, _ABSENT)]
+        chunks = [
+            pair
+            for pair in zip(numbers[::2], numbers[1::2], strict=True)
+            if pair != (_ABSENT, _ABSENT)
+        ]
         end = max((offset + length for offset, length in chunks), default=0)
         if end + index_bytes != size:
-            return f"the object has {size} bytes, which its index does not account for: it was cut short or changed"
+            return (
+                f"the object has {size} bytes, which its index does not account for: it was cut "
+                "short or changed"
+            )
         return None
 
     def _place(self, number: int) -> StorePath:
@@ -154,7 +164,8 @@ def first_line(error: BaseException) -> str:
 
 
 def object_names(group: zarr.Group, name: str) -> list[str]:
-    """What stands in a folder below `group`, but for temporary files; nothing if there is no such folder."""
+    """What stands in a folder below `group`, but for temporary files; nothing if there is no such
+    folder."""
     place = group.store_path / name
 
     async def names() -> list[str]:
@@ -164,7 +175,8 @@ def object_names(group: zarr.Group, name: str) -> list[str]:
 
 
 def leftover_files(group: zarr.Group) -> list[str]:
-    """Temporary files that a killed writer left, or that a living one is writing; object stores have none."""
+    """Temporary files that a killed writer left, or that a living one is writing; object stores
+    have none."""
     store = group.store_path.store
     if not isinstance(store, LocalStore):
         return []

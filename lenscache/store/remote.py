@@ -3,11 +3,13 @@
     path --open_place--> a folder's name, which zarr opens itself
                      --> RemoteStore: zarr's FsspecStore over s3fs, gcsfs, memory ...
 
-Options of a file system, credentials first of all, come from where its users keep them: the environment and the
-configuration files of the service. They are never part of the URL, because a URL ends up in logs and shell histories.
+Options of a file system, credentials first of all, come from where its users keep them: the
+environment and the configuration files of the service. They are never part of the URL, because a
+URL ends up in logs and shell histories.
 
-Nothing is cached: not the listing of a folder, since a reader must see the blocks that another machine writes, and not
-the file system, since credentials may be set after a first attempt that lacked them.
+Nothing is cached: not the listing of a folder, since a reader must see the blocks that another
+machine writes, and not the file system, since credentials may be set after a first attempt that
+lacked them.
 """
 
 from __future__ import annotations
@@ -34,24 +36,41 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
-logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # else the traceback of what it raises is printed
+logging.getLogger("gcsfs").addHandler(
+    logging.NullHandler()
+)  # else the traceback of what it raises is printed
 
 _FOLDERS = frozenset({"file", "local"})
 _BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})
 """Protocols whose URLs begin with the name of a bucket, and with nothing else."""
-_PACKAGES = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "gcs": ("gcsfs", "gs")}
+_PACKAGES = {
+    "s3": ("s3fs", "s3"),
+    "s3a": ("s3fs", "s3"),
+    "gs": ("gcsfs", "gs"),
+    "gcs": ("gcsfs", "gs"),
+}
 """By protocol: the package that fsspec needs, and our extra that brings it."""
 _NO_CACHES: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-# Above one, s3fs asks for the size before it reads any whole object, which doubles the requests, and reads a large one
-# in parts that may be of two versions of it.
+# Above one, s3fs asks for the size before it reads any whole object, which doubles the requests,
+# and reads a large one in parts that may be of two versions of it.
 _WHOLE_READS: dict[str, Any] = {"max_concurrency": 1}
-_PASSWORD = re.compile(r"[^/:@]*:(?!\d+(/|$))[^@]*@")  # not the port of hdfs://host:8020/folder@home
-_LOST_CONNECTION = frozenset({
-    "ConnectionError", "TimeoutError", "HTTPClientError", "FSTimeoutError", "ClientConnectionError",
-    "ClientPayloadError",
-})  # fmt: skip
+_PASSWORD = re.compile(
+    r"[^/:@]*:(?!\d+(/|$))[^@]*@"
+)  # not the port of hdfs://host:8020/folder@home
+_LOST_CONNECTION = frozenset(
+    {
+        "ConnectionError",
+        "TimeoutError",
+        "HTTPClientError",
+        "FSTimeoutError",
+        "ClientConnectionError",
+        "ClientPayloadError",
+    }
+)
 """Names of errors of Python, botocore, fsspec and aiohttp, none of which need be installed."""
-_SECRET_NAMES = re.compile("SECRET|TOKEN|PASSWORD|ACCESS_KEY|CREDENTIAL|CONNECTION_STRING", re.IGNORECASE)
+_SECRET_NAMES = re.compile(
+    "SECRET|TOKEN|PASSWORD|ACCESS_KEY|CREDENTIAL|CONNECTION_STRING", re.IGNORECASE
+)
 _SHORTEST_SECRET = 6  # letters; replacing shorter ones would garble any message
 
 
@@ -77,7 +96,9 @@ def open_place(path: str | Path, *, read_only: bool) -> str | RemoteStore:
         If the configuration of the service cannot be used.
     """
     folder = local_folder(path)
-    return str(folder) if folder is not None else RemoteStore.open_url(str(path), read_only=read_only)
+    return (
+        str(folder) if folder is not None else RemoteStore.open_url(str(path), read_only=read_only)
+    )
 
 
 def check_place(path: str | Path) -> None:
@@ -96,16 +117,20 @@ def check_place(path: str | Path) -> None:
 
 
 class RemoteStore(FsspecStore):
-    """A store of objects that raises StoreAccessError where the service refuses or cannot be reached.
+    """A store of objects that raises StoreAccessError where the service refuses or cannot be
+    reached.
 
-    That is told apart from damage: what cannot be read for want of a network must not be extracted again.
+    That is told apart from damage: what cannot be read for want of a network must not be extracted
+    again.
 
     Parameters
     ----------
     url : what messages call the store.
     """
 
-    def __init__(self, fs: Any, read_only: bool = False, path: str = "/", *, url: str = "", **options: Any) -> None:
+    def __init__(
+        self, fs: Any, read_only: bool = False, path: str = "/", *, url: str = "", **options: Any
+    ) -> None:
         super().__init__(fs, read_only, path, **options)
         self.url = url or path
 
@@ -119,11 +144,17 @@ class RemoteStore(FsspecStore):
                 opened = FsspecStore.from_url(url, storage_options=options, read_only=read_only)
             except ImportError as error:
                 package, extra = _PACKAGES.get(protocol, (f"a package for {protocol}://", ""))
-                cure = f"`pip install 'lenscache[{extra}]'`" if extra else f"`pip install` as fsspec says: {error}"
+                cure = (
+                    f"`pip install 'lenscache[{extra}]'`"
+                    if extra
+                    else f"`pip install` as fsspec says: {error}"
+                )
                 raise MissingPackageError(f"{url} needs {package}: run {cure}") from None
             except ValueError as error:
                 raise StoreFormatError(
-                    f"{url} cannot be a store ({_scrub(error)}): give a folder, or a URL such as s3://bucket/prefix"
+                    f"{url} cannot be a store ({_scrub(error)}): give a folder, or a URL such "
+                    "as "
+                    "s3://bucket/prefix"
                 ) from None
             _close_with(opened.fs)
         return cls(opened.fs, read_only, opened.path.rstrip("/"), url=url)
@@ -137,7 +168,8 @@ class RemoteStore(FsspecStore):
         return not sync(names())
 
     def check_bucket(self) -> None:
-        """Raise StoreAccessError if the bucket is not there; a listing does not tell that from an empty one."""
+        """Raise StoreAccessError if the bucket is not there; a listing does not tell that from an
+        empty one."""
         if self.url.partition("://")[0] not in _BUCKETS:
             return
 
@@ -150,10 +182,14 @@ class RemoteStore(FsspecStore):
         with _explaining(self.url):
             sync(ask())
 
-    # --- what zarr calls ------------------------------------------------------------------------------------------
+    # --- what zarr calls
+    # ------------------------------------------------------------------------------------------
 
-    def with_read_only(self, read_only: bool = False) -> Self:  # noqa: D102 - as the class above, like all that follow
-        return type(self)(self.fs, read_only, self.path, url=self.url, allowed_exceptions=self.allowed_exceptions)
+    # as the class above, like all that follow
+    def with_read_only(self, read_only: bool = False) -> Self:  # noqa: D102
+        return type(self)(
+            self.fs, read_only, self.path, url=self.url, allowed_exceptions=self.allowed_exceptions
+        )
 
     async def get(  # noqa: D102
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -203,7 +239,8 @@ class RemoteStore(FsspecStore):
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:  # noqa: D102
         with _explaining(self.url):
             async for name in super().list_dir(prefix):
-                if name:  # consoles of object stores create an empty object that stands for the folder itself
+                # consoles of object stores create an empty object that stands for the folder itself
+                if name:
                     yield name
 
 
@@ -211,11 +248,15 @@ def _check_url(url: str) -> str:
     """The protocol of a URL that may name a store."""
     protocol, _, rest = url.rpartition("::")[2].partition("://")
     bucket = rest.partition("/")[0]
-    in_bucket = protocol in _BUCKETS and not bucket.startswith("arn:") and (":" in bucket or "@" in bucket)
+    in_bucket = (
+        protocol in _BUCKETS and not bucket.startswith("arn:") and (":" in bucket or "@" in bucket)
+    )
     if in_bucket or _PASSWORD.match(rest) or "?" in rest:
         raise StoreFormatError(
-            f"the URL {protocol}://... holds credentials or a query, which would end up in logs: give "
-            f"{protocol}://bucket/prefix, and credentials in the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE ...) or "
+            f"the URL {protocol}://... holds credentials or a query, which would end up in logs: "
+            "give "
+            f"{protocol}://bucket/prefix, and credentials in the environment (AWS_ACCESS_KEY_ID, "
+            "AWS_PROFILE ...) or "
             "in the configuration files of the service"
         )
     if protocol in _BUCKETS and not bucket:
@@ -245,7 +286,8 @@ def _explain(url: str, error: Exception) -> StoreAccessError:
     why, is_s3 = f"{type(error).__name__}: {_scrub(error)}", url.startswith("s3")
     if "PermissionError" in names:
         return StoreAccessError(
-            f"{url}: access is denied ({why}): check the credentials, and that they may list the bucket and read and "
+            f"{url}: access is denied ({why}): check the credentials, and that they may list the "
+            "bucket and read and "
             "write its objects"
         )
     if any(part in type(error).__name__ for part in ("Credential", "Profile", "Token", "SSO")):
@@ -260,14 +302,17 @@ def _explain(url: str, error: Exception) -> StoreAccessError:
             "the same command again; what is complete is kept"
         )
     return StoreAccessError(
-        f"{url}: the service refuses ({why}): see to that and run the same command again; what is complete is kept"
+        f"{url}: the service refuses ({why}): see to that and run the same command again; what "
+        "is "
+        "complete is kept"
     )
 
 
 def _no_bucket(url: str) -> StoreAccessError:
     protocol, _, rest = url.partition("://")
     return StoreAccessError(
-        f"{url}: there is no bucket {rest.partition('/')[0]!r} at this service: create it first, or check its name "
+        f"{url}: there is no bucket {rest.partition('/')[0]!r} at this service: create it first, "
+        "or check its name "
         f"and the endpoint{' (AWS_ENDPOINT_URL)' if protocol.startswith('s3') else ''}"
     )
 
@@ -282,13 +327,15 @@ def _scrub(error: Exception) -> str:
     return re.sub(r"\?[^\s\"']*", "", re.sub(r"://[^\s\"']*@", "://***@", text))
 
 
-# --- connections ------------------------------------------------------------------------------------------------------
+# --- connections
+# ------------------------------------------------------------------------------------------------------
 
 _CLIENTS: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def _close_with(fs: Any) -> None:
-    """Close the connections of s3fs when its file system goes: it does so itself only where it runs the event loop."""
+    """Close the connections of s3fs when its file system goes: it does so itself only where it runs
+    the event loop."""
     if hasattr(fs, "set_session"):
         client = sync(fs.set_session())
         _CLIENTS.add(client)
@@ -301,7 +348,8 @@ def _close_soon(client: Any, pid: int) -> None:
         asyncio.run_coroutine_threadsafe(client.close(), loop)
 
 
-@atexit.register  # before zarr's, which ends the event loop: the last to be registered is the first to run
+# before zarr's, which ends the event loop: the last to be registered is the first to run
+@atexit.register
 def _close_all(pid: int = os.getpid()) -> None:
     if pid == os.getpid():
         for client in list(_CLIENTS):

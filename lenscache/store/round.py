@@ -5,8 +5,9 @@
       activations/prompt/15         (n, hidden), dimension names ["sample", "hidden"]
       complete                      (n_blocks,), one chunk a block: 1 once every array of the block is written
 
-A block's arrays are written first and its mark last, so a reader sees complete blocks only. Missing objects can not be
-mistaken for data: floats are filled with NaN, counts with -1, and `Round.verify_block` asks for the object itself.
+A block's arrays are written first and its mark last, so a reader sees complete blocks only. Missing
+objects can not be mistaken for data: floats are filled with NaN, counts with -1, and
+`Round.verify_block` asks for the object itself.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Samples(NamedTuple):
     n_prompt_tokens: NDArray[np.int32]
     """Tokens that the model was given, special tokens included."""
     n_cut_tokens: NDArray[np.int32]
-    """Tokens at the end of the prompt that it was not given, because the prompt is too long; 0 in most rows."""
+    """Tokens at the end of the prompt that it was not given, because the prompt is too long; 0 in
+    most rows."""
     n_completion_tokens: NDArray[np.int32]
     """Generated tokens that were fed back; -1 in blocks that are not complete."""
     temperature: NDArray[np.float32]
@@ -140,13 +142,16 @@ class Round:
         return slice(block * self.block_rows, min((block + 1) * self.block_rows, self.n_samples))
 
     def complete_blocks(self, blocks: slice = slice(None)) -> NDArray[np.bool_]:
-        """(blocks,) which blocks are marked complete, read anew. A mark that does not decode is none."""
+        """(blocks,) which blocks are marked complete, read anew. A mark that does not decode is
+        none."""
         try:
             return np.asarray(np.asarray(self._mark[blocks]) == 1)
         except StoreAccessError:
             raise
         except Exception:  # noqa: BLE001 - codecs raise anything on damaged input
-            return np.array([self._has_mark(block) for block in range(self.n_blocks)[blocks]], np.bool_)
+            return np.array(
+                [self._has_mark(block) for block in range(self.n_blocks)[blocks]], np.bool_
+            )
 
     def _has_mark(self, block: int) -> bool:
         try:
@@ -169,7 +174,9 @@ class Round:
         StoreDamagedError
             If a column is gone, in whole or in part, or does not decode.
         """
-        self._require_columns(*(f"samples/{name}" for name in Samples._fields if name not in _BY_BLOCK))
+        self._require_columns(
+            *(f"samples/{name}" for name in Samples._fields if name not in _BY_BLOCK)
+        )
         return Samples(*(self._read(f"samples/{name}", rows) for name in Samples._fields))
 
     def labels(self) -> Labels:
@@ -199,11 +206,14 @@ class Round:
             raise StoreMismatchError("mode", self._header.mode, phase)
         if model_layer not in self._header.model_layers:
             raise ModelLayerError(
-                f"model layer {model_layer} is not in the store, which holds {show_value(self._header.model_layers)}"
+                f"model layer {model_layer} is not in the store, which holds "
+                f"{show_value(self._header.model_layers)}"
             )
         start, stop, step = rows.indices(self.n_samples)
         if step != 1:
-            raise ValueError(f"rows step by {step}, expected consecutive rows: read them all and pick")
+            raise ValueError(
+                f"rows step by {step}, expected consecutive rows: read them all and pick"
+            )
         if start >= stop:  # no rows, no blocks
             start = stop = 0
         blocks = slice(start // self.block_rows, -(-stop // self.block_rows))
@@ -212,11 +222,13 @@ class Round:
             self._seen_complete[blocks] = self.complete_blocks(blocks)
             if not (done := self._seen_complete[blocks]).all():
                 raise StoreIncompleteError(
-                    f"{self.name}: {int((~done).sum())} of {done.size} blocks of these rows are not extracted yet: "
+                    f"{self.name}: {int((~done).sum())} of {done.size} blocks of these rows are "
+                    "not extracted yet: "
                     "run `lenscache extract` again to continue"
                 )
         values = self._read_vectors(phase, model_layer, slice(start, stop))
-        # Zarr reads an object that is gone as fill values: where a block is NaN throughout, the object is asked for.
+        # Zarr reads an object that is gone as fill values: where a block is NaN throughout, the
+        # object is asked for.
         for block in range(blocks.start, blocks.stop):
             part = values[max(self.rows(block).start - start, 0) : self.rows(block).stop - start]
             if np.isnan(part[:, 0]).all() and np.isnan(part).all():
@@ -230,7 +242,8 @@ class Round:
         Raises
         ------
         NonFiniteError
-            If a pooled activation is NaN or infinite in the store's dtype; nothing of the block is marked.
+            If a pooled activation is NaN or infinite in the store's dtype; nothing of the block is
+            marked.
         """
         rows = self.rows(block)
         present = self._has_position(rows, data.n_completion_tokens)
@@ -239,7 +252,9 @@ class Round:
             for place, values in data.activations.items()
         }
         for place, values in encoded.items():
-            parts: tuple[NDArray[Any], ...] = quantize(values) if self._header.store_dtype == "int8" else (values,)
+            parts: tuple[NDArray[Any], ...] = (
+                quantize(values) if self._header.store_dtype == "int8" else (values,)
+            )
             for name, part in zip(self._arrays_of(*place), parts, strict=True):
                 self._write(name, block, part)
         self._write("samples/completion", block, np.array(list(data.completion), dtype=object))
@@ -252,24 +267,35 @@ class Round:
         Raises
         ------
         StoreDamagedError
-            Naming the array and the rows that are gone, do not decode or hold what cannot have been written.
+            Naming the array and the rows that are gone, do not decode or hold what cannot have been
+            written.
         """
         rows = self.rows(block)
         where = f"rows {rows.start}-{rows.stop - 1}"
         counts = self._read_present("samples/n_completion_tokens", block)
         if (counts < 0).any():
-            raise StoreDamagedError(f"{self.name}/samples/n_completion_tokens: {where} were never written")
+            raise StoreDamagedError(
+                f"{self.name}/samples/n_completion_tokens: {where} were never written"
+            )
         self._read_present("samples/completion", block)
         for phase, has_position in self._has_position(rows, counts).items():
             for model_layer in self._header.model_layers:
                 for name in self._arrays_of(phase, model_layer):
                     self._require_object(name, block)
-                if not np.isfinite(self._read_vectors(phase, model_layer, rows)[has_position]).all():
-                    raise StoreDamagedError(f"{self.name}/{name}: {where} hold values that are not finite")
+                if not np.isfinite(
+                    self._read_vectors(phase, model_layer, rows)[has_position]
+                ).all():
+                    raise StoreDamagedError(
+                        f"{self.name}/{name}: {where} hold values that are not finite"
+                    )
 
-    def _has_position(self, rows: slice, n_completion_tokens: NDArray[np.int32]) -> dict[Phase, NDArray[np.bool_]]:
+    def _has_position(
+        self, rows: slice, n_completion_tokens: NDArray[np.int32]
+    ) -> dict[Phase, NDArray[np.bool_]]:
         """(rows,) by phase: whether a position was pooled. Only rows without one may hold NaN."""
-        return has_position(self._header, self._read("samples/n_prompt_tokens", rows), n_completion_tokens)
+        return has_position(
+            self._header, self._read("samples/n_prompt_tokens", rows), n_completion_tokens
+        )
 
     def _arrays_of(self, phase: Phase, model_layer: int) -> tuple[str, ...]:
         """What holds the activations of one model layer."""
@@ -280,19 +306,22 @@ class Round:
         return dequantize(parts[0], parts[1]) if len(parts) > 1 else parts[0]
 
     def _read_present(self, name: str, block: int) -> NDArray[Any]:
-        """Rows of one block; unlike in any other reading, a missing object is an error and not the fill value."""
+        """Rows of one block; unlike in any other reading, a missing object is an error and not the
+        fill value."""
         self._require_object(name, block)
         return self._read(name, self.rows(block))
 
     def _require_columns(self, *names: str) -> None:
-        """Ask once for every object of columns that are whole from the start: a missing one would read as zeros."""
+        """Ask once for every object of columns that are whole from the start: a missing one would
+        read as zeros."""
         for name in set(names) - self._columns_seen:
             array = self._array(name)
             for chunk in range(-(-array.shape[0] // array.chunks[0])):
                 key = array.metadata.encode_chunk_key((chunk,) + (0,) * (array.ndim - 1))
                 if not sync((array.store_path / key).exists()):
                     raise StoreDamagedError(
-                        f"{self.name}/{name}: the object {key} is gone: run `lenscache extract` again, which writes it "
+                        f"{self.name}/{name}: the object {key} is gone: run `lenscache extract` "
+                        "again, which writes it "
                         "anew"
                     )
             self._columns_seen.add(name)
@@ -300,10 +329,13 @@ class Round:
     def _require_object(self, name: str, block: int) -> None:
         if not sync(self._object(name, block).exists()):
             rows = self.rows(block)
-            raise StoreDamagedError(f"{self.name}/{name}: the object of rows {rows.start}-{rows.stop - 1} is gone")
+            raise StoreDamagedError(
+                f"{self.name}/{name}: the object of rows {rows.start}-{rows.stop - 1} is gone"
+            )
 
     def unmark_block(self, block: int) -> None:
-        """Take the mark off a damaged block, so that it is extracted, and the round verified, again."""
+        """Take the mark off a damaged block, so that it is extracted, and the round verified,
+        again."""
         self.update_attributes({"verification": None})
         self._set_mark(block, 0)
 
@@ -313,10 +345,13 @@ class Round:
             zarr.open_group(self._group.store_path, mode="r+").update_attributes(dict(values))
 
     def stored_bytes(self, phase: Phase, model_layer: int) -> int:
-        """Bytes on disk of the activations of one model layer, compressed: complete blocks, without metadata."""
+        """Bytes on disk of the activations of one model layer, compressed: complete blocks, without
+        metadata."""
         return self._stored_bytes([(phase, model_layer)], self.complete_blocks())[model_layer]
 
-    def _stored_bytes(self, arrays: Sequence[tuple[Phase, int]], done: NDArray[np.bool_]) -> dict[int, int]:
+    def _stored_bytes(
+        self, arrays: Sequence[tuple[Phase, int]], done: NDArray[np.bool_]
+    ) -> dict[int, int]:
         """Bytes by model layer."""
         places = [
             (model_layer, _place(self._array(name), int(block)))
@@ -325,8 +360,12 @@ class Round:
             for block in np.flatnonzero(done)
         ]
 
-        async def sizes() -> list[int]:  # many at once: one after the other, an object store is slow to answer
-            return await concurrent_map(places, lambda _, place: place.store.getsize(place.path), _SIZES_AT_ONCE)
+        async def sizes() -> list[
+            int
+        ]:  # many at once: one after the other, an object store is slow to answer
+            return await concurrent_map(
+                places, lambda _, place: place.store.getsize(place.path), _SIZES_AT_ONCE
+            )
 
         total = dict.fromkeys((model_layer for _, model_layer in arrays), 0)
         for (model_layer, _), size in zip(places, sync(sizes()), strict=True):
@@ -337,7 +376,10 @@ class Round:
         """How far the round is and how much it holds, as plain values."""
         attributes, done = self.attributes, self.complete_blocks()
         verification = attributes.get("verification")
-        rows = sum(self.rows(int(block)).stop - self.rows(int(block)).start for block in np.flatnonzero(done))
+        rows = sum(
+            self.rows(int(block)).stop - self.rows(int(block)).start
+            for block in np.flatnonzero(done)
+        )
         arrays = [(phase, i) for phase in self._header.phases for i in self._header.model_layers]
         itemsize = NATIVE_DTYPES[self._header.store_dtype].itemsize
         stored = self._stored_bytes(arrays, done)
@@ -347,12 +389,20 @@ class Round:
             "rows": self.n_samples,
             "blocks": self.n_blocks,
             "complete_blocks": int(done.sum()),
-            "state": "complete" if verification and done.all() else "unfinished" if not done.all() else "not verified",
+            "state": "complete"
+            if verification and done.all()
+            else "unfinished"
+            if not done.all()
+            else "not verified",
             "limit": attributes["limit"],
             "batch_size": attributes.get("batch_size"),
-            "max_relative_error": max(verification["max_relative_error"].values()) if verification else None,
+            "max_relative_error": max(verification["max_relative_error"].values())
+            if verification
+            else None,
             "stored_bytes": sum(stored.values()),
-            "stored_bytes_by_model_layer": {str(model_layer): size for model_layer, size in stored.items()},
+            "stored_bytes_by_model_layer": {
+                str(model_layer): size for model_layer, size in stored.items()
+            },
             "raw_bytes": rows * len(arrays) * self._header.hidden * itemsize,
         }
 
@@ -361,9 +411,11 @@ class Round:
             return opened
         if (node := find_node(self._group, name)) is None:
             raise StoreDamagedError(
-                f"{self.name}/{name} is missing from the store: run `lenscache extract` again, which writes it anew"
+                f"{self.name}/{name} is missing from the store: run `lenscache extract` again, "
+                "which writes it anew"
             )
-        # Kept, because metadata never change, and asking an object store takes as long as reading a block.
+        # Kept, because metadata never change, and asking an object store takes as long as reading a
+        # block.
         self._opened[name] = cast("zarr.Array[Any]", node).with_config({"write_empty_chunks": True})
         return self._opened[name]
 
@@ -378,7 +430,8 @@ class Round:
                 array[rows] = values
             except OSError:
                 raise
-            except Exception:  # noqa: BLE001 - zarr reads a shard's index before it replaces it; codecs raise anything
+            # zarr reads a shard's index before it replaces it; codecs raise anything
+            except Exception:  # noqa: BLE001
                 sync(self._object(name, block).delete())  # damaged, and not marked complete
                 array[rows] = values
 
@@ -396,33 +449,53 @@ class Round:
             return np.asarray(array[rows])
         except (StoreDamagedError, StoreAccessError):
             raise
-        except Exception as error:  # codecs raise ValueError, RuntimeError and struct errors on damaged input
+        except (
+            Exception
+        ) as error:  # codecs raise ValueError, RuntimeError and struct errors on damaged input
             where = f", rows {rows.start}-{rows.stop - 1}," if rows.stop is not None else ""
             raise StoreDamagedError(
-                f"{self.name}/{name}{where} does not read back ({error}): run `lenscache extract` again, which "
+                f"{self.name}/{name}{where} does not read back ({error}): run `lenscache extract` "
+                "again, which "
                 "extracts damaged blocks anew"
             ) from error
 
     def _advice(self, vector: NDArray[Any]) -> str:
         if np.isfinite(vector).all():
-            return "extract into another store with --store-dtype bfloat16, which has the range of float32"
+            return (
+                "extract into another store with --store-dtype bfloat16, which has the range of "
+                "float32"
+            )
         if self._header.model_dtype == "float16":
-            return "extract into another store with --dtype bfloat16 or float32, which have a wider range"
-        return "the model itself produces it: check its weights, or leave this model layer out with --model-layers"
+            return (
+                "extract into another store with --dtype bfloat16 or float32, which have a wider "
+                "range"
+            )
+        return (
+            "the model itself produces it: check its weights, or leave this model layer out with "
+            "--model-layers"
+        )
 
     def _encode(
-        self, values: NDArray[Any], place: tuple[Phase, int], first_row: int, has_position: NDArray[np.bool_]
+        self,
+        values: NDArray[Any],
+        place: tuple[Phase, int],
+        first_row: int,
+        has_position: NDArray[np.bool_],
     ) -> NDArray[Any]:
         with np.errstate(over="ignore"):  # an overflow is found below, with the row's number
             wide = self._header.store_dtype == "int8"  # made whole numbers later, by vector
-            encoded = np.asarray(values).astype(np.float32 if wide else NATIVE_DTYPES[self._header.store_dtype])
+            encoded = np.asarray(values).astype(
+                np.float32 if wide else NATIVE_DTYPES[self._header.store_dtype]
+            )
         finite = np.isfinite(encoded).all(axis=1) | ~has_position
         if not finite.all():
             row = int(np.flatnonzero(~finite)[0])
             what = "NaN" if np.isnan(values[row]).any() else "infinity"
             raise NonFiniteError(
-                f"{self.name} row {first_row + row}, model layer {place[1]}, {place[0]}: {what} when stored as "
-                f"{self._header.store_dtype} (model dtype {self._header.model_dtype}): {self._advice(values[row])}"
+                f"{self.name} row {first_row + row}, model layer {place[1]}, {place[0]}: {what} "
+                "when stored as "
+                f"{self._header.store_dtype} (model dtype {self._header.model_dtype}): "
+                f"{self._advice(values[row])}"
             )
         return encoded
 

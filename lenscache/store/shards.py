@@ -1,10 +1,11 @@
 """Activations read shard by shard, faster than zarr's own codec pipeline reads them.
 
-    bytes of a shard -> index, checksum -> chunk: checksum, Blosc, transposition -> rows of one output array
+    bytes of a shard -> index, checksum -> chunk: checksum, Blosc, transposition -> rows of one
+    output array
 
-zarr 3.1 spends about half a millisecond of Python on a chunk, as long as decoding takes, and copies the values three
-times. Here a thread takes a shard and decodes it into its place. Arrays with other codecs, and stores that are not
-local, are left to zarr.
+zarr 3.1 spends about half a millisecond of Python on a chunk, as long as decoding takes, and copies
+the values three times. Here a thread takes a shard and decodes it into its place. Arrays with other
+codecs, and stores that are not local, are left to zarr.
 """
 
 from __future__ import annotations
@@ -39,10 +40,15 @@ class ShardReader(NamedTuple):
 
     @classmethod
     def of(cls, array: zarr.Array[Any]) -> ShardReader | None:
-        """The reader of a local array that `lenscache.store.layout` laid out, None for any other."""
+        """The reader of a local array that `lenscache.store.layout` laid out, None for any
+        other."""
         metadata: Any = array.metadata
         store = array.store_path.store
-        if sys.byteorder != "little" or not isinstance(store, LocalStore) or len(metadata.codecs) != 1:
+        if (
+            sys.byteorder != "little"
+            or not isinstance(store, LocalStore)
+            or len(metadata.codecs) != 1
+        ):
             return None
         if not isinstance(sharding := metadata.codecs[0], ShardingCodec):
             return None
@@ -54,7 +60,10 @@ class ShardReader(NamedTuple):
         index = tuple(type(codec) for codec in sharding.index_codecs)
         if index != (BytesCodec, Crc32cCodec) or sharding.index_location.value != "end":
             return None
-        (block_rows, _), (chunk_rows, hidden) = metadata.chunk_grid.chunk_shape, sharding.chunk_shape
+        (block_rows, _), (chunk_rows, hidden) = (
+            metadata.chunk_grid.chunk_shape,
+            sharding.chunk_shape,
+        )
         if hidden != array.shape[1]:
             return None
         return cls(array, Path(store.root) / array.path, block_rows, chunk_rows)
@@ -75,7 +84,9 @@ class ShardReader(NamedTuple):
             self._read_rows(block, low - first, out[low - start : high - start])
 
         # list: an error in a thread is raised here
-        list(_threads().map(read_block, range(start // self.block_rows, -(-stop // self.block_rows))))
+        list(
+            _threads().map(read_block, range(start // self.block_rows, -(-stop // self.block_rows)))
+        )
         return out
 
     def _read_rows(self, block: int, start: int, out: NDArray[Any]) -> None:
@@ -83,7 +94,9 @@ class ShardReader(NamedTuple):
         n_chunks, stop = self.block_rows // self.chunk_rows, start + len(out)
         index_bytes = 16 * n_chunks + _CHECKSUM_BYTES
         try:
-            file = (self.folder / self.array.metadata.encode_chunk_key((block, 0))).open("rb", buffering=0)
+            file = (self.folder / self.array.metadata.encode_chunk_key((block, 0))).open(
+                "rb", buffering=0
+            )
         except FileNotFoundError:
             out[:] = self.array.fill_value
             return
@@ -99,9 +112,13 @@ class ShardReader(NamedTuple):
                     target[:] = self.array.fill_value
                     continue
                 file.seek(offset)
-                decoded = np.frombuffer(_BLOSC.decode(_checked(file.read(length))), f"u{out.itemsize}")
+                decoded = np.frombuffer(
+                    _BLOSC.decode(_checked(file.read(length))), f"u{out.itemsize}"
+                )
                 # as integers: numpy transposes them without holding the lock
-                target.view(decoded.dtype)[:] = decoded.reshape(-1, self.chunk_rows)[:, low - first : high - first].T
+                target.view(decoded.dtype)[:] = decoded.reshape(-1, self.chunk_rows)[
+                    :, low - first : high - first
+                ].T
 
 
 @cache
@@ -112,6 +129,8 @@ def _threads() -> ThreadPoolExecutor:
 def _checked(data: bytes) -> memoryview:
     """The bytes before a checksum, which must match."""
     content = memoryview(data)[:-_CHECKSUM_BYTES]
-    if google_crc32c.value(data[:-_CHECKSUM_BYTES]) != int.from_bytes(data[-_CHECKSUM_BYTES:], "little"):
+    if google_crc32c.value(data[:-_CHECKSUM_BYTES]) != int.from_bytes(
+        data[-_CHECKSUM_BYTES:], "little"
+    ):
         raise ValueError("a checksum does not match")
     return content

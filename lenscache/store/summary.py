@@ -1,10 +1,12 @@
-"""The store, in a folder or an object store: a Zarr v3 hierarchy that any Zarr v3 reader understands.
+"""The store, in a folder or an object store: a Zarr v3 hierarchy that any Zarr v3 reader
+understands.
 
     store.zarr/                     StoreHeader in its attributes
       hierarchy/                    the concepts of the pack and their parents, so that training needs no pack file
       layer_0/round_0/              one Round: samples, labels, activations and which blocks of them are complete
 
-Nothing is ever deleted or locked: the plan is deterministic, hence two writers of one block write the same bytes.
+Nothing is ever deleted or locked: the plan is deterministic, hence two writers of one block write
+the same bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +30,14 @@ from lenscache.concepts.pack import ConceptPack, Hierarchy
 from lenscache.concepts.plan import SamplePlan
 from lenscache.errors import StoreDamagedError, StoreFormatError, StoreNotFoundError
 from lenscache.store.header import FORMAT_VERSION, Phase, StoreHeader
-from lenscache.store.layout import default_block_rows, find_node, lay_out_round, require_group, write_column, writing
+from lenscache.store.layout import (
+    default_block_rows,
+    find_node,
+    lay_out_round,
+    require_group,
+    write_column,
+    writing,
+)
 from lenscache.store.remote import RemoteStore, open_place
 from lenscache.store.round import Round
 
@@ -46,10 +55,13 @@ class Store:
     def __init__(self, group: zarr.Group, path: str) -> None:
         version = group.attrs.get("format_version")
         if version is None:
-            raise StoreFormatError(f"{path} is a Zarr group but not a lenscache store: it has no format_version")
+            raise StoreFormatError(
+                f"{path} is a Zarr group but not a lenscache store: it has no format_version"
+            )
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise StoreFormatError(
-                f"{path} has format version {version}, this lenscache reads up to {FORMAT_VERSION}: upgrade lenscache"
+                f"{path} has format version {version}, this lenscache reads up to "
+                f"{FORMAT_VERSION}: upgrade lenscache"
             )
         self.group, self.path = group, path
         self.header = StoreHeader.from_attributes(group.attrs)
@@ -57,7 +69,9 @@ class Store:
     @cached_property
     def hierarchy(self) -> Hierarchy:
         """The hierarchy of the pack the store was extracted for."""
-        ids, layers, links = (np.asarray(self._hierarchy_array(key)[:]) for key in ("id", "layer", "parent_links"))
+        ids, layers, links = (
+            np.asarray(self._hierarchy_array(key)[:]) for key in ("id", "layer", "parent_links")
+        )
         parents: dict[str, tuple[str, ...]] = {}
         for child, parent in links:
             parents[str(ids[child])] = (*parents.get(str(ids[child]), ()), str(ids[parent]))
@@ -75,7 +89,11 @@ class Store:
 
     def rounds(self, layer: int | None = None) -> list[Round]:
         """The rounds of one layer, or of all, in order."""
-        return [self.round(*place) for place in sorted(self._round_places()) if layer in (None, place[0])]
+        return [
+            self.round(*place)
+            for place in sorted(self._round_places())
+            if layer in (None, place[0])
+        ]
 
     def to_xarray(
         self,
@@ -85,7 +103,8 @@ class Store:
         phases: Sequence[Phase] | None = None,
         chunks: Mapping[str, Any] | None = None,
     ) -> xr.Dataset:
-        """The rows of complete blocks as one lazy dataset; see `lenscache.store.views.xarray_view`."""
+        """The rows of complete blocks as one lazy dataset; see
+        `lenscache.store.views.xarray_view`."""
         from lenscache.store.views.xarray_view import open_dataset  # not above: xarray is optional
 
         return open_dataset(self, layer, model_layers=model_layers, phases=phases, chunks=chunks)
@@ -107,26 +126,34 @@ class Store:
         name = f"layer_{layer}/round_{index}"
         if (group := find_node(self.group, name)) is None:
             raise StoreDamagedError(
-                f"{name}/zarr.json is missing from {self.path}: run `lenscache extract` again, which writes it anew"
+                f"{name}/zarr.json is missing from {self.path}: run `lenscache extract` again, "
+                "which writes it anew"
             )
         return Round(cast("zarr.Group", group), self.header, layer, index)
 
     def places(self) -> list[tuple[int, int]]:
-        """Layer and index of every round that was begun, whether or not it is laid out whole; sorted."""
-        # Listed by name: zarr's own listing warns about the .partial files that a killed writer leaves.
+        """Layer and index of every round that was begun, whether or not it is laid out whole;
+        sorted."""
+        # Listed by name: zarr's own listing warns about the .partial files that a killed writer
+        # leaves.
         root = self.group.store_path
         layers = _numbers(root, "layer_")
-        return sorted((layer, index) for layer in layers for index in _numbers(root / f"layer_{layer}", "round_"))
+        return sorted(
+            (layer, index)
+            for layer in layers
+            for index in _numbers(root / f"layer_{layer}", "round_")
+        )
 
     def digest(self) -> str:
         """Identity of the content: header, and the plan of every round; 16 hex digits."""
         plans = [(r.name, r.attributes["plan_digest"]) for r in self.rounds()]
-        return hashlib.sha256(json.dumps([self.header.to_attributes(), plans], sort_keys=True).encode()).hexdigest()[
-            :16
-        ]
+        return hashlib.sha256(
+            json.dumps([self.header.to_attributes(), plans], sort_keys=True).encode()
+        ).hexdigest()[:16]
 
     def summary(self) -> dict[str, Any]:
-        """Everything `lenscache info` shows, as plain values. Sizes count the activations of complete blocks."""
+        """Everything `lenscache info` shows, as plain values. Sizes count the activations of
+        complete blocks."""
         rounds = [r.summary() for r in self.rounds()]
         by_layer = [entry["stored_bytes_by_model_layer"] for entry in rounds]
         model_layers = [str(model_layer) for model_layer in self.header.model_layers]
@@ -137,7 +164,9 @@ class Store:
             "phases": list(self.header.phases),
             "rounds": rounds,
             "stored_bytes": sum(entry["stored_bytes"] for entry in rounds),
-            "stored_bytes_by_model_layer": {i: sum(sizes[i] for sizes in by_layer) for i in model_layers},
+            "stored_bytes_by_model_layer": {
+                i: sum(sizes[i] for sizes in by_layer) for i in model_layers
+            },
             "raw_bytes": sum(entry["raw_bytes"] for entry in rounds),
         }
 
@@ -155,13 +184,15 @@ class Store:
     ) -> Round:
         """Lay out a round, or take up one that was laid out before.
 
-        Whatever is missing is created and whatever is there is left alone; `complete` is created last and so says that
-        the rest is there. Columns that the plan determines are compared with it and rewritten if damaged.
+        Whatever is missing is created and whatever is there is left alone; `complete` is created
+        last and so says that the rest is there. Columns that the plan determines are compared with
+        it and rewritten if damaged.
 
         Parameters
         ----------
         block_rows : rows of a block; None for those of the round if it is there, else about 256.
-        request : what was asked for, beside the header: attributes of the round that must be the same the next time.
+        request : what was asked for, beside the header: attributes of the round that must be the
+            same the next time.
 
         Raises
         ------
@@ -171,14 +202,26 @@ class Store:
         name = f"layer_{layer}/round_{index}"
         cut = np.zeros(len(plan), np.int32) if n_cut_tokens is None else n_cut_tokens
         with writing(f"{self.path}: the layout of {name}"):
-            require_group(self.group, f"layer_{layer}")  # by itself: a writer may be killed between the two
+            require_group(
+                self.group, f"layer_{layer}"
+            )  # by itself: a writer may be killed between the two
             created = require_group(self.group, name)
             if block_rows is None:
-                block_rows = int(cast(Any, created.attrs.get("block_rows", default_block_rows(self.header.hidden))))
+                block_rows = int(
+                    cast(
+                        Any, created.attrs.get("block_rows", default_block_rows(self.header.hidden))
+                    )
+                )
             lay_out_round(
-                created, self.header, plan, keys, n_prompt_tokens, cut, block_rows=block_rows,
+                created,
+                self.header,
+                plan,
+                keys,
+                n_prompt_tokens,
+                cut,
+                block_rows=block_rows,
                 request={"limit": None, "samples": None, "top_up": None, **(request or {})},
-            )  # fmt: skip
+            )
         return self.round(layer, index)
 
     def _round_places(self) -> Iterator[tuple[int, int]]:
@@ -191,14 +234,16 @@ class Store:
 
 
 def open_store(path: str | Path, mode: Literal["r", "r+"] = "r") -> Store:
-    """Open a store: a local path, or any URL that fsspec has a file system for; see `lenscache.store.remote`.
+    """Open a store: a local path, or any URL that fsspec has a file system for; see
+    `lenscache.store.remote`.
 
     Raises
     ------
     StoreNotFoundError
         If nothing is there.
     StoreFormatError
-        If what is there is not a lenscache store, or one of a newer format; or if the URL cannot be one of a store.
+        If what is there is not a lenscache store, or one of a newer format; or if the URL cannot be
+        one of a store.
     StoreAccessError
         If an object store refuses or cannot be reached.
     MissingPackageError
@@ -208,12 +253,18 @@ def open_store(path: str | Path, mode: Literal["r", "r+"] = "r") -> Store:
     try:
         if (group := _find_group(place, mode)) is None:
             if _is_unused(place):
-                raise StoreNotFoundError(f"no store at {path}: run `lenscache extract {path}` first")
+                raise StoreNotFoundError(
+                    f"no store at {path}: run `lenscache extract {path}` first"
+                )
             # Once more: a writer may have created it between the two looks.
             if (group := _find_group(place, mode)) is None:
-                raise StoreFormatError(f"{path} exists but is not a Zarr v3 group: give the path of a store")
+                raise StoreFormatError(
+                    f"{path} exists but is not a Zarr v3 group: give the path of a store"
+                )
     except json.JSONDecodeError:
-        raise StoreFormatError(f"the metadata of {path} is damaged: its zarr.json is not JSON") from None
+        raise StoreFormatError(
+            f"the metadata of {path} is damaged: its zarr.json is not JSON"
+        ) from None
     return Store(group, str(path))
 
 
@@ -263,13 +314,16 @@ def _find_group(place: str | RemoteStore, mode: Literal["r", "r+"]) -> zarr.Grou
 
 
 def _is_unused(place: str | RemoteStore) -> bool:
-    """Whether nothing is there, or no more than a writer leaves that was killed while it created the store."""
+    """Whether nothing is there, or no more than a writer leaves that was killed while it created
+    the store."""
     if isinstance(place, RemoteStore):
         if unused := place.is_unused():
             place.check_bucket()
         return unused
     path = Path(place)
-    return not path.exists() or (path.is_dir() and all(entry.suffix == ".partial" for entry in path.iterdir()))
+    return not path.exists() or (
+        path.is_dir() and all(entry.suffix == ".partial" for entry in path.iterdir())
+    )
 
 
 def _numbers(folder: StorePath, prefix: str) -> list[int]:

@@ -1,1 +1,2 @@
-"""Can a data set be trusted: leaks between splits, twins (near-duplicates), labels that contradict each other."""
+"""Can a data set be trusted: leaks between splits, twins (near-duplicates), labels that contradict
+each other."""

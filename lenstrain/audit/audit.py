@@ -2,10 +2,11 @@
 
     dataset --audit_dataset--> AuditReport: twins across splits, and what the labels go along with
 
-A lens that has seen a test text in training, or can tell positives by the length of their prompts, scores higher than
-it deserves. Whether a label goes along with a factor is measured over a concept's positives and its own negatives, as
-training draws them, by Spearman's rank correlation (lengths have long tails), or Cramer's V where the factor has no
-order. What is flagged is both large and, after Bonferroni's correction for all tests of the report, beyond chance.
+A lens that has seen a test text in training, or can tell positives by the length of their prompts,
+scores higher than it deserves. Whether a label goes along with a factor is measured over a
+concept's positives and its own negatives, as training draws them, by Spearman's rank correlation
+(lengths have long tails), or Cramer's V where the factor has no order. What is flagged is both
+large and, after Bonferroni's correction for all tests of the report, beyond chance.
 """
 
 from __future__ import annotations
@@ -33,9 +34,18 @@ SIGNIFICANCE = 0.05
 _NAME_LENGTH = 60  # characters; a name in the store may be of any length
 
 _WORDS = {
-    "prompt length": ("its positives are longer than its negatives", "its positives are shorter than its negatives"),
-    "completion length": ("more is generated for its positives", "less is generated for its positives"),
-    "position": ("its positives stand later in the store", "its positives stand earlier in the store"),
+    "prompt length": (
+        "its positives are longer than its negatives",
+        "its positives are shorter than its negatives",
+    ),
+    "completion length": (
+        "more is generated for its positives",
+        "less is generated for its positives",
+    ),
+    "position": (
+        "its positives stand later in the store",
+        "its positives stand earlier in the store",
+    ),
     "temperature": ("its positives are sampled hotter", "its positives are sampled colder"),
     "prompt kind": ("its positives are of other kinds than its negatives",) * 2,
 }
@@ -95,22 +105,33 @@ class AuditReport:
         for pair in self.splits:
             for number, what in ((pair.exact, "exact"), (pair.near, "near")):
                 if number:
-                    twins = _counted(number, f"pair of {what} twins lies", f"pairs of {what} twins lie")
+                    twins = _counted(
+                        number, f"pair of {what} twins lies", f"pairs of {what} twins lie"
+                    )
                     lines.append(f"{twins} across {' and '.join(pair.splits)}")
         flagged = [found for factor in self.factors for found in factor.flagged]
-        return lines + [self._correlation_line(found) for found in sorted(flagged, key=lambda found: -abs(found.r))]
+        return lines + [
+            self._correlation_line(found)
+            for found in sorted(flagged, key=lambda found: -abs(found.r))
+        ]
 
     def _twin_line(self, twins: ConceptTwins) -> str:
-        found = f"{twins.exact + twins.near} of {_counted(twins.n_test, 'test positive', 'test positives')}"
+        found = (
+            f"{twins.exact + twins.near} of "
+            f"{_counted(twins.n_test, 'test positive', 'test positives')}"
+        )
         return (
-            f"{self.short_name(twins.concept)}: {found} {'has' if twins.exact + twins.near == 1 else 'have'} a twin "
+            f"{self.short_name(twins.concept)}: {found} "
+            f"{'has' if twins.exact + twins.near == 1 else 'have'} a twin "
             f"among its train positives ({twins.exact} exact, {twins.near} near)"
         )
 
     def _correlation_line(self, found: Correlation) -> str:
         words = _WORDS[found.factor][found.r < 0]
         measure = f"V = {found.r:.2f}" if found.factor == "prompt kind" else f"r = {found.r:+.2f}"
-        return f"{self.short_name(found.concept)}: {words} ({found.factor}, {measure}, n = {found.n})"
+        return (
+            f"{self.short_name(found.concept)}: {words} ({found.factor}, {measure}, n = {found.n})"
+        )
 
     def short_name(self, concept: str) -> str:
         """What people call a concept, cut where it is very long."""
@@ -123,17 +144,27 @@ class AuditReport:
         if not self.names:
             return "nothing can be said of any score: no concept has enough samples for a lens"
         twins = {found.concept for found in self.twins}
-        factors = Counter(factor.name for factor in self.factors for _ in {found.concept for found in factor.flagged})
+        factors = Counter(
+            factor.name
+            for factor in self.factors
+            for _ in {found.concept for found in factor.flagged}
+        )
         doubts = []
         if twins:
             doubts.append(f"{len(twins)} may score higher for texts seen in training")
         if factors:
             confounded = {found.concept for factor in self.factors for found in factor.flagged}
-            doubts.append(f"{len(confounded)} may be told by {_listed([name for name, _ in factors.most_common()])}")
+            doubts.append(
+                f"{len(confounded)} may be told by "
+                f"{_listed([name for name, _ in factors.most_common()])}"
+            )
         if doubts:
             return f"of {_counted(len(self.names), 'concept', 'concepts')}, {', and '.join(doubts)}"
         if any(pair.exact or pair.near for pair in self.splits):
-            return "splits share texts, but no concept's test positives have a twin among its train positives"
+            return (
+                "splits share texts, but no concept's test positives have a twin among its train "
+                "positives"
+            )
         return "no findings: neither twins nor the factors above raise a held-out score"
 
     def to_json(self) -> dict[str, Any]:
@@ -159,7 +190,9 @@ def audit_dataset(dataset: LensDataset, settings: FitSettings | None = None) -> 
     return AuditReport(
         path=str(dataset.store.path),
         n_samples=dataset.n_samples,
-        names={task.concept: dataset.concept_names.get(task.concept, task.concept) for task in tasks},
+        names={
+            task.concept: dataset.concept_names.get(task.concept, task.concept) for task in tasks
+        },
         left_out=tuple(left_out),
         splits=tuple(splits),
         twins=tuple(sorted(twins, key=lambda found: -(found.exact + found.near) / found.n_test)),
@@ -174,22 +207,33 @@ def _factors(dataset: LensDataset, tasks: Sequence[Task]) -> list[Factor]:
         "position": np.arange(dataset.n_samples),
         "temperature": dataset.temperature,
     }
-    found = {name: [_rank_correlation(name, values, task) for task in tasks] for name, values in ranked.items()}
-    # A concept's contrasts are of a kind that no positive has, by design: what counts as a negative here is what
-    # expresses some other concept.
+    found = {
+        name: [_rank_correlation(name, values, task) for task in tasks]
+        for name, values in ranked.items()
+    }
+    # A concept's contrasts are of a kind that no positive has, by design: what counts as a negative
+    # here is what expresses some other concept.
     expressing = np.zeros(dataset.n_samples, np.bool_)
     for task in tasks:
         expressing[np.concatenate(task.positives)] = True
     found["prompt kind"] = [_kind_association(dataset.kind, expressing, task) for task in tasks]
-    # A store is laid out concept by concept: where the positives stand says nothing, unless labels came later.
+    # A store is laid out concept by concept: where the positives stand says nothing, unless labels
+    # came later.
     by_design = {"position"} if dataset.label_set is None else set()
-    n_tests = sum(c is not None for name, several in found.items() if name not in by_design for c in several)
-    return [_summarise(name, [c for c in found[name] if c], n_tests, name in by_design) for name in found]
+    n_tests = sum(
+        c is not None for name, several in found.items() if name not in by_design for c in several
+    )
+    return [
+        _summarise(name, [c for c in found[name] if c], n_tests, name in by_design)
+        for name in found
+    ]
 
 
 def _summarise(name: str, found: Sequence[Correlation], n_tests: int, by_design: bool) -> Factor:
     ordered = sorted(found, key=lambda c: -abs(c.r))
-    flagged = [c for c in ordered if abs(c.r) >= LARGE and c.p * n_tests < SIGNIFICANCE and not by_design]
+    flagged = [
+        c for c in ordered if abs(c.r) >= LARGE and c.p * n_tests < SIGNIFICANCE and not by_design
+    ]
     return Factor(
         name=name,
         n_concepts=len(found),
@@ -210,8 +254,11 @@ def _rank_correlation(factor: str, values: NDArray[Any], task: Task) -> Correlat
     return Correlation(task.concept, factor, float(r), len(rows), float(p), _chance(1, len(rows)))
 
 
-def _kind_association(kind: NDArray[np.uint8], expressing: NDArray[np.bool_], task: Task) -> Correlation | None:
-    """Cramer's V between being positive and the kind of a prompt; None where there is nothing to tell apart."""
+def _kind_association(
+    kind: NDArray[np.uint8], expressing: NDArray[np.bool_], task: Task
+) -> Correlation | None:
+    """Cramer's V between being positive and the kind of a prompt; None where there is nothing to
+    tell apart."""
     rows, positive = _labelled(task)
     rows, positive = rows[expressing[rows]], positive[expressing[rows]]
     kinds, column = np.unique(kind[rows], return_inverse=True)
@@ -221,18 +268,26 @@ def _kind_association(kind: NDArray[np.uint8], expressing: NDArray[np.bool_], ta
     np.add.at(table, (positive.astype(np.intp), column), 1)
     chi2, p, degrees, _ = stats.chi2_contingency(table, correction=False)
     return Correlation(
-        task.concept, "prompt kind", math.sqrt(chi2 / len(rows)), len(rows), float(p), _chance(degrees, len(rows))
+        task.concept,
+        "prompt kind",
+        math.sqrt(chi2 / len(rows)),
+        len(rows),
+        float(p),
+        _chance(degrees, len(rows)),
     )
 
 
 def _labelled(task: Task) -> tuple[Rows, NDArray[np.bool_]]:
     """(n,) the rows of a task over all splits, and which of them are positive."""
     positives, negatives = np.concatenate(task.positives), np.concatenate(task.negatives)
-    return np.concatenate([positives, negatives]), np.arange(len(positives) + len(negatives)) < len(positives)
+    return np.concatenate([positives, negatives]), np.arange(len(positives) + len(negatives)) < len(
+        positives
+    )
 
 
 def _chance(degrees: int, n: int) -> float:
-    """Mean of a chi variable over sqrt(n): |r| to expect by chance, with one degree of freedom, or V, with more."""
+    """Mean of a chi variable over sqrt(n): |r| to expect by chance, with one degree of freedom, or
+    V, with more."""
     return float(math.sqrt(2 / n) * special.poch(degrees / 2, 0.5))
 
 

@@ -2,9 +2,10 @@
 
     texts --normalise--> distinct texts --near_pairs--> pairs that are alike --find_twins--> those across splits
 
-Two texts are *exact* twins if they differ in case, punctuation and spacing only, and *near* twins if the cosine between
-their words and word pairs, weighted by inverse document frequency, is at least `NEAR`. The weights are what tells a
-copied sentence from a template: what many texts share weighs little, whichever words they put into it.
+Two texts are *exact* twins if they differ in case, punctuation and spacing only, and *near* twins
+if the cosine between their words and word pairs, weighted by inverse document frequency, is at
+least `NEAR`. The weights are what tells a copied sentence from a template: what many texts share
+weighs little, whichever words they put into it.
 """
 
 from __future__ import annotations
@@ -27,17 +28,23 @@ from lenstrain.data.dataset import TEST, TRAIN, LensDataset, Rows, Task
 SPLIT_NAMES = ("train", "calibration", "test")
 
 NEAR = 0.75
-"""Least similarity of near twins. On the natural examples of the foundation pack, 99 of 100 sentences of 10 to 14 words
-stay above it when one word is replaced; of 11 million pairs that nobody changed, 6 reach it, all of them templates
-that differ in the concepts they name, which `near_pairs` leaves out."""
+"""Least similarity of near twins. On the natural examples of the foundation pack, 99 of 100
+sentences of 10 to 14 words stay above it when one word is replaced; of 11 million pairs that nobody
+changed, 6 reach it, all of them templates that differ in the concepts they name, which `near_pairs`
+leaves out."""
 COPY = 0.9
 """Similarity from which two texts are near twins whatever it is that they differ in."""
 EXAMPLES = 5
 """Twins that are kept to be shown, of each pair of splits, exact and near apart."""
 
-_MAX_DOCUMENTS = 1000  # what more texts share weighs next to nothing, and comparing by it is what would take long
-_ROWS_AT_ONCE = 128  # of the cosines with all n texts: at most 4 kB a text at once, and far less of short texts
-_WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W_\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+")
+# what more texts share weighs next to nothing, and comparing by it is what would take long
+_MAX_DOCUMENTS = 1000
+_ROWS_AT_ONCE = (
+    128  # of the cosines with all n texts: at most 4 kB a text at once, and far less of short texts
+)
+_WORD = re.compile(
+    r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W_\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+"
+)
 
 
 class Pairs(NamedTuple):
@@ -62,7 +69,8 @@ class Twin:
 
 @dataclass(frozen=True)
 class SplitPair:
-    """How many twins two splits share, counted over distinct texts: a text that was sampled again counts once."""
+    """How many twins two splits share, counted over distinct texts: a text that was sampled again
+    counts once."""
 
     splits: tuple[str, str]
     exact: int
@@ -83,9 +91,12 @@ class ConceptTwins:
 
 
 def normalise(text: str) -> str:
-    """The text without what twins may differ in; a text without a letter or digit stays as it is."""
+    """The text without what twins may differ in; a text without a letter or digit stays as it
+    is."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(_WORD.findall(folded)) or text  # scripts without spaces: each character is a word
+    return (
+        " ".join(_WORD.findall(folded)) or text
+    )  # scripts without spaces: each character is a word
 
 
 def near_pairs(texts: Sequence[str], names: Iterable[str] = ()) -> Pairs:
@@ -94,18 +105,22 @@ def near_pairs(texts: Sequence[str], names: Iterable[str] = ()) -> Pairs:
     Parameters
     ----------
     texts : normalised, each once.
-    names : of the concepts. Texts below `COPY` that differ in nothing but words of these, and in numbers, are one
-        template about different things.
+    names : of the concepts. Texts below `COPY` that differ in nothing but words of these, and in
+        numbers, are one template about different things.
     """
     features = _tfidf(texts)
-    alike = features[:, np.diff(features.tocsc().indptr) <= _MAX_DOCUMENTS]  # the norm is that of all features
+    alike = features[
+        :, np.diff(features.tocsc().indptr) <= _MAX_DOCUMENTS
+    ]  # the norm is that of all features
     found: list[tuple[Rows, Rows, NDArray[np.float64]]] = []
     other = alike.T.tocsr()
     for start in range(0, len(texts), _ROWS_AT_ONCE):
         cosine = (alike[start : start + _ROWS_AT_ONCE] @ other).tocoo()
         first = cosine.row + start
         kept = (cosine.data >= NEAR) & (first < cosine.col)
-        found.append((first[kept].astype(np.intp), cosine.col[kept].astype(np.intp), cosine.data[kept]))
+        found.append(
+            (first[kept].astype(np.intp), cosine.col[kept].astype(np.intp), cosine.data[kept])
+        )
     pairs = Pairs(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
     in_names = {word for name in names for word in normalise(name).split()}
 
@@ -113,13 +128,19 @@ def near_pairs(texts: Sequence[str], names: Iterable[str] = ()) -> Pairs:
         differing = set(texts[first].split()) ^ set(texts[second].split())
         return bool(differing) and all(word in in_names or word.isnumeric() for word in differing)
 
-    kept = np.array([value >= COPY or not is_template(a, b) for a, b, value in zip(*pairs, strict=True)], np.bool_)
+    kept = np.array(
+        [value >= COPY or not is_template(a, b) for a, b, value in zip(*pairs, strict=True)],
+        np.bool_,
+    )
     return Pairs(*(column[kept] for column in pairs))
 
 
 def _tfidf(texts: Sequence[str]) -> sparse.csr_matrix:
-    """(texts, features) words and pairs of neighbours, present or not, times log((1 + n) / df); rows of length 1."""
-    counted = CountVectorizer(analyzer=_words_and_pairs, binary=True, dtype=np.float64).fit_transform(texts)
+    """(texts, features) words and pairs of neighbours, present or not, times log((1 + n) / df);
+    rows of length 1."""
+    counted = CountVectorizer(
+        analyzer=_words_and_pairs, binary=True, dtype=np.float64
+    ).fit_transform(texts)
     documents = np.asarray(counted.sum(axis=0)).ravel()
     return normalize(counted.multiply(np.log((1 + len(texts)) / documents)).tocsr())
 
@@ -129,17 +150,26 @@ def _words_and_pairs(text: str) -> list[str]:
     return words + [f"{left} {right}" for left, right in pairwise(words)]
 
 
-def find_twins(dataset: LensDataset, tasks: Iterable[Task]) -> tuple[list[SplitPair], list[ConceptTwins]]:
-    """Find the twins across splits: by pair of splits, and for the positives of each task that has any.
+def find_twins(
+    dataset: LensDataset, tasks: Iterable[Task]
+) -> tuple[list[SplitPair], list[ConceptTwins]]:
+    """Find the twins across splits: by pair of splits, and for the positives of each task that has
+    any.
 
     A text that was sampled again lies in one split by design, and is no twin of itself.
     """
     place: dict[str, int] = {}
-    number = np.array([place.setdefault(normalise(text), len(place)) for text in dataset.texts], np.intp)
-    row_in = np.full((len(place), len(SPLIT_NAMES)), -1, np.intp)  # a sample of each text in each split, -1 if none
+    number = np.array(
+        [place.setdefault(normalise(text), len(place)) for text in dataset.texts], np.intp
+    )
+    row_in = np.full(
+        (len(place), len(SPLIT_NAMES)), -1, np.intp
+    )  # a sample of each text in each split, -1 if none
     row_in[number[::-1], dataset.split[::-1]] = np.arange(dataset.n_samples)[::-1]
     pairs = near_pairs(list(place), dataset.concept_names.values())
-    splits = [_between(a, b, row_in, pairs, dataset) for a, b in combinations(range(len(SPLIT_NAMES)), 2)]
+    splits = [
+        _between(a, b, row_in, pairs, dataset) for a, b in combinations(range(len(SPLIT_NAMES)), 2)
+    ]
     near: dict[int, list[int]] = {}
     for first, second in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
         near.setdefault(first, []).append(second)
@@ -158,7 +188,11 @@ def find_twins(dataset: LensDataset, tasks: Iterable[Task]) -> tuple[list[SplitP
 def _between(a: int, b: int, row_in: Rows, pairs: Pairs, dataset: LensDataset) -> SplitPair:
     def twin(row_a: int, row_b: int, similarity: float) -> Twin:
         return Twin(
-            dataset.texts[row_a], SPLIT_NAMES[a], dataset.texts[row_b], SPLIT_NAMES[b], round(min(similarity, 1.0), 3)
+            dataset.texts[row_a],
+            SPLIT_NAMES[a],
+            dataset.texts[row_b],
+            SPLIT_NAMES[b],
+            round(min(similarity, 1.0), 3),
         )
 
     exact = row_in[(row_in[:, a] >= 0) & (row_in[:, b] >= 0)]
@@ -166,11 +200,18 @@ def _between(a: int, b: int, row_in: Rows, pairs: Pairs, dataset: LensDataset) -
     lies = row_in >= 0
     across = np.zeros(len(pairs.first), np.bool_)
     for one, other in permutations((pairs.first, pairs.second)):
-        found = lies[one, a] & lies[other, b] & ~across  # a text in both splits makes one pair with its near twin
+        found = (
+            lies[one, a] & lies[other, b] & ~across
+        )  # a text in both splits makes one pair with its near twin
         across |= found
         best = np.flatnonzero(found)[np.argsort(-pairs.similarity[found], kind="stable")][:EXAMPLES]
-        near += [(float(pairs.similarity[i]), int(row_in[one[i], a]), int(row_in[other[i], b])) for i in best]
+        near += [
+            (float(pairs.similarity[i]), int(row_in[one[i], a]), int(row_in[other[i], b]))
+            for i in best
+        ]
     nearest = sorted(near, key=lambda entry: -entry[0])[:EXAMPLES]
     examples = [twin(int(rows[a]), int(rows[b]), 1.0) for rows in exact[:EXAMPLES]]
     examples += [twin(row_a, row_b, similarity) for similarity, row_a, row_b in nearest]
-    return SplitPair((SPLIT_NAMES[a], SPLIT_NAMES[b]), len(exact), int(across.sum()), tuple(examples))
+    return SplitPair(
+        (SPLIT_NAMES[a], SPLIT_NAMES[b]), len(exact), int(across.sum()), tuple(examples)
+    )

@@ -1,7 +1,9 @@
-"""What the model represents against what it writes: the activation lens and the text lens of a concept, side by side.
+"""What the model represents against what it writes: the activation lens and the text lens of a
+concept, side by side.
 
-Both are asked about the same held-out samples. A concept that is represented and not written is one that reading the
-output would miss; one that is written and not represented was found in words alone.
+Both are asked about the same held-out samples. A concept that is represented and not written is one
+that reading the output would miss; one that is written and not represented was found in words
+alone.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ class Agreement(NamedTuple):
     """Two lenses of one concept, on held-out samples with a completion."""
 
     kappa: float
-    """Cohen's kappa of their decisions, positives and negatives weighing alike: 1 agree, 0 as by chance."""
+    """Cohen's kappa of their decisions, positives and negatives weighing alike: 1 agree, 0 as by
+    chance."""
     correlation: float
     """Spearman's rank correlation of their logits over all these samples."""
     both: float
@@ -35,8 +38,11 @@ class Agreement(NamedTuple):
     n_negative: int
 
 
-def agreements(activations: LensPack, text: LensPack, dataset: LensDataset, texts: LensDataset) -> dict[str, Agreement]:
-    """The agreement of two packs, by concept; concepts without both lenses or without samples are left out.
+def agreements(
+    activations: LensPack, text: LensPack, dataset: LensDataset, texts: LensDataset
+) -> dict[str, Agreement]:
+    """The agreement of two packs, by concept; concepts without both lenses or without samples are
+    left out.
 
     Parameters
     ----------
@@ -51,7 +57,9 @@ def agreements(activations: LensPack, text: LensPack, dataset: LensDataset, text
             continue
         j, threshold = columns[lens.concept]
         positives = dataset.positives(lens.concept)
-        related = np.concatenate([dataset.labelled(c) for c in sorted(dataset.hierarchy.family(lens.concept))])
+        related = np.concatenate(
+            [dataset.labelled(c) for c in sorted(dataset.hierarchy.family(lens.concept))]
+        )
         y = np.isin(shared, positives)
         keep = y | ~np.isin(shared, related)
         one, other = a.logits[rows_a[keep], i], b.logits[rows_b[keep], j]
@@ -61,7 +69,11 @@ def agreements(activations: LensPack, text: LensPack, dataset: LensDataset, text
 
 
 def _agreement(
-    y: NDArray[np.bool_], a: NDArray[np.float32], b: NDArray[np.float32], threshold_a: float, threshold_b: float
+    y: NDArray[np.bool_],
+    a: NDArray[np.float32],
+    b: NDArray[np.float32],
+    threshold_a: float,
+    threshold_b: float,
 ) -> Agreement:
     says_a, says_b = a >= threshold_a, b >= threshold_b
     weight = np.where(y, 0.5 / y.sum(), 0.5 / (~y).sum())
@@ -72,7 +84,10 @@ def _agreement(
     return Agreement(
         kappa=(observed - chance) / (1 - chance) if chance < 1 else np.nan,
         correlation=np.nan if is_flat else float(scipy.stats.spearmanr(a, b).statistic),
-        both=float((says_a & says_b)[y].mean()), represented_only=float((says_a & ~says_b)[y].mean()),
-        written_only=float((~says_a & says_b)[y].mean()), neither=float((~says_a & ~says_b)[y].mean()),
-        n_positive=int(y.sum()), n_negative=int((~y).sum()),
-    )  # fmt: skip
+        both=float((says_a & says_b)[y].mean()),
+        represented_only=float((says_a & ~says_b)[y].mean()),
+        written_only=float((~says_a & says_b)[y].mean()),
+        neither=float((~says_a & ~says_b)[y].mean()),
+        n_positive=int(y.sum()),
+        n_negative=int((~y).sum()),
+    )

@@ -1,4 +1,5 @@
-"""What all lenses of a pack say about the held-out samples: the matrix that packs are checked and compared by."""
+"""What all lenses of a pack say about the held-out samples: the matrix that packs are checked and
+compared by."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ def held_out_logits(pack: LensPack, dataset: LensDataset, split: int) -> HeldOut
     Raises
     ------
     SettingsError
-        If the pack was trained on another model's activations, or with other splits: then these samples would not be
-        held out.
+        If the pack was trained on another model's activations, or with other splits: then these
+        samples would not be held out.
     """
     check_same_source(pack, dataset)
     samples = dataset.samples_by_split[dataset.split_slices[split]]
@@ -51,15 +52,19 @@ def held_out_logits(pack: LensPack, dataset: LensDataset, split: int) -> HeldOut
 
 
 def check_same_source(pack: LensPack, dataset: LensDataset) -> None:
-    """Raise SettingsError unless a pack was trained on this model's activations, with these splits."""
+    """Raise SettingsError unless a pack was trained on this model's activations, with these
+    splits."""
     trained, header = pack.provenance.get("store", {}), dataset.store.header.to_attributes()
     for what, *path in (
-        ("model", "model", "fingerprint"), ("concept pack", "pack", "digest"), ("seed", "settings", "seed"),
-    ):  # fmt: skip
+        ("model", "model", "fingerprint"),
+        ("concept pack", "pack", "digest"),
+        ("seed", "settings", "seed"),
+    ):
         found, expected = _at(trained, path), _at(header, path)
         if found is not None and found != expected:
             raise SettingsError(
-                f"the lens pack was trained on a store with another {what} ({found}) than this one ({expected}): "
+                f"the lens pack was trained on a store with another {what} ({found}) than this one "
+                f"({expected}): "
                 "which samples were held out is not known; give it the store it was fitted on"
             )
 

@@ -1,8 +1,8 @@
 """What the other validation modes would have cost, from the trajectories that a lens pack keeps.
 
-A calibration check that may revoke graduation makes concepts train on. Every fit goes on, for the record, until the
-strictest mode is content too; so what each mode would have asked for, and what it would have bought, is a matter of
-looking it up.
+A calibration check that may revoke graduation makes concepts train on. Every fit goes on, for the
+record, until the strictest mode is content too; so what each mode would have asked for, and what it
+would have bought, is a matter of looking it up.
 """
 
 from __future__ import annotations
@@ -43,9 +43,11 @@ class ModeCost(NamedTuple):
     extra_samples: int
     """Positive training samples, over all lenses."""
     extra_seconds: float
-    """Of one core, fitting and judging; NaN if the pack does not say how long its iterations took."""
+    """Of one core, fitting and judging; NaN if the pack does not say how long its iterations
+    took."""
     mean_score_gain: float
-    """Calibration score at the end minus that at advisory graduation, over the lenses forced on; NaN if none was."""
+    """Calibration score at the end minus that at advisory graduation, over the lenses forced on;
+    NaN if none was."""
 
 
 class _End(NamedTuple):
@@ -64,15 +66,24 @@ def impact(pack: LensPack) -> list[ModeCost]:
     """
     settings = settings_from_json(pack.provenance["settings"])
     if not settings.beyond_graduation:
-        raise SettingsError("this pack was fitted without going on after graduation: fit it again without --no-beyond")
+        raise SettingsError(
+            "this pack was fitted without going on after graduation: fit it again without "
+            "--no-beyond"
+        )
     if not len(pack):
         raise SettingsError("this pack has no lenses")
     seconds = {
-        int(number): spent["seconds"] / spent["fits"] for number, spent in pack.run.get("iterations", {}).items()
+        int(number): spent["seconds"] / spent["fits"]
+        for number, spent in pack.run.get("iterations", {}).items()
     }
     free = [_end(lens, replace(settings, validation="advisory")) for lens in pack]
     return [
-        _cost(name, free, [_end(lens, replace(settings, validation=mode, min_grade=grade)) for lens in pack], seconds)
+        _cost(
+            name,
+            free,
+            [_end(lens, replace(settings, validation=mode, min_grade=grade)) for lens in pack],
+            seconds,
+        )
         for name, mode, grade in MODES
     ]
 
@@ -82,15 +93,25 @@ def _end(lens: Lens, settings: FitSettings) -> _End:
     steps = [*lens.trajectory, *lens.beyond]
     last = len(steps)
     for number, step in enumerate(steps, start=1):
-        if settings.graduates(step, number, is_last=number == last, n_test=lens.metrics.get("n_test")):
+        if settings.graduates(
+            step, number, is_last=number == last, n_test=lens.metrics.get("n_test")
+        ):
             return _End(number, True, step)
     return _End(last, False, steps[-1])
 
 
-def _cost(name: str, free: Sequence[_End], ends: Sequence[_End], seconds: dict[int, float]) -> ModeCost:
-    forced = [(a, b) for a, b in zip(free, ends, strict=True) if a.graduated and (b.iteration, b.graduated) != a[:2]]
+def _cost(
+    name: str, free: Sequence[_End], ends: Sequence[_End], seconds: dict[int, float]
+) -> ModeCost:
+    forced = [
+        (a, b)
+        for a, b in zip(free, ends, strict=True)
+        if a.graduated and (b.iteration, b.graduated) != a[:2]
+    ]
     extra = [b.iteration - a.iteration for a, b in forced]
-    spent = [seconds.get(k, np.nan) for a, b in forced for k in range(a.iteration + 1, b.iteration + 1)]
+    spent = [
+        seconds.get(k, np.nan) for a, b in forced for k in range(a.iteration + 1, b.iteration + 1)
+    ]
     return ModeCost(
         mode=name,
         graduated=sum(end.graduated for end in ends),
@@ -100,5 +121,7 @@ def _cost(name: str, free: Sequence[_End], ends: Sequence[_End], seconds: dict[i
         extra_iterations=sum(extra),
         extra_samples=sum(b.step.n_samples - a.step.n_samples for a, b in forced),
         extra_seconds=float(np.sum(spent)) if seconds else np.nan,
-        mean_score_gain=float(np.mean([b.step.score - a.step.score for a, b in forced])) if forced else np.nan,
+        mean_score_gain=float(np.mean([b.step.score - a.step.score for a, b in forced]))
+        if forced
+        else np.nan,
     )

@@ -1,8 +1,10 @@
-"""How the lenses of a pack do beside each other: on samples of one concept, whose lens speaks up most?
+"""How the lenses of a pack do beside each other: on samples of one concept, whose lens speaks up
+most?
 
-A lens is graded alone, against samples. A monitor runs thousands of them, and asks which concept a text is about. So on
-each concept's held-out samples its own lens is ranked among all lenses of its layer of abstraction, by how far each is
-above its noise floor; and lenses that fire on everything are named.
+A lens is graded alone, against samples. A monitor runs thousands of them, and asks which concept a
+text is about. So on each concept's held-out samples its own lens is ranked among all lenses of its
+layer of abstraction, by how far each is above its noise floor; and lenses that fire on everything
+are named.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ _MOST_CONFUSERS = 5
 
 
 class LensCheck(NamedTuple):
-    """One lens beside the others of its layer; its ancestors and descendants are no rivals, they ought to speak up."""
+    """One lens beside the others of its layer; its ancestors and descendants are no rivals, they
+    ought to speak up."""
 
     median_rank: float
     """Of its own lens among those of the layer, 1 is first; over the concept's held-out samples."""
@@ -34,11 +37,14 @@ class LensCheck(NamedTuple):
     above_siblings: float
     """Share on which it is above the lens of every sibling; NaN if it has none."""
     above_ancestors: float
-    """Share on which it is above the lens of every ancestor; NaN if it has none. They are true there, too."""
+    """Share on which it is above the lens of every ancestor; NaN if it has none. They are true
+    there, too."""
     ancestors_fire: float
-    """Share on which the lens of every ancestor says that its concept is present; NaN if it has none."""
+    """Share on which the lens of every ancestor says that its concept is present; NaN if it has
+    none."""
     confusers: list[str]
-    """Concepts whose lens is most often above its own, the worst first; of equals the one that is further up."""
+    """Concepts whose lens is most often above its own, the worst first; of equals the one that is
+    further up."""
     firing_rate: float
     """Share of all unrelated samples on which it says that its concept is present."""
 
@@ -49,7 +55,8 @@ class LensCheck(NamedTuple):
 
 
 def check_pack(pack: LensPack, dataset: LensDataset, split: int = TEST) -> dict[str, LensCheck]:
-    """Check every lens of a pack on a split, by concept; lenses without a sample there are left out.
+    """Check every lens of a pack on a split, by concept; lenses without a sample there are left
+    out.
 
     Raises
     ------
@@ -57,12 +64,16 @@ def check_pack(pack: LensPack, dataset: LensDataset, split: int = TEST) -> dict[
         If these are not the samples that were held out from the pack.
     """
     held = held_out_logits(pack, dataset, split)
-    signal = np.stack([lens.signal(held.logits[:, i]) for i, lens in enumerate(pack)], axis=1).astype(np.float32)
+    signal = np.stack(
+        [lens.signal(held.logits[:, i]) for i, lens in enumerate(pack)], axis=1
+    ).astype(np.float32)
     return _Checker(pack, dataset, held, signal).run()
 
 
 class _Checker:
-    def __init__(self, pack: LensPack, dataset: LensDataset, held: HeldOutLogits, signal: NDArray[np.float32]) -> None:
+    def __init__(
+        self, pack: LensPack, dataset: LensDataset, held: HeldOutLogits, signal: NDArray[np.float32]
+    ) -> None:
         self.pack, self.dataset, self.held, self.signal = pack, dataset, held, signal
         self.fires = held.logits >= np.array([lens.threshold for lens in pack], np.float32)
         self.number = {lens.concept: i for i, lens in enumerate(pack)}
@@ -73,17 +84,26 @@ class _Checker:
                 self.concepts_of.setdefault(row, []).append(self.number[concept])
 
     def run(self) -> dict[str, LensCheck]:
-        return {concept: self._check(concept, rows) for concept, rows in self.rows.items() if len(rows)}
+        return {
+            concept: self._check(concept, rows) for concept, rows in self.rows.items() if len(rows)
+        }
 
     def _check(self, concept: str, rows: Rows) -> LensCheck:
         hierarchy, own = self.dataset.hierarchy, self.number[concept]
         family = hierarchy.family(concept)
         layer = self.pack.lenses[own].layer
         rivals = np.array(
-            [i for i, lens in enumerate(self.pack) if lens.layer == layer and lens.concept not in family], np.intp
+            [
+                i
+                for i, lens in enumerate(self.pack)
+                if lens.layer == layer and lens.concept not in family
+            ],
+            np.intp,
         )
         above = self.signal[rows][:, rivals] >= self.signal[rows, own][:, None]
-        for place, row in enumerate(rows.tolist()):  # a rival whose concept the sample expresses as well is right
+        for place, row in enumerate(
+            rows.tolist()
+        ):  # a rival whose concept the sample expresses as well is right
             above[place] &= ~np.isin(rivals, self.concepts_of[row])
         rank = 1 + above.sum(axis=1)
         unrelated = np.ones(len(self.held.samples), np.bool_)
@@ -92,19 +112,23 @@ class _Checker:
         times, height = above.sum(axis=0), self.signal[rows][:, rivals].mean(axis=0)
         worst = [i for i in np.lexsort((-height, -times)) if times[i]][:_MOST_CONFUSERS]
         return LensCheck(
-            median_rank=float(np.median(rank)), first=float((rank == 1).mean()), n_rivals=len(rivals),
+            median_rank=float(np.median(rank)),
+            first=float((rank == 1).mean()),
+            n_rivals=len(rivals),
             above_siblings=self._above(rows, own, hierarchy.siblings(concept)),
             above_ancestors=self._above(rows, own, hierarchy.ancestors(concept)),
             ancestors_fire=self._fire(rows, hierarchy.ancestors(concept)),
             confusers=[self.pack.lenses[rivals[i]].concept for i in worst],
             firing_rate=float(self.fires[unrelated, own].mean()) if unrelated.any() else np.nan,
-        )  # fmt: skip
+        )
 
     def _above(self, rows: Rows, own: int, others: frozenset[str]) -> float:
         numbers = [self.number[other] for other in others if other in self.number]
         if not numbers:
             return np.nan
-        return float((self.signal[rows, own][:, None] > self.signal[rows][:, numbers]).all(axis=1).mean())
+        return float(
+            (self.signal[rows, own][:, None] > self.signal[rows][:, numbers]).all(axis=1).mean()
+        )
 
     def _fire(self, rows: Rows, others: frozenset[str]) -> float:
         numbers = [self.number[other] for other in others if other in self.number]

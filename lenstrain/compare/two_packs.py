@@ -1,4 +1,5 @@
-"""Two lens packs on the same held-out samples: families, thresholds, model layers or whatever else differs."""
+"""Two lens packs on the same held-out samples: families, thresholds, model layers or whatever else
+differs."""
 
 from __future__ import annotations
 
@@ -63,13 +64,19 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    a: LensPack, b: LensPack, dataset: LensDataset, dataset_b: LensDataset | None = None, *, seed: int = 0
+    a: LensPack,
+    b: LensPack,
+    dataset: LensDataset,
+    dataset_b: LensDataset | None = None,
+    *,
+    seed: int = 0,
 ) -> Comparison:
     """Compare two packs on the test samples that both can read.
 
     Parameters
     ----------
-    dataset, dataset_b : the store as each of the packs reads it (the phases may differ); None for the same.
+    dataset, dataset_b : the store as each of the packs reads it (the phases may differ); None for
+        the same.
 
     Raises
     ------
@@ -87,17 +94,22 @@ def compare(
         if lens.concept in columns:
             j = columns[lens.concept]
             logits = held_a.logits[rows_a, i], held_b.logits[rows_b, j]
-            pair = _measure(dataset, lens.concept, shared, logits, (lens.threshold, b.lenses[j].threshold))
+            pair = _measure(
+                dataset, lens.concept, shared, logits, (lens.threshold, b.lenses[j].threshold)
+            )
             if pair is not None:
                 pairs.append(Pair(lens.concept, lens.name, *pair))
     if not pairs:
         raise SettingsError("the two packs have no concept in common that has held-out samples")
     rng = np.random.default_rng(stable_seed("compare", seed))
     return Comparison(
-        pairs, len(shared), _difference([p.b.f1 - p.a.f1 for p in pairs], rng),
+        pairs,
+        len(shared),
+        _difference([p.b.f1 - p.a.f1 for p in pairs], rng),
         _difference([p.b.score - p.a.score for p in pairs], rng),
-        [lens.concept for lens in a if lens.concept not in b], [lens.concept for lens in b if lens.concept not in a],
-    )  # fmt: skip
+        [lens.concept for lens in a if lens.concept not in b],
+        [lens.concept for lens in b if lens.concept not in a],
+    )
 
 
 def open_for(pack: LensPack, store: str) -> LensDataset:
@@ -110,13 +122,17 @@ def open_for(pack: LensPack, store: str) -> LensDataset:
     """
     settings, labels = pack.provenance["settings"], pack.provenance.get("labels")
     return open_dataset(
-        store, layers=pack.provenance.get("layers"), phase=settings["phase"], seed=settings["seed"],
+        store,
+        layers=pack.provenance.get("layers"),
+        phase=settings["phase"],
+        seed=settings["seed"],
         labels=None if labels is None else labels["name"],
-    )  # fmt: skip
+    )
 
 
 def _as_numbered_in(dataset: LensDataset, other: LensDataset, samples: Rows) -> Rows:
-    """The numbers that samples of `other` have in `dataset`, -1 where it has none: it may read other layers or labels.
+    """The numbers that samples of `other` have in `dataset`, -1 where it has none: it may read
+    other layers or labels.
 
     A sample is known by its text and by how often that was sampled before.
     """

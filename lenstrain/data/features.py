@@ -1,7 +1,8 @@
 """What lenses look at: a row of numbers for every vector of a dataset, sorted by split.
 
-Activations of one model layer or of several side by side, standardised by the statistics of the training split; or the
-words of a text, or its length. Everything a lens is fitted on or judged by goes through here.
+Activations of one model layer or of several side by side, standardised by the statistics of the
+training split; or the words of a text, or its length. Everything a lens is fitted on or judged by
+goes through here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from lenstrain.data.dataset import TRAIN, LensDataset, Rows
 from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearFit, Matrix, Standardizer
 
-_SLICE = 1024  # rows of a product: the same on any number of cores, since other slices may round differently
+# rows of a product: the same on any number of cores, since other slices may round differently
+_SLICE = 1024
 
 
 class Scores(Protocol):
@@ -53,13 +55,17 @@ class Features:
         self.finite = np.ones(Z.shape[0], np.bool_) if finite is None else finite
 
     @classmethod
-    def of_model_layers(cls, dataset: LensDataset, model_layers: Sequence[int], device: str = "cpu") -> Features:
+    def of_model_layers(
+        cls, dataset: LensDataset, model_layers: Sequence[int], device: str = "cpu"
+    ) -> Features:
         """Standardised activations of one model layer, or of several side by side."""
         read = [dataset.vectors(model_layer, dataset.split_place) for model_layer in model_layers]
         return cls.of_dense(dataset, read[0] if len(read) == 1 else np.hstack(read), device)
 
     @classmethod
-    def of_dense(cls, dataset: LensDataset, X: NDArray[np.float32], device: str = "cpu") -> Features:
+    def of_dense(
+        cls, dataset: LensDataset, X: NDArray[np.float32], device: str = "cpu"
+    ) -> Features:
         """Standardise X (vectors, features), sorted by split, in place."""
         finite = _finite_rows(X)
         train = X[dataset.split_slices[TRAIN]]
@@ -75,14 +81,21 @@ class Features:
         """Memory of one row while it is trained on."""
         return self.Z.shape[1] * self.Z.element_size() if isinstance(self.Z, torch.Tensor) else 4096
 
-    def logits(self, fits: Sequence[Scores], split: int, pool: Executor | None = None) -> NDArray[np.float64]:
-        """(lenses, rows of the split) of the lenses of some fits, in their order; rows are shared out over a pool.
+    def logits(
+        self, fits: Sequence[Scores], split: int, pool: Executor | None = None
+    ) -> NDArray[np.float64]:
+        """(lenses, rows of the split) of the lenses of some fits, in their order; rows are shared
+        out over a pool.
 
-        A product with four columns costs as much as one with sixty, so linear lenses are put side by side.
+        A product with four columns costs as much as one with sixty, so linear lenses are put side
+        by side.
         """
         wide, rows = side_by_side(fits), self.dataset.split_slices[split]
         step = _SLICE if self._is_on_cpu else max(1, rows.stop - rows.start)
-        slices = [slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step)]
+        slices = [
+            slice(start, min(start + step, rows.stop))
+            for start in range(rows.start, rows.stop, step)
+        ]
 
         def of(some: slice) -> NDArray[np.float64]:
             return np.vstack([decide(self.Z[some]).T for decide in wide])
@@ -90,7 +103,8 @@ class Features:
         return np.hstack([*(pool.map if pool else map)(of, slices)])
 
     def logits_of(self, fit: Scores, number: int, split: int, rows: Rows) -> NDArray[np.float64]:
-        """(rows,) logits of one lens of a fit on a few rows of a split, which are copied; for most see `logits`."""
+        """(rows,) logits of one lens of a fit on a few rows of a split, which are copied; for most
+        see `logits`."""
         chosen = self.dataset.split_slices[split].start + rows
         Z = self.Z[torch.from_numpy(chosen)] if isinstance(self.Z, torch.Tensor) else self.Z[chosen]
         return fit.some([number]).decision_function(Z)[:, 0]
@@ -112,13 +126,19 @@ def check_device(device: str) -> None:
     """Raise SettingsError unless torch can compute on a device."""
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # what torch raises, depending on how it was built
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # what torch raises, depending on how it was built
         reason = str(error).splitlines()[0]
-        raise SettingsError(f"device {device!r} cannot be used ({reason}): use cpu, or see `nvidia-smi`") from error
+        raise SettingsError(
+            f"device {device!r} cannot be used ({reason}): use cpu, or see `nvidia-smi`"
+        ) from error
 
 
 def _finite_rows(X: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """(rows,) without a mask of the size of X: a sum of squares is finite if, short of overflow, all of it is."""
+    """(rows,) without a mask of the size of X: a sum of squares is finite if, short of overflow,
+    all of it is."""
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("ij,ij->i", X, X)
     found: NDArray[np.bool_] = np.isfinite(squares)

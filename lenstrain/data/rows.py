@@ -1,11 +1,11 @@
 """The rows of one concept: what it learns at each iteration, and what it is judged by.
 
     Task (samples) --TaskRows--> training: rows in the order in which iterations take them up
-                                 drawn(split): its own positives and negatives
-                                 judged(split): everything but its ancestors' and descendants' samples
+                                 drawn(split): its own positives and negatives judged(split):
+                                 everything but its ancestors' and descendants' samples
 
-Rows are those of the dataset's vectors sorted by split (`LensDataset.split_place`); those of a held-out split are
-counted from its first.
+Rows are those of the dataset's vectors sorted by split (`LensDataset.split_place`); those of a
+held-out split are counted from its first.
 """
 
 from __future__ import annotations
@@ -79,17 +79,20 @@ class TaskRows:
         return len(self.training.ends)
 
     def without(self, samples: Rows) -> TaskRows:
-        """The same but for some samples, which are neither learned from nor judged by; not the concept's own."""
+        """The same but for some samples, which are neither learned from nor judged by; not the
+        concept's own."""
         task = self.task
         negatives = [rows[~np.isin(rows, samples)] for rows in task.negatives]
         return TaskRows(
             self.dataset,
             Task(
-                task.concept, task.positives, (negatives[0], negatives[1], negatives[2]),
+                task.concept,
+                task.positives,
+                (negatives[0], negatives[1], negatives[2]),
                 np.union1d(task.related, samples),
             ),
             self._settings,
-        )  # fmt: skip
+        )
 
     def drawn_from(self, split: int, positives: Rows) -> HeldOut:
         """Some of its positive samples in a split, and its negatives there."""
@@ -125,7 +128,9 @@ class TaskRows:
             mark[self.task.related] = 2
             here = mark[_samples(self.dataset, split)]
             is_negative = here == 0
-            self._sides[split] = Sides(np.flatnonzero(here == 1), is_negative, int(is_negative.sum()))
+            self._sides[split] = Sides(
+                np.flatnonzero(here == 1), is_negative, int(is_negative.sum())
+            )
         return self._sides[split]
 
     def score(self, split: int, logits: NDArray[np.float64], prevalence: float) -> float:
@@ -133,7 +138,11 @@ class TaskRows:
         positives, is_negative, n_negative = self.sides(split)
         own = logits[positives]
         # Whatever is below all of its positives does not count, and that is nearly everything.
-        reaching = is_negative if np.isnan(own).any() else is_negative & (logits >= own.min(initial=np.inf))
+        reaching = (
+            is_negative
+            if np.isnan(own).any()
+            else is_negative & (logits >= own.min(initial=np.inf))
+        )
         return ranking_score(own, logits[reaching], n_negative, prevalence)
 
     def forget(self) -> None:
@@ -171,7 +180,15 @@ def _training_rows(dataset: LensDataset, task: Task, settings: FitSettings) -> T
     samples = dataset.vector_sample[vectors]
     if (strange := dataset.split[samples] != TRAIN).any():
         raise LeakageError(
-            f"{task.concept}: {int(strange.sum())} of {len(strange)} rows to train on are held out for calibration or "
+            f"{task.concept}: {int(strange.sum())} of {len(strange)} rows to train on are held out "
+            "for calibration or "
             "test: the splits of the dataset were changed after its tasks were made"
         )
-    return TrainingRows(dataset.split_place[vectors], np.concatenate(targets), samples, ends, n_positives, n_negatives)
+    return TrainingRows(
+        dataset.split_place[vectors],
+        np.concatenate(targets),
+        samples,
+        ends,
+        n_positives,
+        n_negatives,
+    )

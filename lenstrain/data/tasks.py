@@ -3,9 +3,9 @@
     store --open_dataset--> LensDataset --task(concept)--> Task: which rows are what, by split
                                         --vectors(model_layer)--> X, one row a (sample, phase)
 
-A vector is one phase of one sample; both phases of a sample carry its labels and stay in its split. Samples are joined
-by key and labels by text, over all rounds: a text that one round labels for a concept can never become that concept's
-negative because another round does not know of it.
+A vector is one phase of one sample; both phases of a sample carry its labels and stay in its split.
+Samples are joined by key and labels by text, over all rounds: a text that one round labels for a
+concept can never become that concept's negative because another round does not know of it.
 """
 
 from __future__ import annotations
@@ -53,11 +53,13 @@ class Task:
 
     concept: str
     positives: tuple[Rows, Rows, Rows]
-    """Rows that express the concept, by split, each in nested order: the first ten are part of the first thirty."""
+    """Rows that express the concept, by split, each in nested order: the first ten are part of the
+    first thirty."""
     negatives: tuple[Rows, Rows, Rows]
     """Rows that do not, by split, in nested order; never of its ancestors or descendants."""
     related: Rows
-    """Rows of its ancestors and descendants, in any role: left out when the lens is judged against everything."""
+    """Rows of its ancestors and descendants, in any role: left out when the lens is judged against
+    everything."""
 
 
 class LensDataset:
@@ -69,10 +71,10 @@ class LensDataset:
     layers : layers of abstraction to read; None for all that the store holds.
     phase : "both", "prompt" or "completion": what a vector is.
     seed : keys the choice of negatives.
-    labels : name of a label set to use instead of the labels that the store was extracted with; samples that carry
-        none of its labels are left out.
-    partial : read the complete blocks of rounds that are still being extracted, too. The dataset is what was complete
-        when it was opened, and has the concepts of which every sample was.
+    labels : name of a label set to use instead of the labels that the store was extracted with;
+        samples that carry none of its labels are left out.
+    partial : read the complete blocks of rounds that are still being extracted, too. The dataset is
+        what was complete when it was opened, and has the concepts of which every sample was.
 
     Raises
     ------
@@ -95,20 +97,39 @@ class LensDataset:
         partial: bool = False,
     ) -> None:
         self.store, self.seed = store, seed
-        self._options: dict[str, Any] = {"layers": layers, "seed": seed, "labels": labels, "partial": partial}
+        self._options: dict[str, Any] = {
+            "layers": layers,
+            "seed": seed,
+            "labels": labels,
+            "partial": partial,
+        }
         self.phases = _phases(store, phase)
         self.label_set = None if labels is None else read_label_set(store, labels)
         self._rounds = _rounds_of(store, layers) if partial else _complete_rounds(store, layers)
-        self._done = [entry.complete_blocks() for entry in self._rounds]  # before anything else is read
+        self._done = [
+            entry.complete_blocks() for entry in self._rounds
+        ]  # before anything else is read
         self._join(self._rounds)
 
     def _join(self, rounds: Sequence[Round]) -> None:
         seen: set[bytes] = set()
-        labelled = None if self.label_set is None else {bytes(key): i for i, key in enumerate(self.label_set.key)}
+        labelled = (
+            None
+            if self.label_set is None
+            else {bytes(key): i for i, key in enumerate(self.label_set.key)}
+        )
         kept: list[Rows] = []
         columns: dict[str, list[NDArray[Any]]] = {
             name: []
-            for name in ("key", "text", "kind", "split", "n_prompt_tokens", "n_completion_tokens", "temperature")
+            for name in (
+                "key",
+                "text",
+                "kind",
+                "split",
+                "n_prompt_tokens",
+                "n_completion_tokens",
+                "temperature",
+            )
         }
         labels: dict[str, dict[str, int]] = {}
         targets: dict[str, None] = {}
@@ -129,23 +150,29 @@ class LensDataset:
             targets.update({c: None for i, c in enumerate(entry.targets) if i not in waiting})
             unfinished.update(c for i, c in enumerate(entry.targets) if i in waiting)
             held.append((entry, [str(text) for text in samples.text], marks))
-        # A concept's order is that of the rounds planned for it. Rounds of other concepts know some of its texts, too,
-        # and must not bring those to the front.
+        # A concept's order is that of the rounds planned for it. Rounds of other concepts know some
+        # of its texts, too, and must not bring those to the front.
         for planned in (True, False):
             for entry, texts, marks in held:
                 for sample, concept, role in zip(*marks, strict=True):
                     if (concept < len(entry.targets)) == planned:
-                        labels.setdefault(entry.concepts[concept], {}).setdefault(texts[sample], int(role))
+                        labels.setdefault(entry.concepts[concept], {}).setdefault(
+                            texts[sample], int(role)
+                        )
         self._kept, self._labels = kept, labels
         self.texts: list[str] = [str(text) for text in np.concatenate(columns["text"])]
         self.kind: NDArray[np.uint8] = np.concatenate(columns["kind"])
         self.split: NDArray[np.uint8] = np.concatenate(columns["split"])
         self.n_prompt_tokens: NDArray[np.int32] = np.concatenate(columns["n_prompt_tokens"])
-        self._n_completion_tokens: NDArray[np.int32] = np.concatenate(columns["n_completion_tokens"])
+        self._n_completion_tokens: NDArray[np.int32] = np.concatenate(
+            columns["n_completion_tokens"]
+        )
         self.temperature: NDArray[np.float32] = np.concatenate(columns["temperature"])
         self.concepts = tuple(concept for concept in targets if concept not in unfinished)
         if self.label_set is not None and labelled is not None:
-            self._use_label_set(self.label_set, [labelled[bytes(key)] for key in np.concatenate(columns["key"])])
+            self._use_label_set(
+                self.label_set, [labelled[bytes(key)] for key in np.concatenate(columns["key"])]
+            )
 
     def _use_label_set(self, label_set: LabelSet, numbers: Sequence[int]) -> None:
         """Label the samples anew; `numbers` says which sample of the set each of them is."""
@@ -153,7 +180,9 @@ class LensDataset:
         self._labels = {}
         for sample, concept, role in zip(*label_set.labels, strict=True):
             if sample in text_of:
-                self._labels.setdefault(label_set.concepts[concept], {}).setdefault(text_of[sample], int(role))
+                self._labels.setdefault(label_set.concepts[concept], {}).setdefault(
+                    text_of[sample], int(role)
+                )
         self.split = label_set.split[np.array(numbers, np.intp)]
         self.kind = np.full(len(numbers), EXAMPLE, np.uint8)
         self.concepts = tuple(concept for concept in label_set.concepts if concept in self._labels)
@@ -177,9 +206,15 @@ class LensDataset:
 
     @property
     def rounds_left_out(self) -> tuple[str, ...]:
-        """Later rounds of the same layers that are not finished: a top-up adds to what is there when it is done."""
+        """Later rounds of the same layers that are not finished: a top-up adds to what is there
+        when it is done."""
         layers = {entry.layer for entry in self._rounds}
-        return tuple(r.name for n in sorted(layers) for r in self.store.rounds(n) if r.name not in self.rounds)
+        return tuple(
+            r.name
+            for n in sorted(layers)
+            for r in self.store.rounds(n)
+            if r.name not in self.rounds
+        )
 
     @property
     def n_samples(self) -> int:
@@ -194,12 +229,16 @@ class LensDataset:
     @cached_property
     def completions(self) -> list[str]:
         """What the model wrote after each sample; read when first asked for."""
-        read = [entry.samples().completion[kept] for entry, kept in zip(self._rounds, self._kept, strict=True)]
+        read = [
+            entry.samples().completion[kept]
+            for entry, kept in zip(self._rounds, self._kept, strict=True)
+        ]
         return [str(completion) for completion in np.concatenate(read)]
 
     @cached_property
     def hierarchy(self) -> Hierarchy:
-        """Who is above, below and beside whom; the concepts of a label set are all beside each other."""
+        """Who is above, below and beside whom; the concepts of a label set are all beside each
+        other."""
         if self.label_set is not None:
             return Hierarchy(dict.fromkeys(self.label_set.concepts, 0), {})
         return self.store.hierarchy
@@ -218,7 +257,8 @@ class LensDataset:
 
     @cached_property
     def vector_sample(self) -> Rows:
-        """(vectors,) the sample of each vector. Samples without a position in a phase have no vector there."""
+        """(vectors,) the sample of each vector. Samples without a position in a phase have no
+        vector there."""
         return np.concatenate([self._samples_with(phase) for phase in self.phases])
 
     @cached_property
@@ -258,14 +298,17 @@ class LensDataset:
     def split_slices(self) -> tuple[slice, ...]:
         """The places of each split in `split_order`."""
         ends = np.cumsum(np.bincount(self.split[self.vector_sample], minlength=len(SPLITS)))
-        return tuple(slice(int(start), int(end)) for start, end in zip([0, *ends], ends, strict=False))
+        return tuple(
+            slice(int(start), int(end)) for start, end in zip([0, *ends], ends, strict=False)
+        )
 
     def vectors(self, model_layer: int, place: Rows | None = None) -> NDArray[np.float32]:
         """(vectors, hidden) raw activations of one model layer.
 
         Parameters
         ----------
-        place : (vectors,) the row of the result that each vector is to have; None for the order of `vector_sample`.
+        place : (vectors,) the row of the result that each vector is to have; None for the order of
+            `vector_sample`.
         """
         X = np.empty((len(self.vector_sample), self.store.header.hidden), np.float32)
         for number, phase in enumerate(self.phases):
@@ -276,7 +319,9 @@ class LensDataset:
                 for rows in _spans(entry, done, X.shape[1]):
                     here = (vector >= 0) & (kept >= rows.start) & (kept < rows.stop)
                     read = entry.read(phase, model_layer, rows)
-                    X[vector[here] if place is None else place[vector[here]]] = read[kept[here] - rows.start]
+                    X[vector[here] if place is None else place[vector[here]]] = read[
+                        kept[here] - rows.start
+                    ]
         return X
 
     def vectors_of(self, samples: Rows) -> Rows:
@@ -290,15 +335,17 @@ class LensDataset:
         return rows[self._has_vector[rows]]
 
     def labelled(self, concept: str) -> Rows:
-        """Samples with any label of a concept: what its ancestors and descendants are not judged by."""
+        """Samples with any label of a concept: what its ancestors and descendants are not judged
+        by."""
         return self._labelled_rows.get(concept, _NO_ROWS)
 
     def task(self, concept: str, n_negatives: Callable[[int], int]) -> Task:
         """Who is positive, who is negative, and who counts in judging the lens of one concept.
 
-        Negatives cost nothing, they are other concepts' samples: about 30 % of siblings (then of other relatives on
-        the same branch), up to 20 % the concept's own contrast samples, the rest spread evenly over the other branches
-        of layer 0. Where the data names negatives of its own, those come first.
+        Negatives cost nothing, they are other concepts' samples: about 30 % of siblings (then of
+        other relatives on the same branch), up to 20 % the concept's own contrast samples, the rest
+        spread evenly over the other branches of layer 0. Where the data names negatives of its own,
+        those come first.
 
         Parameters
         ----------
@@ -311,23 +358,31 @@ class LensDataset:
         """
         positive = self.positives(concept)
         relatives = sorted(self.hierarchy.family(concept) - {concept})
-        related = np.setdiff1d(_concatenate(self._labelled_rows.get(relative) for relative in relatives), positive)
+        related = np.setdiff1d(
+            _concatenate(self._labelled_rows.get(relative) for relative in relatives), positive
+        )
         by_split = [positive[self.split[positive] == split] for split in range(len(SPLITS))]
         allowed = self._has_vector.copy()
         allowed[related] = allowed[positive] = False
         negatives = [
-            self._draw_negatives(concept, split, allowed, n_negatives(len(rows))) for split, rows in enumerate(by_split)
+            self._draw_negatives(concept, split, allowed, n_negatives(len(rows)))
+            for split, rows in enumerate(by_split)
         ]
         _check_enough(concept, by_split, negatives)
         return Task(
-            concept, (by_split[0], by_split[1], by_split[2]), (negatives[0], negatives[1], negatives[2]), related
+            concept,
+            (by_split[0], by_split[1], by_split[2]),
+            (negatives[0], negatives[1], negatives[2]),
+            related,
         )
 
     def _draw_negatives(self, concept: str, split: int, allowed: NDArray[np.bool_], n: int) -> Rows:
         rng = np.random.default_rng([stable_hash("negatives", self.seed, concept), split])
 
         def pool(rows: Rows) -> Rows:
-            if len(rows) > 16 * (n + 1):  # a store of thousands of concepts: a few of its many rows will do
+            if len(rows) > 16 * (
+                n + 1
+            ):  # a store of thousands of concepts: a few of its many rows will do
                 some = rows[np.unique(rng.integers(len(rows), size=8 * (n + 1)))]
                 if len(found := some[allowed[some] & (self.split[some] == split)]) >= n:
                     return rng.permutation(found)
@@ -337,13 +392,24 @@ class LensDataset:
         siblings = _concatenate(
             self._positive_rows.get(sibling) for sibling in sorted(self.hierarchy.siblings(concept))
         )
-        same_branch = _concatenate(self._branch_rows[split].get(branch) for branch in sorted(branches))
-        others = [pool(rows) for branch, rows in self._branch_rows[split].items() if branch not in branches]
-        by_share = _merge_by_share([
-            (CONTRAST_SHARE, iter(pool(self._rows_of(concept, CONTRAST)))),
-            (SIBLING_SHARE, chain(pool(np.unique(siblings)), pool(same_branch))),
-            (1 - CONTRAST_SHARE - SIBLING_SHARE, _round_robin([others[i] for i in rng.permutation(len(others))])),
-        ])  # fmt: skip
+        same_branch = _concatenate(
+            self._branch_rows[split].get(branch) for branch in sorted(branches)
+        )
+        others = [
+            pool(rows)
+            for branch, rows in self._branch_rows[split].items()
+            if branch not in branches
+        ]
+        by_share = _merge_by_share(
+            [
+                (CONTRAST_SHARE, iter(pool(self._rows_of(concept, CONTRAST)))),
+                (SIBLING_SHARE, chain(pool(np.unique(siblings)), pool(same_branch))),
+                (
+                    1 - CONTRAST_SHARE - SIBLING_SHARE,
+                    _round_robin([others[i] for i in rng.permutation(len(others))]),
+                ),
+            ]
+        )
         given = pool(self._rows_of(concept, NEGATIVE))
         distinct = dict.fromkeys(given.tolist()[:n])
         while len(distinct) < n and (row := next(by_share, None)) is not None:
@@ -353,8 +419,13 @@ class LensDataset:
     def _rows_of(self, concept: str, role: int) -> Rows:
         """Rows that carry a label in this role, in the concept's nested order."""
         texts = (text for text, found in self._labels.get(concept, {}).items() if found == role)
-        # Texts that were sampled again come after all the others: the first samples must not be copies of each other.
-        places = [(time, i, row) for i, text in enumerate(texts) for time, row in enumerate(self._rows_of_text[text])]
+        # Texts that were sampled again come after all the others: the first samples must not be
+        # copies of each other.
+        places = [
+            (time, i, row)
+            for i, text in enumerate(texts)
+            for time, row in enumerate(self._rows_of_text[text])
+        ]
         return np.array([row for _, _, row in sorted(places)], np.intp)
 
     @cached_property
@@ -370,7 +441,8 @@ class LensDataset:
 
     @cached_property
     def _labelled_rows(self) -> dict[str, Rows]:
-        """Rows with any label of a concept, contrasts included: what is kept from its ancestors and descendants."""
+        """Rows with any label of a concept, contrasts included: what is kept from its ancestors and
+        descendants."""
         rows = self._rows_of_text
         return {
             concept: np.array([row for text in texts for row in rows.get(text, ())], np.intp)
@@ -379,13 +451,17 @@ class LensDataset:
 
     @cached_property
     def _branch_rows(self) -> list[dict[str, Rows]]:
-        """For each split, the rows that express anything on a branch, by the concept at its root."""
+        """For each split, the rows that express anything on a branch, by the concept at its
+        root."""
         found: dict[str, list[Rows]] = {}
         for concept, rows in self._positive_rows.items():
             for branch in self.hierarchy.branches(concept):
                 found.setdefault(branch, []).append(rows)
         merged = {branch: np.unique(np.concatenate(found[branch])) for branch in sorted(found)}
-        return [{b: rows[self.split[rows] == split] for b, rows in merged.items()} for split in range(len(SPLITS))]
+        return [
+            {b: rows[self.split[rows] == split] for b, rows in merged.items()}
+            for split in range(len(SPLITS))
+        ]
 
     @cached_property
     def _vector_number(self) -> NDArray[np.intp]:
@@ -406,7 +482,8 @@ class LensDataset:
 
     @cached_property
     def _is_first_of_text(self) -> NDArray[np.bool_]:
-        """(samples,) A text that was sampled again has another completion and the same prompt: that is one vector."""
+        """(samples,) A text that was sampled again has another completion and the same prompt: that
+        is one vector."""
         first = np.zeros(self.n_samples, np.bool_)
         first[[rows[0] for rows in self._rows_of_text.values() if rows]] = True
         return first
@@ -428,10 +505,13 @@ class ExtractionState(NamedTuple):
 
 
 def extraction_state(path: str | Path, layers: Sequence[int] | None = None) -> ExtractionState:
-    """How far the store at `path` is, over some layers or all that are laid out; read anew at every call."""
+    """How far the store at `path` is, over some layers or all that are laid out; read anew at every
+    call."""
     rounds = _rounds_of(open_store(path), layers)
     done = sum(int(entry.complete_blocks().sum()) for entry in rounds)
-    return ExtractionState(done, sum(entry.n_blocks for entry in rounds), all(entry.is_complete for entry in rounds))
+    return ExtractionState(
+        done, sum(entry.n_blocks for entry in rounds), all(entry.is_complete for entry in rounds)
+    )
 
 
 def stable_seed(*parts: object) -> int:
@@ -449,13 +529,17 @@ _NO_ROWS: Rows = np.zeros(0, np.intp)
 
 def _phases(store: Store, phase: PhaseChoice) -> tuple[Phase, ...]:
     if phase not in get_args(PhaseChoice):
-        raise SettingsError(f"phase is {phase!r}, expected one of {', '.join(get_args(PhaseChoice))}")
+        raise SettingsError(
+            f"phase is {phase!r}, expected one of {', '.join(get_args(PhaseChoice))}"
+        )
     held = store.header.phases
     if phase == "both":
         return held
     if phase not in held:
         raise SettingsError(
-            f"the store holds the phase {held[0]} only, {phase} was asked for: extract with --mode combined"
+            f"the store holds the phase {held[0]} only, {phase} was asked for: extract with "
+            "--mode "
+            "combined"
         )
     return (phase,)
 
@@ -473,11 +557,14 @@ def _spans(entry: Round, done: NDArray[np.bool_], hidden: int) -> Iterator[slice
 def _rounds_of(store: Store, layers: Sequence[int] | None) -> list[Round]:
     held = store.layers()
     if not held:
-        raise StoreIncompleteError(f"{store.path} holds no samples yet: run `lenscache extract` again to continue")
+        raise StoreIncompleteError(
+            f"{store.path} holds no samples yet: run `lenscache extract` again to continue"
+        )
     for layer in layers or ():
         if layer not in held:
             raise SettingsError(
-                f"layer {layer} is not in the store, which has the layers {held}; --layer selects layers of "
+                f"layer {layer} is not in the store, which has the layers {held}; --layer selects "
+                "layers of "
                 "abstraction, transformer blocks are selected with --model-layers"
             )
     return [r for layer in (layers or held) for r in store.rounds(layer)]
@@ -489,8 +576,10 @@ def _complete_rounds(store: Store, layers: Sequence[int] | None) -> list[Round]:
         if not r.is_complete and r.index == 0:
             done = r.complete_blocks()
             raise StoreIncompleteError(
-                f"{store.path}: {r.name} is not finished, {int(done.sum())} of {done.size} blocks are extracted"
-                f"{' but not verified' if done.all() else ''}: run the same `lenscache extract` again to continue, "
+                f"{store.path}: {r.name} is not finished, {int(done.sum())} of {done.size} blocks "
+                "are extracted"
+                f"{' but not verified' if done.all() else ''}: run the same `lenscache extract` "
+                "again to continue, "
                 "or fit other layers with --layer"
             )
     return [r for r in rounds if r.is_complete]
@@ -500,11 +589,15 @@ def _check_enough(concept: str, positives: Sequence[Rows], negatives: Sequence[R
     for name, rows, minimum in zip(SPLITS, positives, (2, 1, 1), strict=True):
         if len(rows) < minimum:
             raise TooFewSamplesError(
-                f"{concept}: {len(rows)} positive samples in the {name} split, at least {minimum} are needed: {SHORT}"
+                f"{concept}: {len(rows)} positive samples in the {name} split, at least "
+                f"{minimum} "
+                f"are needed: {SHORT}"
             )
     for name, rows in zip(SPLITS, negatives, strict=True):
         if not len(rows):
-            raise TooFewSamplesError(f"{concept}: no negative sample in the {name} split: extract more concepts")
+            raise TooFewSamplesError(
+                f"{concept}: no negative sample in the {name} split: extract more concepts"
+            )
 
 
 def _concatenate(parts: Iterable[Rows | None]) -> Rows:
@@ -520,7 +613,8 @@ def _round_robin(lists: Sequence[Rows]) -> Iterator[int]:
 
 
 def _merge_by_share(streams: Sequence[tuple[float, Iterator[int]]]) -> Iterator[int]:
-    """Merge so that every prefix has the shares given; a stream that ends leaves its share to the others."""
+    """Merge so that every prefix has the shares given; a stream that ends leaves its share to the
+    others."""
     remaining = list(streams)
     taken = [0] * len(remaining)
     while remaining:

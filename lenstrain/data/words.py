@@ -1,7 +1,7 @@
 """Text lenses: what the model writes, rather than what it represents.
 
-TF-IDF of the completions, in scikit-learn's vectoriser, and the linear solver on sparse rows. Words and their weights
-come from training completions alone.
+TF-IDF of the completions, in scikit-learn's vectoriser, and the linear solver on sparse rows. Words
+and their weights come from training completions alone.
 """
 
 from __future__ import annotations
@@ -39,14 +39,19 @@ class Vocabulary(NamedTuple):
 
 
 def learn_vocabulary(texts: Sequence[str]) -> Vocabulary:
-    """Words and pairs of words that occur in at least two of the texts (in one, where that leaves none)."""
+    """Words and pairs of words that occur in at least two of the texts (in one, where that leaves
+    none)."""
     for least in (2, 1):
         try:
             vectorizer = TfidfVectorizer(**_OPTIONS, min_df=least).fit(texts)
         except ValueError:  # what scikit-learn raises when no term is left
             continue
-        return Vocabulary(tuple(map(str, vectorizer.get_feature_names_out())), np.asarray(vectorizer.idf_))
-    raise SettingsError("the training texts hold not a single word: there is nothing to learn from them")
+        return Vocabulary(
+            tuple(map(str, vectorizer.get_feature_names_out())), np.asarray(vectorizer.idf_)
+        )
+    raise SettingsError(
+        "the training texts hold not a single word: there is nothing to learn from them"
+    )
 
 
 def word_features(dataset: LensDataset, texts: Sequence[str]) -> tuple[Features, Vocabulary]:

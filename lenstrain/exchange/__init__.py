@@ -1,1 +1,2 @@
-"""Lens packs in the formats of other programs: HatCat's classifiers, and control vectors for llama.cpp and repeng."""
+"""Lens packs in the formats of other programs: HatCat's classifiers, and control vectors for
+llama.cpp and repeng."""

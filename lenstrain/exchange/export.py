@@ -49,7 +49,8 @@ def export_pack(
     LensPackExistsError
         If `out` exists and may not be replaced.
     SettingsError
-        If a concept is not in the pack, there is nothing left to export, or the format cannot hold it.
+        If a concept is not in the pack, there is nothing left to export, or the format cannot hold
+        it.
     MissingPackageError
         If the format needs a package that is not installed.
     """
@@ -70,12 +71,15 @@ def export_pack(
     return Written({lens.concept: "lenses.safetensors" for lens in pack}, low)
 
 
-def import_hatcat(folder: Path, out: Path, *, model_layer: int | None = None, overwrite: bool = False) -> LensPack:
+def import_hatcat(
+    folder: Path, out: Path, *, model_layer: int | None = None, overwrite: bool = False
+) -> LensPack:
     """Read the classifiers of HatCat in `folder` and write them to `out` as a lens pack.
 
     Parameters
     ----------
-    model_layer : transformer block that the lenses read, counted from 0; None if the folder says it.
+    model_layer : transformer block that the lenses read, counted from 0; None if the folder says
+        it.
     overwrite : replace a lens pack that is there; it stays until the new one is complete.
 
     Raises
@@ -95,7 +99,8 @@ def import_hatcat(folder: Path, out: Path, *, model_layer: int | None = None, ov
 def select_lenses(pack: LensPack, concepts: Sequence[str] | None, min_grade: Grade) -> LensPack:
     """A pack of some of the lenses, in the order that they have.
 
-    The pack of text lenses inside it keeps those of the same concepts. What was skipped is kept if all are wanted.
+    The pack of text lenses inside it keeps those of the same concepts. What was skipped is kept if
+    all are wanted.
 
     Raises
     ------
@@ -104,17 +109,26 @@ def select_lenses(pack: LensPack, concepts: Sequence[str] | None, min_grade: Gra
     """
     chosen = [lens for lens in _wanted(pack, concepts) if lens.grade.reaches(min_grade)]
     if not chosen:
-        raise SettingsError(f"no lens to export has grade {min_grade.value} or better: see `lenstrain show`")
+        raise SettingsError(
+            f"no lens to export has grade {min_grade.value} or better: see `lenstrain show`"
+        )
     text = pack.text
     if text is not None:
         beside = [lens for lens in text if lens.concept in {lens.concept for lens in chosen}]
-        text = LensPack(beside, text.provenance, {}, vocabulary=text.vocabulary, run=text.run) if beside else None
+        text = (
+            LensPack(beside, text.provenance, {}, vocabulary=text.vocabulary, run=text.run)
+            if beside
+            else None
+        )
     skipped = pack.skipped if concepts is None else {}
-    return LensPack(chosen, pack.provenance, skipped, vocabulary=pack.vocabulary, text=text, run=pack.run)
+    return LensPack(
+        chosen, pack.provenance, skipped, vocabulary=pack.vocabulary, text=text, run=pack.run
+    )
 
 
 def _check_apart(folder: Path, out: Path) -> None:
-    """Refuse to replace a folder by what is made of it: what the other format cannot hold would be lost."""
+    """Refuse to replace a folder by what is made of it: what the other format cannot hold would be
+    lost."""
     if out.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise LensPackExistsError(f"{out} holds the lenses that are read: choose another --out")
 

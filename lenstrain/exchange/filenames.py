@@ -8,16 +8,21 @@ from collections.abc import Iterable
 from urllib.parse import quote
 
 _KEPT = " ()+,'&="
-_LONGEST = 150  # characters; with a mark and an ending far below the 255 bytes that file systems take
-_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # device names of Windows, with any ending
+_LONGEST = (
+    150  # characters; with a mark and an ending far below the 255 bytes that file systems take
+)
+_RESERVED = re.compile(
+    r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?"
+)  # device names of Windows, with any ending
 
 
 def file_stems(concepts: Iterable[str]) -> dict[str, str]:
     """A file name without ending for each concept, of which no two are the same on any file system.
 
-    Letters and digits of ASCII and ``_-. ()+,'&=`` stay; all else, and a leading dot or space, become percent escapes
-    of their UTF-8 bytes, as in a URL. A name that is too long, or that differs from an earlier one by
-    case alone, ends in ``~`` and 16 hexadecimal digits of a hash of the concept.
+    Letters and digits of ASCII and ``_-. ()+,'&=`` stay; all else, and a leading dot or space,
+    become percent escapes of their UTF-8 bytes, as in a URL. A name that is too long, or that
+    differs from an earlier one by case alone, ends in ``~`` and 16 hexadecimal digits of a hash of
+    the concept.
     """
     stems: dict[str, str] = {}
     taken: set[str] = set()
@@ -35,4 +40,6 @@ def _escaped(concept: str) -> str:
     stem = quote(concept, safe=_KEPT).replace("~", "%7E")
     if not stem:
         return "%"  # which no other concept gets
-    return f"%{ord(stem[0]):02X}{stem[1:]}" if stem[0] in ". " or _RESERVED.fullmatch(stem) else stem
+    return (
+        f"%{ord(stem[0]):02X}{stem[1:]}" if stem[0] in ". " or _RESERVED.fullmatch(stem) else stem
+    )

@@ -1,7 +1,9 @@
-"""Folders that lenses are exported to: written beside their place, with what the format itself cannot hold.
+"""Folders that lenses are exported to: written beside their place, with what the format itself
+cannot hold.
 
     lenses.json              as in a lens pack (`lenstrain.pack.folder`): provenance, and for each lens its concept, model
-                             layers, threshold, calibration, noise floor, metrics and grade; and `file`, where it is
+                             layers, threshold, calibration, noise floor, metrics and grade; and
+                             `file`, where it is
     directions.safetensors   directions to steer along, one row a lens, where the pack has them
 
 The weights are in the files of the format alone.
@@ -22,7 +24,13 @@ from numpy.typing import NDArray
 
 from lenstrain.errors import ForeignFormatError, LensPackExistsError
 from lenstrain.families.contract import Weights
-from lenstrain.pack.folder import FORMAT_VERSION, lens_from_json, lens_to_json, none_for_nan, write_beside
+from lenstrain.pack.folder import (
+    FORMAT_VERSION,
+    lens_from_json,
+    lens_to_json,
+    none_for_nan,
+    write_beside,
+)
 from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
 from lenstrain.pack.tensors import pack_directions, unpack_directions
@@ -35,7 +43,8 @@ class Sidecar:
     provenance: dict[str, Any]
     skipped: dict[str, str]
     entries: dict[str, tuple[dict[str, Any], NDArray[np.float32]]]
-    """By file, relative to the folder: the entry of `lenses.json`, and (hidden,) or (0,) its direction."""
+    """By file, relative to the folder: the entry of `lenses.json`, and (hidden,) or (0,) its
+    direction."""
     path: Path
 
     def lens(self, file: str, weights: Weights) -> Lens:
@@ -61,12 +70,15 @@ def write_export(out: Path, write: Callable[[Path], None], *, overwrite: bool) -
         If `out` exists, and is not an earlier export or `overwrite` is off.
     """
     if (out / "lenses.safetensors").exists():
-        raise LensPackExistsError(f"{out} is a lens pack, which an export never replaces: choose another --out")
+        raise LensPackExistsError(
+            f"{out} is a lens pack, which an export never replaces: choose another --out"
+        )
     write_beside(out, write, overwrite=overwrite)
 
 
 def write_sidecar(folder: Path, pack: LensPack, files: Mapping[str, str], format_name: str) -> None:
-    """Write what is known of the lenses in `files`: their places, relative to the folder, by concept."""
+    """Write what is known of the lenses in `files`: their places, relative to the folder, by
+    concept."""
     lenses = [lens for lens in pack if lens.concept in files]
     data = {
         "format_version": FORMAT_VERSION,
@@ -103,9 +115,19 @@ def read_sidecar(folder: Path) -> Sidecar | None:
             raise ValueError(f"format version {data['format_version']}, expected {FORMAT_VERSION}")
         tensors = safetensors.numpy.load_file(beside) if beside.exists() else {}
         vectors = unpack_directions(tensors, len(data["lenses"]))
-        entries = {str(entry["file"]): (entry, row) for entry, row in zip(data["lenses"], vectors, strict=True)}
+        entries = {
+            str(entry["file"]): (entry, row)
+            for entry, row in zip(data["lenses"], vectors, strict=True)
+        }
         return Sidecar(dict(data["provenance"]), dict(data["skipped"]), entries, path)
-    except (KeyError, TypeError, ValueError, OSError, RecursionError, safetensors.SafetensorError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+        RecursionError,
+        safetensors.SafetensorError,
+    ) as error:
         raise _unreadable(path, repr(error)) from error
 
 

@@ -7,18 +7,21 @@
 
 **Numbering.** direction.N belongs to our model layer N, with the same number:
 
-- llama.cpp puts direction.N at ``n_embd * (N - 1)`` of a buffer (``common_control_vector_load_one`` in
-  common/common.cpp) and takes the one of block il from ``n_embd * (il - 1)`` (``llama_adapter_cvec::apply`` in
-  src/llama-adapter.cpp), so il = N. The models add it (``build_cvec``) after the feed-forward sum, right before
-  ``l_out``: to the residual stream after block il, our ``resid_post``.
-- repeng adds it to the output of ``model.layers[N]`` (ControlModule in repeng/control.py) and learns it from
-  ``hidden_states[N + 1]`` (repeng/extract.py).
-- Block 0 has none: llama.cpp refuses a file that names direction.0 ("invalid (zero) direction tensor layer index").
-- llama.cpp's own cvector-generator names what it learned from the output of block i ``direction.(i + 1)``
-  (tools/cvector-generator/mean.hpp), so its files steer one block later than they were learned. What is read here is
-  where a direction is added.
+- llama.cpp puts direction.N at ``n_embd * (N - 1)`` of a buffer (``common_control_vector_load_one``
+  in common/common.cpp) and takes the one of block il from ``n_embd * (il - 1)``
+  (``llama_adapter_cvec::apply`` in src/llama-adapter.cpp), so il = N. The models add it
+  (``build_cvec``) after the feed-forward sum, right before ``l_out``: to the residual stream after
+  block il, our ``resid_post``.
+- repeng adds it to the output of ``model.layers[N]`` (ControlModule in repeng/control.py) and
+  learns it from ``hidden_states[N + 1]`` (repeng/extract.py).
+- Block 0 has none: llama.cpp refuses a file that names direction.0 ("invalid (zero) direction
+    tensor layer index").
+- llama.cpp's own cvector-generator names what it learned from the output of block i ``direction.(i
+  + 1)`` (tools/cvector-generator/mean.hpp), so its files steer one block later than they were
+  learned. What is read here is where a direction is added.
 
-**Length.** Strength 1 goes one deviation, as ``--strength`` of `lenstrain steer` does: see `steering_vectors`.
+**Length.** Strength 1 goes one deviation, as ``--strength`` of `lenstrain steer` does: see
+`steering_vectors`.
 """
 
 from __future__ import annotations
@@ -56,17 +59,24 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class ControlVector:
-    """A control vector as it was read: it steers, and says nothing about when its concept is there."""
+    """A control vector as it was read: it steers, and says nothing about when its concept is
+    there."""
 
     model_hint: str
-    """The model it was made for, in the words of whoever wrote it; empty if the file does not say."""
+    """The model it was made for, in the words of whoever wrote it; empty if the file does not
+    say."""
     vectors: Mapping[int, NDArray[np.float32]]
-    """(hidden,) by model layer: what is added to the output of that transformer block, at strength 1."""
+    """(hidden,) by model layer: what is added to the output of that transformer block, at strength
+    1."""
 
     @property
     def directions(self) -> tuple[Direction, ...]:
-        """What to steer along, one for each model layer; a strength of 1 adds the vector as it is."""
-        lengths = {layer: float(np.linalg.norm(vector.astype(np.float64))) for layer, vector in self.vectors.items()}
+        """What to steer along, one for each model layer; a strength of 1 adds the vector as it
+        is."""
+        lengths = {
+            layer: float(np.linalg.norm(vector.astype(np.float64)))
+            for layer, vector in self.vectors.items()
+        }
         return tuple(
             Direction(layer, (vector / lengths[layer]).astype(np.float32), lengths[layer])
             for layer, vector in self.vectors.items()
@@ -77,10 +87,10 @@ class ControlVector:
 def steering_vectors(lens: Lens, kind: Kind = "mean-difference") -> dict[int, NDArray[np.float32]]:
     """What to add to the residual stream for one unit of strength: (hidden,) by model layer.
 
-    The mean difference has the length of the deviation of activations along it. Along the weights w of a linear lens it
-    is ``w * s / |w|^2``, with s the deviation of its noise floor: s is that of the logits ``w.x + b`` over unrelated
-    samples, so ``s / |w|`` is that of their activations along w, and the vector moves the logit by s. Of an ensemble
-    each model layer does so by itself.
+    The mean difference has the length of the deviation of activations along it. Along the weights w
+    of a linear lens it is ``w * s / |w|^2``, with s the deviation of its noise floor: s is that of
+    the logits ``w.x + b`` over unrelated samples, so ``s / |w|`` is that of their activations along
+    w, and the vector moves the logit by s. Of an ensemble each model layer does so by itself.
 
     Raises
     ------
@@ -88,13 +98,22 @@ def steering_vectors(lens: Lens, kind: Kind = "mean-difference") -> dict[int, ND
         If the lens has no such direction, or its noise floor was never measured.
     """
     if kind == "weights" and "noise_floor" in lens.metrics.get("unknown", ()):
-        raise SettingsError(f"the noise floor of the lens of {lens.concept} is not known: its vector has no length")
+        raise SettingsError(
+            f"the noise floor of the lens of {lens.concept} is not known: its vector has no length"
+        )
     found = directions_of(lens, kind, allow_grade_c=True)
-    return {each.model_layer: np.asarray(each.vector * each.deviation, np.float32) for each in found}
+    return {
+        each.model_layer: np.asarray(each.vector * each.deviation, np.float32) for each in found
+    }
 
 
 def write_gguf(
-    pack: LensPack, out: Path, *, kind: Kind = "mean-difference", model_hint: str | None = None, overwrite: bool = False
+    pack: LensPack,
+    out: Path,
+    *,
+    kind: Kind = "mean-difference",
+    model_hint: str | None = None,
+    overwrite: bool = False,
 ) -> Written:
     """Write a folder of control vectors, ``<concept>.gguf``, that llama.cpp and repeng read.
 
@@ -147,23 +166,35 @@ def read_control_vector(file: str | Path) -> ControlVector:
     gguf, file = _import_gguf(), Path(file)
     try:
         reader = gguf.GGUFReader(file)
-        architecture, hint = (_text(reader, key) for key in ("general.architecture", f"{ARCHITECTURE}.model_hint"))
+        architecture, hint = (
+            _text(reader, key) for key in ("general.architecture", f"{ARCHITECTURE}.model_hint")
+        )
         tensors = [(str(t.name), t.tensor_type.name, np.array(t.data)) for t in reader.tensors]
     except _DAMAGE as error:
-        raise ForeignFormatError(f"{file} is not a readable GGUF file ({error}): expected a control vector") from None
+        raise ForeignFormatError(
+            f"{file} is not a readable GGUF file ({error}): expected a control vector"
+        ) from None
     if architecture != ARCHITECTURE:
-        raise ForeignFormatError(f"{file} has architecture {architecture!r}, expected {ARCHITECTURE!r}")
+        raise ForeignFormatError(
+            f"{file} has architecture {architecture!r}, expected {ARCHITECTURE!r}"
+        )
     vectors: dict[int, NDArray[np.float32]] = {}
     for name, kind, values in tensors:
         match = _DIRECTION.fullmatch(name)
         if match is None or int(match[1]) in vectors:
-            raise ForeignFormatError(f"{file} has a tensor {name!r:.80}, expected one direction.<number> a model layer")
+            raise ForeignFormatError(
+                f"{file} has a tensor {name!r:.80}, expected one direction.<number> a model layer"
+            )
         if kind != "F32" or values.ndim != 1 or not np.isfinite(values).all():
-            raise ForeignFormatError(f"{file}: {name} is {kind} {values.shape}, expected finite F32 (hidden,)")
+            raise ForeignFormatError(
+                f"{file}: {name} is {kind} {values.shape}, expected finite F32 (hidden,)"
+            )
         vectors[int(match[1])] = values
     sizes = sorted({len(values) for values in vectors.values()})
     if len(sizes) != 1:
-        raise ForeignFormatError(f"{file} has directions of sizes {sizes}, expected direction.<number> of one size")
+        raise ForeignFormatError(
+            f"{file} has directions of sizes {sizes}, expected direction.<number> of one size"
+        )
     return ControlVector(hint, dict(sorted(vectors.items())))
 
 
@@ -172,7 +203,8 @@ def _check_family(pack: LensPack, kind: Kind) -> None:
         raise SettingsError("text lenses read words, not activations: they have no control vector")
     if pack.family == "mlp" and kind == "weights":
         raise SettingsError(
-            "mlp lenses have no single direction in their weights: export the mean difference, --direction "
+            "mlp lenses have no single direction in their weights: export the mean difference, "
+            "--direction "
             "mean-difference, or a pack of linear lenses"
         )
 
@@ -181,13 +213,16 @@ def _vectors_of(lens: Lens, kind: Kind) -> dict[int, NDArray[np.float32]]:
     found = steering_vectors(lens, kind)
     if 0 in found:
         raise SettingsError(
-            f"the lens of {lens.concept} reads model layer 0, and llama.cpp refuses a control vector with a direction "
+            f"the lens of {lens.concept} reads model layer 0, and llama.cpp refuses a control "
+            "vector with a direction "
             "for it: fit the lens on model layers from 1 on"
         )
     return found
 
 
-def _write_file(gguf: Any, path: Path, name: str, hint: str, vectors: dict[int, NDArray[np.float32]]) -> None:
+def _write_file(
+    gguf: Any, path: Path, name: str, hint: str, vectors: dict[int, NDArray[np.float32]]
+) -> None:
     writer = gguf.GGUFWriter(path, ARCHITECTURE)
     writer.add_name(name)
     writer.add_string(f"{ARCHITECTURE}.model_hint", hint)

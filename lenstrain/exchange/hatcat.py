@@ -3,21 +3,25 @@
 What is written, and who in HatCat reads it (https://github.com/p0ss/HatCat and HatCatDev):
 
     layer<L>/<Concept>_classifier.pt   one folder a layer of abstraction; a state dict (`lenstrain.exchange.statedict`).
-                                       `MetadataLoader` in src/hat/monitoring/lens_loader.py looks for the name there,
-                                       `load_lens_pack` in src/map/registry/lens_pack.py scans the folders
+                                       `MetadataLoader` in src/hat/monitoring/lens_loader.py looks
+                                       for the name there, `load_lens_pack` in
+                                       src/map/registry/lens_pack.py scans the folders
     pack_info.json                     model, source_pack, pack_version, trained_layers: `load_lens_pack` needs it
     version_manifest.json              for each concept its classifiers by *model* layer, with file, technique (mlp or
-                                       linear) and F1: `LensManifest` in src/map/data/version_manifest.py
+                                       linear) and F1: `LensManifest` in
+                                       src/map/data/version_manifest.py
     lenses.json, directions.safetensors   ours, see `lenstrain.exchange.folder`; HatCat passes over them
 
-HatCat's `load_classifier` reads both kinds; its live monitor (`DynamicLensManager`) reads MLPs alone, and by default
-scales each hidden state to mean 0 and deviation 1 first, which lenses on raw activations must not have: make it with
-``normalize_hidden_states=False``. It asks for names as they are in its layer files, so a concept whose name had to be
-escaped (`lenstrain.exchange.filenames`) is found by the registry alone.
+HatCat's `load_classifier` reads both kinds; its live monitor (`DynamicLensManager`) reads MLPs
+alone, and by default scales each hidden state to mean 0 and deviation 1 first, which lenses on raw
+activations must not have: make it with ``normalize_hidden_states=False``. It asks for names as they
+are in its layer files, so a concept whose name had to be escaped (`lenstrain.exchange.filenames`)
+is found by the registry alone.
 
-What is read: the above, the same without the suffix ``_classifier``, in ``layer<L>/classifiers/`` and in
-``activation_lenses/``, and files that lie in the folder itself. Where there is no ``lenses.json``, threshold 0 and a
-plain sigmoid stand in, with which HatCat reads its classifiers, and grade C and NaN for all that was never measured.
+What is read: the above, the same without the suffix ``_classifier``, in ``layer<L>/classifiers/``
+and in ``activation_lenses/``, and files that lie in the folder itself. Where there is no
+``lenses.json``, threshold 0 and a plain sigmoid stand in, with which HatCat reads its classifiers,
+and grade C and NaN for all that was never measured.
 """
 
 from __future__ import annotations
@@ -51,14 +55,34 @@ _THIRDS = ("early", "mid", "late")
 _UNKNOWN = "unknown"
 
 _NEVER_MEASURED = (
-    "test_f1", "test_f1_unnamed", "test_f1_named", "train_f1", "precision", "recall", "false_positive_rate", "score",
-    "score_low", "score_high", "average_precision", "auroc", "score_unnamed", "brier", "brier_before",
-    "expected_calibration_error", "expected_calibration_error_before", "n_samples", "n_test", "n_judged", "iterations",
-    "test_looks", "converged",
-)  # fmt: skip
+    "test_f1",
+    "test_f1_unnamed",
+    "test_f1_named",
+    "train_f1",
+    "precision",
+    "recall",
+    "false_positive_rate",
+    "score",
+    "score_low",
+    "score_high",
+    "average_precision",
+    "auroc",
+    "score_unnamed",
+    "brier",
+    "brier_before",
+    "expected_calibration_error",
+    "expected_calibration_error_before",
+    "n_samples",
+    "n_test",
+    "n_judged",
+    "iterations",
+    "test_looks",
+    "converged",
+)
 
 
-# --- export ----------------------------------------------------------------------------------------------------------
+# --- export
+# ----------------------------------------------------------------------------------------------------------
 
 
 def write_hatcat(pack: LensPack, out: Path, *, overwrite: bool = False) -> dict[str, str]:
@@ -77,13 +101,18 @@ def write_hatcat(pack: LensPack, out: Path, *, overwrite: bool = False) -> dict[
     """
     if pack.family not in _FAMILIES:
         raise SettingsError(
-            f"{pack.family} lenses have no form in HatCat, whose classifiers read one model layer: export a pack of "
+            f"{pack.family} lenses have no form in HatCat, whose classifiers read one model layer: "
+            "export a pack of "
             f"{', '.join(_FAMILIES)}"
         )
-    stems = {layer: file_stems(lens.concept for lens in pack if lens.layer == layer) for layer in _layers(pack)}
+    stems = {
+        layer: file_stems(lens.concept for lens in pack if lens.layer == layer)
+        for layer in _layers(pack)
+    }
     files = {
-        lens.concept: f"layer{lens.layer}/{stems[lens.layer][lens.concept]}{_SUFFIX}.pt" for lens in pack
-    }  # fmt: skip
+        lens.concept: f"layer{lens.layer}/{stems[lens.layer][lens.concept]}{_SUFFIX}.pt"
+        for lens in pack
+    }
 
     def write(folder: Path) -> None:
         for layer in stems:
@@ -105,10 +134,13 @@ def _layers(pack: LensPack) -> list[int]:
 def _pack_info(pack: LensPack) -> dict[str, Any]:
     store = pack.provenance.get("store", {})
     return {
-        "pack_version": "1.0.0", "model": store.get("model", {}).get("id", ""),
-        "source_pack": store.get("pack", {}).get("name", ""), "trained_layers": _layers(pack),
-        "hidden_dim": n_inputs(pack.lenses[0].weights) if len(pack) else 0, "total_lenses": len(pack),
-    }  # fmt: skip
+        "pack_version": "1.0.0",
+        "model": store.get("model", {}).get("id", ""),
+        "source_pack": store.get("pack", {}).get("name", ""),
+        "trained_layers": _layers(pack),
+        "hidden_dim": n_inputs(pack.lenses[0].weights) if len(pack) else 0,
+        "total_lenses": len(pack),
+    }
 
 
 def _version_manifest(pack: LensPack, files: dict[str, str]) -> dict[str, Any]:
@@ -116,28 +148,47 @@ def _version_manifest(pack: LensPack, files: dict[str, str]) -> dict[str, Any]:
     lenses = {lens.concept: _manifest_entry(lens, files[lens.concept], pack) for lens in pack}
     name = f"{info['source_pack']}_{info['model'].replace('/', '_')}"
     return {
-        "lens_pack_id": name, "model": info["model"], "source_pack": info["source_pack"],
-        "current_version": info["pack_version"], "lenses": lenses, "version_history": [],
-    }  # fmt: skip
+        "lens_pack_id": name,
+        "model": info["model"],
+        "source_pack": info["source_pack"],
+        "current_version": info["pack_version"],
+        "lenses": lenses,
+        "version_history": [],
+    }
 
 
 def _manifest_entry(lens: Lens, file: str, pack: LensPack) -> dict[str, Any]:
     known = {"f1": "test_f1", "precision": "precision", "recall": "recall"}
-    metrics = {theirs: lens.metrics[ours] for theirs, ours in known.items() if not math.isnan(lens.metrics[ours])}
-    n_layers = max(pack.provenance.get("store", {}).get("model", {}).get("n_layers", 0), lens.model_layer + 1)
+    metrics = {
+        theirs: lens.metrics[ours]
+        for theirs, ours in known.items()
+        if not math.isnan(lens.metrics[ours])
+    }
+    n_layers = max(
+        pack.provenance.get("store", {}).get("model", {}).get("n_layers", 0), lens.model_layer + 1
+    )
     classifier = {
-        "layer": lens.model_layer, "category": _THIRDS[3 * lens.model_layer // n_layers],
-        "technique": "linear" if isinstance(lens.weights, LinearWeights) else "mlp", "metrics": metrics,
-        "trained_at": "", "file": file,
-    }  # fmt: skip
+        "layer": lens.model_layer,
+        "category": _THIRDS[3 * lens.model_layer // n_layers],
+        "technique": "linear" if isinstance(lens.weights, LinearWeights) else "mlp",
+        "metrics": metrics,
+        "trained_at": "",
+        "file": file,
+    }
     return {
-        "concept": lens.concept, "trained_at_version": "1.0.0", "trained_timestamp": "",
-        "default_layer": lens.model_layer, "classifiers": {str(lens.model_layer): classifier},
-        "layer": lens.model_layer, "metrics": metrics, "lens_file": file,
-    }  # fmt: skip
+        "concept": lens.concept,
+        "trained_at_version": "1.0.0",
+        "trained_timestamp": "",
+        "default_layer": lens.model_layer,
+        "classifiers": {str(lens.model_layer): classifier},
+        "layer": lens.model_layer,
+        "metrics": metrics,
+        "lens_file": file,
+    }
 
 
-# --- import ----------------------------------------------------------------------------------------------------------
+# --- import
+# ----------------------------------------------------------------------------------------------------------
 
 
 class _File(NamedTuple):
@@ -154,22 +205,26 @@ def read_hatcat(folder: Path, *, model_layer: int | None = None) -> LensPack:
 
     Parameters
     ----------
-    model_layer : transformer block, counted from 0, that the classifiers were trained on; HatCat's ``layer_idx``. None
-        if ``lenses.json`` says it.
+    model_layer : transformer block, counted from 0, that the classifiers were trained on; HatCat's
+        ``layer_idx``. None if ``lenses.json`` says it.
 
     Raises
     ------
     ForeignFormatError
         If there is no classifier, or one is damaged or does not go with the others.
     SettingsError
-        If nothing says which model layer the classifiers read, or it is another one than they were exported from.
+        If nothing says which model layer the classifiers read, or it is another one than they were
+        exported from.
     """
     files, sidecar = _find(folder), read_sidecar(folder)
     entries = {} if sidecar is None else sidecar.entries
-    missing = next((place for place in entries if place not in {file.place for file in files}), None)
+    missing = next(
+        (place for place in entries if place not in {file.place for file in files}), None
+    )
     if missing is not None:
         raise ForeignFormatError(
-            f"{folder / missing} is listed in lenses.json and not there: bring it back, or delete lenses.json to read "
+            f"{folder / missing} is listed in lenses.json and not there: bring it back, or delete "
+            "lenses.json to read "
             "what is there by its weights alone"
         )
     order = {place: number for number, place in enumerate(entries)}
@@ -184,7 +239,9 @@ def read_hatcat(folder: Path, *, model_layer: int | None = None) -> LensPack:
     _check_once(lenses, files)
     family = "linear" if isinstance(weights[0], LinearWeights) else "mlp"
     return LensPack(
-        lenses, _provenance(folder, sidecar, family, n_inputs(weights[0])), {} if sidecar is None else sidecar.skipped
+        lenses,
+        _provenance(folder, sidecar, family, n_inputs(weights[0])),
+        {} if sidecar is None else sidecar.skipped,
     )
 
 
@@ -194,13 +251,16 @@ def _find(folder: Path) -> list[_File]:
         for path in sorted(folder.glob(pattern)):
             place = path.relative_to(folder).as_posix()
             numbers = [
-                match for part in (folder.resolve().name, *place.split("/")) if (match := _LAYER.fullmatch(part))
+                match
+                for part in (folder.resolve().name, *place.split("/"))
+                if (match := _LAYER.fullmatch(part))
             ]
             layer = int(numbers[-1][1]) if numbers else None
             found.append(_File(path, place, path.stem.removesuffix(_SUFFIX), layer))
     if not found:
         raise ForeignFormatError(
-            f"{folder} has no <concept>{_SUFFIX}.pt, nor a folder layer0, layer1 ... with any: give the folder of a "
+            f"{folder} has no <concept>{_SUFFIX}.pt, nor a folder layer0, layer1 ... with any: "
+            "give the folder of a "
             "HatCat lens pack"
         )
     return found
@@ -212,20 +272,27 @@ def _read_alike(files: Sequence[_File]) -> list[Weights]:
     for file, each in zip(files, weights, strict=True):
         if type(each) is not type(weights[0]) or n_inputs(each) != n_inputs(weights[0]):
             raise ForeignFormatError(
-                f"{file.path} is {_described(each)}, expected {_described(weights[0])} as {files[0].place}: lenses of "
-                "one pack are of one kind and one model, so import the others from a folder of their own"
+                f"{file.path} is {_described(each)}, expected {_described(weights[0])} as "
+                f"{files[0].place}: lenses of "
+                "one pack are of one kind and one model, so import the others from a folder of "
+                "their own"
             )
     return weights
 
 
 def _described(weights: Weights) -> str:
-    return f"{'linear' if isinstance(weights, LinearWeights) else 'an MLP'} on {n_inputs(weights)} features"
+    return (
+        f"{'linear' if isinstance(weights, LinearWeights) else 'an MLP'} on {n_inputs(weights)} "
+        "features"
+    )
 
 
 def _checked(lens: Lens, model_layer: int | None, file: _File) -> Lens:
     if model_layer is not None and lens.model_layers != (model_layer,):
         found = "+".join(map(str, lens.model_layers))
-        raise SettingsError(f"{file.path} reads model layer {found}, as lenses.json says, not {model_layer}")
+        raise SettingsError(
+            f"{file.path} reads model layer {found}, as lenses.json says, not {model_layer}"
+        )
     return lens
 
 
@@ -233,7 +300,8 @@ def _unknown_lens(file: _File, weights: Weights, model_layer: int | None, folder
     """A lens of which nothing but the weights is known."""
     if model_layer is None:
         raise SettingsError(
-            f"nothing in {folder} says which transformer block {file.place} was trained on: give its number, counted "
+            f"nothing in {folder} says which transformer block {file.place} was trained on: give "
+            "its number, counted "
             "from 0, with --model-layer"
         )
     unknown = [
@@ -246,15 +314,31 @@ def _unknown_lens(file: _File, weights: Weights, model_layer: int | None, folder
     ]
     metrics: dict[str, Any] = dict.fromkeys(_NEVER_MEASURED, math.nan)
     metrics |= {
-        "grade_uncertain": False, "score_by_phase": {}, "controls": {}, "unbeaten_controls": [], "graduated": False,
-        "refined_against": [], "C": None, "hungry": False, "unknown": unknown,
-    }  # fmt: skip
+        "grade_uncertain": False,
+        "score_by_phase": {},
+        "controls": {},
+        "unbeaten_controls": [],
+        "graduated": False,
+        "refined_against": [],
+        "C": None,
+        "hungry": False,
+        "unknown": unknown,
+    }
     return Lens(
-        concept=file.concept, name=file.concept, layer=file.layer or 0, model_layers=(model_layer,), weights=weights,
-        threshold=0.0, calibrator=Calibrator("temperature", (1.0,)),
-        noise=NoiseFloor(0.0, 1.0),  # signals are then logits; null on disk would not come back as a number
-        grade=Grade.C, metrics=metrics, trajectory=(),
-    )  # fmt: skip
+        concept=file.concept,
+        name=file.concept,
+        layer=file.layer or 0,
+        model_layers=(model_layer,),
+        weights=weights,
+        threshold=0.0,
+        calibrator=Calibrator("temperature", (1.0,)),
+        noise=NoiseFloor(
+            0.0, 1.0
+        ),  # signals are then logits; null on disk would not come back as a number
+        grade=Grade.C,
+        metrics=metrics,
+        trajectory=(),
+    )
 
 
 def _check_once(lenses: Sequence[Lens], files: Sequence[_File]) -> None:
@@ -262,7 +346,8 @@ def _check_once(lenses: Sequence[Lens], files: Sequence[_File]) -> None:
     for lens, file in zip(lenses, files, strict=True):
         if (other := first.setdefault(lens.concept, file)) is not file:
             raise ForeignFormatError(
-                f"{other.path} and {file.path} are both of {lens.concept}, expected one file a concept: import one of "
+                f"{other.path} and {file.path} are both of {lens.concept}, expected one file a "
+                "concept: import one of "
                 "the folders at a time"
             )
 
@@ -270,13 +355,26 @@ def _check_once(lenses: Sequence[Lens], files: Sequence[_File]) -> None:
 def _provenance(folder: Path, sidecar: Sidecar | None, family: str, hidden: int) -> dict[str, Any]:
     if sidecar is not None:
         return {**sidecar.provenance, "imported": {"from": "hatcat"}}
-    # Settings of a fit that never was, for whatever reads a pack's; 0 is no target that a fit could have had.
-    settings = {**settings_to_json(FitSettings(beyond_graduation=False)), "family": family, "target_f1": 0.0}
-    model = {"id": _model_id(folder), "fingerprint": _UNKNOWN, "dtype": _UNKNOWN, "n_layers": 0, "hidden": hidden}
+    # Settings of a fit that never was, for whatever reads a pack's; 0 is no target that a fit could
+    # have had.
+    settings = {
+        **settings_to_json(FitSettings(beyond_graduation=False)),
+        "family": family,
+        "target_f1": 0.0,
+    }
+    model = {
+        "id": _model_id(folder),
+        "fingerprint": _UNKNOWN,
+        "dtype": _UNKNOWN,
+        "n_layers": 0,
+        "hidden": hidden,
+    }
     return {
-        "store": {"digest": _UNKNOWN, "model": model, "settings": {"pooling": _UNKNOWN}}, "labels": None,
-        "settings": settings, "imported": {"from": "hatcat", "unknown": ["store", "settings"]},
-    }  # fmt: skip
+        "store": {"digest": _UNKNOWN, "model": model, "settings": {"pooling": _UNKNOWN}},
+        "labels": None,
+        "settings": settings,
+        "imported": {"from": "hatcat", "unknown": ["store", "settings"]},
+    }
 
 
 def _model_id(folder: Path) -> str:

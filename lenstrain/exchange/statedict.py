@@ -5,12 +5,13 @@ Read in `src/hat/classifiers/classifier.py` (LinearProbe, MLPClassifier, load_cl
 
     linear   linear.weight (1, hidden), linear.bias (1,)
     MLP      net.0.weight (128, hidden), net.3.weight (64, 128), net.6.weight (1, 64), and the bias of each;
-             numbers 1, 2, 4, 5 of the sequence are ReLU and dropout. Older files lack the prefix ``net.``
+             numbers 1, 2, 4, 5 of the sequence are ReLU and dropout. Older files lack the prefix
+             ``net.``
 
-Both give logits; what reads them applies the sigmoid. HatCat copies the tensors into float32 parameters, so other
-floating types are read there and here, and b1 is written as the float64 that it is in a lens. An MLP may begin with a
-layer norm, whose weight then is net.0, followed by net.1, net.4 and net.7: no lens on raw activations says the same,
-and such a file is refused.
+Both give logits; what reads them applies the sigmoid. HatCat copies the tensors into float32
+parameters, so other floating types are read there and here, and b1 is written as the float64 that
+it is in a lens. An MLP may begin with a layer norm, whose weight then is net.0, followed by net.1,
+net.4 and net.7: no lens on raw activations says the same, and such a file is refused.
 """
 
 from __future__ import annotations
@@ -33,12 +34,24 @@ from lenstrain.families.mlp import WIDTHS, MlpWeights
 
 _LINEAR = {"linear.weight": "(1, hidden)", "linear.bias": "(1,)"}
 _MLP = {
-    "net.0.weight": f"({WIDTHS[0]}, hidden)", "net.0.bias": f"({WIDTHS[0]},)",
-    "net.3.weight": f"({WIDTHS[1]}, {WIDTHS[0]})", "net.3.bias": f"({WIDTHS[1]},)",
-    "net.6.weight": f"(1, {WIDTHS[1]})", "net.6.bias": "(1,)",
-}  # fmt: skip
+    "net.0.weight": f"({WIDTHS[0]}, hidden)",
+    "net.0.bias": f"({WIDTHS[0]},)",
+    "net.3.weight": f"({WIDTHS[1]}, {WIDTHS[0]})",
+    "net.3.bias": f"({WIDTHS[1]},)",
+    "net.6.weight": f"(1, {WIDTHS[1]})",
+    "net.6.bias": "(1,)",
+}
 _GLOBAL = re.compile(r"GLOBAL ([\w.]{1,80})")
-_DAMAGE = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, OSError, pickle.UnpicklingError)
+_DAMAGE = (
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OSError,
+    pickle.UnpicklingError,
+)
 
 
 def to_state_dict(weights: Weights) -> dict[str, torch.Tensor]:
@@ -51,10 +64,15 @@ def to_state_dict(weights: Weights) -> dict[str, torch.Tensor]:
     else:
         w1, b1, w2, b2, w3, b3 = weights
         arrays = {
-            "net.0.weight": w1.T, "net.0.bias": b1, "net.3.weight": w2.T, "net.3.bias": b2,
-            "net.6.weight": w3[None], "net.6.bias": np.reshape(b3, 1),
-        }  # fmt: skip
-    # Copies in the order in which torch itself writes; arrays that were read may be read-only, which tensors cannot be.
+            "net.0.weight": w1.T,
+            "net.0.bias": b1,
+            "net.3.weight": w2.T,
+            "net.3.bias": b2,
+            "net.6.weight": w3[None],
+            "net.6.bias": np.reshape(b3, 1),
+        }
+    # Copies in the order in which torch itself writes; arrays that were read may be read-only,
+    # which tensors cannot be.
     return {name: torch.from_numpy(np.array(values, order="C")) for name, values in arrays.items()}
 
 
@@ -75,10 +93,16 @@ def load_state_dict(file: Path) -> dict[str, torch.Tensor]:
         wanted = _GLOBAL.search(str(error))
         why = f"it asks for {wanted[1]}" if wanted else type(error).__name__
         raise ForeignFormatError(
-            f"{file} is refused: it is damaged, or a pickle of more than tensors, which could run code ({why})"
+            f"{file} is refused: it is damaged, or a pickle of more than tensors, which could "
+            "run "
+            f"code ({why})"
         ) from None
-    if not isinstance(found, Mapping) or not all(_is_plain(name, value) for name, value in found.items()):
-        raise ForeignFormatError(f"{file} holds {_kind(found)}, expected a state dict: dense tensors by name")
+    if not isinstance(found, Mapping) or not all(
+        _is_plain(name, value) for name, value in found.items()
+    ):
+        raise ForeignFormatError(
+            f"{file} holds {_kind(found)}, expected a state dict: dense tensors by name"
+        )
     return dict(found)
 
 
@@ -88,7 +112,8 @@ def from_state_dict(state: Mapping[str, torch.Tensor], file: Path) -> Weights:
     Raises
     ------
     ForeignFormatError
-        If a tensor is missing or one too many, or its shape, type or values are not those of a classifier.
+        If a tensor is missing or one too many, or its shape, type or values are not those of a
+        classifier.
     """
     if "0.weight" in state:
         state = {f"net.{name}": tensor for name, tensor in state.items()}
@@ -100,7 +125,8 @@ def from_state_dict(state: Mapping[str, torch.Tensor], file: Path) -> Weights:
     expected = _MLP if any(name.startswith("net.") for name in state) else _LINEAR
     if state.keys() != expected.keys():
         raise ForeignFormatError(
-            f"{file} has the tensors {', '.join(sorted(state))[:200] or 'none'}; expected {' and '.join(_LINEAR)}, or "
+            f"{file} has the tensors {', '.join(sorted(state))[:200] or 'none'}; expected "
+            f"{' and '.join(_LINEAR)}, or "
             f"{', '.join(_MLP)}"
         )
     first = state["net.0.weight" if expected is _MLP else "linear.weight"]
@@ -108,7 +134,9 @@ def from_state_dict(state: Mapping[str, torch.Tensor], file: Path) -> Weights:
     for name, shape in expected.items():
         wanted = shape.replace("hidden", str(hidden))
         if _shape(state[name]) != wanted or not hidden:
-            raise ForeignFormatError(f"{file}: {name} has shape {_shape(state[name])}, expected {shape}")
+            raise ForeignFormatError(
+                f"{file}: {name} has shape {_shape(state[name])}, expected {shape}"
+            )
     if expected is _LINEAR:
         weight, bias = (_array(state, name, file) for name in _LINEAR)
         return LinearWeights(weight[0], float(bias[0]))
@@ -127,7 +155,9 @@ def _array(
 ) -> NDArray[Any]:
     values = np.asarray(state[name].to(dtype).numpy())
     if not np.isfinite(values).all():
-        raise ForeignFormatError(f"{file}: {name} has values that are not finite in {dtype}, expected numbers alone")
+        raise ForeignFormatError(
+            f"{file}: {name} has values that are not finite in {dtype}, expected numbers alone"
+        )
     return values
 
 

@@ -21,7 +21,9 @@ def check_rows(X: ArrayLike, y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.boo
     """
     X, target = np.asarray(X), np.asarray(y).astype(np.bool_)
     if X.ndim != 2 or target.shape != (len(X),):
-        raise ValueError(f"X has shape {X.shape} and y {target.shape}, expected (n, hidden) and (n,)")
+        raise ValueError(
+            f"X has shape {X.shape} and y {target.shape}, expected (n, hidden) and (n,)"
+        )
     if not np.isfinite(X).all():
         raise ValueError("X holds NaN or infinity: leave out rows without activations")
     return X, target
@@ -38,5 +40,6 @@ def check_both_classes(targets: Sequence[NDArray[np.bool_]]) -> None:
     for number, target in enumerate(targets):
         if not 0 < target.sum() < len(target):
             raise TooFewSamplesError(
-                f"concept number {number}: {target.sum()} of {len(target)} training rows are positive"
+                f"concept number {number}: {target.sum()} of {len(target)} training rows are "
+                "positive"
             )

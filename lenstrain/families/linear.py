@@ -1,9 +1,11 @@
-"""The linear lens: L2-regularised logistic regression on standardised features, one vector and one number on raw ones.
+"""The linear lens: L2-regularised logistic regression on standardised features, one vector and one
+number on raw ones.
 
     Z, rows, targets of many concepts --LinearTrainer--> Gram matrices, once
                                       --.fit(counts, strengths)--> LinearFit, again and again
 
-Gram matrices serve every sample count, strength and set of targets: what `lenstrain.families.logistic` solves is small.
+Gram matrices serve every sample count, strength and set of targets: what
+`lenstrain.families.logistic` solves is small.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from lenstrain.families.logistic import ROUGHLY, Solution, balanced_weights, sol
 from lenstrain.parallel import chunks_by_size, in_parallel
 
 DEFAULT_C = 1.0
-"""Inverse L2 strength on standardised features; 1 to 10 was best for every pooling and model measured."""
+"""Inverse L2 strength on standardised features; 1 to 10 was best for every pooling and model
+measured."""
 
 _CHUNK_ROWS = 4096
 _SMALL_PRODUCT = 2**21  # multiplications; OpenBLAS has another way for up to 10**6
@@ -87,12 +90,15 @@ class LinearFit(NamedTuple):
     def decision_function(self, Z: Matrix, *, even: bool = False) -> NDArray[np.float64]:
         """(rows, concepts) logits of standardised rows Z (rows, features).
 
-        With `even`, those of a concept on float32 rows on a CPU are the same bits whatever other concepts are here.
+        With `even`, those of a concept on float32 rows on a CPU are the same bits whatever other
+        concepts are here.
         """
         # Turned over, so that the logits of a concept lie side by side.
         if not isinstance(Z, torch.Tensor):
             product = (Z @ self.weight.T).T
-        elif Z.device.type == "cpu":  # numpy's library is the faster one on some processors, by a third
+        elif (
+            Z.device.type == "cpu"
+        ):  # numpy's library is the faster one on some processors, by a third
             rows = Z.numpy()
             weight = _even(self.weight, rows) if even else self.weight.astype(rows.dtype)
             product = (weight @ rows.T)[: len(self.weight)].astype(np.float64)
@@ -104,16 +110,19 @@ class LinearFit(NamedTuple):
         """The lenses of some of the concepts."""
         chosen = list(numbers)
         logits = [self.training_logits[number] for number in chosen] if self.training_logits else []
-        return LinearFit(self.weight[chosen], self.intercept[chosen], logits, self.converged[chosen])
+        return LinearFit(
+            self.weight[chosen], self.intercept[chosen], logits, self.converged[chosen]
+        )
 
     @classmethod
     def joined(cls, fits: Sequence[LinearFit]) -> LinearFit:
         """The lenses of all of them, in their order."""
         return cls(
-            np.concatenate([fit.weight for fit in fits]), np.concatenate([fit.intercept for fit in fits]),
+            np.concatenate([fit.weight for fit in fits]),
+            np.concatenate([fit.intercept for fit in fits]),
             [logits for fit in fits for logits in fit.training_logits],
             np.concatenate([fit.converged for fit in fits]),
-        )  # fmt: skip
+        )
 
     def raw(self, standardizer: Standardizer) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weights (concepts, features) and biases (concepts,) on raw features."""
@@ -132,8 +141,9 @@ class LinearFit(NamedTuple):
 def _even(weight: NDArray[np.float64], rows: NDArray[Any]) -> NDArray[Any]:
     """(more lenses, features) with zeros after the others, in the precision of the rows.
 
-    Which way a product is computed, and so how it rounds, depends on its size: that of a single vector, a small one,
-    and the last columns of a large one all go ways of their own. So it is made large, and even.
+    Which way a product is computed, and so how it rounds, depends on its size: that of a single
+    vector, a small one, and the last columns of a large one all go ways of their own. So it is made
+    large, and even.
     """
     width = max(len(weight), _SMALL_PRODUCT // max(1, rows.size))
     even = np.zeros((-(-width // _EVEN) * _EVEN, weight.shape[1]), rows.dtype)
@@ -146,12 +156,12 @@ class LinearTrainer:
 
     Parameters
     ----------
-    Z : (vectors, features) standardised features that all concepts share. Gram matrices are computed in its precision
-        and on its device, the rest is float64.
+    Z : (vectors, features) standardised features that all concepts share. Gram matrices are
+        computed in its precision and on its device, the rest is float64.
     rows : for each concept, the rows of Z to train on.
     targets : for each concept, whether each of those rows expresses it.
-    balanced : weigh the rows so that both classes count alike and the mean weight is 1, as scikit-learn's
-        ``class_weight="balanced"``.
+    balanced : weigh the rows so that both classes count alike and the mean weight is 1, as
+        scikit-learn's ``class_weight="balanced"``.
     """
 
     def __init__(
@@ -164,7 +174,9 @@ class LinearTrainer:
     ) -> None:
         self._balanced = balanced
         self._device = Z.device if isinstance(Z, torch.Tensor) else torch.device("cpu")
-        self._parts: list[Matrix] = [Z[torch.from_numpy(r)] if isinstance(Z, torch.Tensor) else Z[r] for r in rows]
+        self._parts: list[Matrix] = [
+            Z[torch.from_numpy(r)] if isinstance(Z, torch.Tensor) else Z[r] for r in rows
+        ]
         width = max(map(len, rows))
         self._gram = torch.zeros(len(rows), width, width, dtype=torch.float64, device=self._device)
         for number, part in enumerate(self._parts):
@@ -184,7 +196,8 @@ class LinearTrainer:
         ----------
         which : numbers of the concepts.
         counts : of how many of its first rows each of them is to learn.
-        strengths : inverse L2 strength of each, as in scikit-learn: against the *sum* of the losses.
+        strengths : inverse L2 strength of each, as in scikit-learn: against the *sum* of the
+            losses.
         targets : other targets for those rows, such as shuffled ones; None for the concepts' own.
 
         Raises
@@ -196,16 +209,20 @@ class LinearTrainer:
         problem = self._problem(which, counts, chosen)
         solution = solve(*problem, self._strengths(strengths))
         duals = solution.dual.cpu().numpy()
-        weight = np.stack([
-            _weights(self._parts[number], duals[place, None, :count])[0]
-            for place, (number, count) in enumerate(zip(which, counts, strict=True))
-        ])  # fmt: skip
+        weight = np.stack(
+            [
+                _weights(self._parts[number], duals[place, None, :count])[0]
+                for place, (number, count) in enumerate(zip(which, counts, strict=True))
+            ]
+        )
         return _fit(weight, solution, counts)
 
     def path(self, strengths: Sequence[float]) -> list[LinearFit]:
-        """Fit all concepts on all of their rows with each of some strengths; well enough to choose one of them.
+        """Fit all concepts on all of their rows with each of some strengths; well enough to choose
+        one of them.
 
-        Each starts where the one before it ended: the strongest penalty, the smallest number, comes first.
+        Each starts where the one before it ended: the strongest penalty, the smallest number, comes
+        first.
         """
         counts = [len(target) for target in self._targets]
         problem = self._problem(range(len(counts)), counts, self._targets)
@@ -215,16 +232,21 @@ class LinearTrainer:
             start = solutions[-1] if solutions else None
             solutions.append(solve(*problem, C, start=start, tolerance=ROUGHLY))
         duals = torch.stack([solution.dual for solution in solutions], dim=1).cpu().numpy()
-        weight = np.stack([
-            _weights(part, dual[:, :count])
-            for part, dual, count in zip(self._parts, duals, counts, strict=True)
-        ])  # fmt: skip
-        return [_fit(weight[:, number], solution, counts) for number, solution in enumerate(solutions)]
+        weight = np.stack(
+            [
+                _weights(part, dual[:, :count])
+                for part, dual, count in zip(self._parts, duals, counts, strict=True)
+            ]
+        )
+        return [
+            _fit(weight[:, number], solution, counts) for number, solution in enumerate(solutions)
+        ]
 
     def _problem(
         self, which: Sequence[int], counts: Sequence[int], targets: Sequence[NDArray[np.bool_]]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Gram matrices, targets and weights of the first rows of some concepts, padded to the same number."""
+        """Gram matrices, targets and weights of the first rows of some concepts, padded to the same
+        number."""
         width = max(counts)
         y = np.zeros((len(which), width))
         known = [target[:count] for target, count in zip(targets, counts, strict=True)]
@@ -247,7 +269,9 @@ class LinearTrainer:
 
 def _fit(weight: NDArray[np.float64], solution: Solution, counts: Sequence[int]) -> LinearFit:
     intercept, logits, converged = (part.cpu().numpy() for part in solution[1:])
-    return LinearFit(weight, intercept, [f[:n] for f, n in zip(logits, counts, strict=True)], converged)
+    return LinearFit(
+        weight, intercept, [f[:n] for f, n in zip(logits, counts, strict=True)], converged
+    )
 
 
 def _gram(part: Matrix) -> torch.Tensor:
@@ -256,12 +280,15 @@ def _gram(part: Matrix) -> torch.Tensor:
         return torch.from_numpy((part @ part.T).toarray())
     if part.device.type == "cpu":
         rows = part.numpy()
-        return torch.from_numpy(rows @ rows.T)  # numpy sees that it is symmetric and computes one half
+        return torch.from_numpy(
+            rows @ rows.T
+        )  # numpy sees that it is symmetric and computes one half
     return part @ part.T
 
 
 def _weights(part: Matrix, duals: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(problems, features) the rows, weighted by the dual variables (problems, rows) of each problem."""
+    """(problems, features) the rows, weighted by the dual variables (problems, rows) of each
+    problem."""
     if isinstance(part, torch.Tensor):
         rows = part[: duals.shape[1]]
         return np.asarray((torch.from_numpy(duals).to(rows) @ rows).double().cpu().numpy())
@@ -299,8 +326,8 @@ def fit_linear_batch(
     X : (n, hidden) raw activations that all concepts share.
     rows : for each concept, the rows of X to train on.
     targets : for each concept, whether each of those rows expresses it.
-    C : inverse L2 strength, as in scikit-learn: on the standardised features, against the *sum* of the losses;
-        one for all concepts, or one each.
+    C : inverse L2 strength, as in scikit-learn: on the standardised features, against the *sum* of
+        the losses; one for all concepts, or one each.
     balanced : as for `LinearTrainer`.
     standardizer : feature statistics of the training split; None to take them from the rows used.
 

@@ -1,13 +1,15 @@
-"""L2-regularised logistic regression, intercept unpenalised, solved exactly in the space of samples, many at a time.
+"""L2-regularised logistic regression, intercept unpenalised, solved exactly in the space of
+samples, many at a time.
 
-Samples are few and features are many. With rows Z (n, features) and K = Z Z^T the optimum has the form w = Z^T a, and
-Newton's method on
+Samples are few and features are many. With rows Z (n, features) and K = Z Z^T the optimum has the
+form w = Z^T a, and Newton's method on
 
     sum_i v_i log(1 + exp(-y_i f_i)) + |w|^2 / (2 C),    f = K a + b
 
-comes down to one n x n positive definite system a step (iteratively reweighted least squares in its dual form; Murphy,
-Machine Learning, section 8.3, with the representer theorem). The systems of many concepts are one batch, and what was
-computed once for a concept's rows, K, serves every subset of them, every strength and every set of targets.
+comes down to one n x n positive definite system a step (iteratively reweighted least squares in its
+dual form; Murphy, Machine Learning, section 8.3, with the representer theorem). The systems of many
+concepts are one batch, and what was computed once for a concept's rows, K, serves every subset of
+them, every strength and every set of targets.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ _TOLERANCE = 1e-7  # on the optimality condition, relative to the largest dual v
 ROUGHLY = 1e-3
 """A tolerance that is enough to rank rows by: what is chosen by it is fitted again."""
 _MAX_STEPS = 100
-_CACHED_BYTES = 2**23  # of systems that are solved together: more would not stay in a core's cache from step to step
+_CACHED_BYTES = (
+    2**23
+)  # of systems that are solved together: more would not stay in a core's cache from step to step
 _ROUGH_STEPS = 30  # in float32; whatever took more gets float64
 _SMALLEST_CURVATURE = 1e-15  # of p(1-p), so that it can be divided by
 _FLAT = 0.01  # share of the slope at the start of a step at which its length is good enough
@@ -41,7 +45,8 @@ class Solution(NamedTuple):
 
 
 def balanced_weights(y: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Weights (batch, n) with which both classes count alike and the mean is 1; 0 where a row is not present."""
+    """Weights (batch, n) with which both classes count alike and the mean is 1; 0 where a row is
+    not present."""
     share = (y * present).sum(dim=1, keepdim=True) / present.sum(dim=1, keepdim=True)
     return torch.where(y > 0, 0.5 / share, 0.5 / (1 - share)) * present
 
@@ -57,8 +62,8 @@ def solve(
 ) -> Solution:
     """Newton's method with a line search.
 
-    Steps are solved for in float32, as corrections, and where they lead is computed in float64: they converge to the
-    same point in as many steps, in two thirds of the time.
+    Steps are solved for in float32, as corrections, and where they lead is computed in float64:
+    they converge to the same point in as many steps, in two thirds of the time.
 
     Parameters
     ----------
@@ -66,15 +71,17 @@ def solve(
     y : (batch, n) targets, 0 or 1, both among the rows of every problem.
     importance : (batch, n) weights of the rows; a row of weight 0 takes no part.
     C : (batch,) inverse L2 strengths, against the *sum* of the losses as in scikit-learn.
-    start : where to start; None for zero. The optimum at a tenth of C saves a third of the steps, that of fewer rows
-        none.
+    start : where to start; None for zero. The optimum at a tenth of C saves a third of the steps,
+        that of fewer rows none.
     tolerance : on the optimality condition, relative to the largest dual variable.
     """
     n = max(1, _CACHED_BYTES // (4 * y.shape[1] ** 2)) if y.device.type == "cpu" else len(y)
     if start is None:
         cost = C.unsqueeze(1) * importance
         prior = torch.logit((y * cost).sum(dim=1) / cost.sum(dim=1))
-        start = Solution(torch.zeros_like(y), prior, prior.unsqueeze(1).expand_as(y), torch.zeros_like(C))
+        start = Solution(
+            torch.zeros_like(y), prior, prior.unsqueeze(1).expand_as(y), torch.zeros_like(C)
+        )
     split = [torch.split(values, n) for values in (gram, y, importance, C, *start[:3])]
     solutions = [_solve(*part, tolerance=tolerance) for part in zip(*split, strict=True)]
     return Solution(*(torch.cat(values) for values in zip(*solutions, strict=True)))
@@ -93,12 +100,15 @@ def _solve(
 ) -> Solution:
     cost = C.unsqueeze(1) * importance
     found = Solution(
-        torch.zeros_like(y), torch.empty_like(C), torch.empty_like(y),
+        torch.zeros_like(y),
+        torch.empty_like(C),
+        torch.empty_like(y),
         torch.zeros(len(y), dtype=torch.bool, device=y.device),
-    )  # fmt: skip
+    )
     live, rough = torch.arange(len(y), device=y.device), gram.float()
     for step in range(_MAX_STEPS + 1):
-        # At the optimum each dual variable is its row's weighted residual, and the intercept has no gradient.
+        # At the optimum each dual variable is its row's weighted residual, and the intercept has no
+        # gradient.
         pull = cost * _residual(f, y)
         slack = torch.maximum((dual - pull).abs().amax(dim=1), pull.sum(dim=1).abs())
         done = slack <= tolerance * pull.abs().amax(dim=1)
@@ -109,33 +119,50 @@ def _solve(
             going = ~finished
             if not bool(going.any()):
                 break
-            live, gram, rough, y, cost = live[going], gram[going], rough[going], y[going], cost[going]
+            live, gram, rough, y, cost = (
+                live[going],
+                gram[going],
+                rough[going],
+                y[going],
+                cost[going],
+            )
             dual, intercept, f, pull = dual[going], intercept[going], f[going], pull[going]
         if step == _ROUGH_STEPS:
             rough = gram
         try:
             by, shift = _correction(rough, f, pull - dual, dual.sum(dim=1), cost)
-        except RuntimeError:  # of a penalty so weak that float32 cannot tell the system from a singular one
+        except (
+            RuntimeError
+        ):  # of a penalty so weak that float32 cannot tell the system from a singular one
             rough = gram
             by, shift = _correction(rough, f, pull - dual, dual.sum(dim=1), cost)
         new_dual, new_intercept = dual + by, intercept + shift
         new_f = (gram @ new_dual.unsqueeze(2)).squeeze(2) + new_intercept.unsqueeze(1)
         turn = new_f - f
-        t = _step_length(y, cost, (dual, f - intercept.unsqueeze(1), f), (by, turn - shift.unsqueeze(1), turn))
-        dual, f, intercept = dual + t.unsqueeze(1) * by, f + t.unsqueeze(1) * turn, intercept + t * shift
+        t = _step_length(
+            y, cost, (dual, f - intercept.unsqueeze(1), f), (by, turn - shift.unsqueeze(1), turn)
+        )
+        dual, f, intercept = (
+            dual + t.unsqueeze(1) * by,
+            f + t.unsqueeze(1) * turn,
+            intercept + t * shift,
+        )
     return found
 
 
-_Line = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # dual variables, logits without intercept, logits
+_Line = tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor
+]  # dual variables, logits without intercept, logits
 
 
 def _step_length(y: torch.Tensor, cost: torch.Tensor, at: _Line, by: _Line) -> torch.Tensor:
     """(batch,) how often to go by `by`: to where the objective is about lowest on that line.
 
-    A full Newton step is too short while classes still come apart, where losses fall exponentially and it adds about 1
-    to a margin: with the right length there are two thirds of the steps. Logits are linear in the step, so no length
-    costs a product with the Gram matrices. The objective is convex, so its slope has one zero; that is found by
-    Newton's method, kept between the lengths that are known to be too short and too long.
+    A full Newton step is too short while classes still come apart, where losses fall exponentially
+    and it adds about 1 to a margin: with the right length there are two thirds of the steps. Logits
+    are linear in the step, so no length costs a product with the Gram matrices. The objective is
+    convex, so its slope has one zero; that is found by Newton's method, kept between the lengths
+    that are known to be too short and too long.
     """
     (dual, g, f), (by_dual, by_g, by_f) = at, by
     weighted = cost * by_f
@@ -166,12 +193,16 @@ def _step_length(y: torch.Tensor, cost: torch.Tensor, at: _Line, by: _Line) -> t
 
 
 def _correction(
-    rough: torch.Tensor, f: torch.Tensor, lack: torch.Tensor, excess: torch.Tensor, cost: torch.Tensor
+    rough: torch.Tensor,
+    f: torch.Tensor,
+    lack: torch.Tensor,
+    excess: torch.Tensor,
+    cost: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A full Newton step: (K + 1/W) da + db 1 = lack / W with 1^T da = -excess, W = cost p (1 - p).
 
-    Solved through B = I + W^1/2 K W^1/2, whose eigenvalues are at least 1 however small W gets (Rasmussen and Williams,
-    Gaussian Processes for Machine Learning, section 3.4.3).
+    Solved through B = I + W^1/2 K W^1/2, whose eigenvalues are at least 1 however small W gets
+    (Rasmussen and Williams, Gaussian Processes for Machine Learning, section 3.4.3).
 
     Parameters
     ----------

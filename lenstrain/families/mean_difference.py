@@ -1,13 +1,15 @@
-"""The mean-difference lens: the direction from the mean of the negatives to the mean of the positives.
+"""The mean-difference lens: the direction from the mean of the negatives to the mean of the
+positives.
 
-This is mass-mean probing (Marks and Tegmark 2023, The Geometry of Truth, arXiv:2310.06824); nothing is searched for.
-The logit is that of the linear discriminant (Fisher 1936, The use of multiple measurements in taxonomic problems) in
-the one dimension along that direction, with both classes equally likely. For standardised rows z, with
-d = mean+ - mean- and m = (mean+ + mean-) / 2,
+This is mass-mean probing (Marks and Tegmark 2023, The Geometry of Truth, arXiv:2310.06824); nothing
+is searched for. The logit is that of the linear discriminant (Fisher 1936, The use of multiple
+measurements in taxonomic problems) in the one dimension along that direction, with both classes
+equally likely. For standardised rows z, with d = mean+ - mean- and m = (mean+ + mean-) / 2,
 
     t = (z - m) . d / |d|,    logit = t |d| / s^2,    s^2 = (var+(t) + var-(t)) / 2
 
-Standardisation is folded into the result, so a lens is one vector and one number on raw activations.
+Standardisation is folded into the result, so a lens is one vector and one number on raw
+activations.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from lenstrain.families.checks import check_both_classes, check_rows
 from lenstrain.families.linear import LinearBatch, LinearFit, Standardizer
 
 _SMALLEST_VARIANCE = 0.05
-"""Of s^2, as a share of |d|^2: no class mean is farther out than a logit of 10, as odds 22,000 to 1. Otherwise two
-samples or duplicates, which do not vary within a class, would be infinitely certain."""
+"""Of s^2, as a share of |d|^2: no class mean is farther out than a logit of 10, as odds 22,000 to
+1. Otherwise two samples or duplicates, which do not vary within a class, would be infinitely
+certain."""
 
 
 def fit_mean_difference_batch(
@@ -36,7 +39,8 @@ def fit_mean_difference_batch(
     *,
     standardizer: Standardizer | None = None,
 ) -> LinearBatch:
-    """Fit one lens for each entry of `rows`. A concept whose class means are the same gets the logit 0 everywhere.
+    """Fit one lens for each entry of `rows`. A concept whose class means are the same gets the
+    logit 0 everywhere.
 
     Parameters
     ----------
@@ -68,7 +72,12 @@ class MeanDifferenceTrainer:
     targets : for each concept, whether each of those rows expresses it.
     """
 
-    def __init__(self, Z: torch.Tensor, rows: Sequence[NDArray[np.intp]], targets: Sequence[NDArray[np.bool_]]) -> None:
+    def __init__(
+        self,
+        Z: torch.Tensor,
+        rows: Sequence[NDArray[np.intp]],
+        targets: Sequence[NDArray[np.bool_]],
+    ) -> None:
         self._parts = [Z[torch.from_numpy(chosen)].double().cpu().numpy() for chosen in rows]
         self._targets = targets
 
@@ -126,8 +135,11 @@ def _fit(problems: Iterable[tuple[NDArray[np.float64], NDArray[np.bool_]]]) -> L
     return LinearFit(np.array(weight), np.array(intercept), logits, np.ones(len(weight), np.bool_))
 
 
-def _discriminant(Z: NDArray[np.float64], target: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights d / s^2 on the standardised rows Z, and the point m where the logit is 0; both (hidden,)."""
+def _discriminant(
+    Z: NDArray[np.float64], target: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weights d / s^2 on the standardised rows Z, and the point m where the logit is 0; both
+    (hidden,)."""
     present, absent = Z[target].mean(axis=0), Z[~target].mean(axis=0)
     d, middle = present - absent, (present + absent) / 2
     length = float(np.linalg.norm(d))

@@ -1,15 +1,17 @@
-"""The MLP lens: a hidden-128-64-1 network with rectified linear units, trained for many concepts at once.
+"""The MLP lens: a hidden-128-64-1 network with rectified linear units, trained for many concepts at
+once.
 
-It sees what no direction can, such as a concept that is present on either side of a plane, at a hundred times the
-numbers of a linear lens. All networks of a batch take their steps together, as batched matrix products; no network
-reaches into another. The training is plain:
+It sees what no direction can, such as a concept that is present on either side of a plane, at a
+hundred times the numbers of a linear lens. All networks of a batch take their steps together, as
+batched matrix products; no network reaches into another. The training is plain:
 
-- weights start as He et al. 2015 (Delving Deep into Rectifiers, arXiv:1502.01852) have them, each concept's from a
-  generator of its own; biases start at 0;
+- weights start as He et al. 2015 (Delving Deep into Rectifiers, arXiv:1502.01852) have them, each
+  concept's from a generator of its own; biases start at 0;
 - the loss is binary cross-entropy with both classes weighted alike;
-- AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) sees all rows at every step. Over 93 concepts on activations of
-  SmolLM2-135M, 50 steps of 0.005 did no worse than 50 epochs of minibatches of 32 with 0.001 (calibration AUROC 0.805
-  and 0.797), at a third of the time; steps of 0.0003 and 0.001 were too small (0.745, 0.786).
+- AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) sees all rows at every step. Over 93 concepts
+  on activations of SmolLM2-135M, 50 steps of 0.005 did no worse than 50 epochs of minibatches of 32
+  with 0.001 (calibration AUROC 0.805 and 0.797), at a third of the time; steps of 0.0003 and 0.001
+  were too small (0.745, 0.786).
 
 Standardisation is folded into the first layer, so a lens works on raw activations.
 """
@@ -33,15 +35,20 @@ WIDTHS = (128, 64)
 
 _STEP = 5e-3
 _WEIGHT_DECAY = 1e-2  # decoupled: 50 steps shrink a weight by 0.25 %
-_SMALLEST_SPREAD = 1e-6  # of a standardised feature over a concept's rows; what varies less is rounding
+_SMALLEST_SPREAD = (
+    1e-6  # of a standardised feature over a concept's rows; what varies less is rounding
+)
 _BATCH_BYTES = 256 * 2**20
 _CHUNK_BYTES = 64 * 2**20
 
-_Network = tuple[torch.Tensor, ...]  # w1, b1, w2, b2, w3, b3, each with the concepts of a batch as first axis
+_Network = tuple[
+    torch.Tensor, ...
+]  # w1, b1, w2, b2, w3, b3, each with the concepts of a batch as first axis
 
 
 class MlpWeights(NamedTuple):
-    """One network as it is shipped, on raw activations; shapes as in `MlpBatch`, without the concepts."""
+    """One network as it is shipped, on raw activations; shapes as in `MlpBatch`, without the
+    concepts."""
 
     w1: NDArray[np.float32]
     b1: NDArray[np.float64]
@@ -61,13 +68,15 @@ class MlpWeights(NamedTuple):
 class MlpBatch(NamedTuple):
     """Fitted networks of many concepts on one model layer, on raw activations.
 
-    The first layer makes this large: 1.3 MB a concept at hidden size 2,560, so 7.5 GB for 5,665 concepts.
+    The first layer makes this large: 1.3 MB a concept at hidden size 2,560, so 7.5 GB for 5,665
+    concepts.
     """
 
     w1: NDArray[np.float32]
     """(concepts, hidden, 128), 0 where a feature does not vary over a concept's rows."""
     b1: NDArray[np.float64]
-    """(concepts, 128), in float64: a feature far from 0 puts a large number here that the product takes away again."""
+    """(concepts, 128), in float64: a feature far from 0 puts a large number here that the product
+    takes away again."""
     w2: NDArray[np.float32]
     """(concepts, 128, 64)"""
     b2: NDArray[np.float32]
@@ -77,7 +86,8 @@ class MlpBatch(NamedTuple):
     b3: NDArray[np.float32]
     """(concepts,)"""
     converged: NDArray[np.bool_]
-    """(concepts,) whether the loss stayed finite: a network stops after its epochs, not at an optimum."""
+    """(concepts,) whether the loss stayed finite: a network stops after its epochs, not at an
+    optimum."""
 
     def decision_function(self, X: NDArray[Any]) -> NDArray[np.float64]:
         """(rows, concepts) logits of raw activations X (rows, hidden), in float64."""
@@ -91,8 +101,14 @@ class MlpBatch(NamedTuple):
 
     def network(self, number: int) -> MlpWeights:
         """The network of one concept."""
-        return MlpWeights(self.w1[number], self.b1[number], self.w2[number], self.b2[number], self.w3[number],
-                          self.b3[number])  # fmt: skip
+        return MlpWeights(
+            self.w1[number],
+            self.b1[number],
+            self.w2[number],
+            self.b2[number],
+            self.w3[number],
+            self.b3[number],
+        )
 
 
 class MlpFit:
@@ -101,7 +117,9 @@ class MlpFit:
     def __init__(self, batch: MlpBatch, parts: Sequence[torch.Tensor]) -> None:
         self._batch = batch
         self.converged = batch.converged
-        self.training_logits = [self.some([n]).decision_function(part)[:, 0] for n, part in enumerate(parts)]
+        self.training_logits = [
+            self.some([n]).decision_function(part)[:, 0] for n, part in enumerate(parts)
+        ]
         """For each concept, the logits of the rows it was fitted on."""
 
     def decision_function(self, Z: torch.Tensor) -> NDArray[np.float64]:
@@ -113,7 +131,8 @@ class MlpFit:
         return MlpSome(self._batch, numbers)
 
     def ship(self, number: int, standardizer: Standardizer | None) -> MlpWeights:
-        """The network of one concept, on raw features; None where features were not standardised."""
+        """The network of one concept, on raw features; None where features were not
+        standardised."""
         network = self._batch.network(number)
         if standardizer is None:
             return network
@@ -138,7 +157,8 @@ class MlpSome:
 
     def _logits(self, Z: torch.Tensor, number: int) -> NDArray[np.float64]:
         w1, b1, w2, b2, w3, b3 = (
-            torch.as_tensor(part, dtype=torch.float32, device=Z.device) for part in self._batch.network(number)
+            torch.as_tensor(part, dtype=torch.float32, device=Z.device)
+            for part in self._batch.network(number)
         )
         inner = torch.relu(torch.relu(Z @ w1 + b1) @ w2 + b2)
         return np.asarray((inner @ w3 + b3).double().cpu().numpy())
@@ -176,10 +196,13 @@ class MlpTrainer:
         rows = [self._rows[i][:count] for i, count in zip(which, counts, strict=True)]
         hidden = self._Z.shape[1]
         batch = fit_mlp_batch(
-            self._Z.cpu().numpy(), rows, [target[:count] for target, count in zip(chosen, counts, strict=True)],
-            standardizer=Standardizer(np.zeros(hidden), np.ones(hidden)), keys=[self._seeds[i] for i in which],
+            self._Z.cpu().numpy(),
+            rows,
+            [target[:count] for target, count in zip(chosen, counts, strict=True)],
+            standardizer=Standardizer(np.zeros(hidden), np.ones(hidden)),
+            keys=[self._seeds[i] for i in which],
             device=str(self._Z.device),
-        )  # fmt: skip
+        )
         return MlpFit(batch, [self._Z[torch.from_numpy(r)] for r in rows])
 
 
@@ -194,7 +217,8 @@ def fit_mlp_batch(
     keys: Sequence[int] | None = None,
     device: str = "cpu",
 ) -> MlpBatch:
-    """Fit one network for each entry of `rows`. A concept in whose rows no feature varies gets the logit 0 everywhere.
+    """Fit one network for each entry of `rows`. A concept in whose rows no feature varies gets the
+    logit 0 everywhere.
 
     Besides the result and X, this needs about 0.3 GB, or what one concept needs if that is more.
 
@@ -205,9 +229,9 @@ def fit_mlp_batch(
     targets : for each concept, whether each of those rows expresses it.
     standardizer : feature statistics of the training split; None to take them from the rows used.
     epochs : steps to take; each sees all rows.
-    seed, keys : a concept's first weights are drawn from (seed, key), keys being numbers from 0 up, one a concept;
-        None for its position. With keys and a standardizer of their own, concepts do not depend on their company
-        beyond rounding.
+    seed, keys : a concept's first weights are drawn from (seed, key), keys being numbers from 0 up,
+        one a concept; None for its position. With keys and a standardizer of their own, concepts do
+        not depend on their company beyond rounding.
     device : where to train, as torch names it.
 
     Raises
@@ -226,11 +250,15 @@ def fit_mlp_batch(
     hidden = X.shape[1]
     fitted = _zeros(len(rows), hidden)
     for chosen in _batches([len(r) for r in rows], hidden):
-        Z, y, importance = _gather(X, [rows[i] for i in chosen], [targets[i] for i in chosen], standardizer)
+        Z, y, importance = _gather(
+            X, [rows[i] for i in chosen], [targets[i] for i in chosen], standardizer
+        )
         varying = np.ptp(Z, axis=1) > _SMALLEST_SPREAD  # padding repeats a row
         Z *= varying[:, None]
         used = np.flatnonzero(varying.any(axis=0))
-        network = _draw(varying[:, used], [np.random.default_rng([seed, keys[i]]) for i in chosen], device)
+        network = _draw(
+            varying[:, used], [np.random.default_rng([seed, keys[i]]) for i in chosen], device
+        )
         problem = [torch.from_numpy(part).to(device) for part in (Z[:, :, used], y, importance)]
         fitted.converged[chosen] = _train(network, problem, epochs).cpu().numpy()
         w1, b1, w2, b2, w3, b3 = (part.detach().cpu().numpy() for part in network)
@@ -245,7 +273,8 @@ def fit_mlp_batch(
 
 
 class MlpLens:
-    """One MLP lens, as a scikit-learn style estimator. The same rows in any order give the same lens.
+    """One MLP lens, as a scikit-learn style estimator. The same rows in any order give the same
+    lens.
 
     Parameters
     ----------
@@ -269,7 +298,9 @@ class MlpLens:
         # Training blows up the rounding of sums, which hangs on the order of the rows.
         order = np.lexsort((target, *X.T[::-1]))
         rows = np.arange(len(X))
-        self.network_ = fit_mlp_batch(X[order], [rows], [target[order]], epochs=self.epochs, seed=self.seed)
+        self.network_ = fit_mlp_batch(
+            X[order], [rows], [target[order]], epochs=self.epochs, seed=self.seed
+        )
         self.converged_ = bool(self.network_.converged[0])
         return self
 
@@ -300,11 +331,13 @@ def _zeros(n_concepts: int, hidden: int) -> MlpBatch:
 
 
 def _batches(lengths: Sequence[int], hidden: int) -> list[list[int]]:
-    """Concepts of similar length together, few enough that their rows and networks fit in memory."""
+    """Concepts of similar length together, few enough that their rows and networks fit in
+    memory."""
     batches: list[list[int]] = []
     width = 0
     for concept in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        # Rows twice (as gathered and as used), each layer's output and gradient; weights, gradients and two moments.
+        # Rows twice (as gathered and as used), each layer's output and gradient; weights, gradients
+        # and two moments.
         size = 4 * (width * (2 * hidden + 4 * sum(WIDTHS)) + 4 * hidden * WIDTHS[0])
         if not batches or size * (len(batches[-1]) + 1) > _BATCH_BYTES:
             batches.append([])
@@ -319,7 +352,8 @@ def _gather(
     targets: Sequence[NDArray[np.bool_]],
     standardizer: Standardizer,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Standardised rows (batch, n, hidden), targets and row weights (batch, n) that sum to 1 for each concept.
+    """Standardised rows (batch, n, hidden), targets and row weights (batch, n) that sum to 1 for
+    each concept.
 
     Padding repeats a concept's first row with weight 0.
     """
@@ -335,17 +369,25 @@ def _gather(
     return Z, y, importance
 
 
-def _draw(varying: NDArray[np.bool_], generators: Sequence[np.random.Generator], device: str) -> _Network:
-    """First weights: 0 for a feature that does not vary, and drawn for the others as if it were not there.
+def _draw(
+    varying: NDArray[np.bool_], generators: Sequence[np.random.Generator], device: str
+) -> _Network:
+    """First weights: 0 for a feature that does not vary, and drawn for the others as if it were not
+    there.
 
     `varying` is (concepts, features).
     """
     first, second = WIDTHS
     w1 = np.zeros((*varying.shape, first), np.float32)
-    w2, w3 = np.empty((len(varying), first, second), np.float32), np.empty((len(varying), second, 1), np.float32)
+    w2, w3 = (
+        np.empty((len(varying), first, second), np.float32),
+        np.empty((len(varying), second, 1), np.float32),
+    )
     for i, generator in enumerate(generators):
         n = int(varying[i].sum())
-        w1[i, varying[i]] = generator.standard_normal((n, first), np.float32) * np.sqrt(2 / max(n, 1))
+        w1[i, varying[i]] = generator.standard_normal((n, first), np.float32) * np.sqrt(
+            2 / max(n, 1)
+        )
         w2[i] = generator.standard_normal((first, second), np.float32) * np.sqrt(2 / first)
         w3[i] = generator.standard_normal((second, 1), np.float32) * np.sqrt(1 / second)
     layers = [(torch.from_numpy(w), torch.zeros(len(w), 1, w.shape[2])) for w in (w1, w2, w3)]
@@ -370,7 +412,9 @@ def _train(network: _Network, problem: Sequence[torch.Tensor], epochs: int) -> t
         return _losses(network, *problem).isfinite()
 
 
-def _losses(network: _Network, Z: torch.Tensor, y: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
+def _losses(
+    network: _Network, Z: torch.Tensor, y: torch.Tensor, importance: torch.Tensor
+) -> torch.Tensor:
     """(batch,) balanced cross-entropy of each concept."""
     w1, b1, w2, b2, w3, b3 = network
     inner = torch.baddbmm(b1, Z, w1).relu()

@@ -2,8 +2,9 @@
 
     Z, rows, targets of some concepts --Family.trainer--> Trainer --fit(which, counts, ...)--> Fitted --ship--> Weights
 
-To add a family, write a `Trainer` and give it a line in `FAMILIES`: adaptive training, calibration, controls and lens
-packs know families through this page alone. `tests/lenstrain/contract.py` holds what each of them promises.
+To add a family, write a `Trainer` and give it a line in `FAMILIES`: adaptive training, calibration,
+controls and lens packs know families through this page alone. `tests/lenstrain/contract.py` holds
+what each of them promises.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class Family:
 class EnsembleTrainer:
     """Linear lenses of several model layers side by side, and the mean of their logits.
 
-    Each is fitted on its own columns. A mean of linear lenses is a linear lens on all of the columns.
+    Each is fitted on its own columns. A mean of linear lenses is a linear lens on all of the
+    columns.
     """
 
     def __init__(self, job: Job, n_members: int) -> None:
@@ -105,14 +107,20 @@ class EnsembleTrainer:
 
     def path(self, strengths: Sequence[float]) -> list[LinearFit]:
         """As `PathTrainer.path`."""
-        return [_mean(fits) for fits in zip(*(member.path(strengths) for member in self._members), strict=True)]
+        return [
+            _mean(fits)
+            for fits in zip(*(member.path(strengths) for member in self._members), strict=True)
+        ]
 
 
 def _mean(fits: Sequence[LinearFit]) -> LinearFit:
     return LinearFit(
         np.hstack([fit.weight for fit in fits]) / len(fits),
         np.mean([fit.intercept for fit in fits], axis=0),
-        [np.mean(logits, axis=0) for logits in zip(*(fit.training_logits for fit in fits), strict=True)],
+        [
+            np.mean(logits, axis=0)
+            for logits in zip(*(fit.training_logits for fit in fits), strict=True)
+        ],
         np.all([fit.converged for fit in fits], axis=0),
     )
 
@@ -125,10 +133,20 @@ FAMILIES = {
     for family in (
         Family("linear", lambda job: LinearTrainer(job.Z, job.rows, job.targets), STRENGTHS),
         Family("mean-difference", lambda job: MeanDifferenceTrainer(job.Z, job.rows, job.targets)),
-        Family("mlp", lambda job: MlpTrainer(job.Z, job.rows, job.targets, job.seeds), bytes_per_feature=4 * 128 * 4),
+        Family(
+            "mlp",
+            lambda job: MlpTrainer(job.Z, job.rows, job.targets, job.seeds),
+            bytes_per_feature=4 * 128 * 4,
+        ),
         # The best model layer of each third, as the system that this one succeeds selects them.
         Family("ensemble", lambda job: EnsembleTrainer(job, 3), STRENGTHS, n_model_layers=3),
-        # Rows of TF-IDF have length 1, those of standardised activations the square root of the hidden size.
-        Family("text", lambda job: LinearTrainer(job.Z, job.rows, job.targets), (1.0, 10.0, 100.0), n_model_layers=0),
+        # Rows of TF-IDF have length 1, those of standardised activations the square root of the
+        # hidden size.
+        Family(
+            "text",
+            lambda job: LinearTrainer(job.Z, job.rows, job.targets),
+            (1.0, 10.0, 100.0),
+            n_model_layers=0,
+        ),
     )
 }

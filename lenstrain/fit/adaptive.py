@@ -4,11 +4,12 @@
                          --iterations of fit and judge--> graduated, or out of samples
                          --measure, controls--> FittedLens
 
-A concept starts with a few training samples and gets more until its lens graduates: test F1 at the target, without
-overfitting. `lenstrain.fit.iterations` does that for all concepts of a model layer.
+A concept starts with a few training samples and gets more until its lens graduates: test F1 at the
+target, without overfitting. `lenstrain.fit.iterations` does that for all concepts of a model layer.
 
-What each split is for: training rows fit the lens and give the feature statistics; calibration rows choose the model
-layer, the decision threshold and the probabilities; test rows decide graduation and fill the report, nothing else.
+What each split is for: training rows fit the lens and give the feature statistics; calibration rows
+choose the model layer, the decision threshold and the probabilities; test rows decide graduation
+and fill the report, nothing else.
 """
 
 from __future__ import annotations
@@ -34,9 +35,17 @@ from lenstrain.pack.lens import Iteration
 from lenstrain.settings import FitSettings, settings_to_json
 
 __all__ = [
-    "FitProgress", "FitResult", "FitSettings", "FittedLens", "Iteration", "OnProgress", "choose_model_layers",
-    "fit_lenses", "fit_targets", "settings_to_json",
-]  # fmt: skip
+    "FitProgress",
+    "FitResult",
+    "FitSettings",
+    "FittedLens",
+    "Iteration",
+    "OnProgress",
+    "choose_model_layers",
+    "fit_lenses",
+    "fit_targets",
+    "settings_to_json",
+]
 
 
 @dataclass
@@ -72,7 +81,8 @@ def fit_lenses(
     Parameters
     ----------
     concepts : which concepts; None for all that the store was extracted for.
-    jobs : threads; None for one a core, 8 at most. The lenses are the same, bit for bit, whatever it is.
+    jobs : threads; None for one a core, 8 at most. The lenses are the same, bit for bit, whatever
+        it is.
 
     Raises
     ------
@@ -83,7 +93,12 @@ def fit_lenses(
     """
     settings = settings or FitSettings()
     (result,) = fit_targets(
-        dataset, settings, [settings.target_f1], concepts=concepts, jobs=jobs, on_progress=on_progress
+        dataset,
+        settings,
+        [settings.target_f1],
+        concepts=concepts,
+        jobs=jobs,
+        on_progress=on_progress,
     )
     return result
 
@@ -97,10 +112,11 @@ def fit_targets(
     jobs: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[FitResult]:
-    """Train for several target F1 in one pass: what `fit_lenses` gives for each of them, in their order.
+    """Train for several target F1 in one pass: what `fit_lenses` gives for each of them, in their
+    order.
 
-    The iterations of a concept are the same whatever the target is, which only says where to stop. So each is fitted
-    and judged once, until the last target is reached.
+    The iterations of a concept are the same whatever the target is, which only says where to stop.
+    So each is fitted and judged once, until the last target is reached.
 
     Raises
     ------
@@ -113,7 +129,9 @@ def fit_targets(
         raise SettingsError("no target F1 to train for: name at least one")
     check_device(settings.device)
     skipped: dict[str, str] = {}
-    tasks = [TaskRows(dataset, task, settings) for task in _tasks(dataset, settings, concepts, skipped)]
+    tasks = [
+        TaskRows(dataset, task, settings) for task in _tasks(dataset, settings, concepts, skipped)
+    ]
     family, controls = FAMILIES[settings.family], Controls(dataset, settings)
     vocabulary = None
     lenses: dict[str, list[FittedLens]] = {}
@@ -127,17 +145,30 @@ def fit_targets(
     if tasks and family.n_model_layers:
         chosen = choose_model_layers(
             dataset, tasks, settings, family.n_model_layers, jobs=jobs, on_progress=tell
-        )  # fmt: skip
+        )
     else:
         chosen = [ModelLayerChoice((), {})] * len(tasks)
-    scores = {task.task.concept: each.score_by_model_layer for task, each in zip(tasks, chosen, strict=True)}
+    scores = {
+        task.task.concept: each.score_by_model_layer
+        for task, each in zip(tasks, chosen, strict=True)
+    }
     for model_layers in sorted({each.model_layers for each in chosen}):
         features, vocabulary = _features(dataset, model_layers, settings)
-        here = [task for task, its in zip(tasks, chosen, strict=True) if its.model_layers == model_layers]
+        here = [
+            task
+            for task, its in zip(tasks, chosen, strict=True)
+            if its.model_layers == model_layers
+        ]
         training = AdaptiveTraining(
-            features, here, model_layers, wanted, controls, jobs, skipped,
+            features,
+            here,
+            model_layers,
+            wanted,
+            controls,
+            jobs,
+            skipped,
             on_through=on_through,
-        )  # fmt: skip
+        )
         for found in training.run(times):
             for lens in found:
                 lens.score_by_model_layer = scores[lens.concept]
@@ -145,7 +176,9 @@ def fit_targets(
         del features, training
     if not lenses:
         reason = next(iter(skipped.values()), "the store holds no concepts")
-        raise TooFewSamplesError(f"no concept has enough samples to fit a lens; the first: {reason}")
+        raise TooFewSamplesError(
+            f"no concept has enough samples to fit a lens; the first: {reason}"
+        )
     times = dict(sorted(times.items()))
     order = [task.task.concept for task in tasks if task.task.concept in lenses]
     return [
@@ -163,7 +196,8 @@ def fit_again(
     *,
     jobs: int | None = None,
 ) -> list[FittedLens]:
-    """Fit tasks that read the same model layers once, with all of their rows; nothing is chosen anew.
+    """Fit tasks that read the same model layers once, with all of their rows; nothing is chosen
+    anew.
 
     Parameters
     ----------
@@ -172,10 +206,17 @@ def fit_again(
     skipped: dict[str, str] = {}
     wanted = [replace(settings, beyond_graduation=False)]
     training = AdaptiveTraining(
-        _features(dataset, model_layers, settings)[0], tasks, model_layers, wanted, Controls(dataset, settings), jobs,
+        _features(dataset, model_layers, settings)[0],
+        tasks,
+        model_layers,
+        wanted,
+        Controls(dataset, settings),
+        jobs,
         skipped,
-    )  # fmt: skip
-    known = [np.nan if (C := strengths[task.task.concept]) is None else C for task in training.tasks]
+    )
+    known = [
+        np.nan if (C := strengths[task.task.concept]) is None else C for task in training.tasks
+    ]
     return [lens for (lens,) in training.run({}, known)]
 
 
@@ -183,9 +224,12 @@ def _progress(through: Sequence[Sequence[FittedLens]], total: int) -> FitProgres
     first = [found[0] for found in through]
     grades = Counter(lens.grade.value for lens in first)
     return FitProgress(
-        "fitting", len(first), total, sum(lens.graduated for lens in first),
+        "fitting",
+        len(first),
+        total,
+        sum(lens.graduated for lens in first),
         tuple((grade.value, grades[grade.value]) for grade in Grade),
-    )  # fmt: skip
+    )
 
 
 def _features(
@@ -198,10 +242,15 @@ def _features(
 
 
 def _tasks(
-    dataset: LensDataset, settings: FitSettings, concepts: Sequence[str] | None, skipped: dict[str, str]
+    dataset: LensDataset,
+    settings: FitSettings,
+    concepts: Sequence[str] | None,
+    skipped: dict[str, str],
 ) -> list[Task]:
     if concepts is not None and (unknown := [c for c in concepts if c not in dataset.concepts]):
-        raise SettingsError(f"concept {unknown[0]!r} was not extracted into the store: see `lenscache info`")
+        raise SettingsError(
+            f"concept {unknown[0]!r} was not extracted into the store: see `lenscache info`"
+        )
     tasks = []
     for concept in dataset.concepts if concepts is None else concepts:
         try:

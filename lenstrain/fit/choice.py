@@ -1,4 +1,5 @@
-"""What is chosen on the calibration split before training: each concept's model layers and L2 strength."""
+"""What is chosen on the calibration split before training: each concept's model layers and L2
+strength."""
 
 from __future__ import annotations
 
@@ -18,16 +19,21 @@ from lenstrain.parallel import chunks_by_size, in_parallel
 from lenstrain.settings import FitSettings
 
 _MIDDLE_STRENGTH = 0.1  # for choosing the model layer, before the strength is chosen
-# Average precision at 1 % hangs on the few best negatives, and a calibration split is small: at one half it chose
-# lenses with a better test F1 (0.808 against 0.795 over 75 concepts, benchmarks/choice.py) and no worse a score at 1 %.
+# Average precision at 1 % hangs on the few best negatives, and a calibration split is small: at one
+# half it chose lenses with a better test F1 (0.808 against 0.795 over 75 concepts,
+# benchmarks/choice.py) and no worse a score at 1 %.
 CHOICE_PREVALENCE = 0.5
-_PRIOR = 12  # calibration samples that the mean over concepts is worth; 4 to 36 chose about equally well
+_PRIOR = (
+    12  # calibration samples that the mean over concepts is worth; 4 to 36 chose about equally well
+)
 
 
 class FitProgress(NamedTuple):
     """Where a fit stands."""
 
-    stage: Literal["choosing model layers", "fitting", "fitting text lenses", "refining", "checking"]
+    stage: Literal[
+        "choosing model layers", "fitting", "fitting text lenses", "refining", "checking"
+    ]
     done: int
     total: int
     """Model layers, or concepts to fit."""
@@ -51,8 +57,9 @@ class ModelLayerChoice(NamedTuple):
 
     model_layers: tuple[int, ...]
     score_by_model_layer: dict[int, float]
-    """Calibration score of a linear lens on each candidate alone, on the calibration split and with all samples; empty
-    where there was nothing to choose. Its prevalence is that of the score, so that it can be read beside it."""
+    """Calibration score of a linear lens on each candidate alone, on the calibration split and with
+    all samples; empty where there was nothing to choose. Its prevalence is that of the score, so
+    that it can be read beside it."""
 
 
 def choose_model_layers(
@@ -64,27 +71,34 @@ def choose_model_layers(
     jobs: int | None = None,
     on_progress: OnProgress = lambda _: None,
 ) -> list[ModelLayerChoice]:
-    """The n model layers of each task: the best of each of n parts, on the calibration split, with all samples.
+    """The n model layers of each task: the best of each of n parts, on the calibration split, with
+    all samples.
 
-    Whatever the family, linear lenses find where a concept can be read. A concept has a handful of calibration samples,
-    and the best of thirty layers on a handful is mostly luck. So a concept's own score is drawn towards the mean score
-    of the layer over all concepts (empirical Bayes), with the weight of `_PRIOR` samples. Equal layers go to the lower
-    one.
+    Whatever the family, linear lenses find where a concept can be read. A concept has a handful of
+    calibration samples, and the best of thirty layers on a handful is mostly luck. So a concept's
+    own score is drawn towards the mean score of the layer over all concepts (empirical Bayes), with
+    the weight of `_PRIOR` samples. Equal layers go to the lower one.
 
     Raises
     ------
     SettingsError
         If a model layer asked for is not in the store, or there are fewer than n.
     """
-    candidates = dataset.model_layers if settings.model_layers is None else tuple(sorted(set(settings.model_layers)))
+    candidates = (
+        dataset.model_layers
+        if settings.model_layers is None
+        else tuple(sorted(set(settings.model_layers)))
+    )
     for model_layer in candidates:
         if model_layer not in dataset.model_layers:
             raise SettingsError(
-                f"model layer {model_layer} is not in the store, which has {ranges(dataset.model_layers)}"
+                f"model layer {model_layer} is not in the store, which has "
+                f"{ranges(dataset.model_layers)}"
             )
     if len(candidates) < n:
         raise SettingsError(
-            f"an ensemble reads {n} model layers, there are {len(candidates)} to choose from: extract or name more"
+            f"an ensemble reads {n} model layers, there are {len(candidates)} to choose from: "
+            "extract or name more"
         )
     parts = np.array_split(np.arange(len(candidates)), n)
     if all(len(part) == 1 for part in parts):
@@ -94,32 +108,47 @@ def choose_model_layers(
     for number, model_layer in enumerate(candidates):
         on_progress(FitProgress("choosing model layers", number, len(candidates)))
         features = Features.of_model_layers(dataset, (model_layer,), settings.device)
-        scores[number], shown[number] = _scores_of_layer(features, tasks, strength, jobs, settings.prevalence)
+        scores[number], shown[number] = _scores_of_layer(
+            features, tasks, strength, jobs, settings.prevalence
+        )
     on_progress(FitProgress("choosing model layers", len(candidates), len(candidates)))
-    best = [[int(part[0]) + chosen for chosen in best_for_each(scores[part], tasks)] for part in parts]
+    best = [
+        [int(part[0]) + chosen for chosen in best_for_each(scores[part], tasks)] for part in parts
+    ]
     return [
         ModelLayerChoice(
-            tuple(candidates[number] for number in numbers), dict(zip(candidates, shown[:, task].tolist(), strict=True))
+            tuple(candidates[number] for number in numbers),
+            dict(zip(candidates, shown[:, task].tolist(), strict=True)),
         )
         for task, numbers in enumerate(zip(*best, strict=True))
     ]
 
 
 def _scores_of_layer(
-    features: Features, tasks: Sequence[TaskRows], strength: float, jobs: int | None, prevalence: float
+    features: Features,
+    tasks: Sequence[TaskRows],
+    strength: float,
+    jobs: int | None,
+    prevalence: float,
 ) -> NDArray[np.float64]:
     """(2, tasks): what is chosen by, and the score that the report shows."""
     scores = np.empty((2, len(tasks)))
 
     def score(chosen: list[int]) -> None:
         here = [tasks[i] for i in chosen]
-        trainer = LinearTrainer(features.Z, [t.training.rows for t in here], [t.training.targets for t in here])
+        trainer = LinearTrainer(
+            features.Z, [t.training.rows for t in here], [t.training.targets for t in here]
+        )
         fitted = trainer.fit(range(len(here)), [len(task) for task in here], [strength] * len(here))
-        scores[:, chosen] = calibration_scores(features, [fitted], here, (CHOICE_PREVALENCE, prevalence))
+        scores[:, chosen] = calibration_scores(
+            features, [fitted], here, (CHOICE_PREVALENCE, prevalence)
+        )
         for task in here:
             task.forget()
 
-    for _ in in_parallel(score, chunks_by_size([len(task) for task in tasks], features.row_bytes), jobs):
+    for _ in in_parallel(
+        score, chunks_by_size([len(task) for task in tasks], features.row_bytes), jobs
+    ):
         pass
     return scores
 
@@ -131,17 +160,22 @@ def calibration_scores(
     prevalences: Sequence[float] = (CHOICE_PREVALENCE,),
     pool: Executor | None = None,
 ) -> NDArray[np.float64]:
-    """(prevalences, tasks) average precision on the calibration split of some fits, whose lenses are those of tasks."""
+    """(prevalences, tasks) average precision on the calibration split of some fits, whose lenses
+    are those of tasks."""
     judged = [*zip(tasks, features.logits(fits, CALIBRATION, pool), strict=True)]
     return np.array(
-        [[task.score(CALIBRATION, logits, prevalence) for task, logits in judged] for prevalence in prevalences]
+        [
+            [task.score(CALIBRATION, logits, prevalence) for task, logits in judged]
+            for prevalence in prevalences
+        ]
     )
 
 
 def best_for_each(scores: NDArray[np.float64], tasks: Sequence[TaskRows]) -> list[int]:
     """Which row of `scores` (candidates, tasks) is best for each task; of equal ones the first.
 
-    A task's own scores are drawn towards the mean over tasks, the more so the fewer calibration samples it has.
+    A task's own scores are drawn towards the mean over tasks, the more so the fewer calibration
+    samples it has.
     """
     seen = np.array([len(task.task.positives[CALIBRATION]) for task in tasks])
     drawn = (seen * scores + _PRIOR * np.mean(scores, axis=1, keepdims=True)) / (seen + _PRIOR)

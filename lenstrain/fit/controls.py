@@ -1,8 +1,9 @@
-"""What a lens has to beat: the same fit with shuffled labels, a random direction, text length, and the prompt's words.
+"""What a lens has to beat: the same fit with shuffled labels, a random direction, text length, and
+the prompt's words.
 
-A concept whose prompts are longer than others', or that is always named, gets a good lens from any model. The controls
-are judged exactly as the lens is, on the same rows (Hewitt and Liang, "Designing and Interpreting Probes with Control
-Tasks", 2019).
+A concept whose prompts are longer than others', or that is always named, gets a good lens from any
+model. The controls are judged exactly as the lens is, on the same rows (Hewitt and Liang,
+"Designing and Interpreting Probes with Control Tasks", 2019).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _LENGTH_C = 1.0
 
 
 class Controls:
-    """The controls of a dataset's lenses; what they need of the texts is made when first asked for."""
+    """The controls of a dataset's lenses; what they need of the texts is made when first asked
+    for."""
 
     def __init__(self, dataset: LensDataset, settings: FitSettings) -> None:
         self.dataset, self.settings = dataset, settings
@@ -44,9 +46,12 @@ class Controls:
 
     @cached_property
     def lengths(self) -> Features:
-        """Logarithm of each text's length in tokens, and its square: a concept may be of middling length."""
+        """Logarithm of each text's length in tokens, and its square: a concept may be of middling
+        length."""
         dataset = self.dataset
-        is_completion = np.array([phase == "completion" for phase in dataset.phases])[dataset.phases_by_split]
+        is_completion = np.array([phase == "completion" for phase in dataset.phases])[
+            dataset.phases_by_split
+        ]
         counts = np.where(
             is_completion,
             dataset.n_completion_tokens[dataset.samples_by_split],
@@ -69,7 +74,8 @@ class Controls:
 
         Parameters
         ----------
-        trainer : holds the rows of `tasks`, with their Gram matrices: shuffled labels are more right-hand sides.
+        trainer : holds the rows of `tasks`, with their Gram matrices: shuffled labels are more
+            right-hand sides.
         which : numbers of the concepts in `trainer`, one for each of `tasks`.
         counts : how many of its rows each concept's lens learned.
         strengths : inverse L2 strength of each lens.
@@ -78,7 +84,9 @@ class Controls:
         targets = [task.training.targets[:count] for task, count in zip(tasks, counts, strict=True)]
 
         def fit_alone(other: Features, C: float) -> LinearFit:
-            return LinearTrainer(other.Z, rows, targets).path([C])[0]  # to compare with, not to ship
+            return LinearTrainer(other.Z, rows, targets).path([C])[
+                0
+            ]  # to compare with, not to ship
 
         shuffled = [self._shuffled(task, count) for task, count in zip(tasks, counts, strict=True)]
         fits: list[tuple[Features, dict[str, Scores]]] = [
@@ -95,8 +103,11 @@ class Controls:
         found: list[dict[str, Control]] = [{} for _ in tasks]
         for seen, named in fits:
             test = seen.logits([*named.values()], TEST)
-            # A threshold for a false positive rate is chosen on nearly all rows, any other on a few.
-            every = None if self.settings.fpr is None else seen.logits([*named.values()], CALIBRATION)
+            # A threshold for a false positive rate is chosen on nearly all rows, any other on a
+            # few.
+            every = (
+                None if self.settings.fpr is None else seen.logits([*named.values()], CALIBRATION)
+            )
             for column, (name, number) in enumerate(product(named, range(len(tasks)))):
                 task, drawn, logits = tasks[number], tasks[number].drawn(TEST), test[column]
                 held = deciding(task, self.settings)
@@ -106,11 +117,14 @@ class Controls:
                     chosen = every[column, held.rows]
                 threshold = decide(held, chosen, self.settings)
                 score = task.score(TEST, logits, self.settings.prevalence)
-                found[number][name] = Control(score, classify(drawn.y, logits[drawn.rows], threshold).f1)
+                found[number][name] = Control(
+                    score, classify(drawn.y, logits[drawn.rows], threshold).f1
+                )
         return found
 
     def _shuffled(self, task: TaskRows, count: int) -> NDArray[np.bool_]:
-        """Targets of the rows, dealt out anew among their samples: both phases of a sample stay alike."""
+        """Targets of the rows, dealt out anew among their samples: both phases of a sample stay
+        alike."""
         samples, target = task.training.samples[:count], task.training.targets[:count]
         distinct, first, place = np.unique(samples, return_index=True, return_inverse=True)
         rng = np.random.default_rng(stable_seed("shuffled", self.settings.seed, task.task.concept))
@@ -123,12 +137,23 @@ class Controls:
         rows: Sequence[NDArray[np.intp]],
         targets: Sequence[NDArray[np.bool_]],
     ) -> LinearFit:
-        """A direction for each concept, turned so that its training positives are above its negatives."""
+        """A direction for each concept, turned so that its training positives are above its
+        negatives."""
         weight = np.empty((len(tasks), features.Z.shape[1]))
         for number, (task, chosen, target) in enumerate(zip(tasks, rows, targets, strict=True)):
-            rng = np.random.default_rng(stable_seed("direction", self.settings.seed, task.task.concept))
+            rng = np.random.default_rng(
+                stable_seed("direction", self.settings.seed, task.task.concept)
+            )
             direction = rng.normal(size=weight.shape[1]) / np.sqrt(weight.shape[1])
-            part = features.Z[torch.from_numpy(chosen)] if isinstance(features.Z, torch.Tensor) else features.Z[chosen]
-            along = LinearFit(direction[None], np.zeros(1), [], np.ones(1, np.bool_)).decision_function(part)[:, 0]
-            weight[number] = direction * (1 if along[target].mean() >= along[~target].mean() else -1)
+            part = (
+                features.Z[torch.from_numpy(chosen)]
+                if isinstance(features.Z, torch.Tensor)
+                else features.Z[chosen]
+            )
+            along = LinearFit(
+                direction[None], np.zeros(1), [], np.ones(1, np.bool_)
+            ).decision_function(part)[:, 0]
+            weight[number] = direction * (
+                1 if along[target].mean() >= along[~target].mean() else -1
+            )
         return LinearFit(weight, np.zeros(len(tasks)), [], np.ones(len(tasks), np.bool_))

@@ -1,7 +1,7 @@
 """What is measured of a lens that is through with training.
 
-Thresholds, probabilities and the noise floor come from the calibration split; what the test split says is reported and
-used for nothing else.
+Thresholds, probabilities and the noise floor come from the calibration split; what the test split
+says is reported and used for nothing else.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Control(NamedTuple):
 
 
 class ProbabilityQuality(NamedTuple):
-    """Calibrated probabilities on test samples, both classes alike in prevalence, beside those of the bare logits."""
+    """Calibrated probabilities on test samples, both classes alike in prevalence, beside those of
+    the bare logits."""
 
     brier: float
     brier_before: float
@@ -55,7 +56,8 @@ class ProbabilityQuality(NamedTuple):
     expected_calibration_error_before: float
     reliability: Reliability
     held_out_log_loss: dict[str, float]
-    """Of each kind of calibrator, cross-validated on the calibration split: the lowest was chosen."""
+    """Of each kind of calibrator, cross-validated on the calibration split: the lowest was
+    chosen."""
 
 
 @dataclass
@@ -86,7 +88,8 @@ class FittedLens:
     train_f1: float
     test_f1: float
     f1_unnamed: float
-    """Test F1 of the positives that do not name the concept, against the same negatives; NaN if there are none."""
+    """Test F1 of the positives that do not name the concept, against the same negatives; NaN if
+    there are none."""
     f1_named: float
     """Test F1 of those that do."""
     precision: float
@@ -98,16 +101,19 @@ class FittedLens:
     """Positive test samples."""
     converged: bool
     score_by_model_layer: dict[int, float] = field(default_factory=dict)
-    """Score on the calibration split at each model layer that it was chosen from; empty where there was one."""
+    """Score on the calibration split at each model layer that it was chosen from; empty where there
+    was one."""
     graduated: bool = False
     hungry: bool = False
     """Every cached sample was used and the lens did not graduate."""
     controls: dict[str, Control] = field(default_factory=dict)
     trajectory: list[Iteration] = field(default_factory=list)
     refined: tuple[str, ...] = ()
-    """Concepts whose samples it was fitted against once more, because their lenses spoke up on its own."""
+    """Concepts whose samples it was fitted against once more, because their lenses spoke up on its
+    own."""
     beyond: list[Iteration] = field(default_factory=list)
-    """Iterations after graduation, recorded for what another validation mode would have asked for."""
+    """Iterations after graduation, recorded for what another validation mode would have asked
+    for."""
     directions: tuple[Direction, ...] = ()
     """What to steer along, one for each model layer."""
 
@@ -119,7 +125,11 @@ class FittedLens:
     @property
     def unbeaten(self) -> list[str]:
         """Controls whose score the lens does not exceed."""
-        return [name for name, control in self.controls.items() if not self.ranking.score > control.score]
+        return [
+            name
+            for name, control in self.controls.items()
+            if not self.ranking.score > control.score
+        ]
 
     @property
     def n_samples(self) -> int:
@@ -162,7 +172,10 @@ def judge(
     train_f1 = classify(training.targets[: len(training_logits)], training_logits, threshold).f1
     test_f1 = classify(drawn.y, test[drawn.rows], threshold).f1
     score = rows.score(TEST, test, settings.prevalence)
-    n_positives, n_negatives = training.n_positives[iteration - 1], training.n_negatives[iteration - 1]
+    n_positives, n_negatives = (
+        training.n_positives[iteration - 1],
+        training.n_negatives[iteration - 1],
+    )
     return Iteration(n_positives, n_negatives, train_f1, test_f1, score, Grade.of(score), False)
 
 
@@ -185,7 +198,9 @@ def measure(
     of_test = classify(drawn.y, test[drawn.rows], threshold)
     seed = stable_seed("measure", settings.seed, task.concept)
     own, unrelated = rows.drawn(CALIBRATION), rows.judged(CALIBRATION)
-    calibrator, losses = choose_calibrator(own.y, logits[CALIBRATION][own.rows], own.samples, seed=seed)
+    calibrator, losses = choose_calibrator(
+        own.y, logits[CALIBRATION][own.rows], own.samples, seed=seed
+    )
     background = logits[CALIBRATION][unrelated.rows[~unrelated.y]]
     phase = dataset.phases_by_split[dataset.split_slices[TEST]]
 
@@ -201,21 +216,37 @@ def measure(
         return float(classify(held.y, test[held.rows], threshold).f1) if len(chosen) else np.nan
 
     return FittedLens(
-        concept=task.concept, model_layers=model_layers, weights=weights, C=C, threshold=threshold,
-        calibrator=calibrator, noise=NoiseFloor(float(background.mean()), float(background.std())),
+        concept=task.concept,
+        model_layers=model_layers,
+        weights=weights,
+        C=C,
+        threshold=threshold,
+        calibrator=calibrator,
+        noise=NoiseFloor(float(background.mean()), float(background.std())),
         ranking=ranking(judged.y, test[judged.rows], settings.prevalence),
         score_interval=score_interval(
             judged.y, test[judged.rows], settings.prevalence, groups=judged.samples, seed=seed
         ),
-        calibration_score=ranking(unrelated.y, logits[CALIBRATION][unrelated.rows], settings.prevalence).score,
-        unnamed_score=score_of(dataset.unnamed[dataset.samples_by_split[dataset.split_slices[TEST]]]),
-        phase_scores={name: score_of(phase == number) for number, name in enumerate(dataset.phases)},
-        train_f1=step.train_f1, test_f1=step.test_f1, f1_unnamed=f1_of(False), f1_named=f1_of(True),
-        precision=of_test.precision, recall=of_test.recall,
+        calibration_score=ranking(
+            unrelated.y, logits[CALIBRATION][unrelated.rows], settings.prevalence
+        ).score,
+        unnamed_score=score_of(
+            dataset.unnamed[dataset.samples_by_split[dataset.split_slices[TEST]]]
+        ),
+        phase_scores={
+            name: score_of(phase == number) for number, name in enumerate(dataset.phases)
+        },
+        train_f1=step.train_f1,
+        test_f1=step.test_f1,
+        f1_unnamed=f1_of(False),
+        f1_named=f1_of(True),
+        precision=of_test.precision,
+        recall=of_test.recall,
         false_positive_rate=float((test[judged.rows[~judged.y]] >= threshold).mean()),
-        probability=_probability_quality(drawn, test, calibrator, losses), n_test=len(task.positives[TEST]),
+        probability=_probability_quality(drawn, test, calibrator, losses),
+        n_test=len(task.positives[TEST]),
         converged=converged,
-    )  # fmt: skip
+    )
 
 
 def _probability_quality(
@@ -224,6 +255,10 @@ def _probability_quality(
     y, values = held.y, logits[held.rows]
     after, before = calibrator(values), 1 / (1 + np.exp(-np.clip(values, -500, 500)))
     return ProbabilityQuality(
-        brier_score(y, after), brier_score(y, before), expected_calibration_error(y, after),
-        expected_calibration_error(y, before), reliability(y, after), losses,
-    )  # fmt: skip
+        brier_score(y, after),
+        brier_score(y, before),
+        expected_calibration_error(y, after),
+        expected_calibration_error(y, before),
+        reliability(y, after),
+        losses,
+    )

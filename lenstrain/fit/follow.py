@@ -3,10 +3,10 @@
     store, growing --LensDataset(partial=True)--> concepts that are complete --fit_lenses--> provisional lens pack
     store, complete --LensDataset------------------------------------------> all concepts --> the lens pack
 
-A provisional lens knows only the negatives that are there so far. When the last round is complete, every concept is
-fitted once more on all of it, so that what following leaves is, bit for bit, what a fit afterwards would have made.
-Waves of provisional fits grow by half each time: reading the store again for every new concept would cost more than
-the fits.
+A provisional lens knows only the negatives that are there so far. When the last round is complete,
+every concept is fitted once more on all of it, so that what following leaves is, bit for bit, what
+a fit afterwards would have made. Waves of provisional fits grow by half each time: reading the
+store again for every new concept would cost more than the fits.
 """
 
 from __future__ import annotations
@@ -63,15 +63,18 @@ def fit_following(
     waiting: FollowSettings | None = None,
     on_progress: Callable[[FollowProgress], None] = lambda _: None,
 ) -> LensPack:
-    """Fit the concepts of a store as they are extracted, and all of them when the store is complete.
+    """Fit the concepts of a store as they are extracted, and all of them when the store is
+    complete.
 
     Parameters
     ----------
     path : the store, which must be there.
-    out : folder of the lens pack; provisional ones are written to it as they come, marked so in their provenance.
+    out : folder of the lens pack; provisional ones are written to it as they come, marked so in
+        their provenance.
     layers : layers of abstraction to wait for and fit; None for all that are laid out.
     concepts : ids to fit; None for all.
-    text, refine, jobs : as for `train`; provisional lenses are neither refined nor accompanied by text lenses.
+    text, refine, jobs : as for `train`; provisional lenses are neither refined nor accompanied by
+        text lenses.
 
     Raises
     ------
@@ -87,21 +90,37 @@ def fit_following(
     while True:
         state = extraction_state(path, layers)
         tell = _Teller(on_progress, state.blocks_done, state.blocks_total, len(provisional))
-        options = {"layers": layers, "phase": settings.phase, "seed": settings.seed, "labels": labels}
+        options = {
+            "layers": layers,
+            "phase": settings.phase,
+            "seed": settings.seed,
+            "labels": labels,
+        }
         if state.complete:
             dataset = open_dataset(path, **options)
             pack = train(
-                dataset, settings, text=text, refine=refine, concepts=concepts, jobs=jobs, on_progress=tell
-            )  # fmt: skip
+                dataset,
+                settings,
+                text=text,
+                refine=refine,
+                concepts=concepts,
+                jobs=jobs,
+                on_progress=tell,
+            )
             pack.save(out, overwrite=overwrite or bool(provisional))
             return pack
         if state.blocks_done > blocks_then:
             blocks_then, heard = state.blocks_done, time.monotonic()
             tell(None)
             dataset = open_dataset(path, partial=True, **options)
-            wanted = dataset.concepts if concepts is None else [c for c in dataset.concepts if c in concepts]
+            wanted = (
+                dataset.concepts
+                if concepts is None
+                else [c for c in dataset.concepts if c in concepts]
+            )
             fresh = [concept for concept in wanted if concept not in provisional]
-            # Text lenses share one vocabulary, which grows with the texts: those of two waves do not go together.
+            # Text lenses share one vocabulary, which grows with the texts: those of two waves do
+            # not go together.
             if settings.family != "text" and fresh and len(fresh) >= len(provisional) / 2:
                 pack = _fit_provisional(dataset, settings, fresh, provisional, tell, jobs)
                 if len(pack):
@@ -110,8 +129,10 @@ def fit_following(
         elif time.monotonic() - heard > waiting.patience_s:
             kept = f", {len(provisional)} provisional lenses are in {out}" if provisional else ""
             raise StalledError(
-                f"{path}: {state.blocks_done} of {state.blocks_total} blocks are complete and none was added for "
-                f"{waiting.patience_s:.0f} s{kept}: is `lenscache extract` still running? Run both again to go on"
+                f"{path}: {state.blocks_done} of {state.blocks_total} blocks are complete and none "
+                "was added for "
+                f"{waiting.patience_s:.0f} s{kept}: is `lenscache extract` still running? Run both "
+                "again to go on"
             )
         time.sleep(waiting.poll_s)
 
@@ -134,7 +155,9 @@ def _fit_provisional(
 class _Teller:
     """Passes on where a fit stands, with where the store stands."""
 
-    def __init__(self, on_progress: Callable[[FollowProgress], None], done: int, total: int, lenses: int) -> None:
+    def __init__(
+        self, on_progress: Callable[[FollowProgress], None], done: int, total: int, lenses: int
+    ) -> None:
         self._on_progress, self._state = on_progress, (done, total, lenses)
 
     def __call__(self, progress: FitProgress | None) -> None:

@@ -4,9 +4,10 @@
                      --one product with held-out rows, shared out by rows--> logits
                      --judge--> who goes on; --measure, a lens to a core--> who has a lens
 
-A chunk is what a core fits at once: the products of its rows are computed once, and every iteration is a batch of small
-problems. A wave is as many chunks as fit in memory. Its concepts take each iteration together, since a product of all
-held-out rows with the four lenses of a chunk that are left costs hardly less than one with sixty.
+A chunk is what a core fits at once: the products of its rows are computed once, and every iteration
+is a batch of small problems. A wave is as many chunks as fit in memory. Its concepts take each
+iteration together, since a product of all held-out rows with the four lenses of a chunk that are
+left costs hardly less than one with sixty.
 """
 
 from __future__ import annotations
@@ -59,18 +60,22 @@ class _Run:
         # Whoever satisfies this has satisfied every other mode before.
         self._strictest = replace(
             max(wanted, key=lambda s: s.target_f1), validation="blocking", min_grade=Grade.A
-        )  # fmt: skip
+        )
         self._strictest_met = not wanted[0].beyond_graduation
 
     def record(self, step: Iteration) -> bool:
         """Take down an iteration; true if it is the last for any of the settings."""
         self.steps.append(step)
         iteration = len(self.steps)
-        self._strictest_met |= self._strictest.graduates(step, iteration, is_last=self._is_last, n_test=self._n_test)
+        self._strictest_met |= self._strictest.graduates(
+            step, iteration, is_last=self._is_last, n_test=self._n_test
+        )
         ended = [
-            number for number, settings in enumerate(self.wanted) if number not in self.stopped
+            number
+            for number, settings in enumerate(self.wanted)
+            if number not in self.stopped
             and (self._is_last or settings.graduates(step, iteration, n_test=self._n_test))
-        ]  # fmt: skip
+        ]
         self.stopped |= dict.fromkeys(ended, iteration)
         return bool(ended)
 
@@ -85,21 +90,31 @@ class _Run:
 
     def result(self) -> list[FittedLens]:
         """The lens for each of the settings."""
-        return [self._lens(settings, self.stopped[number]) for number, settings in enumerate(self.wanted)]
+        return [
+            self._lens(settings, self.stopped[number])
+            for number, settings in enumerate(self.wanted)
+        ]
 
     def _lens(self, settings: FitSettings, end: int) -> FittedLens:
         last = self.rows.last_iteration
         steps = [
-            step._replace(graduated=settings.graduates(step, number, is_last=number == last, n_test=self._n_test))
+            step._replace(
+                graduated=settings.graduates(
+                    step, number, is_last=number == last, n_test=self._n_test
+                )
+            )
             for number, step in enumerate(self.steps, start=1)
         ]
         graduated = steps[end - 1].graduated
         used = steps[end - 1].n_samples
         is_spent = used == len(self.rows.task.positives[TRAIN])
         return replace(
-            self.lenses[end], graduated=graduated, hungry=not graduated and is_spent and used < settings.max_samples,
-            trajectory=steps[:end], beyond=steps[end:],
-        )  # fmt: skip
+            self.lenses[end],
+            graduated=graduated,
+            hungry=not graduated and is_spent and used < settings.max_samples,
+            trajectory=steps[:end],
+            beyond=steps[end:],
+        )
 
 
 class _End(NamedTuple):
@@ -162,11 +177,13 @@ class _Ended(NamedTuple):
 
 
 class AdaptiveTraining:
-    """The iterations of all tasks that read the same features, for settings that differ in their target F1 alone.
+    """The iterations of all tasks that read the same features, for settings that differ in their
+    target F1 alone.
 
     Parameters
     ----------
-    on_through : called with the lenses of concepts that need no more iterations; they have no controls yet.
+    on_through : called with the lenses of concepts that need no more iterations; they have no
+        controls yet.
     """
 
     def __init__(
@@ -180,17 +197,25 @@ class AdaptiveTraining:
         skipped: dict[str, str],
         on_through: Callable[[list[list[FittedLens]]], None] = lambda _: None,
     ) -> None:
-        self.features, self.model_layers, self.wanted, self.controls = features, model_layers, wanted, controls
+        self.features, self.model_layers, self.wanted, self.controls = (
+            features,
+            model_layers,
+            wanted,
+            controls,
+        )
         self.settings, self.jobs, self._on_through = wanted[0], jobs, on_through
         self.family = FAMILIES[self.settings.family]
-        self.tasks = [usable for task in tasks if (usable := self._usable(task, skipped)) is not None]
+        self.tasks = [
+            usable for task in tasks if (usable := self._usable(task, skipped)) is not None
+        ]
         self.waves = self._waves()
         self._kept: list[Trainer] = []
 
     def run(
         self, times: dict[int, IterationTime], strengths: Sequence[float] | None = None
     ) -> Iterator[list[FittedLens]]:
-        """For each concept its lens for each of the settings; what each iteration cost is added to `times`."""
+        """For each concept its lens for each of the settings; what each iteration cost is added to
+        `times`."""
         with cores(self.jobs) as pool:
             strengths = strengths or self._choose_strengths(pool)
             for wave in self.waves:
@@ -213,10 +238,16 @@ class AdaptiveTraining:
             room -= size
         return waves
 
-    def _chunks(self, wave: list[list[int]], strengths: Sequence[float], pool: Executor) -> list[_Chunk]:
+    def _chunks(
+        self, wave: list[list[int]], strengths: Sequence[float], pool: Executor
+    ) -> list[_Chunk]:
         trainers, self._kept = self._kept or self._trainers(wave, pool), []
         return [
-            _Chunk(trainer, [_Run(self.tasks[i], self.wanted) for i in here], [strengths[i] for i in here])
+            _Chunk(
+                trainer,
+                [_Run(self.tasks[i], self.wanted) for i in here],
+                [strengths[i] for i in here],
+            )
             for trainer, here in zip(trainers, wave, strict=True)
         ]
 
@@ -225,18 +256,21 @@ class AdaptiveTraining:
             here = [self.tasks[i] for i in chunk]
             return self.family.trainer(
                 Job(
-                    self.features.Z, [task.training.rows for task in here], [task.training.targets for task in here],
+                    self.features.Z,
+                    [task.training.rows for task in here],
+                    [task.training.targets for task in here],
                     [stable_seed("lens", self.settings.seed, task.task.concept) for task in here],
                 )
-            )  # fmt: skip
+            )
 
         return [*pool.map(trainer, wave)]
 
     def _choose_strengths(self, pool: Executor) -> list[float]:
         """The L2 strength of each task: the best of the family's on the calibration split.
 
-        With a dozen samples they hardly differ; with hundreds of labelled texts a weak penalty costs 0.02-0.05 of
-        AUROC (`benchmarks/labelled.py`), so it is chosen as the model layer is. Equal ones go to the stronger penalty.
+        With a dozen samples they hardly differ; with hundreds of labelled texts a weak penalty
+        costs 0.02-0.05 of AUROC (`benchmarks/labelled.py`), so it is chosen as the model layer is.
+        Equal ones go to the stronger penalty.
         """
         if not self.family.strengths or self.settings.C is not None:
             return [self.settings.C or np.nan] * len(self.tasks)
@@ -245,16 +279,22 @@ class AdaptiveTraining:
             self._score_strengths(wave, scores, pool)
         return [self.family.strengths[number] for number in best_for_each(scores, self.tasks)]
 
-    def _score_strengths(self, wave: list[list[int]], scores: NDArray[np.float64], pool: Executor) -> None:
+    def _score_strengths(
+        self, wave: list[list[int]], scores: NDArray[np.float64], pool: Executor
+    ) -> None:
         """Fill in `scores` (strengths, tasks) for the tasks of a wave."""
         trainers = self._trainers(wave, pool)
-        paths = pool.map(lambda trainer: cast(PathTrainer, trainer).path(self.family.strengths), trainers)
+        paths = pool.map(
+            lambda trainer: cast(PathTrainer, trainer).path(self.family.strengths), trainers
+        )
         for block in _blocks([*zip(wave, paths, strict=True)], lambda each: len(each[0])):
             numbers = [i for chunk, _ in block for i in chunk]
             tasks = [self.tasks[i] for i in numbers]
             for strength in range(len(scores)):
                 fits = [path[strength] for _, path in block]
-                scores[strength, numbers] = calibration_scores(self.features, fits, tasks, pool=pool)[0]
+                scores[strength, numbers] = calibration_scores(
+                    self.features, fits, tasks, pool=pool
+                )[0]
         if len(self.waves) == 1:
             self._kept = trainers
 
@@ -271,12 +311,18 @@ class AdaptiveTraining:
                 seconds += time.process_time() - start
                 self._keep(ended, pool, iteration)
                 start = time.process_time()
-            known, n = times.get(iteration, IterationTime(0, 0.0)), sum(len(fit.places) for fit in fits)
+            known, n = (
+                times.get(iteration, IterationTime(0, 0.0)),
+                sum(len(fit.places) for fit in fits),
+            )
             times[iteration] = IterationTime(known.fits + n, known.seconds + seconds)
             runs = (chunk.runs[place] for chunk, places in going for place in places)
             if through := [run.result() for run in runs if run.is_through]:
                 self._on_through(through)
-            left = [_Going(chunk, [i for i in places if not chunk.runs[i].is_through]) for chunk, places in going]
+            left = [
+                _Going(chunk, [i for i in places if not chunk.runs[i].is_through])
+                for chunk, places in going
+            ]
             going = [each for each in left if each.places]
             if not going:
                 break
@@ -285,7 +331,12 @@ class AdaptiveTraining:
     def _fit(self, going: _Going, iteration: int) -> _Fit:
         chunk, places = going
         n_rows = going.n_rows(iteration)
-        return _Fit(chunk, places, n_rows, chunk.trainer.fit(places, n_rows, [chunk.C[place] for place in places]))
+        return _Fit(
+            chunk,
+            places,
+            n_rows,
+            chunk.trainer.fit(places, n_rows, [chunk.C[place] for place in places]),
+        )
 
     def _judge(self, fits: Sequence[_Fit], pool: Executor, iteration: int) -> list[_Ended]:
         """Judge the lenses of some fits; those that are the last of their concept."""
@@ -301,12 +352,19 @@ class AdaptiveTraining:
                 ended.append(_Ended(fit, number, threshold, logits))
         return ended
 
-    def _thresholds(self, fits: Sequence[_Fit], lenses: Sequence[tuple[_Fit, int]], pool: Executor) -> Iterable[float]:
+    def _thresholds(
+        self, fits: Sequence[_Fit], lenses: Sequence[tuple[_Fit, int]], pool: Executor
+    ) -> Iterable[float]:
         settings = self.settings
-        if settings.fpr is not None:  # chosen on nearly all rows, which are gathered for no lens of its own
+        if (
+            settings.fpr is not None
+        ):  # chosen on nearly all rows, which are gathered for no lens of its own
             every = self.features.logits([fit.fitted for fit in fits], CALIBRATION, pool)
             judged = (deciding(fit.run(number).rows, settings) for fit, number in lenses)
-            return [decide(held, logits[held.rows], settings) for held, logits in zip(judged, every, strict=True)]
+            return [
+                decide(held, logits[held.rows], settings)
+                for held, logits in zip(judged, every, strict=True)
+            ]
 
         def on_few_rows(some: Sequence[tuple[_Fit, int]]) -> list[float]:
             found = []
@@ -334,20 +392,33 @@ class AdaptiveTraining:
         fit, number, threshold, test = ended
         run, C = fit.run(number), fit.chunk.C[fit.places[number]]
         return measure(
-            run.rows, self.features, fit.fitted.ship(number, self.features.standardizer),
-            {CALIBRATION: calibration, TEST: test}, run.steps[-1], threshold, self.settings,
-            model_layers=self.model_layers, C=None if np.isnan(C) else C, converged=bool(fit.fitted.converged[number]),
-        )  # fmt: skip
+            run.rows,
+            self.features,
+            fit.fitted.ship(number, self.features.standardizer),
+            {CALIBRATION: calibration, TEST: test},
+            run.steps[-1],
+            threshold,
+            self.settings,
+            model_layers=self.model_layers,
+            C=None if np.isnan(C) else C,
+            converged=bool(fit.fitted.converged[number]),
+        )
 
     def _finish(self, chunk: _Chunk) -> list[list[FittedLens]]:
         """Controls and directions for all lenses of a chunk at once, and its lenses."""
         runs, ends = chunk.runs, sorted(chunk.ends, key=lambda end: (end.place, end.n_rows))
         which = [end.place for end in ends]
         controls = self.controls.measure(
-            chunk.trainer, self.features, [runs[i].rows for i in which], which, [end.n_rows for end in ends],
+            chunk.trainer,
+            self.features,
+            [runs[i].rows for i in which],
+            which,
+            [end.n_rows for end in ends],
             [chunk.C[i] for i in which],
-        )  # fmt: skip
-        directions = steering_directions(self.features, [run.rows for run in runs], self.model_layers)
+        )
+        directions = steering_directions(
+            self.features, [run.rows for run in runs], self.model_layers
+        )
         for end, found in zip(ends, controls, strict=True):
             end.lens.controls, end.lens.directions = found, directions[end.place]
         for run in runs:
@@ -355,7 +426,8 @@ class AdaptiveTraining:
         return [run.result() for run in runs]
 
     def _usable(self, task: TaskRows, skipped: dict[str, str]) -> TaskRows | None:
-        """A task without the samples whose activations are no numbers; None, and a line, if they are its own."""
+        """A task without the samples whose activations are no numbers; None, and a line, if they
+        are its own."""
         dataset, finite = self.features.dataset, self.features.finite
         if finite.all():
             return task
@@ -365,14 +437,16 @@ class AdaptiveTraining:
             return task.without(broken)
         where = ", ".join(map(str, self.model_layers))
         skipped[task.task.concept] = (
-            f"{task.task.concept}: {own} of its samples have activations at model layer {where} that are NaN or "
+            f"{task.task.concept}: {own} of its samples have activations at model layer {where} "
+            "that are NaN or "
             "infinite: run `lenscache verify`, then `lenscache repair` and extract again"
         )
         return None
 
 
 def _pieces(going: Sequence[_Going], iteration: int) -> list[_Going]:
-    """The same in pieces of about as much work: concepts with many rows go on longest, and are in one chunk."""
+    """The same in pieces of about as much work: concepts with many rows go on longest, and are in
+    one chunk."""
     pieces = []
     for chunk, places in going:
         systems = 4 * len(places) * max(_Going(chunk, places).n_rows(iteration)) ** 2
@@ -385,7 +459,8 @@ _Part = TypeVar("_Part")
 
 
 def _blocks(parts: Sequence[_Part], size: Callable[[_Part], int]) -> Iterator[list[_Part]]:
-    """Neighbours together, about `_COLUMNS` in each block and about as many in one as in the other."""
+    """Neighbours together, about `_COLUMNS` in each block and about as many in one as in the
+    other."""
     total = sum(map(size, parts))
     most = total / max(1, round(total / _COLUMNS))
     ends = np.cumsum([size(part) for part in parts])

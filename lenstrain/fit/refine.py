@@ -1,9 +1,10 @@
-"""Refine lenses with their confusers: fit once more, with samples of the concepts that set them off as extra negatives.
+"""Refine lenses with their confusers: fit once more, with samples of the concepts that set them off
+as extra negatives.
 
     FittedLens --check on the calibration split--> confusers --fit again--> kept if its calibration score improves
 
-Which concepts confuse a lens, and whether the second fit is better, is seen on the calibration split; the test split
-reports what came of it and has no say.
+Which concepts confuse a lens, and whether the second fit is better, is seen on the calibration
+split; the test split reports what came of it and has no say.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from lenstrain.fit.measure import FittedLens
 from lenstrain.settings import FitSettings
 
 _MOST_EXTRA = 100  # samples of confusers, over all of them
-_RARELY_FIRST = 0.5  # share of its own samples on which a lens in need of refinement is first, at most
+_RARELY_FIRST = (
+    0.5  # share of its own samples on which a lens in need of refinement is first, at most
+)
 
 
 def refine_lenses(
@@ -35,7 +38,8 @@ def refine_lenses(
     jobs: int | None = None,
     on_progress: OnProgress = lambda _: None,
 ) -> FitResult:
-    """Refit the lenses that others of their layer outrank on their own samples, or that fire everywhere.
+    """Refit the lenses that others of their layer outrank on their own samples, or that fire
+    everywhere.
 
     Parameters
     ----------
@@ -43,9 +47,12 @@ def refine_lenses(
 
     Returns
     -------
-    The lenses, with the better ones in place of the old; `FittedLens.refined` says of which confusers they learned.
+    The lenses, with the better ones in place of the old; `FittedLens.refined` says of which
+    confusers they learned.
     """
-    chosen = [lens for lens in result.lenses if lens.concept in checks and _needs_it(checks[lens.concept])]
+    chosen = [
+        lens for lens in result.lenses if lens.concept in checks and _needs_it(checks[lens.concept])
+    ]
     tasks: dict[tuple[int, ...], list[TaskRows]] = {}
     for lens in chosen:
         rows = _with_confusers(dataset, settings, lens, checks[lens.concept].confusers)
@@ -59,7 +66,9 @@ def refine_lenses(
         for lens in fit_again(dataset, here, model_layers, settings, strengths, jobs=jobs):
             old = before[lens.concept]
             if lens.calibration_score > old.calibration_score:
-                better[lens.concept] = _in_place_of(old, lens, checks[lens.concept].confusers, settings)
+                better[lens.concept] = _in_place_of(
+                    old, lens, checks[lens.concept].confusers, settings
+                )
     return replace(result, lenses=[better.get(lens.concept, lens) for lens in result.lenses])
 
 
@@ -67,19 +76,30 @@ def _needs_it(check: LensCheck) -> bool:
     return bool(check.confusers) and (check.first <= _RARELY_FIRST or check.fires_everywhere)
 
 
-def _in_place_of(old: FittedLens, new: FittedLens, confusers: Sequence[str], settings: FitSettings) -> FittedLens:
-    """The new lens with the history of the old; refining is one more iteration, at which it may graduate."""
-    graduated = old.graduated or settings.graduates(new.trajectory[-1], len(old.trajectory) + 1, is_last=True)
+def _in_place_of(
+    old: FittedLens, new: FittedLens, confusers: Sequence[str], settings: FitSettings
+) -> FittedLens:
+    """The new lens with the history of the old; refining is one more iteration, at which it may
+    graduate."""
+    graduated = old.graduated or settings.graduates(
+        new.trajectory[-1], len(old.trajectory) + 1, is_last=True
+    )
     return replace(
-        new, graduated=graduated, hungry=old.hungry and not graduated, refined=tuple(confusers),
-        trajectory=old.trajectory, beyond=old.beyond, score_by_model_layer=old.score_by_model_layer,
-    )  # fmt: skip
+        new,
+        graduated=graduated,
+        hungry=old.hungry and not graduated,
+        refined=tuple(confusers),
+        trajectory=old.trajectory,
+        beyond=old.beyond,
+        score_by_model_layer=old.score_by_model_layer,
+    )
 
 
 def _with_confusers(
     dataset: LensDataset, settings: FitSettings, lens: FittedLens, confusers: Sequence[str]
 ) -> TaskRows | None:
-    """The rows of a lens's last iteration and, in turn, those of its confusers; None if they have none to give."""
+    """The rows of a lens's last iteration and, in turn, those of its confusers; None if they have
+    none to give."""
     task = dataset.task(lens.concept, settings.n_negatives)
     n = lens.n_samples
     used = task.negatives[TRAIN][: settings.n_negatives(n)]
@@ -91,12 +111,20 @@ def _with_confusers(
         return None
     negatives = np.concatenate([used, extra])
     changed = Task(
-        task.concept, (task.positives[TRAIN][:n], *task.positives[1:]), (negatives, *task.negatives[1:]), task.related
+        task.concept,
+        (task.positives[TRAIN][:n], *task.positives[1:]),
+        (negatives, *task.negatives[1:]),
+        task.related,
     )
     once = replace(
-        settings, initial_samples=n, max_samples=n, max_iterations=1, min_iterations=1,
-        negatives_per_positive=len(negatives) / n, max_negatives=len(negatives),
-    )  # fmt: skip
+        settings,
+        initial_samples=n,
+        max_samples=n,
+        max_iterations=1,
+        min_iterations=1,
+        negatives_per_positive=len(negatives) / n,
+        max_negatives=len(negatives),
+    )
     return TaskRows(dataset, changed, once)
 
 

@@ -17,47 +17,81 @@ from lenstrain.pack.pack import LensPack
 def make_lens_pack(
     result: FitResult, dataset: LensDataset, settings: FitSettings, *, text: LensPack | None = None
 ) -> LensPack:
-    """The lens pack of a fit, with its provenance; `text` is the pack of text lenses trained beside it."""
+    """The lens pack of a fit, with its provenance; `text` is the pack of text lenses trained beside
+    it."""
     names, layers = dataset.concept_names, dataset.hierarchy.layers
     lenses = [_ship(lens, names[lens.concept], layers[lens.concept]) for lens in result.lenses]
     run = {"iterations": {str(number): spent._asdict() for number, spent in result.times.items()}}
     return LensPack(
-        lenses, pack_provenance(dataset, settings), result.skipped, vocabulary=result.vocabulary, text=text, run=run
+        lenses,
+        pack_provenance(dataset, settings),
+        result.skipped,
+        vocabulary=result.vocabulary,
+        text=text,
+        run=run,
     )
 
 
 def _ship(lens: FittedLens, name: str, layer: int) -> Lens:
     rank, interval, probability = lens.ranking, lens.score_interval, lens.probability
     return Lens(
-        concept=lens.concept, name=name, layer=layer, model_layers=lens.model_layers, weights=lens.weights,
-        threshold=lens.threshold, calibrator=lens.calibrator, noise=lens.noise, grade=lens.grade,
+        concept=lens.concept,
+        name=name,
+        layer=layer,
+        model_layers=lens.model_layers,
+        weights=lens.weights,
+        threshold=lens.threshold,
+        calibrator=lens.calibrator,
+        noise=lens.noise,
+        grade=lens.grade,
         metrics={
-            "test_f1": lens.test_f1, "test_f1_unnamed": lens.f1_unnamed, "test_f1_named": lens.f1_named,
-            "train_f1": lens.train_f1, "precision": lens.precision, "recall": lens.recall,
+            "test_f1": lens.test_f1,
+            "test_f1_unnamed": lens.f1_unnamed,
+            "test_f1_named": lens.f1_named,
+            "train_f1": lens.train_f1,
+            "precision": lens.precision,
+            "recall": lens.recall,
             "false_positive_rate": lens.false_positive_rate,
-            "score": rank.score, "score_low": interval.low, "score_high": interval.high,
+            "score": rank.score,
+            "score_low": interval.low,
+            "score_high": interval.high,
             "grade_uncertain": is_uncertain(rank.score, interval),
-            "average_precision": rank.average_precision, "auroc": rank.auroc,
+            "average_precision": rank.average_precision,
+            "auroc": rank.auroc,
             "calibration_score": lens.calibration_score,
-            "score_unnamed": lens.unnamed_score, "score_by_phase": lens.phase_scores,
-            "score_by_model_layer": {str(number): score for number, score in lens.score_by_model_layer.items()},
+            "score_unnamed": lens.unnamed_score,
+            "score_by_phase": lens.phase_scores,
+            "score_by_model_layer": {
+                str(number): score for number, score in lens.score_by_model_layer.items()
+            },
             "controls": {name: control._asdict() for name, control in lens.controls.items()},
             "unbeaten_controls": lens.unbeaten,
-            "brier": probability.brier, "brier_before": probability.brier_before,
+            "brier": probability.brier,
+            "brier_before": probability.brier_before,
             "expected_calibration_error": probability.expected_calibration_error,
             "expected_calibration_error_before": probability.expected_calibration_error_before,
             "calibration_log_loss": probability.held_out_log_loss,
             "reliability": none_for_nan(probability.reliability.to_json()),
-            "n_samples": lens.n_samples, "n_test": lens.n_test, "n_judged": rank.n_positive + rank.n_negative,
-            "iterations": len(lens.trajectory), "test_looks": len(lens.trajectory), "graduated": lens.graduated,
-            "refined_against": list(lens.refined), "C": lens.C, "hungry": lens.hungry, "converged": lens.converged,
+            "n_samples": lens.n_samples,
+            "n_test": lens.n_test,
+            "n_judged": rank.n_positive + rank.n_negative,
+            "iterations": len(lens.trajectory),
+            "test_looks": len(lens.trajectory),
+            "graduated": lens.graduated,
+            "refined_against": list(lens.refined),
+            "C": lens.C,
+            "hungry": lens.hungry,
+            "converged": lens.converged,
         },
-        trajectory=tuple(lens.trajectory), beyond=tuple(lens.beyond), directions=lens.directions,
-    )  # fmt: skip
+        trajectory=tuple(lens.trajectory),
+        beyond=tuple(lens.beyond),
+        directions=lens.directions,
+    )
 
 
 def pack_provenance(dataset: LensDataset, settings: FitSettings) -> dict[str, Any]:
-    """Where the lenses of a fit come from: store, labels, settings, rounds, layers of abstraction, versions."""
+    """Where the lenses of a fit come from: store, labels, settings, rounds, layers of abstraction,
+    versions."""
     header = dataset.store.header.to_attributes()
     packages = ("lenscache", "numpy", "torch", "zarr")
     return {
@@ -72,5 +106,8 @@ def pack_provenance(dataset: LensDataset, settings: FitSettings) -> dict[str, An
         "settings": settings_to_json(settings),
         "rounds": list(dataset.rounds),
         "layers": sorted({dataset.hierarchy.layers[concept] for concept in dataset.concepts}),
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
     }

@@ -1,4 +1,5 @@
-"""From a dataset to finished lens packs: fit, refine, compare with what is written, check beside each other.
+"""From a dataset to finished lens packs: fit, refine, compare with what is written, check beside
+each other.
 
 LensDataset --fit_targets--> FitResult --refine--> FitResult --make_lens_pack--> LensPack
             --fit_targets, text--> LensPack of text lenses --agreements--> |
@@ -27,9 +28,18 @@ TEXT_TARGET_F1 = 0.80
 """Default target of text lenses: what a model writes says less than what it represents."""
 
 
-def text_settings(settings: FitSettings, target_f1: float = TEXT_TARGET_F1, **changes: Any) -> FitSettings:
-    """Settings for the text lenses that go with activation lenses; `changes` give them a schedule of their own."""
-    fixed: dict[str, Any] = {"family": "text", "phase": "completion", "model_layers": None, "C": None, "device": "cpu"}
+def text_settings(
+    settings: FitSettings, target_f1: float = TEXT_TARGET_F1, **changes: Any
+) -> FitSettings:
+    """Settings for the text lenses that go with activation lenses; `changes` give them a schedule
+    of their own."""
+    fixed: dict[str, Any] = {
+        "family": "text",
+        "phase": "completion",
+        "model_layers": None,
+        "C": None,
+        "device": "cpu",
+    }
     return replace(settings, **fixed | {"target_f1": target_f1} | changes)
 
 
@@ -47,10 +57,12 @@ def train(
 
     Parameters
     ----------
-    text : `text_settings` for lenses that read the completions, trained beside the others; None for none.
+    text : `text_settings` for lenses that read the completions, trained beside the others; None for
+        none.
     refine : whether to fit lenses again with their confusers as extra negatives.
     concepts : which concepts; None for all that the store was extracted for.
-    jobs : threads; None for one a core, 8 at most. The lenses are the same, bit for bit, whatever it is.
+    jobs : threads; None for one a core, 8 at most. The lenses are the same, bit for bit, whatever
+        it is.
 
     Raises
     ------
@@ -61,9 +73,15 @@ def train(
     """
     settings = settings or FitSettings()
     (pack,) = train_targets(
-        dataset, settings, [settings.target_f1], text=text, refine=refine, concepts=concepts, jobs=jobs,
+        dataset,
+        settings,
+        [settings.target_f1],
+        text=text,
+        refine=refine,
+        concepts=concepts,
+        jobs=jobs,
         on_progress=on_progress,
-    )  # fmt: skip
+    )
     return pack
 
 
@@ -90,14 +108,20 @@ def train_targets(
     if settings.family == "text":
         settings = replace(settings, phase="completion")
     own = dataset.with_phase("completion") if settings.family == "text" else dataset
-    texts = None if text is None else dataset.with_phase("completion")  # a store without any is refused before the work
+    texts = (
+        None if text is None else dataset.with_phase("completion")
+    )  # a store without any is refused before the work
     results = fit_targets(own, settings, targets, concepts=concepts, jobs=jobs, on_progress=tell)
     beside = None
     if text is not None and texts is not None:
         (written,) = fit_targets(
-            texts, text, [text.target_f1], concepts=concepts, jobs=jobs,
+            texts,
+            text,
+            [text.target_f1],
+            concepts=concepts,
+            jobs=jobs,
             on_progress=lambda progress: tell(progress._replace(stage="fitting text lenses")),
-        )  # fmt: skip
+        )
         beside = _finished(written, texts, text, None, None, tell)
     packs = []
     for target, result in zip(targets, results, strict=True):
@@ -115,12 +139,16 @@ def train_targets(
 
 
 def check_family(family: FamilyName, *, text: bool, refine: bool) -> None:
-    """Raise SettingsError if lenses of a family cannot be refined, or have text lenses beside them, as asked for."""
+    """Raise SettingsError if lenses of a family cannot be refined, or have text lenses beside them,
+    as asked for."""
     if family == "text" and text:
-        raise SettingsError("text lenses beside text lenses: choose another family for those that read activations")
+        raise SettingsError(
+            "text lenses beside text lenses: choose another family for those that read activations"
+        )
     if family == "text" and refine:
         raise SettingsError(
-            "text lenses are not refined: leave --refine out, or choose a family that reads activations"
+            "text lenses are not refined: leave --refine out, or choose a family that reads "
+            "activations"
         )
 
 
@@ -136,7 +164,10 @@ def _finished(
     pack = make_lens_pack(result, dataset, settings, text=text)
     tell(FitProgress("checking", 0, 1))
     for concept, check in check_pack(pack, dataset).items():
-        pack[concept].metrics["beside_others"] = {**check._asdict(), "fires_everywhere": check.fires_everywhere}
+        pack[concept].metrics["beside_others"] = {
+            **check._asdict(),
+            "fires_everywhere": check.fires_everywhere,
+        }
     if text is not None and texts is not None:
         for concept, agreement in agreements(pack, text, dataset, texts).items():
             pack[concept].metrics["agreement"] = agreement._asdict()

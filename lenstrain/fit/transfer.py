@@ -1,12 +1,13 @@
 """Do lenses keep what they are worth when activations are computed in another precision?
 
     store a (float32) --fit, model layers chosen--> lenses of a --\\
-                                                                   both judged on the test samples of both stores
+                                                                   both judged on the test samples
+                                                                   of both stores
     store b (bfloat16) --fit, same model layers---> lenses of b --/
 
-Both stores hold the same prompts with the same splits, so each concept is compared with itself. The model layer of a
-concept is chosen once, on the calibration split of a, and every lens is fitted once on all training samples with one
-L2 strength: what differs is the precision and nothing else.
+Both stores hold the same prompts with the same splits, so each concept is compared with itself. The
+model layer of a concept is chosen once, on the calibration split of a, and every lens is fitted
+once on all training samples with one L2 strength: what differs is the precision and nothing else.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ from lenstrain.fit.measure import FittedLens
 from lenstrain.metrics.score import classify, ranking
 from lenstrain.settings import FitSettings
 
-ONE_FIT = FitSettings(initial_samples=200, max_samples=200, max_iterations=1, C=0.1, beyond_graduation=False)
-"""All training samples at once, one strength: no choice that could fall differently on either side."""
+ONE_FIT = FitSettings(
+    initial_samples=200, max_samples=200, max_iterations=1, C=0.1, beyond_graduation=False
+)
+"""All training samples at once, one strength: no choice that could fall differently on either
+side."""
 
 _RESAMPLES = 2000
 
@@ -71,7 +75,9 @@ class Transfer:
         """F1 and score of those lenses, less what lenses of a are worth on a; paired by concept."""
         difference = self.measured[fitted, judged] - self.measured["a", "a"]
         rng = np.random.default_rng(stable_seed("transfer", self.seed))
-        drawn = difference[rng.integers(len(difference), size=(_RESAMPLES, len(difference)))].mean(axis=1)
+        drawn = difference[rng.integers(len(difference), size=(_RESAMPLES, len(difference)))].mean(
+            axis=1
+        )
         low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
         return {
             name: Change(float(difference[:, i].mean()), float(low[i]), float(high[i]))
@@ -79,7 +85,9 @@ class Transfer:
         }
 
 
-def transfer(a: LensDataset, b: LensDataset, settings: FitSettings = ONE_FIT, *, jobs: int | None = None) -> Transfer:
+def transfer(
+    a: LensDataset, b: LensDataset, settings: FitSettings = ONE_FIT, *, jobs: int | None = None
+) -> Transfer:
     """Fit lenses on both stores and judge each on both.
 
     Raises
@@ -91,10 +99,15 @@ def transfer(a: LensDataset, b: LensDataset, settings: FitSettings = ONE_FIT, *,
     """
     check_same_samples(a, b)
     of_a = fit_lenses(a, settings, jobs=jobs)
-    lenses = {"a": {lens.concept: lens for lens in of_a.lenses}, "b": _fit_alike(b, of_a.lenses, settings, jobs)}
+    lenses = {
+        "a": {lens.concept: lens for lens in of_a.lenses},
+        "b": _fit_alike(b, of_a.lenses, settings, jobs),
+    }
     concepts = [concept for concept in lenses["a"] if concept in lenses["b"]]
     found = {
-        (fitted, judged): _judge([lenses[fitted][concept] for concept in concepts], dataset, settings)
+        (fitted, judged): _judge(
+            [lenses[fitted][concept] for concept in concepts], dataset, settings
+        )
         for fitted in lenses
         for judged, dataset in (("a", a), ("b", b))
     }
@@ -103,11 +116,16 @@ def transfer(a: LensDataset, b: LensDataset, settings: FitSettings = ONE_FIT, *,
 
 
 def check_same_samples(a: LensDataset, b: LensDataset) -> None:
-    """Raise SettingsError unless two datasets hold the same samples, phases and splits, in one order."""
+    """Raise SettingsError unless two datasets hold the same samples, phases and splits, in one
+    order."""
     if a.texts != b.texts or a.phases != b.phases or a.concepts != b.concepts or a.seed != b.seed:
-        raise SettingsError("the two stores hold other samples: extract both from one pack with the same settings")
+        raise SettingsError(
+            "the two stores hold other samples: extract both from one pack with the same settings"
+        )
     if not np.array_equal(a.split, b.split) or not np.array_equal(a.vector_sample, b.vector_sample):
-        raise SettingsError("the two stores split their samples in another way: extract both with the same seed")
+        raise SettingsError(
+            "the two stores split their samples in another way: extract both with the same seed"
+        )
 
 
 def _fit_alike(
@@ -117,12 +135,16 @@ def _fit_alike(
     found: dict[str, FittedLens] = {}
     for model_layers in sorted({lens.model_layers for lens in lenses}):
         here = [lens.concept for lens in lenses if lens.model_layers == model_layers]
-        fitted = fit_lenses(dataset, replace(settings, model_layers=model_layers), concepts=here, jobs=jobs)
+        fitted = fit_lenses(
+            dataset, replace(settings, model_layers=model_layers), concepts=here, jobs=jobs
+        )
         found.update({lens.concept: lens for lens in fitted.lenses})
     return found
 
 
-def _judge(lenses: Sequence[FittedLens], dataset: LensDataset, settings: FitSettings) -> NDArray[np.float64]:
+def _judge(
+    lenses: Sequence[FittedLens], dataset: LensDataset, settings: FitSettings
+) -> NDArray[np.float64]:
     """(lenses, 2) F1 and score on the test samples."""
     measured = np.empty((len(lenses), 2))
     for model_layers in {lens.model_layers for lens in lenses}:
@@ -134,7 +156,10 @@ def _judge(lenses: Sequence[FittedLens], dataset: LensDataset, settings: FitSett
                 rows = TaskRows(dataset, dataset.task(lens.concept, settings.n_negatives), settings)
                 drawn, judged = rows.drawn(TEST), rows.judged(TEST)
                 f1 = classify(drawn.y, logits[drawn.rows], lens.threshold).f1
-                measured[number] = f1, ranking(judged.y, logits[judged.rows], settings.prevalence).score
+                measured[number] = (
+                    f1,
+                    ranking(judged.y, logits[judged.rows], settings.prevalence).score,
+                )
     return measured
 
 

@@ -1,4 +1,5 @@
-"""Lenses as torch tensors: logits of activations on the device where they are, one matrix product a model layer."""
+"""Lenses as torch tensors: logits of activations on the device where they are, one matrix product a
+model layer."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class _Networks(NamedTuple):
 
 
 class LensScorer:
-    """Scores activations with many lenses at once, in float32: a product for each model layer, then their sum.
+    """Scores activations with many lenses at once, in float32: a product for each model layer, then
+    their sum.
 
     Parameters
     ----------
@@ -39,16 +41,22 @@ class LensScorer:
     def __init__(self, lenses: Sequence[Lens], device: torch.device) -> None:
         self.device = device
         self.model_layers = tuple(sorted({layer for lens in lenses for layer in lens.model_layers}))
-        parts = {layer: [lens for lens in lenses if layer in lens.model_layers] for layer in self.model_layers}
+        parts = {
+            layer: [lens for lens in lenses if layer in lens.model_layers]
+            for layer in self.model_layers
+        }
         self._weights = {layer: _weights(here, layer, device) for layer, here in parts.items()}
         place, n_products = _places(lenses, self.model_layers)
         self._is_ragged = bool((place == n_products).any())
         self._place = torch.from_numpy(place).to(device)
-        biases = [lens.weights.bias if isinstance(lens.weights, LinearWeights) else 0.0 for lens in lenses]
+        biases = [
+            lens.weights.bias if isinstance(lens.weights, LinearWeights) else 0.0 for lens in lenses
+        ]
         self._biases = torch.tensor(biases, dtype=torch.float32, device=device)
 
     def product(self, model_layer: int, X: torch.Tensor) -> torch.Tensor:
-        """(n, lenses that read this model layer) what raw activations X (n, hidden) in float32 add to their logits."""
+        """(n, lenses that read this model layer) what raw activations X (n, hidden) in float32 add
+        to their logits."""
         weights = self._weights[model_layer]
         if isinstance(weights, _Networks):
             return _forward(weights, X)
@@ -58,7 +66,8 @@ class LensScorer:
     def combine(self, products: Sequence[torch.Tensor]) -> torch.Tensor:
         """(n, lenses) logits from the products of all model layers, in the order of `model_layers`.
 
-        Gathered rather than added in place, so that on a GPU, too, the sum of an ensemble has one order.
+        Gathered rather than added in place, so that on a GPU, too, the sum of an ensemble has one
+        order.
         """
         ragged = [products[0].new_zeros(len(products[0]), 1)] * self._is_ragged
         side_by_side = torch.cat([*products, *ragged], dim=1)
@@ -71,14 +80,20 @@ class LensScorer:
 def hidden_size(lens: Lens) -> int:
     """Size of the activations that a lens reads."""
     weights = lens.weights
-    return len(weights.weight if isinstance(weights, LinearWeights) else weights.w1) // len(lens.model_layers)
+    return len(weights.weight if isinstance(weights, LinearWeights) else weights.w1) // len(
+        lens.model_layers
+    )
 
 
-def _weights(lenses: Sequence[Lens], model_layer: int, device: torch.device) -> torch.Tensor | _Networks:
+def _weights(
+    lenses: Sequence[Lens], model_layer: int, device: torch.device
+) -> torch.Tensor | _Networks:
     """Of the lenses that read one model layer: (lenses, hidden), or networks."""
     networks = [lens.weights for lens in lenses if isinstance(lens.weights, MlpWeights)]
     if networks:
-        stacked = (np.stack([getattr(each, name) for each in networks]) for name in MlpWeights._fields)
+        stacked = (
+            np.stack([getattr(each, name) for each in networks]) for name in MlpWeights._fields
+        )
         return _Networks(*(torch.from_numpy(values).to(device) for values in stacked))
     rows = [
         np.split(lens.weights.weight, len(lens.model_layers))[lens.model_layers.index(model_layer)]
@@ -89,7 +104,8 @@ def _weights(lenses: Sequence[Lens], model_layer: int, device: torch.device) -> 
 
 
 def _places(lenses: Sequence[Lens], model_layers: Sequence[int]) -> tuple[NDArray[np.int64], int]:
-    """(most model layers of a lens, lenses) where the products of each lens stand, all side by side, and their number.
+    """(most model layers of a lens, lenses) where the products of each lens stand, all side by
+    side, and their number.
 
     Where a lens reads fewer, the column past the last.
     """
@@ -110,11 +126,16 @@ def _forward(networks: _Networks, X: torch.Tensor) -> torch.Tensor:
     """(n, networks) logits of X (n, hidden), in chunks of rows that fit the memory."""
     count, _, width = networks.w1.shape
     chunk = max(1, _CHUNK_BYTES // (8 * width * count))
-    return torch.cat([_forward_rows(networks, X[start : start + chunk]) for start in range(0, len(X), chunk)])
+    return torch.cat(
+        [_forward_rows(networks, X[start : start + chunk]) for start in range(0, len(X), chunk)]
+    )
 
 
 def _forward_rows(networks: _Networks, X: torch.Tensor) -> Any:
-    # b1 takes a large number away again that a feature far from 0 puts there: added in its own precision.
-    inner = torch.relu(torch.matmul(X, networks.w1).double() + networks.b1[:, None]).float()  # (networks, n, 128)
+    # b1 takes a large number away again that a feature far from 0 puts there: added in its own
+    # precision.
+    inner = torch.relu(
+        torch.matmul(X, networks.w1).double() + networks.b1[:, None]
+    ).float()  # (networks, n, 128)
     inner = torch.relu(torch.baddbmm(networks.b2[:, None], inner, networks.w2))  # (networks, n, 64)
     return (torch.bmm(inner, networks.w3[:, :, None])[:, :, 0] + networks.b3[:, None]).T

@@ -1,8 +1,9 @@
 """A lens pack that listens to a model while it reads or generates.
 
-A lens is trained on activations pooled over a whole prompt or completion. So that is what a monitor scores: activations
-pooled over all positions so far, and over a window of the last few. Of each text it keeps those sums and that window,
-so its memory stays the same however long a generation gets, and nothing leaves the device before somebody asks.
+A lens is trained on activations pooled over a whole prompt or completion. So that is what a monitor
+scores: activations pooled over all positions so far, and over a window of the last few. Of each
+text it keeps those sums and that window, so its memory stays the same however long a generation
+gets, and nothing leaves the device before somebody asks.
 """
 
 from __future__ import annotations
@@ -35,19 +36,20 @@ class Firing(NamedTuple):
 class Monitor:
     """Scores of all lenses of a pack for every token, while a model runs.
 
-    It is a listener of `lenscache.live.listening.listen`; a new text begins when the model is called without a cache.
-    Positions are pooled as the pack's store has them: mean, max or last, and without the first one of a text where the
-    store is without it.
+    It is a listener of `lenscache.live.listening.listen`; a new text begins when the model is
+    called without a cache. Positions are pooled as the pack's store has them: mean, max or last,
+    and without the first one of a text where the store is without it.
 
     Parameters
     ----------
     concepts : whose lenses to use; None for all.
     window : positions that a token's score is pooled over, itself included; 1 for the bare token.
-    keep : how many of the last positions of a text to keep the scores of; None for all, as for reading a text.
+    keep : how many of the last positions of a text to keep the scores of; None for all, as for
+        reading a text.
     rule : what a lens needs for being named by `firing`; None for the usual.
     device : where to compute; None for where the activations are.
-    on_scores : called with the monitor after every forward pass, before the model's next token is known. What it reads
-        from the device makes the model wait.
+    on_scores : called with the monitor after every forward pass, before the model's next token is
+        known. What it reads from the device makes the model wait.
 
     Raises
     ------
@@ -103,7 +105,9 @@ class Monitor:
         self._kept: list[torch.Tensor] = []  # (batch, position, lenses)
         self._n_read = torch.zeros((), dtype=torch.long)  # (batch,)
 
-    def begin_pass(self, phase: Phase, *, real: torch.Tensor, first: torch.Tensor, is_new: bool) -> None:
+    def begin_pass(
+        self, phase: Phase, *, real: torch.Tensor, first: torch.Tensor, is_new: bool
+    ) -> None:
         """A forward pass begins: see `lenscache.live.listening.Listener`."""
         with torch.inference_mode():
             if is_new:
@@ -127,11 +131,13 @@ class Monitor:
         """
         if hidden.shape[2] != self._hidden:
             raise SettingsError(
-                f"the lenses read activations of size {self._hidden}, this model's have size {hidden.shape[2]}: give "
+                f"the lenses read activations of size {self._hidden}, this model's have size "
+                f"{hidden.shape[2]}: give "
                 "the model that the pack was made for"
             )
         self._waiting.append(hidden)
-        # A token's activations are small: all model layers in one go. Those of a long prompt are let go of at once.
+        # A token's activations are small: all model layers in one go. Those of a long prompt are
+        # let go of at once.
         if hidden.shape[1] > 1 or model_layer == self.model_layers[-1]:
             with torch.inference_mode():
                 self._work_off()
@@ -146,7 +152,9 @@ class Monitor:
         self._waiting = []
         for window in windows:
             model_layer = self.model_layers[len(self._products)]
-            self._products.append(self._scorer.product(model_layer, window.reshape(-1, self._hidden)))
+            self._products.append(
+                self._scorer.product(model_layer, window.reshape(-1, self._hidden))
+            )
 
     def end_pass(self) -> None:
         """All model layers were taken: see `lenscache.live.listening.Listener`."""
@@ -155,7 +163,10 @@ class Monitor:
             scores = self._combine(self._products).view(*self._skipped.shape[:2], -1)
             self._products = []
             self._kept.append(scores.masked_fill_(self._skipped, torch.nan))
-            while self._keep is not None and sum(each.shape[1] for each in self._kept[1:]) >= self._keep:
+            while (
+                self._keep is not None
+                and sum(each.shape[1] for each in self._kept[1:]) >= self._keep
+            ):
                 del self._kept[0]
         if self._on_scores is not None:
             self._on_scores(self)
@@ -166,7 +177,8 @@ class Monitor:
 
     @property
     def latest(self) -> torch.Tensor:
-        """(batch, lenses) logits of the window that ends with the last position; NaN in rows that have ended.
+        """(batch, lenses) logits of the window that ends with the last position; NaN in rows that
+        have ended.
 
         On the device, as all scores; NaN throughout in a text of one position that is not pooled.
 
@@ -180,7 +192,8 @@ class Monitor:
 
     @property
     def scores(self) -> torch.Tensor:
-        """(batch, position, lenses) logits of the positions kept, the last one last; NaN where none is counted.
+        """(batch, position, lenses) logits of the positions kept, the last one last; NaN where none
+        is counted.
 
         Raises
         ------
@@ -191,7 +204,8 @@ class Monitor:
         return torch.cat(self._kept, dim=1)[:, -(self._keep or 0) :]
 
     def pooled(self, phase: Phase = "completion") -> torch.Tensor:
-        """(batch, lenses) logits of a phase as a whole so far, as its stored activation would have them.
+        """(batch, lenses) logits of a phase as a whole so far, as its stored activation would have
+        them.
 
         NaN in rows without a position, and before the phase began.
 
@@ -206,7 +220,10 @@ class Monitor:
             if values is None or self._scorer is None:
                 return torch.full_like(self.latest, torch.nan)
             return self._combine(
-                [self._scorer.product(layer, X) for layer, X in zip(self.model_layers, values, strict=True)]
+                [
+                    self._scorer.product(layer, X)
+                    for layer, X in zip(self.model_layers, values, strict=True)
+                ]
             )
 
     def firing(self, over: Literal["window", "prompt", "completion"] = "window") -> list[Firing]:
@@ -223,15 +240,21 @@ class Monitor:
         SettingsError
             If nothing was read yet.
         """
-        logits, bars = (self.latest, self._bars) if over == "window" else (self.pooled(over), self._whole_bars)
+        logits, bars = (
+            (self.latest, self._bars) if over == "window" else (self.pooled(over), self._whole_bars)
+        )
         places = (logits >= bars).nonzero()
         values, positions = logits[places[:, 0], places[:, 1]].tolist(), (self._n_read - 1).tolist()
         found = [
             Firing(row, positions[row], self.presence.finding(lens, value))
             for (row, lens), value in zip(places.tolist(), values, strict=True)
         ]
-        return sorted(found, key=lambda said: (said.row, -said.finding.signal, said.finding.concept))
+        return sorted(
+            found, key=lambda said: (said.row, -said.finding.signal, said.finding.concept)
+        )
 
     def _check_read(self) -> None:
         if not self._kept:
-            raise SettingsError("nothing was read yet: run the model while `listen(model, monitor)` is open")
+            raise SettingsError(
+                "nothing was read yet: run the model while `listen(model, monitor)` is open"
+            )

@@ -1,8 +1,10 @@
-"""When a lens is said to find its concept: its grade, its threshold and its noise floor all have to allow it.
+"""When a lens is said to find its concept: its grade, its threshold and its noise floor all have to
+allow it.
 
-The threshold alone is no bar: it is where the F1 of a lens is best if its concept is as often there as not, and of a
-text about something else a tenth of all lenses are above it. What the bars below let through was measured on SmolLM2
-with the 51 lenses of grade A and B of the starter pack and 400 held-out prompts; for tokens see `lenstrain.live.reading`.
+The threshold alone is no bar: it is where the F1 of a lens is best if its concept is as often there
+as not, and of a text about something else a tenth of all lenses are above it. What the bars below
+let through was measured on SmolLM2 with the 51 lenses of grade A and B of the starter pack and 400
+held-out prompts; for tokens see `lenstrain.live.reading`.
 
     whole text          no bar   2      2.5    3      4     deviations above the noise floor
     own lens is named   86 %     71 %   53 %   41 %   16 %  of prompts that express a concept
@@ -24,7 +26,8 @@ from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
 
 MIN_SIGNAL = 4.0
-"""Deviations above the noise floor that a token asks for, since a text has many; a whole text asks for one less."""
+"""Deviations above the noise floor that a token asks for, since a text has many; a whole text asks
+for one less."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Rule:
 
     min_grade: Grade = Grade.B
     min_signal: float = MIN_SIGNAL
-    """Deviations above its noise floor at a token; one less over a whole text. Its threshold has to be reached, too."""
+    """Deviations above its noise floor at a token; one less over a whole text. Its threshold has to
+    be reached, too."""
 
 
 class Finding(NamedTuple):
@@ -62,10 +66,13 @@ class Presence:
         """Lenses whose grade is good enough."""
 
         def bars(min_signal: float) -> NDArray[np.float32]:
-            return np.where(graded, np.maximum(threshold, mean + min_signal * deviation), np.inf).astype(np.float32)
+            return np.where(
+                graded, np.maximum(threshold, mean + min_signal * deviation), np.inf
+            ).astype(np.float32)
 
         self.bars = bars(rule.min_signal)
-        """(lenses,) logit from which on each is named at a token; infinite where its grade is too low."""
+        """(lenses,) logit from which on each is named at a token; infinite where its grade is too
+        low."""
         self.whole_bars = bars(rule.min_signal - 1)
         """(lenses,) the same over a whole text."""
 
@@ -75,8 +82,11 @@ class Presence:
         probability, signal = float(lens.calibrator(value)[0]), float(lens.signal(value)[0])
         return Finding(lens.concept, lens.name, lens.grade, float(logit), probability, signal)
 
-    def strongest(self, logits: NDArray[np.float32], top: int, *, whole: bool = False) -> tuple[Finding, ...]:
-        """The lenses that are named at logits (lenses,), of a token or a whole text, the strongest signal first.
+    def strongest(
+        self, logits: NDArray[np.float32], top: int, *, whole: bool = False
+    ) -> tuple[Finding, ...]:
+        """The lenses that are named at logits (lenses,), of a token or a whole text, the strongest
+        signal first.
 
         NaN names none.
         """
@@ -95,12 +105,18 @@ def choose_lenses(pack: LensPack, concepts: Sequence[str] | None) -> list[Lens]:
     """
     if pack.vocabulary is not None:
         raise SettingsError(
-            "the lenses of this pack read what a model wrote, not its activations: give a pack of another family, "
+            "the lenses of this pack read what a model wrote, not its activations: give a pack of "
+            "another family, "
             "or use LensPack.score_texts"
         )
     wanted = {lens.concept for lens in pack} if concepts is None else set(concepts)
     if unknown := sorted(wanted - {lens.concept for lens in pack}):
-        raise SettingsError(f"no lens for the concept {unknown[0]!r} in this pack: `lenstrain show` lists its concepts")
+        raise SettingsError(
+            f"no lens for the concept {unknown[0]!r} in this pack: `lenstrain show` lists its "
+            "concepts"
+        )
     if not wanted:
-        raise SettingsError("there is no lens to read with: the pack or the choice of concepts is empty")
+        raise SettingsError(
+            "there is no lens to read with: the pack or the choice of concepts is empty"
+        )
     return [lens for lens in pack if lens.concept in wanted]

@@ -34,7 +34,8 @@ _STRONG = 2.0  # deviations above the bar from which on a token is marked twice 
 
 
 def reading_page(reading: Reading, *, title: str, notes: tuple[str, ...] = ()) -> str:
-    """The page of a reading; hovering over a token, or going to it by click or tabulator, shows its lenses.
+    """The page of a reading; hovering over a token, or going to it by click or tabulator, shows its
+    lenses.
 
     Parameters
     ----------
@@ -57,9 +58,12 @@ def legend(reading: Reading) -> str:
     """How to read the figures of a reading, in one paragraph."""
     rule = reading.rule
     return (
-        f"{reading.n_judged} of {reading.n_lenses} lenses have grade {rule.min_grade.value} or better. A lens is named "
-        f"where its score over the last {reading.window} tokens reaches its threshold and is {rule.min_signal:g} "
-        f"deviations above its noise floor ({rule.min_signal - 1:g} for the whole text). Probability: as if the "
+        f"{reading.n_judged} of {reading.n_lenses} lenses have grade {rule.min_grade.value} or "
+        "better. A lens is named "
+        f"where its score over the last {reading.window} tokens reaches its threshold and is "
+        f"{rule.min_signal:g} "
+        f"deviations above its noise floor ({rule.min_signal - 1:g} for the whole text). "
+        "Probability: as if the "
         "concept were as often there as not."
     )
 
@@ -74,7 +78,9 @@ def _token(token: TokenReading, bar: float) -> str:
 
 
 def _line(found: Finding) -> str:
-    figures = f"grade {found.grade.value}, p {found.probability:.2f}, {found.signal:+.1f} deviations"
+    figures = (
+        f"grade {found.grade.value}, p {found.probability:.2f}, {found.signal:+.1f} deviations"
+    )
     return f'<span class="name">{_shown(found.name)}</span>: {figures}'
 
 
@@ -90,7 +96,10 @@ def _table(findings: tuple[Finding, ...]) -> str:
 
 
 def _shown(text: str, *, breaks: bool = False) -> str:
-    """Text as HTML, with an escape for what would steer the page: control characters, reading direction."""
+    """Text as HTML, with an escape for what would steer the page: control characters, reading
+    direction."""
     kept = "\n" if breaks else ""
-    plain = "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+    plain = "".join(
+        c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text
+    )
     return escape(plain)

@@ -1,8 +1,10 @@
-"""What a lens pack finds in a text: for each token the strongest lenses, and those of the text as a whole.
+"""What a lens pack finds in a text: for each token the strongest lenses, and those of the text as a
+whole.
 
-Lenses are trained on activations pooled over a whole prompt or completion, and so are their noise floors. A single
-token scatters more, so a token's score is pooled over a trailing window. Measured on SmolLM2 with the starter pack (51
-lenses of grade A and B, 400 held-out prompts of about 12 tokens), scores of lenses that have nothing to do with a text:
+Lenses are trained on activations pooled over a whole prompt or completion, and so are their noise
+floors. A single token scatters more, so a token's score is pooled over a trailing window. Measured
+on SmolLM2 with the starter pack (51 lenses of grade A and B, 400 held-out prompts of about 12
+tokens), scores of lenses that have nothing to do with a text:
 
     window                           1      2      4      8      16     32
     their deviation, noise floor 1   1.46   1.27   1.13   1.00   0.91   0.90
@@ -10,9 +12,10 @@ lenses of grade A and B, 400 held-out prompts of about 12 tokens), scores of len
     tokens naming one, bar 4         26 %   15 %   9 %    5 %    3 %    3 %
     own lens named, 0.5 % unrelated  25 %   29 %   32 %   32 %   29 %   29 %  of tokens
 
-With 8 positions the noise floor of a pack is the one that tokens have, and a lens finds its own concept as often as
-with any window at the same rate of false alarms. A bar of 4 deviations still names something unrelated at one token in
-twenty: what is named once, for a token, is a hint, and what stays over a stretch is a finding.
+With 8 positions the noise floor of a pack is the one that tokens have, and a lens finds its own
+concept as often as with any window at the same rate of false alarms. A bar of 4 deviations still
+names something unrelated at one token in twenty: what is named once, for a token, is a hint, and
+what stays over a stretch is a finding.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ class TokenReading:
     """One token of a text and the lenses that are named there."""
 
     text: str
-    """Its piece of the text; empty where it completes a character that began in the token before."""
+    """Its piece of the text; empty where it completes a character that began in the token
+    before."""
     findings: tuple[Finding, ...]
     """The strongest signal first; none where no lens is sure enough."""
 
@@ -56,14 +60,17 @@ class Reading:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            "window": self.window, "min_grade": self.rule.min_grade.value, "min_signal": self.rule.min_signal,
-            "n_lenses": self.n_lenses, "n_judged": self.n_judged,
+            "window": self.window,
+            "min_grade": self.rule.min_grade.value,
+            "min_signal": self.rule.min_signal,
+            "n_lenses": self.n_lenses,
+            "n_judged": self.n_judged,
             "tokens": [
                 {"text": token.text, "lenses": [_finding_json(each) for each in token.findings]}
                 for token in self.tokens
             ],
             "whole": [_finding_json(each) for each in self.whole],
-        }  # fmt: skip
+        }
 
 
 def make_reading(
@@ -93,12 +100,17 @@ def make_reading(
     """
     if len(tokens) != len(scores):
         raise ValueError(f"{len(scores)} rows of scores for {len(tokens)} tokens")
-    found = tuple(TokenReading(text, presence.strongest(row, top)) for text, row in zip(tokens, scores, strict=True))
+    found = tuple(
+        TokenReading(text, presence.strongest(row, top))
+        for text, row in zip(tokens, scores, strict=True)
+    )
     whole = presence.strongest(pooled, top, whole=True)
     return Reading(found, whole, window, presence.rule, len(presence.lenses), presence.n_judged)
 
 
-def check_model(pack: LensPack, model: Mapping[str, Any], tokenizer: str, *, allow_other: bool = False) -> str | None:
+def check_model(
+    pack: LensPack, model: Mapping[str, Any], tokenizer: str, *, allow_other: bool = False
+) -> str | None:
     """Whether a pack may read with a model: a remark on what differs, None where nothing does.
 
     The same model in another floating point type is welcome; its activations differ by rounding.
@@ -116,25 +128,42 @@ def check_model(pack: LensPack, model: Mapping[str, Any], tokenizer: str, *, all
     """
     store = pack.provenance.get("store", {})
     made: Mapping[str, Any] = store.get("model", {})
-    if made.get("fingerprint") == model["fingerprint"] and _tokenizer_of(store) in (None, tokenizer):
+    if made.get("fingerprint") == model["fingerprint"] and _tokenizer_of(store) in (
+        None,
+        tokenizer,
+    ):
         return None
-    ours, theirs = (f"{m.get('id')} (weights {m.get('fingerprint')}, {m.get('dtype')})" for m in (made, model))
+    ours, theirs = (
+        f"{m.get('id')} (weights {m.get('fingerprint')}, {m.get('dtype')})" for m in (made, model)
+    )
     same_shape = all(made.get(name) == model[name] for name in ("hidden", "n_layers"))
-    same_but_dtype = same_shape and made.get("id") == model["id"] and made.get("dtype") != model["dtype"]
+    same_but_dtype = (
+        same_shape and made.get("id") == model["id"] and made.get("dtype") != model["dtype"]
+    )
     if same_but_dtype and _tokenizer_of(store) in (None, tokenizer):
-        return f"computed in {model['dtype']}, the pack's activations in {made.get('dtype')}: scores differ by rounding"
+        return (
+            f"computed in {model['dtype']}, the pack's activations in {made.get('dtype')}: scores "
+            "differ by rounding"
+        )
     what = "tokenizer" if made.get("fingerprint") == model["fingerprint"] else "model"
     if not allow_other:
         raise SettingsError(
-            f"the pack was made with another {what}: {ours}, not {theirs}: read with the one it was made for, or pass "
+            f"the pack was made with another {what}: {ours}, not {theirs}: read with the one it "
+            "was made for, or pass "
             "--allow-other-model if you know that the activations mean the same"
         )
-    if made.get("hidden") != model["hidden"] or max(pack.model_layers, default=0) >= int(model["n_layers"]):
+    if made.get("hidden") != model["hidden"] or max(pack.model_layers, default=0) >= int(
+        model["n_layers"]
+    ):
         raise SettingsError(
-            f"the lenses cannot read this model: they were made for {made.get('n_layers')} transformer blocks of size "
+            f"the lenses cannot read this model: they were made for {made.get('n_layers')} "
+            "transformer blocks of size "
             f"{made.get('hidden')}, it has {model['n_layers']} of size {model['hidden']}"
         )
-    return f"the pack was made with another {what}, {ours}: no grade or probability of it is known to hold here"
+    return (
+        f"the pack was made with another {what}, {ours}: no grade or probability of it is known to "
+        "hold here"
+    )
 
 
 def _tokenizer_of(store: Mapping[str, Any]) -> str | None:

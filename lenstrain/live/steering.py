@@ -1,4 +1,5 @@
-"""What to steer a model along: the directions of a lens pack, refused where a lens cannot be trusted."""
+"""What to steer a model along: the directions of a lens pack, refused where a lens cannot be
+trusted."""
 
 from __future__ import annotations
 
@@ -25,19 +26,27 @@ def find_lens(pack: LensPack, concept: str) -> Lens:
     SettingsError
         If the pack has none; the message names those that are spelled alike.
     """
-    named = [lens for lens in pack if concept == lens.concept or concept.casefold() == lens.name.casefold()]
+    named = [
+        lens
+        for lens in pack
+        if concept == lens.concept or concept.casefold() == lens.name.casefold()
+    ]
     exact = [lens for lens in named if lens.concept == concept]
     if len(exact or named) == 1:
         return (exact or named)[0]
     if named:
         ids = ", ".join(lens.concept for lens in named)
-        raise SettingsError(f"{concept!r} is the name of {len(named)} concepts: give the id of one of them: {ids}")
+        raise SettingsError(
+            f"{concept!r} is the name of {len(named)} concepts: give the id of one of them: {ids}"
+        )
     alike = difflib.get_close_matches(concept, [lens.concept for lens in pack], n=3)
     hint = f"did you mean {', '.join(alike)}?" if alike else "see them with `lenstrain show`"
     raise SettingsError(f"the pack has no lens of {concept!r}: {hint}")
 
 
-def directions_of(lens: Lens, kind: Kind = "mean-difference", *, allow_grade_c: bool = False) -> tuple[Direction, ...]:
+def directions_of(
+    lens: Lens, kind: Kind = "mean-difference", *, allow_grade_c: bool = False
+) -> tuple[Direction, ...]:
     """What to steer along for a lens, one direction for each of its model layers.
 
     Raises
@@ -47,29 +56,41 @@ def directions_of(lens: Lens, kind: Kind = "mean-difference", *, allow_grade_c: 
     """
     if lens.grade is Grade.C and not allow_grade_c:
         raise SettingsError(
-            f"the lens of {lens.concept} has grade C (score {lens.metrics['score']:.2f}): it hardly tells the concept "
-            "from others, so its direction may be that of something else; take another, or allow grade C"
+            f"the lens of {lens.concept} has grade C (score {lens.metrics['score']:.2f}): it "
+            "hardly tells the concept "
+            "from others, so its direction may be that of something else; take another, or allow "
+            "grade C"
         )
     found = lens.directions if kind == "mean-difference" else _across(lens)
     if not found:
         raise SettingsError(
-            f"the lens of {lens.concept} has no direction to steer along: it reads text, or its pack was fitted "
+            f"the lens of {lens.concept} has no direction to steer along: it reads text, or its "
+            "pack was fitted "
             "before lenses had any; fit it again"
         )
     if not all(direction.vector.any() and direction.deviation > 0 for direction in found):
-        raise SettingsError(f"the activations of {lens.concept} do not differ from all others: nowhere to steer to")
+        raise SettingsError(
+            f"the activations of {lens.concept} do not differ from all others: nowhere to steer to"
+        )
     return found
 
 
 def _across(lens: Lens) -> tuple[Direction, ...]:
-    """The weights of a linear lens; one model layer moves its logit by a noise deviation for each unit of strength."""
+    """The weights of a linear lens; one model layer moves its logit by a noise deviation for each
+    unit of strength."""
     if not lens.model_layers:
         return ()
     if not isinstance(lens.weights, LinearWeights):
-        raise SettingsError(f"the lens of {lens.concept} is not linear: steer along its mean difference")
+        raise SettingsError(
+            f"the lens of {lens.concept} is not linear: steer along its mean difference"
+        )
     parts = np.split(lens.weights.weight, len(lens.model_layers))
     lengths = [float(np.linalg.norm(part)) or np.nan for part in parts]
     return tuple(
-        Direction(model_layer, np.nan_to_num(part / length), float(np.nan_to_num(lens.noise.deviation / length)))
+        Direction(
+            model_layer,
+            np.nan_to_num(part / length),
+            float(np.nan_to_num(lens.noise.deviation / length)),
+        )
         for model_layer, part, length in zip(lens.model_layers, parts, lengths, strict=True)
     )

@@ -1,8 +1,9 @@
 """Probabilities of presence from the logits of a lens, and how good they are.
 
-A calibrator is fitted on the calibration split. Which kind it is, sigmoid, temperature or isotonic, is chosen there
-too, by the log loss on samples that it was not fitted on. Both classes weigh alike throughout: negatives cost nothing,
-so how many there are says nothing about how often the concept occurs.
+A calibrator is fitted on the calibration split. Which kind it is, sigmoid, temperature or isotonic,
+is chosen there too, by the log loss on samples that it was not fitted on. Both classes weigh alike
+throughout: negatives cost nothing, so how many there are says nothing about how often the concept
+occurs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Calibrator:
 
     kind: Kind
     x: tuple[float, ...]
-    """Slope and intercept (sigmoid), slope (temperature), or logits of the knots, ascending (isotonic)."""
+    """Slope and intercept (sigmoid), slope (temperature), or logits of the knots, ascending
+    (isotonic)."""
     p: tuple[float, ...] = ()
     """Probabilities at the knots (isotonic)."""
 
@@ -41,7 +43,9 @@ class Calibrator:
         if self.kind == "isotonic":
             return np.asarray(np.interp(values, self.x, self.p))
         slope, intercept = (*self.x, 0.0)[:2]
-        return np.asarray(np.clip(scipy.special.expit(slope * values + intercept), _TINY, 1 - _TINY))
+        return np.asarray(
+            np.clip(scipy.special.expit(slope * values + intercept), _TINY, 1 - _TINY)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -57,11 +61,16 @@ class Calibrator:
         Raises
         ------
         ValueError
-            If the kind is not known, or a value is missing or makes no rising map to (0, 1); names what was found.
+            If the kind is not known, or a value is missing or makes no rising map to (0, 1); names
+            what was found.
         """
         try:
             if data["kind"] == "isotonic":
-                found = cls("isotonic", tuple(map(float, data["logits"])), tuple(map(float, data["probabilities"])))
+                found = cls(
+                    "isotonic",
+                    tuple(map(float, data["logits"])),
+                    tuple(map(float, data["probabilities"])),
+                )
                 if found._is_rising():
                     return found
             elif data["kind"] in ("sigmoid", "temperature"):
@@ -77,17 +86,20 @@ class Calibrator:
         """Whether knots are finite and ascending, and lead from (0, 1) to (0, 1)."""
         x, p = np.array(self.x), np.array(self.p)
         fits = 0 < len(x) == len(p) and bool(np.isfinite(x).all())
-        return fits and bool((np.diff(x) > 0).all() and (np.diff(p) >= 0).all() and 0 < p[0] <= p[-1] < 1)
+        return fits and bool(
+            (np.diff(x) > 0).all() and (np.diff(p) >= 0).all() and 0 < p[0] <= p[-1] < 1
+        )
 
 
 def fit_calibrator(kind: Kind, y: Labels, logits: Floats) -> Calibrator:
     """Fit one kind on rows y, logits (n,), both classes present.
 
-    sigmoid: slope and intercept (Platt, "Probabilistic outputs for support vector machines", 1999). temperature: a
-    slope alone (Guo et al., "On calibration of modern neural networks", 2017). isotonic: any rising function (Zadrozny
-    and Elkan, "Transforming classifier scores into accurate multiclass probability estimates", 2002). Targets are
-    smoothed as Platt does, so that a separable calibration set does not give certainty. Logits that run the wrong way
-    get a flat curve, not an inverted one.
+    sigmoid: slope and intercept (Platt, "Probabilistic outputs for support vector machines", 1999).
+    temperature: a slope alone (Guo et al., "On calibration of modern neural networks", 2017).
+    isotonic: any rising function (Zadrozny and Elkan, "Transforming classifier scores into accurate
+    multiclass probability estimates", 2002). Targets are smoothed as Platt does, so that a
+    separable calibration set does not give certainty. Logits that run the wrong way get a flat
+    curve, not an inverted one.
     """
     (calibrator,) = _fit_each(kind, y, logits, np.ones((1, len(y)), np.bool_))
     return calibrator
@@ -98,9 +110,10 @@ def choose_calibrator(
 ) -> tuple[Calibrator, dict[str, float]]:
     """The kind with the lowest log loss on rows it was not fitted on, fitted on all of them.
 
-    Cross-validation in `n_folds` folds, or in as many as the rarer class has samples; rows of one sample are never in
-    two folds, and each fold has its share of both classes. With fewer than two samples of a class there is nothing to
-    choose by, and it is the sigmoid. Equal ones go to the first of sigmoid, temperature, isotonic.
+    Cross-validation in `n_folds` folds, or in as many as the rarer class has samples; rows of one
+    sample are never in two folds, and each fold has its share of both classes. With fewer than two
+    samples of a class there is nothing to choose by, and it is the sigmoid. Equal ones go to the
+    first of sigmoid, temperature, isotonic.
 
     Parameters
     ----------
@@ -110,7 +123,8 @@ def choose_calibrator(
 
     Returns
     -------
-    The calibrator, and the held-out log loss of each kind in nats; without any if nothing could be held out.
+    The calibrator, and the held-out log loss of each kind in nats; without any if nothing could be
+    held out.
     """
     fold = _folds(y, groups, n_folds, seed)
     if fold is None:
@@ -118,7 +132,9 @@ def choose_calibrator(
     losses = {}
     for kind in _KINDS:
         p = np.empty(len(y))
-        for number, calibrator in enumerate(_fit_each(kind, y, logits, fold != np.arange(fold.max() + 1)[:, None])):
+        for number, calibrator in enumerate(
+            _fit_each(kind, y, logits, fold != np.arange(fold.max() + 1)[:, None])
+        ):
             p[fold == number] = calibrator(logits[fold == number])
         losses[str(kind)] = log_loss(y, p)
     best = min(_KINDS, key=lambda kind: round(losses[kind], 12))
@@ -126,7 +142,8 @@ def choose_calibrator(
 
 
 def log_loss(y: Labels, p: Floats) -> float:
-    """Mean of -log of the probability given to the truth, both classes weighing alike; log 2 is guessing.
+    """Mean of -log of the probability given to the truth, both classes weighing alike; log 2 is
+    guessing.
 
     y, p : (n,). In nats. NaN if a class is missing; certainty counts as one in 1e12.
     """
@@ -135,7 +152,8 @@ def log_loss(y: Labels, p: Floats) -> float:
 
 
 def brier_score(y: Labels, p: Floats) -> float:
-    """Mean squared distance from the truth, both classes weighing alike; 0.25 is guessing (Brier, 1950).
+    """Mean squared distance from the truth, both classes weighing alike; 0.25 is guessing (Brier,
+    1950).
 
     y, p : (n,). NaN if a class is missing.
     """
@@ -162,7 +180,8 @@ class Reliability(NamedTuple):
 
 
 def reliability(y: Labels, p: Floats, n_bins: int = 10) -> Reliability:
-    """What was observed in bins of equal width, as a reliability diagram shows it (Guo et al., 2017).
+    """What was observed in bins of equal width, as a reliability diagram shows it (Guo et al.,
+    2017).
 
     y, p : (n,), both classes present.
     """
@@ -173,11 +192,14 @@ def reliability(y: Labels, p: Floats, n_bins: int = 10) -> Reliability:
     with np.errstate(invalid="ignore"):
         predicted = np.bincount(place, balanced * p, n_bins) / weight
         observed = np.bincount(place, balanced * y, n_bins) / weight
-    return Reliability(edges, predicted, observed, np.bincount(place, minlength=n_bins).astype(np.float64), weight)
+    return Reliability(
+        edges, predicted, observed, np.bincount(place, minlength=n_bins).astype(np.float64), weight
+    )
 
 
 def expected_calibration_error(y: Labels, p: Floats, n_bins: int = 10) -> float:
-    """Mean distance of predicted and observed over bins (Naeini et al., 2015), both classes weighing alike.
+    """Mean distance of predicted and observed over bins (Naeini et al., 2015), both classes
+    weighing alike.
 
     y, p : (n,). From 0 to 1; NaN if a class is missing.
     """
@@ -202,11 +224,17 @@ def _fit_each(kind: Kind, y: Labels, logits: Floats, used: NDArray[np.bool_]) ->
 
     Parametric ones are fitted together: what a step costs is the call, not the arithmetic.
     """
-    n_positive, n_negative = (used & y).sum(axis=1, keepdims=True), (used & ~y).sum(axis=1, keepdims=True)
+    n_positive, n_negative = (
+        (used & y).sum(axis=1, keepdims=True),
+        (used & ~y).sum(axis=1, keepdims=True),
+    )
     target = np.where(y, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
     weight = used * np.where(y, 0.5 / n_positive, 0.5 / n_negative)
     if kind == "isotonic":
-        return [_fit_isotonic(t[u], w[u], logits[u]) for t, w, u in zip(target, weight, used, strict=True)]
+        return [
+            _fit_isotonic(t[u], w[u], logits[u])
+            for t, w, u in zip(target, weight, used, strict=True)
+        ]
     if kind == "temperature":
         unit = float(np.abs(logits).max()) or 1.0
         theta = _newton((logits / unit)[:, None], target, weight)
@@ -217,13 +245,18 @@ def _fit_each(kind: Kind, y: Labels, logits: Floats, used: NDArray[np.bool_]) ->
     flat = scipy.special.logit((weight * target).sum(axis=1))
     is_flat = (theta[:, 0] <= 0) | (np.ptp(logits) == 0)
     return [
-        Calibrator(kind, (0.0, float(level)) if none else (slope / unit, intercept - slope / unit * middle))
+        Calibrator(
+            kind, (0.0, float(level)) if none else (slope / unit, intercept - slope / unit * middle)
+        )
         for (slope, intercept), level, none in zip(theta.tolist(), flat, is_flat, strict=True)
     ]
 
 
-def _folds(y: Labels, groups: NDArray[np.integer], n_folds: int, seed: int) -> NDArray[np.intp] | None:
-    """(n,) fold of each row; None if a class has fewer than two samples. One with rows of both counts as positive."""
+def _folds(
+    y: Labels, groups: NDArray[np.integer], n_folds: int, seed: int
+) -> NDArray[np.intp] | None:
+    """(n,) fold of each row; None if a class has fewer than two samples. One with rows of both
+    counts as positive."""
     samples, place = np.unique(groups, return_inverse=True)
     positive = np.bincount(place, y) > 0
     n_folds = min(n_folds, int(positive.sum()), int((~positive).sum()))
@@ -246,7 +279,8 @@ def _fit_isotonic(target: Floats, weight: Floats, logits: Floats) -> Calibrator:
 
 
 def _newton(x: Floats, target: Floats, weight: Floats) -> Floats:
-    """(sets, columns) coefficients of least weighted logistic loss on x (n, columns), by Newton's method with halving.
+    """(sets, columns) coefficients of least weighted logistic loss on x (n, columns), by Newton's
+    method with halving.
 
     `target` and `weight` are (sets, n).
     """
@@ -261,11 +295,15 @@ def _newton(x: Floats, target: Floats, weight: Floats) -> Floats:
         gradient = (weight * (p - target)) @ x
         if np.abs(gradient).max() < 1e-10:
             break
-        hessian = np.einsum("sn,ni,nj->sij", weight * p * (1 - p), x, x) + 1e-12 * np.eye(x.shape[1])
+        hessian = np.einsum("sn,ni,nj->sij", weight * p * (1 - p), x, x) + 1e-12 * np.eye(
+            x.shape[1]
+        )
         step, scale = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0], np.ones(len(target))
         along = step @ x.T
         # Near the optimum the loss is flat to rounding, and a full step is right whatever it says.
-        while (worse := (then := loss(f - scale[:, None] * along)) > now + 1e-12).any() and scale.min() > 1e-9:
+        while (
+            worse := (then := loss(f - scale[:, None] * along)) > now + 1e-12
+        ).any() and scale.min() > 1e-9:
             scale = np.where(worse, scale / 2, scale)
         theta, f, now = theta - scale[:, None] * step, f - scale[:, None] * along, then
     return theta

@@ -1,9 +1,10 @@
 """How far a lens can be trusted: its score, the grade of it, and the decision threshold.
 
-The **score** is the average precision of the lens over all held-out samples, with the negatives reweighted so that
-the concept has a reference prevalence of 1 % (calibrated average precision; Siblini et al., "Master your metrics with
-calibration", 2020). It means the same on a layer of 5 concepts and of 2,687: 1 is perfect and 0.01 is chance, and a
-lens that fires on everything is at chance.
+The **score** is the average precision of the lens over all held-out samples, with the negatives
+reweighted so that the concept has a reference prevalence of 1 % (calibrated average precision;
+Siblini et al., "Master your metrics with calibration", 2020). It means the same on a layer of 5
+concepts and of 2,687: 1 is perfect and 0.01 is chance, and a lens that fires on everything is at
+chance.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from numpy.typing import NDArray
 
 REFERENCE_PREVALENCE = 0.01
 
-_FEW = 40  # positives: up to so many, a comparison of each with all negatives is faster than to sort the negatives
-_ABOVE_ALL = 1e-3  # of a logit: shipped lenses are float32, and what lies on the bound must stay below it there
+# positives: up to so many, a comparison of each with all negatives is faster than to sort the
+# negatives
+_FEW = 40
+# of a logit: shipped lenses are float32, and what lies on the bound must stay below it there
+_ABOVE_ALL = 1e-3
 
 
 class Grade(StrEnum):
@@ -77,15 +81,21 @@ class _Cuts(NamedTuple):
     @property
     def strictly_above(self) -> NDArray[np.intp]:
         """(positives,) negatives above each"""
-        return len(self.reaching) - np.searchsorted(np.sort(self.reaching), self.logits, side="right")
+        return len(self.reaching) - np.searchsorted(
+            np.sort(self.reaching), self.logits, side="right"
+        )
 
 
 def _cuts(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> _Cuts:
     if np.isnan(positives).any():
-        positives, negatives = (np.where(np.isnan(values), -np.inf, values) for values in (positives, negatives))
+        positives, negatives = (
+            np.where(np.isnan(values), -np.inf, values) for values in (positives, negatives)
+        )
     order = np.argsort(-positives, kind="stable")
     descending = positives[order]
-    reaching = negatives[negatives >= descending[-1]]  # of a good lens hardly any; NaN is not among them
+    reaching = negatives[
+        negatives >= descending[-1]
+    ]  # of a good lens hardly any; NaN is not among them
     if len(descending) <= _FEW:
         above = np.array([np.count_nonzero(reaching >= logit) for logit in descending])
     else:
@@ -94,8 +104,11 @@ def _cuts(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> _Cu
     return _Cuts(descending, order, last, above, reaching)
 
 
-def ranking(y: NDArray[np.bool_], logits: NDArray[np.float64], prevalence: float = REFERENCE_PREVALENCE) -> Ranking:
-    """Rank metrics of logits (n,) against y (n,); tied logits are one threshold, and NaN ranks below all numbers.
+def ranking(
+    y: NDArray[np.bool_], logits: NDArray[np.float64], prevalence: float = REFERENCE_PREVALENCE
+) -> Ranking:
+    """Rank metrics of logits (n,) against y (n,); tied logits are one threshold, and NaN ranks
+    below all numbers.
 
     NaN throughout if a class is missing.
     """
@@ -105,12 +118,17 @@ def ranking(y: NDArray[np.bool_], logits: NDArray[np.float64], prevalence: float
     cuts = _cuts(logits[y], logits[~y])
     auroc = float(1 - ((cuts.above + cuts.strictly_above) / 2).mean() / n_negative)
     natural = n_positive / (n_positive + n_negative)
-    score, average_precision = (_average_precision(cuts, n_negative, share) for share in (prevalence, natural))
+    score, average_precision = (
+        _average_precision(cuts, n_negative, share) for share in (prevalence, natural)
+    )
     return Ranking(score, average_precision, auroc, n_positive, n_negative)
 
 
 def ranking_score(
-    positives: NDArray[np.float64], negatives: NDArray[np.float64], n_negative: int, prevalence: float
+    positives: NDArray[np.float64],
+    negatives: NDArray[np.float64],
+    n_negative: int,
+    prevalence: float,
 ) -> float:
     """The score of `ranking` alone, from the logits of each class.
 
@@ -141,13 +159,15 @@ def score_interval(
 ) -> Interval:
     """Percentile bootstrap interval of `ranking(y, logits, prevalence).score`.
 
-    Efron and Tibshirani, An Introduction to the Bootstrap, 1993. Samples are drawn, not rows, each class by itself: the
-    phases of a sample stand and fall together. Negatives enter the score only by how many lie above each positive, so
-    their counts between positives are drawn, as many as there are samples of them: as if the rows of a sample were
-    one, which makes the interval too wide rather than too narrow.
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993. Samples are drawn, not rows, each
+    class by itself: the phases of a sample stand and fall together. Negatives enter the score only
+    by how many lie above each positive, so their counts between positives are drawn, as many as
+    there are samples of them: as if the rows of a sample were one, which makes the interval too
+    wide rather than too narrow.
 
-    With a single positive sample only the negatives vary, and the interval is too narrow. With all positives above all
-    negatives it is (1, 1), however few they are: a bootstrap cannot draw what it has not seen.
+    With a single positive sample only the negatives vary, and the interval is too narrow. With all
+    positives above all negatives it is (1, 1), however few they are: a bootstrap cannot draw what
+    it has not seen.
 
     Parameters
     ----------
@@ -170,8 +190,12 @@ def score_interval(
     n_positive = drawn.sum(axis=1)
     true = np.cumsum(drawn, axis=1)[:, cuts.last_of_tie] / n_positive[:, None]
     n_negative = _n_distinct(groups[~y])
-    share = np.diff(cuts.above, prepend=0) / int((~y).sum())  # of negatives that each positive lets in
-    let_in = rng.multinomial(n_negative, np.append(share, max(0.0, 1 - share.sum())), size=n_resamples)
+    share = np.diff(cuts.above, prepend=0) / int(
+        (~y).sum()
+    )  # of negatives that each positive lets in
+    let_in = rng.multinomial(
+        n_negative, np.append(share, max(0.0, 1 - share.sum())), size=n_resamples
+    )
     false = np.cumsum(let_in[:, :-1], axis=1) / n_negative
     wanted = prevalence * true
     # A positive that was not drawn weighs nothing, and 0 / 0 must not come of it.
@@ -182,13 +206,15 @@ def score_interval(
 
 
 def _redrawn(rng: np.random.Generator, times: int, n: int) -> NDArray[np.intp]:
-    """(times, n) how often each of n is drawn in n draws; a multinomial, several times as fast as numpy's."""
+    """(times, n) how often each of n is drawn in n draws; a multinomial, several times as fast as
+    numpy's."""
     drawn = rng.integers(n, size=(times, n)) + n * np.arange(times)[:, None]
     return np.bincount(drawn.ravel(), minlength=times * n).reshape(times, n)
 
 
 def _n_distinct(numbers: NDArray[np.integer]) -> int:
-    """How many different numbers there are; without sorting them where they lie as close as row numbers do."""
+    """How many different numbers there are; without sorting them where they lie as close as row
+    numbers do."""
     low, high = int(numbers.min()), int(numbers.max())
     if high - low > 16 * len(numbers):
         return len(np.unique(numbers))
@@ -211,8 +237,9 @@ class Classification(NamedTuple):
 def classify(y: NDArray[np.bool_], logits: NDArray[np.float64], threshold: float) -> Classification:
     """F1, precision and recall of `logits >= threshold` at a prevalence of one half.
 
-    Negatives cost nothing here, so there are more of them than positives, and F1 would depend on how many. Weighting
-    the classes alike gives the F1 of a balanced test set with the precision of all its negatives.
+    Negatives cost nothing here, so there are more of them than positives, and F1 would depend on
+    how many. Weighting the classes alike gives the F1 of a balanced test set with the precision of
+    all its negatives.
     """
     passes = logits >= threshold
     n_positive, n_passed, found = int(y.sum()), int(passes.sum()), int((passes & y).sum())
@@ -224,7 +251,8 @@ def classify(y: NDArray[np.bool_], logits: NDArray[np.float64], threshold: float
 
 
 def best_threshold(y: NDArray[np.bool_], logits: NDArray[np.float64]) -> float:
-    """The logit that maximises F1 as `classify` defines it; among equals the one nearest to 0, the fit's own choice."""
+    """The logit that maximises F1 as `classify` defines it; among equals the one nearest to 0, the
+    fit's own choice."""
     order = np.argsort(logits)
     ascending = logits[order]
     positives_below = np.concatenate([[0], np.cumsum(y[order])])
@@ -240,10 +268,11 @@ def best_threshold(y: NDArray[np.bool_], logits: NDArray[np.float64]) -> float:
 
 
 def threshold_for_fpr(y: NDArray[np.bool_], logits: NDArray[np.float64], fpr: float) -> float:
-    """The lowest threshold at which `logit >= threshold` lets at most a share of the negatives through.
+    """The lowest threshold at which `logit >= threshold` lets at most a share of the negatives
+    through.
 
-    Midway between the highest negative that is kept out and the next logit of either class above it; 1 below the
-    lowest logit if all may pass.
+    Midway between the highest negative that is kept out and the next logit of either class above
+    it; 1 below the lowest logit if all may pass.
 
     Parameters
     ----------
@@ -262,7 +291,9 @@ def threshold_for_fpr(y: NDArray[np.bool_], logits: NDArray[np.float64], fpr: fl
     if not 0 <= fpr <= 1:
         raise ValueError(f"a false positive rate is a share, 0 to 1, not {fpr}")
     allowed = int(fpr * n) + 1
-    while allowed / n > fpr:  # by the quotient, since a product may round: 0.29 * 100 is less than 29
+    while (
+        allowed / n > fpr
+    ):  # by the quotient, since a product may round: 0.29 * 100 is less than 29
         allowed -= 1
     negatives = negatives[~np.isnan(negatives)]
     if allowed >= len(negatives):
@@ -274,4 +305,6 @@ def threshold_for_fpr(y: NDArray[np.bool_], logits: NDArray[np.float64], fpr: fl
         return bound + _ABOVE_ALL * max(1.0, abs(bound))
     following = float(above.min())
     middle = bound / 2 + following / 2
-    return middle if bound < middle <= following else following  # neighbouring floats have no middle
+    return (
+        middle if bound < middle <= following else following
+    )  # neighbouring floats have no middle

@@ -1,4 +1,5 @@
-"""Lens packs on disk: a folder of lenses trained from one store, as safetensors and JSON. Nothing in it is pickled.
+"""Lens packs on disk: a folder of lenses trained from one store, as safetensors and JSON. Nothing
+in it is pickled.
 
     lenses.safetensors    the weights of all lenses, one row a lens: see `lenstrain.pack.tensors`
     lenses.json           for each row: concept, model layers, threshold, calibration, metrics, grade, trajectory;
@@ -74,27 +75,45 @@ def read_folder(folder: Path) -> PackContent:
         data = json.loads((folder / "lenses.json").read_text(encoding="utf-8"))
         tensors = safetensors.numpy.load_file(folder / "lenses.safetensors")
     except (FileNotFoundError, NotADirectoryError):
-        raise LensPackNotFoundError(f"no lens pack at {folder}: make one with `lenstrain fit`") from None
+        raise LensPackNotFoundError(
+            f"no lens pack at {folder}: make one with `lenstrain fit`"
+        ) from None
     except (ValueError, safetensors.SafetensorError) as error:
-        raise LensPackFormatError(f"{folder} is not a readable lens pack ({error}): fit it again") from error
+        raise LensPackFormatError(
+            f"{folder} is not a readable lens pack ({error}): fit it again"
+        ) from error
     found = data.get("format_version") if isinstance(data, dict) else None
     if found != FORMAT_VERSION:
-        todo = "fit it again" if isinstance(found, int) and found < FORMAT_VERSION else "upgrade lenstrain"
-        raise LensPackFormatError(f"{folder} has format version {found}, this lenstrain reads {FORMAT_VERSION}: {todo}")
+        todo = (
+            "fit it again"
+            if isinstance(found, int) and found < FORMAT_VERSION
+            else "upgrade lenstrain"
+        )
+        raise LensPackFormatError(
+            f"{folder} has format version {found}, this lenstrain reads {FORMAT_VERSION}: {todo}"
+        )
     try:
         vocabulary = _read_vocabulary(folder / "vocabulary.json", tensors)
         weights = unpack_weights(
-            tensors, family_of(data["provenance"]), 0 if vocabulary is None else len(vocabulary.terms)
+            tensors,
+            family_of(data["provenance"]),
+            0 if vocabulary is None else len(vocabulary.terms),
         )
         if len(data["lenses"]) != len(weights):
-            raise ValueError(f"{len(data['lenses'])} lenses in JSON and {len(weights)} in safetensors")
+            raise ValueError(
+                f"{len(data['lenses'])} lenses in JSON and {len(weights)} in safetensors"
+            )
         provenance, skipped = data["provenance"], data["skipped"]
         path = folder / "run.json"
         run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         vectors = unpack_directions(tensors, len(weights))
-        lenses = [lens_from_json(*row) for row in zip(data["lenses"], weights, vectors, strict=True)]
+        lenses = [
+            lens_from_json(*row) for row in zip(data["lenses"], weights, vectors, strict=True)
+        ]
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise LensPackFormatError(f"{folder} is not a readable lens pack ({error}): fit it again") from error
+        raise LensPackFormatError(
+            f"{folder} is not a readable lens pack ({error}): fit it again"
+        ) from error
     return PackContent(lenses, provenance, skipped, vocabulary, run)
 
 
@@ -144,9 +163,13 @@ def write_folder(folder: Path, content: PackContent, *, short: Sequence[str]) ->
         "lenses": [lens_to_json(lens) for lens in content.lenses],
     }
     _write_json(folder / "lenses.json", data)
-    hungry = {lens.concept: lens.metrics["n_samples"] for lens in content.lenses if lens.metrics["hungry"]}
+    hungry = {
+        lens.concept: lens.metrics["n_samples"] for lens in content.lenses if lens.metrics["hungry"]
+    }
     hungry |= dict.fromkeys(short, 0)
-    _write_json(folder / "hungry.json", {"concepts": hungry, "store": content.provenance.get("store")})
+    _write_json(
+        folder / "hungry.json", {"concepts": hungry, "store": content.provenance.get("store")}
+    )
     if content.run:
         _write_json(folder / "run.json", content.run)
 
@@ -160,10 +183,14 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         If it is a URL.
     """
     if _URL.match(str(folder)):
-        raise LensPackFormatError(f"a lens pack cannot be written to a URL ({folder}): choose a folder, and copy it")
+        raise LensPackFormatError(
+            f"a lens pack cannot be written to a URL ({folder}): choose a folder, and copy it"
+        )
     if folder.exists() and not (overwrite and (folder / "lenses.json").exists()):
         hint = (
-            "choose another --out, or pass --overwrite" if (folder / "lenses.json").exists() else "choose another --out"
+            "choose another --out, or pass --overwrite"
+            if (folder / "lenses.json").exists()
+            else "choose another --out"
         )
         raise LensPackExistsError(f"the output folder {folder} exists already: {hint}")
 
@@ -171,26 +198,43 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 def lens_to_json(lens: Lens) -> dict[str, Any]:
     """All of a lens but its weights and directions."""
     return {
-        "concept": lens.concept, "name": lens.name, "layer": lens.layer, "model_layers": list(lens.model_layers),
-        "threshold": lens.threshold, "calibration": lens.calibrator.to_json(), "noise_floor": lens.noise._asdict(),
-        "grade": lens.grade.value, "metrics": lens.metrics,
-        "trajectory": [step._asdict() for step in lens.trajectory], "beyond": [step._asdict() for step in lens.beyond],
+        "concept": lens.concept,
+        "name": lens.name,
+        "layer": lens.layer,
+        "model_layers": list(lens.model_layers),
+        "threshold": lens.threshold,
+        "calibration": lens.calibrator.to_json(),
+        "noise_floor": lens.noise._asdict(),
+        "grade": lens.grade.value,
+        "metrics": lens.metrics,
+        "trajectory": [step._asdict() for step in lens.trajectory],
+        "beyond": [step._asdict() for step in lens.beyond],
         "deviations": [direction.deviation for direction in lens.directions],
-    }  # fmt: skip
+    }
 
 
 def lens_from_json(data: dict[str, Any], weights: Weights, vectors: NDArray[np.float32]) -> Lens:
-    """A lens from its JSON; `vectors` (hidden,) are its directions, those of several model layers side by side."""
+    """A lens from its JSON; `vectors` (hidden,) are its directions, those of several model layers
+    side by side."""
     deviations = data.get("deviations", [])
-    found = zip(data["model_layers"], np.split(vectors, len(deviations) or 1), deviations, strict=False)
+    found = zip(
+        data["model_layers"], np.split(vectors, len(deviations) or 1), deviations, strict=False
+    )
     return Lens(
-        concept=data["concept"], name=data["name"], layer=data["layer"], model_layers=tuple(data["model_layers"]),
-        weights=weights, threshold=data["threshold"], calibrator=Calibrator.from_json(data["calibration"]),
-        noise=NoiseFloor(**data["noise_floor"]), grade=Grade(data["grade"]), metrics=_nan_for_none(data["metrics"]),
+        concept=data["concept"],
+        name=data["name"],
+        layer=data["layer"],
+        model_layers=tuple(data["model_layers"]),
+        weights=weights,
+        threshold=data["threshold"],
+        calibrator=Calibrator.from_json(data["calibration"]),
+        noise=NoiseFloor(**data["noise_floor"]),
+        grade=Grade(data["grade"]),
+        metrics=_nan_for_none(data["metrics"]),
         trajectory=tuple(Iteration(**step) for step in data["trajectory"]),
         beyond=tuple(Iteration(**step) for step in data["beyond"]),
         directions=tuple(Direction(*each) for each in found),
-    )  # fmt: skip
+    )
 
 
 def _read_vocabulary(path: Path, tensors: dict[str, NDArray[Any]]) -> Vocabulary | None:
@@ -204,7 +248,8 @@ def _read_vocabulary(path: Path, tensors: dict[str, NDArray[Any]]) -> Vocabulary
 
 def _write_json(path: Path, data: Any) -> None:
     path.write_text(
-        json.dumps(none_for_nan(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        json.dumps(none_for_nan(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        encoding="utf-8",
     )
 
 

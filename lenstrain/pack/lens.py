@@ -1,4 +1,5 @@
-"""One concept's lens, as it is shipped: what it weighs, what it is worth, and which way its concept lies."""
+"""One concept's lens, as it is shipped: what it weighs, what it is worth, and which way its concept
+lies."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class Direction(NamedTuple):
 
 @dataclass(frozen=True)
 class Lens:
-    """One concept's lens, as shipped: a small classifier over raw pooled activations of its model layers."""
+    """One concept's lens, as shipped: a small classifier over raw pooled activations of its model
+    layers."""
 
     concept: str
     name: str
@@ -100,7 +102,8 @@ class Lens:
         return self.weights
 
     def decision_function(self, X: NDArray[Any]) -> NDArray[np.float32]:
-        """(n,) logits of raw activations X (n, hidden); of several model layers side by side (n, layers * hidden)."""
+        """(n,) logits of raw activations X (n, hidden); of several model layers side by side (n,
+        layers * hidden)."""
         return np.asarray(self.weights.decision_function(np.asarray(X)), np.float32)
 
     def predict_proba(self, X: NDArray[Any]) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """Lens packs in memory: all lenses trained from one store, and their scores.
 
-The weights of linear lenses are one matrix, so scoring an activation with the whole pack is one matrix product a model
-layer. What a folder of them holds is in `lenstrain.pack.folder`.
+The weights of linear lenses are one matrix, so scoring an activation with the whole pack is one
+matrix product a model layer. What a folder of them holds is in `lenstrain.pack.folder`.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ class LensPack:
         return [lens for lens in self.lenses if lens.model_layers == (model_layer,)]
 
     def score(self, X: NDArray[Any], model_layer: int) -> NDArray[np.float32]:
-        """(n, lenses at this model layer) logits of raw activations X (n, hidden), in one matrix product."""
+        """(n, lenses at this model layer) logits of raw activations X (n, hidden), in one matrix
+        product."""
         X = np.asarray(X)
         scores = self.no_scores(len(X))
         self.add_scores(scores, X, model_layer)
@@ -111,7 +112,8 @@ class LensPack:
         return scores if len(here) == len(self) else scores[:, here]
 
     def score_all(self, activations: Mapping[int, NDArray[Any]]) -> NDArray[np.float32]:
-        """(n, lenses) logits of raw activations (n, hidden) of every model layer that a lens of the pack reads.
+        """(n, lenses) logits of raw activations (n, hidden) of every model layer that a lens of the
+        pack reads.
 
         Raises
         ------
@@ -138,7 +140,8 @@ class LensPack:
         """
         readers = self._readers(model_layer)
         if len(readers.linear):
-            # One vector: a product with a matrix is several times slower than with a vector, for the same numbers.
+            # One vector: a product with a matrix is several times slower than with a vector, for
+            # the same numbers.
             X = X.astype(np.float32, copy=False)
             product = (readers.weight @ X[0])[None] if len(X) == 1 else X @ readers.weight.T
             if len(readers.linear) == len(self):
@@ -157,15 +160,23 @@ class LensPack:
             If the lenses read activations.
         """
         if self.vocabulary is None:
-            raise ValueError("the lenses of this pack read activations: `LensPack.text` has those that read text")
+            raise ValueError(
+                "the lenses of this pack read activations: `LensPack.text` has those that read text"
+            )
         rows = self.vocabulary.transform(texts)
-        weight = np.array([lens.weights.weight for lens in self.lenses if isinstance(lens.weights, LinearWeights)])
+        weight = np.array(
+            [lens.weights.weight for lens in self.lenses if isinstance(lens.weights, LinearWeights)]
+        )
         return np.asarray(rows @ weight.T + self._biases, np.float32)
 
     @cached_property
     def _biases(self) -> NDArray[np.float32]:
         return np.array(
-            [lens.weights.bias if isinstance(lens.weights, LinearWeights) else 0.0 for lens in self.lenses], np.float32
+            [
+                lens.weights.bias if isinstance(lens.weights, LinearWeights) else 0.0
+                for lens in self.lenses
+            ],
+            np.float32,
         )
 
     def _readers(self, model_layer: int) -> _Readers:
@@ -195,7 +206,9 @@ class LensPack:
         """The pack in a few numbers."""
 
         def mean(metric: str) -> float:
-            values = [value for lens in self.lenses if not math.isnan(value := lens.metrics[metric])]
+            values = [
+                value for lens in self.lenses if not math.isnan(value := lens.metrics[metric])
+            ]
             return float(np.mean(values)) if values else math.nan
 
         return {
@@ -227,9 +240,13 @@ class LensPack:
         content = read_folder(folder)
         text = cls.load(folder / "text") if (folder / "text").exists() else None
         return cls(
-            content.lenses, content.provenance, content.skipped, vocabulary=content.vocabulary, text=text,
+            content.lenses,
+            content.provenance,
+            content.skipped,
+            vocabulary=content.vocabulary,
+            text=text,
             run=content.run,
-        )  # fmt: skip
+        )
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the pack to a folder that does not exist yet.

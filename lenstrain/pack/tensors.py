@@ -30,7 +30,11 @@ def pack_weights(weights: Sequence[Weights], family: str) -> dict[str, NDArray[A
     """Named tensors of some lenses of one family."""
     if family == "mlp":
         networks = [each for each in weights if isinstance(each, MlpWeights)]
-        return {name: np.stack([getattr(each, name) for each in networks]) for name in MlpWeights._fields if networks}
+        return {
+            name: np.stack([getattr(each, name) for each in networks])
+            for name in MlpWeights._fields
+            if networks
+        }
     linear = [each for each in weights if isinstance(each, LinearWeights)]
     weight = np.array([each.weight for each in linear], np.float32)
     bias = np.array([each.bias for each in linear], np.float32)
@@ -38,9 +42,11 @@ def pack_weights(weights: Sequence[Weights], family: str) -> dict[str, NDArray[A
         return {"weight": weight, "bias": bias}
     sparse = scipy.sparse.csr_array(weight.reshape(len(linear), -1))
     return {
-        "weight.indptr": sparse.indptr.astype(np.int64), "weight.indices": sparse.indices.astype(np.int32),
-        "weight.data": sparse.data, "bias": bias,
-    }  # fmt: skip
+        "weight.indptr": sparse.indptr.astype(np.int64),
+        "weight.indices": sparse.indices.astype(np.int32),
+        "weight.data": sparse.data,
+        "bias": bias,
+    }
 
 
 def unpack_weights(tensors: Tensors, family: str, n_terms: int = 0) -> list[Weights]:
@@ -57,22 +63,36 @@ def unpack_weights(tensors: Tensors, family: str, n_terms: int = 0) -> list[Weig
     if family == "text":
         parts = tensors["weight.data"], tensors["weight.indices"], tensors["weight.indptr"]
         sparse = scipy.sparse.csr_array(parts, shape=(len(tensors["bias"]), n_terms))
-        sparse.check_format(full_check=True)  # else an index that is too large would be written past the end
+        sparse.check_format(
+            full_check=True
+        )  # else an index that is too large would be written past the end
         weight = sparse.toarray()
     else:
         weight = tensors["weight"]
-    return [LinearWeights(row, float(bias)) for row, bias in zip(weight, tensors["bias"], strict=True)]
+    return [
+        LinearWeights(row, float(bias)) for row, bias in zip(weight, tensors["bias"], strict=True)
+    ]
 
 
 def pack_directions(lenses: Sequence[Lens]) -> dict[str, NDArray[Any]]:
     """Steering directions as a named tensor; none where no lens has any."""
-    rows = [np.concatenate([each.vector for each in lens.directions]) for lens in lenses if lens.directions]
-    # Entries of unit vectors: half precision turns them by a thousandth of their length, and halves their bytes.
-    return {"direction": np.stack(rows).astype(np.float16)} if rows and len(rows) == len(lenses) else {}
+    rows = [
+        np.concatenate([each.vector for each in lens.directions])
+        for lens in lenses
+        if lens.directions
+    ]
+    # Entries of unit vectors: half precision turns them by a thousandth of their length, and halves
+    # their bytes.
+    return (
+        {"direction": np.stack(rows).astype(np.float16)}
+        if rows and len(rows) == len(lenses)
+        else {}
+    )
 
 
 def unpack_directions(tensors: Tensors, n: int) -> NDArray[np.float32]:
-    """(lenses, hidden) steering directions, those of several model layers side by side; (lenses, 0) if there are none.
+    """(lenses, hidden) steering directions, those of several model layers side by side; (lenses, 0)
+    if there are none.
 
     Raises
     ------

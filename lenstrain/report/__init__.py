@@ -1,4 +1,5 @@
-"""A lens pack as one HTML file: what it holds, where each concept is represented, and how far each lens can be trusted.
+"""A lens pack as one HTML file: what it holds, where each concept is represented, and how far each
+lens can be trusted.
 
 LensPack (+ LensDataset, + other packs) --make_report--> Report --render_page--> one HTML page
 """

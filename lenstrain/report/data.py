@@ -1,7 +1,7 @@
 """What the report shows of a lens pack: plain values, in two parts.
 
-The first is read when the page opens: the summary and a line for each concept. The second, what the page of a concept
-shows, is several times as large and only read when somebody asks for one.
+The first is read when the page opens: the summary and a line for each concept. The second, what the
+page of a concept shows, is several times as large and only read when somebody asks for one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _DIGITS = 4  # of the figures shown: more than anybody reads, and half the file
 
 @dataclass(frozen=True)
 class ConceptLine:
-    """One concept in a line: a row of the table, a field of the tree. Figures are null where there is none."""
+    """One concept in a line: a row of the table, a field of the tree. Figures are null where there
+    is none."""
 
     id: str
     name: str
@@ -81,7 +82,8 @@ class ConceptDetail:
 
 @dataclass(frozen=True)
 class Beside:
-    """Another pack that this one is compared with; lists are by concept, empty or null where it has no lens."""
+    """Another pack that this one is compared with; lists are by concept, empty or null where it has
+    no lens."""
 
     label: str
     about: dict[str, Any]
@@ -102,7 +104,8 @@ class Report:
     about: dict[str, Any]
     summary: dict[str, Any]
     warnings: list[dict[str, Any]]
-    """What to know before the lenses are trusted: n, text, and which rows of the table are meant."""
+    """What to know before the lenses are trusted: n, text, and which rows of the table are
+    meant."""
     iterations: list[dict[str, float]]
     impact: list[dict[str, Any]]
     """What each validation mode would have cost; empty where it was not recorded."""
@@ -123,17 +126,27 @@ class Report:
         columns = {name: [getattr(line, name) for line in self.concepts] for name in names}
         return _plain_all(
             {
-                "label": self.label, "about": self.about, "summary": self.summary, "warnings": self.warnings,
-                "iterations": self.iterations, "impact": self.impact, "modelLayers": self.model_layers,
-                "byModelLayer": self.by_model_layer, "columns": columns, "tree": asdict(self.tree),
-                "beside": [asdict(pack) for pack in self.beside], "hasStore": self.has_store,
+                "label": self.label,
+                "about": self.about,
+                "summary": self.summary,
+                "warnings": self.warnings,
+                "iterations": self.iterations,
+                "impact": self.impact,
+                "modelLayers": self.model_layers,
+                "byModelLayer": self.by_model_layer,
+                "columns": columns,
+                "tree": asdict(self.tree),
+                "beside": [asdict(pack) for pack in self.beside],
+                "hasStore": self.has_store,
                 "nLenses": len(self.details),
             }
-        )  # fmt: skip
+        )
 
     def rest(self) -> dict[str, Any]:
         """What the pages of the concepts need."""
-        return _plain_all({"details": [asdict(detail) for detail in self.details], "texts": self.texts})
+        return _plain_all(
+            {"details": [asdict(detail) for detail in self.details], "texts": self.texts}
+        )
 
 
 def make_report(
@@ -163,15 +176,26 @@ def make_report(
     lines, tree = [_line(lens) for lens in pack], tree_of(pack, dataset)
     number = {line.id: i for i, line in enumerate(lines)}
     lines += [ConceptLine(extra.id, extra.name, extra.layer) for extra in tree.without_lens]
-    model_layers = sorted({int(i) for lens in pack for i in lens.metrics.get("score_by_model_layer") or {}})
+    model_layers = sorted(
+        {int(i) for lens in pack for i in lens.metrics.get("score_by_model_layer") or {}}
+    )
     others = (beside or {}).items()
     return Report(
-        label=label, about=_about(pack), summary=_summary(pack), warnings=_warnings(lines[: len(pack)]),
-        iterations=_iterations(pack), impact=_impact(pack), model_layers=model_layers,
-        by_model_layer=[_by_model_layer(lens, model_layers) for lens in pack], concepts=lines, tree=tree,
-        details=[_detail(lens, number, held, texts) for lens in pack], texts=texts.shown,
-        beside=[_beside(name, other, lines[: len(pack)]) for name, other in others], has_store=dataset is not None,
-    )  # fmt: skip
+        label=label,
+        about=_about(pack),
+        summary=_summary(pack),
+        warnings=_warnings(lines[: len(pack)]),
+        iterations=_iterations(pack),
+        impact=_impact(pack),
+        model_layers=model_layers,
+        by_model_layer=[_by_model_layer(lens, model_layers) for lens in pack],
+        concepts=lines,
+        tree=tree,
+        details=[_detail(lens, number, held, texts) for lens in pack],
+        texts=texts.shown,
+        beside=[_beside(name, other, lines[: len(pack)]) for name, other in others],
+        has_store=dataset is not None,
+    )
 
 
 def plain(value: Any) -> Any:
@@ -194,44 +218,81 @@ def _figure(value: Any) -> float | None:
 
 
 def _line(lens: Lens) -> ConceptLine:
-    # Lenses that another program trained say less of themselves: nothing is taken for granted but what a lens must be.
+    # Lenses that another program trained say less of themselves: nothing is taken for granted but
+    # what a lens must be.
     metrics, beside = lens.metrics, lens.metrics.get("beside_others") or {}
     controls = [value for c in _controls(lens) if (value := c[1]) is not None]
     return ConceptLine(
-        id=lens.concept, name=lens.name, layer=lens.layer, grade=lens.grade.value, model_layers=lens.model_layers,
-        score=_figure(metrics.get("score")), low=_figure(metrics.get("score_low")),
-        high=_figure(metrics.get("score_high")), uncertain=bool(metrics.get("grade_uncertain")),
-        test_f1=_figure(metrics.get("test_f1")), named=_figure(metrics.get("test_f1_named")),
-        unnamed=_figure(metrics.get("test_f1_unnamed")), control=max(controls, default=None),
-        unbeaten=bool(metrics.get("unbeaten_controls")), first=_figure(beside.get("first")),
-        everywhere=beside.get("fires_everywhere") is True, n_samples=metrics.get("n_samples"),
-        iterations=metrics.get("iterations"), graduated=metrics.get("graduated") is True,
+        id=lens.concept,
+        name=lens.name,
+        layer=lens.layer,
+        grade=lens.grade.value,
+        model_layers=lens.model_layers,
+        score=_figure(metrics.get("score")),
+        low=_figure(metrics.get("score_low")),
+        high=_figure(metrics.get("score_high")),
+        uncertain=bool(metrics.get("grade_uncertain")),
+        test_f1=_figure(metrics.get("test_f1")),
+        named=_figure(metrics.get("test_f1_named")),
+        unnamed=_figure(metrics.get("test_f1_unnamed")),
+        control=max(controls, default=None),
+        unbeaten=bool(metrics.get("unbeaten_controls")),
+        first=_figure(beside.get("first")),
+        everywhere=beside.get("fires_everywhere") is True,
+        n_samples=metrics.get("n_samples"),
+        iterations=metrics.get("iterations"),
+        graduated=metrics.get("graduated") is True,
         hungry=metrics.get("hungry") is True,
-    )  # fmt: skip
+    )
 
 
 _SHOWN_ELSEWHERE = {
-    "score", "score_low", "score_high", "grade_uncertain", "test_f1", "test_f1_named", "test_f1_unnamed", "controls",
-    "reliability", "score_by_model_layer", "beside_others", "refined_against", "graduated", "hungry", "n_samples",
-    "iterations", "calibration_log_loss",
-}  # fmt: skip
+    "score",
+    "score_low",
+    "score_high",
+    "grade_uncertain",
+    "test_f1",
+    "test_f1_named",
+    "test_f1_unnamed",
+    "controls",
+    "reliability",
+    "score_by_model_layer",
+    "beside_others",
+    "refined_against",
+    "graduated",
+    "hungry",
+    "n_samples",
+    "iterations",
+    "calibration_log_loss",
+}
 
 
-def _detail(lens: Lens, number: Mapping[str, int], held: HeldOutSamples | None, texts: Texts) -> ConceptDetail:
+def _detail(
+    lens: Lens, number: Mapping[str, int], held: HeldOutSamples | None, texts: Texts
+) -> ConceptDetail:
     metrics, beside = lens.metrics, lens.metrics.get("beside_others") or {}
-    steps = [[s.n_samples, s.train_f1, s.test_f1, s.score] for s in (*lens.trajectory, *lens.beyond)]
+    steps = [
+        [s.n_samples, s.train_f1, s.test_f1, s.score] for s in (*lens.trajectory, *lens.beyond)
+    ]
     bins = metrics.get("reliability") or {}
     columns = [bins.get(name, []) for name in ("predicted", "observed", "rows", "weight")]
     shown = ([], [], []) if held is None else held.of(lens, number, texts)
     figures = {name: value for name, value in metrics.items() if name not in _SHOWN_ELSEWHERE}
-    others = {k: v for k, v in beside.items() if k not in ("confusers", "first", "fires_everywhere")}
+    others = {
+        k: v for k, v in beside.items() if k not in ("confusers", "first", "fires_everywhere")
+    }
     return ConceptDetail(
-        steps=steps, n_steps=len(lens.trajectory), reliability=[list(b) for b in zip(*columns, strict=True) if b[2]],
-        controls=_controls(lens), figures=figures | others | {"threshold": lens.threshold},
+        steps=steps,
+        n_steps=len(lens.trajectory),
+        reliability=[list(b) for b in zip(*columns, strict=True) if b[2]],
+        controls=_controls(lens),
+        figures=figures | others | {"threshold": lens.threshold},
         confusers=[number[c] for c in beside.get("confusers", ()) if c in number],
         refined_against=[number[c] for c in metrics.get("refined_against") or () if c in number],
-        best=shown[0], worst=shown[1], false_alarms=shown[2],
-    )  # fmt: skip
+        best=shown[0],
+        worst=shown[1],
+        false_alarms=shown[2],
+    )
 
 
 def _controls(lens: Lens) -> list[list[Any]]:
@@ -249,9 +310,13 @@ def _by_model_layer(lens: Lens, model_layers: Sequence[int]) -> list[int | None]
 
 def _about(pack: LensPack) -> dict[str, Any]:
     return {
-        "family": pack.family, "provenance": pack.provenance, "provisional": bool(pack.provenance.get("provisional")),
-        "finished": pack.run.get("finished"), "elapsed_s": pack.run.get("elapsed_s"), "text": pack.text is not None,
-    }  # fmt: skip
+        "family": pack.family,
+        "provenance": pack.provenance,
+        "provisional": bool(pack.provenance.get("provisional")),
+        "finished": pack.run.get("finished"),
+        "elapsed_s": pack.run.get("elapsed_s"),
+        "text": pack.text is not None,
+    }
 
 
 def _summary(pack: LensPack) -> dict[str, Any]:
@@ -261,18 +326,34 @@ def _summary(pack: LensPack) -> dict[str, Any]:
 
 def _warnings(lines: Sequence[ConceptLine]) -> list[dict[str, Any]]:
     found = [
-        ("unbeaten", "do no better than a control, whatever their grade", sum(line.unbeaten for line in lines)),
+        (
+            "unbeaten",
+            "do no better than a control, whatever their grade",
+            sum(line.unbeaten for line in lines),
+        ),
         ("everywhere", "fire everywhere", sum(line.everywhere for line in lines)),
-        ("uncertain", "have a grade that is uncertain: the 95 % interval of the score crosses a boundary",
-         sum(line.uncertain for line in lines)),
-        ("hungry", "used every cached sample and did not graduate: `lenscache extract --top-up` adds more for them",
-         sum(line.hungry for line in lines)),
-    ]  # fmt: skip
+        (
+            "uncertain",
+            "have a grade that is uncertain: the 95 % interval of the score crosses a boundary",
+            sum(line.uncertain for line in lines),
+        ),
+        (
+            "hungry",
+            (
+                "used every cached sample and did not graduate: `lenscache extract --top-up` adds "
+                "more for them"
+            ),
+            sum(line.hungry for line in lines),
+        ),
+    ]
     return [{"which": which, "text": text, "n": n} for which, text, n in found if n]
 
 
 def _iterations(pack: LensPack) -> list[dict[str, float]]:
-    return [{"iteration": int(number), **spent} for number, spent in pack.run.get("iterations", {}).items()]
+    return [
+        {"iteration": int(number), **spent}
+        for number, spent in pack.run.get("iterations", {}).items()
+    ]
 
 
 def _impact(pack: LensPack) -> list[dict[str, Any]]:
@@ -287,8 +368,12 @@ def _beside(label: str, pack: LensPack, lines: Sequence[ConceptLine]) -> Beside:
     there = [_line(pack[line.id]) if line.id in pack else nothing for line in lines]
     known = {line.id for line in lines}
     return Beside(
-        label=label, about=_about(pack), summary=_summary(pack), grade=[line.grade for line in there],
-        score=[line.score for line in there], test_f1=[line.test_f1 for line in there],
+        label=label,
+        about=_about(pack),
+        summary=_summary(pack),
+        grade=[line.grade for line in there],
+        score=[line.score for line in there],
+        test_f1=[line.test_f1 for line in there],
         n_samples=[line.n_samples for line in there],
         n_only_there=sum(lens.concept not in known for lens in pack),
-    )  # fmt: skip
+    )

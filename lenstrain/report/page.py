@@ -1,7 +1,9 @@
-"""The report as one HTML file: the data, the libraries that draw it, and the few lines that join them.
+"""The report as one HTML file: the data, the libraries that draw it, and the few lines that join
+them.
 
-Nothing in it is fetched from anywhere, and nothing that a pack says is ever HTML: data is carried compressed, reaches
-the page as text, and a content security policy lets no script run but the ones written here.
+Nothing in it is fetched from anywhere, and nothing that a pack says is ever HTML: data is carried
+compressed, reaches the page as text, and a content security policy lets no script run but the ones
+written here.
 """
 
 from __future__ import annotations
@@ -22,8 +24,16 @@ from lenstrain.report.data import Report
 
 # In this order they are one script.
 _SCRIPTS = (
-    "text.js", "charts.js", "overview.js", "tree.js", "table.js", "layers.js", "concept.js", "compare.js", "main.js",
-)  # fmt: skip
+    "text.js",
+    "charts.js",
+    "overview.js",
+    "tree.js",
+    "table.js",
+    "layers.js",
+    "concept.js",
+    "compare.js",
+    "main.js",
+)
 
 
 def render_page(report: Report) -> str:
@@ -57,14 +67,18 @@ def render_page(report: Report) -> str:
 
 
 def require_report_packages() -> None:
-    """Raise MissingPackageError unless plotly and itables are there: before a store is read, not after."""
+    """Raise MissingPackageError unless plotly and itables are there: before a store is read, not
+    after."""
     for package in ("plotly", "itables"):
         if find_spec(package) is None:
-            raise MissingPackageError(f"a report needs {package}: run `pip install 'lenscache[report]'`")
+            raise MissingPackageError(
+                f"a report needs {package}: run `pip install 'lenscache[report]'`"
+            )
 
 
 def _libraries() -> tuple[str, str, str]:
-    """plotly.js, DataTables as a script that leaves its class behind, and the style of DataTables."""
+    """plotly.js, DataTables as a script that leaves its class behind, and the style of
+    DataTables."""
     require_report_packages()
     tables = _shipped("itables", "html/dt_bundle.js")
     # A module cannot be imported from within a file; so what it would export, it leaves behind.
@@ -72,15 +86,21 @@ def _libraries() -> tuple[str, str, str]:
     exported = re.search(r"([\w$]+) as default\b", found[1]) if found else None
     if found is None or exported is None:
         raise MissingPackageError(
-            "this itables ships DataTables in a form that is not known here: run `pip install 'itables<3'`"
+            "this itables ships DataTables in a form that is not known here: run `pip install "
+            "'itables<3'`"
         )
     leave = f"globalThis.DataTable={exported[1]};"
     tables = f"(()=>{{'use strict';{tables[: found.start()]}{leave}{tables[found.end() :]}}})();"
-    return _shipped("plotly", "package_data/plotly.min.js"), tables, _shipped("itables", "html/dt_bundle.css")
+    return (
+        _shipped("plotly", "package_data/plotly.min.js"),
+        tables,
+        _shipped("itables", "html/dt_bundle.css"),
+    )
 
 
 def _shipped(package: str, path: str) -> str:
-    # Found rather than imported: both packages load half of scientific Python, and all that is asked for is a file.
+    # Found rather than imported: both packages load half of scientific Python, and all that is
+    # asked for is a file.
     spec = find_spec(package)
     (folder, *_) = (spec and spec.submodule_search_locations) or [""]
     try:
@@ -96,7 +116,8 @@ def _asset(name: str) -> str:
 
 
 def _inline(script: str) -> str:
-    """A script as it may stand in HTML, where these would end it, with line ends of which its hash does not depend."""
+    """A script as it may stand in HTML, where these would end it, with line ends of which its hash
+    does not depend."""
     safe = re.sub(r"<(?=/script|script|!--)", r"\\x3C", script, flags=re.IGNORECASE)
     return re.sub(r"\r\n?", "\n", safe)
 
@@ -110,5 +131,6 @@ def _json(value: dict[str, Any]) -> str:
 
 
 def _packed(text: str) -> str:
-    # Texts may hold half a surrogate pair, which is no UTF-8. A fixed time: the same pack, the same file.
+    # Texts may hold half a surrogate pair, which is no UTF-8. A fixed time: the same pack, the same
+    # file.
     return base64.b64encode(gzip.compress(text.encode(errors="replace"), 6, mtime=0)).decode()

@@ -1,4 +1,5 @@
-"""Held-out samples for the page of a concept: those its lens is surest of, misses, and false alarms."""
+"""Held-out samples for the page of a concept: those its lens is surest of, misses, and false
+alarms."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from lenstrain.pack.pack import LensPack
 N_SHOWN = 4
 """Samples of each kind that are shown for a concept."""
 
-_TEXT_LENGTH = 1000  # characters: a page of thousands of concepts has to stay small, whatever the texts are
+_TEXT_LENGTH = (
+    1000  # characters: a page of thousands of concepts has to stay small, whatever the texts are
+)
 _MOST_CONCEPTS = 3  # of a false alarm that are named
 
 
@@ -66,29 +69,41 @@ class HeldOutSamples:
     def of(
         self, lens: Lens, number: Mapping[str, int], texts: Texts
     ) -> tuple[list[SampleLine], list[SampleLine], list[SampleLine]]:
-        """Its own samples that it ranks highest and lowest, and the unrelated samples that it ranks highest."""
+        """Its own samples that it ranks highest and lowest, and the unrelated samples that it ranks
+        highest."""
         logits, own = self.held.logits[:, self._column[lens.concept]], self._rows[lens.concept]
         unrelated = np.ones(len(self.held.samples), np.bool_)
         for relative in self.dataset.hierarchy.family(lens.concept):
             unrelated[self.held.rows_of(self.dataset.labelled(relative))] = False
         others = np.flatnonzero(unrelated)
         down = own[np.argsort(-logits[own], kind="stable")]
-        n_best = min(N_SHOWN, (len(down) + 1) // 2)  # no sample is shown as one of the best and of the worst
+        n_best = min(
+            N_SHOWN, (len(down) + 1) // 2
+        )  # no sample is shown as one of the best and of the worst
         chosen = down[:n_best], down[n_best:][::-1][:N_SHOWN], _highest(others, logits[others])
-        best, worst, alarms = ([self._line(lens, logits, row, number, texts) for row in rows] for rows in chosen)
+        best, worst, alarms = (
+            [self._line(lens, logits, row, number, texts) for row in rows] for rows in chosen
+        )
         return best, worst, alarms
 
     def _line(
-        self, lens: Lens, logits: NDArray[np.float32], row: int, number: Mapping[str, int], texts: Texts
+        self,
+        lens: Lens,
+        logits: NDArray[np.float32],
+        row: int,
+        number: Mapping[str, int],
+        texts: Texts,
     ) -> SampleLine:
         sample = int(self.held.samples[row])
         logit = np.array([logits[row]], np.float64)
         concepts = [number[c] for c in self._concepts_of.get(int(row), ()) if c != lens.concept]
         return SampleLine(
             texts.add(self.dataset.texts[sample], self.dataset.completions[sample]),
-            float(lens.calibrator(logit)[0]), bool(logits[row] >= lens.threshold), bool(self.dataset.unnamed[sample]),
+            float(lens.calibrator(logit)[0]),
+            bool(logits[row] >= lens.threshold),
+            bool(self.dataset.unnamed[sample]),
             concepts[:_MOST_CONCEPTS],
-        )  # fmt: skip
+        )
 
 
 def read_held_out(pack: LensPack, dataset: LensDataset) -> HeldOutSamples:
@@ -103,7 +118,9 @@ def read_held_out(pack: LensPack, dataset: LensDataset) -> HeldOutSamples:
 
 
 def _highest(rows: NDArray[np.intp], logits: NDArray[np.float32]) -> Sequence[int]:
-    few = np.argpartition(-logits, N_SHOWN)[:N_SHOWN] if len(rows) > N_SHOWN else np.arange(len(rows))
+    few = (
+        np.argpartition(-logits, N_SHOWN)[:N_SHOWN] if len(rows) > N_SHOWN else np.arange(len(rows))
+    )
     found = rows[few[np.lexsort((rows[few], -logits[few]))]]
     return [int(row) for row in found]
 

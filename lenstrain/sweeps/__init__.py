@@ -1,1 +1,2 @@
-"""Many fits: a grid of families, model layers and targets, here or on Ray; packs that are there already are kept."""
+"""Many fits: a grid of families, model layers and targets, here or on Ray; packs that are there
+already are kept."""

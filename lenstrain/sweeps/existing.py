@@ -1,8 +1,9 @@
-"""Whether a lens pack that is there is the one that a fit would write: by its own manifest, field by field.
+"""Whether a lens pack that is there is the one that a fit would write: by its own manifest, field
+by field.
 
-Everything that decides about a lens is in the manifest: the store by the digest of its header and of every plan, the
-settings, the rounds that were read, the label set, the versions of what computes. A field that differs, is missing or
-is unknown makes it another pack.
+Everything that decides about a lens is in the manifest: the store by the digest of its header and
+of every plan, the settings, the rounds that were read, the label set, the versions of what
+computes. A field that differs, is missing or is unknown makes it another pack.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def difference(
     text: FitSettings | None = None,
     refine: bool = False,
 ) -> str | None:
-    """The first thing that the fit of a pack was asked for otherwise; None if fitting now would write the same.
+    """The first thing that the fit of a pack was asked for otherwise; None if fitting now would
+    write the same.
 
     Parameters
     ----------
@@ -38,10 +40,16 @@ def difference(
     found = _first_difference(pack.provenance, json.loads(json.dumps(none_for_nan(wanted))))
     asked = list(dataset.concepts if concepts is None else concepts)
     fitted = [concept for concept in asked if concept not in pack.skipped]
-    if found is None and ([lens.concept for lens in pack] != fitted or not pack.skipped.keys() <= set(asked)):
+    if found is None and (
+        [lens.concept for lens in pack] != fitted or not pack.skipped.keys() <= set(asked)
+    ):
         found = f"{len(pack) + len(pack.skipped)} concepts, now {len(asked)} or others"
     if found is None and (pack.text is None) != (text is None):
-        found = "without text lenses, now with them" if pack.text is None else "with text lenses, now without"
+        found = (
+            "without text lenses, now with them"
+            if pack.text is None
+            else "with text lenses, now without"
+        )
     if found is None and pack.text is not None and text is not None:
         beside = difference(pack.text, dataset, text, concepts=concepts)
         found = beside and f"its text lenses: {beside}"

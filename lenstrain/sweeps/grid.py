@@ -3,9 +3,10 @@
     Grid --cells--> Cell: one family on some model layers, all targets in one pass --Engine--> its packs
          --fit_grid--> DIR/linear-f1-0.95, DIR/mlp-f1-0.95-layers-5 ..., each written when it is there
 
-A pass for several targets costs little more than one for the highest (benchmarks/sweep.py), so a cell is what an engine
-is given, and what is fitted again where its worker dies. Engines differ in where they fit, not in what: the packs are
-the same, bit for bit, and the same as those of `lenstrain.fit.train.train`.
+A pass for several targets costs little more than one for the highest (benchmarks/sweep.py), so a
+cell is what an engine is given, and what is fitted again where its worker dies. Engines differ in
+where they fit, not in what: the packs are the same, bit for bit, and the same as those of
+`lenstrain.fit.train.train`.
 """
 
 from __future__ import annotations
@@ -37,18 +38,26 @@ class Cell(NamedTuple):
     def label(self) -> str:
         """Family and model layers, for people."""
         layers = self.settings.model_layers
-        return self.settings.family if layers is None else f"{self.settings.family} on {ranges(sorted(set(layers)))}"
+        return (
+            self.settings.family
+            if layers is None
+            else f"{self.settings.family} on {ranges(sorted(set(layers)))}"
+        )
 
     def name(self, target: float) -> str:
-        """Folder of the pack for a target: it depends on this combination alone, not on the rest of the grid."""
+        """Folder of the pack for a target: it depends on this combination alone, not on the rest of
+        the grid."""
         layers = self.settings.model_layers
-        chosen = "" if layers is None else "-layers-" + ranges(sorted(set(layers))).replace(", ", "+")
+        chosen = (
+            "" if layers is None else "-layers-" + ranges(sorted(set(layers))).replace(", ", "+")
+        )
         return f"{self.settings.family}-f1-{target:.12g}{chosen}"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What to fit. Plain values: workers elsewhere get it as it is and open the store themselves."""
+    """What to fit. Plain values: workers elsewhere get it as it is and open the store
+    themselves."""
 
     store: str
     """Path or URL."""
@@ -57,8 +66,8 @@ class Grid:
     families: tuple[FamilyName, ...]
     targets: tuple[float, ...]
     model_layers: tuple[tuple[int, ...] | None, ...] = (None,)
-    """Sets of transformer blocks to choose from; None for all that the store holds. Text lenses read none and are
-    fitted once beside other families."""
+    """Sets of transformer blocks to choose from; None for all that the store holds. Text lenses
+    read none and are fitted once beside other families."""
     layers: tuple[int, ...] | None = None
     """Layers of abstraction; None for all."""
     labels: str | None = None
@@ -70,7 +79,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         if not (self.families and self.targets and self.model_layers):
-            raise SettingsError("the grid is empty: name a family, a target F1 and a set of model layers at least")
+            raise SettingsError(
+                "the grid is empty: name a family, a target F1 and a set of model layers at least"
+            )
         for cell in self.cells:
             check_family(cell.settings.family, text=self.text is not None, refine=self.refine)
             for target in cell.targets:
@@ -83,10 +94,15 @@ class Grid:
         families = tuple(dict.fromkeys(self.families))
         cells: dict[str, Cell] = {}
         for family in families:
-            for model_layers in (None,) if family == "text" and len(families) > 1 else self.model_layers:
-                # Text lenses are fitted on completions; said here, so that a pack that is there can be compared.
+            for model_layers in (
+                (None,) if family == "text" and len(families) > 1 else self.model_layers
+            ):
+                # Text lenses are fitted on completions; said here, so that a pack that is there can
+                # be compared.
                 phase = "completion" if family == "text" else self.settings.phase
-                settings = replace(self.settings, family=family, model_layers=model_layers, phase=phase)
+                settings = replace(
+                    self.settings, family=family, model_layers=model_layers, phase=phase
+                )
                 cell = Cell(replace(settings, target_f1=targets[-1]), targets)
                 cells.setdefault(cell.label, cell)
         return list(cells.values())
@@ -99,7 +115,11 @@ class Grid:
     def open(self) -> LensDataset:
         """The store as training data."""
         return open_dataset(
-            self.store, layers=self.layers, phase=self.settings.phase, seed=self.settings.seed, labels=self.labels
+            self.store,
+            layers=self.layers,
+            phase=self.settings.phase,
+            seed=self.settings.seed,
+            labels=self.labels,
         )
 
 
@@ -121,7 +141,9 @@ Outcome = list[LensPack] | Exception
 class Engine(Protocol):
     """Where cells are fitted."""
 
-    def run(self, grid: Grid, cells: Sequence[Cell], on_progress: Running) -> Generator[tuple[Cell, Outcome]]:
+    def run(
+        self, grid: Grid, cells: Sequence[Cell], on_progress: Running
+    ) -> Generator[tuple[Cell, Outcome]]:
         """Fit cells, in any order; an error of one is handed over and does not end the others."""
 
 
@@ -138,7 +160,9 @@ class LocalEngine:
     dataset: LensDataset
     jobs: int | None = None
 
-    def run(self, grid: Grid, cells: Sequence[Cell], on_progress: Running) -> Generator[tuple[Cell, Outcome]]:
+    def run(
+        self, grid: Grid, cells: Sequence[Cell], on_progress: Running
+    ) -> Generator[tuple[Cell, Outcome]]:
         """As `Engine.run`."""
         for cell in cells:
 
@@ -148,7 +172,8 @@ class LocalEngine:
             outcome: Outcome
             try:
                 outcome = fit_cell(self.dataset, grid, cell, jobs=self.jobs, on_progress=tell)
-            except Exception as error:  # noqa: BLE001 - told by name, beside what the other cells gave
+            # told by name, beside what the other cells gave
+            except Exception as error:  # noqa: BLE001
                 outcome = error
             yield cell, outcome
 
@@ -179,16 +204,24 @@ class GridResult:
     """Why there is no pack, by name."""
 
     def calibration_scores(self) -> dict[str, float]:
-        """By name: the mean score on the calibration split, over the concepts of which all compared packs have a lens.
+        """By name: the mean score on the calibration split, over the concepts of which all compared
+        packs have a lens.
 
-        It is what packs may be chosen by: whoever takes the one with the best test figures has fitted to the test
-        split, and those figures promise too much. Text lenses are judged on other vectors than those that read
-        activations, and not compared with them. NaN where packs have no concept in common.
+        It is what packs may be chosen by: whoever takes the one with the best test figures has
+        fitted to the test split, and those figures promise too much. Text lenses are judged on
+        other vectors than those that read activations, and not compared with them. NaN where packs
+        have no concept in common.
         """
         means: dict[str, float] = {}
         for reads_text in (False, True):
-            compared = [pack for pack in self.packs if (pack.settings.family == "text") == reads_text]
-            common = set[str].intersection(*(set(pack.calibration_scores) for pack in compared)) if compared else ()
+            compared = [
+                pack for pack in self.packs if (pack.settings.family == "text") == reads_text
+            ]
+            common = (
+                set[str].intersection(*(set(pack.calibration_scores) for pack in compared))
+                if compared
+                else ()
+            )
             for pack in compared:
                 scores = [pack.calibration_scores[concept] for concept in sorted(common)]
                 means[pack.name] = sum(scores) / len(scores) if scores else math.nan
@@ -196,7 +229,8 @@ class GridResult:
 
     @property
     def best(self) -> str | None:
-        """Name of the pack with the highest of `calibration_scores`, the first of equals; None unless two compare.
+        """Name of the pack with the highest of `calibration_scores`, the first of equals; None
+        unless two compare.
 
         Text lenses are left out where there are others.
         """
@@ -217,13 +251,24 @@ def fit_cell(
         As `train_targets`.
     """
     return train_targets(
-        dataset, cell.settings, cell.targets, text=grid.text, refine=grid.refine, concepts=grid.concepts, jobs=jobs,
+        dataset,
+        cell.settings,
+        cell.targets,
+        text=grid.text,
+        refine=grid.refine,
+        concepts=grid.concepts,
+        jobs=jobs,
         on_progress=on_progress,
-    )  # fmt: skip
+    )
 
 
 def fit_one(
-    grid: Grid, out: Path, *, engine: Engine, overwrite: bool = False, on_progress: OnProgress = lambda _: None
+    grid: Grid,
+    out: Path,
+    *,
+    engine: Engine,
+    overwrite: bool = False,
+    on_progress: OnProgress = lambda _: None,
 ) -> LensPack:
     """Fit a grid of one combination, whose pack is `out` itself.
 
@@ -258,10 +303,11 @@ def fit_grid(
     overwrite: bool = False,
     on_progress: Callable[[GridProgress], None] = lambda _: None,
 ) -> GridResult:
-    """Fit every combination of a grid that is not there yet, and write each to a folder of its own under `out`.
+    """Fit every combination of a grid that is not there yet, and write each to a folder of its own
+    under `out`.
 
-    A pack that is there is kept if this grid would write the very same: another run was interrupted, or was smaller.
-    A combination that fails does not take the others with it.
+    A pack that is there is kept if this grid would write the very same: another run was
+    interrupted, or was smaller. A combination that fails does not take the others with it.
 
     Parameters
     ----------
@@ -271,10 +317,13 @@ def fit_grid(
     Raises
     ------
     LensPackExistsError
-        If a folder is there that holds anything else; the message says what differs. Nothing was fitted.
+        If a folder is there that holds anything else; the message says what differs. Nothing was
+        fitted.
     """
     if (out / "lenses.json").exists():
-        raise LensPackExistsError(f"{out} is a lens pack, a folder of several was asked for: choose another --out")
+        raise LensPackExistsError(
+            f"{out} is a lens pack, a folder of several was asked for: choose another --out"
+        )
     result, found = GridResult(), dict[str, FittedCombination]()
     waiting: list[Cell] = []
     for cell in grid.cells:
@@ -316,10 +365,13 @@ def fit_grid(
 def _checked(folder: Path, grid: Grid, settings: FitSettings, dataset: LensDataset) -> LensPack:
     """The pack that is there, if this grid would write the same."""
     pack = LensPack.load(folder)
-    differs = difference(pack, dataset, settings, concepts=grid.concepts, text=grid.text, refine=grid.refine)
+    differs = difference(
+        pack, dataset, settings, concepts=grid.concepts, text=grid.text, refine=grid.refine
+    )
     if differs:
         raise LensPackExistsError(
-            f"{folder} is there and was fitted otherwise ({differs}): choose another --out, or pass --overwrite"
+            f"{folder} is there and was fitted otherwise ({differs}): choose another --out, or "
+            "pass --overwrite"
         )
     return pack
 
@@ -327,5 +379,8 @@ def _checked(folder: Path, grid: Grid, settings: FitSettings, dataset: LensDatas
 def _in_numbers(pack: LensPack, folder: Path, *, kept: bool) -> FittedCombination:
     scores = {lens.concept: float(lens.metrics.get("calibration_score", math.nan)) for lens in pack}
     known = {concept: score for concept, score in scores.items() if not math.isnan(score)}
-    settings, elapsed_s = settings_from_json(pack.provenance["settings"]), float(pack.run.get("elapsed_s", math.nan))
+    settings, elapsed_s = (
+        settings_from_json(pack.provenance["settings"]),
+        float(pack.run.get("elapsed_s", math.nan)),
+    )
     return FittedCombination(folder.name, folder, settings, kept, elapsed_s, pack.summary(), known)

@@ -3,9 +3,9 @@
     RayEngine.run --Grid, Cell--> task in a worker process: opens the store, fits --packs--> this process, which writes
                   <------- FitProgress, through a queue -------
 
-A task whose worker dies is run again by Ray, elsewhere if need be. What travels are settings and lenses: the store must
-be where every worker reaches it, and every machine of a cluster needs lenscache installed, with
-``pip install 'lenscache[ray]'``.
+A task whose worker dies is run again by Ray, elsewhere if need be. What travels are settings and
+lenses: the store must be where every worker reaches it, and every machine of a cluster needs
+lenscache installed, with ``pip install 'lenscache[ray]'``.
 """
 
 from __future__ import annotations
@@ -38,15 +38,18 @@ _MOST_THREADS = 8  # that a fit makes use of
 def require_ray() -> None:
     """Raise MissingPackageError unless Ray is there: before a store is read, not after.
 
-    Ray is told to keep to itself here, since it looks when it is imported: nothing is reported to its makers, and that
-    a worker died is not printed among the results, but told by the error of the fit.
+    Ray is told to keep to itself here, since it looks when it is imported: nothing is reported to
+    its makers, and that a worker died is not printed among the results, but told by the error of
+    the fit.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     try:
         import ray  # noqa: F401
     except ImportError:
-        raise MissingPackageError("--engine ray needs Ray: run `pip install 'lenscache[ray]'`") from None
+        raise MissingPackageError(
+            "--engine ray needs Ray: run `pip install 'lenscache[ray]'`"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class RayEngine:
     ----------
     workers : cells at a time; None for one for every 8 cores of a machine, or part of them, or
         for every GPU if the settings ask for one.
-    address : of a running cluster, as for `ray.init`; None to start one on this machine for the time of the run.
+    address : of a running cluster, as for `ray.init`; None to start one on this machine for the
+        time of the run.
     jobs : threads of a worker; None for an even share of the cores.
     """
 
@@ -67,7 +71,9 @@ class RayEngine:
     address: str | None = None
     jobs: int | None = None
 
-    def run(self, grid: Grid, cells: Sequence[Cell], on_progress: Running) -> Generator[tuple[Cell, Outcome]]:
+    def run(
+        self, grid: Grid, cells: Sequence[Cell], on_progress: Running
+    ) -> Generator[tuple[Cell, Outcome]]:
         """As `Engine.run`.
 
         Raises
@@ -75,13 +81,16 @@ class RayEngine:
         MissingPackageError
             If Ray is not installed.
         SettingsError
-            If the settings name one GPU of several, or there is none; if no cluster answers at the address.
+            If the settings name one GPU of several, or there is none; if no cluster answers at the
+            address.
         """
         gpus = _gpus(grid)
         if not cells:
             return
         if "://" not in grid.store:
-            grid = replace(grid, store=str(Path(grid.store).absolute()))  # workers start in other folders
+            grid = replace(
+                grid, store=str(Path(grid.store).absolute())
+            )  # workers start in other folders
         with self.connected():
             import ray
             from ray.util.queue import Queue
@@ -89,7 +98,7 @@ class RayEngine:
             workers, threads = self._share(gpus)
             task = ray.remote(_fit).options(
                 num_cpus=threads, num_gpus=gpus, max_retries=RETRIES, name="lenstrain-fit"
-            )  # fmt: skip
+            )
             messages = Queue(actor_options={"num_cpus": 0})
             waiting, tasks, running = deque(cells), dict[Any, Cell](), dict[str, FitProgress]()
 
@@ -108,7 +117,11 @@ class RayEngine:
                     for cell, reference in ended:
                         yield cell, _outcome(reference, cell)
                     if tasks:
-                        told = {cell.label: running[cell.label] for cell in tasks.values() if cell.label in running}
+                        told = {
+                            cell.label: running[cell.label]
+                            for cell in tasks.values()
+                            if cell.label in running
+                        }
                         on_progress(told)
             finally:  # a cluster that is left running is not left fitting
                 for reference in tasks:
@@ -132,12 +145,19 @@ class RayEngine:
             yield
             return
         _check_answers(self.address)
-        cores = None if self.address else max(os.cpu_count() or 1, (self.workers or 1) * (self.jobs or 1))
+        cores = (
+            None
+            if self.address
+            else max(os.cpu_count() or 1, (self.workers or 1) * (self.jobs or 1))
+        )
         try:
             ray.init(
-                self.address or "local", num_cpus=cores, include_dashboard=None if self.address else False,
-                log_to_driver=False, logging_level=logging.CRITICAL,
-            )  # fmt: skip
+                self.address or "local",
+                num_cpus=cores,
+                include_dashboard=None if self.address else False,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+            )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise _no_cluster(self.address, error) from error
         try:
@@ -152,18 +172,29 @@ class RayEngine:
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         held = [node["Resources"] for node in nodes if node["Alive"]]
         cores = [int(each.get("CPU", 0)) for each in held]
-        usual = [int(each.get("GPU", 0)) for each in held] if gpus else [-(-n // _MOST_THREADS) for n in cores]
-        if gpus and not sum(usual) and self.address is None:  # a cluster may grow, this machine does not
+        usual = (
+            [int(each.get("GPU", 0)) for each in held]
+            if gpus
+            else [-(-n // _MOST_THREADS) for n in cores]
+        )
+        if (
+            gpus and not sum(usual) and self.address is None
+        ):  # a cluster may grow, this machine does not
             raise SettingsError(
-                "Ray finds no GPU on this machine: fit with --device cpu, or name a cluster with --address"
+                "Ray finds no GPU on this machine: fit with --device cpu, or name a cluster "
+                "with "
+                "--address"
             )
         workers = self.workers or max(1, sum(usual))
         share = min(sum(cores) // workers, _MOST_THREADS)
-        return workers, max(1, min(self.jobs or share, max(cores)))  # more than a machine has would never be found
+        return workers, max(
+            1, min(self.jobs or share, max(cores))
+        )  # more than a machine has would never be found
 
 
 def _check_answers(address: str | None) -> None:
-    """Raise SettingsError if nobody listens at a host and port: Ray itself would go on asking for minutes."""
+    """Raise SettingsError if nobody listens at a host and port: Ray itself would go on asking for
+    minutes."""
     host, colon, port = (address or "").rpartition(":")
     if colon and "/" not in host and port.isdecimal():
         try:
@@ -174,13 +205,17 @@ def _check_answers(address: str | None) -> None:
 
 def _no_cluster(address: str | None, error: Exception) -> SettingsError:
     where = f"no Ray cluster answers at {address}" if address else "Ray cannot be started here"
-    return SettingsError(f"{where} ({error}): start one with `ray start --head`, or fit with --engine local")
+    return SettingsError(
+        f"{where} ({error}): start one with `ray start --head`, or fit with --engine local"
+    )
 
 
 def _gpus(grid: Grid) -> int:
     device = grid.settings.device
     if device.startswith("cuda:"):
-        raise SettingsError(f"Ray gives each worker a GPU of its own, {device} was asked for: pass --device cuda")
+        raise SettingsError(
+            f"Ray gives each worker a GPU of its own, {device} was asked for: pass --device cuda"
+        )
     return int(device == "cuda")
 
 
@@ -195,7 +230,9 @@ def _fit(grid: Grid, cell: Cell, threads: int, messages: Any) -> list[LensPack]:
         if time.monotonic() - told > _POLL_S or progress.done == progress.total:
             told = time.monotonic()
             with suppress(RayError):  # a fit is not lost because nobody hears of it
-                messages.put((cell.label, tuple(progress)))  # plain: the queue need not load what we are made of
+                messages.put(
+                    (cell.label, tuple(progress))
+                )  # plain: the queue need not load what we are made of
 
     return fit_cell(grid.open(), grid, cell, jobs=threads, on_progress=tell)
 
@@ -205,7 +242,10 @@ def _received(messages: Any) -> dict[str, FitProgress]:
     from ray.exceptions import RayError
 
     with suppress(RayError):
-        return {label: FitProgress(*plain) for label, plain in messages.get_nowait_batch(messages.qsize())}
+        return {
+            label: FitProgress(*plain)
+            for label, plain in messages.get_nowait_batch(messages.qsize())
+        }
     return {}
 
 
@@ -221,12 +261,15 @@ def _outcome(reference: Any, cell: Cell) -> Outcome:
         if isinstance(error.cause, RayError):  # it did not get as far as our code
             reason = str(error.cause).strip().splitlines()[-1]
             return WorkerError(
-                f"a worker could not begin {cell.label} ({reason}): every machine of the cluster needs this lenscache"
+                f"a worker could not begin {cell.label} ({reason}): every machine of the "
+                "cluster "
+                "needs this lenscache"
             )
         return error.cause if isinstance(error.cause, Exception) else error
     except RayError as error:
         return WorkerError(
-            f"no worker finished {cell.label} in {RETRIES + 1} attempts ({type(error).__name__}): give each more "
+            f"no worker finished {cell.label} in {RETRIES + 1} attempts ({type(error).__name__}): "
+            "give each more "
             "memory, with fewer --workers, and run the same again"
         )
     return packs

@@ -1,4 +1,5 @@
-"""The report in a real browser, opened from its file: Chromium, as Debian packages it, driven by selenium.
+"""The report in a real browser, opened from its file: Chromium, as Debian packages it, driven by
+selenium.
 
 apt-get install chromium chromium-driver
 """
@@ -34,9 +35,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,800",
-)  # fmt: skip
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,800",
+)
 READY_MS = 3000  # what is promised for 5,665 concepts
 
 
@@ -60,7 +69,9 @@ class Page:
     def until(self, condition: Callable[[], Any]) -> Any:
         """Wait for something to be true, and return it."""
         # What a view has just replaced is stale, and is looked for again.
-        wait = WebDriverWait(self.driver, 30, 0.05, ignored_exceptions=[StaleElementReferenceException])
+        wait = WebDriverWait(
+            self.driver, 30, 0.05, ignored_exceptions=[StaleElementReferenceException]
+        )
         return wait.until(lambda _: condition())
 
     def go(self, view: str) -> None:
@@ -69,7 +80,11 @@ class Page:
 
     def all(self, selector: str) -> list[Any]:
         """What is there and to be seen."""
-        return [found for found in self.driver.find_elements(By.CSS_SELECTOR, selector) if found.is_displayed()]
+        return [
+            found
+            for found in self.driver.find_elements(By.CSS_SELECTOR, selector)
+            if found.is_displayed()
+        ]
 
     def text(self, selector: str) -> str:
         """The text of what a selector finds."""
@@ -124,17 +139,24 @@ def page(browser: webdriver.Chrome) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty concepts with a tree, samples and another pack; the names of the first are hostile, and so are texts."""
+    """Sixty concepts with a tree, samples and another pack; the names of the first are hostile, and
+    so are texts."""
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render_page(made_up_report(60, names=HOSTILE, texts=HOSTILE, n_beside=2)), encoding="utf-8")
+    path.write_text(
+        render_page(made_up_report(60, names=HOSTILE, texts=HOSTILE, n_beside=2)), encoding="utf-8"
+    )
     return path
 
 
 def rows(page: Page) -> list[list[str]]:
-    return [[c.text for c in row.find_elements(By.TAG_NAME, "td")] for row in page.all("#view-table tbody tr")]
+    return [
+        [c.text for c in row.find_elements(By.TAG_NAME, "td")]
+        for row in page.all("#view-table tbody tr")
+    ]
 
 
-# --- opening ---------------------------------------------------------------------------------------------------------
+# --- opening
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_it_opens_with_figures_warnings_and_charts(page: Page, file: Path) -> None:
@@ -152,10 +174,17 @@ def test_5665_concepts_open_within_three_seconds(page: Page, tmp_path: Path) -> 
     path = tmp_path / "large.html"
     path.write_text(large_page(), encoding="utf-8")
     page.open(path)
-    readable, ready = (float(page.run(f"return document.documentElement.dataset.{what}")) for what in
-                       ("readable", "ready"))  # fmt: skip
-    say(f"figures after {readable:.0f} ms, charts after {ready:.0f} ms, {path.stat().st_size / 1e6:.1f} MB\n")
-    assert ready < 5 * READY_MS  # a guard against slowness of another order: builders are busy, and slower than desks
+    readable, ready = (
+        float(page.run(f"return document.documentElement.dataset.{what}"))
+        for what in ("readable", "ready")
+    )
+    say(
+        f"figures after {readable:.0f} ms, charts after {ready:.0f} ms, "
+        f"{path.stat().st_size / 1e6:.1f} MB\n"
+    )
+    assert (
+        ready < 5 * READY_MS
+    )  # a guard against slowness of another order: builders are busy, and slower than desks
     assert "5,665\nlenses" in page.text(".tiles")
     for view, n_charts in (("#compare", 1), ("#tree", 1), ("#layers", 3), ("#concept=bird-0", 4)):
         start = time.perf_counter()
@@ -170,17 +199,25 @@ def test_5665_concepts_open_within_three_seconds(page: Page, tmp_path: Path) -> 
 @pytest.mark.parametrize("width", [400, 1280])
 def test_nothing_is_wider_than_the_window(page: Page, file: Path, width: int) -> None:
     page.driver.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False},
     )
     page.open(file)
-    for view, n_charts in (("#overview", 4), ("#tree", 1), ("#table", 0), ("#layers", 3), ("#compare", 1)):
+    for view, n_charts in (
+        ("#overview", 4),
+        ("#tree", 1),
+        ("#table", 0),
+        ("#layers", 3),
+        ("#compare", 1),
+    ):
         page.go(view)
         page.charts(n_charts)
         assert page.run("return document.documentElement.scrollWidth <= innerWidth"), view
     page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-# --- table -----------------------------------------------------------------------------------------------------------
+# --- table
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_table_sorts(page: Page, file: Path) -> None:
@@ -223,13 +260,16 @@ def test_the_table_filters(page: Page, file: Path) -> None:
 
 def test_a_warning_leads_to_the_rows_it_is_about(page: Page, file: Path) -> None:
     page.open(file)
-    (link,) = [a for a in page.all(".warning a") if a.get_attribute("hash") == "#table?show=everywhere"]
+    (link,) = [
+        a for a in page.all(".warning a") if a.get_attribute("hash") == "#table?show=everywhere"
+    ]
     n = int(link.text.split()[0])
     link.click()
     page.until(lambda: len(rows(page)) == n)
 
 
-# --- concepts --------------------------------------------------------------------------------------------------------
+# --- concepts
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_a_concept_opens_and_the_way_back_is_the_browsers(page: Page, file: Path) -> None:
@@ -266,11 +306,17 @@ def test_a_concept_that_is_not_there_says_so(page: Page, file: Path) -> None:
 
 def test_every_chart_has_a_title_and_named_axes(page: Page, file: Path) -> None:
     page.open(file)
-    for view, n_charts in (("#overview", 4), ("#layers", 3), ("#compare", 1), ("#concept=river-13", 4)):
+    for view, n_charts in (
+        ("#overview", 4),
+        ("#layers", 3),
+        ("#compare", 1),
+        ("#concept=river-13", 4),
+    ):
         page.go(view)
         page.charts(n_charts)
         names = page.run(
-            "return [...document.querySelectorAll('section:not([hidden]) .js-plotly-plot')].map((plot) => "
+            "return [...document.querySelectorAll('section:not([hidden]) "
+            ".js-plotly-plot')].map((plot) => "
             "Object.keys(plot._fullLayout).filter((key) => /^[xy]axis\\d*$/.test(key))"
             ".map((key) => plot._fullLayout[key].title.text))"
         )
@@ -281,7 +327,8 @@ def test_every_chart_has_a_title_and_named_axes(page: Page, file: Path) -> None:
         assert all(len(caption.text) > 20 for caption in page.all("figcaption"))
 
 
-# --- tree, model layers, comparison ----------------------------------------------------------------------------------
+# --- tree, model layers, comparison
+# ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", ["treemap", "icicle"])
@@ -296,7 +343,9 @@ def test_the_tree_zooms_and_its_leaves_open(page: Page, file: Path, shape: str) 
     def click(text: str) -> None:
         field = page.until(lambda: next((s for s in fields() if s.text.startswith(text)), None))
         # Not on its middle, where the fields within it are.
-        ActionChains(page.driver).move_to_element(field.find_element(By.CSS_SELECTOR, "text")).click().perform()
+        ActionChains(page.driver).move_to_element(
+            field.find_element(By.CSS_SELECTOR, "text")
+        ).click().perform()
 
     before = len(page.all("g.slice"))
     click('"quotes"')
@@ -311,7 +360,9 @@ def test_the_tree_zooms_and_its_leaves_open(page: Page, file: Path, shape: str) 
 
 @pytest.mark.slow
 def test_a_large_tree_zooms_down_to_its_leaves(page: Page, tmp_path: Path) -> None:
-    (path := tmp_path / "r.html").write_text(render_page(made_up_report(1000, n_beside=0)), encoding="utf-8")
+    (path := tmp_path / "r.html").write_text(
+        render_page(made_up_report(1000, n_beside=0)), encoding="utf-8"
+    )
     page.open(path, "#tree")
 
     def labels() -> list[str]:
@@ -320,24 +371,43 @@ def test_a_large_tree_zooms_down_to_its_leaves(page: Page, tmp_path: Path) -> No
     def click(field: str) -> None:
         page.run(
             "const plot = document.querySelector('.js-plotly-plot');"
-            "plot.emit('plotly_treemapclick', {points: [{id: arguments[0]}]})", field,
-        )  # fmt: skip
+            "plot.emit('plotly_treemapclick', {points: [{id: arguments[0]}]})",
+            field,
+        )
 
     page.charts(1)
     assert 6 < len(labels()) < 1001
     path_down = ["root"]
     for _ in range(3):
-        parents = dict(zip(labels(), page.run("return document.querySelector('.js-plotly-plot').data[0].parents"),
-                           strict=True))  # fmt: skip
-        path_down.append(max((f for f in parents if parents[f] == path_down[-1]), key=list(parents.values()).count))
+        parents = dict(
+            zip(
+                labels(),
+                page.run("return document.querySelector('.js-plotly-plot').data[0].parents"),
+                strict=True,
+            )
+        )
+        path_down.append(
+            max(
+                (f for f in parents if parents[f] == path_down[-1]),
+                key=list(parents.values()).count,
+            )
+        )
         click(path_down[-1])
         page.until(
-            lambda: page.run("return document.querySelector('.js-plotly-plot')?.data?.[0].level") == path_down[-1]
+            lambda: (
+                page.run("return document.querySelector('.js-plotly-plot')?.data?.[0].level")
+                == path_down[-1]
+            )
         )
         page.charts(1)
     assert labels()[:4] == path_down
     click(path_down[-1])  # the field zoomed to: out again
-    page.until(lambda: page.run("return document.querySelector('.js-plotly-plot')?.data?.[0].level") == path_down[-2])
+    page.until(
+        lambda: (
+            page.run("return document.querySelector('.js-plotly-plot')?.data?.[0].level")
+            == path_down[-2]
+        )
+    )
 
 
 def test_the_heat_map_has_a_row_a_concept_and_opens_it(page: Page, file: Path) -> None:
@@ -349,15 +419,26 @@ def test_the_heat_map_has_a_row_a_concept_and_opens_it(page: Page, file: Path) -
     )
     assert sizes == [[3 + 5, MODEL_LAYERS], [60, MODEL_LAYERS]]
     page.choose("Concepts of", "L0")
-    page.until(lambda: page.run("return document.querySelectorAll('.js-plotly-plot')[2]?.data[0].z.length") == 5)
-    page.run("document.querySelectorAll('.js-plotly-plot')[2].emit('plotly_click', {points: [{y: 0}]})")
+    page.until(
+        lambda: (
+            page.run("return document.querySelectorAll('.js-plotly-plot')[2]?.data[0].z.length")
+            == 5
+        )
+    )
+    page.run(
+        "document.querySelectorAll('.js-plotly-plot')[2].emit('plotly_click', {points: [{y: 0}]})"
+    )
     page.until(lambda: page.text("#concept-name"))
 
 
 def test_packs_are_compared(page: Page, file: Path) -> None:
     page.open(file, "#compare")
     page.charts(1)
-    assert [row.text.split()[0] for row in page.all("#view-compare .wide tbody tr")] == ["made", "other", "other"]
+    assert [row.text.split()[0] for row in page.all("#view-compare .wide tbody tr")] == [
+        "made",
+        "other",
+        "other",
+    ]
     assert "B is better on" in page.text("#view-compare")
     page.choose("A", "2")
     page.until(lambda: "B is worse on" in page.text("#view-compare"))
@@ -365,33 +446,48 @@ def test_packs_are_compared(page: Page, file: Path) -> None:
     page.until(lambda: "test F1 of A: other 2" in page.text("#view-compare .xtitle"))
 
 
-def test_without_store_model_layers_and_other_packs_each_view_says_how_to_get_them(page: Page, tmp_path: Path) -> None:
+def test_without_store_model_layers_and_other_packs_each_view_says_how_to_get_them(
+    page: Page, tmp_path: Path
+) -> None:
     report = made_up_report(12, n_beside=0)
     flat = replace(report.tree, parents=[[] for _ in report.concepts], is_flat=True)
-    bare = replace(report, tree=flat, has_store=False, model_layers=[], by_model_layer=[[] for _ in report.details],
-                   iterations=[], impact=[])  # fmt: skip
+    bare = replace(
+        report,
+        tree=flat,
+        has_store=False,
+        model_layers=[],
+        by_model_layer=[[] for _ in report.details],
+        iterations=[],
+        impact=[],
+    )
     (path := tmp_path / "bare.html").write_text(render_page(bare), encoding="utf-8")
     page.open(path)
     for view, words in (
-        ("#overview", "without --no-beyond"), ("#tree", "--store STORE"), ("#layers", "lenstrain fit"),
-        ("#compare", "--beside OTHER"), ("#concept=bird-0", "--store STORE"),
-    ):  # fmt: skip
+        ("#overview", "without --no-beyond"),
+        ("#tree", "--store STORE"),
+        ("#layers", "lenstrain fit"),
+        ("#compare", "--beside OTHER"),
+        ("#concept=bird-0", "--store STORE"),
+    ):
         page.go(view)
         page.until(lambda words=words: words in page.text("main"))  # type: ignore[misc]
 
 
-# --- light and dark --------------------------------------------------------------------------------------------------
+# --- light and dark
+# --------------------------------------------------------------------------------------------------
 
 
 def test_light_and_dark(page: Page, file: Path) -> None:
     def colours() -> Any:
         return page.run(
             "const text = document.querySelector('.js-plotly-plot .xtitle');"
-            "return [getComputedStyle(document.body).backgroundColor, text && getComputedStyle(text).fill]"
+            "return [getComputedStyle(document.body).backgroundColor, text && "
+            "getComputedStyle(text).fill]"
         )
 
     page.driver.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": "dark"}]},
     )
     page.open(file)
     page.charts(4)
@@ -404,7 +500,8 @@ def test_light_and_dark(page: Page, file: Path) -> None:
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-# --- hostile names ---------------------------------------------------------------------------------------------------
+# --- hostile names
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_hostile_names_and_samples_do_no_harm(page: Page, file: Path) -> None:
@@ -424,7 +521,13 @@ def test_hostile_names_and_samples_do_no_harm(page: Page, file: Path) -> None:
         search.send_keys(part)
         page.until(lambda: rows(page))
     assert page.run("return window.harmed") is None
-    assert page.run("return document.querySelectorAll('main img, main script, main b > b, main iframe').length") == 0
+    assert (
+        page.run(
+            "return document.querySelectorAll('main img, main script, main b > b, main "
+            "iframe').length"
+        )
+        == 0
+    )
     assert page.run("return document.querySelectorAll('a[href^=\"javascript\"]').length") == 0
 
 
@@ -434,7 +537,9 @@ def test_what_turns_the_direction_of_writing_is_shown_by_number(page: Page, file
     name = page.text("#concept-name")
     assert "abc [U+202E]gnp.exe[U+202C]" in name
     assert "[U+001B]" in name
-    assert not any(character in page.run("return document.body.textContent") for character in "\u202e\x1b\x07")
+    assert not any(
+        character in page.run("return document.body.textContent") for character in "\u202e\x1b\x07"
+    )
 
 
 def test_a_long_name_is_cut_and_its_page_has_the_whole(page: Page, file: Path) -> None:

@@ -48,12 +48,24 @@ def lenstrain() -> Run:
 
 @pytest.fixture(scope="session")
 def extract_options(model_folder: Path, pack_file: Path) -> list[str]:
-    return ["--pack", str(pack_file), "--model", str(model_folder), "--dtype", "float32", "--max-new-tokens", "4",
-            "--block-rows", "32"]  # fmt: skip
+    return [
+        "--pack",
+        str(pack_file),
+        "--model",
+        str(model_folder),
+        "--dtype",
+        "float32",
+        "--max-new-tokens",
+        "4",
+        "--block-rows",
+        "32",
+    ]
 
 
 @pytest.fixture(scope="session")
-def finished_store(tmp_path_factory: pytest.TempPathFactory, lenscache: Run, extract_options: list[str]) -> Path:
+def finished_store(
+    tmp_path_factory: pytest.TempPathFactory, lenscache: Run, extract_options: list[str]
+) -> Path:
     """A store that `lenscache extract` finished. Do not change it."""
     store = tmp_path_factory.mktemp("stores") / "store.zarr"
     result = lenscache("extract", store, *extract_options)
@@ -76,5 +88,7 @@ def interrupted_store(tmp_path_factory: pytest.TempPathFactory, pack_file: Path)
 
     settings = ExtractSettings(max_new_tokens=4, block_rows=8)
     with pytest.raises(_StopError):
-        extract(store, ConceptPack.load(pack_file), tiny_model(), settings, layers=[1], on_progress=stop)
+        extract(
+            store, ConceptPack.load(pack_file), tiny_model(), settings, layers=[1], on_progress=stop
+        )
     return store

@@ -37,10 +37,17 @@ def test_a_clean_store_gets_two_tables_and_one_sentence(lenstrain: Run, clean: P
     result = lenstrain("audit", clean, "--strict")
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert next(line for line in lines if line.startswith("train and test")).split()[-2:] == ["0", "0"]
+    assert next(line for line in lines if line.startswith("train and test")).split()[-2:] == [
+        "0",
+        "0",
+    ]
     assert [line.split("  ")[0] for line in lines[7:12]] == [
-        "prompt length", "completion length", "position", "temperature", "prompt kind",
-    ]  # fmt: skip
+        "prompt length",
+        "completion length",
+        "position",
+        "temperature",
+        "prompt kind",
+    ]
     assert lines[-1].startswith("no findings")
     assert "finding:" not in result.stdout
     assert tree(clean) == before
@@ -51,7 +58,10 @@ def test_a_near_twin_is_shown_with_both_texts_and_named(lenstrain: Run, leaky: P
     assert result.exit_code == 0
     assert f"{SENTENCE} (train) = {PARAPHRASE} (test)" in result.stdout
     assert "finding: bird: 1 of " in result.stdout
-    assert result.stdout.splitlines()[-1] == "of 12 concepts, 1 may score higher for texts seen in training"
+    assert (
+        result.stdout.splitlines()[-1]
+        == "of 12 concepts, 1 may score higher for texts seen in training"
+    )
 
 
 def test_strict_exits_with_1_where_there_is_a_finding(lenstrain: Run, leaky: Path) -> None:
@@ -61,8 +71,16 @@ def test_strict_exits_with_1_where_there_is_a_finding(lenstrain: Run, leaky: Pat
 
 def test_json_is_the_whole_report(lenstrain: Run, leaky: Path) -> None:
     report = json.loads(lenstrain("audit", leaky, "--json").stdout, parse_constant=pytest.fail)
-    assert report["twins"][0] == {"concept": "bird", "n_test": report["twins"][0]["n_test"], "exact": 0, "near": 1}
-    assert [factor["name"] for factor in report["factors"]][:2] == ["prompt length", "completion length"]
+    assert report["twins"][0] == {
+        "concept": "bird",
+        "n_test": report["twins"][0]["n_test"],
+        "exact": 0,
+        "near": 1,
+    }
+    assert [factor["name"] for factor in report["factors"]][:2] == [
+        "prompt length",
+        "completion length",
+    ]
 
 
 def test_layers_select_what_is_audited(lenstrain: Run, leaky: Path) -> None:
@@ -72,7 +90,10 @@ def test_layers_select_what_is_audited(lenstrain: Run, leaky: Path) -> None:
 
 def test_many_findings_are_cut_and_counted(lenstrain: Run, tmp_path: Path) -> None:
     concepts = [replace(planted_pack()["bird"], id=f"c{i}", name=f"c{i}") for i in range(24)]
-    concepts = [replace(c, examples=tuple(f"Word {c.id} number {n * 7}" for n in range(9))) for c in concepts]
+    concepts = [
+        replace(c, examples=tuple(f"Word {c.id} number {n * 7}" for n in range(9)))
+        for c in concepts
+    ]
 
     def confuse(plan: SamplePlan) -> SamplePlan:
         for concept in [c.id for c in concepts]:
@@ -81,7 +102,9 @@ def test_many_findings_are_cut_and_counted(lenstrain: Run, tmp_path: Path) -> No
             plan = with_texts(plan, {row: f"Copied for {concept}{mark}" for row, mark in marks})
         return plan
 
-    make_planted_store(tmp_path / "store.zarr", pack=planted_pack(changes=concepts), change_plan=confuse)
+    make_planted_store(
+        tmp_path / "store.zarr", pack=planted_pack(changes=concepts), change_plan=confuse
+    )
     lines = lenstrain("audit", tmp_path / "store.zarr").stdout.splitlines()
     n = len(json.loads(lenstrain("audit", tmp_path / "store.zarr", "--json").stdout)["findings"])
     assert n > 24
@@ -107,14 +130,21 @@ def test_hostile_texts_and_names_are_shown_and_do_nothing(lenstrain: Run, tmp_pa
     assert max(map(len, shown.stdout.splitlines())) < 300
 
 
-def test_an_unfinished_store_says_how_far_it_is_and_how_to_go_on(lenstrain: Run, interrupted_store: Path) -> None:
+def test_an_unfinished_store_says_how_far_it_is_and_how_to_go_on(
+    lenstrain: Run, interrupted_store: Path
+) -> None:
     result = lenstrain("audit", interrupted_store)
-    assert_one_line_error(result, "layer_1/round_0 is not finished", "blocks are extracted", "lenscache extract")
+    assert_one_line_error(
+        result, "layer_1/round_0 is not finished", "blocks are extracted", "lenscache extract"
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(["--layer", "5"], ["layer 5 is not in the store"]), (["--labels", "ghost"], ["no label set 'ghost'"])],
+    [
+        (["--layer", "5"], ["layer 5 is not in the store"]),
+        (["--labels", "ghost"], ["no label set 'ghost'"]),
+    ],
 )
 def test_a_request_that_does_not_fit_is_one_line(
     lenstrain: Run, clean: Path, options: list[str], words: list[str]

@@ -36,7 +36,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory, lenstrain: Run, store: Path) -> Path:
     folder = tmp_path_factory.mktemp("lenses") / "linear"
-    succeeded(lenstrain("fit", store, "--f1", 0.8, "--model-layers", "1", "--no-beyond", "--out", folder))
+    succeeded(
+        lenstrain("fit", store, "--f1", 0.8, "--model-layers", "1", "--no-beyond", "--out", folder)
+    )
     return folder
 
 
@@ -45,7 +47,10 @@ def them(tmp_path: Path) -> Path:
     """A classifier with nothing beside it, whose name would move the cursor."""
     folder = tmp_path / "them"
     (folder / "layer1").mkdir(parents=True)
-    torch.save(torch.nn.ModuleDict({"linear": torch.nn.Linear(HIDDEN, 1)}).state_dict(), folder / "layer1/Bird.pt")
+    torch.save(
+        torch.nn.ModuleDict({"linear": torch.nn.Linear(HIDDEN, 1)}).state_dict(),
+        folder / "layer1/Bird.pt",
+    )
     return folder
 
 
@@ -54,32 +59,55 @@ def test_help_of_every_command_ends_with_an_example(lenstrain: Run, command: str
     assert f"Example: lenstrain {command}" in plain(lenstrain(command, "--help").stdout)
 
 
-def test_a_pack_goes_to_hatcat_and_back_without_a_difference(lenstrain: Run, pack: Path, tmp_path: Path) -> None:
+def test_a_pack_goes_to_hatcat_and_back_without_a_difference(
+    lenstrain: Run, pack: Path, tmp_path: Path
+) -> None:
     out = succeeded(lenstrain("export", pack, "--to", "hatcat", "--out", tmp_path / "them")).stdout
     assert plain(out) == f"12 classifiers written to {tmp_path / 'them'}; 0 left out"
-    out = succeeded(lenstrain("import", tmp_path / "them", "--from", "hatcat", "--out", tmp_path / "back")).stdout
+    out = succeeded(
+        lenstrain("import", tmp_path / "them", "--from", "hatcat", "--out", tmp_path / "back")
+    ).stdout
     assert plain(out).endswith(f"next: lenstrain show {tmp_path / 'back'}")
     assert "not known" not in out
     X = np.random.default_rng(0).normal(size=(20, HIDDEN)).astype(np.float32)
-    assert LensPack.load(tmp_path / "back").score(X, 1).tobytes() == LensPack.load(pack).score(X, 1).tobytes()
     assert (
-        lenstrain("show", tmp_path / "back").stdout.splitlines()[1:] == lenstrain("show", pack).stdout.splitlines()[1:]
+        LensPack.load(tmp_path / "back").score(X, 1).tobytes()
+        == LensPack.load(pack).score(X, 1).tobytes()
+    )
+    assert (
+        lenstrain("show", tmp_path / "back").stdout.splitlines()[1:]
+        == lenstrain("show", pack).stdout.splitlines()[1:]
     )
 
 
 def test_control_vectors_of_chosen_concepts(lenstrain: Run, pack: Path, tmp_path: Path) -> None:
-    options = ["--to", "gguf", "--concept", "bird", "--concept", "boat", "--out", tmp_path / "vectors"]
+    options = [
+        "--to",
+        "gguf",
+        "--concept",
+        "bird",
+        "--concept",
+        "boat",
+        "--out",
+        tmp_path / "vectors",
+    ]
     out = succeeded(lenstrain("export", pack, *options)).stdout
     assert plain(out) == f"2 control vectors written to {tmp_path / 'vectors'}; 0 left out"
     ((_, vector, deviation),) = LensPack.load(pack)["bird"].directions
     found = read_control_vector(tmp_path / "vectors" / "bird.gguf").vectors[1]
     np.testing.assert_allclose(found, vector * deviation, rtol=1e-5, atol=1e-6)
     succeeded(lenstrain("export", pack, *options, "--overwrite", "--direction", "weights"))
-    assert not np.allclose(read_control_vector(tmp_path / "vectors" / "bird.gguf").vectors[1], found)
+    assert not np.allclose(
+        read_control_vector(tmp_path / "vectors" / "bird.gguf").vectors[1], found
+    )
 
 
 def test_part_of_a_pack_as_a_pack(lenstrain: Run, pack: Path, tmp_path: Path) -> None:
-    succeeded(lenstrain("export", pack, "--to", "safetensors", "--concept", "bird", "--out", tmp_path / "one"))
+    succeeded(
+        lenstrain(
+            "export", pack, "--to", "safetensors", "--concept", "bird", "--out", tmp_path / "one"
+        )
+    )
     assert [lens.concept for lens in LensPack.load(tmp_path / "one")] == ["bird"]
 
 
@@ -88,8 +116,19 @@ def test_json_lists_files_and_what_was_left_out(lenstrain: Run, pack: Path, tmp_
     data["lenses"][0]["grade"] = "C"
     (tmp_path / "graded").mkdir()
     (tmp_path / "graded" / "lenses.json").write_text(json.dumps(data))
-    (tmp_path / "graded" / "lenses.safetensors").write_bytes((pack / "lenses.safetensors").read_bytes())
-    command = ["export", tmp_path / "graded", "--to", "gguf", "--min-grade", "B", "--out", tmp_path / "out"]
+    (tmp_path / "graded" / "lenses.safetensors").write_bytes(
+        (pack / "lenses.safetensors").read_bytes()
+    )
+    command = [
+        "export",
+        tmp_path / "graded",
+        "--to",
+        "gguf",
+        "--min-grade",
+        "B",
+        "--out",
+        tmp_path / "out",
+    ]
     found = json.loads(succeeded(lenstrain(*command, "--json")).stdout)
     low = data["lenses"][0]["concept"]
     assert found["left_out"][low] == f"the lens of {low} has grade C"
@@ -104,19 +143,33 @@ def test_an_imported_classifier_is_shown_and_what_is_not_known_of_it_is_said(
     (them / "layer1" / "Bird.pt").rename(them / "layer1" / "bird_classifier.pt")
     command = ["import", them, "--from", "hatcat", "--model-layer", 1, "--out", tmp_path / "back"]
     out = plain(succeeded(lenstrain(*command)).stdout)
-    assert "not known, and stood in for: calibration, grade, metrics, noise floor, threshold; grade C until" in out
+    assert (
+        "not known, and stood in for: calibration, grade, metrics, noise floor, threshold; grade "
+        "C until"
+    ) in out
     shown = succeeded(lenstrain("show", tmp_path / "back")).stdout
     assert "unknown, linear lenses" in shown
-    assert json.loads(succeeded(lenstrain("show", tmp_path / "back", "--json")).stdout)["mean_score"] is None
+    assert (
+        json.loads(succeeded(lenstrain("show", tmp_path / "back", "--json")).stdout)["mean_score"]
+        is None
+    )
     refused = lenstrain("compare", pack, tmp_path / "back", "--store", store)
     assert_one_line_error(refused, "another model (unknown)", "held out is not known")
-    assert_one_line_error(lenstrain("check", tmp_path / "back", "--store", store), "another model (unknown)")
+    assert_one_line_error(
+        lenstrain("check", tmp_path / "back", "--store", store), "another model (unknown)"
+    )
     assert_one_line_error(lenstrain("impact", tmp_path / "back"), "target F1")
 
 
-def test_a_name_that_moves_the_cursor_is_escaped(lenstrain: Run, them: Path, tmp_path: Path) -> None:
+def test_a_name_that_moves_the_cursor_is_escaped(
+    lenstrain: Run, them: Path, tmp_path: Path
+) -> None:
     (them / "layer1" / "Bird.pt").rename(them / "layer1" / "evil\x1b[31m\nfake.pt")
-    succeeded(lenstrain("import", them, "--from", "hatcat", "--model-layer", 0, "--out", tmp_path / "back"))
+    succeeded(
+        lenstrain(
+            "import", them, "--from", "hatcat", "--model-layer", 0, "--out", tmp_path / "back"
+        )
+    )
     result = lenstrain("export", tmp_path / "back", "--to", "gguf", "--out", tmp_path / "out")
     assert_one_line_error(result, "no direction to steer along")
     assert "\x1b" not in lenstrain("show", tmp_path / "back").stdout
@@ -126,18 +179,28 @@ def test_every_refusal_is_one_line(lenstrain: Run, pack: Path, them: Path, tmp_p
     hatcat = ["--from", "hatcat", "--out", tmp_path / "back"]
     assert_one_line_error(lenstrain("import", them, *hatcat), "--model-layer")
     assert_one_line_error(lenstrain("import", tmp_path, *hatcat), "has no <concept>_classifier.pt")
-    assert_one_line_error(lenstrain("import", them, "--from", "hatcat", "--out", pack), "or pass --overwrite")
+    assert_one_line_error(
+        lenstrain("import", them, "--from", "hatcat", "--out", pack), "or pass --overwrite"
+    )
     (them / "layer1" / "Torn_classifier.pt").write_bytes(b"\x80\x04")
-    assert_one_line_error(lenstrain("import", them, *hatcat, "--model-layer", 1), "Torn_classifier.pt is refused")
+    assert_one_line_error(
+        lenstrain("import", them, *hatcat, "--model-layer", 1), "Torn_classifier.pt is refused"
+    )
     export = ["--to", "hatcat", "--out"]
     assert_one_line_error(lenstrain("export", tmp_path, *export, tmp_path / "o"), "no lens pack at")
     assert_one_line_error(lenstrain("export", pack, *export, them, "--overwrite"), "exists already")
-    assert_one_line_error(lenstrain("export", pack, *export, pack, "--overwrite"), "holds the lenses")
-    assert_one_line_error(lenstrain("export", pack, *export, tmp_path / "o", "--concept", "brid"), "did you mean bird")
+    assert_one_line_error(
+        lenstrain("export", pack, *export, pack, "--overwrite"), "holds the lenses"
+    )
+    assert_one_line_error(
+        lenstrain("export", pack, *export, tmp_path / "o", "--concept", "brid"), "did you mean bird"
+    )
     assert not (tmp_path / "back").exists()
     assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("options", [["--to", "pickle"], ["--to", "gguf", "--min-grade", "D"], []])
-def test_wrong_options_are_usage_errors(lenstrain: Run, pack: Path, tmp_path: Path, options: list[str]) -> None:
+def test_wrong_options_are_usage_errors(
+    lenstrain: Run, pack: Path, tmp_path: Path, options: list[str]
+) -> None:
     assert lenstrain("export", pack, "--out", tmp_path / "o", *options).exit_code == 2

@@ -19,7 +19,10 @@ from tests.lenscache.test_ray_engine import arrays
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(["--workers", "2"], "--engine ray"), (["--engine", "ray", "--device", "cuda:1"], "pass --device cuda")],
+    [
+        (["--workers", "2"], "--engine ray"),
+        (["--engine", "ray", "--device", "cuda:1"], "pass --device cuda"),
+    ],
 )
 def test_options_that_do_not_go_together_are_a_usage_error(
     lenscache: Run, extract_options: list[str], tmp_path: Path, options: list[str], words: str
@@ -30,8 +33,12 @@ def test_options_that_do_not_go_together_are_a_usage_error(
     assert not (tmp_path / "s.zarr").exists()
 
 
-def test_a_partition_is_not_for_workers(lenscache: Run, extract_options: list[str], tmp_path: Path) -> None:
-    result = lenscache("extract", tmp_path / "s.zarr", *extract_options, "--engine", "ray", "--partition", "1/2")
+def test_a_partition_is_not_for_workers(
+    lenscache: Run, extract_options: list[str], tmp_path: Path
+) -> None:
+    result = lenscache(
+        "extract", tmp_path / "s.zarr", *extract_options, "--engine", "ray", "--partition", "1/2"
+    )
     assert result.exit_code == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert "leave one of them out" in line
@@ -45,9 +52,13 @@ def test_without_ray_one_line_says_how_to_install_it(pack_file: Path) -> None:
     sys.argv = ["lenscache", "extract", "nowhere.zarr", "--pack", {str(pack_file)!r}, "--model", "m", "--engine", "ray"]
     main()
     """
-    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120
+    )
     assert ran.returncode == 1
-    assert ran.stderr.splitlines() == ["error: --engine ray needs Ray: run `pip install 'lenscache[ray]'`"]
+    assert ran.stderr.splitlines() == [
+        "error: --engine ray needs Ray: run `pip install 'lenscache[ray]'`"
+    ]
 
 
 @pytest.mark.slow
@@ -59,11 +70,21 @@ def test_workers_write_what_one_process_writes_and_leave_no_process_behind(
     monkeypatch.setenv("STARTED_BY", str(tmp_path))
     runs = {
         name: subprocess.run(
-            [sys.executable, "-c", "from lens_cli.cache.app import main; main()", "extract", tmp_path / name,
-             *extract_options, *more], capture_output=True, text=True, timeout=300,
+            [
+                sys.executable,
+                "-c",
+                "from lens_cli.cache.app import main; main()",
+                "extract",
+                tmp_path / name,
+                *extract_options,
+                *more,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         for name, more in (("local", []), ("ray", ["--engine", "ray", "--workers", "2"]))
-    }  # fmt: skip
+    }
     assert [ran.returncode for ran in runs.values()] == [0, 0], runs["ray"].stderr
     assert arrays(tmp_path / "ray") == arrays(tmp_path / "local")
     assert all(target.is_complete for target in open_store(tmp_path / "ray").rounds())
@@ -81,8 +102,18 @@ def test_ctrl_c_ends_the_workers_and_says_one_line(
     extract_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STARTED_BY", str(tmp_path))
-    command = [sys.executable, "-c", "from lens_cli.cache.app import main; main()", "extract", str(tmp_path / "s.zarr"),
-               *extract_options, "--engine", "ray", "--workers", "2"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        "from lens_cli.cache.app import main; main()",
+        "extract",
+        str(tmp_path / "s.zarr"),
+        *extract_options,
+        "--engine",
+        "ray",
+        "--workers",
+        "2",
+    ]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not any("ray::Worker" in name for name in processes_of(tmp_path)):
         assert running.poll() is None
@@ -104,11 +135,15 @@ def processes_left(mark: Path) -> list[str]:
 
 
 def processes_of(mark: Path) -> list[str]:
-    """Command lines of the processes begun with STARTED_BY in their environment, Ray's own among them."""
+    """Command lines of the processes begun with STARTED_BY in their environment, Ray's own among
+    them."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdecimal() and f"STARTED_BY={mark}".encode() in (entry / "environ").read_bytes():
+            if (
+                entry.name.isdecimal()
+                and f"STARTED_BY={mark}".encode() in (entry / "environ").read_bytes()
+            ):
                 found.append((entry / "cmdline").read_bytes().decode())
         except OSError:  # it has ended
             continue

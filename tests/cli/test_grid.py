@@ -1,4 +1,5 @@
-"""`lenstrain fit` for several combinations: a folder each, a table, and an exit code that tells of any that failed."""
+"""`lenstrain fit` for several combinations: a folder each, a table, and an exit code that tells of
+any that failed."""
 
 from __future__ import annotations
 
@@ -21,23 +22,43 @@ OPTIONS = ["--layer", "0", "--max-iterations", "2", "--model-layers", "1", "--f1
 def test_each_combination_has_a_folder_and_a_row_and_the_best_of_calibration_is_marked(
     lenstrain: Run, finished_store: Path, tmp_path: Path
 ) -> None:
-    options = [*OPTIONS, "--f1", "0.9", "--family", "linear", "--family", "mean-difference", "--out", tmp_path / "g"]
+    options = [
+        *OPTIONS,
+        "--f1",
+        "0.9",
+        "--family",
+        "linear",
+        "--family",
+        "mean-difference",
+        "--out",
+        tmp_path / "g",
+    ]
     result = lenstrain("fit", finished_store, *options)
     assert result.exit_code == 0, result.stderr
-    names = [f"{family}-f1-{f1}-layers-1" for family in ("linear", "mean-difference") for f1 in ("0.5", "0.9")]
+    names = [
+        f"{family}-f1-{f1}-layers-1"
+        for family in ("linear", "mean-difference")
+        for f1 in ("0.5", "0.9")
+    ]
     assert sorted(path.name for path in (tmp_path / "g").iterdir()) == sorted(names)
     rows = {line.split()[0]: line for line in result.stdout.splitlines()[1:5]}
     assert list(rows) == names
-    shown = json.loads(lenstrain("fit", finished_store, *options, "--json").stdout, parse_constant=pytest.fail)
+    shown = json.loads(
+        lenstrain("fit", finished_store, *options, "--json").stdout, parse_constant=pytest.fail
+    )
     assert [each["kept"] for each in shown["packs"]] == [True] * 4
     marked = [name for name, row in rows.items() if re.search(r"\d\* ", row)]
     assert marked == [shown["best"]]
     scores = {each["name"]: each["calibration_score"] for each in shown["packs"]}
     assert scores[shown["best"]] == max(scores.values())
-    assert "Choose by it alone: other figures are of the test split" in " ".join(result.stdout.split())
+    assert "Choose by it alone: other figures are of the test split" in " ".join(
+        result.stdout.split()
+    )
 
 
-def test_a_pack_of_a_grid_is_that_of_a_fit_alone(lenstrain: Run, finished_store: Path, tmp_path: Path) -> None:
+def test_a_pack_of_a_grid_is_that_of_a_fit_alone(
+    lenstrain: Run, finished_store: Path, tmp_path: Path
+) -> None:
     options = [*OPTIONS, "--text", "--refine"]
     lenstrain("fit", finished_store, *options, "--f1", "0.9", "--out", tmp_path / "grid")
     lenstrain("fit", finished_store, *options, "--out", tmp_path / "alone")
@@ -72,7 +93,9 @@ def test_a_pack_that_was_fitted_otherwise_is_refused_and_overwritten_on_request(
     before = tree(tmp_path / "g")
     other = [*options, "--initial-samples", "3"]
     result = lenstrain("fit", finished_store, *other)
-    assert_one_line_error(result, "was fitted otherwise (settings.initial_samples 5, now 3)", "--overwrite")
+    assert_one_line_error(
+        result, "was fitted otherwise (settings.initial_samples 5, now 3)", "--overwrite"
+    )
     assert tree(tmp_path / "g") == before
     assert lenstrain("fit", finished_store, *other, "--overwrite").exit_code == 0
     pack = LensPack.load(tmp_path / "g" / "linear-f1-0.5-layers-1")
@@ -108,15 +131,31 @@ def test_without_ray_one_line_says_how_to_install_it(tmp_path: Path) -> None:
     sys.argv = ["lenstrain", "fit", "nowhere.zarr", "--engine", "ray", "--out", {str(tmp_path / "l")!r}]
     main()
     """
-    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120
+    )
     assert ran.returncode == 1
-    assert ran.stderr.splitlines() == ["error: --engine ray needs Ray: run `pip install 'lenscache[ray]'`"]
+    assert ran.stderr.splitlines() == [
+        "error: --engine ray needs Ray: run `pip install 'lenscache[ray]'`"
+    ]
 
 
 @pytest.mark.slow
-def test_the_same_fit_on_ray_writes_the_same_bytes(lenstrain: Run, finished_store: Path, tmp_path: Path) -> None:
+def test_the_same_fit_on_ray_writes_the_same_bytes(
+    lenstrain: Run, finished_store: Path, tmp_path: Path
+) -> None:
     options = [*OPTIONS, "--family", "mlp"]
-    result = lenstrain("fit", finished_store, *options, "--engine", "ray", "--workers", "1", "--out", tmp_path / "ray")
+    result = lenstrain(
+        "fit",
+        finished_store,
+        *options,
+        "--engine",
+        "ray",
+        "--workers",
+        "1",
+        "--out",
+        tmp_path / "ray",
+    )
     assert result.exit_code == 0, result.stderr
     assert f"next: lenstrain show {tmp_path}/ray" in " ".join(result.stdout.split())
     lenstrain("fit", finished_store, *options, "--out", tmp_path / "local")

@@ -35,11 +35,16 @@ def topics(tmp_path: Path) -> Path:
     return write_csv(tmp_path / "topics.csv", [*rows, ("Nobody\x1b[31m extracted\nthis.", "alive")])
 
 
-def test_label_says_what_it_added_and_left_out_and_what_comes_next(lenscache: Run, store: Path, topics: Path) -> None:
+def test_label_says_what_it_added_and_left_out_and_what_comes_next(
+    lenscache: Run, store: Path, topics: Path
+) -> None:
     result = lenscache("label", store, topics, "--name", "topics", "--label", "topic")
     assert result.exit_code == 0, result.stderr
     assert "label set topics: 48 samples, 48 labels, 2 concepts" in result.stdout
-    assert "left out: 1 x text that the store does not hold: Nobody [31m extracted this." in result.stdout
+    assert (
+        "left out: 1 x text that the store does not hold: Nobody [31m extracted this."
+        in result.stdout
+    )
     assert f"next: lenstrain fit {store} --labels topics" in result.stdout
     assert "label sets: topics" in lenscache("info", store).stdout
 
@@ -47,12 +52,18 @@ def test_label_says_what_it_added_and_left_out_and_what_comes_next(lenscache: Ru
 def test_lenses_of_a_label_set_are_fitted_without_the_model(
     lenscache: Run, lenstrain: Run, store: Path, topics: Path, tmp_path: Path
 ) -> None:
-    added = json.loads(lenscache("label", store, topics, "--name", "t", "--label", "topic", "--json").stdout)
+    added = json.loads(
+        lenscache("label", store, topics, "--name", "t", "--label", "topic", "--json").stdout
+    )
     result = lenstrain("fit", store, "--labels", "t", "--out", tmp_path / "lenses")
     assert result.exit_code == 0, result.stderr
     saved = json.loads((tmp_path / "lenses" / "lenses.json").read_text())
     assert {lens["concept"] for lens in saved["lenses"]} == {"alive", "made"}
-    assert saved["provenance"]["labels"] == {"name": "t", "digest": added["digest"], "source": "topics.csv"}
+    assert saved["provenance"]["labels"] == {
+        "name": "t",
+        "digest": added["digest"],
+        "source": "topics.csv",
+    }
 
 
 def test_an_unknown_label_set_is_one_line(lenstrain: Run, store: Path, tmp_path: Path) -> None:
@@ -61,7 +72,9 @@ def test_an_unknown_label_set_is_one_line(lenstrain: Run, store: Path, tmp_path:
     assert "no label set 'topics', it has: none; add one with `lenscache label`" in result.stderr
 
 
-def test_labels_of_no_text_in_the_store_are_one_line(lenscache: Run, store: Path, tmp_path: Path) -> None:
+def test_labels_of_no_text_in_the_store_are_one_line(
+    lenscache: Run, store: Path, tmp_path: Path
+) -> None:
     strange = write_csv(tmp_path / "strange.csv", [("Never seen.", "a"), ("Nor this.", "b")])
     result = lenscache("label", store, strange, "--name", "s", "--label", "topic")
     assert result.exit_code == 1

@@ -48,7 +48,9 @@ def test_extract_reports_rows_size_agreement_and_the_next_command(
     assert "layer 1: " in result.stderr
 
 
-def test_extract_again_extracts_nothing(lenscache: Run, finished_store: Path, extract_options: list[str]) -> None:
+def test_extract_again_extracts_nothing(
+    lenscache: Run, finished_store: Path, extract_options: list[str]
+) -> None:
     before = tree(finished_store)
     result = lenscache("extract", finished_store, *extract_options, "--json")
     assert json.loads(result.stdout)["rows_run"] == 0
@@ -60,7 +62,17 @@ def test_extract_selects_layers_model_layers_and_concepts(
 ) -> None:
     store = tmp_path / "s.zarr"
     result = lenscache(
-        "extract", store, *extract_options, "--layer", 1, "--model-layers", "0,2", "--limit", 2, "--mode", "prompt"
+        "extract",
+        store,
+        *extract_options,
+        "--layer",
+        1,
+        "--model-layers",
+        "0,2",
+        "--limit",
+        2,
+        "--mode",
+        "prompt",
     )
     assert result.exit_code == 0, result.stderr
     opened = open_store(store)
@@ -74,7 +86,12 @@ def test_info_prints_the_same_facts_as_its_json(lenscache: Run, finished_store: 
     facts = json.loads(lenscache("info", finished_store, "--json").stdout)
     text = lenscache("info", finished_store).stdout
     assert facts["rounds"][0]["state"] == "complete"
-    for fact in (facts["digest"], facts["model"]["fingerprint"], facts["pack"]["digest"], "layer_1/round_0"):
+    for fact in (
+        facts["digest"],
+        facts["model"]["fingerprint"],
+        facts["pack"]["digest"],
+        "layer_1/round_0",
+    ):
         assert fact in text
     assert f"{facts['stored_bytes'] / facts['raw_bytes']:.2f} of the" in text
 
@@ -91,7 +108,10 @@ def test_info_counts_only_what_is_extracted(lenscache: Run, interrupted_store: P
         (lambda d: "not json", ["is not JSON", "line 1"]),
         (lambda d: [d], ["expected a JSON object"]),
         (lambda d: {**d, "concepts": [{"id": "x", "name": "x"}]}, ["'x' lacks the field 'layer'"]),
-        (lambda d: {**d, "concepts": [*d["concepts"], d["concepts"][0]]}, ["'nature' occurs twice"]),
+        (
+            lambda d: {**d, "concepts": [*d["concepts"], d["concepts"][0]]},
+            ["'nature' occurs twice"],
+        ),
         (lambda d: replace_parents(d, "bird", ["ghost"]), ["'bird' names the parent 'ghost'"]),
         (lambda d: replace_parents(d, "nature", ["bird"]), ["form a cycle", "nature", "bird"]),
     ],
@@ -142,7 +162,11 @@ def test_a_request_that_does_not_fit_is_one_line(
     ],
 )
 def test_a_store_written_with_another_setting_is_refused_and_left_alone(
-    lenscache: Run, finished_store: Path, extract_options: list[str], options: list[str], words: list[str]
+    lenscache: Run,
+    finished_store: Path,
+    extract_options: list[str],
+    options: list[str],
+    words: list[str],
 ) -> None:
     before = tree(finished_store)
     result = lenscache("extract", finished_store, *extract_options, *options)
@@ -150,7 +174,9 @@ def test_a_store_written_with_another_setting_is_refused_and_left_alone(
     assert tree(finished_store) == before
 
 
-@pytest.mark.parametrize(("value", "words"), [("first", "not a model layer"), ("2-0", "runs backwards")])
+@pytest.mark.parametrize(
+    ("value", "words"), [("first", "not a model layer"), ("2-0", "runs backwards")]
+)
 def test_a_wrong_option_is_a_usage_error(
     lenscache: Run, finished_store: Path, extract_options: list[str], value: str, words: str
 ) -> None:
@@ -167,7 +193,9 @@ def test_info_of_something_else_is_one_line(lenscache: Run, tmp_path: Path, make
 
 def test_debug_shows_the_traceback() -> None:
     script = "from lens_cli.cache.app import main; main()"
-    ran = subprocess.run([sys.executable, "-c", script, "info", "nowhere", "--debug"], capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", script, "info", "nowhere", "--debug"], capture_output=True, text=True
+    )
     assert ran.returncode == 1
     assert "Traceback" in ran.stderr
     assert "StoreNotFoundError" in ran.stderr
@@ -176,7 +204,16 @@ def test_debug_shows_the_traceback() -> None:
 def test_plan_counts_what_extract_then_extracts(
     lenscache: Run, pack_file: Path, model_folder: Path, finished_store: Path, tmp_path: Path
 ) -> None:
-    options = ["--pack", pack_file, "--model", model_folder, "--dtype", "float32", "--max-new-tokens", 4]
+    options = [
+        "--pack",
+        pack_file,
+        "--model",
+        model_folder,
+        "--dtype",
+        "float32",
+        "--max-new-tokens",
+        4,
+    ]
     planned = json.loads(lenscache("plan", *options, "--json").stdout)
     found = json.loads(lenscache("info", finished_store, "--json").stdout)
     assert planned["prompts"] == sum(entry["rows"] for entry in found["rounds"])
@@ -192,7 +229,9 @@ def test_plan_counts_what_extract_then_extracts(
     assert "prompts/s" in text
 
 
-def test_plan_refuses_what_extract_would(lenscache: Run, pack_file: Path, model_folder: Path) -> None:
+def test_plan_refuses_what_extract_would(
+    lenscache: Run, pack_file: Path, model_folder: Path
+) -> None:
     result = lenscache("plan", "--pack", pack_file, "--model", model_folder, "--model-layers", "7")
     assert_one_line_error(result, "model layer 7 does not exist")
 
@@ -201,7 +240,18 @@ def test_plan_refuses_what_extract_would(lenscache: Run, pack_file: Path, model_
 def test_export_writes_what_was_selected_and_says_how_much(
     lenscache: Run, finished_store: Path, to: str, tmp_path: Path
 ) -> None:
-    options = ["--to", to, "--out", tmp_path / "out", "--layer", 1, "--model-layers", "0,2", "--phase", "prompt"]
+    options = [
+        "--to",
+        to,
+        "--out",
+        tmp_path / "out",
+        "--layer",
+        1,
+        "--model-layers",
+        "0,2",
+        "--phase",
+        "prompt",
+    ]
     result = lenscache("export", finished_store, *options)
     assert result.exit_code == 0, result.stderr
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
@@ -218,7 +268,9 @@ def test_export_of_an_unfinished_store_says_what_it_leaves_out(
     result = lenscache("export", interrupted_store, "--to", "npz", "--out", tmp_path / "out")
     (entry,) = json.loads((tmp_path / "out/manifest.json").read_text())["rounds"]
     assert entry["rows_left_out"] > 0
-    assert f"; {entry['rows_left_out']} rows that are not extracted yet are left out" in result.stdout
+    assert (
+        f"; {entry['rows_left_out']} rows that are not extracted yet are left out" in result.stdout
+    )
 
 
 def test_export_over_something_is_refused_in_one_line_and_overwrite_replaces_an_export(
@@ -239,7 +291,12 @@ def test_partitions_say_what_is_left_and_info_shows_how_far_they_are(
     assert first.exit_code == 0, first.stderr
     assert "other partitions have blocks to do in layer_0/round_0" in first.stdout
     shown = lenscache("info", tmp_path / "s", "--partitions", 2).stdout
-    assert [line.split()[-1] for line in shown.splitlines() if line.startswith(("1/2", "2/2"))] == ["complete", "do"]
+    assert [line.split()[-1] for line in shown.splitlines() if line.startswith(("1/2", "2/2"))] == [
+        "complete",
+        "do",
+    ]
     second = lenscache("extract", tmp_path / "s", *extract_options, "--partition", "2/2")
     assert "next: lenstrain fit" in second.stdout
-    assert lenscache("extract", tmp_path / "s", *extract_options, "--partition", "3/2").exit_code == 1
+    assert (
+        lenscache("extract", tmp_path / "s", *extract_options, "--partition", "3/2").exit_code == 1
+    )

@@ -33,10 +33,19 @@ def plain(text: str) -> str:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A planted store with a concept that has a hostile name, and one without a sibling."""
-    hostile = Concept("hostile", HOSTILE, 1, parents=("craft",), examples=tuple(f"A use {i} of it." for i in range(20)))
+    hostile = Concept(
+        "hostile",
+        HOSTILE,
+        1,
+        parents=("craft",),
+        examples=tuple(f"A use {i} of it." for i in range(20)),
+    )
     path = tmp_path_factory.mktemp("planted") / "s.zarr"
     planting = Planting(strength=3.0, completion_strength=2.0)
-    write_completions(make_planted_store(path, pack=planted_pack(changes=[hostile]), planting=planting), name_concepts)
+    write_completions(
+        make_planted_store(path, pack=planted_pack(changes=[hostile]), planting=planting),
+        name_concepts,
+    )
     return path
 
 
@@ -57,7 +66,8 @@ def other(tmp_path_factory: pytest.TempPathFactory, lenstrain: Run, store: Path)
     return folder
 
 
-# --- show ------------------------------------------------------------------------------------------------------------
+# --- show
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_show_says_there_are_text_lenses_and_how_they_agree(lenstrain: Run, dual: Path) -> None:
@@ -76,7 +86,8 @@ def test_show_without_text_lenses_has_no_column_for_them(lenstrain: Run, other: 
     assert "agreement" not in text
 
 
-# --- impact ----------------------------------------------------------------------------------------------------------
+# --- impact
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_impact_prints_a_row_a_mode(lenstrain: Run, dual: Path) -> None:
@@ -90,7 +101,9 @@ def test_impact_prints_a_row_a_mode(lenstrain: Run, dual: Path) -> None:
     assert "in vain: " in result.stdout
 
 
-def test_impact_json_has_the_same_figures_and_null_for_what_cannot_be_said(lenstrain: Run, dual: Path) -> None:
+def test_impact_json_has_the_same_figures_and_null_for_what_cannot_be_said(
+    lenstrain: Run, dual: Path
+) -> None:
     found = strict_json(lenstrain("impact", dual, "--json"))
     assert found["n_lenses"] == 13
     modes = {mode["mode"]: mode for mode in found["modes"]}
@@ -102,10 +115,13 @@ def test_impact_json_has_the_same_figures_and_null_for_what_cannot_be_said(lenst
 
 
 def test_impact_of_a_pack_without_a_record_is_one_line(lenstrain: Run, other: Path) -> None:
-    assert_one_line_error(lenstrain("impact", other), "without going on after graduation", "without --no-beyond")
+    assert_one_line_error(
+        lenstrain("impact", other), "without going on after graduation", "without --no-beyond"
+    )
 
 
-# --- compare ---------------------------------------------------------------------------------------------------------
+# --- compare
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_compare_prints_concepts_differences_and_what_is_missing(
@@ -118,12 +134,18 @@ def test_compare_prints_concepts_differences_and_what_is_missing(
     assert sum(line.startswith(("bird ", "fish ", "boat ")) for line in text.splitlines()) == 3
     assert not any(line.startswith("nature ") for line in text.splitlines())
     for what in ("test F1", "score"):
-        assert re.search(rf"^{what}, B minus A: [+-]\d\.\d\d\d \[[+-]\d\.\d\d\d, [+-]\d\.\d\d\d\]", text, re.MULTILINE)
+        assert re.search(
+            rf"^{what}, B minus A: [+-]\d\.\d\d\d \[[+-]\d\.\d\d\d, [+-]\d\.\d\d\d\]",
+            text,
+            re.MULTILINE,
+        )
     assert "10 concepts on " in text
     assert "3 only in A, 0 only in B" in text
 
 
-def test_compare_json_is_what_the_table_shows(lenstrain: Run, dual: Path, other: Path, store: Path) -> None:
+def test_compare_json_is_what_the_table_shows(
+    lenstrain: Run, dual: Path, other: Path, store: Path
+) -> None:
     found = strict_json(lenstrain("compare", dual, other, "--store", store, "--json"))
     assert len(found["pairs"]) == 10
     assert found["only_a"] == ["nature", "society", "craft"]
@@ -134,7 +156,9 @@ def test_compare_json_is_what_the_table_shows(lenstrain: Run, dual: Path, other:
     assert min(pair["a"]["f1"], pair["b"]["f1"]) > 0.5
 
 
-def test_activation_lenses_are_compared_with_their_text_lenses(lenstrain: Run, dual: Path, store: Path) -> None:
+def test_activation_lenses_are_compared_with_their_text_lenses(
+    lenstrain: Run, dual: Path, store: Path
+) -> None:
     found = strict_json(lenstrain("compare", dual, dual / "text", "--store", store, "--json"))
     assert len(found["pairs"]) == 13
     itself = strict_json(lenstrain("compare", dual, dual, "--store", store, "--json"))
@@ -145,10 +169,13 @@ def test_compare_on_a_store_of_something_else_is_one_line(
     lenstrain: Run, dual: Path, other: Path, finished_store: Path
 ) -> None:
     result = lenstrain("compare", dual, other, "--store", finished_store)
-    assert_one_line_error(result, "trained on a store with another model", "give it the store it was fitted on")
+    assert_one_line_error(
+        result, "trained on a store with another model", "give it the store it was fitted on"
+    )
 
 
-# --- check -----------------------------------------------------------------------------------------------------------
+# --- check
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_check_prints_a_row_a_lens_and_a_summary(lenstrain: Run, dual: Path, store: Path) -> None:
@@ -157,10 +184,15 @@ def test_check_prints_a_row_a_lens_and_a_summary(lenstrain: Run, dual: Path, sto
     row = next(line for line in result.stdout.splitlines() if line.startswith("bird "))
     assert row.split()[1] == "1"
     assert row.split()[3] == "10"  # lenses of the layer, its own among them
-    assert re.search(r"13 lenses: first of their layer on \d+% of their samples; \d+ fire everywhere", result.stdout)
+    assert re.search(
+        r"13 lenses: first of their layer on \d+% of their samples; \d+ fire everywhere",
+        result.stdout,
+    )
 
 
-def test_check_json_is_what_the_pack_says_of_itself(lenstrain: Run, dual: Path, store: Path) -> None:
+def test_check_json_is_what_the_pack_says_of_itself(
+    lenstrain: Run, dual: Path, store: Path
+) -> None:
     found = strict_json(lenstrain("check", dual, "--store", store, "--json"))
     shown = strict_json(lenstrain("show", dual, "--json"))
     for lens in shown["lenses"]:
@@ -170,16 +202,19 @@ def test_check_json_is_what_the_pack_says_of_itself(lenstrain: Run, dual: Path, 
     assert found["nature"]["above_ancestors"] is None
 
 
-# --- all of them -----------------------------------------------------------------------------------------------------
+# --- all of them
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_hostile_names_are_shown_on_one_line_and_do_nothing(
     lenstrain: Run, dual: Path, other: Path, store: Path
 ) -> None:
     for command in (
-        ["show", dual], ["show", dual / "text"], ["compare", dual, other, "--store", store],
+        ["show", dual],
+        ["show", dual / "text"],
+        ["compare", dual, other, "--store", store],
         ["check", dual, "--store", store],
-    ):  # fmt: skip
+    ):
         result = lenstrain(*command)
         assert result.exit_code == 0, result.stderr
         assert "\x1b" not in result.stdout
@@ -199,13 +234,19 @@ def test_hostile_names_in_warnings_do_nothing(lenstrain: Run, dual: Path, tmp_pa
 
 
 @pytest.mark.parametrize("command", ["show", "impact", "check", "compare"])
-def test_folder_of_something_else_is_one_line(lenstrain: Run, tmp_path: Path, store: Path, command: str) -> None:
+def test_folder_of_something_else_is_one_line(
+    lenstrain: Run, tmp_path: Path, store: Path, command: str
+) -> None:
     folders = [tmp_path, tmp_path] if command == "compare" else [tmp_path]
     options = ["--store", store] if command in ("check", "compare") else []
-    assert_one_line_error(lenstrain(command, *folders, *options), "no lens pack at", "lenstrain fit")
+    assert_one_line_error(
+        lenstrain(command, *folders, *options), "no lens pack at", "lenstrain fit"
+    )
 
 
 @pytest.mark.parametrize("command", ["check", "compare"])
-def test_store_that_is_not_there_is_one_line(lenstrain: Run, dual: Path, tmp_path: Path, command: str) -> None:
+def test_store_that_is_not_there_is_one_line(
+    lenstrain: Run, dual: Path, tmp_path: Path, command: str
+) -> None:
     folders = [dual, dual] if command == "compare" else [dual]
     assert_one_line_error(lenstrain(command, *folders, "--store", tmp_path / "nowhere"), "nowhere")

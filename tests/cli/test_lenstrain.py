@@ -12,7 +12,9 @@ from tests.cli.test_lenscache import assert_one_line_error, tree
 
 
 @pytest.fixture(scope="module")
-def lens_folder(tmp_path_factory: pytest.TempPathFactory, lenstrain: Run, finished_store: Path) -> Path:
+def lens_folder(
+    tmp_path_factory: pytest.TempPathFactory, lenstrain: Run, finished_store: Path
+) -> Path:
     folder = tmp_path_factory.mktemp("lenses") / "lenses"
     result = lenstrain("fit", finished_store, "--f1", 0.9, "--out", folder)
     assert result.exit_code == 0, result.stderr
@@ -63,24 +65,47 @@ def test_another_threshold_needs_no_model_and_no_other_store(
 
 def test_options_reach_the_provenance(lenstrain: Run, finished_store: Path, tmp_path: Path) -> None:
     result = lenstrain(
-        "fit", finished_store, "--out", tmp_path / "l", "--layer", 1, "--model-layers", 2, "--phase", "prompt",
-        "--validation", "blocking", "--min-grade", "A", "--C", 0.5, "--concept", "bird", "--concept", "fish",
-    )  # fmt: skip
+        "fit",
+        finished_store,
+        "--out",
+        tmp_path / "l",
+        "--layer",
+        1,
+        "--model-layers",
+        2,
+        "--phase",
+        "prompt",
+        "--validation",
+        "blocking",
+        "--min-grade",
+        "A",
+        "--C",
+        0.5,
+        "--concept",
+        "bird",
+        "--concept",
+        "fish",
+    )
     assert result.exit_code == 0, result.stderr
     pack = LensPack.load(tmp_path / "l")
     settings = pack.provenance["settings"]
     assert [lens.concept for lens in pack] == ["bird", "fish"]
     assert {lens.model_layer for lens in pack} == {2}
     assert (settings["validation"], settings["min_grade"], settings["C"], settings["phase"]) == (
-        "blocking", "A", 0.5, "prompt",
-    )  # fmt: skip
+        "blocking",
+        "A",
+        0.5,
+        "prompt",
+    )
 
 
 def test_an_unfinished_store_says_how_far_it_is_and_how_to_go_on(
     lenstrain: Run, interrupted_store: Path, tmp_path: Path
 ) -> None:
     result = lenstrain("fit", interrupted_store, "--out", tmp_path / "l")
-    assert_one_line_error(result, "layer_1/round_0 is not finished", "blocks are extracted", "lenscache extract")
+    assert_one_line_error(
+        result, "layer_1/round_0 is not finished", "blocks are extracted", "lenscache extract"
+    )
     assert not (tmp_path / "l").exists()
 
 
@@ -97,7 +122,9 @@ def test_overwrite_does_not_replace_a_folder_of_something_else(
     lenstrain: Run, finished_store: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    assert_one_line_error(lenstrain("fit", finished_store, "--out", tmp_path, "--overwrite"), "exists already")
+    assert_one_line_error(
+        lenstrain("fit", finished_store, "--out", tmp_path, "--overwrite"), "exists already"
+    )
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
@@ -123,13 +150,31 @@ def test_json_has_null_where_nothing_could_be_measured(
 ) -> None:
     """A concept without examples has no score on unnamed samples; JSON has no NaN."""
     pack = json.loads(pack_file.read_text())
-    texts = {"definition": "Only words about it.", "aliases": ["called", "termed"], "contrasts": ["A named road."]}
+    texts = {
+        "definition": "Only words about it.",
+        "aliases": ["called", "termed"],
+        "contrasts": ["A named road."],
+    }
     named = {"id": "named", "name": "named", "layer": 1, "parents": ["craft"], **texts}
-    children = [{"id": f"c{i}", "name": f"kind {i}", "layer": 2, "parents": ["named"]} for i in range(3)]
-    (tmp_path / "pack.json").write_text(json.dumps({**pack, "concepts": [*pack["concepts"], named, *children]}))
-    lenscache("extract", tmp_path / "s.zarr", *extract_options, "--pack", tmp_path / "pack.json", "--layer", 1)
+    children = [
+        {"id": f"c{i}", "name": f"kind {i}", "layer": 2, "parents": ["named"]} for i in range(3)
+    ]
+    (tmp_path / "pack.json").write_text(
+        json.dumps({**pack, "concepts": [*pack["concepts"], named, *children]})
+    )
+    lenscache(
+        "extract",
+        tmp_path / "s.zarr",
+        *extract_options,
+        "--pack",
+        tmp_path / "pack.json",
+        "--layer",
+        1,
+    )
     lenstrain("fit", tmp_path / "s.zarr", "--out", tmp_path / "l")
-    shown = json.loads(lenstrain("show", tmp_path / "l", "--json").stdout, parse_constant=pytest.fail)
+    shown = json.loads(
+        lenstrain("show", tmp_path / "l", "--json").stdout, parse_constant=pytest.fail
+    )
     assert {lens["concept"]: lens["score_unnamed"] for lens in shown["lenses"]}["named"] is None
 
 
@@ -178,7 +223,9 @@ def test_progress_that_starts_again_is_timed_from_there(
     for _ in range(2):
         for done in (0, 1, 2):
             meter.update("fitting", done, 2, "concepts")
-    ends = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fitting: 2 of 2")]
+    ends = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("fitting: 2 of 2")
+    ]
     assert len(ends) == 2
     assert ends[0] == ends[1]
 
@@ -203,13 +250,36 @@ def test_text_lenses_are_written_beside_with_a_target_and_schedule_of_their_own(
     lenstrain: Run, finished_store: Path, tmp_path: Path
 ) -> None:
     result = lenstrain(
-        "fit", finished_store, "--out", tmp_path / "l", "--layer", 0, "--text", "--text-f1", 0.7,
-        "--text-initial-samples", 3, "--text-increment", 2, "--text-max-samples", 7, "--max-iterations", 3,
-    )  # fmt: skip
+        "fit",
+        finished_store,
+        "--out",
+        tmp_path / "l",
+        "--layer",
+        0,
+        "--text",
+        "--text-f1",
+        0.7,
+        "--text-initial-samples",
+        3,
+        "--text-increment",
+        2,
+        "--text-max-samples",
+        7,
+        "--max-iterations",
+        3,
+    )
     assert result.exit_code == 0, result.stderr
     settings = LensPack.load(tmp_path / "l" / "text").provenance["settings"]
-    assert (settings["family"], settings["target_f1"], settings["max_iterations"]) == ("text", 0.7, 3)
-    assert (settings["initial_samples"], settings["increment"], settings["max_samples"]) == (3, 2, 7)
+    assert (settings["family"], settings["target_f1"], settings["max_iterations"]) == (
+        "text",
+        0.7,
+        3,
+    )
+    assert (settings["initial_samples"], settings["increment"], settings["max_samples"]) == (
+        3,
+        2,
+        7,
+    )
     assert LensPack.load(tmp_path / "l").provenance["settings"]["initial_samples"] == 5
     assert "lenstrain show" in lenstrain("show", tmp_path / "l").stdout.split("text lenses: ")[1]
 
@@ -241,12 +311,19 @@ def test_thresholds_for_a_false_positive_rate_let_less_through(
     lenstrain: Run, finished_store: Path, tmp_path: Path
 ) -> None:
     for share in (0.01, 0.5):
-        assert lenstrain("fit", finished_store, "--fpr", share, "--out", tmp_path / str(share)).exit_code == 0
+        assert (
+            lenstrain(
+                "fit", finished_store, "--fpr", share, "--out", tmp_path / str(share)
+            ).exit_code
+            == 0
+        )
     strict, lax = LensPack.load(tmp_path / "0.01"), LensPack.load(tmp_path / "0.5")
     assert (strict.provenance["settings"]["fpr"], lax.provenance["settings"]["fpr"]) == (0.01, 0.5)
     rates = [[lens.metrics["false_positive_rate"] for lens in pack] for pack in (strict, lax)]
     assert sum(rates[0]) < sum(rates[1])
-    assert_one_line_error(lenstrain("fit", finished_store, "--fpr", 1, "--out", tmp_path / "l"), "false-positive rate")
+    assert_one_line_error(
+        lenstrain("fit", finished_store, "--fpr", 1, "--out", tmp_path / "l"), "false-positive rate"
+    )
 
 
 def test_refine_reaches_the_lenses(lenstrain: Run, finished_store: Path, tmp_path: Path) -> None:
@@ -260,9 +337,23 @@ def test_refine_reaches_the_lenses(lenstrain: Run, finished_store: Path, tmp_pat
 def test_no_lens_graduates_before_as_many_iterations_as_asked_for(
     lenstrain: Run, finished_store: Path, tmp_path: Path
 ) -> None:
-    common = ["--f1", 0.3, "--max-overfit-gap", 1, "--initial-samples", 2, "--first-increment", 2, "--increment", 2]
+    common = [
+        "--f1",
+        0.3,
+        "--max-overfit-gap",
+        1,
+        "--initial-samples",
+        2,
+        "--first-increment",
+        2,
+        "--increment",
+        2,
+    ]
     for name, options in (("free", []), ("held", ["--min-iterations", 3])):
-        assert lenstrain("fit", finished_store, *common, *options, "--out", tmp_path / name).exit_code == 0
+        assert (
+            lenstrain("fit", finished_store, *common, *options, "--out", tmp_path / name).exit_code
+            == 0
+        )
     free, held = LensPack.load(tmp_path / "free"), LensPack.load(tmp_path / "held")
     assert min(lens.metrics["iterations"] for lens in free) == 1
     assert {lens.metrics["iterations"] for lens in held if lens.metrics["graduated"]} == {3}
@@ -270,10 +361,22 @@ def test_no_lens_graduates_before_as_many_iterations_as_asked_for(
     assert_one_line_error(result, "min_iterations 51 is above max_iterations 50")
 
 
-def test_sweep_json_holds_a_summary_for_each_target(lenstrain: Run, finished_store: Path, tmp_path: Path) -> None:
+def test_sweep_json_holds_a_summary_for_each_target(
+    lenstrain: Run, finished_store: Path, tmp_path: Path
+) -> None:
     result = lenstrain(
-        "sweep", finished_store, "--f1", 0.9, "--f1", 0.5, "--layer", 0, "--out", tmp_path / "s", "--json"
-    )  # fmt: skip
+        "sweep",
+        finished_store,
+        "--f1",
+        0.9,
+        "--f1",
+        0.5,
+        "--layer",
+        0,
+        "--out",
+        tmp_path / "s",
+        "--json",
+    )
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout, parse_constant=pytest.fail)
     assert [each["target_f1"] for each in found["packs"]] == [0.5, 0.9]
@@ -281,7 +384,9 @@ def test_sweep_json_holds_a_summary_for_each_target(lenstrain: Run, finished_sto
         assert each["n_lenses"] == len(LensPack.load(each["out"])) == 2
 
 
-def test_fit_json_is_the_summary_and_no_nan(lenstrain: Run, finished_store: Path, tmp_path: Path) -> None:
+def test_fit_json_is_the_summary_and_no_nan(
+    lenstrain: Run, finished_store: Path, tmp_path: Path
+) -> None:
     result = lenstrain("fit", finished_store, "--out", tmp_path / "l", "--layer", 0, "--json")
     found = json.loads(result.stdout, parse_constant=pytest.fail)
     assert found["out"] == str(tmp_path / "l")

@@ -11,7 +11,9 @@ from lenscache.concepts.pack import ConceptPack
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error
 
-ROWS = "text,label,fold\n" + "".join(f"{word} is text {i},{i % 2},train\n" for i, word in enumerate("abcdefgh" * 5))
+ROWS = "text,label,fold\n" + "".join(
+    f"{word} is text {i},{i % 2},train\n" for i, word in enumerate("abcdefgh" * 5)
+)
 
 
 @pytest.fixture
@@ -26,15 +28,37 @@ def source(tmp_path: Path) -> Path:
 def clean_pack(tmp_path: Path) -> Path:
     """A pack of its own without findings."""
     file = tmp_path / "clean.json"
-    subjects = ("The wind", "An old man", "Nobody", "Rain at noon", "Her dog", "Our train", "My sister", "That bell")
-    ends = ("rattled the gate", "left early", "knew a reason", "washed out the path", "kept howling", "stood still",
-            "wrote a letter", "rang for hours")  # fmt: skip
+    subjects = (
+        "The wind",
+        "An old man",
+        "Nobody",
+        "Rain at noon",
+        "Her dog",
+        "Our train",
+        "My sister",
+        "That bell",
+    )
+    ends = (
+        "rattled the gate",
+        "left early",
+        "knew a reason",
+        "washed out the path",
+        "kept howling",
+        "stood still",
+        "wrote a letter",
+        "rang for hours",
+    )
     concept = {
-        "id": "unrest", "name": "unrest", "layer": 0, "definition": "When nothing is still.",
+        "id": "unrest",
+        "name": "unrest",
+        "layer": 0,
+        "definition": "When nothing is still.",
         "examples": [f"{subject} {end}." for subject, end in zip(subjects, ends, strict=True)],
         "contrasts": ["Unrest is the name of a band."],
-    }  # fmt: skip
-    file.write_text(json.dumps({"format_version": 1, "name": "clean", "version": "2", "concepts": [concept]}))
+    }
+    file.write_text(
+        json.dumps({"format_version": 1, "name": "clean", "version": "2", "concepts": [concept]})
+    )
     return file
 
 
@@ -45,12 +69,15 @@ def test_help_of_every_pack_command_ends_with_an_example(lenscache: Run, command
     assert f"Example: lenscache pack {command}" in " ".join(result.stdout.split())
 
 
-# --- import ----------------------------------------------------------------------------------------------------------
+# --- import
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_import_check_and_show_go_together(lenscache: Run, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "pack.json"
-    made = lenscache("pack", "import", source, "--out", out, "--concept", "praise", "--split", "fold")
+    made = lenscache(
+        "pack", "import", source, "--out", out, "--concept", "praise", "--split", "fold"
+    )
     assert made.exit_code == 0, made.stderr
     assert made.stdout.splitlines() == [
         "read: 41 rows",
@@ -69,7 +96,9 @@ def test_import_check_and_show_go_together(lenscache: Run, source: Path, tmp_pat
 def test_import_of_a_folder_of_layer_files(lenscache: Run, tmp_path: Path) -> None:
     folder = tmp_path / "layers"
     folder.mkdir()
-    (folder / "layer0.json").write_text(json.dumps([{"sumo_term": "Animal", "child_concepts": ["Ghost"]}]))
+    (folder / "layer0.json").write_text(
+        json.dumps([{"sumo_term": "Animal", "child_concepts": ["Ghost"]}])
+    )
     result = lenscache("pack", "import", folder, "--out", tmp_path / "pack.json")
     assert result.exit_code == 0, result.stderr
     assert "repaired: 1 x concept without a definition: Animal" in result.stdout
@@ -94,13 +123,17 @@ def test_import_leaves_an_existing_file_alone_unless_told_to_replace_it(
 ) -> None:
     out = tmp_path / "pack.json"
     out.write_text("mine")
-    assert_one_line_error(lenscache("pack", "import", source, "--out", out), "exists already", "--overwrite")
+    assert_one_line_error(
+        lenscache("pack", "import", source, "--out", out), "exists already", "--overwrite"
+    )
     assert out.read_text() == "mine"
     assert lenscache("pack", "import", source, "--out", out, "--overwrite").exit_code == 0
     assert len(ConceptPack.load(out)) == 1
 
 
-def test_an_import_that_fails_with_overwrite_keeps_the_old_pack(lenscache: Run, source: Path, tmp_path: Path) -> None:
+def test_an_import_that_fails_with_overwrite_keeps_the_old_pack(
+    lenscache: Run, source: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "pack.json"
     out.write_text("mine")
     result = lenscache("pack", "import", source, "--out", out, "--overwrite", "--label", "mood")
@@ -111,19 +144,30 @@ def test_an_import_that_fails_with_overwrite_keeps_the_old_pack(lenscache: Run, 
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("nowhere.csv", ["no file at", "nowhere.csv"]), ("notes.txt", ["is not one of .csv"]), (".", ["is not one of"])],
+    [
+        ("nowhere.csv", ["no file at", "nowhere.csv"]),
+        ("notes.txt", ["is not one of .csv"]),
+        (".", ["is not one of"]),
+    ],
 )
-def test_a_source_that_does_not_serve_is_one_line(lenscache: Run, tmp_path: Path, name: str, words: list[str]) -> None:
+def test_a_source_that_does_not_serve_is_one_line(
+    lenscache: Run, tmp_path: Path, name: str, words: list[str]
+) -> None:
     result = lenscache("pack", "import", tmp_path / name, "--out", tmp_path / "pack.json")
     assert_one_line_error(result, *words)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_import_into_a_folder_that_does_not_exist_is_one_line(lenscache: Run, source: Path, tmp_path: Path) -> None:
-    assert_one_line_error(lenscache("pack", "import", source, "--out", tmp_path / "no" / "pack.json"), "pack.json")
+def test_import_into_a_folder_that_does_not_exist_is_one_line(
+    lenscache: Run, source: Path, tmp_path: Path
+) -> None:
+    assert_one_line_error(
+        lenscache("pack", "import", source, "--out", tmp_path / "no" / "pack.json"), "pack.json"
+    )
 
 
-# --- check -----------------------------------------------------------------------------------------------------------
+# --- check
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_check_of_a_clean_pack_ends_with_0(lenscache: Run, clean_pack: Path) -> None:
@@ -133,7 +177,9 @@ def test_check_of_a_clean_pack_ends_with_0(lenscache: Run, clean_pack: Path) -> 
     assert result.stdout == f"clean 2 ({digest}): 1 concepts, 8 examples; 0 findings\n"
 
 
-def test_check_with_findings_ends_with_1_and_a_line_for_each(lenscache: Run, clean_pack: Path) -> None:
+def test_check_with_findings_ends_with_1_and_a_line_for_each(
+    lenscache: Run, clean_pack: Path
+) -> None:
     result = lenscache("pack", "check", clean_pack, "--min-examples", 9, "--min-contrasts", 2)
     assert result.exit_code == 1
     assert result.stdout.splitlines()[:-1] == [
@@ -145,26 +191,37 @@ def test_check_with_findings_ends_with_1_and_a_line_for_each(lenscache: Run, cle
 
 
 @pytest.mark.parametrize(("least", "code"), [(8, 0), (9, 1)])
-def test_check_prints_its_findings_as_json(lenscache: Run, clean_pack: Path, least: int, code: int) -> None:
+def test_check_prints_its_findings_as_json(
+    lenscache: Run, clean_pack: Path, least: int, code: int
+) -> None:
     result = lenscache("pack", "check", clean_pack, "--min-examples", least, "--json")
     assert result.exit_code == code
     facts = json.loads(result.stdout)
     assert facts["digest"] == ConceptPack.load(clean_pack).digest
-    assert [sorted(finding) for finding in facts["findings"]] == [["concept", "message", "rule"]] * code
+    assert [sorted(finding) for finding in facts["findings"]] == [
+        ["concept", "message", "rule"]
+    ] * code
 
 
-def test_check_asks_no_definitions_or_contrasts_of_a_labelled_pack(lenscache: Run, tmp_path: Path) -> None:
+def test_check_asks_no_definitions_or_contrasts_of_a_labelled_pack(
+    lenscache: Run, tmp_path: Path
+) -> None:
     rows = tmp_path / "rows.jsonl"
     words = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel")
-    rows.write_text("".join(json.dumps({"text": word, "label": word[0] < "e"}) + "\n" for word in words))
+    rows.write_text(
+        "".join(json.dumps({"text": word, "label": word[0] < "e"}) + "\n" for word in words)
+    )
     lenscache("pack", "import", rows, "--out", tmp_path / "pack.json")
     assert lenscache("pack", "check", tmp_path / "pack.json", "--min-examples", 4).exit_code == 0
 
 
-# --- show ------------------------------------------------------------------------------------------------------------
+# --- show
+# ------------------------------------------------------------------------------------------------------------
 
 
-def test_show_prints_every_concept_below_its_parent_and_counts_a_layer(lenscache: Run, pack_file: Path) -> None:
+def test_show_prints_every_concept_below_its_parent_and_counts_a_layer(
+    lenscache: Run, pack_file: Path
+) -> None:
     result = lenscache("pack", "show", pack_file)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -175,9 +232,14 @@ def test_show_prints_every_concept_below_its_parent_and_counts_a_layer(lenscache
     assert pack.digest in lines[0]
 
 
-def test_show_has_a_concept_of_several_parents_once(lenscache: Run, tmp_path: Path, pack_file: Path) -> None:
+def test_show_has_a_concept_of_several_parents_once(
+    lenscache: Run, tmp_path: Path, pack_file: Path
+) -> None:
     pack = ConceptPack.load(pack_file)
-    several = [dataclasses.replace(c, parents=("craft", "nature")) if c.id == "boat" else c for c in pack.concepts]
+    several = [
+        dataclasses.replace(c, parents=("craft", "nature")) if c.id == "boat" else c
+        for c in pack.concepts
+    ]
     dataclasses.replace(pack, concepts=tuple(several)).save(tmp_path / "pack.json")
     assert lenscache("pack", "show", tmp_path / "pack.json").stdout.count("─ boat ") == 1
 
@@ -186,7 +248,10 @@ def test_show_of_one_concept_has_all_there_is_about_it(lenscache: Run, pack_file
     facts = json.loads(lenscache("pack", "show", pack_file, "bird", "--json").stdout)
     concept = ConceptPack.load(pack_file)["bird"]
     assert (facts["parents"], facts["siblings"]) == (["nature"], ["fish", "tree"])
-    assert (tuple(facts["examples"]), tuple(facts["contrasts"])) == (concept.examples, concept.contrasts)
+    assert (tuple(facts["examples"]), tuple(facts["contrasts"])) == (
+        concept.examples,
+        concept.contrasts,
+    )
     assert sum(int(line.split()[0]) for line in facts["samples"] if line.endswith("example")) == 12
     text = lenscache("pack", "show", pack_file, "bird").stdout
     for value in facts.values():
@@ -200,13 +265,19 @@ def test_show_prints_the_whole_pack_as_json(lenscache: Run, pack_file: Path) -> 
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_show_of_an_unknown_concept_is_one_line(lenscache: Run, pack_file: Path, options: list[str]) -> None:
-    assert_one_line_error(lenscache("pack", "show", pack_file, "ghost", *options), "'ghost' is not in pack 'small'")
+def test_show_of_an_unknown_concept_is_one_line(
+    lenscache: Run, pack_file: Path, options: list[str]
+) -> None:
+    assert_one_line_error(
+        lenscache("pack", "show", pack_file, "ghost", *options), "'ghost' is not in pack 'small'"
+    )
 
 
 @pytest.mark.parametrize("command", ["check", "show"])
 def test_a_missing_pack_is_one_line(lenscache: Run, tmp_path: Path, command: str) -> None:
-    assert_one_line_error(lenscache("pack", command, tmp_path / "none.json"), "no concept pack at", "none.json")
+    assert_one_line_error(
+        lenscache("pack", command, tmp_path / "none.json"), "no concept pack at", "none.json"
+    )
 
 
 @pytest.mark.parametrize("command", [["check"], ["show"], ["show", "[/]"]])

@@ -21,8 +21,20 @@ def config_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_plan_for_other_devices_needs_no_weights(lenscache: Run, pack_file: Path, config_folder: Path) -> None:
-    result = lenscache("plan", "--pack", pack_file, "--model", config_folder, "--devices", 16, "--device-kind", "h100")
+def test_plan_for_other_devices_needs_no_weights(
+    lenscache: Run, pack_file: Path, config_folder: Path
+) -> None:
+    result = lenscache(
+        "plan",
+        "--pack",
+        pack_file,
+        "--model",
+        config_folder,
+        "--devices",
+        16,
+        "--device-kind",
+        "h100",
+    )
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].startswith("7 concepts on layers 0, 1: ")
@@ -37,7 +49,9 @@ def test_plan_for_other_devices_counts_what_extract_left(
     lenscache: Run, extract_options: list[str], finished_store: Path
 ) -> None:
     found = json.loads(lenscache("info", finished_store, "--json").stdout)
-    result = lenscache("plan", *extract_options, "--device-kind", "l40s", "--storage", "disk", "--json")
+    result = lenscache(
+        "plan", *extract_options, "--device-kind", "l40s", "--storage", "disk", "--json"
+    )
     planned = json.loads(result.stdout)
     assert planned["prompts"] == sum(entry["rows"] for entry in found["rounds"])
     assert planned["blocks"] == sum(entry["blocks"] for entry in found["rounds"])
@@ -47,7 +61,9 @@ def test_plan_for_other_devices_counts_what_extract_left(
     assert planned["seconds_low"] < planned["seconds"] < planned["seconds_high"]
 
 
-def test_plan_measures_this_device_if_it_is_meant(lenscache: Run, extract_options: list[str]) -> None:
+def test_plan_measures_this_device_if_it_is_meant(
+    lenscache: Run, extract_options: list[str]
+) -> None:
     result = lenscache("plan", *extract_options, "--devices", 3, "--json")
     assert result.exit_code == 0, result.output
     assert "loading " in result.stderr
@@ -55,13 +71,25 @@ def test_plan_measures_this_device_if_it_is_meant(lenscache: Run, extract_option
     assert (planned["device_kind"], planned["copies"]) == ("here", 3)
 
 
-def test_plan_refuses_devices_it_knows_nothing_of(lenscache: Run, extract_options: list[str]) -> None:
+def test_plan_refuses_devices_it_knows_nothing_of(
+    lenscache: Run, extract_options: list[str]
+) -> None:
     result = lenscache("plan", *extract_options, "--device-kind", "abacus")
     assert_one_line_error(result, "no figures of the device kind 'abacus'", "h100", "here")
 
 
-def test_plan_refuses_model_layers_that_the_outline_lacks(lenscache: Run, pack_file: Path, config_folder: Path) -> None:
+def test_plan_refuses_model_layers_that_the_outline_lacks(
+    lenscache: Run, pack_file: Path, config_folder: Path
+) -> None:
     result = lenscache(
-        "plan", "--pack", pack_file, "--model", config_folder, "--device-kind", "a100", "--model-layers", "7"
-    )  # fmt: skip
+        "plan",
+        "--pack",
+        pack_file,
+        "--model",
+        config_folder,
+        "--device-kind",
+        "a100",
+        "--model-layers",
+        "7",
+    )
     assert_one_line_error(result, "model layer 7 does not exist")

@@ -15,13 +15,26 @@ from tests.cli.conftest import Run
 
 
 def test_the_command_answers_in_words_and_leaves_nothing_behind(
-    lenscache: Run, model_folder: Path, pack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lenscache: Run,
+    model_folder: Path,
+    pack_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     ran = lenscache(
-        "preflight", "--model", model_folder, "--pack", pack_file, "--device", "cpu", "--quick", "--checks", "1,5"
-    )  # fmt: skip
+        "preflight",
+        "--model",
+        model_folder,
+        "--pack",
+        pack_file,
+        "--device",
+        "cpu",
+        "--quick",
+        "--checks",
+        "1,5",
+    )
     assert ran.exit_code == 0, ran.output
     assert "1. Does bf16 load and run? passed" in ran.stdout
     assert "5. Can we steer, and in which precision? passed" in ran.stdout
@@ -36,18 +49,34 @@ def test_lenses_of_both_precisions_are_compared_and_kept(
     lenscache: Run, model_folder: Path, pack_file: Path, tmp_path: Path
 ) -> None:
     ran = lenscache(
-        "preflight", "--model", model_folder, "--pack", pack_file, "--device", "cpu", "--quick", "--checks", "4",
-        "--json", "--keep", tmp_path / "kept",
-    )  # fmt: skip
+        "preflight",
+        "--model",
+        model_folder,
+        "--pack",
+        pack_file,
+        "--device",
+        "cpu",
+        "--quick",
+        "--checks",
+        "4",
+        "--json",
+        "--keep",
+        tmp_path / "kept",
+    )
     assert ran.exit_code == 0, ran.output
     (check,) = json.loads(ran.stdout)["checks"]
     assert check["verdict"] == "passed"
     assert [(row["fitted"], row["judged"]) for row in check["details"]["quality"]] == [
-        ("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", "bfloat16"),
-    ]  # fmt: skip
+        ("float32", "float32"),
+        ("float32", "bfloat16"),
+        ("bfloat16", "float32"),
+        ("bfloat16", "bfloat16"),
+    ]
     assert {entry.name for entry in (tmp_path / "kept").iterdir()} == {
-        "float32.zarr", "bfloat16.zarr", "steering.npz",
-    }  # fmt: skip
+        "float32.zarr",
+        "bfloat16.zarr",
+        "steering.npz",
+    }
     lenses = SteeringLenses.load(tmp_path / "kept")
     assert lenses is not None
     assert len(lenses.concepts) == 2
@@ -62,7 +91,9 @@ def test_a_model_that_is_not_there_is_one_line(lenscache: Run, tmp_path: Path) -
     assert not ran.stdout
 
 
-def test_a_pack_that_is_not_there_is_told_before_anything_runs(lenscache: Run, tmp_path: Path) -> None:
+def test_a_pack_that_is_not_there_is_told_before_anything_runs(
+    lenscache: Run, tmp_path: Path
+) -> None:
     ran = lenscache("preflight", "--model", "m", "--pack", tmp_path / "none.json")
     assert ran.exit_code == 1
     assert "no concept pack at" in ran.stderr
@@ -78,19 +109,29 @@ def report(verdict: Verdict) -> PreflightReport:
     return PreflightReport("m", (check,), "Do this. [Not a tag]")
 
 
-@pytest.mark.parametrize(("verdict", "code"), [("passed", 0), ("skipped", 0), ("failed", 1), ("crashed", 1)])
+@pytest.mark.parametrize(
+    ("verdict", "code"), [("passed", 0), ("skipped", 0), ("failed", 1), ("crashed", 1)]
+)
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_the_exit_code_says_whether_a_check_failed(
-    lenscache: Run, monkeypatch: pytest.MonkeyPatch, verdict: str, code: int, options: tuple[str, ...]
+    lenscache: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    verdict: str,
+    code: int,
+    options: tuple[str, ...],
 ) -> None:
-    monkeypatch.setattr("lenscache.preflight.run_preflight", lambda *_, **__: report(Verdict(verdict)))
+    monkeypatch.setattr(
+        "lenscache.preflight.run_preflight", lambda *_, **__: report(Verdict(verdict))
+    )
     ran = lenscache("preflight", "--model", "m", *options)
     assert ran.exit_code == code
     assert "because [x]" in ran.stdout
     assert "Do this. [Not a tag]" in ran.stdout
 
 
-def test_options_reach_the_library(lenscache: Run, monkeypatch: pytest.MonkeyPatch, pack_file: Path) -> None:
+def test_options_reach_the_library(
+    lenscache: Run, monkeypatch: pytest.MonkeyPatch, pack_file: Path
+) -> None:
     seen: list[Any] = []
 
     def run(request: Request, **options: Any) -> PreflightReport:
@@ -99,17 +140,37 @@ def test_options_reach_the_library(lenscache: Run, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("lenscache.preflight.run_preflight", run)
     ran = lenscache(
-        "preflight", "--model", "m", "--pack", pack_file, "--checks", "3, 1", "--quick", "--device", "cuda:1",
-        "--time-limit", "60", "--keep", "here", "--seed", "3",
-    )  # fmt: skip
+        "preflight",
+        "--model",
+        "m",
+        "--pack",
+        pack_file,
+        "--checks",
+        "3, 1",
+        "--quick",
+        "--device",
+        "cuda:1",
+        "--time-limit",
+        "60",
+        "--keep",
+        "here",
+        "--seed",
+        "3",
+    )
     assert ran.exit_code == 0, ran.output
     ((request, options),) = seen
     assert request == Request("m", "cuda:1", str(pack_file), "", quick=True, seed=3)
-    assert (options["numbers"], options["time_limit_s"], options["keep"]) == ((1, 3), 60, Path("here"))
+    assert (options["numbers"], options["time_limit_s"], options["keep"]) == (
+        (1, 3),
+        60,
+        Path("here"),
+    )
     assert options["lens_command"] == ("lens_cli.cache.preflight_lenses",)
 
 
-@pytest.mark.parametrize(("n", "layers"), [(1, (0,)), (2, (1,)), (3, (1, 2)), (12, (4, 6, 8)), (30, (10, 15, 20))])
+@pytest.mark.parametrize(
+    ("n", "layers"), [(1, (0,)), (2, (1,)), (3, (1, 2)), (12, (4, 6, 8)), (30, (10, 15, 20))]
+)
 def test_activations_are_taken_in_the_middle_of_the_model(n: int, layers: tuple[int, ...]) -> None:
     assert preflight_lenses.model_layers_of(n) == layers
 
@@ -134,9 +195,12 @@ class Found:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"), [(-0.2, -0.021, "failed"), (-0.2, -0.01, "passed"), (-0.001, 0.001, "passed")]
+    ("low", "high", "verdict"),
+    [(-0.2, -0.021, "failed"), (-0.2, -0.01, "passed"), (-0.001, 0.001, "passed")],
 )
-def test_lenses_fail_only_if_the_whole_interval_is_a_loss(low: float, high: float, verdict: str) -> None:
+def test_lenses_fail_only_if_the_whole_interval_is_a_loss(
+    low: float, high: float, verdict: str
+) -> None:
     outcome = preflight_lenses.judge(Found(low, high))
     assert outcome.verdict == verdict
     assert outcome.details["skipped"] == {"y": "too few"}

@@ -69,7 +69,10 @@ def test_the_table_names_lenses_with_grade_probability_and_deviations(read_all: 
     data, shown = strict_json(read_all("--text", TEXT, "--json")), read_all("--text", TEXT)
     assert shown.exit_code == 0, shown.stderr
     found = next(token for token in data["tokens"] if token["lenses"])["lenses"][0]
-    assert f"{found['name']} {found['grade']} {found['probability']:.2f} {found['signal']:+.1f}" in plain(shown.stdout)
+    assert (
+        f"{found['name']} {found['grade']} {found['probability']:.2f} {found['signal']:+.1f}"
+        in plain(shown.stdout)
+    )
     assert "whole text" in shown.stdout
     assert "lenses have grade C or better" in plain(shown.stdout)
 
@@ -89,7 +92,9 @@ def test_a_file_and_standard_input_read_like_a_text(
     assert strict_json(read(tmp_path / "t.txt", "--json")) == expected
     for place in ([], ["-"]):
         args = [str(arg) for arg in ("read", folder, *place, "--json", *options)]
-        assert json.loads(CliRunner().invoke(lenstrain_cli.app, args, input=TEXT).stdout) == expected
+        assert (
+            json.loads(CliRunner().invoke(lenstrain_cli.app, args, input=TEXT).stdout) == expected
+        )
 
 
 def test_a_long_text_is_shown_in_stretches(read_all: Run) -> None:
@@ -100,7 +105,10 @@ def test_a_long_text_is_shown_in_stretches(read_all: Run) -> None:
 
 def test_concepts_and_top_choose_what_is_named(read_all: Run) -> None:
     data = strict_json(read_all("--text", TEXT, "--concept", "bird", "--concept", "tree", "--json"))
-    assert {found["concept"] for token in data["tokens"] for found in token["lenses"]} <= {"bird", "tree"}
+    assert {found["concept"] for token in data["tokens"] for found in token["lenses"]} <= {
+        "bird",
+        "tree",
+    }
     assert data["n_lenses"] == 2
     data = strict_json(read_all("--text", TEXT, "--top", 1, "--json"))
     assert max(len(token["lenses"]) for token in data["tokens"]) == 1
@@ -132,15 +140,21 @@ def test_another_model_is_refused_and_another_dtype_is_remarked_on(
     tiny_tokenizer().save_pretrained(other)
     wanted = ["read", folder, "--text", TEXT, "--model", other, "--dtype", "float32"]
     assert_one_line_error(lenstrain(*wanted), "made with another model", "--allow-other-model")
-    assert "no grade or probability of it is known" in plain(lenstrain(*wanted, "--allow-other-model").stdout)
-    shown = lenstrain("read", folder, "--text", TEXT, "--model", model_folder, "--dtype", "bfloat16")
+    assert "no grade or probability of it is known" in plain(
+        lenstrain(*wanted, "--allow-other-model").stdout
+    )
+    shown = lenstrain(
+        "read", folder, "--text", TEXT, "--model", model_folder, "--dtype", "bfloat16"
+    )
     assert "note: computed in bfloat16, the pack's activations in float32" in plain(shown.stdout)
 
 
 def test_text_lenses_are_refused_before_the_model_is_loaded(
     lenstrain: Run, finished_store: Path, tmp_path: Path
 ) -> None:
-    fitted = lenstrain("fit", finished_store, "--f1", 0.8, "--family", "text", "--out", tmp_path / "text")
+    fitted = lenstrain(
+        "fit", finished_store, "--f1", 0.8, "--family", "text", "--out", tmp_path / "text"
+    )
     assert fitted.exit_code == 0, fitted.stderr
     result = lenstrain("read", tmp_path / "text", "--text", TEXT, "--model", "no-such-model")
     assert_one_line_error(result, "read what a model wrote, not its activations")
@@ -150,7 +164,18 @@ def test_text_lenses_are_refused_before_the_model_is_loaded(
 def test_packs_of_every_family_are_read(
     lenstrain: Run, finished_store: Path, options: list[Any], tmp_path: Path, family: str
 ) -> None:
-    fitted = lenstrain("fit", finished_store, "--f1", 0.8, "--family", family, "--layer", 0, "--out", tmp_path / "p")
+    fitted = lenstrain(
+        "fit",
+        finished_store,
+        "--f1",
+        0.8,
+        "--family",
+        family,
+        "--layer",
+        0,
+        "--out",
+        tmp_path / "p",
+    )
     assert fitted.exit_code == 0, fitted.stderr
     data = strict_json(lenstrain("read", tmp_path / "p", "--text", TEXT, "--json", *options))
     assert len(data["tokens"]) > 3
@@ -161,7 +186,10 @@ def test_packs_of_every_family_are_read(
     [
         (["--text", ""], ["the text is empty"]),
         (["no-such-file.txt"], ["no-such-file.txt"]),
-        (["--text", "a", "--concept", "ghost"], ["no lens for the concept 'ghost'", "lenstrain show"]),
+        (
+            ["--text", "a", "--concept", "ghost"],
+            ["no lens for the concept 'ghost'", "lenstrain show"],
+        ),
     ],
 )
 def test_what_cannot_be_read_is_one_line(read: Run, args: list[str], words: list[str]) -> None:

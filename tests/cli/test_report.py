@@ -29,7 +29,9 @@ def pack(tmp_path_factory: pytest.TempPathFactory, lenstrain: Run, store: Path) 
     return folder
 
 
-def test_report_writes_one_file_and_says_what_next(lenstrain: Run, pack: Path, store: Path, tmp_path: Path) -> None:
+def test_report_writes_one_file_and_says_what_next(
+    lenstrain: Run, pack: Path, store: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "new folder" / "r.html"
     result = lenstrain("report", pack, "--store", store, "--out", out)
     assert result.exit_code == 0, result.stderr
@@ -41,13 +43,17 @@ def test_report_writes_one_file_and_says_what_next(lenstrain: Run, pack: Path, s
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_without_a_store_it_says_what_is_missing(lenstrain: Run, pack: Path, tmp_path: Path) -> None:
+def test_without_a_store_it_says_what_is_missing(
+    lenstrain: Run, pack: Path, tmp_path: Path
+) -> None:
     result = lenstrain("report", pack, "--out", tmp_path / "r.html")
     assert result.exit_code == 0, result.stderr
     assert "without --store STORE it has no hierarchy and no samples" in result.stdout
 
 
-def test_a_pack_of_one_model_layer_has_no_heat_map_and_it_says_so(lenstrain: Run, store: Path, tmp_path: Path) -> None:
+def test_a_pack_of_one_model_layer_has_no_heat_map_and_it_says_so(
+    lenstrain: Run, store: Path, tmp_path: Path
+) -> None:
     assert lenstrain("fit", store, "--model-layers", "1", "--out", tmp_path / "one").exit_code == 0
     result = lenstrain("report", tmp_path / "one", "--out", tmp_path / "r.html")
     assert "no scores by model layer: fit it again over several" in result.stdout
@@ -70,7 +76,9 @@ def test_a_pack_beside_itself_is_no_error(lenstrain: Run, pack: Path, tmp_path: 
     assert result.exit_code == 0, result.stderr
 
 
-def test_open_opens_it(lenstrain: Run, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_opens_it(
+    lenstrain: Run, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened: list[str] = []
     monkeypatch.setattr(webbrowser, "open", opened.append)
     lenstrain("report", pack, "--out", tmp_path / "r.html")
@@ -95,7 +103,9 @@ def test_another_store_is_one_line_and_nothing_is_written(
     lenstrain: Run, pack: Path, finished_store: Path, tmp_path: Path
 ) -> None:
     result = lenstrain("report", pack, "--store", finished_store, "--out", tmp_path / "r.html")
-    assert_one_line_error(result, "trained on a store with another model", "give it the store it was fitted on")
+    assert_one_line_error(
+        result, "trained on a store with another model", "give it the store it was fitted on"
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -23,7 +23,12 @@ def edited_pack(tmp_path: Path) -> Path:
 
 
 def with_pack(options: list[str], pack: Path) -> list[str]:
-    return [*options[: options.index("--pack")], "--pack", str(pack), *options[options.index("--pack") + 2 :]]
+    return [
+        *options[: options.index("--pack")],
+        "--pack",
+        str(pack),
+        *options[options.index("--pack") + 2 :],
+    ]
 
 
 def test_an_edited_pack_is_refused_with_the_way_to_go_on(
@@ -31,11 +36,17 @@ def test_an_edited_pack_is_refused_with_the_way_to_go_on(
 ) -> None:
     result = lenscache("extract", finished_store, *with_pack(extract_options, edited_pack))
     assert result.exit_code == 1
-    assert "extract into another store, with --reuse for what stays the same" in " ".join(result.stderr.split())
+    assert "extract into another store, with --reuse for what stays the same" in " ".join(
+        result.stderr.split()
+    )
 
 
 def test_reuse_says_how_many_rows_were_copied(
-    lenscache: Run, finished_store: Path, extract_options: list[str], edited_pack: Path, tmp_path: Path
+    lenscache: Run,
+    finished_store: Path,
+    extract_options: list[str],
+    edited_pack: Path,
+    tmp_path: Path,
 ) -> None:
     options = [*with_pack(extract_options, edited_pack), "--reuse", str(finished_store)]
     result = lenscache("extract", tmp_path / "new.zarr", *options)
@@ -63,13 +74,20 @@ def test_hungry_concepts_are_topped_up_and_fitted_again(
     assert "layer_1/round_1" in rounds
     assert json.loads(lenscache("extract", store, *options, "--json").stdout)["rows_run"] == 0
     open_store(store, mode="r+").rounds(1)[1].unmark_block(0)
-    for command in (["fit", "--out", tmp_path / "fewer"], ["sweep", "--f1", "0.9", "--out", tmp_path / "sweep"]):
+    for command in (
+        ["fit", "--out", tmp_path / "fewer"],
+        ["sweep", "--f1", "0.9", "--out", tmp_path / "sweep"],
+    ):
         result = lenstrain(command[0], store, *command[1:])
         assert "left out: layer_1/round_1 is not finished" in " ".join(result.stderr.split())
 
 
-def test_top_up_with_layers_of_its_own_is_one_line(lenscache: Run, extract_options: list[str], tmp_path: Path) -> None:
-    result = lenscache("extract", tmp_path / "s.zarr", *extract_options, "--top-up", "hungry.json", "--layer", "1")
+def test_top_up_with_layers_of_its_own_is_one_line(
+    lenscache: Run, extract_options: list[str], tmp_path: Path
+) -> None:
+    result = lenscache(
+        "extract", tmp_path / "s.zarr", *extract_options, "--top-up", "hungry.json", "--layer", "1"
+    )
     assert result.exit_code == 1
     assert "error: --top-up takes its concepts from the file" in result.stderr
 
@@ -79,17 +97,35 @@ def test_templates_are_extracted_beside_the_other_prompts(
 ) -> None:
     templates = tmp_path / "t.txt"
     templates.write_text("Tell me all about {name}.\n")
-    result = lenscache("extract", tmp_path / "s.zarr", *extract_options, "--layer", "0", "--templates", templates)
+    result = lenscache(
+        "extract", tmp_path / "s.zarr", *extract_options, "--layer", "0", "--templates", templates
+    )
     assert result.exit_code == 0, result.stderr
     samples = open_store(tmp_path / "s.zarr").rounds(0)[0].samples()
-    filled = {str(text) for text, kind in zip(samples.text, samples.kind, strict=True) if KINDS[kind] == "template"}
+    filled = {
+        str(text)
+        for text, kind in zip(samples.text, samples.kind, strict=True)
+        if KINDS[kind] == "template"
+    }
     assert filled == {"Tell me all about nature.", "Tell me all about craft."}
 
 
-def test_cut_prompts_are_reported(lenscache: Run, extract_options: list[str], tmp_path: Path) -> None:
-    result = lenscache("extract", tmp_path / "s.zarr", *extract_options, "--layer", "0", "--max-prompt-tokens", "12")
+def test_cut_prompts_are_reported(
+    lenscache: Run, extract_options: list[str], tmp_path: Path
+) -> None:
+    result = lenscache(
+        "extract",
+        tmp_path / "s.zarr",
+        *extract_options,
+        "--layer",
+        "0",
+        "--max-prompt-tokens",
+        "12",
+    )
     assert result.exit_code == 0, result.stderr
-    assert "prompts to their first 12 tokens (samples/n_cut_tokens says which)" in " ".join(result.stdout.split())
+    assert "prompts to their first 12 tokens (samples/n_cut_tokens says which)" in " ".join(
+        result.stdout.split()
+    )
     same = extract_options[: extract_options.index("--block-rows")]
     plan = json.loads(lenscache("plan", *same, "--max-prompt-tokens", "12", "--json").stdout)
     assert plan["cut_prompts"] > 0

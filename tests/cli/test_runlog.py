@@ -24,7 +24,10 @@ def test_an_extraction_says_afterwards_what_happened(
     assert lenscache("extract", store, *extract_options, "--layer", "0").exit_code == 0
     assert lenscache("extract", store, *extract_options, "--layer", "1").exit_code == 0
     found = lines(tmp_path / "s.zarr.log.jsonl")
-    assert [entry["event"] for entry in found if entry["event"] != "progress"] == ["start", "end"] * 2
+    assert [entry["event"] for entry in found if entry["event"] != "progress"] == [
+        "start",
+        "end",
+    ] * 2
     start, end = found[0], next(entry for entry in found if entry["event"] == "end")
     assert start["asked"]["settings"]["max_new_tokens"] == 4
     assert set(start["versions"]) >= {"python", "torch", "lenscache"}
@@ -35,7 +38,9 @@ def test_an_extraction_says_afterwards_what_happened(
     assert last["tokens_per_s"] > 0
 
 
-def test_a_run_that_fails_says_why(lenscache: Run, extract_options: list[str], finished_store: Path) -> None:
+def test_a_run_that_fails_says_why(
+    lenscache: Run, extract_options: list[str], finished_store: Path
+) -> None:
     result = lenscache("extract", finished_store, *extract_options[:-2], "--seed", "7")
     assert result.exit_code == 1
     last = lines(Path(f"{finished_store}.log.jsonl"))[-1]
@@ -43,7 +48,9 @@ def test_a_run_that_fails_says_why(lenscache: Run, extract_options: list[str], f
     assert "seed" in last["message"]
 
 
-def test_a_fit_records_its_grades_and_graduations(lenstrain: Run, finished_store: Path, tmp_path: Path) -> None:
+def test_a_fit_records_its_grades_and_graduations(
+    lenstrain: Run, finished_store: Path, tmp_path: Path
+) -> None:
     result = lenstrain("fit", finished_store, "--out", tmp_path / "lenses", "--log-json")
     assert result.exit_code == 0, result.stderr
     found = lines(tmp_path / "lenses.log.jsonl")
@@ -69,7 +76,13 @@ def test_progress_is_thinned_out_and_the_last_line_is_kept(tmp_path: Path) -> No
             meter.update("fitting", done, 1000, "concepts", note="so far", graduated=done // 2)
         meter.say("a [bold]line[/]")
     events = lines(tmp_path / "x.log.jsonl")
-    assert [entry["event"] for entry in events] == ["start", "progress", "progress", "message", "end"]
+    assert [entry["event"] for entry in events] == [
+        "start",
+        "progress",
+        "progress",
+        "message",
+        "end",
+    ]
     assert (events[2]["done"], events[2]["graduated"]) == (1000, 500)
     assert events[3]["message"] == "a [bold]line[/]"
 
@@ -80,14 +93,18 @@ def test_an_interrupted_run_is_recorded_as_that(tmp_path: Path) -> None:
     assert [entry["event"] for entry in lines(tmp_path / "s.log.jsonl")] == ["start", "interrupted"]
 
 
-def test_a_log_that_cannot_be_written_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_that_cannot_be_written_does_not_end_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
     with RunLog("fit", tmp_path / "file" / "lenses") as log:
         log.event("message", message="still here")
     assert capsys.readouterr().err.count("no log is kept") == 1
 
 
-def test_a_store_at_a_url_has_no_log_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_at_a_url_has_no_log_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with RunLog("extract", "s3://bucket/store.zarr"):
         pass

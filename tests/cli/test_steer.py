@@ -11,7 +11,9 @@ from tests.cli.conftest import Run
 
 
 @pytest.fixture(scope="module")
-def lens_pack(tmp_path_factory: pytest.TempPathFactory, lenstrain: Run, finished_store: Path) -> Path:
+def lens_pack(
+    tmp_path_factory: pytest.TempPathFactory, lenstrain: Run, finished_store: Path
+) -> Path:
     folder = tmp_path_factory.mktemp("steer") / "lenses"
     result = lenstrain("fit", finished_store, "--out", folder)
     assert result.exit_code == 0, result.stderr
@@ -26,16 +28,31 @@ def concept_of_grade(folder: Path, *grades: str) -> str:
 def steer(lenstrain: Run, lens_pack: Path, model_folder: Path) -> Any:
     concept = concept_of_grade(lens_pack, "A", "B")
     return lambda *options: lenstrain(
-        "steer", lens_pack, "--model", model_folder, "--dtype", "float32", "--concept", concept, "--prompt",
-        "The old man", "--max-new-tokens", "8", *options,
-    )  # fmt: skip
+        "steer",
+        lens_pack,
+        "--model",
+        model_folder,
+        "--dtype",
+        "float32",
+        "--concept",
+        concept,
+        "--prompt",
+        "The old man",
+        "--max-new-tokens",
+        "8",
+        *options,
+    )
 
 
 def test_texts_with_and_without_are_shown_with_what_their_lens_says(steer: Any) -> None:
     result = steer("--strength", "50", "--strength", "-50")
     assert result.exit_code == 0, result.stderr
     blocks = result.stdout.split("\n\n")
-    assert [block.strip().splitlines()[0] for block in blocks[:3]] == ["not steered", "strength +50", "strength -50"]
+    assert [block.strip().splitlines()[0] for block in blocks[:3]] == [
+        "not steered",
+        "strength +50",
+        "strength -50",
+    ]
     assert all("perplexity" in block and "deviations" in block for block in blocks[:3])
     assert blocks[0].splitlines()[1] != blocks[1].splitlines()[1]
 
@@ -53,7 +70,8 @@ def test_the_same_command_says_the_same(steer: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--ablate"], ["--direction", "weights"], ["--positions", "completion"], ["--strength", "0"]]
+    "options",
+    [["--ablate"], ["--direction", "weights"], ["--positions", "completion"], ["--strength", "0"]],
 )
 def test_every_way_to_steer_runs(steer: Any, options: list[str]) -> None:
     result = steer(*options)
@@ -74,8 +92,20 @@ def test_grade_c_is_refused_in_one_line_and_allowed_when_asked(
     poor.mkdir()
     (poor / "lenses.json").write_text(json.dumps(data))
     (poor / "lenses.safetensors").write_bytes((lens_pack / "lenses.safetensors").read_bytes())
-    command = ["steer", poor, "--model", model_folder, "--concept", data["lenses"][0]["concept"], "--prompt", "The",
-               "--max-new-tokens", "3", "--dtype", "float32"]  # fmt: skip
+    command = [
+        "steer",
+        poor,
+        "--model",
+        model_folder,
+        "--concept",
+        data["lenses"][0]["concept"],
+        "--prompt",
+        "The",
+        "--max-new-tokens",
+        "3",
+        "--dtype",
+        "float32",
+    ]
     refused = lenstrain(*command)
     assert refused.exit_code == 1
     assert "grade C" in refused.stderr
@@ -83,8 +113,12 @@ def test_grade_c_is_refused_in_one_line_and_allowed_when_asked(
     assert lenstrain(*command, "--allow-grade", "C").exit_code == 0
 
 
-def test_an_unknown_concept_is_one_line(lenstrain: Run, lens_pack: Path, model_folder: Path) -> None:
-    result = lenstrain("steer", lens_pack, "--model", model_folder, "--concept", "quark", "--prompt", "x")
+def test_an_unknown_concept_is_one_line(
+    lenstrain: Run, lens_pack: Path, model_folder: Path
+) -> None:
+    result = lenstrain(
+        "steer", lens_pack, "--model", model_folder, "--concept", "quark", "--prompt", "x"
+    )
     assert result.exit_code == 1
     assert "no lens of 'quark'" in result.stderr
 
@@ -99,7 +133,9 @@ def test_a_model_of_another_shape_is_refused(
     (other / "lenses.json").write_text(json.dumps(data))
     (other / "lenses.safetensors").write_bytes((lens_pack / "lenses.safetensors").read_bytes())
     concept = concept_of_grade(lens_pack, "A", "B")
-    result = lenstrain("steer", other, "--model", model_folder, "--concept", concept, "--prompt", "x")
+    result = lenstrain(
+        "steer", other, "--model", model_folder, "--concept", concept, "--prompt", "x"
+    )
     assert result.exit_code == 1
     assert "made with another model" in result.stderr
 
@@ -114,7 +150,17 @@ def test_other_weights_of_the_same_shape_are_refused(
     (other / "lenses.json").write_text(json.dumps(data))
     (other / "lenses.safetensors").write_bytes((lens_pack / "lenses.safetensors").read_bytes())
     concept = concept_of_grade(lens_pack, "A", "B")
-    result = lenstrain("steer", other, "--model", model_folder, "--concept", concept, "--prompt", "x", "--dtype",
-                       "float32")  # fmt: skip
+    result = lenstrain(
+        "steer",
+        other,
+        "--model",
+        model_folder,
+        "--concept",
+        concept,
+        "--prompt",
+        "x",
+        "--dtype",
+        "float32",
+    )
     assert result.exit_code == 1
     assert "0000000000000000" in result.stderr

@@ -22,11 +22,16 @@ def damaged_store(finished_store: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("quick", [[], ["--quick"]])
-def test_verify_says_clean_and_how_much_it_checked(lenscache: Run, finished_store: Path, quick: list[str]) -> None:
+def test_verify_says_clean_and_how_much_it_checked(
+    lenscache: Run, finished_store: Path, quick: list[str]
+) -> None:
     result = lenscache("verify", finished_store, "--jobs", 2, *quick)
     assert result.exit_code == 0, result.stdout
     *rounds, summary = result.stdout.strip().splitlines()
-    assert [line.split(",")[0] for line in rounds] == ["layer_0/round_0: complete", "layer_1/round_0: complete"]
+    assert [line.split(",")[0] for line in rounds] == [
+        "layer_0/round_0: complete",
+        "layer_1/round_0: complete",
+    ]
     assert summary.startswith(f"{finished_store}: clean; ")
     assert ("looked at, not decoded" if quick else "arrays decoded") in summary
     assert "objects" in result.stderr
@@ -40,8 +45,12 @@ def test_verify_names_array_rows_and_file_of_damage_in_one_line_and_exits_1(
     result = lenscache("verify", damaged_store, *quick)
     assert result.exit_code == 1
     lines = result.stdout.strip().splitlines()
-    assert lines[0].startswith(f"layer_1/round_0/activations/prompt/1, rows 0-31 ({SHARD}): the object has ")
-    assert lines[0].endswith("run the same `lenscache extract` again, which extracts these rows anew")
+    assert lines[0].startswith(
+        f"layer_1/round_0/activations/prompt/1, rows 0-31 ({SHARD}): the object has "
+    )
+    assert lines[0].endswith(
+        "run the same `lenscache extract` again, which extracts these rows anew"
+    )
     assert "layer_1/round_0: damaged, " in result.stdout
     assert f"{damaged_store}: 1 findings; " in result.stdout
     assert lines[-1] == f"next: lenscache repair {damaged_store}"
@@ -57,14 +66,18 @@ def test_verify_prints_json(lenscache: Run, damaged_store: Path) -> None:
     assert (report["findings"][0]["path"], report["findings"][0]["rows"]) == (SHARD, [0, 31])
 
 
-def test_verify_of_an_unfinished_store_says_how_far_it_is_and_exits_0(lenscache: Run, interrupted_store: Path) -> None:
+def test_verify_of_an_unfinished_store_says_how_far_it_is_and_exits_0(
+    lenscache: Run, interrupted_store: Path
+) -> None:
     result = lenscache("verify", interrupted_store)
     assert result.exit_code == 0, result.stdout
     assert "layer_1/round_0: unfinished, " in result.stdout
     assert "run the same `lenscache extract` again to continue" in result.stdout
 
 
-def test_verify_compares_with_a_pack(lenscache: Run, finished_store: Path, pack_file: Path, tmp_path: Path) -> None:
+def test_verify_compares_with_a_pack(
+    lenscache: Run, finished_store: Path, pack_file: Path, tmp_path: Path
+) -> None:
     assert lenscache("verify", finished_store, "--pack", pack_file).exit_code == 0
     other = tmp_path / "other.json"
     other.write_text(json.dumps(small_pack(n_examples=13).to_dict()))
@@ -76,12 +89,16 @@ def test_verify_compares_with_a_pack(lenscache: Run, finished_store: Path, pack_
 
 
 @pytest.mark.parametrize("command", ["verify", "repair"])
-def test_verify_and_repair_of_something_else_are_one_line(lenscache: Run, command: str, tmp_path: Path) -> None:
+def test_verify_and_repair_of_something_else_are_one_line(
+    lenscache: Run, command: str, tmp_path: Path
+) -> None:
     assert_one_line_error(lenscache(command, tmp_path / "s.zarr"), "no store at", "s.zarr")
 
 
 def test_layer_that_is_not_in_the_store_is_one_line(lenscache: Run, finished_store: Path) -> None:
-    assert_one_line_error(lenscache("verify", finished_store, "--layer", 7), "has no layer 7, it has [0, 1]")
+    assert_one_line_error(
+        lenscache("verify", finished_store, "--layer", 7), "has no layer 7, it has [0, 1]"
+    )
 
 
 def test_repair_unmarks_the_block_and_extract_then_restores_every_byte(
@@ -95,7 +112,12 @@ def test_repair_unmarks_the_block_and_extract_then_restores_every_byte(
         "next: lenscache extract with the arguments it was run with before",
     ]
     assert lenscache("verify", damaged_store).exit_code == 0
-    assert json.loads(lenscache("extract", damaged_store, *extract_options, "--json").stdout)["rows_run"] == 32
+    assert (
+        json.loads(lenscache("extract", damaged_store, *extract_options, "--json").stdout)[
+            "rows_run"
+        ]
+        == 32
+    )
     assert tree(damaged_store) == tree(finished_store)
 
 
@@ -106,7 +128,9 @@ def test_repair_of_a_clean_store_changes_nothing(lenscache: Run, finished_store:
     assert tree(finished_store) == before
 
 
-def test_repair_leaves_what_extract_writes_anew_and_says_so(lenscache: Run, damaged_store: Path) -> None:
+def test_repair_leaves_what_extract_writes_anew_and_says_so(
+    lenscache: Run, damaged_store: Path
+) -> None:
     (damaged_store / "layer_1/round_0/samples/text/c/0").write_bytes(b"")
     result = lenscache("repair", damaged_store)
     assert result.exit_code == 0
@@ -115,7 +139,9 @@ def test_repair_leaves_what_extract_writes_anew_and_says_so(lenscache: Run, dama
     assert "unmarked: layer_1/round_0 block 0" in result.stdout
 
 
-def test_repair_refuses_what_only_a_person_can_mend_and_exits_1(lenscache: Run, damaged_store: Path) -> None:
+def test_repair_refuses_what_only_a_person_can_mend_and_exits_1(
+    lenscache: Run, damaged_store: Path
+) -> None:
     (damaged_store / "layer_1/round_0/samples/key/zarr.json").write_text("{")
     result = lenscache("repair", damaged_store, "--json")
     assert result.exit_code == 1

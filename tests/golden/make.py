@@ -1,9 +1,10 @@
-"""How the golden stores were made. They are not to be made again: that they still open is what they are there for.
+"""How the golden stores were made. They are not to be made again: that they still open is what they
+are there for.
 
     python -m tests.golden.make FOLDER
 
-Two tiny stores of format version 1, every value of which follows from what stands here: one of bfloat16 with both
-phases and a label set, one of int8 with prompts alone.
+Two tiny stores of format version 1, every value of which follows from what stands here: one of
+bfloat16 with both phases and a label set, one of int8 with prompts alone.
 """
 
 from __future__ import annotations
@@ -31,19 +32,36 @@ PACK = ConceptPack(
     (
         Concept("nature", "nature", 0, definition="What nobody made."),
         Concept(
-            "bird", "bird", 1, parents=("nature",), definition="A creature with feathers.",
+            "bird",
+            "bird",
+            1,
+            parents=("nature",),
+            definition="A creature with feathers.",
             examples=("It sang at dawn.", "Ein Vogel? 🐦"),
         ),
         Concept(
-            "moss", "moss", 1, parents=("nature",), aliases=("lichen",), examples=("Green on the north side.",),
+            "moss",
+            "moss",
+            1,
+            parents=("nature",),
+            aliases=("lichen",),
+            examples=("Green on the north side.",),
             contrasts=("Moss & Sons, roofers.",),
         ),
     ),
-)  # fmt: skip
+)
 LABELS = ConceptPack(
     "sounds",
     "1",
-    (Concept("sound", "a sound", 0, examples=("It sang at dawn.",), negatives=("Green on the north side.",)),),
+    (
+        Concept(
+            "sound",
+            "a sound",
+            0,
+            examples=("It sang at dawn.",),
+            negatives=("Green on the north side.",),
+        ),
+    ),
     origin="sounds.csv",
     prompts="examples",
 )
@@ -52,12 +70,25 @@ LABELS = ConceptPack(
 def header(store_dtype: StoreDtype, mode: Mode) -> StoreHeader:
     """What the two stores are said to have been extracted with."""
     return StoreHeader(
-        model_id="golden", model_fingerprint="0123456789abcdef", model_dtype="float32", n_layers=3, hidden=HIDDEN,
-        tokenizer_fingerprint="fedcba9876543210", pack_name=PACK.name, pack_version=PACK.version,
-        pack_digest=PACK.digest, model_layers=(1,), mode=mode, max_new_tokens=5 if mode == "combined" else 0,
-        pooling="mean", pool_first_position=False, special_tokens=True, store_dtype=store_dtype, seed=7,
+        model_id="golden",
+        model_fingerprint="0123456789abcdef",
+        model_dtype="float32",
+        n_layers=3,
+        hidden=HIDDEN,
+        tokenizer_fingerprint="fedcba9876543210",
+        pack_name=PACK.name,
+        pack_version=PACK.version,
+        pack_digest=PACK.digest,
+        model_layers=(1,),
+        mode=mode,
+        max_new_tokens=5 if mode == "combined" else 0,
+        pooling="mean",
+        pool_first_position=False,
+        special_tokens=True,
+        store_dtype=store_dtype,
+        seed=7,
         max_prompt_tokens=100,
-    )  # fmt: skip
+    )
 
 
 def vectors(rows: slice, phase: Phase) -> NDArray[Any]:
@@ -72,7 +103,12 @@ def make(path: Path, store_dtype: StoreDtype, mode: Mode) -> None:
     plan = plan_samples(PACK, [1], seed=7)
     n_prompt_tokens = np.array([len(text.split()) + 1 for text in plan.texts], np.int32)
     target = store.create_round(
-        1, 0, plan, keys=sample_keys(store.header, plan), n_prompt_tokens=n_prompt_tokens, block_rows=BLOCK_ROWS
+        1,
+        0,
+        plan,
+        keys=sample_keys(store.header, plan),
+        n_prompt_tokens=n_prompt_tokens,
+        block_rows=BLOCK_ROWS,
     )
     for block in range(target.n_blocks):
         rows = target.rows(block)
@@ -85,10 +121,17 @@ def make(path: Path, store_dtype: StoreDtype, mode: Mode) -> None:
         texts = [f"and {n}" if n and mode == "combined" else "" for n in generated]
         counts = (generated if mode == "combined" else 0 * generated).astype(np.int32)
         target.write_block(block, Block(arrays, texts, counts))
-    target.update_attributes({
-        "verification": {"rows": 0, "tolerance": 1e-4, "other_completions": 0, "max_relative_error": {"1": 0.0}},
-        "batch_size": 4,
-    })  # fmt: skip
+    target.update_attributes(
+        {
+            "verification": {
+                "rows": 0,
+                "tolerance": 1e-4,
+                "other_completions": 0,
+                "max_relative_error": {"1": 0.0},
+            },
+            "batch_size": 4,
+        }
+    )
     if mode == "combined":
         add_label_set(store, "sounds", LABELS)
 

@@ -61,9 +61,14 @@ def test_golden_samples_and_labels_read_back() -> None:
     samples, labels = target.samples(), target.labels()
     assert {str(text) for text in samples.text} >= set(TEXTS)
     assert list(samples.n_completion_tokens) == list(counts_of(12))
-    assert [str(text) for text in samples.completion] == [f"and {n}" if n else "" for n in counts_of(12)]
+    assert [str(text) for text in samples.completion] == [
+        f"and {n}" if n else "" for n in counts_of(12)
+    ]
     assert bytes(samples.key[list(map(str, samples.text)).index(TEXTS[1])]).hex() == KEY
-    bird = {str(samples.text[row]) for row in labels.sample[labels.concept == target.concepts.index("bird")]}
+    bird = {
+        str(samples.text[row])
+        for row in labels.sample[labels.concept == target.concepts.index("bird")]
+    }
     assert bird == set(TEXTS)
     assert tuple(target.attributes["kinds"]) == KINDS[:5]
 

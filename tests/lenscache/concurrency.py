@@ -1,4 +1,5 @@
-"""A writer and readers as processes of their own, and values by which a reader can tell a torn block."""
+"""A writer and readers as processes of their own, and values by which a reader can tell a torn
+block."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ BLOCK_ROWS = 16
 def expected(phase: str, model_layer: int, rows: slice, generation: int) -> NDArray[np.float32]:
     """What a block holds: another value in every row, feature, array and store."""
     start = (phase == "completion") * 0.5 + model_layer + 4 * generation
-    return (np.arange(rows.start, rows.stop)[:, None] + np.arange(HIDDEN) / HIDDEN + 1000 * start).astype(np.float32)
+    return (
+        np.arange(rows.start, rows.stop)[:, None] + np.arange(HIDDEN) / HIDDEN + 1000 * start
+    ).astype(np.float32)
 
 
 def store_path(folder: str, generation: int) -> Path:
@@ -32,7 +35,8 @@ def store_path(folder: str, generation: int) -> Path:
 
 
 def write_stores(folder: str, seconds: float, pause: float) -> int:
-    """Write one store after another, block by block, until the time is up; returns the blocks written."""
+    """Write one store after another, block by block, until the time is up; returns the blocks
+    written."""
     end, blocks = time.monotonic() + seconds, 0
     generation = 0
     while time.monotonic() < end:
@@ -40,9 +44,13 @@ def write_stores(folder: str, seconds: float, pause: float) -> int:
         store = create_store(store_path(folder, generation), planted_header(PACK), PACK)
         n = len(plan)
         target = store.create_round(
-            1, 0, plan, keys=np.random.default_rng(0).integers(0, 256, (n, 16), dtype=np.uint8),
-            n_prompt_tokens=np.full(n, 5, np.int32), block_rows=BLOCK_ROWS,
-        )  # fmt: skip
+            1,
+            0,
+            plan,
+            keys=np.random.default_rng(0).integers(0, 256, (n, 16), dtype=np.uint8),
+            n_prompt_tokens=np.full(n, 5, np.int32),
+            block_rows=BLOCK_ROWS,
+        )
         for block in np.random.default_rng(generation).permutation(target.n_blocks):
             rows = target.rows(int(block))
             arrays: dict[Any, Any] = {
@@ -61,7 +69,8 @@ def write_stores(folder: str, seconds: float, pause: float) -> int:
 
 
 def read_stores(folder: str, seconds: float, seed: int) -> dict[str, int]:
-    """Read what is there until the time is up. Counts blocks that were right, torn, and refused as they must be."""
+    """Read what is there until the time is up. Counts blocks that were right, torn, and refused as
+    they must be."""
     rng, end = np.random.default_rng(seed), time.monotonic() + seconds
     counts = {"right": 0, "torn": 0, "refused": 0, "grew": 0}
     opened: dict[int, Round] = {}
@@ -87,7 +96,9 @@ def read_stores(folder: str, seconds: float, seed: int) -> dict[str, int]:
     return counts
 
 
-def _read_round(target: Round, generation: int, rng: np.random.Generator, counts: dict[str, int]) -> None:
+def _read_round(
+    target: Round, generation: int, rng: np.random.Generator, counts: dict[str, int]
+) -> None:
     done = target.complete_blocks()
     for block in rng.permutation(target.n_blocks)[:6]:
         rows = target.rows(int(block))

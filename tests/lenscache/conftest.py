@@ -30,11 +30,20 @@ def run_small(
     on_progress: OnProgress | None = None,
 ) -> ExtractReport:
     """Extract 20 rows in three blocks, unless told otherwise."""
-    return extract(path, pack, loaded or tiny_model(), settings, layers=layers, limit=limit, on_progress=on_progress)
+    return extract(
+        path,
+        pack,
+        loaded or tiny_model(),
+        settings,
+        layers=layers,
+        limit=limit,
+        on_progress=on_progress,
+    )
 
 
 def tree(path: Path) -> dict[str, bytes]:
-    """Every file of a store by its relative path, but for what a killed writer leaves lying about."""
+    """Every file of a store by its relative path, but for what a killed writer leaves lying
+    about."""
     files = (file for file in path.rglob("*") if file.is_file() and file.suffix != ".partial")
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
 

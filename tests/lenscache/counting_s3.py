@@ -45,12 +45,17 @@ class RequestLog:
 
 @contextlib.contextmanager
 def serving_counted(log: Path) -> Iterator[tuple[str, RequestLog]]:
-    """The URL of a server that holds nothing yet, and the log of its requests, kept in the file `log`."""
+    """The URL of a server that holds nothing yet, and the log of its requests, kept in the file
+    `log`."""
     log.touch()
     with subprocess.Popen(
-        [sys.executable, "-c", _SERVE, str(log)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    ) as process:  # fmt: skip
+        [sys.executable, "-c", _SERVE, str(log)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    ) as process:
         assert process.stdout is not None
         try:
             yield process.stdout.readline().strip(), RequestLog(log)

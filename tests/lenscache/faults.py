@@ -1,7 +1,7 @@
 """Faults that befall a store, by real means, for the tests and for benchmarks/faults.py.
 
-Each is applied to the small extraction of conftest.py; `heal` then goes the way a user goes: verify, repair, extract,
-verify, and compares with a run that nothing happened to.
+Each is applied to the small extraction of conftest.py; `heal` then goes the way a user goes:
+verify, repair, extract, verify, and compares with a run that nothing happened to.
 """
 
 from __future__ import annotations
@@ -33,12 +33,19 @@ from tests.lenscache.conftest import ROUND, run_small, tree
 
 ROOT = Path(__file__).parents[2]
 BLOCK_ARRAYS = (
-    "activations/prompt/0", "activations/prompt/2", "activations/completion/0", "activations/completion/2",
-    "samples/completion", "samples/n_completion_tokens",
-)  # fmt: skip
+    "activations/prompt/0",
+    "activations/prompt/2",
+    "activations/completion/0",
+    "activations/completion/2",
+    "samples/completion",
+    "samples/n_completion_tokens",
+)
 PLAN_ARRAYS = tuple(
     name
-    for name in (*(f"samples/{name}" for name in Samples._fields), *(f"labels/{name}" for name in Labels._fields))
+    for name in (
+        *(f"samples/{name}" for name in Samples._fields),
+        *(f"labels/{name}" for name in Labels._fields),
+    )
     if name not in BLOCK_ARRAYS
 )
 HOW = ("lost", "truncated", "emptied", "flipped")
@@ -68,7 +75,8 @@ def damage(file: Path, how: str, rng: random.Random) -> str:
 
 @contextlib.contextmanager
 def failing_write(key: str | int, error: OSError) -> Iterator[None]:
-    """The first write of an object with this key, or the object write of this number, fails with `error`."""
+    """The first write of an object with this key, or the object write of this number, fails with
+    `error`."""
     count, original = itertools.count(), LocalStore.set
 
     async def fails(store: LocalStore, name: str, value: Any) -> None:
@@ -93,7 +101,8 @@ def jumping_clock(seed: int = 0) -> Iterator[None]:
 
 
 def killed_runs(folder: Path, n: int, *, seed: int = 0) -> list[Path]:
-    """Stores whose extraction was ended by SIGKILL, at moments spread over a run; `folder / "whole"` ran to its end.
+    """Stores whose extraction was ended by SIGKILL, at moments spread over a run; `folder /
+    "whole"` ran to its end.
 
     Each run is a process of its own, forked once torch is loaded.
     """
@@ -102,11 +111,13 @@ def killed_runs(folder: Path, n: int, *, seed: int = 0) -> list[Path]:
 
 
 def small_disks(folder: Path, kilobytes: list[int]) -> list[dict[str, Any]]:
-    """Extractions onto file systems that are too small, resumed after they were made larger; then read-only ones.
+    """Extractions onto file systems that are too small, resumed after they were made larger; then
+    read-only ones.
 
-    A tmpfs in a mount namespace of its own, gone when the process ends. One dictionary a size: `error`, what stopped
-    the run (None if it fitted); `found`, what verify said then; `complete`, blocks complete then; `rows_run` after the
-    disk grew; `read_only`, what verify, extract and repair did once it could not be written; `store`, a copy.
+    A tmpfs in a mount namespace of its own, gone when the process ends. One dictionary a size:
+    `error`, what stopped the run (None if it fitted); `found`, what verify said then; `complete`,
+    blocks complete then; `rows_run` after the disk grew; `read_only`, what verify, extract and
+    repair did once it could not be written; `store`, a copy.
 
     Raises
     ------
@@ -141,7 +152,8 @@ class Healed:
 
 
 def heal(store: Path, expected: dict[str, bytes], *, repair: bool = True) -> Healed:
-    """Verify, repair unless told otherwise, extract again, verify; compare with an uninterrupted run."""
+    """Verify, repair unless told otherwise, extract again, verify; compare with an uninterrupted
+    run."""
     try:
         found = verify_store(store, jobs=1).findings
         unmarked = repair_store(store, jobs=1).unmarked if repair and found else []

@@ -1,4 +1,5 @@
-"""A proxy before an S3 server that fails as the real one does: errors, pleas to slow down, cut connections, delays."""
+"""A proxy before an S3 server that fails as the real one does: errors, pleas to slow down, cut
+connections, delays."""
 
 from __future__ import annotations
 
@@ -65,13 +66,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             return
         if fault in _STATUS:
-            text = f"<Error><Code>{fault}</Code><Message>Please try again.</Message></Error>".encode()
+            text = (
+                f"<Error><Code>{fault}</Code><Message>Please try again.</Message></Error>".encode()
+            )
             self._answer(_STATUS[fault], {"Content-Type": "application/xml"}, text)
             return
         if fault == "delay":
             time.sleep(0.2)
         with contextlib.closing(
-            http.client.HTTPConnection(str(self.server.target.hostname), self.server.target.port, timeout=60)
+            http.client.HTTPConnection(
+                str(self.server.target.hostname), self.server.target.port, timeout=60
+            )
         ) as there:
             there.request(self.command, self.path, body, dict(self.headers))
             answer = there.getresponse()
@@ -80,7 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
                 headers["Content-Length"] = answer.getheader("Content-Length") or "0"
             self._answer(answer.status, headers, answer.read())
 
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _pass  # noqa: N815 - the names that the library calls
+    # the names that the library calls
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _pass  # noqa: N815
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)
@@ -97,7 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def faulty(target: str, *, seed: int = 0, faults: dict[str, float] | None = None) -> Iterator[FaultyServer]:
+def faulty(
+    target: str, *, seed: int = 0, faults: dict[str, float] | None = None
+) -> Iterator[FaultyServer]:
     """A proxy in a thread of this process."""
     with FaultyServer(target, seed, FAULTS if faults is None else faults) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)

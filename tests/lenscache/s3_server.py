@@ -34,9 +34,13 @@ def serving() -> Iterator[str]:
     """The URL of a server that holds nothing yet."""
     env = {**os.environ, "PYTHONWARNINGS": "ignore"}
     with subprocess.Popen(
-        [sys.executable, "-c", _SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, env=env,
-    ) as process:  # fmt: skip
+        [sys.executable, "-c", _SERVE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=env,
+    ) as process:
         assert process.stdout is not None
         try:
             yield process.stdout.readline().strip()
@@ -45,15 +49,21 @@ def serving() -> Iterator[str]:
 
 
 def environment(endpoint: str) -> dict[str, str]:
-    """What a user sets to work with such a server; no configuration file of this machine plays a part."""
+    """What a user sets to work with such a server; no configuration file of this machine plays a
+    part."""
     return {
-        **SECRETS, "AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }  # fmt: skip
+        **SECRETS,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
 
 
 def connect(endpoint: str) -> Any:
-    """A client of Amazon's own library, which shares no code with how stores are read and written."""
+    """A client of Amazon's own library, which shares no code with how stores are read and
+    written."""
     return boto3.client("s3", endpoint_url=endpoint)
 
 
@@ -61,7 +71,10 @@ def objects(client: Any, bucket: str, prefix: str) -> dict[str, bytes]:
     """Every object below a prefix, by its key without the prefix."""
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
     keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
-    return {key.removeprefix(f"{prefix}/"): client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
+    return {
+        key.removeprefix(f"{prefix}/"): client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        for key in keys
+    }
 
 
 def upload(client: Any, bucket: str, prefix: str, tree: dict[str, bytes]) -> None:

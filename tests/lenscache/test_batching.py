@@ -25,8 +25,12 @@ from tests.packs import small_pack
 def planned(lengths: Sequence[int]) -> PlannedRows:
     """Rows of these lengths, of a plan that says nothing else."""
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    found = Tokenized(np.arange(starts[-1], dtype=np.int32) % 250 + 2, starts, np.zeros(len(lengths), np.int32))
-    plan: Any = SimpleNamespace(sampling_seed=np.arange(len(lengths)), temperature=np.full(len(lengths), 0.7))
+    found = Tokenized(
+        np.arange(starts[-1], dtype=np.int32) % 250 + 2, starts, np.zeros(len(lengths), np.int32)
+    )
+    plan: Any = SimpleNamespace(
+        sampling_seed=np.arange(len(lengths)), temperature=np.full(len(lengths), 0.7)
+    )
     return PlannedRows(plan, found)
 
 
@@ -62,13 +66,17 @@ def test_batches_grow_as_long_as_that_pays(pace: Any) -> None:
     assert tried == [4, 8, 16, 32, 40]
 
 
-def test_what_a_batch_costs_beside_its_positions_is_read_off_the_sizes_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_batch_costs_beside_its_positions_is_read_off_the_sizes_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def rate(runner: Runner, rows: Sequence[Row]) -> float:
         positions = len(rows) * (len(rows[-1].token_ids) + runner.n_passes - 1)
         return len(rows) / (runner.n_passes * 0.050 + positions * 0.002)  # 25 positions a pass
 
     monkeypatch.setattr(lenscache.extract.batch_size, "_rate", rate)
-    assert choose_batch(new_runner, ROWS, most=256).overhead == 25 * 3  # a whole run of 3 new tokens
+    assert (
+        choose_batch(new_runner, ROWS, most=256).overhead == 25 * 3
+    )  # a whole run of 3 new tokens
     assert choose_batch(new_runner, ROWS, most=8).overhead is None  # two sizes make no line
 
 
@@ -135,7 +143,9 @@ def test_what_does_not_fit_sets_a_limit_of_positions(monkeypatch: pytest.MonkeyP
     assert choice.tokens == 8 * (42 + 3)
 
 
-def test_the_choice_is_told_kept_and_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choice_is_told_kept_and_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[str] = []
 
     class Stop(Exception):  # noqa: N818
@@ -162,10 +172,18 @@ def test_a_batch_size_found_by_trying_gives_what_a_given_one_does(tmp_path: Path
     settings = ExtractSettings(max_new_tokens=3, block_rows=32, store_dtype="float32")
     for name, batch_size in (("auto", "auto"), ("four", 4)):
         extract(
-            tmp_path / name, small_pack(), tiny_model(), dataclasses.replace(settings, batch_size=batch_size)  # type: ignore[arg-type]
-        )  # fmt: skip
-    for a, b in zip(open_store(tmp_path / "auto").rounds(), open_store(tmp_path / "four").rounds(), strict=True):
+            tmp_path / name,
+            small_pack(),
+            tiny_model(),
+            dataclasses.replace(settings, batch_size=batch_size),  # type: ignore[arg-type]
+        )
+    for a, b in zip(
+        open_store(tmp_path / "auto").rounds(), open_store(tmp_path / "four").rounds(), strict=True
+    ):
         assert a.samples().completion.tolist() == b.samples().completion.tolist()
         torch.testing.assert_close(
-            torch.from_numpy(a.read("prompt", 1)), torch.from_numpy(b.read("prompt", 1)), rtol=1e-4, atol=1e-5
+            torch.from_numpy(a.read("prompt", 1)),
+            torch.from_numpy(b.read("prompt", 1)),
+            rtol=1e-4,
+            atol=1e-5,
         )

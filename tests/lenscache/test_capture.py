@@ -24,7 +24,9 @@ POOLINGS: tuple[Pooling, ...] = ("mean", "max", "last")
 TOKENS = torch.tensor([[5, 17, 240, 33, 98, 7]])
 
 
-def reference(hidden: NDArray[np.float32], mask: NDArray[np.bool_], pooling: Pooling) -> NDArray[np.float64]:
+def reference(
+    hidden: NDArray[np.float32], mask: NDArray[np.bool_], pooling: Pooling
+) -> NDArray[np.float64]:
     """Pooling in plain numpy, (batch, hidden); NaN where nothing is counted."""
     pools: dict[str, Callable[[Any], Any]] = {
         "mean": lambda v: v.mean(0),
@@ -33,10 +35,20 @@ def reference(hidden: NDArray[np.float32], mask: NDArray[np.bool_], pooling: Poo
     }
     pool = pools[pooling]
     nothing = np.full(hidden.shape[2], np.nan)
-    return np.stack([pool(h[m].astype(np.float64)) if m.any() else nothing for h, m in zip(hidden, mask, strict=True)])
+    return np.stack(
+        [
+            pool(h[m].astype(np.float64)) if m.any() else nothing
+            for h, m in zip(hidden, mask, strict=True)
+        ]
+    )
 
 
-def pool(hidden: NDArray[np.float32], mask: NDArray[np.bool_], pooling: Pooling, cuts: tuple[int, ...] = ()) -> Any:
+def pool(
+    hidden: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    pooling: Pooling,
+    cuts: tuple[int, ...] = (),
+) -> Any:
     """What a `Capture` of one block pools when the positions come in one pass, or in several."""
     block = nn.Identity()
     with Capture([block], [0], pooling=pooling) as capture:
@@ -64,12 +76,16 @@ def counted_calls(loaded: LoadedModel) -> Iterator[Counter[str]]:
 
 
 def n_hooks(loaded: LoadedModel) -> list[int]:
-    return [len(block._forward_hooks) for block in loaded.blocks]  # transformers may have installed some of its own
+    return [
+        len(block._forward_hooks) for block in loaded.blocks
+    ]  # transformers may have installed some of its own
 
 
 def final_norm(model: Any) -> nn.Module:
     names = ("norm", "ln_f", "final_layer_norm")
-    found: nn.Module = next(getattr(model.base_model, name) for name in names if hasattr(model.base_model, name))
+    found: nn.Module = next(
+        getattr(model.base_model, name) for name in names if hasattr(model.base_model, name)
+    )
     return found
 
 
@@ -84,7 +100,9 @@ def test_captured_is_the_residual_stream_after_each_block(architecture: str) -> 
         pooled = capture.pooled()
         each = torch.arange(n)
         for i in range(2):
-            torch.testing.assert_close(pooled[i], output.hidden_states[i + 1][each, each], rtol=0, atol=0)
+            torch.testing.assert_close(
+                pooled[i], output.hidden_states[i + 1][each, each], rtol=0, atol=0
+            )
         # The last entry of hidden_states is after the final norm, what is captured is before it.
         last = output.hidden_states[-1][each, each]
         assert not torch.allclose(pooled[2], last, rtol=0.01)
@@ -96,11 +114,15 @@ def test_captured_is_the_residual_stream_after_each_block(architecture: str) -> 
 def test_pooling_equals_plain_numpy_and_never_sees_padding(
     pooling: Pooling, data: st.DataObject, batch: int, positions: int
 ) -> None:
-    flags = data.draw(st.lists(st.booleans(), min_size=batch * positions, max_size=batch * positions))
+    flags = data.draw(
+        st.lists(st.booleans(), min_size=batch * positions, max_size=batch * positions)
+    )
     mask = np.array(flags).reshape(batch, positions)
     hidden = np.random.default_rng(0).normal(size=(batch, positions, 5)).astype(np.float32)
     hidden[~mask] = np.nan  # whatever stands in the padding
-    np.testing.assert_allclose(pool(hidden, mask, pooling), reference(hidden, mask, pooling), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        pool(hidden, mask, pooling), reference(hidden, mask, pooling), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -183,7 +205,9 @@ def test_run_to_deepest_removes_its_hook_when_the_model_fails() -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("deepest", [0, 1, 2])
-def test_run_to_deepest_computes_nothing_past_the_deepest_block(architecture: str, deepest: int) -> None:
+def test_run_to_deepest_computes_nothing_past_the_deepest_block(
+    architecture: str, deepest: int
+) -> None:
     loaded = tiny_model(architecture)
     with counted_calls(loaded) as calls, Capture(loaded.blocks, sorted({0, deepest})) as capture:
         pooled = []

@@ -16,12 +16,20 @@ from tests.packs import small_pack
 
 def make_hierarchy(links: dict[str, list[str]]) -> Hierarchy:
     """A hierarchy from the parents of each concept; layers do not matter to it."""
-    return Hierarchy(dict.fromkeys(links, 0), {concept: tuple(above) for concept, above in links.items()})
+    return Hierarchy(
+        dict.fromkeys(links, 0), {concept: tuple(above) for concept, above in links.items()}
+    )
 
 
 def make_data(*concepts: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """The JSON form of a pack, valid unless `concepts` or `changes` make it not so."""
-    return {"format_version": 1, "name": "test", "version": "1", "concepts": list(concepts), **changes}
+    return {
+        "format_version": 1,
+        "name": "test",
+        "version": "1",
+        "concepts": list(concepts),
+        **changes,
+    }
 
 
 def make_concept(concept: str = "bird", **changes: Any) -> dict[str, Any]:
@@ -30,7 +38,8 @@ def make_concept(concept: str = "bird", **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def diamond() -> Hierarchy:
-    """Two roots; `amphibious` falls under both; `car` and `boat` are its siblings on either side."""
+    """Two roots; `amphibious` falls under both; `car` and `boat` are its siblings on either
+    side."""
     return make_hierarchy(
         {
             "land": [],
@@ -43,7 +52,8 @@ def diamond() -> Hierarchy:
     )
 
 
-# --- hierarchy -------------------------------------------------------------------------------------------------------
+# --- hierarchy
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_ancestors_reach_over_every_parent(diamond: Hierarchy) -> None:
@@ -94,7 +104,9 @@ def test_hierarchy_is_a_collection_of_concepts(diamond: Hierarchy) -> None:
 
 
 def test_cycle_is_shown_link_by_link() -> None:
-    with pytest.raises(PackError, match="form a cycle: a -> c -> b -> a: remove one of these links"):
+    with pytest.raises(
+        PackError, match="form a cycle: a -> c -> b -> a: remove one of these links"
+    ):
         make_hierarchy({"root": [], "a": ["root", "c"], "b": ["a"], "c": ["b"]})
 
 
@@ -109,7 +121,9 @@ def test_cycle_message_leaves_out_what_only_hangs_below_it() -> None:
 
 
 def test_unknown_parent_is_named_with_its_child() -> None:
-    with pytest.raises(PackError, match="'a' names the parent 'b', which is not in the pack: add that concept"):
+    with pytest.raises(
+        PackError, match="'a' names the parent 'b', which is not in the pack: add that concept"
+    ):
         make_hierarchy({"a": ["b"]})
 
 
@@ -179,7 +193,8 @@ def test_every_branch_is_a_root_of_the_family(hierarchy: Hierarchy) -> None:
         assert not any(hierarchy.parents(branch) for branch in branches)
 
 
-# --- reading a pack --------------------------------------------------------------------------------------------------
+# --- reading a pack
+# --------------------------------------------------------------------------------------------------
 
 
 def test_pack_survives_a_round_trip_through_its_file(tmp_path: Path) -> None:
@@ -285,7 +300,10 @@ def test_missing_field_of_the_pack_is_named(key: str) -> None:
         (make_data(), "pack 'test' holds no concepts"),
         (make_data(concepts=["bird"]), "concept number 0 is str, expected an object"),
         (make_data(make_concept(), make_concept()), "concept id 'bird' occurs twice"),
-        (make_data(make_concept("a", parents=["b"]), make_concept("b", parents=["a"])), "form a cycle: a -> b -> a"),
+        (
+            make_data(make_concept("a", parents=["b"]), make_concept("b", parents=["a"])),
+            "form a cycle: a -> b -> a",
+        ),
     ],
 )
 def test_malformed_pack_is_refused(data: object, message: str) -> None:
@@ -298,13 +316,16 @@ def test_pack_error_is_caught_as_base_class_and_as_value_error() -> None:
     assert issubclass(PackError, ValueError)
 
 
-# --- digest ----------------------------------------------------------------------------------------------------------
+# --- digest
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_digest_ignores_the_formatting_of_the_file(tmp_path: Path) -> None:
     data = small_pack().to_dict()
     data["concepts"] = [dict(sorted(entry.items(), reverse=True)) for entry in data["concepts"]]
-    (tmp_path / "wide.json").write_text(json.dumps(data, indent=4, ensure_ascii=True), encoding="utf-8")
+    (tmp_path / "wide.json").write_text(
+        json.dumps(data, indent=4, ensure_ascii=True), encoding="utf-8"
+    )
     assert ConceptPack.load(tmp_path / "wide.json").digest == small_pack().digest
 
 
@@ -312,7 +333,9 @@ def test_digest_ignores_name_and_version() -> None:
     assert small_pack(name="other", version="2").digest == small_pack().digest
 
 
-@pytest.mark.parametrize("key", ["name", "definition", "aliases", "examples", "contrasts", "confusable_with"])
+@pytest.mark.parametrize(
+    "key", ["name", "definition", "aliases", "examples", "contrasts", "confusable_with"]
+)
 def test_digest_changes_with_the_content(key: str) -> None:
     pack = small_pack()
     first = pack.concepts[0]
@@ -321,11 +344,21 @@ def test_digest_changes_with_the_content(key: str) -> None:
     assert ConceptPack("small", "1", (changed, *pack.concepts[1:])).digest != pack.digest
 
 
-# --- naming ----------------------------------------------------------------------------------------------------------
+# --- naming
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "text", ["A fly.", "FLY!", "flies everywhere", "the fly's wing", "the fly’s wing", "A dragon-fly", "(house fly)"]
+    "text",
+    [
+        "A fly.",
+        "FLY!",
+        "flies everywhere",
+        "the fly's wing",
+        "the fly’s wing",
+        "A dragon-fly",
+        "(house fly)",
+    ],
 )
 def test_concept_is_named_in_any_form(text: str) -> None:
     assert Concept("fly", "fly", 0, aliases=("house fly",)).is_named_in(text)

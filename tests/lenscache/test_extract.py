@@ -62,7 +62,8 @@ def setting(**changes: Any) -> ExtractSettings:
 
 
 def own_model(hook: Callable[..., Any] | None = None, *, block: int = 0) -> LoadedModel:
-    """A copy of the model, whose weights may be changed; the hook sees and may replace the output of a block."""
+    """A copy of the model, whose weights may be changed; the hook sees and may replace the output
+    of a block."""
     loaded = tiny_model()
     loaded = dataclasses.replace(loaded, model=copy.deepcopy(loaded.model))
     loaded = dataclasses.replace(loaded, blocks=list(find_blocks(loaded.model)))
@@ -73,7 +74,10 @@ def own_model(hook: Callable[..., Any] | None = None, *, block: int = 0) -> Load
 
 def states_of_files(path: Path) -> dict[str, tuple[int, int]]:
     files = (file for file in path.rglob("*") if file.is_file())
-    return {file.relative_to(path).as_posix(): (file.stat().st_mtime_ns, file.stat().st_ino) for file in files}
+    return {
+        file.relative_to(path).as_posix(): (file.stat().st_mtime_ns, file.stat().st_ino)
+        for file in files
+    }
 
 
 def stop_after(rows: int) -> Callable[[ExtractProgress], None]:
@@ -84,7 +88,8 @@ def stop_after(rows: int) -> Callable[[ExtractProgress], None]:
     return stop
 
 
-# --- a whole run ----------------------------------------------------------------------------------------------------
+# --- a whole run
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_run_stores_every_row_of_the_plan_once(finished_store: Path) -> None:
@@ -101,14 +106,17 @@ def test_run_stores_every_row_of_the_plan_once(finished_store: Path) -> None:
 
 
 def test_row_numbers_join_texts_labels_splits_and_activations(finished_store: Path) -> None:
-    """Each row against its own text, by the model's own account: one prompt, no padding, no batch."""
+    """Each row against its own text, by the model's own account: one prompt, no padding, no
+    batch."""
     target, loaded = the_round(finished_store), tiny_model()
     samples, stored = target.samples(), target.read("prompt", 0).astype(np.float32)
     for row, text in enumerate(samples.text):
         ids = loaded.tokenizer(text)["input_ids"]
         assert len(ids) == samples.n_prompt_tokens[row]
         with torch.inference_mode():
-            hidden = loaded.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0, 1:]
+            hidden = loaded.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][
+                0, 1:
+            ]
         np.testing.assert_allclose(stored[row], hidden.mean(dim=0).numpy(), rtol=2.0**-8, atol=1e-6)
 
 
@@ -119,10 +127,16 @@ def test_completions_are_those_of_each_row_run_alone(finished_store: Path) -> No
     runner = Runner(loaded, (2,), max_new_tokens=5, batch_size=1)
     for row, text in enumerate(samples.text):
         ids = loaded.tokenizer(text)["input_ids"]
-        (alone,) = runner.run([Row(ids, int(plan.sampling_seed[row]), float(plan.temperature[row]))])
-        assert samples.completion[row] == loaded.tokenizer.decode(alone.completion_ids, skip_special_tokens=True)
+        (alone,) = runner.run(
+            [Row(ids, int(plan.sampling_seed[row]), float(plan.temperature[row]))]
+        )
+        assert samples.completion[row] == loaded.tokenizer.decode(
+            alone.completion_ids, skip_special_tokens=True
+        )
         assert samples.n_completion_tokens[row] == alone.n_completion_tokens
-        np.testing.assert_allclose(stored[row], alone.pooled["completion"][0], rtol=2.0**-8, atol=1e-5)
+        np.testing.assert_allclose(
+            stored[row], alone.pooled["completion"][0], rtol=2.0**-8, atol=1e-5
+        )
 
 
 def test_labels_point_to_texts_that_say_so(finished_store: Path) -> None:
@@ -149,7 +163,9 @@ def test_progress_counts_rows_up_to_all_of_them(tmp_path: Path) -> None:
     seen: list[ExtractProgress] = []
     report = run_small(tmp_path / "s", on_progress=seen.append)
     assert [progress.rows_done for progress in seen] == [0, 4, 8, 12, 16, 20]
-    assert {(progress.layer, progress.rows_total, progress.message) for progress in seen} == {(1, 20, "")}
+    assert {(progress.layer, progress.rows_total, progress.message) for progress in seen} == {
+        (1, 20, "")
+    }
     assert (report.rows, report.rows_run, report.layers, report.batch_size) == (20, 20, [1], 4)
 
 
@@ -170,19 +186,28 @@ def test_other_batch_size_changes_activations_by_rounding_only(
     ours, theirs = the_round(tmp_path / "s"), the_round(finished_store)
     np.testing.assert_equal(ours.samples()._asdict(), theirs.samples()._asdict())
     np.testing.assert_equal(ours.labels()._asdict(), theirs.labels()._asdict())
-    for found, expected in zip(activations(tmp_path / "s"), activations(finished_store), strict=True):
+    for found, expected in zip(
+        activations(tmp_path / "s"), activations(finished_store), strict=True
+    ):
         np.testing.assert_allclose(found, expected, rtol=2.0**-7, atol=1e-5)  # one step of bfloat16
 
 
 def test_float32_store_shows_batch_size_to_1e_4_at_most(tmp_path: Path) -> None:
     for batch_size in (1, 4):
-        run_small(tmp_path / str(batch_size), settings=setting(batch_size=batch_size, store_dtype="float32"))
-    for found, expected in zip(activations(tmp_path / "4"), activations(tmp_path / "1"), strict=True):
+        run_small(
+            tmp_path / str(batch_size),
+            settings=setting(batch_size=batch_size, store_dtype="float32"),
+        )
+    for found, expected in zip(
+        activations(tmp_path / "4"), activations(tmp_path / "1"), strict=True
+    ):
         distance = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
         assert distance.max() < 1e-4
 
 
-def test_text_is_completed_alike_whatever_else_is_extracted(finished_store: Path, tmp_path: Path) -> None:
+def test_text_is_completed_alike_whatever_else_is_extracted(
+    finished_store: Path, tmp_path: Path
+) -> None:
     run_small(tmp_path / "s", limit=None, settings=setting(block_rows=16))
     more, fewer = the_round(tmp_path / "s").samples(), the_round(finished_store).samples()
     assert len(more.text) > len(fewer.text)
@@ -190,7 +215,9 @@ def test_text_is_completed_alike_whatever_else_is_extracted(finished_store: Path
     rows = [row_of[text] for text in fewer.text]
     for column in ("key", "completion", "split", "temperature", "n_completion_tokens"):
         np.testing.assert_array_equal(getattr(more, column)[rows], getattr(fewer, column))
-    for found, expected in zip(activations(tmp_path / "s"), activations(finished_store), strict=True):
+    for found, expected in zip(
+        activations(tmp_path / "s"), activations(finished_store), strict=True
+    ):
         np.testing.assert_allclose(found[rows], expected, rtol=2.0**-7, atol=1e-5)
 
 
@@ -201,21 +228,27 @@ def test_temperature_tells_nothing_about_labels_or_order() -> None:
     for number in range(len(plan.concepts)):
         positive = np.zeros(len(plan))
         positive[plan.label_sample[plan.label_concept == number]] = 1
-        assert abs(np.corrcoef(plan.temperature, positive)[0, 1]) < 0.12  # more than 3 standard deviations
+        assert (
+            abs(np.corrcoef(plan.temperature, positive)[0, 1]) < 0.12
+        )  # more than 3 standard deviations
     assert abs(np.corrcoef(plan.temperature, np.arange(len(plan)))[0, 1]) < 0.12
     assert abs(np.corrcoef(plan.temperature, plan.split)[0, 1]) < 0.12
 
 
 @pytest.mark.parametrize("mode", ["prompt", "completion", "combined"])
 @pytest.mark.parametrize("store_dtype", ["bfloat16", "float16", "float32"])
-def test_estimated_size_is_the_raw_size_of_the_arrays(mode: Any, store_dtype: Any, tmp_path: Path) -> None:
+def test_estimated_size_is_the_raw_size_of_the_arrays(
+    mode: Any, store_dtype: Any, tmp_path: Path
+) -> None:
     settings = setting(mode=mode, store_dtype=store_dtype)
     run_small(tmp_path / "s", settings=settings, limit=1)
     group = zarr.open_group(tmp_path / "s" / ROUND / "activations", mode="r")
     arrays = [array for _, phase in group.groups() for _, array in phase.arrays()]
     assert len(arrays) == (4 if mode == "combined" else 2)
     header = make_header(tiny_model(), PACK, settings)
-    assert estimate_bytes(header, the_round(tmp_path / "s").n_samples) == sum(array.nbytes for array in arrays)
+    assert estimate_bytes(header, the_round(tmp_path / "s").n_samples) == sum(
+        array.nbytes for array in arrays
+    )
 
 
 def test_prompt_mode_stores_prompts_only(tmp_path: Path) -> None:
@@ -245,11 +278,14 @@ def test_bfloat16_model_is_extracted_within_its_tolerance(tmp_path: Path) -> Non
     assert open_store(tmp_path / "s").header.model_dtype == "bfloat16"
 
 
-# --- interrupted runs -----------------------------------------------------------------------------------------------
+# --- interrupted runs
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rows", [0, 4, 8, 12, 16, 20])
-def test_interrupted_run_resumes_to_the_same_bytes(rows: int, finished_store: Path, tmp_path: Path) -> None:
+def test_interrupted_run_resumes_to_the_same_bytes(
+    rows: int, finished_store: Path, tmp_path: Path
+) -> None:
     with pytest.raises(Stop, match="stopped"):
         run_small(tmp_path / "s", on_progress=stop_after(rows))
     done = int(the_round(tmp_path / "s").complete_blocks().sum())
@@ -259,7 +295,9 @@ def test_interrupted_run_resumes_to_the_same_bytes(rows: int, finished_store: Pa
     assert tree(tmp_path / "s") == tree(finished_store)
 
 
-def test_run_interrupted_while_verifying_verifies_again(finished_store: Path, tmp_path: Path) -> None:
+def test_run_interrupted_while_verifying_verifies_again(
+    finished_store: Path, tmp_path: Path
+) -> None:
     def stop(_block: object, inputs: tuple[torch.Tensor], _output: object) -> None:
         if len(inputs[0]) == 1:  # batches are of four rows: this is the verification
             raise Stop("stopped")
@@ -272,7 +310,8 @@ def test_run_interrupted_while_verifying_verifies_again(finished_store: Path, tm
     assert tree(tmp_path / "s") == tree(finished_store)
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- what is refused
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -301,8 +340,11 @@ def test_run_with_something_else_is_refused_and_the_store_untouched(
     if "loaded" in change:
         tokenizer = copy.deepcopy(tiny_model().tokenizer)
         tokenizer.add_tokens(["sat on the mat"])
-        models = {"weights": tiny_model(seed=1), "dtype": tiny_model(dtype="bfloat16"),
-                  "tokenizer": dataclasses.replace(tiny_model(), tokenizer=tokenizer)}  # fmt: skip
+        models = {
+            "weights": tiny_model(seed=1),
+            "dtype": tiny_model(dtype="bfloat16"),
+            "tokenizer": dataclasses.replace(tiny_model(), tokenizer=tokenizer),
+        }
         change = {"loaded": models[change["loaded"]]}
     before = states_of_files(store_copy)
     with pytest.raises(StoreMismatchError, match=rf"the store was written with {field} ") as caught:
@@ -314,7 +356,9 @@ def test_run_with_something_else_is_refused_and_the_store_untouched(
 def test_model_under_the_same_name_with_one_other_weight_is_refused(store_copy: Path) -> None:
     other = own_model()
     other.model.get_parameter("model.norm.weight")[0] += 0.5
-    with pytest.raises(StoreMismatchError, match=r"written with model tiny-llama \(weights \w{16}\)"):
+    with pytest.raises(
+        StoreMismatchError, match=r"written with model tiny-llama \(weights \w{16}\)"
+    ):
         run_small(store_copy, other)
 
 
@@ -331,7 +375,9 @@ def test_verification_is_recorded(finished_store: Path) -> None:
     assert (found["verification"]["rows"], found["verification"]["other_completions"]) == (8, 0)
     errors = found["verification"]["max_relative_error"]
     assert set(errors) == {"0", "2"}
-    assert all(0 < error < found["verification"]["tolerance"] for error in errors.values())  # not 0: bf16 was stored
+    assert all(
+        0 < error < found["verification"]["tolerance"] for error in errors.values()
+    )  # not 0: bf16 was stored
 
 
 @pytest.mark.parametrize("block", [0, 2])
@@ -343,7 +389,9 @@ def test_model_that_does_not_batch_is_found_out(block: int, tmp_path: Path) -> N
     with pytest.raises(BatchMismatchError, match=message):
         run_small(tmp_path / "s", own_model(depends_on_the_batch, block=block))
     with pytest.raises(BatchMismatchError, match=message):  # and it is not forgotten
-        run_small(tmp_path / "s", own_model(depends_on_the_batch, block=block), setting(batch_size=1))
+        run_small(
+            tmp_path / "s", own_model(depends_on_the_batch, block=block), setting(batch_size=1)
+        )
     target = the_round(tmp_path / "s")
     assert not target.is_complete
     assert "verification" not in target.attributes
@@ -357,20 +405,32 @@ def test_disk_too_small_is_refused_before_anything_is_written(
     path = store_copy if existing else tmp_path / "folder" / "s"
     before = states_of_files(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=1000))
-    with pytest.raises(DiskSpaceError, match=r"the run needs about .* GB more, .* has 0\.0 GB free: choose another"):
-        run_small(path, limit=None, layers=(0, 1), settings=setting(model_layers=None, store_dtype="float32"))
+    with pytest.raises(
+        DiskSpaceError, match=r"the run needs about .* GB more, .* has 0\.0 GB free: choose another"
+    ):
+        run_small(
+            path,
+            limit=None,
+            layers=(0, 1),
+            settings=setting(model_layers=None, store_dtype="float32"),
+        )
     assert states_of_files(tmp_path) == before
     assert (tmp_path / "folder").exists() is False
 
 
-def test_disk_with_just_enough_room_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_with_just_enough_room_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     needed = estimate_bytes(make_header(tiny_model(), PACK, SETTINGS), 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=needed))
     assert run_small(tmp_path / "s").rows_run == 20
 
 
 def prompt_lengths() -> list[int]:
-    return [len(own_model().tokenizer(text)["input_ids"]) for text in plan_samples(PACK, [1], limit=2).texts]
+    return [
+        len(own_model().tokenizer(text)["input_ids"])
+        for text in plan_samples(PACK, [1], limit=2).texts
+    ]
 
 
 @pytest.mark.parametrize(("mode", "new"), [("prompt", 0), ("combined", 5)])
@@ -390,13 +450,22 @@ def test_prompts_that_do_not_fit_the_positions_are_cut_and_it_is_said_which(
 
 def test_a_cut_prompt_gives_what_its_beginning_gives(tmp_path: Path) -> None:
     limit = min(prompt_lengths()) - 2
-    run_small(tmp_path / "cut", settings=setting(mode="prompt", max_prompt_tokens=limit, store_dtype="float32"))
+    run_small(
+        tmp_path / "cut",
+        settings=setting(mode="prompt", max_prompt_tokens=limit, store_dtype="float32"),
+    )
     found = the_round(tmp_path / "cut")
     loaded = tiny_model()
     ids = loaded.tokenizer(str(found.samples().text[0]))["input_ids"][:limit]
     with torch.no_grad():
-        states = loaded.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0, 1:].mean(dim=0)
-    np.testing.assert_allclose(found.read("prompt", 0, slice(0, 1))[0], states.float().numpy(), rtol=1e-4, atol=1e-5)
+        states = (
+            loaded.model(torch.tensor([ids]), output_hidden_states=True)
+            .hidden_states[1][0, 1:]
+            .mean(dim=0)
+        )
+    np.testing.assert_allclose(
+        found.read("prompt", 0, slice(0, 1))[0], states.float().numpy(), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_another_prompt_limit_is_another_store(tmp_path: Path) -> None:
@@ -407,9 +476,14 @@ def test_another_prompt_limit_is_another_store(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"max_new_tokens": 300}, "no room for a prompt"), ({"max_prompt_tokens": 255}, "leave room for 251 beside 5")],
+    [
+        ({"max_new_tokens": 300}, "no room for a prompt"),
+        ({"max_prompt_tokens": 255}, "leave room for 251 beside 5"),
+    ],
 )
-def test_settings_that_leave_no_room_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_settings_that_leave_no_room_are_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(PromptTooLongError, match=message):
         run_small(tmp_path / "s", settings=setting(**change))
     assert not (tmp_path / "s").exists()
@@ -428,13 +502,17 @@ def test_settings_that_make_no_sense_are_refused(change: dict[str, Any]) -> None
 def test_nan_weights_are_an_error_and_not_stored(tmp_path: Path) -> None:
     broken = own_model()
     broken.blocks[2].get_parameter("mlp.down_proj.weight").fill_(float("nan"))
-    with pytest.raises(NonFiniteError, match=rf"{ROUND} row 0, model layer 2, prompt: NaN when stored as bfloat16"):
+    with pytest.raises(
+        NonFiniteError, match=rf"{ROUND} row 0, model layer 2, prompt: NaN when stored as bfloat16"
+    ):
         run_small(tmp_path / "s", broken)
     assert not the_round(tmp_path / "s").complete_blocks().any()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_blocks_before_a_value_that_is_not_finite_are_kept(value: float, finished_store: Path, tmp_path: Path) -> None:
+def test_blocks_before_a_value_that_is_not_finite_are_kept(
+    value: float, finished_store: Path, tmp_path: Path
+) -> None:
     calls: list[int] = []
 
     def fails_later(_block: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
@@ -444,14 +522,18 @@ def test_blocks_before_a_value_that_is_not_finite_are_kept(value: float, finishe
         return output
 
     what = "NaN" if value != value else "(NaN|infinity)"
-    with pytest.raises(NonFiniteError, match=rf"{ROUND} row \d+, model layer 0, (prompt|completion): {what}"):
+    with pytest.raises(
+        NonFiniteError, match=rf"{ROUND} row \d+, model layer 0, (prompt|completion): {what}"
+    ):
         run_small(tmp_path / "s", own_model(fails_later))
     assert the_round(tmp_path / "s").complete_blocks().tolist() == [True, False, False]
     run_small(tmp_path / "s")
     assert tree(tmp_path / "s") == tree(finished_store)
 
 
-def test_out_of_memory_is_told_once_recorded_and_changes_nothing(finished_store: Path, tmp_path: Path) -> None:
+def test_out_of_memory_is_told_once_recorded_and_changes_nothing(
+    finished_store: Path, tmp_path: Path
+) -> None:
     def out_of_memory(_block: object, inputs: tuple[torch.Tensor], _output: object) -> None:
         if len(inputs[0]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -460,21 +542,35 @@ def test_out_of_memory_is_told_once_recorded_and_changes_nothing(finished_store:
     report = run_small(tmp_path / "s", own_model(out_of_memory), on_progress=seen.append)
     assert [p.message for p in seen if p.message] == ["out of memory: going on with batches of 2"]
     assert report.batch_size == the_round(tmp_path / "s").attributes["batch_size"] == 2
-    for found, expected in zip(activations(tmp_path / "s"), activations(finished_store), strict=True):
+    for found, expected in zip(
+        activations(tmp_path / "s"), activations(finished_store), strict=True
+    ):
         np.testing.assert_allclose(found, expected, rtol=2.0**-7, atol=1e-5)
 
 
-def test_keys_change_with_whatever_the_activation_depends_on(finished_store: Path, tmp_path: Path) -> None:
+def test_keys_change_with_whatever_the_activation_depends_on(
+    finished_store: Path, tmp_path: Path
+) -> None:
     base = {bytes(key) for key in the_round(finished_store).samples().key}
-    changes: list[dict[str, Any]] = [{"max_new_tokens": 6}, {"pooling": "max"}, {"mode": "prompt"}, {"seed": 1}]
+    changes: list[dict[str, Any]] = [
+        {"max_new_tokens": 6},
+        {"pooling": "max"},
+        {"mode": "prompt"},
+        {"seed": 1},
+    ]
     for number, change in enumerate(changes):
         run_small(tmp_path / str(number), settings=setting(**change), limit=1)
-        assert base.isdisjoint(bytes(key) for key in the_round(tmp_path / str(number)).samples().key)
+        assert base.isdisjoint(
+            bytes(key) for key in the_round(tmp_path / str(number)).samples().key
+        )
 
 
 def test_keys_do_not_change_with_the_layers_captured(finished_store: Path, tmp_path: Path) -> None:
     run_small(tmp_path / "s", settings=setting(model_layers=(1,)))
-    assert the_round(tmp_path / "s").samples().key.tolist() == the_round(finished_store).samples().key.tolist()
+    assert (
+        the_round(tmp_path / "s").samples().key.tolist()
+        == the_round(finished_store).samples().key.tolist()
+    )
 
 
 def test_nothing_in_a_store_is_pickled_or_python_only(finished_store: Path) -> None:
@@ -486,7 +582,9 @@ def test_nothing_in_a_store_is_pickled_or_python_only(finished_store: Path) -> N
     assert names <= {"bytes", "vlen-utf8", "zstd", "crc32c", "sharding_indexed"}
 
 
-def test_writers_that_start_at_the_same_time_do_each_other_no_harm(finished_store: Path, tmp_path: Path) -> None:
+def test_writers_that_start_at_the_same_time_do_each_other_no_harm(
+    finished_store: Path, tmp_path: Path
+) -> None:
     """Two workers may lay out and fill one store together: wasted work, the same bytes."""
     barrier = threading.Barrier(3)
 
@@ -523,7 +621,9 @@ class _BatchedGarbage(torch.nn.Module):
 
 @pytest.mark.parametrize("mode", ["combined", "completion", "prompt"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_verification_fails_whatever_the_mode_and_dtype(dtype: str, mode: Any, tmp_path: Path) -> None:
+def test_verification_fails_whatever_the_mode_and_dtype(
+    dtype: str, mode: Any, tmp_path: Path
+) -> None:
     """Completions differ between batches in low precision, and must be compared all the same."""
     model = copy.deepcopy(tiny_model(dtype=dtype).model)
     blocks = find_blocks(model)
@@ -540,7 +640,9 @@ def test_rounds_in_bfloat16_pass_verification(mode: Any, tmp_path: Path) -> None
     assert the_round(tmp_path / "s").is_complete
 
 
-def test_bytes_of_another_layer_do_not_count_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_of_another_layer_do_not_count_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_small(tmp_path / "s", layers=[1], limit=None)
     header = open_store(tmp_path / "s").header
     needed = estimate_bytes(header, len(plan_samples(PACK, [0])))
@@ -557,12 +659,22 @@ def test_logits_that_are_nan_stop_the_run_even_if_no_stored_block_is(tmp_path: P
         run_small(tmp_path / "s", loaded)
 
 
-def test_texts_of_every_sort_and_length_are_extracted_and_read_back_as_they_were(tmp_path: Path) -> None:
+def test_texts_of_every_sort_and_length_are_extracted_and_read_back_as_they_were(
+    tmp_path: Path,
+) -> None:
     texts = (
-        "nul \0 inside", "emoji 🦜🏴‍☠️ and \ud7ff", "שלום עולם, right to left", "line\r\nbreaks\u2028here", "a" * 50_000,
-        "word " * 10_000, "\u202ereversed\u202c", "tab\tand\x1b[31mescape",
-    )  # fmt: skip
-    concept = Concept("../c/" + "x" * 300, "c", 0, examples=texts, negatives=("plain", "and simple"))
+        "nul \0 inside",
+        "emoji 🦜🏴‍☠️ and \ud7ff",
+        "שלום עולם, right to left",
+        "line\r\nbreaks\u2028here",
+        "a" * 50_000,
+        "word " * 10_000,
+        "\u202ereversed\u202c",
+        "tab\tand\x1b[31mescape",
+    )
+    concept = Concept(
+        "../c/" + "x" * 300, "c", 0, examples=texts, negatives=("plain", "and simple")
+    )
     pack = ConceptPack("odd", "1", (concept,), prompts="examples")
     report = extract(tmp_path / "s", pack, tiny_model(), setting(model_layers=(0,)))
     target = open_store(tmp_path / "s").rounds(0)[0]

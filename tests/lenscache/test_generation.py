@@ -16,7 +16,9 @@ PUSH = Intervention(np.random.default_rng(3).normal(size=32), 1, 30.0)
 def test_the_same_seed_writes_the_same_text_and_steering_writes_another() -> None:
     loaded = tiny_model()
     one, again, steered, other = (
-        continue_prompt(loaded, SENTENCES[0], changes, model_layers=[1], max_new_tokens=12, seed=seed)
+        continue_prompt(
+            loaded, SENTENCES[0], changes, model_layers=[1], max_new_tokens=12, seed=seed
+        )
         for changes, seed in (([], 0), ([], 0), ([PUSH], 0), ([], 1))
     )
     assert one.token_ids == again.token_ids
@@ -29,9 +31,13 @@ def test_what_was_written_under_steering_is_read_without() -> None:
     loaded = tiny_model()
     written = continue_prompt(loaded, SENTENCES[0], [PUSH], model_layers=[2, 0], max_new_tokens=8)
     row = Row(loaded.tokenizer(SENTENCES[0])["input_ids"], completion_ids=tuple(written.token_ids))
-    (plain,) = Runner(loaded, [0, 2], mode="completion", max_new_tokens=len(written.token_ids) + 1).run([row])
+    (plain,) = Runner(
+        loaded, [0, 2], mode="completion", max_new_tokens=len(written.token_ids) + 1
+    ).run([row])
     for place, model_layer in enumerate((0, 2)):
-        np.testing.assert_array_equal(written.activations[model_layer][0], plain.pooled["completion"][place])
+        np.testing.assert_array_equal(
+            written.activations[model_layer][0], plain.pooled["completion"][place]
+        )
 
 
 def test_all_written_tokens_but_none_of_the_prompt_are_pooled() -> None:
@@ -41,9 +47,12 @@ def test_all_written_tokens_but_none_of_the_prompt_are_pooled() -> None:
     with torch.no_grad():
         states = loaded.model(
             input_ids=torch.tensor([[*prompt, *written.token_ids]]), output_hidden_states=True
-        ).hidden_states  # fmt: skip
+        ).hidden_states
     np.testing.assert_allclose(
-        written.activations[1][0], states[2][0, len(prompt) :].mean(dim=0).numpy(), rtol=1e-4, atol=1e-4
+        written.activations[1][0],
+        states[2][0, len(prompt) :].mean(dim=0).numpy(),
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 

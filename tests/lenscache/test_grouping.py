@@ -29,24 +29,35 @@ def every_way(lengths: Sequence[int], most: int, max_positions: int) -> list[lis
         ends = [place + 1 for place, is_cut in enumerate(cuts) if is_cut] + [len(lengths)]
         sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         batches = zip(sizes, ends, strict=True)
-        if all(s == 1 or (s <= most and s * lengths[end - 1] <= max_positions) for s, end in batches):
+        if all(
+            s == 1 or (s <= most and s * lengths[end - 1] <= max_positions) for s, end in batches
+        ):
             found.append(sizes)
     return found
 
 
 @given(LENGTHS, st.integers(1, 6), st.integers(20, 200), st.integers(0, 300))
-def test_no_other_way_to_cut_costs_less(lengths: list[int], most: int, max_positions: int, overhead: int) -> None:
+def test_no_other_way_to_cut_costs_less(
+    lengths: list[int], most: int, max_positions: int, overhead: int
+) -> None:
     sizes = batch_sizes(lengths, most=most, max_positions=max_positions, overhead=overhead)
     ways = every_way(lengths, most, max_positions)
     assert sizes in ways
     assert cost(lengths, sizes, 0, overhead) == min(cost(lengths, way, 0, overhead) for way in ways)
 
 
-@given(LENGTHS, st.integers(1, 6), st.one_of(st.none(), st.integers(20, 200)), st.one_of(st.none(), st.integers(0, 99)))
+@given(
+    LENGTHS,
+    st.integers(1, 6),
+    st.one_of(st.none(), st.integers(20, 200)),
+    st.one_of(st.none(), st.integers(0, 99)),
+)
 def test_every_row_is_in_one_batch(
     lengths: list[int], most: int, max_positions: int | None, overhead: int | None
 ) -> None:
-    sizes = batch_sizes(lengths, most=most, max_positions=max_positions, new_tokens=3, overhead=overhead)
+    sizes = batch_sizes(
+        lengths, most=most, max_positions=max_positions, new_tokens=3, overhead=overhead
+    )
     assert sum(sizes) == len(lengths)
     assert 1 <= min(sizes) <= max(sizes) <= most
 
@@ -55,12 +66,19 @@ def test_every_row_is_in_one_batch(
     ("overhead", "expected"),
     [(0.0, [2, 2, 2]), (60.0, [4, 2]), (500.0, [6]), (None, [6])],
 )
-def test_a_batch_ends_where_padding_costs_more_than_another_batch(overhead: float | None, expected: list[int]) -> None:
+def test_a_batch_ends_where_padding_costs_more_than_another_batch(
+    overhead: float | None, expected: list[int]
+) -> None:
     assert batch_sizes([10, 10, 30, 30, 90, 90], most=8, overhead=overhead) == expected
 
 
 def test_without_a_known_cost_batches_are_filled_up_to_the_limit_of_positions() -> None:
-    assert batch_sizes([5, 5, 10, 20, 40, 100], most=3, max_positions=60, new_tokens=2) == [3, 1, 1, 1]
+    assert batch_sizes([5, 5, 10, 20, 40, 100], most=3, max_positions=60, new_tokens=2) == [
+        3,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_no_rows_make_no_batch() -> None:

@@ -33,7 +33,10 @@ def topics(pack: ConceptPack | None = None) -> ConceptPack:
     return ConceptPack(
         "topics",
         "1",
-        (Concept("moving", "moving", 0, examples=moving), Concept("social", "social life", 0, examples=social)),
+        (
+            Concept("moving", "moving", 0, examples=moving),
+            Concept("social", "social life", 0, examples=social),
+        ),
         origin="topics.csv",
         prompts="examples",
     )
@@ -44,7 +47,9 @@ def store(tmp_path: Path) -> Store:
     return make_planted_store(tmp_path / "store.zarr")
 
 
-def test_labels_added_later_are_those_of_a_store_that_was_extracted_for_them(store: Store, tmp_path: Path) -> None:
+def test_labels_added_later_are_those_of_a_store_that_was_extracted_for_them(
+    store: Store, tmp_path: Path
+) -> None:
     add_label_set(store, "topics", topics())
     later = LensDataset(store, labels="topics")
     for_them = LensDataset(make_planted_store(tmp_path / "other.zarr", pack=topics()))
@@ -68,8 +73,10 @@ def test_lenses_fitted_on_a_label_set_say_so(store: Store) -> None:
     assert {lens.concept for lens in pack} == {"moving", "social"}
     assert all(lens.metrics["auroc"] > 0.9 for lens in pack)
     assert pack.provenance["labels"] == {
-        "name": "topics", "digest": added.label_set.digest, "source": "topics.csv",
-    }  # fmt: skip
+        "name": "topics",
+        "digest": added.label_set.digest,
+        "source": "topics.csv",
+    }
 
 
 def test_samples_without_a_label_are_left_out(store: Store) -> None:
@@ -82,7 +89,9 @@ def test_samples_without_a_label_are_left_out(store: Store) -> None:
 
 def test_texts_that_the_store_lacks_are_named_and_the_others_kept(store: Store) -> None:
     pack = topics()
-    more = replace(pack.concepts[0], examples=(*pack.concepts[0].examples, "A text nobody extracted."))
+    more = replace(
+        pack.concepts[0], examples=(*pack.concepts[0].examples, "A text nobody extracted.")
+    )
     absent = Concept("absent", "absent", 0, examples=("Another one.",))
     added = add_label_set(store, "topics", replace(pack, concepts=(more, pack.concepts[1], absent)))
     assert added.missing == ("A text nobody extracted.", "Another one.")
@@ -94,24 +103,38 @@ def test_texts_that_the_store_lacks_are_named_and_the_others_kept(store: Store) 
 def test_given_splits_are_kept(store: Store) -> None:
     pack = topics()
     texts = [text for concept in pack.concepts for text in concept.examples]
-    splits = {"train": tuple(texts[::3]), "calibration": tuple(texts[1::3]), "test": tuple(texts[2::3])}
+    splits = {
+        "train": tuple(texts[::3]),
+        "calibration": tuple(texts[1::3]),
+        "test": tuple(texts[2::3]),
+    }
     add_label_set(store, "topics", replace(pack, splits=splits))
     dataset = LensDataset(store, labels="topics")
-    found = {name: {t for t, s in zip(dataset.texts, dataset.split, strict=True) if s == i}
-             for i, name in enumerate(splits)}  # fmt: skip
+    found = {
+        name: {t for t, s in zip(dataset.texts, dataset.split, strict=True) if s == i}
+        for i, name in enumerate(splits)
+    }
     assert found == {name: set(held) for name, held in splits.items()}
 
 
 def test_binary_sets_keep_their_own_negatives(store: Store) -> None:
     base = planted_pack()
     pack = ConceptPack(
-        "binary", "1", (Concept("flies", "flies", 0, examples=base["bird"].examples, negatives=base["boat"].examples),),
+        "binary",
+        "1",
+        (
+            Concept(
+                "flies", "flies", 0, examples=base["bird"].examples, negatives=base["boat"].examples
+            ),
+        ),
         prompts="examples",
-    )  # fmt: skip
+    )
     add_label_set(store, "binary", pack)
     dataset = LensDataset(store, labels="binary")
     task = dataset.task("flies", lambda n: n)
-    assert {dataset.texts[row] for rows in task.negatives for row in rows} <= set(base["boat"].examples)
+    assert {dataset.texts[row] for rows in task.negatives for row in rows} <= set(
+        base["boat"].examples
+    )
 
 
 def test_a_text_sampled_again_in_another_round_carries_the_label_there_too(store: Store) -> None:
@@ -127,11 +150,15 @@ def test_a_text_sampled_again_in_another_round_carries_the_label_there_too(store
     assert all(len(splits) == 1 for splits in split_of.values())
 
 
-def test_a_taken_name_is_refused_unless_the_labels_are_the_same_or_overwrite_is_given(store: Store) -> None:
+def test_a_taken_name_is_refused_unless_the_labels_are_the_same_or_overwrite_is_given(
+    store: Store,
+) -> None:
     add_label_set(store, "topics", topics())
     add_label_set(store, "topics", topics())
     other = replace(topics(), concepts=topics().concepts[:1])
-    with pytest.raises(LabelSetError, match="'topics' already: choose another --name, or --overwrite"):
+    with pytest.raises(
+        LabelSetError, match="'topics' already: choose another --name, or --overwrite"
+    ):
         add_label_set(store, "topics", other)
     add_label_set(store, "topics", other, overwrite=True)
     assert read_label_set(store, "topics").concepts == ("moving",)
@@ -146,7 +173,9 @@ def test_names_that_could_be_paths_are_refused(store: Store, name: str) -> None:
 
 
 def test_a_set_without_a_single_known_text_is_refused(store: Store) -> None:
-    unknown = ConceptPack("x", "1", (Concept("x", "x", 0, examples=("Nowhere.",)),), prompts="examples")
+    unknown = ConceptPack(
+        "x", "1", (Concept("x", "x", 0, examples=("Nowhere.",)),), prompts="examples"
+    )
     with pytest.raises(LabelSetError, match="none of the 1 labelled texts is in the store"):
         add_label_set(store, "x", unknown)
     assert label_set_names(store) == []
@@ -170,10 +199,14 @@ def test_an_unfinished_label_set_is_not_there_and_can_be_written_again(store: St
 
 def test_a_damaged_label_set_is_named(store: Store) -> None:
     added = add_label_set(store, "topics", topics())
-    column = Path(store.path) / "label_sets" / "topics" / added.label_set.digest / "samples" / "split"
+    column = (
+        Path(store.path) / "label_sets" / "topics" / added.label_set.digest / "samples" / "split"
+    )
     chunk = next(path for path in column.rglob("*") if path.is_file() and path.name != "zarr.json")
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"\xff")
-    with pytest.raises(LabelSetError, match="is damaged: write it again with `lenscache label --overwrite`"):
+    with pytest.raises(
+        LabelSetError, match="is damaged: write it again with `lenscache label --overwrite`"
+    ):
         read_label_set(open_store(store.path), "topics")
 
 

@@ -1,4 +1,5 @@
-"""Listening to a model: what a listener is told of forward passes, and that the model does not notice."""
+"""Listening to a model: what a listener is told of forward passes, and that the model does not
+notice."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ class Recorder:
         self.passes: list[dict[str, Any]] = []
         self.ended = 0
 
-    def begin_pass(self, phase: str, *, real: torch.Tensor, first: torch.Tensor, is_new: bool) -> None:
+    def begin_pass(
+        self, phase: str, *, real: torch.Tensor, first: torch.Tensor, is_new: bool
+    ) -> None:
         told = {"phase": phase, "real": real.tolist(), "first": first.tolist(), "is_new": is_new}
         self.passes.append({**told, "hidden": {}})
 
@@ -37,10 +40,17 @@ class Recorder:
         self.ended += 1
 
 
-def generate(loaded: LoadedModel, tokens: torch.Tensor = TOKENS, mask: torch.Tensor | None = None, n: int = 4) -> Any:
+def generate(
+    loaded: LoadedModel, tokens: torch.Tensor = TOKENS, mask: torch.Tensor | None = None, n: int = 4
+) -> Any:
     mask = torch.ones_like(tokens) if mask is None else mask
     return loaded.model.generate(
-        tokens, attention_mask=mask, max_new_tokens=n, do_sample=False, pad_token_id=END, eos_token_id=END
+        tokens,
+        attention_mask=mask,
+        max_new_tokens=n,
+        do_sample=False,
+        pad_token_id=END,
+        eos_token_id=END,
     )
 
 
@@ -51,7 +61,9 @@ def test_a_listener_hears_the_output_of_each_block(architecture: str) -> None:
         output = loaded.model(TOKENS, output_hidden_states=True)
     told = heard.passes[0]
     for model_layer in range(2):  # the last entry of hidden_states is after the final norm
-        torch.testing.assert_close(told["hidden"][model_layer], output.hidden_states[model_layer + 1], rtol=0, atol=0)
+        torch.testing.assert_close(
+            told["hidden"][model_layer], output.hidden_states[model_layer + 1], rtol=0, atol=0
+        )
     assert list(told["hidden"]) == [0, 1, 2]
     assert (told["phase"], told["is_new"], heard.ended) == ("prompt", True, 1)
 
@@ -59,7 +71,12 @@ def test_a_listener_hears_the_output_of_each_block(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_generate_says_the_same_bit_for_bit_with_a_listener(architecture: str) -> None:
     loaded, heard = tiny_model(architecture), Recorder()
-    settings = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    settings = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
     alone = loaded.model.generate(TOKENS, **settings)
     with listen(loaded.model, heard):
         heard_by = loaded.model.generate(TOKENS, **settings)
@@ -134,15 +151,22 @@ def test_an_error_of_the_listener_ends_the_pass_and_leaves_no_hook() -> None:
     assert n_hooks(loaded) == before
 
 
-@pytest.mark.parametrize(("model_layers", "words"), [((3,), "model layer 3 does not exist"), ((), "no model layers")])
-def test_a_model_layer_that_is_not_there_is_refused(model_layers: tuple[int, ...], words: str) -> None:
+@pytest.mark.parametrize(
+    ("model_layers", "words"), [((3,), "model layer 3 does not exist"), ((), "no model layers")]
+)
+def test_a_model_layer_that_is_not_there_is_refused(
+    model_layers: tuple[int, ...], words: str
+) -> None:
     with pytest.raises(ModelLayerError, match=words), listen(tiny_model(), Recorder(model_layers)):
         pass
 
 
 def test_blocks_that_run_without_the_model_are_not_passed_over() -> None:
     loaded = tiny_model()
-    with pytest.raises(ModelError, match="call the model that `listen` was given"), listen(loaded, Recorder()):
+    with (
+        pytest.raises(ModelError, match="call the model that `listen` was given"),
+        listen(loaded, Recorder()),
+    ):
         loaded.model.base_model(TOKENS)
 
 
@@ -153,15 +177,22 @@ def test_a_mask_that_hides_what_is_padding_is_refused() -> None:
         loaded.model(TOKENS, attention_mask=mask)
 
 
-# --- reading a text --------------------------------------------------------------------------------------------------
+# --- reading a text
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["The cat sat.", "  two  spaces ", "a\nb\tc", "snow ☃ and 🚢!", "<eos> said he"])
+@pytest.mark.parametrize(
+    "text", ["The cat sat.", "  two  spaces ", "a\nb\tc", "snow ☃ and 🚢!", "<eos> said he"]
+)
 def test_the_pieces_of_a_text_make_up_the_text(text: str) -> None:
     loaded, heard = tiny_model(), Recorder((0,))
     tokenized = read_text(loaded, text, heard)
     assert "".join(tokenized.tokens) == text
-    assert len(tokenized.tokens) == len(loaded.tokenizer(text)["input_ids"]) == len(heard.passes[0]["real"][0])
+    assert (
+        len(tokenized.tokens)
+        == len(loaded.tokenizer(text)["input_ids"])
+        == len(heard.passes[0]["real"][0])
+    )
 
 
 def test_reading_computes_nothing_past_the_deepest_block() -> None:

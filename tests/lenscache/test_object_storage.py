@@ -1,6 +1,8 @@
-"""Stores in an object store: what works in a folder works there, byte for byte, and refusals are one line.
+"""Stores in an object store: what works in a folder works there, byte for byte, and refusals are
+one line.
 
-Against a real S3 server on this machine; what is in it is put and looked at with Amazon's own client.
+Against a real S3 server on this machine; what is in it is put and looked at with Amazon's own
+client.
 """
 
 from __future__ import annotations
@@ -98,10 +100,13 @@ class Stop(Exception):  # noqa: N818 - not an error
     """Ends a run from outside."""
 
 
-# --- what works in a folder works there -----------------------------------------------------------------------------
+# --- what works in a folder works there
+# -----------------------------------------------------------------------------
 
 
-def test_second_run_extracts_nothing_and_writes_nothing(s3: Any, finished: str, prefix: str) -> None:
+def test_second_run_extracts_nothing_and_writes_nothing(
+    s3: Any, finished: str, prefix: str
+) -> None:
     before = versions(s3, prefix)
     report = run_small(f"{finished}/")
     assert (report.rows_run, report.repaired_blocks) == (0, [])
@@ -117,12 +122,18 @@ def test_store_may_be_a_whole_bucket_and_repair_unmarks_the_damaged_block_alone(
         s3.put_object(Bucket="whole-bucket", Key=name, Body=data)
     s3.delete_object(Bucket="whole-bucket", Key=f"{ROUND}/activations/prompt/0/c/2/0")
     assert repair_store("s3://whole-bucket").unmarked == [f"{ROUND} block 2, rows 16-19"]
-    assert open_store("s3://whole-bucket").rounds()[0].complete_blocks().tolist() == [True, True, False]
+    assert open_store("s3://whole-bucket").rounds()[0].complete_blocks().tolist() == [
+        True,
+        True,
+        False,
+    ]
     assert run_small("s3://whole-bucket").rows_run == 4
 
 
 @pytest.mark.parametrize("rows", [0, 12])
-def test_interrupted_run_in_memory_resumes_to_what_an_uninterrupted_one_leaves(rows: int, finished_store: Path) -> None:
+def test_interrupted_run_in_memory_resumes_to_what_an_uninterrupted_one_leaves(
+    rows: int, finished_store: Path
+) -> None:
     place = f"memory://interrupted-{rows}/s.zarr"
 
     def stop(progress: Any) -> None:
@@ -158,7 +169,9 @@ def test_run_killed_after_its_first_block_resumes_behind_it(
             time.sleep(0.01)
         process.kill()
     left = objects(s3, BUCKET, prefix)
-    assert {name: left[name] for name in left if name != f"{ROUND}/zarr.json"}.items() <= expected.items()
+    assert {
+        name: left[name] for name in left if name != f"{ROUND}/zarr.json"
+    }.items() <= expected.items()
     assert verify_store(url).findings == []
     done = sum(f"{ROUND}/complete/c/{block}" in left for block in range(3))
     report = run_small(url)
@@ -189,7 +202,9 @@ def test_run_killed_at_any_moment_leaves_no_damage_and_resumes_to_the_same_objec
 def start_script(script: str, *arguments: object) -> subprocess.Popen[str]:
     env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def run_script(script: str, *arguments: object) -> str:
@@ -239,11 +254,13 @@ for i in range(n):
 
 @pytest.mark.parametrize(
     ("name", "how"),
-    [("activations/prompt/2/c/1/0", "flipped"),
-     pytest.param("activations/completion/0/c/1/0", "lost", marks=pytest.mark.slow),
-     pytest.param("samples/completion/c/1", "cut", marks=pytest.mark.slow),
-     pytest.param("activations/prompt/0/c/1/0", "emptied", marks=pytest.mark.slow)],
-)  # fmt: skip
+    [
+        ("activations/prompt/2/c/1/0", "flipped"),
+        pytest.param("activations/completion/0/c/1/0", "lost", marks=pytest.mark.slow),
+        pytest.param("samples/completion/c/1", "cut", marks=pytest.mark.slow),
+        pytest.param("activations/prompt/0/c/1/0", "emptied", marks=pytest.mark.slow),
+    ],
+)
 def test_damaged_object_is_named_and_its_block_repaired_exactly(
     name: str, how: str, s3: Any, finished: str, prefix: str, expected: dict[str, bytes]
 ) -> None:
@@ -252,7 +269,9 @@ def test_damaged_object_is_named_and_its_block_repaired_exactly(
         s3.delete_object(Bucket=BUCKET, Key=key)
     else:
         data[len(data) // 2] ^= 16
-        s3.put_object(Bucket=BUCKET, Key=key, Body={"cut": data[:-9], "emptied": b""}.get(how, data))
+        s3.put_object(
+            Bucket=BUCKET, Key=key, Body={"cut": data[:-9], "emptied": b""}.get(how, data)
+        )
     (finding,) = verify_store(finished).findings
     assert (finding.path, finding.rows) == (f"{ROUND}/{name}", (8, 15))
     before = versions(s3, prefix)
@@ -267,7 +286,8 @@ def test_damaged_object_is_named_and_its_block_repaired_exactly(
 
 @pytest.fixture(scope="module", autouse=True)
 def _keep_versions(s3: Any) -> None:
-    """Each write of an object is another version: the way to see what was written again with the same bytes."""
+    """Each write of an object is another version: the way to see what was written again with the
+    same bytes."""
     s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
 
 
@@ -278,14 +298,21 @@ def versions(s3: Any, prefix: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_top_up_and_reuse_give_what_they_give_in_a_folder(s3: Any, prefix: str, url: str, tmp_path: Path) -> None:
+def test_top_up_and_reuse_give_what_they_give_in_a_folder(
+    s3: Any, prefix: str, url: str, tmp_path: Path
+) -> None:
     few, request = dataclasses.replace(SETTINGS, samples=3), TopUp(("bird",), samples=3)
     run_small(tmp_path / "s.zarr", settings=few, limit=None)
     upload(s3, BUCKET, prefix, tree(tmp_path / "s.zarr"))
-    reports = [extract_top_up(place, PACK, tiny_model(), request, few) for place in (tmp_path / "s.zarr", url)]
+    reports = [
+        extract_top_up(place, PACK, tiny_model(), request, few)
+        for place in (tmp_path / "s.zarr", url)
+    ]
     assert reports[0].rows_run == reports[1].rows_run > 0
     assert objects(s3, BUCKET, prefix) == tree(tmp_path / "s.zarr")
-    copied = extract(tmp_path / "copy.zarr", PACK, tiny_model(), few, layers=[1], reuse=[open_store(url)])
+    copied = extract(
+        tmp_path / "copy.zarr", PACK, tiny_model(), few, layers=[1], reuse=[open_store(url)]
+    )
     assert (copied.rows_run, copied.rows_reused) == (0, copied.rows)
 
 
@@ -322,12 +349,16 @@ def test_lenses_fitted_from_an_object_store_are_those_of_a_local_copy_bit_for_bi
 
 def topics(version: str, *concepts: str) -> ConceptPack:
     pack = planted_pack()
-    classes = tuple(Concept(f"about {name}", name, 0, examples=pack[name].examples) for name in concepts)
+    classes = tuple(
+        Concept(f"about {name}", name, 0, examples=pack[name].examples) for name in concepts
+    )
     return ConceptPack("topics", version, classes, origin="topics.csv", prompts="examples")
 
 
 @pytest.mark.slow
-def test_label_sets_are_added_listed_read_and_replaced(s3: Any, prefix: str, url: str, tmp_path: Path) -> None:
+def test_label_sets_are_added_listed_read_and_replaced(
+    s3: Any, prefix: str, url: str, tmp_path: Path
+) -> None:
     make_planted_store(tmp_path / "s.zarr")
     upload(s3, BUCKET, prefix, tree(tmp_path / "s.zarr"))
     store, reader = open_store(url, mode="r+"), open_store(url)
@@ -336,20 +367,28 @@ def test_label_sets_are_added_listed_read_and_replaced(s3: Any, prefix: str, url
     assert label_set_names(reader) == ["one"]  # no listing of the folder was kept
     after = add_label_set(store, "one", topics("2", "bird", "debt"), overwrite=True).label_set
     assert read_label_set(reader, "one").digest == after.digest != before.digest
-    left = {key.split("/")[2] for key in objects(s3, BUCKET, prefix) if key.startswith("label_sets/one/")}
+    left = {
+        key.split("/")[2]
+        for key in objects(s3, BUCKET, prefix)
+        if key.startswith("label_sets/one/")
+    }
     assert left == {"zarr.json", after.digest}  # the version that was replaced is gone
 
 
 @pytest.mark.parametrize("protocol", ["file", "local"])
-def test_url_of_a_folder_is_the_folder(protocol: str, expected: dict[str, bytes], tmp_path: Path) -> None:
-    """Written as folders are: fsspec would write files in place, where a reader sees half of them."""
+def test_url_of_a_folder_is_the_folder(
+    protocol: str, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Written as folders are: fsspec would write files in place, where a reader sees half of
+    them."""
     place = f"{protocol}://{tmp_path}/a folder/s.zarr"
     run_small(place)
     assert tree(tmp_path / "a folder/s.zarr") == expected
     assert not verify_store(place).findings
 
 
-# --- readers beside a writer ----------------------------------------------------------------------------------------
+# --- readers beside a writer
+# ----------------------------------------------------------------------------------------
 
 
 def test_open_reader_sees_marks_come_and_go_and_rounds_appear(
@@ -362,11 +401,22 @@ def test_open_reader_sees_marks_come_and_go_and_rounds_appear(
     writer.unmark_block(1)
     assert target.complete_blocks().tolist() == [True, False, True]
     assert not target.is_complete
-    with pytest.raises(StoreIncompleteError, match="1 of 1 blocks of these rows are not extracted yet"):
+    with pytest.raises(
+        StoreIncompleteError, match="1 of 1 blocks of these rows are not extracted yet"
+    ):
         target.read("prompt", 0, slice(8, 9))
-    upload(s3, BUCKET, prefix, {name: expected[name] for name in (f"{ROUND}/complete/c/1", f"{ROUND}/zarr.json")})
+    upload(
+        s3,
+        BUCKET,
+        prefix,
+        {name: expected[name] for name in (f"{ROUND}/complete/c/1", f"{ROUND}/zarr.json")},
+    )
     assert target.is_complete
-    another = {name.replace("_1/", "_4/"): data for name, data in expected.items() if name.startswith("layer_1/")}
+    another = {
+        name.replace("_1/", "_4/"): data
+        for name, data in expected.items()
+        if name.startswith("layer_1/")
+    }
     upload(s3, BUCKET, prefix, another)
     assert reader.layers() == [1, 4]
 
@@ -377,7 +427,9 @@ def test_store_that_is_created_between_two_looks_is_opened(
     look = RemoteStore.is_unused
 
     def late(store: RemoteStore) -> bool:
-        upload(s3, BUCKET, prefix, expected)  # another writer is done between the first look and the second
+        upload(
+            s3, BUCKET, prefix, expected
+        )  # another writer is done between the first look and the second
         return look(store)
 
     monkeypatch.setattr(RemoteStore, "is_unused", late)
@@ -385,18 +437,29 @@ def test_store_that_is_created_between_two_looks_is_opened(
 
 
 @pytest.mark.slow
-def test_readers_beside_a_writer_see_whole_blocks_and_nothing_else(s3: Any, url: str, tmp_path: Path) -> None:
+def test_readers_beside_a_writer_see_whole_blocks_and_nothing_else(
+    s3: Any, url: str, tmp_path: Path
+) -> None:
     """Processes of their own, which open the store once, before its first block is written."""
     with start_script(_SLOW_RUN, url, 25) as writer:
         readers = [start_script(_READER, url, tmp_path / f"{number}.json") for number in range(3)]
-        failed = [text for process in (writer, *readers) if (text := process.communicate(timeout=200)[1])]
+        failed = [
+            text for process in (writer, *readers) if (text := process.communicate(timeout=200)[1])
+        ]
     assert failed == []
     (final,) = open_store(url).rounds()
     whole = {
-        f"{phase} {model_layer} {block}": final.read(phase, model_layer, final.rows(block)).tobytes().hex()
-        for phase in ("prompt", "completion") for model_layer in (0, 2) for block in range(final.n_blocks)
-    }  # fmt: skip
-    whole |= {f"text {b}": "|".join(final.samples(final.rows(b)).completion) for b in range(final.n_blocks)}
+        f"{phase} {model_layer} {block}": final.read(phase, model_layer, final.rows(block))
+        .tobytes()
+        .hex()
+        for phase in ("prompt", "completion")
+        for model_layer in (0, 2)
+        for block in range(final.n_blocks)
+    }
+    whole |= {
+        f"text {b}": "|".join(final.samples(final.rows(b)).completion)
+        for b in range(final.n_blocks)
+    }
     for number in range(len(readers)):
         seen = json.loads((tmp_path / f"{number}.json").read_text())
         assert seen["first"] < final.n_blocks  # it was opened before the writer was done
@@ -459,7 +522,8 @@ with open(sys.argv[2], "w") as file:
 """
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------
+# --- refusals
+# -------------------------------------------------------------------------------------------------------
 
 COMMANDS: list[list[str]] = [
     ["lenscache", "info", "STORE"],
@@ -499,9 +563,15 @@ def assert_one_line(result: Any, *words: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 @pytest.mark.parametrize(
-    "place", ["s3://AKIAINTHEURL:secret/in+the/url@lenses/s.zarr", "s3://lenses/s.zarr?X-Amz-Signature=secret/in+the"]
+    "place",
+    [
+        "s3://AKIAINTHEURL:secret/in+the/url@lenses/s.zarr",
+        "s3://lenses/s.zarr?X-Amz-Signature=secret/in+the",
+    ],
 )
-def test_credentials_in_a_url_are_refused_and_not_repeated(place: str, command: list[str], run: Any, s3: Any) -> None:
+def test_credentials_in_a_url_are_refused_and_not_repeated(
+    place: str, command: list[str], run: Any, s3: Any
+) -> None:
     result = run(command, place)
     if command[1] == "label":  # reads its file first
         command = ["lenscache", "info"]
@@ -513,15 +583,24 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(place: str, command: 
 @pytest.mark.parametrize("command", [*COMMANDS[:5], *COMMANDS[6:]], ids=" ".join)
 def test_bucket_that_is_not_there_is_one_line(command: list[str], run: Any, s3: Any) -> None:
     result = run(command, "s3://no-such-bucket/s.zarr")
-    assert_one_line(result, "there is no bucket 'no-such-bucket' at this service: create it first", "AWS_ENDPOINT_URL")
+    assert_one_line(
+        result,
+        "there is no bucket 'no-such-bucket' at this service: create it first",
+        "AWS_ENDPOINT_URL",
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}, "the service cannot be reached"),
+        (
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"},
+            "the service cannot be reached",
+        ),
         pytest.param(  # s3fs tries for long
-            {"AWS_ENDPOINT_URL": "http://u:endpoint-secret@127.0.0.1:9"}, "cannot be reached", marks=pytest.mark.slow
+            {"AWS_ENDPOINT_URL": "http://u:endpoint-secret@127.0.0.1:9"},
+            "cannot be reached",
+            marks=pytest.mark.slow,
         ),
         ({"AWS_PROFILE": "nobody"}, "there are no credentials that can be used"),
         (dict.fromkeys(SECRETS), "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"),
@@ -537,7 +616,9 @@ def test_service_that_cannot_be_used_is_one_line(
     assert not any(secret in result.output for secret in (*SECRETS.values(), "endpoint-secret"))
     monkeypatch.undo()
     # Nothing of the failed attempt is kept: a notebook goes on once the environment is right.
-    with pytest.raises(StoreNotFoundError, match=r"no store at s3://lenses/s\.zarr: run `lenscache extract"):
+    with pytest.raises(
+        StoreNotFoundError, match=r"no store at s3://lenses/s\.zarr: run `lenscache extract"
+    ):
         open_store("s3://lenses/s.zarr")
 
 
@@ -548,7 +629,9 @@ def guarded(endpoint: str) -> Iterator[None]:
     def guard(first: str) -> None:
         """`first` requests are let through."""
         head = {"Content-Type": "text/plain"}
-        with urlopen(Request(f"{endpoint}/moto-api/reset-auth", data=first.encode(), headers=head)) as answer:
+        with urlopen(
+            Request(f"{endpoint}/moto-api/reset-auth", data=first.encode(), headers=head)
+        ) as answer:
             assert answer.status == 200
 
     guard("0")
@@ -557,7 +640,9 @@ def guarded(endpoint: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("command", [COMMANDS[0], COMMANDS[6]], ids=" ".join)
-def test_wrong_credentials_are_one_line(command: list[str], run: Any, s3: Any, finished: str, guarded: None) -> None:
+def test_wrong_credentials_are_one_line(
+    command: list[str], run: Any, s3: Any, finished: str, guarded: None
+) -> None:
     result = run(command, finished)
     assert_one_line(result, f"{finished}: access is denied", "check the credentials")
     assert not any(secret in result.output for secret in SECRETS.values())
@@ -566,11 +651,31 @@ def test_wrong_credentials_are_one_line(command: list[str], run: Any, s3: Any, f
 @pytest.mark.parametrize(
     ("place", "package", "error", "message"),
     [
-        ("s3://b/s", "s3fs", MissingPackageError, r"s3://b/s needs s3fs: run `pip install 'lenscache\[s3\]'`"),
-        ("gs://b/s", "gcsfs", MissingPackageError, r"gs://b/s needs gcsfs: run `pip install 'lenscache\[gs\]'`"),
+        (
+            "s3://b/s",
+            "s3fs",
+            MissingPackageError,
+            r"s3://b/s needs s3fs: run `pip install 'lenscache\[s3\]'`",
+        ),
+        (
+            "gs://b/s",
+            "gcsfs",
+            MissingPackageError,
+            r"gs://b/s needs gcsfs: run `pip install 'lenscache\[gs\]'`",
+        ),
         ("s3:///s", "", StoreFormatError, r"s3:///s names no bucket: give s3://bucket/prefix"),
-        ("nonsense://s", "", StoreFormatError, r"nonsense://s cannot be a store .*: give a folder, or a URL such as"),
-        ("sftp://me:secret@host/s", "", StoreFormatError, r"the URL sftp://\.\.\. holds credentials"),
+        (
+            "nonsense://s",
+            "",
+            StoreFormatError,
+            r"nonsense://s cannot be a store .*: give a folder, or a URL such as",
+        ),
+        (
+            "sftp://me:secret@host/s",
+            "",
+            StoreFormatError,
+            r"the URL sftp://\.\.\. holds credentials",
+        ),
     ],
 )
 def test_url_that_cannot_be_used_says_what_to_do(
@@ -597,9 +702,12 @@ def test_what_is_no_store_is_told_from_nothing(s3: Any, prefix: str, url: str) -
 
 @pytest.mark.parametrize(
     ("part", "error"),
-    [("prompt/2/c/1/0", PermissionError("Access Denied")), ("complete/c/1", ConnectionResetError("by peer")),
-     pytest.param("samples/text/c/0", RuntimeError("no idea"), marks=pytest.mark.slow)],
-)  # fmt: skip
+    [
+        ("prompt/2/c/1/0", PermissionError("Access Denied")),
+        ("complete/c/1", ConnectionResetError("by peer")),
+        pytest.param("samples/text/c/0", RuntimeError("no idea"), marks=pytest.mark.slow),
+    ],
+)
 def test_block_that_cannot_be_fetched_is_not_taken_for_damaged(
     part: str, error: Exception, s3: Any, finished: str, prefix: str, expected: dict[str, bytes]
 ) -> None:
@@ -623,7 +731,8 @@ def test_export_to_a_url_is_refused(finished_store: Path) -> None:
         export_store(open_store(finished_store), "s3://lenses/export", "npz")
 
 
-# --- secrets --------------------------------------------------------------------------------------------------------
+# --- secrets
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_secrets_are_nowhere_in_what_is_written_and_printed(
@@ -634,9 +743,23 @@ def test_secrets_are_nowhere_in_what_is_written_and_printed(
     pack.write_text(json.dumps(PACK.to_dict()))
     labels = tmp_path / "labels.jsonl"
     texts = [(text, name) for name in ("bird", "fish") for text in PACK[name].examples]
-    labels.write_text("".join(json.dumps({"text": text, "label": name}) + "\n" for text, name in texts))
-    extracting = ["--pack", str(pack), "--model", str(model_folder), "--dtype", "float32", "--mode", "prompt",
-                  "--model-layers", "2", "--layer", "1"]  # fmt: skip
+    labels.write_text(
+        "".join(json.dumps({"text": text, "label": name}) + "\n" for text, name in texts)
+    )
+    extracting = [
+        "--pack",
+        str(pack),
+        "--model",
+        str(model_folder),
+        "--dtype",
+        "float32",
+        "--mode",
+        "prompt",
+        "--model-layers",
+        "2",
+        "--layer",
+        "1",
+    ]
     printed = ""
     for command, *arguments in (
         ["lenscache", "extract", url, *extracting],
@@ -662,7 +785,10 @@ def test_secrets_are_nowhere_in_what_is_written_and_printed(
 def test_secrets_that_a_service_repeats_are_taken_out_of_the_error(
     endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = f"{' '.join(SECRETS.values())} at http://me:pass-word@host/x?X-Amz-Signature=abc123 is wrong"
+    said = (
+        f"{' '.join(SECRETS.values())} at http://me:pass-word@host/x?X-Amz-Signature=abc123 is "
+        "wrong"
+    )
 
     async def fails(*arguments: Any) -> None:
         raise PermissionError(said)

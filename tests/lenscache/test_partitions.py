@@ -44,7 +44,9 @@ def test_partitions_are_disjoint_and_whole(n_blocks: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3, 4), (4, 2, 3, 1)])
-def test_four_partitions_in_any_order_make_the_same_store_bit_for_bit(tmp_path: Path, order: tuple[int, ...]) -> None:
+def test_four_partitions_in_any_order_make_the_same_store_bit_for_bit(
+    tmp_path: Path, order: tuple[int, ...]
+) -> None:
     run(tmp_path / "whole", None)
     *first, last = [run(tmp_path / "parts", f"{k}/4") for k in order]
     assert all(first)

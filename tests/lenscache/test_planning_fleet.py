@@ -22,33 +22,51 @@ def rounds_of(n: int) -> list[int]:
 
 
 @given(n=BLOCKS, workers=WORKERS, seconds=st.floats(0.1, 1e4))
-def test_where_nothing_goes_wrong_blocks_take_the_ideal_time(n: int, workers: int, seconds: float) -> None:
+def test_where_nothing_goes_wrong_blocks_take_the_ideal_time(
+    n: int, workers: int, seconds: float
+) -> None:
     outcome = simulate(np.full(n, seconds), Fleet(workers))
     ideal = math.ceil(n / workers) * seconds
     assert outcome.makespan == pytest.approx(ideal)
     assert outcome.efficiency == pytest.approx(n * seconds / (workers * ideal))
     assert (outcome.deaths, outcome.blocks_redone, outcome.throttled) == (0, 0, 0.0)
-    assert simulate(np.full(n, seconds), Fleet(workers), engine="static").makespan == pytest.approx(ideal)
+    assert simulate(np.full(n, seconds), Fleet(workers), engine="static").makespan == pytest.approx(
+        ideal
+    )
 
 
 @settings(max_examples=60)
 @given(
-    n=BLOCKS, workers=WORKERS, engine=ENGINES, seed=st.integers(0, 2**32), lifetime=st.floats(60, 2000),
+    n=BLOCKS,
+    workers=WORKERS,
+    engine=ENGINES,
+    seed=st.integers(0, 2**32),
+    lifetime=st.floats(60, 2000),
     writing=st.floats(0, 30),
-)  # fmt: skip
+)
 def test_every_block_is_written_exactly_once_whoever_dies(
     n: int, workers: int, engine: Engine, seed: int, lifetime: float, writing: float
 ) -> None:
     fleet = Fleet(workers, 5.0, spread=0.3, slow_share=0.2, slow_factor=2.0, lifetime=lifetime)
     storage = Storage(writing, 20, 20, 50, 300.0, 300.0)
-    outcome = simulate(np.full(n, 10.0), fleet, storage, engine=engine, rounds=rounds_of(n), seed=seed)
+    outcome = simulate(
+        np.full(n, 10.0), fleet, storage, engine=engine, rounds=rounds_of(n), seed=seed
+    )
     assert outcome.written.tolist() == [1] * n
     assert outcome.blocks_redone <= 2 * outcome.deaths  # one that runs, one that is written
-    again = simulate(np.full(n, 10.0), fleet, storage, engine=engine, rounds=rounds_of(n), seed=seed)
+    again = simulate(
+        np.full(n, 10.0), fleet, storage, engine=engine, rounds=rounds_of(n), seed=seed
+    )
     assert again[:6] == outcome[:6]
 
 
-@given(n=BLOCKS, workers=WORKERS, seed=st.integers(0, 2**32), spread=st.floats(0, 1), factor=st.floats(1, 5))
+@given(
+    n=BLOCKS,
+    workers=WORKERS,
+    seed=st.integers(0, 2**32),
+    spread=st.floats(0, 1),
+    factor=st.floats(1, 5),
+)
 def test_handing_out_is_never_later_than_partitions_by_more_than_one_block(
     n: int, workers: int, seed: int, spread: float, factor: float
 ) -> None:
@@ -57,7 +75,8 @@ def test_handing_out_is_never_later_than_partitions_by_more_than_one_block(
         simulate(np.full(n, 10.0), fleet, engine=engine, rounds=rounds_of(n), seed=seed)
         for engine in ("dynamic", "static")
     )
-    # The longest block alone, on the slowest machine: what one worker takes for all of them is an upper bound of it.
+    # The longest block alone, on the slowest machine: what one worker takes for all of them is an
+    # upper bound of it.
     drawn = np.random.default_rng(seed).lognormal(-(spread**2) / 2, spread, n)
     assert dynamic.makespan <= static.makespan + 10.0 * drawn.max() * factor + 1e-6
 
@@ -73,7 +92,10 @@ def test_a_death_costs_what_was_running_and_being_written_and_a_load() -> None:
 
 def test_stragglers_hold_up_partitions_more_than_blocks_that_are_handed_out() -> None:
     fleet = Fleet(50, slow_share=0.04, slow_factor=3.0)
-    dynamic, static = (simulate(np.full(1000, 10.0), fleet, engine=engine).makespan for engine in ("dynamic", "static"))
+    dynamic, static = (
+        simulate(np.full(1000, 10.0), fleet, engine=engine).makespan
+        for engine in ("dynamic", "static")
+    )
     assert static == pytest.approx(3 * 200)
     assert dynamic < 1.2 * 200
 

@@ -35,11 +35,19 @@ COUNTED: dict[str, Any] = {
 }
 FULL = Efficiency(1.0, 1.0)
 GPU = Device("test", 80e9, 1e12, 1e15, 1e14, efficiencies=(FULL, FULL, FULL))
-LLAMA_70B = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
-             "num_key_value_heads": 8, "vocab_size": 128256}  # fmt: skip
+LLAMA_70B = {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
 
 
-def sizes(settings: ExtractSettings, layers: tuple[int, ...], limit: int | None = None) -> list[RoundSize]:
+def sizes(
+    settings: ExtractSettings, layers: tuple[int, ...], limit: int | None = None
+) -> list[RoundSize]:
     assert settings.block_rows is not None
     plans = [plan_samples(PACK, [layer], limit=limit) for layer in layers]
     return [RoundSize(len(plan), len(plan.label_role), settings.block_rows) for plan in plans]
@@ -50,9 +58,12 @@ def sizes(settings: ExtractSettings, layers: tuple[int, ...], limit: int | None 
 
 @pytest.mark.parametrize(
     ("change", "layers"),
-    [({}, (1,)), ({"block_rows": 3, "model_layers": (0, 1, 2)}, (0, 1)),
-     ({"mode": "prompt", "store_dtype": "int8"}, (1,))],
-)  # fmt: skip
+    [
+        ({}, (1,)),
+        ({"block_rows": 3, "model_layers": (0, 1, 2)}, (0, 1)),
+        ({"mode": "prompt", "store_dtype": "int8"}, (1,)),
+    ],
+)
 def test_a_store_has_as_many_objects_as_forecast(
     change: dict[str, Any], layers: tuple[int, ...], tmp_path: Path
 ) -> None:
@@ -78,11 +89,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RequestLog]:
 
 @pytest.mark.parametrize(
     ("change", "layers", "workers"),
-    [({"model_layers": (1,), "mode": "prompt"}, (1,), 2),
-     pytest.param({"model_layers": (0, 1, 2)}, (1,), 2, marks=pytest.mark.slow),
-     pytest.param({"block_rows": 4}, (0, 1), 1, marks=pytest.mark.slow),
-     pytest.param({"store_dtype": "int8"}, (1,), 3, marks=pytest.mark.slow)],
-)  # fmt: skip
+    [
+        ({"model_layers": (1,), "mode": "prompt"}, (1,), 2),
+        pytest.param({"model_layers": (0, 1, 2)}, (1,), 2, marks=pytest.mark.slow),
+        pytest.param({"block_rows": 4}, (0, 1), 1, marks=pytest.mark.slow),
+        pytest.param({"store_dtype": "int8"}, (1,), 3, marks=pytest.mark.slow),
+    ],
+)
 def test_an_object_store_is_asked_as_often_as_forecast(
     change: dict[str, Any], layers: tuple[int, ...], workers: int, served: RequestLog
 ) -> None:
@@ -111,18 +124,24 @@ def weights_of(shape: Shape) -> float:
 def large(tmp_path_factory: pytest.TempPathFactory) -> ModelOutline:
     """A model of 70B, of which there is no more than its configuration."""
     folder = tmp_path_factory.mktemp("models") / "large"
-    transformers.LlamaConfig(**LLAMA_70B, architectures=["LlamaForCausalLM"]).save_pretrained(folder)
+    transformers.LlamaConfig(**LLAMA_70B, architectures=["LlamaForCausalLM"]).save_pretrained(
+        folder
+    )
     return outline_model(str(folder))
 
 
-def seconds_of(shape: Shape, work: Work, size: float, width: float, device: Device = GPU) -> dict[str, float]:
+def seconds_of(
+    shape: Shape, work: Work, size: float, width: float, device: Device = GPU
+) -> dict[str, float]:
     found = batch_seconds(
         shape, device, device.efficiencies[0], work, "bfloat16", np.array([size]), np.array([width])
-    )  # fmt: skip
+    )
     return {name: float(values[0]) for name, values in found.items()}
 
 
-def test_a_decode_step_takes_what_reading_the_weights_takes_and_a_prefill_its_operations(large: ModelOutline) -> None:
+def test_a_decode_step_takes_what_reading_the_weights_takes_and_a_prefill_its_operations(
+    large: ModelOutline,
+) -> None:
     shape = Shape.of(large)
     assert shape.weight_bytes == pytest.approx(141.1e9, rel=0.001)
     work = Work(shape.n_layers, 1, 21, is_recorded=True)
@@ -130,13 +149,19 @@ def test_a_decode_step_takes_what_reading_the_weights_takes_and_a_prefill_its_op
     assert found["decode: weights"] == pytest.approx(20 * weights_of(shape) / GPU.bandwidth)
     assert found["decode: arithmetic"] == 0
     products = 2 * weights_of(shape) / shape.itemsize * 64 * 512 / GPU.half_flops
-    assert products < seconds_of(shape, work, 64, 512)["prefill"] < 1.4 * products  # the rest reads what passes by
+    assert (
+        products < seconds_of(shape, work, 64, 512)["prefill"] < 1.4 * products
+    )  # the rest reads what passes by
     assert seconds_of(shape, work, 2000, 32)["decode: arithmetic"] > 0
 
 
-def test_prompt_mode_pays_for_the_blocks_up_to_the_deepest_stored_one_alone(large: ModelOutline) -> None:
+def test_prompt_mode_pays_for_the_blocks_up_to_the_deepest_stored_one_alone(
+    large: ModelOutline,
+) -> None:
     shape = Shape.of(large)
-    whole, half = (seconds_of(shape, Work(depth, 1, 0, is_recorded=True), 64, 64) for depth in (80, 40))
+    whole, half = (
+        seconds_of(shape, Work(depth, 1, 0, is_recorded=True), 64, 64) for depth in (80, 40)
+    )
     assert half["prefill"] == pytest.approx(whole["prefill"] / 2, rel=0.01)
     assert sum(whole.values()) == whole["prefill"]
 
@@ -145,7 +170,9 @@ def test_prompt_mode_pays_for_the_blocks_up_to_the_deepest_stored_one_alone(larg
 def test_larger_batches_take_longer_but_less_a_row(large: ModelOutline, kind: str) -> None:
     shape, device = Shape.of(large), DEVICES[kind]
     work = Work(80, 80, 20, is_recorded=device.is_gpu)
-    seconds = [sum(seconds_of(shape, work, size, 32, device).values()) for size in (1, 4, 16, 64, 256)]
+    seconds = [
+        sum(seconds_of(shape, work, size, 32, device).values()) for size in (1, 4, 16, 64, 256)
+    ]
     assert seconds == sorted(seconds)
     assert [s / n for s, n in zip(seconds, (1, 4, 16, 64, 256), strict=True)] == sorted(
         (s / n for s, n in zip(seconds, (1, 4, 16, 64, 256), strict=True)), reverse=True
@@ -154,9 +181,15 @@ def test_larger_batches_take_longer_but_less_a_row(large: ModelOutline, kind: st
 
 def test_experts_are_read_once_each_and_multiplied_with_by_few_positions() -> None:
     config = transformers.MixtralConfig(
-        hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        num_local_experts=8, num_experts_per_tok=2, vocab_size=300,
-    )  # fmt: skip
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        vocab_size=300,
+    )
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     blocks = list(model.model.layers)
@@ -167,10 +200,14 @@ def test_experts_are_read_once_each_and_multiplied_with_by_few_positions() -> No
 
 def test_a_model_is_spread_over_as_few_devices_as_hold_it(large: ModelOutline) -> None:
     shape, work = Shape.of(large), Work(80, 80, 20, is_recorded=True)
-    assert [devices_of_a_copy(shape, find_device(kind), work, 64) for kind in ("h100", "l40s", "cpu")] == [2, 4, 1]
+    assert [
+        devices_of_a_copy(shape, find_device(kind), work, 64) for kind in ("h100", "l40s", "cpu")
+    ] == [2, 4, 1]
     settings = ExtractSettings(batch_size="auto")
     found = outline_work(PACK, large, settings)
-    with pytest.raises(PlanError, match=r"takes 141 GB in bfloat16 .* a h100 has 80: give --devices 2 or more"):
+    with pytest.raises(
+        PlanError, match=r"takes 141 GB in bfloat16 .* a h100 has 80: give --devices 2 or more"
+    ):
         forecast_run(found, settings, find_device("h100"), 1)
     estimate = forecast_run(found, settings, find_device("h100"), 7)
     assert (estimate.devices_per_copy, estimate.copies) == (2, 3)
@@ -180,7 +217,9 @@ def test_a_model_is_spread_over_as_few_devices_as_hold_it(large: ModelOutline) -
 
 
 def test_a_forecast_counts_what_extract_then_leaves(tmp_path: Path) -> None:
-    estimate = forecast_run(outline_work(PACK, tiny_model(), SETTINGS), SETTINGS, find_device("a100"))
+    estimate = forecast_run(
+        outline_work(PACK, tiny_model(), SETTINGS), SETTINGS, find_device("a100")
+    )
     report = extract(tmp_path / "s.zarr", PACK, tiny_model(), SETTINGS)
     assert estimate.prompts == report.rows
     assert estimate.objects == sum(file.is_file() for file in (tmp_path / "s.zarr").rglob("*"))
@@ -207,14 +246,21 @@ def test_advice_names_what_is_cheaper_and_by_how_much(large: ModelOutline) -> No
     share = f"{auto.device_hours / slow.device_hours:.2f} of the device hours"
     assert [line for line in slow.cheaper if line.startswith(f"--batch-size auto: {share}")]
     wasteful = forecast_run(work, few, kind, 400)
-    advised = next(int(line.split()[1].rstrip(":")) for line in wasteful.cheaper if line.startswith("--devices"))
+    advised = next(
+        int(line.split()[1].rstrip(":"))
+        for line in wasteful.cheaper
+        if line.startswith("--devices")
+    )
     assert forecast_run(work, few, kind, advised).device_hours < wasteful.device_hours / 2
 
 
 def test_a_disk_that_answers_at_once_holds_nobody_up(large: ModelOutline) -> None:
     settings = ExtractSettings(batch_size="auto")
     work = outline_work(PACK, large, settings)
-    s3, disk = (forecast_run(work, settings, find_device("h100"), 4, place=place) for place in ("s3", "disk"))
+    s3, disk = (
+        forecast_run(work, settings, find_device("h100"), 4, place=place)
+        for place in ("s3", "disk")
+    )
     assert s3.seconds_to_write_a_block > 10 > disk.seconds_to_write_a_block
     assert disk.seconds < s3.seconds
     assert disk.parts["waiting for writes"] == 0
@@ -224,7 +270,9 @@ def test_a_disk_that_answers_at_once_holds_nobody_up(large: ModelOutline) -> Non
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_outline_has_the_shapes_of_the_model_and_no_weights(architecture: str, tmp_path: Path) -> None:
+def test_an_outline_has_the_shapes_of_the_model_and_no_weights(
+    architecture: str, tmp_path: Path
+) -> None:
     model = tiny_model(architecture)
     model.model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
@@ -239,7 +287,9 @@ def test_tokens_are_guessed_where_there_is_no_tokenizer(large: ModelOutline) -> 
     work = outline_work(PACK, large, SETTINGS)
     letters = sum(len(text) for layer in PACK.layers for text in plan_samples(PACK, [layer]).texts)
     assert work.are_tokens_guessed
-    assert sum(int(lengths.sum()) for lengths in work.lengths) == pytest.approx(letters / 4, rel=0.15)
+    assert sum(int(lengths.sum()) for lengths in work.lengths) == pytest.approx(
+        letters / 4, rel=0.15
+    )
 
 
 def test_a_configuration_that_is_not_there_is_an_error(tmp_path: Path) -> None:

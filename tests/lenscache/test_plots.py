@@ -14,7 +14,12 @@ from matplotlib.axes import Axes
 
 from lenscache import inspection, plots
 from lenscache.drawing import label, make_axes, name_ticks, visible
-from lenscache.errors import MissingPackageError, PlanError, StoreIncompleteError, StoreMismatchError
+from lenscache.errors import (
+    MissingPackageError,
+    PlanError,
+    StoreIncompleteError,
+    StoreMismatchError,
+)
 from lenscache.store.store import Store
 from tests.hostile import HIDDEN, NAMES
 from tests.lenstrain.conftest import HIDDEN as SIZE
@@ -26,9 +31,11 @@ mpl.use("Agg")
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Two layers, rows without a completion, a clear direction for every concept. Do not change it."""
+    """Two layers, rows without a completion, a clear direction for every concept. Do not change
+    it."""
     return make_planted_store(
-        tmp_path_factory.mktemp("plots") / "s.zarr", planting=Planting(without_completion=0.2, completion_strength=8.0)
+        tmp_path_factory.mktemp("plots") / "s.zarr",
+        planting=Planting(without_completion=0.2, completion_strength=8.0),
     )
 
 
@@ -47,7 +54,9 @@ PLOTS: dict[str, Callable[..., Axes]] = {
 
 
 @pytest.mark.parametrize("plot", PLOTS.values(), ids=PLOTS)
-def test_every_plot_names_its_axes_with_units_and_says_what_to_see(store: Store, plot: Callable[..., Axes]) -> None:
+def test_every_plot_names_its_axes_with_units_and_says_what_to_see(
+    store: Store, plot: Callable[..., Axes]
+) -> None:
     ax = plot(store)
     assert len(ax.get_title(loc="left")) > 40
     for text in (ax.get_xlabel(), ax.get_ylabel()):
@@ -58,7 +67,9 @@ def test_every_plot_names_its_axes_with_units_and_says_what_to_see(store: Store,
 
 
 @pytest.mark.parametrize("plot", PLOTS.values(), ids=PLOTS)
-def test_axes_that_are_given_are_drawn_into_and_returned(store: Store, plot: Callable[..., Axes]) -> None:
+def test_axes_that_are_given_are_drawn_into_and_returned(
+    store: Store, plot: Callable[..., Axes]
+) -> None:
     given = make_axes(None)
     assert plot(store, ax=given) is given
     assert plt.get_fignums() == [1]
@@ -107,8 +118,12 @@ def test_a_sample_is_nearest_to_samples_of_its_own_concept(store: Store) -> None
     nearest = inspection.nearest_samples(store, sample, 1, n=6)
     assert sample not in {each.sample for each in nearest}
     assert all("bird" in each.concepts and each.shared for each in nearest)
-    assert [each.cosine for each in nearest] == sorted((each.cosine for each in nearest), reverse=True)
-    assert not all("bird" in each.concepts for each in inspection.nearest_samples(store, sample, 0, n=6))
+    assert [each.cosine for each in nearest] == sorted(
+        (each.cosine for each in nearest), reverse=True
+    )
+    assert not all(
+        "bird" in each.concepts for each in inspection.nearest_samples(store, sample, 0, n=6)
+    )
 
 
 def test_nearest_samples_ask_for_a_sample_that_is_there(store: Store) -> None:
@@ -124,7 +139,9 @@ def test_the_plane_parts_concepts_that_the_model_tells_apart(store: Store) -> No
     assert set(found.concept) == {"bird", "fish", "tree"}
     assert len(found.points) == len(found.sample) == len(set(found.sample)) == 3 * 20
     assert 1 > found.explained[0] > found.explained[1] > 1 / SIZE
-    centre = {c: found.points[np.isin(found.concept, [c])].mean(axis=0) for c in ("bird", "fish", "tree")}
+    centre = {
+        c: found.points[np.isin(found.concept, [c])].mean(axis=0) for c in ("bird", "fish", "tree")
+    }
     spread = found.points[np.isin(found.concept, ["bird"])].std(axis=0).max()
     assert min(np.linalg.norm(centre["bird"] - centre[c]) for c in ("fish", "tree")) > 2 * spread
     ax = plots.plot_pca(store, "bird", 1)
@@ -150,7 +167,10 @@ def test_many_siblings_are_one_group(store: Store) -> None:
     ax = plots.plot_pca(store, "bird", 1, against=others)
     legend = ax.get_legend()
     assert legend is not None
-    assert [text.get_text().split(" (")[0] for text in legend.get_texts()] == ["bird", f"{len(others)} siblings"]
+    assert [text.get_text().split(" (")[0] for text in legend.get_texts()] == [
+        "bird",
+        f"{len(others)} siblings",
+    ]
 
 
 def test_both_phases_of_a_sample_are_alike_where_they_say_the_same(store: Store) -> None:
@@ -163,7 +183,9 @@ def test_both_phases_of_a_sample_are_alike_where_they_say_the_same(store: Store)
     np.testing.assert_array_equal(other.get_ydata(), [noise.other, signal.other])
 
 
-def test_a_large_store_is_summarised_from_blocks_spread_over_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_store_is_summarised_from_blocks_spread_over_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     everything = inspection.activation_norms(store, phases=["prompt"])[1]
     monkeypatch.setattr(inspection, "MAX_ROWS", 130)
     some = inspection.activation_norms(store, phases=["prompt"])[1]
@@ -231,7 +253,10 @@ def test_without_matplotlib_one_line_names_the_extra_and_numbers_are_there(store
 
 
 def test_importing_the_packages_does_not_load_matplotlib() -> None:
-    code = "import lenscache, lenscache.plots, lenstrain, lenstrain.plots, sys; print('matplotlib' in sys.modules)"
+    code = (
+        "import lenscache, lenscache.plots, lenstrain, lenstrain.plots, sys; print('matplotlib' "
+        "in sys.modules)"
+    )
     ran = run_blocked(code)
     assert (ran.stdout, ran.returncode) == ("False\n", 0), ran.stderr
 

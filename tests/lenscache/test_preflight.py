@@ -40,7 +40,8 @@ SILENT = lambda *_: None  # noqa: E731
 
 
 def save(folder: Path, *, overflow: bool = False, nan: bool = False) -> Path:
-    """A tiny Llama as a folder; with `overflow` its residual stream passes 65,504, the end of float16."""
+    """A tiny Llama as a folder; with `overflow` its residual stream passes 65,504, the end of
+    float16."""
     model = tiny_model(seed=5 if overflow else 6 if nan else 0).model
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if overflow:
@@ -73,7 +74,8 @@ def request(model: str, **changes: Any) -> Request:
     return Request(model, device="cpu", quick=True, **changes)
 
 
-# -- processes ---------------------------------------------------------------------------------------------------------
+# -- processes
+# ---------------------------------------------------------------------------------------------------------
 
 
 def run_fake(what: str, *, time_limit_s: float = 30.0) -> Outcome:
@@ -113,7 +115,9 @@ def test_a_module_that_does_not_exist_is_a_crash_with_its_last_words() -> None:
     assert "no_such_check" in outcome.why
 
 
-def test_a_check_that_closes_its_output_and_goes_on_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_closes_its_output_and_goes_on_is_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("lenscache.preflight.process._AT_THE_END_S", 0.2)
     outcome = run_fake("closes")
     assert outcome.verdict is Verdict.crashed
@@ -132,26 +136,33 @@ def test_a_model_that_is_not_there_ends_the_preflight() -> None:
 def test_progress_and_details_arrive_and_what_is_no_number_becomes_null() -> None:
     told: list[tuple[str, int, int]] = []
     outcome = run_check(
-        ("tests.lenscache.preflight_checks", "passes"), Request("m", folder="here"), time_limit_s=30,
+        ("tests.lenscache.preflight_checks", "passes"),
+        Request("m", folder="here"),
+        time_limit_s=30,
         tell=lambda *at: told.append(at),
-    )  # fmt: skip
+    )
     assert told == [("half", 1, 2)]
     assert outcome.details == {"value": None, "folder": "here"}
 
 
 def test_a_check_ends_when_nobody_waits_for_it() -> None:
     code = (
-        "from lenscache.preflight.process import run_check; from lenscache.preflight.results import Request;"
+        "from lenscache.preflight.process import run_check; from lenscache.preflight.results "
+        "import Request;"
         "run_check(('tests.lenscache.preflight_checks', 'hangs'), Request('m'), time_limit_s=60,"
         " tell=lambda *_: print('begun', flush=True))"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as parent:
         assert parent.stdout is not None
         parent.stdout.readline()
         children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
         parent.kill()
     deadline = time.monotonic() + 10
-    while (alive := [pid for pid in children if is_alive(int(pid))]) and time.monotonic() < deadline:
+    while (
+        alive := [pid for pid in children if is_alive(int(pid))]
+    ) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert children
     assert not alive
@@ -168,8 +179,10 @@ def is_alive(pid: int) -> bool:
 def test_values_become_strict_json() -> None:
     value = {"a": (1.0, float("inf")), 2: [float("nan"), {"b": None}], "c": Verdict.passed}
     assert json.loads(json.dumps(plain(value), allow_nan=False)) == {
-        "a": [1.0, None], "2": [None, {"b": None}], "c": "passed",
-    }  # fmt: skip
+        "a": [1.0, None],
+        "2": [None, {"b": None}],
+        "c": "passed",
+    }
 
 
 def fake_check(number: int, what: str, name: str = "bf16") -> Check:
@@ -180,7 +193,10 @@ def test_a_crash_takes_no_other_check_down(tmp_path: Path) -> None:
     checks = [fake_check(1, "killed"), fake_check(2, "passes", "memory")]
     told: list[int] = []
     report = run_preflight(
-        Request("m"), checks=checks, keep=tmp_path / "kept", on_progress=lambda at: told.append(at.number)
+        Request("m"),
+        checks=checks,
+        keep=tmp_path / "kept",
+        on_progress=lambda at: told.append(at.number),
     )
     assert [result.verdict for result in report.checks] == [Verdict.crashed, Verdict.passed]
     assert not report.passed
@@ -207,7 +223,8 @@ def test_without_anything_to_fit_lenses_the_fourth_check_is_skipped() -> None:
     assert report.passed
 
 
-# -- texts -------------------------------------------------------------------------------------------------------------
+# -- texts
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_built_in_concepts_are_those_of_the_starter_pack() -> None:
@@ -230,10 +247,13 @@ def test_concepts_are_spread_over_the_branches_of_the_largest_layer() -> None:
 def test_the_first_prompts_are_as_long_as_all_of_them() -> None:
     ids = prompt_ids(tiny_model(), small_pack(), 64, seed=0, new_tokens=4)
     assert len(ids) == 64
-    assert np.mean([len(entry) for entry in ids[:12]]) == pytest.approx(np.mean([len(entry) for entry in ids]), rel=0.2)
+    assert np.mean([len(entry) for entry in ids[:12]]) == pytest.approx(
+        np.mean([len(entry) for entry in ids]), rel=0.2
+    )
 
 
-# -- the checks --------------------------------------------------------------------------------------------------------
+# -- the checks
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_bf16_runs_where_float16_would_overflow(overflowing: str, pack: str) -> None:
@@ -244,10 +264,14 @@ def test_bf16_runs_where_float16_would_overflow(overflowing: str, pack: str) -> 
     assert (narrow["dtype"], wide["dtype"]) == ("bfloat16", "float32")
     assert narrow["weights"] * 2 == pytest.approx(wide["weights"], rel=0.01)
     assert narrow["parameter_dtypes"] == {"bfloat16": 30}
-    assert {"unicode", "one token, repeated", "long"} <= {e["prompt"] for e in outcome.details["prompts"]}
+    assert {"unicode", "one token, repeated", "long"} <= {
+        e["prompt"] for e in outcome.details["prompts"]
+    }
 
 
-def test_a_model_that_is_not_finite_fails_by_model_layer_and_says_whose_fault_it_is(tmp_path: Path) -> None:
+def test_a_model_that_is_not_finite_fails_by_model_layer_and_says_whose_fault_it_is(
+    tmp_path: Path,
+) -> None:
     outcome = precision.check(request(str(save(tmp_path, nan=True))), SILENT)
     assert outcome.verdict is Verdict.failed
     assert "not finite, first 'prompt 1 of the pack' at model layer 1" in outcome.why
@@ -255,7 +279,9 @@ def test_a_model_that_is_not_finite_fails_by_model_layer_and_says_whose_fault_it
     assert outcome.details["generation_fault"]
 
 
-def test_a_float32_copy_that_does_not_fit_is_not_loaded(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_float32_copy_that_does_not_fit_is_not_loaded(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(models, "available_bytes", lambda: 1000)
     outcome = precision.check(request(model), SILENT)
     assert outcome.verdict is Verdict.passed
@@ -268,7 +294,8 @@ def test_memory_is_told_apart(model: str) -> None:
     assert outcome.verdict is Verdict.passed
     one, four, _ = outcome.details["batches"]
     width = 4 if outcome.details["dtype"] == "float32" else 2
-    # keys and values: 3 blocks of 2 heads of 8 features, 64 prompt positions and 7 of the 8 new ones
+    # keys and values: 3 blocks of 2 heads of 8 features, 64 prompt positions and 7 of the 8 new
+    # ones
     assert one["cache"] == 2 * 3 * 2 * 8 * 71 * width
     assert four["cache"] == 4 * one["cache"]
     assert four["peak"] >= four["weights"] + four["cache"]
@@ -276,7 +303,9 @@ def test_memory_is_told_apart(model: str) -> None:
     assert outcome.details["largest"] >= 4
 
 
-def test_a_batch_that_would_drive_the_machine_into_swap_is_not_run(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_would_drive_the_machine_into_swap_is_not_run(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(batches, "available_bytes", lambda: 1000)
     monkeypatch.setattr(batches, "peak_resident_bytes", lambda: (resident_bytes() or 0) + 10**6)
     ran: list[int] = []
@@ -294,7 +323,9 @@ def test_a_batch_that_would_drive_the_machine_into_swap_is_not_run(model: str, m
     assert outcome.details["largest"] == 1
 
 
-def test_on_a_card_batches_are_tried_until_one_does_not_fit(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_card_batches_are_tried_until_one_does_not_fit(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The card is played by numbers: 1 MB for the model and 100 kB a row, 3 MB in all."""
     held = {"peak": 0}
 
@@ -303,10 +334,12 @@ def test_on_a_card_batches_are_tried_until_one_does_not_fit(model: str, monkeypa
         return batch <= 20
 
     fake = {
-        "empty_cache": lambda: None, "reset_peak_memory_stats": lambda device: None,
-        "max_memory_allocated": lambda device: held["peak"], "max_memory_reserved": lambda device: 2 * held["peak"],
+        "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda device: None,
+        "max_memory_allocated": lambda device: held["peak"],
+        "max_memory_reserved": lambda device: 2 * held["peak"],
         "mem_get_info": lambda device: (10**6, 3 * 10**6),
-    }  # fmt: skip
+    }
     for name, function in fake.items():
         monkeypatch.setattr(torch.cuda, name, function)
     loaded, footprint = models.load(model, "float32", "cpu")
@@ -321,7 +354,9 @@ def test_on_a_card_batches_are_tried_until_one_does_not_fit(model: str, monkeypa
     assert four["rest"] == 1_400_000 - footprint.weights - four["cache"]
 
 
-@pytest.mark.parametrize(("limit", "found"), [(0, 0), (1, 1), (3, 3), (5, 5), (100, 96), (5000, 1024)])
+@pytest.mark.parametrize(
+    ("limit", "found"), [(0, 0), (1, 1), (3, 3), (5, 5), (100, 96), (5000, 1024)]
+)
 def test_the_largest_batch_is_found_by_doubling_and_bisecting(limit: int, found: int) -> None:
     asked: list[int] = []
 
@@ -353,22 +388,36 @@ def test_memory_of_the_process_is_read() -> None:
     del held
 
 
-def test_speed_compares_four_ways_to_run(model: str, pack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_compares_four_ways_to_run(
+    model: str, pack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(speed, "_BUDGET_S", {True: 1.0})
     outcome = speed.check(request(model, pack=pack), SILENT)
     assert outcome.verdict is Verdict.passed
     lines = outcome.details["timings"]
-    assert [line["name"] for line in lines[:3]] == ["unbatched float32", "batch 4 float32", "batch 4 bfloat16"]
-    assert lines[3]["name"] == f"batch auto ({outcome.details['best_batch']}) {outcome.details['best_dtype']}"
+    assert [line["name"] for line in lines[:3]] == [
+        "unbatched float32",
+        "batch 4 float32",
+        "batch 4 bfloat16",
+    ]
+    assert (
+        lines[3]["name"]
+        == f"batch auto ({outcome.details['best_batch']}) {outcome.details['best_dtype']}"
+    )
     assert lines[0]["ratio"] == 1
     assert all(line["low"] <= line["median"] <= line["high"] for line in lines)
 
 
-def test_speed_goes_on_without_float32(model: str, pack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_goes_on_without_float32(
+    model: str, pack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(speed, "_BUDGET_S", {True: 0.5})
     monkeypatch.setattr(models, "available_bytes", lambda: 1000)
     outcome = speed.check(request(model, pack=pack), SILENT)
-    assert [line["name"] for line in outcome.details["timings"][:2]] == ["unbatched bfloat16", "batch 4 bfloat16"]
+    assert [line["name"] for line in outcome.details["timings"][:2]] == [
+        "unbatched bfloat16",
+        "batch 4 bfloat16",
+    ]
     assert "float32 is not timed" in outcome.why
 
 
@@ -404,13 +453,16 @@ def test_ratios_are_paired_by_repeat() -> None:
     assert (line["ratio"], line["ratio_low"], line["ratio_high"]) == (3, 2, 4)
 
 
-# -- steering ----------------------------------------------------------------------------------------------------------
+# -- steering
+# ----------------------------------------------------------------------------------------------------------
 
 
 def lenses_for(folder: Path) -> SteeringLenses:
     """Two lenses that read along the directions they steer along."""
     units = np.linalg.qr(np.random.default_rng(0).normal(size=(32, 2)))[0].T.astype(np.float32)
-    lenses = SteeringLenses(("bird", "boat"), 1, units, np.ones(2), 2, units, np.zeros(2), np.ones(2))
+    lenses = SteeringLenses(
+        ("bird", "boat"), 1, units, np.ones(2), 2, units, np.zeros(2), np.ones(2)
+    )
     lenses.save(folder)
     return lenses
 
@@ -425,15 +477,27 @@ def test_steering_works_in_every_precision(model: str, tmp_path: Path) -> None:
     assert abs(steps[8.0]["unrelated"]) < steps[8.0]["own"]
     assert outcome.details["precisions"]["float32"]["overflow"] is None
     # float16 ends where the largest feature does; the strength is found to a factor of 2
-    overflow, end = outcome.details["precisions"]["float16"]["overflow"], 65504 / np.abs(lenses.directions[0]).max()
+    overflow, end = (
+        outcome.details["precisions"]["float16"]["overflow"],
+        65504 / np.abs(lenses.directions[0]).max(),
+    )
     assert overflow / 2 < end * 1.05
     assert end < overflow * 1.05
 
 
-def test_float16_is_reported_as_overflowing_where_bfloat16_is_not(overflowing: str, tmp_path: Path) -> None:
+def test_float16_is_reported_as_overflowing_where_bfloat16_is_not(
+    overflowing: str, tmp_path: Path
+) -> None:
     lenses = lenses_for(tmp_path)
     wide = SteeringLenses(
-        lenses.concepts, 1, lenses.directions, np.full(2, 1e4), 2, lenses.weights, np.zeros(2), np.ones(2)
+        lenses.concepts,
+        1,
+        lenses.directions,
+        np.full(2, 1e4),
+        2,
+        lenses.weights,
+        np.zeros(2),
+        np.ones(2),
     )
     wide.save(tmp_path)
     outcome = steering.check(request(overflowing, folder=str(tmp_path)), SILENT)
@@ -452,7 +516,9 @@ def test_without_lenses_directions_are_random_and_only_finiteness_is_judged(mode
     assert all(step["own"] is None for step in outcome.details["precisions"]["bfloat16"]["steps"])
 
 
-def test_a_precision_that_the_device_cannot_run_is_told_in_words(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_precision_that_the_device_cannot_run_is_told_in_words(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(name: str, dtype: str, device: str) -> Any:
         if dtype == "float16":
             raise RuntimeError("\"addmm\" not implemented for 'Half'\nmore")
@@ -490,5 +556,7 @@ def found(*, own: float = 8.0, finite: bool = True) -> dict[str, Any]:
         (found(own=4.0), found(), "the lens of bird moves by +4.0 deviations, in float32 by +8.0"),
     ],
 )
-def test_steering_works_if_the_lens_follows_as_in_float32(tried: Any, in_float32: Any, why: str) -> None:
+def test_steering_works_if_the_lens_follows_as_in_float32(
+    tried: Any, in_float32: Any, why: str
+) -> None:
     assert steering.judge(tried, in_float32) == (why == "works", why)

@@ -64,7 +64,8 @@ def numbered(word: str, n: int) -> tuple[str, ...]:
     return tuple(f"{word} number {i}." for i in range(n))
 
 
-# --- determinism -----------------------------------------------------------------------------------------------------
+# --- determinism
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_plan_is_the_same_in_every_process() -> None:
@@ -105,8 +106,19 @@ def test_seed_changes_order_and_sampling() -> None:
 
 def test_digest_changes_with_every_column() -> None:
     plan = plan_samples(small_pack())
-    changes: list[dict[str, Any]] = [{"texts": (*plan.texts[:-1], "other")}, {"n_targets": plan.n_targets - 1}]
-    for name in ("kind", "split", "sampling_seed", "temperature", "label_sample", "label_concept", "label_role"):
+    changes: list[dict[str, Any]] = [
+        {"texts": (*plan.texts[:-1], "other")},
+        {"n_targets": plan.n_targets - 1},
+    ]
+    for name in (
+        "kind",
+        "split",
+        "sampling_seed",
+        "temperature",
+        "label_sample",
+        "label_concept",
+        "label_role",
+    ):
         column: NDArray[Any] = getattr(plan, name).copy()
         column[-1] += 1
         changes.append({name: column})
@@ -127,9 +139,15 @@ def test_unrelated_concept_at_the_end_of_the_pack_changes_no_row() -> None:
 
 def test_unrelated_concept_keeps_the_nested_order_of_the_others() -> None:
     pack = small_pack()
-    grown = ConceptPack("small", "1", (*pack.concepts, Concept("music", "music", 0, examples=numbered("Strings", 8))))
+    grown = ConceptPack(
+        "small",
+        "1",
+        (*pack.concepts, Concept("music", "music", 0, examples=numbered("Strings", 8))),
+    )
     for concept in pack.concepts:
-        assert labels_of(plan_samples(grown), concept.id) == labels_of(plan_samples(pack), concept.id)
+        assert labels_of(plan_samples(grown), concept.id) == labels_of(
+            plan_samples(pack), concept.id
+        )
 
 
 def test_order_of_a_concepts_examples_does_not_matter() -> None:
@@ -139,7 +157,8 @@ def test_order_of_a_concepts_examples_does_not_matter() -> None:
     assert splits_of(a) == splits_of(b)
 
 
-# --- texts and labels ------------------------------------------------------------------------------------------------
+# --- texts and labels
+# ------------------------------------------------------------------------------------------------
 
 
 def test_each_text_is_one_row(starter: ConceptPack) -> None:
@@ -175,7 +194,10 @@ def test_text_of_two_concepts_is_one_row_with_two_labels() -> None:
     plan = plan_samples(pack)
     row = plan.texts.index(shared)
     assert plan.texts.count(shared) == 1
-    assert [plan.concepts[c] for c in plan.label_concept[plan.label_sample == row]] == ["bird", "water"]
+    assert [plan.concepts[c] for c in plan.label_concept[plan.label_sample == row]] == [
+        "bird",
+        "water",
+    ]
 
 
 def test_text_can_be_an_example_of_one_concept_and_a_contrast_of_another() -> None:
@@ -221,7 +243,8 @@ def test_definition_is_left_out_where_the_pack_has_none() -> None:
     assert not any(text.startswith("C: ") for text in texts)
 
 
-# --- nested order ----------------------------------------------------------------------------------------------------
+# --- nested order
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_any_five_first_positives_mix_examples_and_named_prompts(starter: ConceptPack) -> None:
@@ -232,7 +255,9 @@ def test_any_five_first_positives_mix_examples_and_named_prompts(starter: Concep
 
 def test_every_prefix_has_the_proportions_of_the_whole(starter: ConceptPack) -> None:
     for concept in starter.concepts:
-        is_example = np.array([prompt.kind == EXAMPLE for prompt in concept_prompts(starter, concept)])
+        is_example = np.array(
+            [prompt.kind == EXAMPLE for prompt in concept_prompts(starter, concept)]
+        )
         expected = is_example.mean() * np.arange(1, len(is_example) + 1)
         assert np.abs(np.cumsum(is_example) - expected).max() <= 1.5, concept.id
 
@@ -243,7 +268,8 @@ def test_labels_stand_in_the_nested_order_of_the_prompts() -> None:
     assert labels_of(plan_samples(pack), "bird") == expected
 
 
-# --- splits ----------------------------------------------------------------------------------------------------------
+# --- splits
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_splits_have_their_shares(starter: ConceptPack) -> None:
@@ -266,10 +292,14 @@ def test_few_examples_still_reach_the_test_split(n: int) -> None:
     assert counts[TRAIN] >= 1
 
 
-def test_every_concept_of_the_starter_has_an_unnamed_example_in_every_split(starter: ConceptPack) -> None:
+def test_every_concept_of_the_starter_has_an_unnamed_example_in_every_split(
+    starter: ConceptPack,
+) -> None:
     split_of = splits_of(plan_samples(starter))
     for concept in starter.concepts:
-        assert {split_of[text] for text in concept.examples} == {TRAIN, CALIBRATION, TEST}, concept.id
+        assert {split_of[text] for text in concept.examples} == {TRAIN, CALIBRATION, TEST}, (
+            concept.id
+        )
 
 
 def test_every_concept_of_the_starter_has_a_contrast_to_train_on(starter: ConceptPack) -> None:
@@ -279,7 +309,13 @@ def test_every_concept_of_the_starter_has_a_contrast_to_train_on(starter: Concep
 
 
 @pytest.mark.parametrize(
-    "other", ["BELLS RANG, NUMBER 4", "bells  rang number 4!", "“Bells rang – number 4”", "Ｂells rang number 4."]
+    "other",
+    [
+        "BELLS RANG, NUMBER 4",
+        "bells  rang number 4!",
+        "“Bells rang – number 4”",
+        "Ｂells rang number 4.",
+    ],
 )
 def test_texts_that_differ_in_case_and_punctuation_share_a_split(other: str) -> None:
     pack = pack_of(
@@ -311,7 +347,9 @@ def test_split_does_not_depend_on_the_layers_planned(starter: ConceptPack) -> No
 
 def test_text_shared_by_two_layers_is_in_the_same_split_of_both(starter: ConceptPack) -> None:
     parts = [splits_of(plan_samples(starter, [layer])) for layer in starter.layers]
-    shared = [(a, b, text) for a, b in itertools.combinations(parts, 2) for text in a.keys() & b.keys()]
+    shared = [
+        (a, b, text) for a, b in itertools.combinations(parts, 2) for text in a.keys() & b.keys()
+    ]
     assert len(shared) > 20
     assert [text for a, b, text in shared if a[text] != b[text]] == []
 
@@ -332,7 +370,8 @@ def test_fractions_that_are_no_shares_are_refused(fractions: tuple[float, ...]) 
         plan_samples(small_pack(), fractions=fractions)
 
 
-# --- what is planned -------------------------------------------------------------------------------------------------
+# --- what is planned
+# -------------------------------------------------------------------------------------------------
 
 
 def test_layers_select_the_concepts() -> None:
@@ -346,7 +385,9 @@ def test_layer_named_twice_is_planned_once() -> None:
 
 
 def test_unknown_layer_names_the_layers_and_the_other_option() -> None:
-    with pytest.raises(PlanError, match=r"layer 5 is not in pack 'small', .* \[0, 1\]; --layer .* --model-layers"):
+    with pytest.raises(
+        PlanError, match=r"layer 5 is not in pack 'small', .* \[0, 1\]; --layer .* --model-layers"
+    ):
         plan_samples(small_pack(), [5])
 
 
@@ -366,7 +407,8 @@ def test_limit_below_one_is_refused() -> None:
         plan_samples(small_pack(), limit=0)
 
 
-# --- sampling --------------------------------------------------------------------------------------------------------
+# --- sampling
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_temperatures_fill_their_range_evenly(starter: ConceptPack) -> None:
@@ -396,32 +438,42 @@ def test_sampling_seed_depends_on_the_text_alone(starter: ConceptPack) -> None:
 
 
 def test_unicode_of_every_sort_can_be_planned() -> None:
-    plan = plan_samples(examples_pack("naïve ☂", "ⅷ", "\ud800 lone", "日本語。", "a\u0301"))  # fmt: skip
+    plan = plan_samples(examples_pack("naïve ☂", "ⅷ", "\ud800 lone", "日本語。", "a\u0301"))
     assert json.loads(json.dumps(plan.texts)) == list(plan.texts)
     assert len(plan.digest) == 16
 
 
-# --- splits that the source gives ------------------------------------------------------------------------------------
+# --- splits that the source gives
+# ------------------------------------------------------------------------------------
 
 
 def labelled_pack(n: int = 10, name: str = "p") -> ConceptPack:
     """A binary set of `n` positives and negatives to train on, and as many to test."""
-    texts = {(role, split): tuple(f"{name} {role} {split} {i}" for i in range(n))
-             for role in ("yes", "no") for split in ("train", "test")}  # fmt: skip
+    texts = {
+        (role, split): tuple(f"{name} {role} {split} {i}" for i in range(n))
+        for role in ("yes", "no")
+        for split in ("train", "test")
+    }
     concept = Concept(
-        "c", "c", 0, examples=texts["yes", "train"] + texts["yes", "test"],
+        "c",
+        "c",
+        0,
+        examples=texts["yes", "train"] + texts["yes", "test"],
         negatives=texts["no", "train"] + texts["no", "test"],
-    )  # fmt: skip
+    )
     splits = {split: texts["yes", split] + texts["no", split] for split in ("train", "test")}
     return ConceptPack("labelled", "1", (concept,), prompts="examples", splits=splits)
 
 
 @pytest.mark.parametrize("n", [4, 10, 40])
 @pytest.mark.parametrize("number", range(5))
-def test_calibration_texts_are_a_quarter_of_the_given_training_texts_of_either_class(n: int, number: int) -> None:
+def test_calibration_texts_are_a_quarter_of_the_given_training_texts_of_either_class(
+    n: int, number: int
+) -> None:
     plan = plan_samples(labelled_pack(n, str(number)))
     found = Counter(
-        (text.split()[1], text.split()[2], SPLITS[s]) for text, s in zip(plan.texts, plan.split, strict=True)
+        (text.split()[1], text.split()[2], SPLITS[s])
+        for text, s in zip(plan.texts, plan.split, strict=True)
     )
     for role in ("yes", "no"):
         assert found[role, "test", "test"] == n
@@ -432,6 +484,10 @@ def test_calibration_texts_are_a_quarter_of_the_given_training_texts_of_either_c
 def test_which_training_texts_calibrate_depends_on_the_seed() -> None:
     def chosen(seed: int) -> set[str]:
         plan = plan_samples(labelled_pack(40), seed=seed)
-        return {text for text, split in zip(plan.texts, plan.split, strict=True) if SPLITS[split] == "calibration"}
+        return {
+            text
+            for text, split in zip(plan.texts, plan.split, strict=True)
+            if SPLITS[split] == "calibration"
+        }
 
     assert chosen(0) == chosen(0) != chosen(1)

@@ -24,7 +24,9 @@ from tests.lenstrain.conftest import make_planted_store
 
 FP32, INT8 = replace(SETTINGS, store_dtype="float32"), replace(SETTINGS, store_dtype="int8")
 VECTORS = npst.arrays(
-    np.float32, st.tuples(st.integers(1, 5), st.integers(1, 8)), elements=st.floats(-(2.0**90), 2.0**90, width=32)
+    np.float32,
+    st.tuples(st.integers(1, 5), st.integers(1, 8)),
+    elements=st.floats(-(2.0**90), 2.0**90, width=32),
 )
 
 
@@ -75,7 +77,9 @@ def the_round(path: Path) -> Round:
 def test_a_store_of_int8_holds_what_float32_does_within_half_a_step(
     stores: dict[str, Path], phase: str, model_layer: int
 ) -> None:
-    exact, found = (the_round(stores[name]).read(phase, model_layer) for name in ("float32", "int8"))  # type: ignore[arg-type]
+    exact, found = (
+        the_round(stores[name]).read(phase, model_layer) for name in ("float32", "int8")
+    )  # type: ignore[arg-type]
     assert found.dtype == np.float32
     step = np.abs(exact).max(axis=1, keepdims=True) / LARGEST
     np.testing.assert_array_equal(np.isnan(found), np.isnan(exact))
@@ -91,7 +95,9 @@ def test_a_store_of_int8_verifies_and_is_taken_up_again(stores: dict[str, Path])
 
 @pytest.mark.parametrize("array", ["activations", "scales"])
 @pytest.mark.parametrize("harm", ["gone", "flipped"])
-def test_a_damaged_object_of_values_or_scales_is_named_and_mended(array: str, harm: str, tmp_path: Path) -> None:
+def test_a_damaged_object_of_values_or_scales_is_named_and_mended(
+    array: str, harm: str, tmp_path: Path
+) -> None:
     path = tmp_path / "s"
     run_small(path, settings=INT8)
     before = the_round(path).read("prompt", 2)
@@ -114,7 +120,9 @@ def test_a_damaged_object_of_values_or_scales_is_named_and_mended(array: str, ha
 def test_lenses_of_int8_find_what_lenses_of_float32_find(tmp_path: Path) -> None:
     settings = FitSettings(model_layers=(1,), C=1.0)
     exact, lossy = (
-        fit_lenses(LensDataset(make_planted_store(tmp_path / dtype, store_dtype=dtype)), settings).lenses
+        fit_lenses(
+            LensDataset(make_planted_store(tmp_path / dtype, store_dtype=dtype)), settings
+        ).lenses
         for dtype in ("float32", "int8")
     )
     for one, other in zip(exact, lossy, strict=True):

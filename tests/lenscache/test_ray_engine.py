@@ -1,4 +1,5 @@
-"""Extraction on Ray: the arrays of one process, bit for bit, also where workers are killed and S3 is down at times."""
+"""Extraction on Ray: the arrays of one process, bit for bit, also where workers are killed and S3
+is down at times."""
 
 from __future__ import annotations
 
@@ -96,8 +97,12 @@ def with_ray(
 
 def arrays(path: Path) -> dict[str, bytes]:
     """Every chunk of every array; metadata knows when something happened."""
-    files = (file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix != ".partial")
-    return {str(file.relative_to(path)): file.read_bytes() for file in files if file.name != "zarr.json"}
+    files = (
+        file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix != ".partial"
+    )
+    return {
+        str(file.relative_to(path)): file.read_bytes() for file in files if file.name != "zarr.json"
+    }
 
 
 def assert_whole(path: Path | str) -> None:
@@ -106,11 +111,14 @@ def assert_whole(path: Path | str) -> None:
 
 
 def worker_processes() -> list[int]:
-    """Processes of the workers of the Ray that this process started; Ray names them after what they run."""
+    """Processes of the workers of the Ray that this process started; Ray names them after what they
+    run."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdecimal() and (entry / "cmdline").read_bytes().startswith(b"ray::Worker"):
+            if entry.name.isdecimal() and (entry / "cmdline").read_bytes().startswith(
+                b"ray::Worker"
+            ):
                 raylet = _parent(int(entry.name))
                 if _parent(raylet) == os.getpid():  # another run on this machine has its own
                     found.append(int(entry.name))
@@ -124,7 +132,8 @@ def _parent(pid: int) -> int:
 
 
 class Killer:
-    """Kills a random worker, as often as asked; called with progress. Between two kills something gets done."""
+    """Kills a random worker, as often as asked; called with progress. Between two kills something
+    gets done."""
 
     def __init__(self, times: int, seed: int = 0) -> None:
         self.left, self._random = times, random.Random(seed)
@@ -144,7 +153,9 @@ class Killer:
 @pytest.mark.parametrize(
     "workers", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
 )
-def test_workers_write_the_arrays_of_one_process(workers: int, expected: Path, tmp_path: Path) -> None:
+def test_workers_write_the_arrays_of_one_process(
+    workers: int, expected: Path, tmp_path: Path
+) -> None:
     seen: list[ExtractProgress] = []
     report = with_ray(tmp_path / "s.zarr", workers=workers, on_progress=seen.append)
     assert arrays(tmp_path / "s.zarr") == arrays(expected)
@@ -166,12 +177,16 @@ def test_partitions_by_hand_and_workers_finish_one_store(expected: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("ray_is_running")
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize(
+    "kills", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
 def test_workers_killed_at_random_lose_nothing_and_duplicate_nothing(
     kills: int, expected: Path, tmp_path: Path
 ) -> None:
     killer = Killer(kills)
-    load = partial(slow_model, 0.02 * kills)  # progress comes twice a second, and a worker is killed where it shows
+    load = partial(
+        slow_model, 0.02 * kills
+    )  # progress comes twice a second, and a worker is killed where it shows
     report = with_ray(tmp_path / "s.zarr", load, on_progress=killer)
     assert killer.left == 0
     assert killer.died >= 1
@@ -186,7 +201,8 @@ def test_workers_killed_at_random_lose_nothing_and_duplicate_nothing(
 def test_a_worker_that_dies_between_two_questions_loses_nothing(
     before: str, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray begins it again without a word: nothing was under way. Its last block may not have been written."""
+    """Ray begins it again without a word: nothing was under way. Its last block may not have been
+    written."""
     ask, killed = _Driver._ask, list[int]()
 
     def kill_first(self: _Driver, seat: Any, what: str, *arguments: int) -> None:
@@ -207,13 +223,17 @@ def test_a_worker_that_dies_between_two_questions_loses_nothing(
 @pytest.mark.usefixtures("ray_is_running")
 @pytest.mark.slow
 def test_a_worker_that_dies_again_and_again_ends_the_run_with_a_line(tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match=f"a worker died {MOST_DEATHS} times in a row without finishing a block"):
+    with pytest.raises(
+        WorkerError, match=f"a worker died {MOST_DEATHS} times in a row without finishing a block"
+    ):
         with_ray(tmp_path / "s.zarr", model_that_ends_its_process, workers=1)
 
 
 @pytest.mark.usefixtures("ray_is_running")
 @pytest.mark.slow
-def test_more_threads_than_a_machine_has_cores_claim_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_threads_than_a_machine_has_cores_claim_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     assert with_ray(tmp_path / "s.zarr", workers=1).rows > 0
     assert_whole(tmp_path / "s.zarr")
@@ -253,7 +273,9 @@ class _Tenant:
 def test_another_setting_is_refused_with_the_error_of_the_store(tmp_path: Path) -> None:
     extract(tmp_path / "s.zarr", PACK, tiny_model(), SETTINGS)
     other = dataclasses.replace(SETTINGS, pooling="max")
-    with pytest.raises(StoreMismatchError, match="written with pooling mean, this run asks for max") as caught:
+    with pytest.raises(
+        StoreMismatchError, match="written with pooling mean, this run asks for max"
+    ) as caught:
         with_ray(tmp_path / "s.zarr", settings=other, workers=1)
     assert caught.value.field == "pooling"
 
@@ -288,8 +310,13 @@ def test_top_up_and_reuse_are_those_of_one_process(expected: Path, tmp_path: Pat
 @pytest.mark.usefixtures("ray_is_running")
 @pytest.mark.slow
 def test_a_batch_size_found_by_one_worker_is_that_of_all(tmp_path: Path) -> None:
-    report = with_ray(tmp_path / "s.zarr", settings=dataclasses.replace(SETTINGS, batch_size="auto"), workers=3)
-    chosen = {tuple(target.attributes["auto_batch"]) for target in open_store(tmp_path / "s.zarr").rounds()}
+    report = with_ray(
+        tmp_path / "s.zarr", settings=dataclasses.replace(SETTINGS, batch_size="auto"), workers=3
+    )
+    chosen = {
+        tuple(target.attributes["auto_batch"])
+        for target in open_store(tmp_path / "s.zarr").rounds()
+    }
     assert len(chosen) == 1
     assert report.batch_size == next(iter(chosen))[0]
 
@@ -309,7 +336,9 @@ def test_an_address_where_nobody_listens_is_one_line() -> None:
         "except PlanError as error:\n"
         "    print(error)"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
     assert ran.stdout.startswith("no Ray cluster answers at 127.0.0.1:1")
     assert ran.stdout.count("\n") == 1
     assert ran.stderr == ""
@@ -327,7 +356,10 @@ print(report.rows)
 @pytest.mark.timeout(600)
 def test_two_drivers_on_one_store_do_no_harm(expected: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", _DRIVER, str(tmp_path / "s.zarr")]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     for driver in both:
         out, err = driver.communicate(timeout=500)
         assert (driver.returncode, err) == (0, "")
@@ -360,7 +392,9 @@ cluster.shutdown()
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_what_the_worker_of_a_lost_machine_had_is_done_by_the_others(expected: Path, tmp_path: Path) -> None:
+def test_what_the_worker_of_a_lost_machine_had_is_done_by_the_others(
+    expected: Path, tmp_path: Path
+) -> None:
     """The worker cannot be begun again, since no machine has room for it."""
     command = [sys.executable, "-W", "ignore", "-c", _LOST_MACHINE, str(tmp_path / "s.zarr")]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
@@ -406,7 +440,9 @@ def test_workers_killed_beside_a_service_that_errs_lose_nothing(
     with faulty(endpoint, seed=2) as server, monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", server.url)
         code = _KILLED.format(times=3)
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=800, check=False)
+        ran = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=800, check=False
+        )
         assert (ran.returncode, ran.stderr) == (0, "")
         assert int(ran.stdout) >= 1
         assert server.befell["SlowDown"] > 5

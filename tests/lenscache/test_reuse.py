@@ -21,7 +21,9 @@ from tests.packs import small_pack
 FP32 = replace(SETTINGS, store_dtype="float32")
 
 
-def run(path: Path, pack: ConceptPack, *reuse: Path, settings: ExtractSettings = FP32, **options: Any) -> ExtractReport:
+def run(
+    path: Path, pack: ConceptPack, *reuse: Path, settings: ExtractSettings = FP32, **options: Any
+) -> ExtractReport:
     stores = [open_store(old) for old in reuse]
     return extract(path, pack, tiny_model(), settings, layers=[1], reuse=stores, **options)
 
@@ -34,7 +36,9 @@ def edited(pack: ConceptPack) -> ConceptPack:
     """One concept's definition changes, one gets two examples more, one is dropped."""
     concepts = {concept.id: concept for concept in pack.concepts}
     bird = concepts["bird"]
-    concepts["bird"] = replace(bird, examples=(*bird.examples, "A beak at the window.", "Feathers on the path."))
+    concepts["bird"] = replace(
+        bird, examples=(*bird.examples, "A beak at the window.", "Feathers on the path.")
+    )
     concepts["fish"] = replace(concepts["fish"], definition="What swims.")
     del concepts["oven"]
     return replace(pack, concepts=tuple(concepts.values()))
@@ -44,10 +48,13 @@ def by_key(target: Round) -> dict[bytes, dict[str, Any]]:
     samples = target.samples()
     activations = {(p, m): target.read(p, m) for p in ("prompt", "completion") for m in (0, 2)}
     return {
-        bytes(key): {"completion": str(samples.completion[i]), "n": int(samples.n_completion_tokens[i]),
-                     **{str(place): values[i].tobytes() for place, values in activations.items()}}
+        bytes(key): {
+            "completion": str(samples.completion[i]),
+            "n": int(samples.n_completion_tokens[i]),
+            **{str(place): values[i].tobytes() for place, values in activations.items()},
+        }
         for i, key in enumerate(samples.key)
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +80,9 @@ def test_copied_rows_are_the_old_ones_bit_for_bit(old: Path, tmp_path: Path) -> 
         assert after[key] == before[key]
 
 
-def test_a_store_with_copied_rows_equals_one_extracted_from_nothing(old: Path, tmp_path: Path) -> None:
+def test_a_store_with_copied_rows_equals_one_extracted_from_nothing(
+    old: Path, tmp_path: Path
+) -> None:
     run(tmp_path / "new.zarr", edited(PACK), old)
     run(tmp_path / "fresh.zarr", edited(PACK))
     new, fresh = the_round(tmp_path / "new.zarr"), the_round(tmp_path / "fresh.zarr")
@@ -85,16 +94,22 @@ def test_a_store_with_copied_rows_equals_one_extracted_from_nothing(old: Path, t
             )
 
 
-def test_the_same_pack_is_copied_whole_into_other_blocks_and_fewer_model_layers(old: Path, tmp_path: Path) -> None:
+def test_the_same_pack_is_copied_whole_into_other_blocks_and_fewer_model_layers(
+    old: Path, tmp_path: Path
+) -> None:
     settings = replace(FP32, block_rows=5, model_layers=(2,))
     report = run(tmp_path / "new.zarr", PACK, old, settings=settings)
     assert report.rows_run == 0
     assert the_round(tmp_path / "new.zarr").is_complete
-    np.testing.assert_array_equal(the_round(tmp_path / "new.zarr").read("prompt", 2), the_round(old).read("prompt", 2))
+    np.testing.assert_array_equal(
+        the_round(tmp_path / "new.zarr").read("prompt", 2), the_round(old).read("prompt", 2)
+    )
 
 
 def test_a_store_without_a_wanted_model_layer_is_refused(old: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreMismatchError, match="model layers 0,2, without 1, this run asks for 0,1"):
+    with pytest.raises(
+        StoreMismatchError, match="model layers 0,2, without 1, this run asks for 0,1"
+    ):
         run(tmp_path / "new.zarr", PACK, old, settings=replace(FP32, model_layers=(0, 1)))
     assert not (tmp_path / "new.zarr").exists()
 
@@ -102,7 +117,9 @@ def test_a_store_without_a_wanted_model_layer_is_refused(old: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     "change", [{"pooling": "max"}, {"max_new_tokens": 4}, {"store_dtype": "bfloat16"}, {"seed": 1}]
 )
-def test_rows_of_another_setting_are_not_copied(change: dict[str, Any], old: Path, tmp_path: Path) -> None:
+def test_rows_of_another_setting_are_not_copied(
+    change: dict[str, Any], old: Path, tmp_path: Path
+) -> None:
     assert run(tmp_path / "new.zarr", PACK, old, settings=replace(FP32, **change)).rows_reused == 0
 
 
@@ -115,7 +132,11 @@ def test_rows_of_a_damaged_block_are_extracted_and_it_is_said(tmp_path: Path) ->
     report = run(tmp_path / "new.zarr", PACK, tmp_path / "old.zarr", on_progress=messages.append)
     rows = target.rows(1)
     assert report.rows_run == rows.stop - rows.start
-    assert [m.message for m in messages if f"rows {rows.start}-{rows.stop - 1} are not copied" in m.message]
+    assert [
+        m.message
+        for m in messages
+        if f"rows {rows.start}-{rows.stop - 1} are not copied" in m.message
+    ]
     assert the_round(tmp_path / "new.zarr").is_complete
 
 

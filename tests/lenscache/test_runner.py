@@ -1,4 +1,5 @@
-"""Rows through the model: a batch means the same as its rows, and each phase pools what belongs to it."""
+"""Rows through the model: a batch means the same as its rows, and each phase pools what belongs to
+it."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ HALF_OF_THE_VOCABULARY = range(0, 300, 2)
 def rows_of(lengths: Sequence[int], *, seed: int = 0) -> list[Row]:
     """Rows of random tokens, with a sampling seed and a temperature each."""
     rng = np.random.default_rng(seed)
-    return [Row(rng.integers(2, 300, n).tolist(), 100 * seed + i, 0.3 + 0.1 * i) for i, n in enumerate(lengths)]
+    return [
+        Row(rng.integers(2, 300, n).tolist(), 100 * seed + i, 0.3 + 0.1 * i)
+        for i, n in enumerate(lengths)
+    ]
 
 
 def with_eos(loaded: LoadedModel, eos_ids: Collection[int]) -> LoadedModel:
@@ -36,15 +40,22 @@ def with_eos(loaded: LoadedModel, eos_ids: Collection[int]) -> LoadedModel:
     return copy
 
 
-def run(loaded: LoadedModel, rows: Sequence[Row], *, batch_size: int = 4, **settings: Any) -> list[RowResult]:
-    runner = Runner(loaded, (0, 1, 2), batch_size=batch_size, **{"max_new_tokens": NEW_TOKENS, **settings})
+def run(
+    loaded: LoadedModel, rows: Sequence[Row], *, batch_size: int = 4, **settings: Any
+) -> list[RowResult]:
+    runner = Runner(
+        loaded, (0, 1, 2), batch_size=batch_size, **{"max_new_tokens": NEW_TOKENS, **settings}
+    )
     return runner.run(rows)
 
 
 def hidden_states(loaded: LoadedModel, token_ids: Sequence[int]) -> NDArray[np.float32]:
-    """(2, position, hidden) after the first two blocks, by the model's own account: one row, no padding, no cache."""
+    """(2, position, hidden) after the first two blocks, by the model's own account: one row, no
+    padding, no cache."""
     with torch.inference_mode():
-        output = loaded.model(torch.tensor([list(token_ids)]), output_hidden_states=True, use_cache=False)
+        output = loaded.model(
+            torch.tensor([list(token_ids)]), output_hidden_states=True, use_cache=False
+        )
     return torch.stack(output.hidden_states[1:3])[:, 0].numpy()
 
 
@@ -56,8 +67,12 @@ def assert_close(found: NDArray[Any], expected: NDArray[Any]) -> None:
 
 
 def assert_same_results(found: Sequence[RowResult], expected: Sequence[RowResult]) -> None:
-    assert [result.completion_ids for result in found] == [result.completion_ids for result in expected]
-    assert [result.n_completion_tokens for result in found] == [result.n_completion_tokens for result in expected]
+    assert [result.completion_ids for result in found] == [
+        result.completion_ids for result in expected
+    ]
+    assert [result.n_completion_tokens for result in found] == [
+        result.n_completion_tokens for result in expected
+    ]
     for one, other in zip(found, expected, strict=True):
         assert one.pooled.keys() == other.pooled.keys()
         for phase, vectors in one.pooled.items():
@@ -66,7 +81,8 @@ def assert_same_results(found: Sequence[RowResult], expected: Sequence[RowResult
 
 @contextmanager
 def batch_sizes_seen(loaded: LoadedModel, *, memory_for: int = 1000) -> Iterator[list[int]]:
-    """Record the rows of every forward pass; above `memory_for` rows the device is out of memory."""
+    """Record the rows of every forward pass; above `memory_for` rows the device is out of
+    memory."""
     seen: list[int] = []
 
     def hook(_module: object, _args: object, kwargs: dict[str, Any]) -> None:
@@ -79,9 +95,13 @@ def batch_sizes_seen(loaded: LoadedModel, *, memory_for: int = 1000) -> Iterator
     handle.remove()
 
 
-@pytest.mark.parametrize("eos_ids", [{1}, HALF_OF_THE_VOCABULARY], ids=["long", "some rows end early"])
+@pytest.mark.parametrize(
+    "eos_ids", [{1}, HALF_OF_THE_VOCABULARY], ids=["long", "some rows end early"]
+)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_step_in_fixed_tensors_does_what_a_growing_cache_does(architecture: str, eos_ids: Collection[int]) -> None:
+def test_a_step_in_fixed_tensors_does_what_a_growing_cache_does(
+    architecture: str, eos_ids: Collection[int]
+) -> None:
     loaded, rows = with_eos(tiny_model(architecture), eos_ids), rows_of(UNEQUAL * 3)
     assert_same_results(run(loaded, rows, replay=True), run(loaded, rows, replay=False))
 
@@ -111,7 +131,8 @@ def test_a_step_recorded_under_steering_is_not_replayed_without() -> None:
 
 
 def test_a_model_that_forgets_positions_decodes_with_its_own_cache() -> None:
-    """Gemma's window is shorter than these rows: what a recorded step would do once it is full is decided in Python."""
+    """Gemma's window is shorter than these rows: what a recorded step would do once it is full is
+    decided in Python."""
     loaded = tiny_model("gemma")
     window = loaded.model.config.sliding_window
     short = dataclasses.replace(loaded, model=loaded.model)
@@ -137,7 +158,9 @@ def test_a_batch_has_no_more_positions_than_its_budget() -> None:
     assert_same_results(results, run(loaded, rows, batch_size=1))
 
 
-@pytest.mark.parametrize("eos_ids", [{1}, HALF_OF_THE_VOCABULARY], ids=["long", "some rows end early"])
+@pytest.mark.parametrize(
+    "eos_ids", [{1}, HALF_OF_THE_VOCABULARY], ids=["long", "some rows end early"]
+)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_batch_of_4_equals_four_batches_of_1(architecture: str, eos_ids: Collection[int]) -> None:
     loaded = with_eos(tiny_model(architecture), eos_ids)
@@ -150,12 +173,16 @@ def test_batch_of_4_equals_four_batches_of_1(architecture: str, eos_ids: Collect
 @pytest.mark.parametrize("pooling", ["max", "last"])
 def test_batch_equals_its_rows_for_every_pooling(pooling: str) -> None:
     loaded, rows = with_eos(tiny_model("gpt2"), HALF_OF_THE_VOCABULARY), rows_of(UNEQUAL)
-    assert_same_results(run(loaded, rows, pooling=pooling), run(loaded, rows, batch_size=1, pooling=pooling))
+    assert_same_results(
+        run(loaded, rows, pooling=pooling), run(loaded, rows, batch_size=1, pooling=pooling)
+    )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("pool_first_position", [False, True])
-def test_prompt_phase_is_the_mean_over_the_unpadded_prompt(architecture: str, pool_first_position: bool) -> None:
+def test_prompt_phase_is_the_mean_over_the_unpadded_prompt(
+    architecture: str, pool_first_position: bool
+) -> None:
     loaded, rows = tiny_model(architecture), rows_of(UNEQUAL)
     results = run(loaded, rows, pool_first_position=pool_first_position)
     for row, result in zip(rows, results, strict=True):
@@ -164,21 +191,32 @@ def test_prompt_phase_is_the_mean_over_the_unpadded_prompt(architecture: str, po
         assert_close(result.pooled["prompt"][:2], expected)
 
 
-@pytest.mark.parametrize("eos_ids", [{1}, HALF_OF_THE_VOCABULARY], ids=["long", "some rows end early"])
+@pytest.mark.parametrize(
+    "eos_ids", [{1}, HALF_OF_THE_VOCABULARY], ids=["long", "some rows end early"]
+)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_completion_phase_is_the_mean_over_the_tokens_fed_back(architecture: str, eos_ids: Collection[int]) -> None:
+def test_completion_phase_is_the_mean_over_the_tokens_fed_back(
+    architecture: str, eos_ids: Collection[int]
+) -> None:
     loaded, rows = with_eos(tiny_model(architecture), eos_ids), rows_of(UNEQUAL * 2)
     for row, result in zip(rows, run(loaded, rows), strict=True):
         n_prompt, n = len(row.token_ids), result.n_completion_tokens
         ended = len(result.completion_ids) < NEW_TOKENS
-        assert n == len(result.completion_ids) - (not ended)  # the last of NEW_TOKENS is never fed back
+        assert n == len(result.completion_ids) - (
+            not ended
+        )  # the last of NEW_TOKENS is never fed back
         if n:
-            states = hidden_states(loaded, [*row.token_ids, *result.completion_ids])  # teacher-forced
-            assert_close(result.pooled["completion"][:2], states[:, n_prompt : n_prompt + n].mean(axis=1))
+            states = hidden_states(
+                loaded, [*row.token_ids, *result.completion_ids]
+            )  # teacher-forced
+            assert_close(
+                result.pooled["completion"][:2], states[:, n_prompt : n_prompt + n].mean(axis=1)
+            )
 
 
 def test_completions_are_what_the_model_and_the_uniform_numbers_say() -> None:
-    """Greedy in the limit: at a low temperature each token is the likeliest after those before it."""
+    """Greedy in the limit: at a low temperature each token is the likeliest after those before
+    it."""
     loaded = tiny_model()
     rows = [dataclasses.replace(row, temperature=1e-4) for row in rows_of(UNEQUAL)]
     for row, result in zip(rows, run(loaded, rows), strict=True):
@@ -191,7 +229,9 @@ def test_completions_are_what_the_model_and_the_uniform_numbers_say() -> None:
 def test_rows_that_end_early_do_not_change_the_others() -> None:
     loaded, rows = tiny_model(), rows_of(UNEQUAL)
     free = run(loaded, rows)
-    never_again = set(free[1].completion_ids) - {t for i in (0, 2, 3) for t in free[i].completion_ids}
+    never_again = set(free[1].completion_ids) - {
+        t for i in (0, 2, 3) for t in free[i].completion_ids
+    }
     stopped = run(with_eos(loaded, never_again), rows)
     assert len(stopped[1].completion_ids) < NEW_TOKENS
     assert_same_results([stopped[i] for i in (0, 2, 3)], [free[i] for i in (0, 2, 3)])
@@ -247,11 +287,16 @@ def test_same_prompt_with_other_seeds_is_completed_otherwise() -> None:
 def test_completion_mode_equals_the_completion_phase_of_combined() -> None:
     loaded, rows = tiny_model(), rows_of(UNEQUAL)
     only, both = run(loaded, rows, mode="completion"), run(loaded, rows)
-    assert_same_results(only, [result._replace(pooled={"completion": result.pooled["completion"]}) for result in both])
+    assert_same_results(
+        only,
+        [result._replace(pooled={"completion": result.pooled["completion"]}) for result in both],
+    )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_prompt_mode_equals_the_prompt_phase_of_combined_and_generates_nothing(architecture: str) -> None:
+def test_prompt_mode_equals_the_prompt_phase_of_combined_and_generates_nothing(
+    architecture: str,
+) -> None:
     loaded, rows = tiny_model(architecture), rows_of(UNEQUAL)
     both = run(loaded, rows)
     with batch_sizes_seen(loaded) as sizes:
@@ -284,7 +329,10 @@ def test_out_of_memory_halves_the_batch_and_gives_the_same_results() -> None:
 def test_out_of_memory_with_a_single_row_is_an_error() -> None:
     loaded = tiny_model()
     before = [len(block._forward_hooks) for block in loaded.blocks]
-    with batch_sizes_seen(loaded, memory_for=0), pytest.raises(ModelError, match="one row does not fit the memory"):
+    with (
+        batch_sizes_seen(loaded, memory_for=0),
+        pytest.raises(ModelError, match="one row does not fit the memory"),
+    ):
         run(loaded, rows_of((4, 5)), batch_size=2)
     assert [len(block._forward_hooks) for block in loaded.blocks] == before
 
@@ -294,7 +342,14 @@ def test_row_that_follows_a_given_completion_pools_what_it_pooled_when_it_wrote_
     rows = [Row([5, 6, 7], seed, 0.9) for seed in range(4)]
     runner = Runner(loaded, [0, 2], max_new_tokens=6)
     for row, wrote in zip(rows, runner.run(rows), strict=True):
-        followed = dataclasses.replace(row, sampling_seed=99, completion_ids=tuple(wrote.completion_ids))
+        followed = dataclasses.replace(
+            row, sampling_seed=99, completion_ids=tuple(wrote.completion_ids)
+        )
         again = runner.run([followed])[0]
-        assert (again.completion_ids, again.n_completion_tokens) == (wrote.completion_ids, wrote.n_completion_tokens)
-        np.testing.assert_allclose(again.pooled["completion"], wrote.pooled["completion"], rtol=1e-3, atol=1e-5)
+        assert (again.completion_ids, again.n_completion_tokens) == (
+            wrote.completion_ids,
+            wrote.n_completion_tokens,
+        )
+        np.testing.assert_allclose(
+            again.pooled["completion"], wrote.pooled["completion"], rtol=1e-3, atol=1e-5
+        )

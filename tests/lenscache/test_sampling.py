@@ -38,10 +38,16 @@ def test_token_does_not_depend_on_batch_mates() -> None:
     logits, temperature = random_logits(16, 300), torch.linspace(0.3, 0.9, 16)
     uniform = torch.from_numpy(row_uniforms(np.arange(16, dtype=np.uint64), 1)[:, 0])
     together = sample_tokens(logits, temperature, uniform)
-    one_by_one = [sample_tokens(logits[i : i + 1], temperature[i : i + 1], uniform[i : i + 1]) for i in range(16)]
+    one_by_one = [
+        sample_tokens(logits[i : i + 1], temperature[i : i + 1], uniform[i : i + 1])
+        for i in range(16)
+    ]
     assert together.tolist() == torch.cat(one_by_one).tolist()
     order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
-    assert sample_tokens(logits[order], temperature[order], uniform[order]).tolist() == together[order].tolist()
+    assert (
+        sample_tokens(logits[order], temperature[order], uniform[order]).tolist()
+        == together[order].tolist()
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
@@ -58,17 +64,24 @@ def test_tokens_follow_the_softmax(temperature: float) -> None:
 def test_low_temperature_takes_the_likeliest_token() -> None:
     logits = random_logits(50, 300)
     uniform = torch.linspace(0, JUST_BELOW_1, 50, dtype=torch.float64)
-    assert sample_tokens(logits, torch.full((50,), 1e-4), uniform).tolist() == logits.argmax(dim=1).tolist()
+    assert (
+        sample_tokens(logits, torch.full((50,), 1e-4), uniform).tolist()
+        == logits.argmax(dim=1).tolist()
+    )
 
 
 @pytest.mark.parametrize("vocabulary", [1, 2, 50_257])
 def test_extreme_uniforms_stay_in_the_vocabulary(vocabulary: int) -> None:
     logits = torch.zeros(2, vocabulary)
-    tokens = sample_tokens(logits, torch.ones(2), torch.tensor([0.0, JUST_BELOW_1], dtype=torch.float64))
+    tokens = sample_tokens(
+        logits, torch.ones(2), torch.tensor([0.0, JUST_BELOW_1], dtype=torch.float64)
+    )
     assert tokens.tolist() == [0, vocabulary - 1]
 
 
 def test_impossible_tokens_are_never_drawn() -> None:
     logits = torch.tensor([[float("-inf"), 0.0, 0.0, float("-inf")]]).expand(3, -1)
-    tokens = sample_tokens(logits, torch.ones(3), torch.tensor([0.0, 0.5, JUST_BELOW_1], dtype=torch.float64))
+    tokens = sample_tokens(
+        logits, torch.ones(3), torch.tensor([0.0, 0.5, JUST_BELOW_1], dtype=torch.float64)
+    )
     assert tokens.tolist() == [1, 2, 2]

@@ -32,15 +32,21 @@ def the_array(path: Path, place: str = PLACE) -> zarr.Array[Any]:
 
 def same(one: np.ndarray, other: np.ndarray) -> bool:
     return (
-        one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == np.ascontiguousarray(other).tobytes()
+        one.dtype == other.dtype
+        and one.shape == other.shape
+        and one.tobytes() == np.ascontiguousarray(other).tobytes()
     )
 
 
 @pytest.fixture(scope="module", params=["bfloat16", "float16", "float32", "int8"])
-def array(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> zarr.Array[Any]:
+def array(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> zarr.Array[Any]:
     """70 rows in blocks of 12, each of two or more chunks where they are that small."""
     path = tmp_path_factory.mktemp("stores") / request.param
-    run_small(path, settings=replace(SETTINGS, store_dtype=request.param, block_rows=12), limit=None)
+    run_small(
+        path, settings=replace(SETTINGS, store_dtype=request.param, block_rows=12), limit=None
+    )
     return the_array(path)
 
 
@@ -64,10 +70,16 @@ def test_chunks_that_a_shard_does_not_hold_read_as_fill_values(tmp_path: Path) -
     codecs = metadata.codecs[0].codecs
     chunks = (spec["shards"][0] // 4, spec["shape"][1])
     sparse = zarr.create_array(
-        str(tmp_path / "sparse"), shape=spec["shape"], chunks=chunks, shards=spec["shards"],
-        dtype=metadata.data_type, filters=[codecs[0]], serializer=codecs[1], compressors=codecs[2:],
+        str(tmp_path / "sparse"),
+        shape=spec["shape"],
+        chunks=chunks,
+        shards=spec["shards"],
+        dtype=metadata.data_type,
+        filters=[codecs[0]],
+        serializer=codecs[1],
+        compressors=codecs[2:],
         fill_value=float("nan"),
-    )  # fmt: skip
+    )
     sparse[chunks[0] : 2 * chunks[0]] = np.ones(chunks, ml_dtypes.bfloat16)
     reader = ShardReader.of(sparse)
     assert reader is not None
@@ -106,7 +118,9 @@ def test_a_shard_cut_short_is_an_error(kept: float, store_copy: Path) -> None:
 
 def test_arrays_of_other_stores_and_codecs_are_left_to_zarr(tmp_path: Path) -> None:
     plain = zarr.create_array(str(tmp_path / "plain"), shape=(4, 3), chunks=(2, 3), dtype="float32")
-    memory = zarr.create_array(MemoryStore(), shape=(4, 3), chunks=(2, 3), shards=(4, 3), dtype="float32")
+    memory = zarr.create_array(
+        MemoryStore(), shape=(4, 3), chunks=(2, 3), shards=(4, 3), dtype="float32"
+    )
     assert ShardReader.of(plain) is None
     assert ShardReader.of(memory) is None
 
@@ -118,6 +132,10 @@ def test_reading_touches_the_shards_of_its_rows_alone(store_copy: Path) -> None:
     assert len(target.read("prompt", 2, rows)) == rows.stop - rows.start
 
 
-@pytest.mark.parametrize(("hidden", "rows"), [(64, 256), (576, 227), (2560, 255), (4096, 256), (200_000, 256)])
-def test_blocks_are_about_256_rows_in_chunks_that_fill_a_blosc_block(hidden: int, rows: int) -> None:
+@pytest.mark.parametrize(
+    ("hidden", "rows"), [(64, 256), (576, 227), (2560, 255), (4096, 256), (200_000, 256)]
+)
+def test_blocks_are_about_256_rows_in_chunks_that_fill_a_blosc_block(
+    hidden: int, rows: int
+) -> None:
     assert default_block_rows(hidden) == rows

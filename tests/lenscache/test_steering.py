@@ -57,7 +57,9 @@ def test_the_output_of_the_block_moves_by_strength_times_deviation(architecture:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_what_comes_after_the_block_changes_and_is_as_before_bit_for_bit_when_it_ends(architecture: str) -> None:
+def test_what_comes_after_the_block_changes_and_is_as_before_bit_for_bit_when_it_ends(
+    architecture: str,
+) -> None:
     loaded = tiny_model(architecture)
     inputs = inputs_of(loaded, SENTENCES[0])
     with torch.no_grad():
@@ -92,14 +94,17 @@ def test_hooks_are_gone_when_the_model_itself_fails() -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_sum_is_computed_in_float32_and_rounded_once(dtype: str) -> None:
-    """Sixty-four added to itself in steps of 1/8 would stay where it is in bfloat16, term by term."""
+    """Sixty-four added to itself in steps of 1/8 would stay where it is in bfloat16, term by
+    term."""
     loaded = tiny_model("llama", dtype=dtype)
     inputs = inputs_of(loaded, SENTENCES[1])
     before = residuals(loaded, LAYER, **inputs)
     with steer(loaded, DIRECTION, LAYER, 0.7, deviation=0.9):
         after = residuals(loaded, LAYER, **inputs)
     assert after.dtype == before.dtype
-    assert torch.equal(after, (before.float() + float(np.float32(0.7 * 0.9)) * UNIT).to(before.dtype))
+    assert torch.equal(
+        after, (before.float() + float(np.float32(0.7 * 0.9)) * UNIT).to(before.dtype)
+    )
 
 
 def test_no_strength_changes_nothing() -> None:
@@ -118,7 +123,9 @@ def test_ablation_brings_the_projection_to_its_level_and_leaves_the_rest(level: 
     before = residuals(loaded, LAYER, **inputs)
     with steer(loaded, DIRECTION, LAYER, ablate=True, level=level):
         after = residuals(loaded, LAYER, **inputs)
-    torch.testing.assert_close(after @ UNIT, torch.full_like(after[..., 0], level), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        after @ UNIT, torch.full_like(after[..., 0], level), atol=1e-5, rtol=0
+    )
     rest = torch.eye(HIDDEN) - torch.outer(UNIT, UNIT)
     torch.testing.assert_close(after @ rest, before @ rest, atol=1e-5, rtol=0)
 
@@ -133,7 +140,9 @@ def test_several_directions_add_up_whether_nested_or_at_once() -> None:
             at_once = loaded.model(**inputs).logits
     assert torch.equal(nested, at_once)
     before = residuals(loaded, LAYER, **inputs)
-    with steer_all(loaded, [Intervention(DIRECTION, LAYER, 2.0), Intervention(DIRECTION, LAYER, -2.0)]):
+    with steer_all(
+        loaded, [Intervention(DIRECTION, LAYER, 2.0), Intervention(DIRECTION, LAYER, -2.0)]
+    ):
         torch.testing.assert_close(residuals(loaded, LAYER, **inputs), before)
 
 
@@ -166,11 +175,15 @@ def passes(loaded: LoadedModel, positions: Any, *, n_new: int = 4) -> list[list[
         )
         raw: list[torch.Tensor] = []
         first = loaded.blocks[LAYER].register_forward_hook(
-            lambda _b, _i, output: raw.append((output[0] if isinstance(output, tuple) else output).clone()),
+            lambda _b, _i, output: raw.append(
+                (output[0] if isinstance(output, tuple) else output).clone()
+            ),
             prepend=True,
         )
         inputs = inputs_of(loaded, SENTENCES[0], "Rain.")
-        loaded.model.generate(**inputs, max_new_tokens=n_new, min_new_tokens=n_new, do_sample=False, pad_token_id=0)
+        loaded.model.generate(
+            **inputs, max_new_tokens=n_new, min_new_tokens=n_new, do_sample=False, pad_token_id=0
+        )
         handle.remove()
         first.remove()
     return [((a - b)[0].norm(dim=1) > 0.5).tolist() for a, b in zip(pushed, raw, strict=True)]
@@ -202,18 +215,26 @@ def test_the_runner_is_steered_and_captures_what_came_of_it() -> None:
     (before,) = runner.run([row])
     with steer(loaded, DIRECTION, LAYER, 2.0):
         (after,) = runner.run([row])
-    np.testing.assert_allclose(after.pooled["prompt"][0] - before.pooled["prompt"][0], 2 * UNIT.numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        after.pooled["prompt"][0] - before.pooled["prompt"][0], 2 * UNIT.numpy(), atol=1e-4
+    )
 
 
 @given(length=st.floats(1e-6, 1e6), strength=st.floats(-50, 50), deviation=st.floats(1e-3, 100))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_only_where_a_direction_points_counts(length: float, strength: float, deviation: float) -> None:
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_only_where_a_direction_points_counts(
+    length: float, strength: float, deviation: float
+) -> None:
     loaded = tiny_model()
     inputs = inputs_of(loaded, SENTENCES[2])
     before = residuals(loaded, LAYER, **inputs)
     with steer(loaded, DIRECTION * length, LAYER, strength, deviation=deviation):
         moved = (residuals(loaded, LAYER, **inputs) - before) @ UNIT
-    torch.testing.assert_close(moved, torch.full_like(moved, strength * deviation), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        moved, torch.full_like(moved, strength * deviation), atol=1e-3, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,20 +254,31 @@ def test_only_where_a_direction_points_counts(length: float, strength: float, de
 def test_what_cannot_be_used_is_refused_before_the_model_runs(
     direction: Any, options: dict[str, Any], match: str
 ) -> None:
-    with pytest.raises(SteeringError, match=match), steer(tiny_model(), direction, LAYER, **options):
+    with (
+        pytest.raises(SteeringError, match=match),
+        steer(tiny_model(), direction, LAYER, **options),
+    ):
         raise AssertionError("unreachable")
 
 
-@pytest.mark.parametrize("wanted", [slice(-3, None), slice(None, -1), slice(0, 5, -1), slice(0, 5, 0)])
+@pytest.mark.parametrize(
+    "wanted", [slice(-3, None), slice(None, -1), slice(0, 5, -1), slice(0, 5, 0)]
+)
 def test_a_slice_from_the_end_is_refused(wanted: slice) -> None:
     loaded = tiny_model()
-    with pytest.raises(SteeringError, match="counts forwards from 0"), steer(loaded, DIRECTION, 1, positions=wanted):
+    with (
+        pytest.raises(SteeringError, match="counts forwards from 0"),
+        steer(loaded, DIRECTION, 1, positions=wanted),
+    ):
         raise AssertionError("unreachable")
 
 
 @pytest.mark.parametrize("model_layer", [-1, 3])
 def test_a_model_layer_that_does_not_exist_is_an_error(model_layer: int) -> None:
-    with pytest.raises(ModelLayerError, match="numbered 0 to 2"), steer(tiny_model(), DIRECTION, model_layer, 1.0):
+    with (
+        pytest.raises(ModelLayerError, match="numbered 0 to 2"),
+        steer(tiny_model(), DIRECTION, model_layer, 1.0),
+    ):
         raise AssertionError("unreachable")
 
 

@@ -30,41 +30,73 @@ from tests.lenscache.conftest import PACK, ROUND, run_small, tree
 from tests.packs import small_pack
 
 HEADER = StoreHeader(
-    model_id="m", model_fingerprint="abc", model_dtype="float32", n_layers=4, hidden=6, tokenizer_fingerprint="tok",
-    pack_name=PACK.name, pack_version=PACK.version, pack_digest=PACK.digest, model_layers=(1, 3), mode="combined",
-    max_new_tokens=5, max_prompt_tokens=0, pooling="mean", pool_first_position=False, special_tokens=True,
-    store_dtype="bfloat16", seed=0,
-)  # fmt: skip
+    model_id="m",
+    model_fingerprint="abc",
+    model_dtype="float32",
+    n_layers=4,
+    hidden=6,
+    tokenizer_fingerprint="tok",
+    pack_name=PACK.name,
+    pack_version=PACK.version,
+    pack_digest=PACK.digest,
+    model_layers=(1, 3),
+    mode="combined",
+    max_new_tokens=5,
+    max_prompt_tokens=0,
+    pooling="mean",
+    pool_first_position=False,
+    special_tokens=True,
+    store_dtype="bfloat16",
+    seed=0,
+)
 PLAN = plan_samples(PACK, [1], limit=2)  # 20 rows
 OTHERS: dict[str, Any] = {  # another value for every field, and what the error calls it
-    "model_fingerprint": ("xyz", "model"), "model_dtype": ("bfloat16", "dtype"),
-    "n_layers": (5, "number of transformer blocks"), "hidden": (7, "hidden"),
+    "model_fingerprint": ("xyz", "model"),
+    "model_dtype": ("bfloat16", "dtype"),
+    "n_layers": (5, "number of transformer blocks"),
+    "hidden": (7, "hidden"),
     "tokenizer_fingerprint": ("t", "tokenizer"),
-    "pack_name": ("p", "pack name"), "pack_digest": ("0" * 16, "pack digest"), "model_layers": ((1,), "model layers"),
-    "mode": ("prompt", "mode"), "max_new_tokens": (6, "max new tokens"),
-    "max_prompt_tokens": (9, "max prompt tokens"), "pooling": ("max", "pooling"),
-    "pool_first_position": (True, "pool first position"), "special_tokens": (False, "special tokens"),
-    "store_dtype": ("float32", "store dtype"), "seed": (1, "seed"),
-}  # fmt: skip
+    "pack_name": ("p", "pack name"),
+    "pack_digest": ("0" * 16, "pack digest"),
+    "model_layers": ((1,), "model layers"),
+    "mode": ("prompt", "mode"),
+    "max_new_tokens": (6, "max new tokens"),
+    "max_prompt_tokens": (9, "max prompt tokens"),
+    "pooling": ("max", "pooling"),
+    "pool_first_position": (True, "pool first position"),
+    "special_tokens": (False, "special tokens"),
+    "store_dtype": ("float32", "store dtype"),
+    "seed": (1, "seed"),
+}
 
 
-def new_round(path: Path, header: StoreHeader = HEADER, plan: SamplePlan = PLAN, *, block_rows: int = 8) -> Round:
+def new_round(
+    path: Path, header: StoreHeader = HEADER, plan: SamplePlan = PLAN, *, block_rows: int = 8
+) -> Round:
     n = len(plan)
     return create_store(path, header, PACK).create_round(
-        1, 0, plan, keys=np.arange(16 * n, dtype=np.uint8).reshape(n, 16),
-        n_prompt_tokens=np.full(n, 9, np.int32), block_rows=block_rows,
-    )  # fmt: skip
+        1,
+        0,
+        plan,
+        keys=np.arange(16 * n, dtype=np.uint8).reshape(n, 16),
+        n_prompt_tokens=np.full(n, 9, np.int32),
+        block_rows=block_rows,
+    )
 
 
 def random_block(target: Round, block: int, *, hidden: int = 6) -> Block:
     rng, rows = np.random.default_rng(block), target.rows(block)
     n = rows.stop - rows.start
     phases: tuple[Phase, ...] = ("prompt", "completion")
-    values = {(p, i): rng.normal(size=(n, hidden)).astype(np.float32) for p in phases for i in (1, 3)}
+    values = {
+        (p, i): rng.normal(size=(n, hidden)).astype(np.float32) for p in phases for i in (1, 3)
+    }
     return Block(values, [f"text {i}" for i in range(n)], np.full(n, 4, np.int32))
 
 
-def with_value(data: Block, value: float, *, row: int, place: tuple[Phase, int] = ("prompt", 3)) -> Block:
+def with_value(
+    data: Block, value: float, *, row: int, place: tuple[Phase, int] = ("prompt", 3)
+) -> Block:
     data.activations[place][row, 2] = value
     return data
 
@@ -72,11 +104,22 @@ def with_value(data: Block, value: float, *, row: int, place: tuple[Phase, int] 
 def objects(store: Path, block: int) -> list[Path]:
     """The files that hold the rows of one block, in the finished store."""
     base = store / ROUND
-    shards = [folder / "c" / str(block) / "0" for folder in base.glob("activations/*/*") if folder.is_dir()]
-    return [*shards, *(base / "samples" / name / "c" / str(block) for name in ("completion", "n_completion_tokens"))]
+    shards = [
+        folder / "c" / str(block) / "0"
+        for folder in base.glob("activations/*/*")
+        if folder.is_dir()
+    ]
+    return [
+        *shards,
+        *(
+            base / "samples" / name / "c" / str(block)
+            for name in ("completion", "n_completion_tokens")
+        ),
+    ]
 
 
-# --- the header -----------------------------------------------------------------------------------------------------
+# --- the header
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_header_survives_the_attributes() -> None:
@@ -89,7 +132,9 @@ def test_every_field_but_the_informative_ones_is_compared() -> None:
 
 
 @pytest.mark.parametrize("field", OTHERS)
-def test_store_written_with_something_else_is_refused_naming_the_field(field: str, tmp_path: Path) -> None:
+def test_store_written_with_something_else_is_refused_naming_the_field(
+    field: str, tmp_path: Path
+) -> None:
     create_store(tmp_path / "s", HEADER, PACK)
     before, (value, name) = tree(tmp_path / "s"), OTHERS[field]
     other = dataclasses.replace(HEADER, **{field: value})
@@ -99,7 +144,9 @@ def test_store_written_with_something_else_is_refused_naming_the_field(field: st
         create_store(tmp_path / "s", other, PACK)
     assert caught.value.field == name
     for one in (getattr(HEADER, field), value):
-        assert (",".join(map(str, one)) if isinstance(one, tuple) else str(one)) in str(caught.value)
+        assert (",".join(map(str, one)) if isinstance(one, tuple) else str(one)) in str(
+            caught.value
+        )
     assert tree(tmp_path / "s") == before
 
 
@@ -111,14 +158,24 @@ def test_names_that_decide_nothing_may_differ(field: str) -> None:
 
 @pytest.mark.parametrize(
     ("change", "field"),
-    [({"request": {"limit": 3}}, "limit"), ({"request": {"samples": 3}}, "samples"), ({"block_rows": 4}, "block rows")],
+    [
+        ({"request": {"limit": 3}}, "limit"),
+        ({"request": {"samples": 3}}, "samples"),
+        ({"block_rows": 4}, "block rows"),
+    ],
 )
-def test_round_laid_out_otherwise_is_refused(change: dict[str, Any], field: str, tmp_path: Path) -> None:
+def test_round_laid_out_otherwise_is_refused(
+    change: dict[str, Any], field: str, tmp_path: Path
+) -> None:
     new_round(tmp_path / "s")
     settings: dict[str, Any] = {"block_rows": 8, **change}
     keys, lengths = np.zeros((len(PLAN), 16), np.uint8), np.full(len(PLAN), 9, np.int32)
-    with pytest.raises(StoreMismatchError, match=rf"written with {field} .*, this run asks for ") as caught:
-        open_store(tmp_path / "s", "r+").create_round(1, 0, PLAN, keys=keys, n_prompt_tokens=lengths, **settings)
+    with pytest.raises(
+        StoreMismatchError, match=rf"written with {field} .*, this run asks for "
+    ) as caught:
+        open_store(tmp_path / "s", "r+").create_round(
+            1, 0, PLAN, keys=keys, n_prompt_tokens=lengths, **settings
+        )
     assert caught.value.field == field
 
 
@@ -128,7 +185,8 @@ def test_round_of_another_plan_is_refused(tmp_path: Path) -> None:
         new_round(tmp_path / "s", plan=plan_samples(PACK, [0]))
 
 
-# --- opening --------------------------------------------------------------------------------------------------------
+# --- opening
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_missing_store_says_how_to_make_one(tmp_path: Path) -> None:
@@ -148,7 +206,9 @@ def test_something_else_is_not_a_store_and_not_touched(make: str, tmp_path: Path
         path.write_text("all my work")
     before = path.read_text() if make == "file" else tree(path)
     for attempt in (open_store, lambda p: create_store(p, HEADER, PACK)):
-        with pytest.raises(StoreFormatError, match=r"precious (exists but is not|is a Zarr group but not)"):
+        with pytest.raises(
+            StoreFormatError, match=r"precious (exists but is not|is a Zarr group but not)"
+        ):
             attempt(path)
     assert (path.read_text() if make == "file" else tree(path)) == before
 
@@ -156,7 +216,9 @@ def test_something_else_is_not_a_store_and_not_touched(make: str, tmp_path: Path
 @pytest.mark.parametrize("version", [2, "2"])
 def test_newer_format_is_refused(version: int | str, store_copy: Path) -> None:
     zarr.open_group(str(store_copy)).attrs["format_version"] = version
-    with pytest.raises(StoreFormatError, match=r"format version 2, this lenscache reads up to 1: upgrade"):
+    with pytest.raises(
+        StoreFormatError, match=r"format version 2, this lenscache reads up to 1: upgrade"
+    ):
         open_store(store_copy)
 
 
@@ -176,7 +238,9 @@ def test_settings_arrays_and_groups_of_others_are_kept_and_passed_over(store_cop
     header, root = open_store(store_copy).header, zarr.open_group(str(store_copy))
     root.attrs["settings"] = {**dict(root.attrs["settings"]), "steering": "none"}  # type: ignore[arg-type]
     root.create_array("notes", shape=(3,), dtype="int32", fill_value=7)
-    zarr.open_group(str(store_copy / ROUND)).create_array("samples/rating", shape=(20,), dtype="int8", fill_value=5)
+    zarr.open_group(str(store_copy / ROUND)).create_array(
+        "samples/rating", shape=(20,), dtype="int8", fill_value=5
+    )
     before = tree(store_copy)
     run_small(store_copy)
     assert tree(store_copy) == before
@@ -191,18 +255,25 @@ def test_hierarchy_needs_no_pack_file(finished_store: Path) -> None:
         assert store.concept_names[concept.id] == concept.name
 
 
-def test_store_digest_names_its_content(finished_store: Path, store_copy: Path, tmp_path: Path) -> None:
+def test_store_digest_names_its_content(
+    finished_store: Path, store_copy: Path, tmp_path: Path
+) -> None:
     assert open_store(store_copy).digest() == open_store(finished_store).digest()
     run_small(store_copy, layers=(0,), limit=1)
     assert open_store(store_copy).digest() != open_store(finished_store).digest()
     assert open_store(store_copy).layers() == [0, 1]
 
 
-# --- what is written reads back -------------------------------------------------------------------------------------
+# --- what is written reads back
+# -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "rounding"), [("bfloat16", 2.0**-8), ("float16", 2.0**-11), ("float32", 0.0)])
-def test_activations_read_back_in_the_dtype_of_the_store(dtype: Any, rounding: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "rounding"), [("bfloat16", 2.0**-8), ("float16", 2.0**-11), ("float32", 0.0)]
+)
+def test_activations_read_back_in_the_dtype_of_the_store(
+    dtype: Any, rounding: float, tmp_path: Path
+) -> None:
     target = new_round(tmp_path / "s", dataclasses.replace(HEADER, store_dtype=dtype))
     blocks = [random_block(target, block) for block in range(target.n_blocks)]
     for number in (2, 0, 1):  # in any order
@@ -218,7 +289,15 @@ def test_activations_read_back_in_the_dtype_of_the_store(dtype: Any, rounding: f
 def test_rows_are_read_by_slice(finished_store: Path) -> None:
     target = open_store(finished_store).rounds()[0]
     everything = target.read("completion", 2)
-    for rows in (slice(0, 0), slice(9, 9), slice(9, 5), slice(5, 6), slice(3, 19), slice(16, None), slice(0, 100)):
+    for rows in (
+        slice(0, 0),
+        slice(9, 9),
+        slice(9, 5),
+        slice(5, 6),
+        slice(3, 19),
+        slice(16, None),
+        slice(0, 100),
+    ):
         np.testing.assert_array_equal(target.read("completion", 2, rows), everything[rows])
 
 
@@ -256,7 +335,8 @@ def test_activations_are_smaller_on_disk_than_raw(tmp_path: Path) -> None:
     assert target.summary()["stored_bytes"] < 0.9 * 4 * raw
 
 
-# --- blocks and their marks -----------------------------------------------------------------------------------------
+# --- blocks and their marks
+# -----------------------------------------------------------------------------------------
 
 
 def test_reader_sees_complete_blocks_only(tmp_path: Path) -> None:
@@ -266,14 +346,18 @@ def test_reader_sees_complete_blocks_only(tmp_path: Path) -> None:
     assert reader.complete_blocks().tolist() == [False, True, False]
     assert reader.read("prompt", 1, slice(8, 16)).shape == (8, 6)
     for rows in (slice(None), slice(7, 9), slice(15, 17)):
-        with pytest.raises(StoreIncompleteError, match=r"layer_1/round_0: \d of \d blocks .* not extracted yet"):
+        with pytest.raises(
+            StoreIncompleteError, match=r"layer_1/round_0: \d of \d blocks .* not extracted yet"
+        ):
             reader.read("prompt", 1, rows)
 
 
 def test_rows_not_written_yet_cannot_be_mistaken_for_data(tmp_path: Path) -> None:
     target = new_round(tmp_path / "s")
     assert (target.samples().n_completion_tokens == -1).all()
-    assert np.isnan(np.asarray(zarr.open_array(tmp_path / "s" / ROUND / "activations/prompt/1")[:])).all()
+    assert np.isnan(
+        np.asarray(zarr.open_array(tmp_path / "s" / ROUND / "activations/prompt/1")[:])
+    ).all()
     with pytest.raises(StoreDamagedError, match="is gone"):
         target.verify_block(0)
 
@@ -289,8 +373,11 @@ def test_round_without_verification_is_not_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", range(6))
-def test_mark_is_written_last(failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever of the six arrays of a block cannot be written, the block is not marked complete."""
+def test_mark_is_written_last(
+    failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the six arrays of a block cannot be written, the block is not marked
+    complete."""
     target, writes, original = new_round(tmp_path / "s"), [], zarr.Array.__setitem__
 
     def full_disk(array: Any, selection: Any, value: Any) -> None:
@@ -309,7 +396,8 @@ def test_mark_is_written_last(failing: int, tmp_path: Path, monkeypatch: pytest.
     target.verify_block(0)
 
 
-# --- damage ---------------------------------------------------------------------------------------------------------
+# --- damage
+# ---------------------------------------------------------------------------------------------------------
 
 
 def truncate(file: Path) -> None:
@@ -328,7 +416,9 @@ def flip_bit(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, empty, flip_bit, Path.unlink])
 @pytest.mark.parametrize("number", range(6))
-def test_damaged_block_is_found_naming_array_and_rows(damage: Any, number: int, store_copy: Path) -> None:
+def test_damaged_block_is_found_naming_array_and_rows(
+    damage: Any, number: int, store_copy: Path
+) -> None:
     file = objects(store_copy, block=1)[number]
     damage(file)
     target = open_store(store_copy).rounds()[0]
@@ -343,7 +433,8 @@ def test_reading_a_damaged_block_is_an_error_and_others_still_read(store_copy: P
     flip_bit(store_copy / ROUND / "activations/prompt/2/c/1/0")
     target = open_store(store_copy).rounds()[0]
     with pytest.raises(
-        StoreDamagedError, match=r"activations/prompt/2, rows 0-19, does not read back .*extract` again"
+        StoreDamagedError,
+        match=r"activations/prompt/2, rows 0-19, does not read back .*extract` again",
     ):
         target.read("prompt", 2)
     assert np.isfinite(target.read("prompt", 2, slice(0, 8))).all()
@@ -351,10 +442,14 @@ def test_reading_a_damaged_block_is_an_error_and_others_still_read(store_copy: P
 
 
 @pytest.mark.parametrize("rows", [slice(None), slice(8, 16), slice(10, 12), slice(15, 17)])
-def test_object_that_is_gone_is_an_error_when_read_and_not_fill_values(rows: slice, store_copy: Path) -> None:
+def test_object_that_is_gone_is_an_error_when_read_and_not_fill_values(
+    rows: slice, store_copy: Path
+) -> None:
     (store_copy / ROUND / "activations/completion/2/c/1/0").unlink()
     target = open_store(store_copy).rounds()[0]
-    with pytest.raises(StoreDamagedError, match=r"activations/completion/2: the object of rows 8-15 is gone"):
+    with pytest.raises(
+        StoreDamagedError, match=r"activations/completion/2: the object of rows 8-15 is gone"
+    ):
         target.read("completion", 2, rows)
     assert target.read("completion", 2, slice(0, 8)).shape == (8, 32)
 
@@ -395,7 +490,8 @@ def test_lost_column_is_an_error_when_read(column: str, store_copy: Path) -> Non
         target.samples() if column.startswith("samples") else target.labels()
 
 
-# --- what must not be stored, and what is not there -----------------------------------------------------------------
+# --- what must not be stored, and what is not there
+# -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -410,7 +506,9 @@ def test_activation_that_is_not_finite_is_refused(value: float, dtype: Any, tmp_
 
 
 @pytest.mark.parametrize("phase", ["prompt", "completion"])
-def test_row_that_is_nan_throughout_is_refused_unless_it_has_no_position(phase: Phase, tmp_path: Path) -> None:
+def test_row_that_is_nan_throughout_is_refused_unless_it_has_no_position(
+    phase: Phase, tmp_path: Path
+) -> None:
     target = new_round(tmp_path / "s")
     data = random_block(target, 0)
     data.activations[phase, 1][3] = np.nan
@@ -430,7 +528,9 @@ def test_row_without_a_completion_is_stored_as_nan(tmp_path: Path) -> None:
     assert finite.all(axis=1).tolist() == [i != 3 for i in range(8)]
 
 
-@pytest.mark.parametrize(("dtype", "fits"), [("float16", False), ("bfloat16", True), ("float32", True)])
+@pytest.mark.parametrize(
+    ("dtype", "fits"), [("float16", False), ("bfloat16", True), ("float32", True)]
+)
 def test_70000_becomes_infinity_nowhere(dtype: Any, fits: bool, tmp_path: Path) -> None:
     target = new_round(tmp_path / "s", dataclasses.replace(HEADER, store_dtype=dtype))
     data = with_value(random_block(target, 0), 70_000, row=2)
@@ -438,7 +538,9 @@ def test_70000_becomes_infinity_nowhere(dtype: Any, fits: bool, tmp_path: Path) 
         target.write_block(0, data)
         assert abs(float(target.read("prompt", 3, slice(0, 8))[2, 2]) - 70_000) <= 70_000 * 2.0**-8
     else:
-        with pytest.raises(NonFiniteError, match="row 2, model layer 3, prompt: infinity when stored as float16"):
+        with pytest.raises(
+            NonFiniteError, match="row 2, model layer 3, prompt: infinity when stored as float16"
+        ):
             target.write_block(0, data)
 
 
@@ -453,11 +555,14 @@ def test_phase_that_is_not_stored_is_an_error(tmp_path: Path) -> None:
     data = random_block(target, 0)
     only = {place: values for place, values in data.activations.items() if place[0] == "prompt"}
     target.write_block(0, data._replace(activations=only))
-    with pytest.raises(StoreMismatchError, match="written with mode prompt, this run asks for completion"):
+    with pytest.raises(
+        StoreMismatchError, match="written with mode prompt, this run asks for completion"
+    ):
         target.read("completion", 1, slice(0, 8))
 
 
-# --- a writer that was killed while laying out ----------------------------------------------------------------------
+# --- a writer that was killed while laying out
+# ----------------------------------------------------------------------
 
 
 def test_store_whose_creation_was_cut_short_is_created_again(tmp_path: Path) -> None:
@@ -467,7 +572,9 @@ def test_store_whose_creation_was_cut_short_is_created_again(tmp_path: Path) -> 
     assert isinstance(create_store(folder, HEADER, PACK), Store)
 
 
-@pytest.mark.parametrize("group", ["layer_1", "layer_1/round_0/samples", "layer_1/round_0/activations/prompt"])
+@pytest.mark.parametrize(
+    "group", ["layer_1", "layer_1/round_0/samples", "layer_1/round_0/activations/prompt"]
+)
 def test_group_that_was_not_written_any_more_is_mended(group: str, store_copy: Path) -> None:
     before = tree(store_copy)
     (store_copy / group / "zarr.json").unlink()
@@ -475,12 +582,16 @@ def test_group_that_was_not_written_any_more_is_mended(group: str, store_copy: P
     assert tree(store_copy) == before
 
 
-@pytest.mark.parametrize("column", ["samples/text", "samples/split", "labels/role", "labels/sample"])
+@pytest.mark.parametrize(
+    "column", ["samples/text", "samples/split", "labels/role", "labels/sample"]
+)
 def test_a_column_that_is_gone_is_an_error_and_never_zeros(column: str, store_copy: Path) -> None:
     chunk = next(file for file in (store_copy / ROUND / column / "c").rglob("*") if file.is_file())
     chunk.unlink()
     target = open_store(store_copy).rounds(1)[0]
-    with pytest.raises(StoreDamagedError, match=rf"{column}: the object c/0 is gone: run `lenscache extract` again"):
+    with pytest.raises(
+        StoreDamagedError, match=rf"{column}: the object c/0 is gone: run `lenscache extract` again"
+    ):
         target.samples() if column.startswith("samples") else target.labels()
     run_small(store_copy)
     open_store(store_copy).rounds(1)[0].samples()
@@ -494,6 +605,8 @@ def test_column_of_zeros_that_another_writer_creates_first_keeps_its_object(
     write_column(group, "samples/n_cut_tokens", zeros)
     file = tmp_path / "s.zarr/samples/n_cut_tokens/c/0"
     assert file.exists()
-    monkeypatch.setattr("lenscache.store.layout.find_node", lambda *_: None)  # it looked before the other one wrote
+    monkeypatch.setattr(
+        "lenscache.store.layout.find_node", lambda *_: None
+    )  # it looked before the other one wrote
     write_column(group, "samples/n_cut_tokens", zeros)
     assert file.exists()

@@ -31,16 +31,34 @@ def keyed_hash(*parts: str) -> int:
 
 def key_content(head: dict[str, Any], text: str, seed: int, temperature: float) -> str:
     settings = head["settings"]
-    names = ("mode", "max_new_tokens", "max_prompt_tokens", "pooling", "pool_first_position", "special_tokens",
-             "store_dtype")  # fmt: skip
-    common = [head["model"]["fingerprint"], head["model"]["dtype"], head["tokenizer"]["fingerprint"]]
+    names = (
+        "mode",
+        "max_new_tokens",
+        "max_prompt_tokens",
+        "pooling",
+        "pool_first_position",
+        "special_tokens",
+        "store_dtype",
+    )
+    common = [
+        head["model"]["fingerprint"],
+        head["model"]["dtype"],
+        head["tokenizer"]["fingerprint"],
+    ]
     sampling = [] if settings["mode"] == "prompt" else [seed, temperature]
-    return json.dumps([*common, *(settings[name] for name in names)]) + json.dumps([text, *sampling])
+    return json.dumps([*common, *(settings[name] for name in names)]) + json.dumps(
+        [text, *sampling]
+    )
 
 
 def test_every_attribute_and_array_is_in_the_document(finished_store: Path) -> None:
     head, target = attributes(finished_store), attributes(finished_store, ROUND)
-    names = {f"{outer}.{inner}" for outer, values in head.items() if isinstance(values, dict) for inner in values}
+    names = {
+        f"{outer}.{inner}"
+        for outer, values in head.items()
+        if isinstance(values, dict)
+        for inner in values
+    }
     names |= {"format_version", *target, *target["verification"]}
     names |= {path.parent.name for path in finished_store.glob("hierarchy/*/zarr.json")}
     names |= {path.parent.name for path in (finished_store / ROUND).glob("*/*/zarr.json")}
@@ -49,11 +67,15 @@ def test_every_attribute_and_array_is_in_the_document(finished_store: Path) -> N
 
 
 def test_every_field_of_the_header_is_in_the_document() -> None:
-    rows = set(re.findall(r"^\| `(?:model|tokenizer|pack|settings)\.(\w+)`", DOCUMENT, re.MULTILINE))
+    rows = set(
+        re.findall(r"^\| `(?:model|tokenizer|pack|settings)\.(\w+)`", DOCUMENT, re.MULTILINE)
+    )
     prefixes = ("model_", "tokenizer_", "pack_")
     names = set(StoreHeader.__dataclass_fields__)
     assert {name for name in names if name not in rows and not name.startswith(prefixes)} == set()
-    assert {name.split("_", 1)[1] for name in names if name.startswith(prefixes)} <= rows | {"layers"}
+    assert {name.split("_", 1)[1] for name in names if name.startswith(prefixes)} <= rows | {
+        "layers"
+    }
 
 
 def test_keys_are_computed_as_the_document_says(finished_store: Path) -> None:
@@ -73,10 +95,20 @@ def test_example_of_the_document_is_right() -> None:
     assert keyed_hash("sampling", "7", text) == int(lines["sampling seed"])
     drawn = np.float32(0.3 + (0.9 - 0.3) * keyed_hash("temperature", "7", text) / 2**64)
     assert repr(float(drawn)) == lines["temperature"]
-    settings = {"mode": "combined", "max_new_tokens": 20, "max_prompt_tokens": 8172, "pooling": "mean",
-                "pool_first_position": False, "special_tokens": True, "store_dtype": "bfloat16"}  # fmt: skip
-    head = {"model": {"fingerprint": "0123456789abcdef", "dtype": "float32"}, "settings": settings,
-            "tokenizer": {"fingerprint": "fedcba9876543210"}}  # fmt: skip
+    settings = {
+        "mode": "combined",
+        "max_new_tokens": 20,
+        "max_prompt_tokens": 8172,
+        "pooling": "mean",
+        "pool_first_position": False,
+        "special_tokens": True,
+        "store_dtype": "bfloat16",
+    }
+    head = {
+        "model": {"fingerprint": "0123456789abcdef", "dtype": "float32"},
+        "settings": settings,
+        "tokenizer": {"fingerprint": "fedcba9876543210"},
+    }
     assert key_content(head, text, int(lines["sampling seed"]), float(drawn)) == lines["content"]
     assert hashlib.blake2b(lines["content"].encode(), digest_size=16).hexdigest() == lines["key"]
 

@@ -23,7 +23,11 @@ def with_templates(*lines: str) -> ConceptPack:
 
 
 def filled(pack: ConceptPack, concept: str, role: int = POSITIVE) -> set[str]:
-    return {p.text for p in concept_prompts(pack, pack[concept]) if p.kind == TEMPLATE and p.role == role}
+    return {
+        p.text
+        for p in concept_prompts(pack, pack[concept])
+        if p.kind == TEMPLATE and p.role == role
+    }
 
 
 def test_a_template_becomes_a_prompt_of_every_concept() -> None:
@@ -35,8 +39,9 @@ def test_a_template_becomes_a_prompt_of_every_concept() -> None:
 
 def test_a_field_with_several_values_gives_a_prompt_for_each() -> None:
     assert filled(with_templates("{name} is above {child}"), "craft") == {
-        "craft is above boat", "craft is above oven",
-    }  # fmt: skip
+        "craft is above boat",
+        "craft is above oven",
+    }
 
 
 def test_a_concept_that_lacks_a_field_is_passed_over() -> None:
@@ -68,7 +73,9 @@ def test_templates_change_the_digest_and_survive_the_file(tmp_path: Path) -> Non
 
 def test_template_files_hold_a_template_a_line_and_comments(tmp_path: Path) -> None:
     file = tmp_path / "t.txt"
-    file.write_text("# ours\n\n  About {name}. \ncontrast: {name} Ltd\nAbout {name}.\n", encoding="utf-8-sig")
+    file.write_text(
+        "# ours\n\n  About {name}. \ncontrast: {name} Ltd\nAbout {name}.\n", encoding="utf-8-sig"
+    )
     assert read_templates(file) == ("About {name}.", "contrast: {name} Ltd")
 
 
@@ -96,8 +103,13 @@ def test_a_missing_template_file_is_one_line(tmp_path: Path) -> None:
         read_templates(tmp_path / "none.txt")
 
 
-@given(st.text(alphabet="ab{} \\g<0>", max_size=12), st.text(alphabet="x{name}\\1", min_size=1, max_size=12))
-def test_text_around_a_field_and_the_value_in_it_are_kept_as_they_are(around: str, value: str) -> None:
+@given(
+    st.text(alphabet="ab{} \\g<0>", max_size=12),
+    st.text(alphabet="x{name}\\1", min_size=1, max_size=12),
+)
+def test_text_around_a_field_and_the_value_in_it_are_kept_as_they_are(
+    around: str, value: str
+) -> None:
     text = f"{around.replace('{', '').replace('}', '')}|{{name}}|"
     (template,) = parse_templates([text])
     assert template.fill({"name": [value]}) == [text.replace("{name}", value)]

@@ -1,4 +1,5 @@
-"""A model that several processes share: the store of one process within rounding, and no error leaves one behind."""
+"""A model that several processes share: the store of one process within rounding, and no error
+leaves one behind."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ from tests.models import tiny_model, tiny_tokenizer
 
 COMMAND = "import sys; from lens_cli.cache.app import main; sys.argv[0] = 'lenscache'; main()"
 IMPATIENT = (
-    f"import datetime, lenscache.model.tensor_parallel as t; t.PATIENCE = datetime.timedelta(seconds=5); {COMMAND}"
+    "import datetime, lenscache.model.tensor_parallel as t; t.PATIENCE = "
+    f"datetime.timedelta(seconds=5); {COMMAND}"
 )
 LONG = ("--max-new-tokens", "200", "--block-rows", "2")
 """Options of a run that is still under way when it is disturbed."""
@@ -56,19 +58,50 @@ def pack_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(pack_file: Path, folder: Path, *more: str) -> list[str]:
     """As `run_small` has them."""
-    return ["--pack", str(pack_file), "--model", str(folder), "--dtype", "float32", "--layer", "1", "--limit", "2",
-            "--max-new-tokens", "5", "--block-rows", "8", "--model-layers", "0,2", "--tensor-parallel",
-            *more]  # fmt: skip
+    return [
+        "--pack",
+        str(pack_file),
+        "--model",
+        str(folder),
+        "--dtype",
+        "float32",
+        "--layer",
+        "1",
+        "--limit",
+        "2",
+        "--max-new-tokens",
+        "5",
+        "--block-rows",
+        "8",
+        "--model-layers",
+        "0,2",
+        "--tensor-parallel",
+        *more,
+    ]
 
 
-def start(number: int, of: int, port: int, *args: str, code: str = COMMAND) -> subprocess.Popen[str]:
-    """One process as torchrun would start it; torchrun itself ends all of them as soon as one fails."""
-    place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": of, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    environment = os.environ | {key: str(value) for key, value in place.items()} | {"OMP_NUM_THREADS": "1"}
+def start(
+    number: int, of: int, port: int, *args: str, code: str = COMMAND
+) -> subprocess.Popen[str]:
+    """One process as torchrun would start it; torchrun itself ends all of them as soon as one
+    fails."""
+    place = {
+        "RANK": number,
+        "LOCAL_RANK": number,
+        "WORLD_SIZE": of,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+    }
+    environment = (
+        os.environ | {key: str(value) for key, value in place.items()} | {"OMP_NUM_THREADS": "1"}
+    )
     return subprocess.Popen(
-        [sys.executable, "-c", code, "extract", *args], env=environment, text=True, stdout=subprocess.PIPE,
+        [sys.executable, "-c", code, "extract", *args],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )  # fmt: skip
+    )
 
 
 def start_all(n: int, *args: str, code: str = COMMAND) -> list[subprocess.Popen[str]]:
@@ -105,21 +138,38 @@ def assert_same_but_for_rounding(found: Store, expected: Store) -> None:
                 assert_close(one.read(phase, model_layer), other.read(phase, model_layer))
 
 
-def test_two_processes_write_the_store_of_one(folder: Path, pack_file: Path, tmp_path: Path) -> None:
-    """Started by torchrun; the first process alone speaks, and a single process can go on with what it wrote."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+def test_two_processes_write_the_store_of_one(
+    folder: Path, pack_file: Path, tmp_path: Path
+) -> None:
+    """Started by torchrun; the first process alone speaks, and a single process can go on with what
+    it wrote."""
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--no-python",
+    ]
     command = [sys.executable, "-c", COMMAND, "extract", str(tmp_path / "two.zarr")]
     asked = options(pack_file, folder, "--store-dtype", "float32", "--json")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([*torchrun, *command, *asked], capture_output=True, text=True, timeout=280, env=environment)
+    ran = subprocess.run(
+        [*torchrun, *command, *asked], capture_output=True, text=True, timeout=280, env=environment
+    )
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["rows_run"] == 20
     assert ran.stderr.count("loading ") == 1
     assert "float32 on 2 processes, the first of them on" in ran.stderr
-    settings = ExtractSettings(max_new_tokens=5, block_rows=8, model_layers=(0, 2), store_dtype="float32")
+    settings = ExtractSettings(
+        max_new_tokens=5, block_rows=8, model_layers=(0, 2), store_dtype="float32"
+    )
     whole = load_model(str(folder), dtype="float32", device="cpu")
     run_small(tmp_path / "one.zarr", whole, settings)
-    assert_same_but_for_rounding(open_store(tmp_path / "two.zarr"), open_store(tmp_path / "one.zarr"))
+    assert_same_but_for_rounding(
+        open_store(tmp_path / "two.zarr"), open_store(tmp_path / "one.zarr")
+    )
     before = tree(tmp_path / "two.zarr")
     assert run_small(tmp_path / "two.zarr", whole, settings).rows_run == 0
     assert tree(tmp_path / "two.zarr") == before
@@ -132,20 +182,33 @@ def test_every_architecture_with_a_plan_gives_the_same(
     architecture: str, mode: str, pack_file: Path, tmp_path: Path
 ) -> None:
     folder = save(architecture, tmp_path / f"tiny-{architecture}")
-    asked = options(pack_file, folder, "--store-dtype", "float32", "--mode", mode, "--pooling", "last")
+    asked = options(
+        pack_file, folder, "--store-dtype", "float32", "--mode", mode, "--pooling", "last"
+    )
     leader, follower = start_all(2, str(tmp_path / "two.zarr"), *asked)
     code, _, err = ends(leader)
     assert code == 0, err
     assert ends(follower) == (0, "", "")
     settings = ExtractSettings(
-        max_new_tokens=5, block_rows=8, model_layers=(0, 2), store_dtype="float32", mode=mode, pooling="last",  # type: ignore[arg-type]
-    )  # fmt: skip
-    run_small(tmp_path / "one.zarr", load_model(str(folder), dtype="float32", device="cpu"), settings)
-    assert_same_but_for_rounding(open_store(tmp_path / "two.zarr"), open_store(tmp_path / "one.zarr"))
+        max_new_tokens=5,
+        block_rows=8,
+        model_layers=(0, 2),
+        store_dtype="float32",
+        mode=mode,
+        pooling="last",  # type: ignore[arg-type]
+    )
+    run_small(
+        tmp_path / "one.zarr", load_model(str(folder), dtype="float32", device="cpu"), settings
+    )
+    assert_same_but_for_rounding(
+        open_store(tmp_path / "two.zarr"), open_store(tmp_path / "one.zarr")
+    )
 
 
 @pytest.mark.slow
-def test_error_between_batches_ends_the_others_in_peace(folder: Path, pack_file: Path, store_copy: Path) -> None:
+def test_error_between_batches_ends_the_others_in_peace(
+    folder: Path, pack_file: Path, store_copy: Path
+) -> None:
     """Such as a store that was written with other settings."""
     leader, follower = start_all(2, str(store_copy), *options(pack_file, folder, "--seed", "7"))
     code, out, err = ends(leader)
@@ -163,7 +226,9 @@ def test_process_that_cannot_load_the_model_is_named_by_the_first(
     follower = start(1, 2, port, store, *options(pack_file, tmp_path / "nothing"))
     code, _, err = ends(leader)
     assert code == 1
-    assert [line[:58] for line in errors(err)] == ["error: process 2 of 2 cannot load the model: cannot load t"]
+    assert [line[:58] for line in errors(err)] == [
+        "error: process 2 of 2 cannot load the model: cannot load t"
+    ]
     assert ends(follower) == (1, "", "")
     assert not Path(store).exists()
 
@@ -209,7 +274,9 @@ def wait_for_a_block(store: Path) -> None:
 
 
 @pytest.mark.slow
-def test_heads_that_processes_cannot_share_evenly_are_one_line(folder: Path, pack_file: Path, tmp_path: Path) -> None:
+def test_heads_that_processes_cannot_share_evenly_are_one_line(
+    folder: Path, pack_file: Path, tmp_path: Path
+) -> None:
     processes = start_all(3, str(tmp_path / "s.zarr"), *options(pack_file, folder))
     ended = [ends(process) for process in processes]
     assert [code for code, _, _ in ended] == [1, 1, 1]
@@ -217,7 +284,8 @@ def test_heads_that_processes_cannot_share_evenly_are_one_line(folder: Path, pac
     assert "num_attention_heads is 4, which 3 processes cannot share evenly" in ended[0][2]
 
 
-# --- one process alone: what needs no second one to be seen ---------------------------------------------------------
+# --- one process alone: what needs no second one to be seen
+# ---------------------------------------------------------
 
 
 @pytest.fixture
@@ -231,13 +299,19 @@ def alone(tmp_path: Path) -> Iterator[Team]:
 
 def test_without_torchrun_it_says_how_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(ModelError, match=r"several processes and there is one: start them with `torchrun --nproc-per"):
+    with pytest.raises(
+        ModelError,
+        match=r"several processes and there is one: start them with `torchrun --nproc-per",
+    ):
         Team.join()
 
 
 def test_architecture_without_a_plan_is_refused(tmp_path: Path, alone: Team) -> None:
     folder = save("gpt2", tmp_path / "tiny-gpt2")
-    with pytest.raises(UnsupportedModelError, match="no tensor-parallel plan for gpt2 models: use --device-map auto"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match="no tensor-parallel plan for gpt2 models: use --device-map auto",
+    ):
         load_model(str(folder), dtype="float32", team=alone)
 
 
@@ -246,10 +320,15 @@ def test_device_map_and_team_exclude_each_other(folder: Path, alone: Team) -> No
         load_model(str(folder), device_map="auto", team=alone)
 
 
-def test_shared_model_is_not_steered_nor_called_outside_of_a_batch(folder: Path, alone: Team) -> None:
+def test_shared_model_is_not_steered_nor_called_outside_of_a_batch(
+    folder: Path, alone: Team
+) -> None:
     """The other processes would do something else, or wait for ever."""
     loaded = load_model(str(folder), dtype="float32", team=alone)
-    with pytest.raises(SteeringError, match="only this one would steer"), steer(loaded, np.ones(32), 1, 2.0):
+    with (
+        pytest.raises(SteeringError, match="only this one would steer"),
+        steer(loaded, np.ones(32), 1, 2.0),
+    ):
         pass
     with pytest.raises(ModelError, match="runs only in `lenscache extract`"):
         loaded.model(torch.tensor([[3, 4, 5]]))
@@ -258,7 +337,9 @@ def test_shared_model_is_not_steered_nor_called_outside_of_a_batch(folder: Path,
         loaded.model(torch.tensor([[3, 4, 5]]))
 
 
-def test_full_memory_is_an_error_instead_of_a_smaller_batch(folder: Path, alone: Team, tmp_path: Path) -> None:
+def test_full_memory_is_an_error_instead_of_a_smaller_batch(
+    folder: Path, alone: Team, tmp_path: Path
+) -> None:
     """The others are in the middle of the batch and cannot turn back."""
     loaded = load_model(str(folder), dtype="float32", team=alone)
 
@@ -266,12 +347,19 @@ def test_full_memory_is_an_error_instead_of_a_smaller_batch(folder: Path, alone:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     loaded.blocks[1].register_forward_hook(fill)
-    with pytest.raises(ModelError, match="process 1 of 1 has no memory left on cpu: lower --batch-size"):
-        extract(tmp_path / "s.zarr", PACK, loaded, ExtractSettings(mode="prompt"), layers=[1], limit=2)
+    with pytest.raises(
+        ModelError, match="process 1 of 1 has no memory left on cpu: lower --batch-size"
+    ):
+        extract(
+            tmp_path / "s.zarr", PACK, loaded, ExtractSettings(mode="prompt"), layers=[1], limit=2
+        )
 
 
 def test_error_of_the_program_itself_is_not_taken_for_a_lost_process(alone: Team) -> None:
-    with pytest.raises(RuntimeError, match="shapes do not match"), alone.step(Order([], (0,), "prompt", 0)):
+    with (
+        pytest.raises(RuntimeError, match="shapes do not match"),
+        alone.step(Order([], (0,), "prompt", 0)),
+    ):
         raise RuntimeError("shapes do not match")
 
 

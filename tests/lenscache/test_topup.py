@@ -1,4 +1,5 @@
-"""More samples for the concepts that asked for them: another round, planned after the ones before it."""
+"""More samples for the concepts that asked for them: another round, planned after the ones before
+it."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ FEW = replace(SETTINGS, samples=6)
 N_PROMPTS = len(concept_prompts(PACK, PACK["bird"]))
 
 
-def top_up(path: Path, request: TopUp, settings: ExtractSettings = FEW, **options: Any) -> ExtractReport:
+def top_up(
+    path: Path, request: TopUp, settings: ExtractSettings = FEW, **options: Any
+) -> ExtractReport:
     return extract_top_up(path, PACK, tiny_model(), request, settings, **options)
 
 
@@ -82,7 +85,9 @@ def test_when_the_prompts_are_used_up_they_are_sampled_again(store: Path) -> Non
             assert samples.temperature[row] != before.temperature[old]
 
 
-def test_the_same_request_again_finds_its_round_complete_and_another_one_adds_a_round(store: Path) -> None:
+def test_the_same_request_again_finds_its_round_complete_and_another_one_adds_a_round(
+    store: Path,
+) -> None:
     request = TopUp(("bird", "fish"), samples=3, origin="a")
     top_up(store, request)
     before = tree(store)
@@ -90,7 +95,9 @@ def test_the_same_request_again_finds_its_round_complete_and_another_one_adds_a_
     assert tree(store) == before
     top_up(store, replace(request, origin="b"))
     assert [entry.index for entry in open_store(store).rounds(1)] == [0, 1, 2]
-    taken = Counter(str(text) for entry in open_store(store).rounds(1) for text in entry.samples().text)
+    taken = Counter(
+        str(text) for entry in open_store(store).rounds(1) for text in entry.samples().text
+    )
     first = [prompt.text for prompt in concept_prompts(PACK, PACK["bird"])[:12]]
     assert all(taken[text] >= 1 for text in first)
 
@@ -106,7 +113,10 @@ def test_an_interrupted_top_up_goes_on_where_it_stopped(store: Path, tmp_path: P
 
     with pytest.raises(KeyboardInterrupt):
         top_up(store, request, on_progress=stop)
-    with pytest.raises(StoreIncompleteError, match=r"round_1 is not finished: run the `lenscache extract` that began"):
+    with pytest.raises(
+        StoreIncompleteError,
+        match=r"round_1 is not finished: run the `lenscache extract` that began",
+    ):
         top_up(store, TopUp(("oven",)))
     top_up(store, request)
     top_up(whole, request)
@@ -114,7 +124,9 @@ def test_an_interrupted_top_up_goes_on_where_it_stopped(store: Path, tmp_path: P
 
 
 def test_concepts_that_never_were_extracted_or_do_not_exist_are_refused(store: Path) -> None:
-    with pytest.raises(PlanError, match="'dragon' asks for more samples and is not in pack 'small'"):
+    with pytest.raises(
+        PlanError, match="'dragon' asks for more samples and is not in pack 'small'"
+    ):
         top_up(store, TopUp(("dragon",)))
     with pytest.raises(PlanError, match="'nature' was never extracted into"):
         top_up(store, TopUp(("nature",)))
@@ -130,7 +142,9 @@ def test_in_prompt_mode_nothing_is_sampled_again(tmp_path: Path) -> None:
 
 def test_concepts_with_nothing_left_are_named_and_the_others_served(tmp_path: Path) -> None:
     settings = replace(SETTINGS, mode="prompt", samples=N_PROMPTS)
-    short = replace(PACK["oven"], examples=(*PACK["oven"].examples, "A crust.", "A tin of hot rolls."))
+    short = replace(
+        PACK["oven"], examples=(*PACK["oven"].examples, "A crust.", "A tin of hot rolls.")
+    )
     pack = replace(PACK, concepts=tuple(short if c.id == "oven" else c for c in PACK.concepts))
     run_small(tmp_path / "s", settings=settings, limit=None, pack=pack)
     report = extract_top_up(tmp_path / "s", pack, tiny_model(), TopUp(("bird", "oven")), settings)
@@ -152,7 +166,8 @@ def test_topping_up_gives_the_prompts_that_extracting_them_all_would_have_given(
         assert [split[text] for text in plan.texts] == list(plan.split)
 
 
-# --- hungry.json -----------------------------------------------------------------------------------------------------
+# --- hungry.json
+# -----------------------------------------------------------------------------------------------------
 
 
 def write(path: Path, content: Any) -> Path:
@@ -160,9 +175,13 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("content", ["no json", "[]", "{}", '{"concepts": 3}', {"concepts": {}}, {"concepts": [1]}])
+@pytest.mark.parametrize(
+    "content", ["no json", "[]", "{}", '{"concepts": 3}', {"concepts": {}}, {"concepts": [1]}]
+)
 def test_what_is_no_hungry_file_is_one_line(content: Any, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"hungry\.json (is not the hungry\.json of a lens pack|names no concept)"):
+    with pytest.raises(
+        PlanError, match=r"hungry\.json (is not the hungry\.json of a lens pack|names no concept)"
+    ):
         read_top_up(write(tmp_path / "hungry.json", content))
 
 
@@ -171,11 +190,17 @@ def test_requests_of_other_states_of_the_store_are_other_requests(tmp_path: Path
     one = read_top_up(write(tmp_path / "a.json", base))
     other = read_top_up(write(tmp_path / "b.json", {**base, "store": {"digest": "b"}}))
     assert one.digest != other.digest
-    assert one.digest == read_top_up(write(tmp_path / "c.json", {**base, "concepts": {"fish": 9, "bird": 12}})).digest
+    assert (
+        one.digest
+        == read_top_up(
+            write(tmp_path / "c.json", {**base, "concepts": {"fish": 9, "bird": 12}})
+        ).digest
+    )
     assert one.digest != read_top_up(tmp_path / "a.json", samples=5).digest
 
 
-# --- fits read all complete rounds -----------------------------------------------------------------------------------
+# --- fits read all complete rounds
+# -----------------------------------------------------------------------------------
 
 
 def open_rw(path: Path) -> Store:
@@ -196,7 +221,9 @@ def test_fits_read_all_complete_rounds_and_leave_out_one_under_way(store: Path) 
     assert unfinished.rounds_left_out == ("layer_1/round_1",)
 
 
-def test_a_text_sampled_again_gives_a_completion_vector_and_no_second_prompt_vector(store: Path) -> None:
+def test_a_text_sampled_again_gives_a_completion_vector_and_no_second_prompt_vector(
+    store: Path,
+) -> None:
     top_up(store, TopUp(("bird",), samples=2 * N_PROMPTS))
     dataset = LensDataset(open_store(store), layers=[1])
     prompts = dataset.vector_sample[dataset.vector_phase == dataset.phases.index("prompt")]
@@ -227,7 +254,8 @@ def test_planning_needs_a_finished_first_round(tmp_path: Path) -> None:
 
 
 def test_a_request_that_was_served_before_later_ones_is_not_served_again(store: Path) -> None:
-    """Somebody tops up with the hungry.json of yesterday's lenses: its round is there, and so are later ones."""
+    """Somebody tops up with the hungry.json of yesterday's lenses: its round is there, and so are
+    later ones."""
     first, second = TopUp(("bird",), samples=2, origin="a"), TopUp(("bird",), samples=2, origin="b")
     assert top_up(store, first).rows_run > 0
     assert top_up(store, second).rows_run > 0

@@ -32,7 +32,9 @@ def only_finding(store: Path, **options: Any) -> Finding:
 
 def overwrite(store: Path, name: str, row: int, value: Any) -> None:
     """As a writer would that does not keep to the contract: with checksums that match."""
-    array: Any = zarr.open_array(store / ROUND / name, mode="r+").with_config({"write_empty_chunks": True})
+    array: Any = zarr.open_array(store / ROUND / name, mode="r+").with_config(
+        {"write_empty_chunks": True}
+    )
     array[row] = value
 
 
@@ -52,16 +54,21 @@ def stop_after(rows: int) -> Any:
     return stop
 
 
-# --- what is right --------------------------------------------------------------------------------------------------
+# --- what is right
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("jobs", [1, 4])
-def test_finished_store_is_clean_and_untouched(quick: bool, jobs: int, finished_store: Path) -> None:
+def test_finished_store_is_clean_and_untouched(
+    quick: bool, jobs: int, finished_store: Path
+) -> None:
     before = tree(finished_store)
     report = verify_store(finished_store, quick=quick, jobs=jobs, pack=PACK)
     assert (report.findings, report.notes, report.is_damaged) == ([], [], False)
-    assert [state.line() for state in report.rounds] == [f"{ROUND}: complete, 3 of 3 blocks, 20 of 20 rows"]
+    assert [state.line() for state in report.rounds] == [
+        f"{ROUND}: complete, 3 of 3 blocks, 20 of 20 rows"
+    ]
     assert tree(finished_store) == before
 
 
@@ -69,9 +76,13 @@ def test_every_array_and_every_object_of_a_store_is_checked(finished_store: Path
     """Also those that are added to the layout some day."""
     report = verify_store(finished_store)
     arrays = [
-        file for file in finished_store.rglob("zarr.json") if json.loads(file.read_text())["node_type"] == "array"
+        file
+        for file in finished_store.rglob("zarr.json")
+        if json.loads(file.read_text())["node_type"] == "array"
     ]
-    objects = [file for file in finished_store.rglob("*") if file.is_file() and "/c/" in file.as_posix()]
+    objects = [
+        file for file in finished_store.rglob("*") if file.is_file() and "/c/" in file.as_posix()
+    ]
     marks = 3
     assert (report.arrays, report.objects) == (len(arrays), len(objects) - marks)
 
@@ -89,11 +100,16 @@ def test_unfinished_store_is_not_damaged_and_says_how_far_it_is(rows: int, tmp_p
     report = verify_store(tmp_path / "s")
     done = max(0, rows - 4) // 8
     assert report.findings == []
-    line = f"{ROUND}: unfinished, {done} of 3 blocks, {8 * done} of 20 rows: run the same `lenscache extract` again"
+    line = (
+        f"{ROUND}: unfinished, {done} of 3 blocks, {8 * done} of 20 rows: run the same `lenscache "
+        "extract` again"
+    )
     assert report.rounds[0].line().startswith(line)
 
 
-def test_objects_of_blocks_without_a_mark_are_noted_and_do_no_harm(tmp_path: Path, finished_store: Path) -> None:
+def test_objects_of_blocks_without_a_mark_are_noted_and_do_no_harm(
+    tmp_path: Path, finished_store: Path
+) -> None:
     with pytest.raises(Stop):
         run_small(tmp_path / "s", on_progress=stop_after(12))
     for name in BLOCK_ARRAYS[:2]:
@@ -103,8 +119,9 @@ def test_objects_of_blocks_without_a_mark_are_noted_and_do_no_harm(tmp_path: Pat
         to.write_bytes(file.read_bytes()[:-5])
     report = verify_store(tmp_path / "s")
     assert (report.findings, report.notes) == (
-        [], [f"{ROUND}: objects of blocks 2, which are not marked complete; harmless"],
-    )  # fmt: skip
+        [],
+        [f"{ROUND}: objects of blocks 2, which are not marked complete; harmless"],
+    )
 
 
 def test_rows_without_a_completion_may_be_nan(tmp_path: Path) -> None:
@@ -121,27 +138,39 @@ def test_one_token_prompts_have_no_position_and_may_be_nan(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("mode", ["prompt", "completion"])
 @pytest.mark.parametrize("store_dtype", ["float16", "float32"])
-def test_stores_of_every_mode_and_dtype_are_clean(mode: Any, store_dtype: Any, tmp_path: Path) -> None:
+def test_stores_of_every_mode_and_dtype_are_clean(
+    mode: Any, store_dtype: Any, tmp_path: Path
+) -> None:
     settings = dataclasses.replace(SETTINGS, mode=mode, store_dtype=store_dtype)
     run_small(tmp_path / "s", settings=settings, layers=(0, 1))
     report = verify_store(tmp_path / "s", pack=PACK)
-    assert (report.findings, [state.state for state in report.rounds]) == ([], ["complete", "complete"])
+    assert (report.findings, [state.state for state in report.rounds]) == (
+        [],
+        ["complete", "complete"],
+    )
 
 
-# --- what quick verification finds ----------------------------------------------------------------------------------
+# --- what quick verification finds
+# ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("name", BLOCK_ARRAYS)
-def test_quick_verification_finds_lost_empty_and_cut_objects(name: str, how: str, store_copy: Path) -> None:
+def test_quick_verification_finds_lost_empty_and_cut_objects(
+    name: str, how: str, store_copy: Path
+) -> None:
     file = object_file(store_copy, name, 1)
     damage(file, how, random.Random(name))
     findings = verify_store(store_copy, quick=True).findings
     decodes_only = how == "flipped" or (how == "truncated" and name.startswith("samples"))
-    assert [(f.array, f.rows) for f in findings] == ([] if decodes_only else [(f"{ROUND}/{name}", (8, 15))])
+    assert [(f.array, f.rows) for f in findings] == (
+        [] if decodes_only else [(f"{ROUND}/{name}", (8, 15))]
+    )
 
 
-def test_quick_verification_decodes_nothing_but_marks(store_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_verification_decodes_nothing_but_marks(
+    store_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoded, original = [], StoredArray.decode
 
     def decode(array: StoredArray, number: int) -> Any:
@@ -153,12 +182,15 @@ def test_quick_verification_decodes_nothing_but_marks(store_copy: Path, monkeypa
     assert set(decoded) == {f"{ROUND}/complete"}
 
 
-# --- values that no checksum tells ----------------------------------------------------------------------------------
+# --- values that no checksum tells
+# ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["activations/prompt/2", "activations/completion/0"])
-def test_value_that_is_not_finite_is_found_with_its_row(name: str, value: float, store_copy: Path) -> None:
+def test_value_that_is_not_finite_is_found_with_its_row(
+    name: str, value: float, store_copy: Path
+) -> None:
     overwrite(store_copy, name, 13, value)
     finding = only_finding(store_copy)
     assert (finding.array, finding.rows, finding.block) == (f"{ROUND}/{name}", (13, 13), 1)
@@ -170,7 +202,10 @@ def test_values_in_a_row_without_a_position_are_found(tmp_path: Path) -> None:
     vars(silent)["eos_ids"] = frozenset(range(300))
     run_small(tmp_path / "s", silent)
     overwrite(tmp_path / "s", "activations/completion/0", 3, 1.0)
-    assert only_finding(tmp_path / "s").found == "values in a row without a pooled position in 1 of 8 rows of the block"
+    assert (
+        only_finding(tmp_path / "s").found
+        == "values in a row without a pooled position in 1 of 8 rows of the block"
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,7 +238,12 @@ def test_value_out_of_range_is_found_with_its_row(
             "samples/key",
             "1 values are not the digest of their text and of the settings",
         ),
-        ("samples/key", 7, "samples/key", "1 values are not the digest of their text and of the settings"),
+        (
+            "samples/key",
+            7,
+            "samples/key",
+            "1 values are not the digest of their text and of the settings",
+        ),
         ("samples/split", 1, None, "samples and labels have the plan digest"),
         ("labels/concept", 1, None, "samples and labels have the plan digest"),
     ],
@@ -213,7 +253,10 @@ def test_plan_that_was_changed_is_found_though_every_checksum_matches(
 ) -> None:
     overwrite(store_copy, name, 0, value)
     finding = only_finding(store_copy)
-    assert (finding.array, finding.found[: len(found)]) == (f"{ROUND}/{array}" if array else ROUND, found)
+    assert (finding.array, finding.found[: len(found)]) == (
+        f"{ROUND}/{array}" if array else ROUND,
+        found,
+    )
 
 
 def test_key_that_occurs_twice_is_found(store_copy: Path) -> None:
@@ -230,14 +273,19 @@ def test_key_that_occurs_twice_is_found(store_copy: Path) -> None:
         ({"seed": 5}, "the seed is 5, that of the store is 0"),
     ],
 )
-def test_attributes_that_make_no_sense_are_found(change: dict[str, Any], found: str, store_copy: Path) -> None:
+def test_attributes_that_make_no_sense_are_found(
+    change: dict[str, Any], found: str, store_copy: Path
+) -> None:
     set_attribute(store_copy, **change)
     finding = only_finding(store_copy)
     assert (finding.path, finding.found, finding.cure) == (f"{ROUND}/zarr.json", found, "hand")
 
 
 def test_arrays_of_another_shape_or_type_are_found(store_copy: Path) -> None:
-    for name, change in (("samples/kind", {"shape": [21]}), ("activations/prompt/0", {"data_type": "float16"})):
+    for name, change in (
+        ("samples/kind", {"shape": [21]}),
+        ("activations/prompt/0", {"data_type": "float16"}),
+    ):
         file = store_copy / ROUND / name / "zarr.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     found = {finding.array: finding.found for finding in verify_store(store_copy).findings}
@@ -251,18 +299,30 @@ def test_hierarchy_that_contradicts_itself_is_found(store_copy: Path) -> None:
     links: Any = zarr.open_array(store_copy / "hierarchy/parent_links", mode="r+")
     links[0] = (99, 0)
     finding = only_finding(store_copy)
-    assert (finding.array, finding.found) == ("hierarchy", "parent_links points outside the concepts")
+    assert (finding.array, finding.found) == (
+        "hierarchy",
+        "parent_links points outside the concepts",
+    )
 
 
-# --- where the texts come from --------------------------------------------------------------------------------------
+# --- where the texts come from
+# --------------------------------------------------------------------------------------
 
 
-def test_other_pack_is_found_by_digest_and_by_the_concepts_that_differ(finished_store: Path) -> None:
+def test_other_pack_is_found_by_digest_and_by_the_concepts_that_differ(
+    finished_store: Path,
+) -> None:
     bird = PACK["bird"]
-    longer = dataclasses.replace(bird, examples=(*bird.examples, "A sentence about wings that nobody extracted."))
-    other = dataclasses.replace(PACK, concepts=tuple(longer if c is bird else c for c in PACK.concepts))
+    longer = dataclasses.replace(
+        bird, examples=(*bird.examples, "A sentence about wings that nobody extracted.")
+    )
+    other = dataclasses.replace(
+        PACK, concepts=tuple(longer if c is bird else c for c in PACK.concepts)
+    )
     store, texts = verify_store(finished_store, pack=other).findings
-    assert store.found == f"extracted from pack small 1 ({PACK.digest}), the pack given is small 1 ({other.digest})"
+    assert store.found == (
+        f"extracted from pack small 1 ({PACK.digest}), the pack given is small 1 ({other.digest})"
+    )
     assert "'bird' (1 of the pack not stored, 0 stored not in the pack)" in texts.found
     assert "'fish'" not in texts.found
 
@@ -295,7 +355,8 @@ def test_lost_round_folder_of_a_layer_is_no_round(store_copy: Path) -> None:
 def test_run_that_goes_on_meanwhile_is_not_taken_for_damage(
     store_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Marks are read before the attributes: a round that is finished in between has a verification and old marks."""
+    """Marks are read before the attributes: a round that is finished in between has a verification
+    and old marks."""
     (store_copy / ROUND / "complete/c/1").rename(tmp_path / "mark")
     original = RoundCheck._read_marks
 
@@ -305,7 +366,9 @@ def test_run_that_goes_on_meanwhile_is_not_taken_for_damage(
 
         def size(array: StoredArray, number: int) -> int | None:
             found = decode(array, number)
-            if number == 2 and (tmp_path / "mark").exists():  # the last one was read: now the writer is done
+            if (
+                number == 2 and (tmp_path / "mark").exists()
+            ):  # the last one was read: now the writer is done
                 (tmp_path / "mark").rename(store_copy / ROUND / "complete/c/1")
             return found
 

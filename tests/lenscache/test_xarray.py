@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lenscache.concepts.plan import plan_samples
-from lenscache.errors import MissingPackageError, ModelLayerError, StoreDamagedError, StoreIncompleteError
+from lenscache.errors import (
+    MissingPackageError,
+    ModelLayerError,
+    StoreDamagedError,
+    StoreIncompleteError,
+)
 from lenscache.store.layout import NATIVE_DTYPES
 from lenscache.store.round import Round
 from lenscache.store.store import Store, create_store, open_store
@@ -59,10 +64,14 @@ def unfinished(tmp_path: Path) -> Store:
 def read_all(store: Store, layer: int) -> NDArray[np.float32]:
     """(sample, phase, model layer, hidden) of the rounds of a layer, through `Round.read`."""
     header = store.header
-    return np.concatenate([
-        np.stack([np.stack([r.read(p, m) for m in header.model_layers], 1) for p in header.phases], 1)
-        for r in store.rounds(layer)
-    ]).astype(np.float32)  # fmt: skip
+    return np.concatenate(
+        [
+            np.stack(
+                [np.stack([r.read(p, m) for m in header.model_layers], 1) for p in header.phases], 1
+            )
+            for r in store.rounds(layer)
+        ]
+    ).astype(np.float32)
 
 
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
@@ -96,7 +105,8 @@ def test_rows_stand_beside_their_texts_splits_and_keys(store: Store) -> None:
     assert bytes.fromhex(str(row.key.item())) == bytes(samples.key[100])
     assert [row[name].item() for name in ("layer", "round", "row")] == [1, 0, 100]
     np.testing.assert_array_equal(
-        row.activation.sel(phase="completion", model_layer=1), target.read("completion", 1, slice(100, 101))[0]
+        row.activation.sel(phase="completion", model_layer=1),
+        target.read("completion", 1, slice(100, 101))[0],
     )
 
 
@@ -117,7 +127,10 @@ def test_all_layers_follow_one_another(store: Store) -> None:
 
 def test_model_layers_and_phases_are_selected_in_the_order_asked_for(store: Store) -> None:
     dataset = store.to_xarray(1, model_layers=[1, 0], phases=["completion"])
-    assert (dataset.model_layer.values.tolist(), dataset.phase.values.tolist()) == ([1, 0], ["completion"])
+    assert (dataset.model_layer.values.tolist(), dataset.phase.values.tolist()) == (
+        [1, 0],
+        ["completion"],
+    )
     np.testing.assert_array_equal(dataset.activation.values, read_all(store, 1)[:, 1:, ::-1])
 
 
@@ -125,18 +138,26 @@ def indices(size: int) -> st.SearchStrategy[Any]:
     number = st.integers(-size, size - 1)
     some = st.lists(number, max_size=6).map(lambda chosen: np.array(chosen, np.int64))
     # xarray itself fails on a slice that runs backwards over nothing.
-    slices = st.slices(size).filter(lambda part: (part.step or 1) > 0 or len(range(*part.indices(size))) > 0)
+    slices = st.slices(size).filter(
+        lambda part: (part.step or 1) > 0 or len(range(*part.indices(size))) > 0
+    )
     return st.one_of(slices, number, some)
 
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_indexing_equals_numpy(store: Store, whole: NDArray[np.float32], data: st.DataObject) -> None:
+def test_indexing_equals_numpy(
+    store: Store, whole: NDArray[np.float32], data: st.DataObject
+) -> None:
     """Any selection along any dimensions gives what numpy gives for the whole array."""
     dims = ("hidden", "model_layer", "phase", "sample")
-    chosen = {dim: data.draw(indices(size)) for dim, size in zip(dims, whole.shape[::-1], strict=True)}
+    chosen = {
+        dim: data.draw(indices(size)) for dim, size in zip(dims, whole.shape[::-1], strict=True)
+    }
     expected = whole
-    for axis, dim in zip((3, 2, 1, 0), dims, strict=True):  # from the end: an integer drops its axis
+    for axis, dim in zip(
+        (3, 2, 1, 0), dims, strict=True
+    ):  # from the end: an integer drops its axis
         expected = expected[(slice(None),) * axis + (chosen[dim],)]
     np.testing.assert_array_equal(store.to_xarray(1).activation.isel(chosen).values, expected)
 
@@ -187,7 +208,8 @@ def test_dataset_shows_blocks_that_come_later_once_it_is_opened_again(unfinished
 def test_completion_of_a_row_that_is_extracted_while_the_dataset_opens_is_not_lost(
     unfinished: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The marks are read before the columns: a block that is finished in between is left out, not half there."""
+    """The marks are read before the columns: a block that is finished in between is left out, not
+    half there."""
     original = Round.samples
 
     def slow(self: Round) -> Any:
@@ -205,7 +227,9 @@ def test_block_that_is_taken_back_is_an_error_when_read(store: Store, tmp_path: 
     copy = open_store(shutil.copytree(store.path, tmp_path / "copy.zarr"), "r+")
     dataset = copy.to_xarray(1)
     copy.rounds(1)[0].unmark_block(1)
-    with pytest.raises(StoreIncompleteError, match="1 of 1 blocks of these rows are not extracted yet"):
+    with pytest.raises(
+        StoreIncompleteError, match="1 of 1 blocks of these rows are not extracted yet"
+    ):
         dataset.activation.isel(sample=64).load()
     assert dataset.activation.isel(sample=63).load().notnull().any()
 
@@ -214,7 +238,9 @@ def test_object_that_is_gone_is_an_error_and_not_nan(store: Store, tmp_path: Pat
     path = shutil.copytree(store.path, tmp_path / "copy.zarr")
     dataset = open_store(path).to_xarray(1)
     (path / ROUND / "activations/prompt/1/c/1/0").unlink()
-    with pytest.raises(StoreDamagedError, match=r"activations/prompt/1: the object of rows 64-127 is gone"):
+    with pytest.raises(
+        StoreDamagedError, match=r"activations/prompt/1: the object of rows 64-127 is gone"
+    ):
         dataset.activation.load()
 
 
@@ -230,13 +256,23 @@ def test_other_dtypes_are_exact_in_float32(dtype: Any, tmp_path: Path) -> None:
 def test_chunks_are_the_blocks_of_the_store_and_read_the_same(store: Store) -> None:
     plain, chunked = store.to_xarray(1), store.to_xarray(1, chunks={})
     assert chunked.activation.chunksizes == {
-        "sample": (64, 64, 64, 60), "phase": (1, 1), "model_layer": (1, 1), "hidden": (48,),
-    }  # fmt: skip
+        "sample": (64, 64, 64, 60),
+        "phase": (1, 1),
+        "model_layer": (1, 1),
+        "hidden": (48,),
+    }
     assert chunked.text.chunks is None
     xr.testing.assert_identical(chunked.compute(scheduler="threads"), plain)
-    assert store.to_xarray(1, chunks={"sample": 100}).activation.chunksizes["sample"] == (100, 100, 52)
+    assert store.to_xarray(1, chunks={"sample": 100}).activation.chunksizes["sample"] == (
+        100,
+        100,
+        52,
+    )
     assert chunked.activation.data.name == store.to_xarray(1, chunks={}).activation.data.name
-    assert chunked.activation.data.name != store.to_xarray(1, model_layers=[0], chunks={}).activation.data.name
+    assert (
+        chunked.activation.data.name
+        != store.to_xarray(1, model_layers=[0], chunks={}).activation.data.name
+    )
 
 
 def test_dataset_can_be_sent_to_another_process(store: Store) -> None:
@@ -264,13 +300,20 @@ def test_labels_of_rows_that_are_not_extracted_are_left_out(unfinished: Store) -
 
 
 def test_what_the_store_does_not_hold_is_an_error(store: Store) -> None:
-    with pytest.raises(StoreIncompleteError, match=r"layer 4 is not in the store, which holds 0,1: run `lenscache ex"):
+    with pytest.raises(
+        StoreIncompleteError,
+        match=r"layer 4 is not in the store, which holds 0,1: run `lenscache ex",
+    ):
         store.to_xarray(4)
     with pytest.raises(ModelLayerError, match="model layer 9 is not in the store, which holds 0,1"):
         store.to_xarray(1, model_layers=[9])
 
 
-def test_chunks_without_dask_say_what_to_install(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_without_dask_say_what_to_install(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingPackageError, match=r"needs dask: run `pip install 'lenscache\[dask\]'`"):
+    with pytest.raises(
+        MissingPackageError, match=r"needs dask: run `pip install 'lenscache\[dask\]'`"
+    ):
         store.to_xarray(1, chunks={})

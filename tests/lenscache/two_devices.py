@@ -1,8 +1,10 @@
-"""A model over two devices, on a machine that has none: run `python -m tests.lenscache.two_devices ARCHITECTURE ...`.
+"""A model over two devices, on a machine that has none: run `python -m tests.lenscache.two_devices
+ARCHITECTURE ...`.
 
-torch is taught a kind of device of which there are two, "pretend:0" and "pretend:1". They compute on the CPU and refuse
-what CUDA refuses: an operation on tensors of different devices, or of a device and the host. accelerate spreads a model
-over them as it does over cards. Registering a kind of device changes torch for good, hence a process of its own.
+torch is taught a kind of device of which there are two, "pretend:0" and "pretend:1". They compute
+on the CPU and refuse what CUDA refuses: an operation on tensors of different devices, or of a
+device and the host. accelerate spreads a model over them as it does over cards. Registering a kind
+of device changes torch for good, hence a process of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +26,13 @@ from lenscache.live.steering import Intervention, Positions, steer_all
 from lenscache.model.loading import LoadedModel, find_blocks
 from lenscache.model.placement import input_device
 from lenscache.store.header import Phase
-from tests.lenscache.test_runner import HALF_OF_THE_VOCABULARY, UNEQUAL, assert_same_results, rows_of, with_eos
+from tests.lenscache.test_runner import (
+    HALF_OF_THE_VOCABULARY,
+    UNEQUAL,
+    assert_same_results,
+    rows_of,
+    with_eos,
+)
 from tests.models import SENTENCES, tiny_model
 
 FIRST, SECOND = "pretend:0", "pretend:1"
@@ -42,9 +50,13 @@ class _Pretended(torch.Tensor):
     @staticmethod
     def __new__(cls, held: torch.Tensor, device: torch.device) -> _Pretended:
         made: _Pretended = torch.Tensor._make_wrapper_subclass(
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
             device=device,
-        )  # fmt: skip
+        )
         return made
 
     def __init__(self, held: torch.Tensor, device: torch.device) -> None:
@@ -64,17 +76,24 @@ def _compute(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     leaves, shape = tree_flatten((args, dict(kwargs)))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     mixing = [
-        tensor for number, tensor in enumerate(tensors)
+        tensor
+        for number, tensor in enumerate(tensors)
         if tensor.device.type != "cpu" or (tensor.ndim and not (number and name in _TAKING_INDICES))
-    ]  # fmt: skip
+    ]
     places = {tensor.device for tensor in mixing}
     if len(places) > 1 and name not in _MOVING:
         raise RuntimeError(f"tensors of {sorted(map(str, places))} meet in {op}")
     asked = [leaf for leaf in leaves if isinstance(leaf, torch.device)]
-    source = tensors[1] if name == "aten::to" and len(tensors) > 1 else tensors[0] if tensors else None
+    source = (
+        tensors[1] if name == "aten::to" and len(tensors) > 1 else tensors[0] if tensors else None
+    )
     device = asked[0] if asked else source.device if source is not None else torch.device("cpu")
     here = [
-        leaf.held if isinstance(leaf, _Pretended) else torch.device("cpu") if isinstance(leaf, torch.device) else leaf
+        leaf.held
+        if isinstance(leaf, _Pretended)
+        else torch.device("cpu")
+        if isinstance(leaf, torch.device)
+        else leaf
         for leaf in leaves
     ]
     plain_args, plain_kwargs = tree_unflatten(here, shape)
@@ -83,7 +102,9 @@ def _compute(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return args[0]
     if device.type == "cpu":
         return found
-    return tree_map(lambda leaf: _Pretended(leaf, device) if isinstance(leaf, torch.Tensor) else leaf, found)
+    return tree_map(
+        lambda leaf: _Pretended(leaf, device) if isinstance(leaf, torch.Tensor) else leaf, found
+    )
 
 
 def register() -> Any:
@@ -91,7 +112,11 @@ def register() -> Any:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     backend: Any = types.ModuleType("torch.pretend")
-    backend.device_count, backend.is_available, backend.current_device = lambda: 2, lambda: True, lambda: 0
+    backend.device_count, backend.is_available, backend.current_device = (
+        lambda: 2,
+        lambda: True,
+        lambda: 0,
+    )
     backend._is_in_bad_fork, backend.manual_seed_all = lambda: False, lambda _seed: None
     _setup_privateuseone_for_python_backend("pretend", backend_module=backend)
     library: Any = torch.library.Library("_", "IMPL")  # type: ignore[no-untyped-call]
@@ -113,13 +138,25 @@ def spread(whole: LoadedModel) -> LoadedModel:
     blocks = find_blocks(model)
     path = next(name for name, module in model.named_modules() if module is blocks)
     base = path.rpartition(".")[0]
-    places = {f"{base}.{name}": SECOND if "norm" in name or name == "ln_f" else FIRST
-              for name, child in model.get_submodule(base).named_children() if child is not blocks}  # fmt: skip
-    places |= {f"{path}.{number}": SECOND if number == len(blocks) - 1 else FIRST for number in range(len(blocks))}
+    places = {
+        f"{base}.{name}": SECOND if "norm" in name or name == "ln_f" else FIRST
+        for name, child in model.get_submodule(base).named_children()
+        if child is not blocks
+    }
+    places |= {
+        f"{path}.{number}": SECOND if number == len(blocks) - 1 else FIRST
+        for number in range(len(blocks))
+    }
     is_tied = model.config.tie_word_embeddings  # with the embeddings, which come first
-    places |= {name: FIRST if is_tied else SECOND for name, _ in model.named_children() if name != base}
-    model = accelerate.dispatch_model(model, places, skip_keys=model._skip_keys_device_placement, force_hooks=True)
-    return dataclasses.replace(whole, model=model, blocks=list(find_blocks(model)), device=input_device(model))
+    places |= {
+        name: FIRST if is_tied else SECOND for name, _ in model.named_children() if name != base
+    }
+    model = accelerate.dispatch_model(
+        model, places, skip_keys=model._skip_keys_device_placement, force_hooks=True
+    )
+    return dataclasses.replace(
+        whole, model=model, blocks=list(find_blocks(model)), device=input_device(model)
+    )
 
 
 def check_that_devices_do_not_mix() -> None:
@@ -146,7 +183,9 @@ def check_activations(whole: LoadedModel, parts: LoadedModel) -> None:
         for pooling in ("mean", "max", "last"):
             for ends in (whole.eos_ids, HALF_OF_THE_VOCABULARY):
                 here, there = (
-                    Runner(with_eos(loaded, ends), LAYERS, mode=mode, pooling=pooling, max_new_tokens=8)
+                    Runner(
+                        with_eos(loaded, ends), LAYERS, mode=mode, pooling=pooling, max_new_tokens=8
+                    )
                     for loaded in (whole, parts)
                 )
                 assert_same_results(there.run(rows_of(UNEQUAL)), here.run(rows_of(UNEQUAL)))
@@ -157,7 +196,10 @@ def check_steering(whole: LoadedModel, parts: LoadedModel) -> None:
     direction = torch.randn(whole.hidden, generator=torch.Generator().manual_seed(1))
     positions: list[Positions] = ["all", "completion", slice(1, None)]
     for where in positions:
-        changes = [Intervention(direction, layer, 4.0, ablate=layer == 1, positions=where) for layer in LAYERS]
+        changes = [
+            Intervention(direction, layer, 4.0, ablate=layer == 1, positions=where)
+            for layer in LAYERS
+        ]
         found = []
         for loaded in (whole, parts):
             with steer_all(loaded, changes):
@@ -184,7 +226,9 @@ class _Keeping:
     def __init__(self) -> None:
         self.kept: list[torch.Tensor] = []
 
-    def begin_pass(self, phase: Phase, *, real: torch.Tensor, first: torch.Tensor, is_new: bool) -> None:
+    def begin_pass(
+        self, phase: Phase, *, real: torch.Tensor, first: torch.Tensor, is_new: bool
+    ) -> None:
         assert (phase, is_new, bool(real.all()), int(first.sum())) == ("prompt", True, True, 1)
 
     def take(self, model_layer: int, hidden: torch.Tensor) -> None:
@@ -195,8 +239,11 @@ class _Keeping:
 
 
 CHECKS: tuple[Callable[[LoadedModel, LoadedModel], None], ...] = (
-    check_placement, check_activations, check_steering, check_listening,
-)  # fmt: skip
+    check_placement,
+    check_activations,
+    check_steering,
+    check_listening,
+)
 
 
 def main(architectures: Sequence[str]) -> None:

@@ -51,8 +51,11 @@ class Planting:
     """Concepts that leave no trace: their lenses have nothing to find."""
 
 
-def planted_pack(*, n_examples: int = 20, n_contrasts: int = 4, changes: Sequence[Concept] = ()) -> ConceptPack:
-    """Three branches on layer 0 with three concepts each on layer 1; `changes` replace or add concepts."""
+def planted_pack(
+    *, n_examples: int = 20, n_contrasts: int = 4, changes: Sequence[Concept] = ()
+) -> ConceptPack:
+    """Three branches on layer 0 with three concepts each on layer 1; `changes` replace or add
+    concepts."""
     concepts = {branch: _concept(branch, 0, (), n_examples, n_contrasts) for branch in BRANCHES}
     for branch, leaves in zip(BRANCHES, LEAVES, strict=True):
         concepts |= {leaf: _concept(leaf, 1, (branch,), n_examples, n_contrasts) for leaf in leaves}
@@ -60,14 +63,19 @@ def planted_pack(*, n_examples: int = 20, n_contrasts: int = 4, changes: Sequenc
     return ConceptPack("planted", "1", tuple(concepts.values()))
 
 
-def _concept(name: str, layer: int, parents: tuple[str, ...], n_examples: int, n_contrasts: int) -> Concept:
+def _concept(
+    name: str, layer: int, parents: tuple[str, ...], n_examples: int, n_contrasts: int
+) -> Concept:
     return Concept(
         id=name,
         name=name,
         layer=layer,
         definition=f"What the {name} is.",
         parents=parents,
-        examples=tuple(f"Sight {i} of it, as kept in book {stable_hash(name) % 9973}." for i in range(n_examples)),
+        examples=tuple(
+            f"Sight {i} of it, as kept in book {stable_hash(name) % 9973}."
+            for i in range(n_examples)
+        ),
         contrasts=tuple(f"The word {name} on van {i}." for i in range(n_contrasts)),
     )
 
@@ -81,24 +89,35 @@ def _directions() -> NDArray[np.float64]:
 def direction_of(concept: str) -> NDArray[np.float64]:
     """The unit vector of a concept of `planted_pack`, at right angles to all others."""
     names = [*BRANCHES, *chain(*LEAVES)]
-    number = names.index(concept) if concept in names else len(names) + stable_hash(concept) % (HIDDEN - len(names))
+    number = (
+        names.index(concept)
+        if concept in names
+        else len(names) + stable_hash(concept) % (HIDDEN - len(names))
+    )
     return np.asarray(_directions()[number])
 
 
-def planted_activations(plan: SamplePlan, planting: Planting, phase: Phase, model_layer: int) -> NDArray[np.float64]:
-    """(n, hidden): noise, and in `SIGNAL_LAYER` the direction of every concept that a row expresses.
+def planted_activations(
+    plan: SamplePlan, planting: Planting, phase: Phase, model_layer: int
+) -> NDArray[np.float64]:
+    """(n, hidden): noise, and in `SIGNAL_LAYER` the direction of every concept that a row
+    expresses.
 
     Everything about a row is keyed by its text, as with a real model.
     """
     rows = [
-        np.random.default_rng(stable_hash(planting.noise_seed, phase, model_layer, text)).normal(size=HIDDEN)
+        np.random.default_rng(stable_hash(planting.noise_seed, phase, model_layer, text)).normal(
+            size=HIDDEN
+        )
         for text in plan.texts
     ]
     X = np.stack(rows) + planting.offset
     if model_layer != SIGNAL_LAYER:
         return X
     strength = planting.strength if phase == "prompt" else planting.completion_strength
-    for sample, number, role in zip(plan.label_sample, plan.label_concept, plan.label_role, strict=True):
+    for sample, number, role in zip(
+        plan.label_sample, plan.label_concept, plan.label_role, strict=True
+    ):
         if role == POSITIVE and plan.concepts[number] not in planting.flat:
             X[sample] += strength * direction_of(plan.concepts[number])
     return X
@@ -145,12 +164,15 @@ def plant_round(
     verified: bool = True,
     sampling: str = "",
 ) -> Round:
-    """Write a round; only its first `n_blocks` blocks if given, and without the mark of verification if not.
+    """Write a round; only its first `n_blocks` blocks if given, and without the mark of
+    verification if not.
 
     Another `sampling` gives the same texts other keys, as sampling them again does.
     """
     planting, header = planting or Planting(), store.header
-    keys = [hashlib.blake2b((sampling + text).encode(), digest_size=16).digest() for text in plan.texts]
+    keys = [
+        hashlib.blake2b((sampling + text).encode(), digest_size=16).digest() for text in plan.texts
+    ]
     target = store.create_round(
         layer,
         index,
@@ -160,7 +182,11 @@ def plant_round(
         block_rows=BLOCK_ROWS,
     )
     generated = has_completion(plan, planting) & (header.mode != "prompt")
-    arrays = {(p, m): planted_activations(plan, planting, p, m) for p in header.phases for m in header.model_layers}
+    arrays = {
+        (p, m): planted_activations(plan, planting, p, m)
+        for p in header.phases
+        for m in header.model_layers
+    }
     for (phase, _), values in arrays.items():
         if phase == "completion":
             values[~generated] = np.nan

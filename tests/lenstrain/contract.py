@@ -1,7 +1,7 @@
 """What every lens family promises. `test_contract.py` runs the list over all of them.
 
-A family is anything that makes an unfitted lens; to add one, add it to `FAMILIES`. A check takes the family and raises
-AssertionError; `CHECKS` is collected by name.
+A family is anything that makes an unfitted lens; to add one, add it to `FAMILIES`. A check takes
+the family and raises AssertionError; `CHECKS` is collected by name.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ Family = Callable[[], LensFamily]
 
 
 class Trained:
-    """A family as adaptive training uses it: its trainer on standardised rows, with what each family reads."""
+    """A family as adaptive training uses it: its trainer on standardised rows, with what each
+    family reads."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -71,12 +72,15 @@ FAMILIES: dict[str, Family] = {
     "linear": LinearLens,
     "mlp": MlpLens,
     "mean difference": MeanDifferenceLens,
-    # The MLP's trainer takes the order of rows as it comes, so it is checked as the estimator that sorts them.
+    # The MLP's trainer takes the order of rows as it comes, so it is checked as the estimator that
+    # sorts them.
     **{f"{name}, trained": partial(Trained, name) for name in families.FAMILIES if name != "mlp"},
 }
 
 
-def make_data(n: int = 40, d: int = 12, *, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def make_data(
+    n: int = 40, d: int = 12, *, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """X (n, d) and y (n,); the classes overlap a little."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 3 == 0
@@ -129,7 +133,9 @@ def check_order_of_rows_does_not_matter(family: Family) -> None:
     order = np.random.default_rng(1).permutation(len(X))
     a, b = family().fit(X, y), family().fit(X[order], y[order])
     np.testing.assert_allclose(a.decision_function(X), b.decision_function(X), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(a.decision_function(X)[order], a.decision_function(X[order]), rtol=1e-9)
+    np.testing.assert_allclose(
+        a.decision_function(X)[order], a.decision_function(X[order]), rtol=1e-9
+    )
 
 
 def check_rows_are_judged_one_by_one(family: Family) -> None:
@@ -169,7 +175,9 @@ def check_deterministic_bit_for_bit(family: Family) -> None:
 def check_fit_again_forgets_the_first_fit(family: Family) -> None:
     X, y = make_data()
     again = family().fit(X, ~y).fit(X, y)
-    np.testing.assert_array_equal(again.decision_function(X), family().fit(X, y).decision_function(X))
+    np.testing.assert_array_equal(
+        again.decision_function(X), family().fit(X, y).decision_function(X)
+    )
 
 
 def check_one_class_missing_is_an_error(family: Family) -> None:
@@ -199,7 +207,9 @@ def check_constant_features_are_harmless(family: Family) -> None:
     X, y = make_data()
     with_constants = np.concatenate([X, np.full((len(X), 2), 7.3), np.zeros((len(X), 2))], axis=1)
     expected = family().fit(X, y).decision_function(X)
-    np.testing.assert_allclose(family().fit(with_constants, y).decision_function(with_constants), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        family().fit(with_constants, y).decision_function(with_constants), expected, rtol=1e-6
+    )
 
 
 def check_duplicate_rows_are_harmless(family: Family) -> None:
@@ -237,7 +247,12 @@ def check_more_features_than_rows(family: Family) -> None:
 def check_any_floating_point_type_is_accepted(family: Family) -> None:
     X, y = make_data()
     exact = family().fit(X, y).decision_function(X)
-    for dtype, tolerance in ((np.float64, 0), (np.float32, 1e-4), (np.float16, 0.05), (ml_dtypes.bfloat16, 0.3)):
+    for dtype, tolerance in (
+        (np.float64, 0),
+        (np.float32, 1e-4),
+        (np.float16, 0.05),
+        (ml_dtypes.bfloat16, 0.3),
+    ):
         rounded = X.astype(dtype)
         logits = family().fit(rounded, y).decision_function(rounded)
         assert logits.dtype == np.float64
@@ -258,5 +273,7 @@ def check_errors_are_ours_and_builtin(family: Family) -> None:
 
 
 CHECKS: dict[str, Callable[[Family], None]] = {
-    name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")
+    name.removeprefix("check_"): check
+    for name, check in list(globals().items())
+    if name.startswith("check_")
 }

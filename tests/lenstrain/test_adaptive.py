@@ -52,7 +52,9 @@ class ChangedDataset(LensDataset):
         super().__init__(store)
         self.change, self.changed_splits = change, splits
 
-    def vectors(self, model_layer: int, place: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
+    def vectors(
+        self, model_layer: int, place: NDArray[np.intp] | None = None
+    ) -> NDArray[np.float32]:
         X = super().vectors(model_layer)
         for split in self.changed_splits:
             rows = np.flatnonzero(self.split[self.vector_sample] == split)
@@ -70,7 +72,9 @@ def replace(X: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[np.float3
 
 def weights_of(result: FitResult) -> bytes:
     """Weights and biases, bit for bit."""
-    return b"".join(weight_of(lens).tobytes() + np.float64(bias_of(lens)).tobytes() for lens in result.lenses)
+    return b"".join(
+        weight_of(lens).tobytes() + np.float64(bias_of(lens)).tobytes() for lens in result.lenses
+    )
 
 
 def weight_of(lens: FittedLens) -> NDArray[np.float32]:
@@ -104,16 +108,23 @@ def faint(faint_store: Store) -> LensDataset:
     return LensDataset(faint_store)
 
 
-# --- what is found ---------------------------------------------------------------------------------------------------
+# --- what is found
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_planted_directions_are_recovered(tmp_path: Path) -> None:
     dataset = LensDataset(make_planted_store(tmp_path / "s", pack=planted_pack(n_examples=60)))
     result = fit_lenses(dataset, dataclasses.replace(EAGER, C=0.01))
-    cosines = {lens.concept: cosine(weight_of(lens), direction_of(lens.concept)) for lens in result.lenses}
+    cosines = {
+        lens.concept: cosine(weight_of(lens), direction_of(lens.concept)) for lens in result.lenses
+    }
     assert min(cosines.values()) >= 0.9, cosines
-    strangers = [abs(cosine(weight_of(lens), direction_of(c))) for lens in result.lenses for c in CONCEPTS if c not in
-                 dataset.hierarchy.family(lens.concept)]  # fmt: skip
+    strangers = [
+        abs(cosine(weight_of(lens), direction_of(c)))
+        for lens in result.lenses
+        for c in CONCEPTS
+        if c not in dataset.hierarchy.family(lens.concept)
+    ]
     assert max(strangers) < 0.4
 
 
@@ -127,13 +138,24 @@ def test_clear_concepts_graduate_with_grade_A_whatever_their_layer(fitted: FitRe
 def test_lenses_of_noise_never_grade_well(tmp_path: Path) -> None:
     names = [f"noise-{i}" for i in range(40)]
     changes = [
-        Concept(name, name, 1, parents=(BRANCHES[i % 3],), examples=tuple(f"Nothing {i}, {j}." for j in range(12)))
+        Concept(
+            name,
+            name,
+            1,
+            parents=(BRANCHES[i % 3],),
+            examples=tuple(f"Nothing {i}, {j}." for j in range(12)),
+        )
         for i, name in enumerate(names)
     ]
     store = make_planted_store(
-        tmp_path / "s", pack=planted_pack(changes=changes), planting=Planting(flat=tuple(names)), layers=[1]
-    )  # fmt: skip
-    result = fit_lenses(LensDataset(store), dataclasses.replace(EAGER, initial_samples=10), concepts=names)
+        tmp_path / "s",
+        pack=planted_pack(changes=changes),
+        planting=Planting(flat=tuple(names)),
+        layers=[1],
+    )
+    result = fit_lenses(
+        LensDataset(store), dataclasses.replace(EAGER, initial_samples=10), concepts=names
+    )
     assert len(result.lenses) == 40
     assert Grade.A not in {lens.grade for lens in result.lenses}
     assert np.mean([lens.ranking.score for lens in result.lenses]) < 0.1
@@ -144,11 +166,15 @@ def test_model_layer_that_holds_the_directions_is_chosen(fitted: FitResult) -> N
     assert {lens.model_layers for lens in fitted.lenses} == {(SIGNAL_LAYER,)}
 
 
-def test_threshold_and_probability_separate_the_test_rows(planted: LensDataset, fitted: FitResult) -> None:
+def test_threshold_and_probability_separate_the_test_rows(
+    planted: LensDataset, fitted: FitResult
+) -> None:
     X = planted.vectors(SIGNAL_LAYER)
     for lens in fitted.lenses:
         task = planted.task(lens.concept, FitSettings().n_negatives)
-        positives, negatives = (X[planted.vectors_of(rows[TEST])] for rows in (task.positives, task.negatives))
+        positives, negatives = (
+            X[planted.vectors_of(rows[TEST])] for rows in (task.positives, task.negatives)
+        )
         assert (lens.weights.decision_function(positives) >= lens.threshold).mean() > 0.8
         assert lens.calibrator(lens.weights.decision_function(positives)).mean() > 0.7
         assert lens.calibrator(lens.weights.decision_function(negatives)).mean() < 0.3
@@ -165,7 +191,8 @@ def test_lens_does_not_depend_on_which_others_are_fitted(planted: LensDataset) -
     assert alone.ranking == pytest.approx(together["bird"].ranking)
 
 
-# --- nothing held out leaks ------------------------------------------------------------------------------------------
+# --- nothing held out leaks
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("split", [CALIBRATION, TEST])
@@ -181,34 +208,48 @@ def test_held_out_activations_never_reach_the_weights(
 def test_test_activations_reach_neither_threshold_nor_probabilities(
     planted_store: Store, planted: LensDataset, change: Change
 ) -> None:
-    before, after = fit_lenses(planted, EAGER), fit_lenses(ChangedDataset(planted_store, change, TEST), EAGER)
-    assert [(a.threshold, a.calibrator) for a in after.lenses] == [(b.threshold, b.calibrator) for b in before.lenses]
+    before, after = (
+        fit_lenses(planted, EAGER),
+        fit_lenses(ChangedDataset(planted_store, change, TEST), EAGER),
+    )
+    assert [(a.threshold, a.calibrator) for a in after.lenses] == [
+        (b.threshold, b.calibrator) for b in before.lenses
+    ]
     assert [a.test_f1 for a in after.lenses] != [b.test_f1 for b in before.lenses]
 
 
-def test_training_activations_do_reach_the_weights(planted_store: Store, planted: LensDataset) -> None:
+def test_training_activations_do_reach_the_weights(
+    planted_store: Store, planted: LensDataset
+) -> None:
     """The checks above would pass if nothing ever changed."""
     changed = fit_lenses(ChangedDataset(planted_store, shuffle, TRAIN), EAGER)
     assert weights_of(changed) != weights_of(fit_lenses(planted, EAGER))
 
 
 def chosen_layers(dataset: LensDataset) -> list[int]:
-    tasks = [TaskRows(dataset, dataset.task(c, FitSettings().n_negatives), FitSettings()) for c in CONCEPTS]
+    tasks = [
+        TaskRows(dataset, dataset.task(c, FitSettings().n_negatives), FitSettings())
+        for c in CONCEPTS
+    ]
     return [layer for ((layer,), _) in choose_model_layers(dataset, tasks, FitSettings())]
 
 
 @pytest.mark.parametrize("change", [shuffle, replace])
 def test_model_layer_is_chosen_without_the_test_split(planted_store: Store, change: Change) -> None:
-    assert chosen_layers(ChangedDataset(planted_store, change, TEST)) == [SIGNAL_LAYER] * len(CONCEPTS)
+    assert chosen_layers(ChangedDataset(planted_store, change, TEST)) == [SIGNAL_LAYER] * len(
+        CONCEPTS
+    )
 
 
 def test_model_layer_is_chosen_by_the_calibration_split(planted_store: Store) -> None:
-    """With calibration rows of no use there is nothing to choose by: equal layers go to the lower one."""
+    """With calibration rows of no use there is nothing to choose by: equal layers go to the lower
+    one."""
     flat = ChangedDataset(planted_store, lambda X, rows: np.zeros_like(X[rows]), CALIBRATION)
     assert chosen_layers(flat) == [0] * len(CONCEPTS)
 
 
-# --- schedule --------------------------------------------------------------------------------------------------------
+# --- schedule
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -241,8 +282,12 @@ def test_trajectory_records_every_iteration(faint: LensDataset) -> None:
         assert counts == expected[: len(counts)]
         assert lens.graduated or counts == expected
         held = len(faint.task(lens.concept, FitSettings().n_negatives).negatives[TRAIN])
-        assert [iteration.n_negatives for iteration in lens.trajectory] == [min(10 * n, held) for n in counts]
-        assert [iteration.graduated for iteration in lens.trajectory[:-1]] == [False] * (len(counts) - 1)
+        assert [iteration.n_negatives for iteration in lens.trajectory] == [
+            min(10 * n, held) for n in counts
+        ]
+        assert [iteration.graduated for iteration in lens.trajectory[:-1]] == [False] * (
+            len(counts) - 1
+        )
 
 
 def test_last_iteration_is_the_lens_that_is_kept(faint: LensDataset) -> None:
@@ -255,8 +300,11 @@ def test_last_iteration_is_the_lens_that_is_kept(faint: LensDataset) -> None:
         assert lens.n_samples == last.n_samples
 
 
-def test_f1_is_reported_apart_for_samples_that_name_the_concept_and_for_those_that_do_not(tmp_path: Path) -> None:
-    """What names the concept is lost from the activations: a lens that is blind there must not hide behind the rest."""
+def test_f1_is_reported_apart_for_samples_that_name_the_concept_and_for_those_that_do_not(
+    tmp_path: Path,
+) -> None:
+    """What names the concept is lost from the activations: a lens that is blind there must not hide
+    behind the rest."""
     store = make_planted_store(tmp_path / "s")
 
     def hide_named(X: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[np.float32]:
@@ -273,14 +321,19 @@ def test_f1_is_reported_apart_for_samples_that_name_the_concept_and_for_those_th
 
 def test_f1_of_samples_that_there_are_none_of_is_not_a_number(tmp_path: Path) -> None:
     pack = dataclasses.replace(planted_pack(), prompts="examples")
-    for lens in fit_lenses(LensDataset(make_planted_store(tmp_path / "s", pack=pack)), EAGER).lenses:
+    for lens in fit_lenses(
+        LensDataset(make_planted_store(tmp_path / "s", pack=pack)), EAGER
+    ).lenses:
         assert np.isnan(lens.f1_named)
         assert lens.f1_unnamed == lens.test_f1
 
 
 def test_strength_is_chosen_on_the_calibration_split_and_kept_with_the_lens(tmp_path: Path) -> None:
-    """Where calibration has noise for features the strongest penalty wins every tie; a given one is taken as it is."""
-    store = make_planted_store(tmp_path / "s", planting=Planting(strength=2.0, completion_strength=1.0))
+    """Where calibration has noise for features the strongest penalty wins every tie; a given one is
+    taken as it is."""
+    store = make_planted_store(
+        tmp_path / "s", planting=Planting(strength=2.0, completion_strength=1.0)
+    )
     settings = FitSettings(initial_samples=200, model_layers=(SIGNAL_LAYER,))
     chosen = {lens.concept: lens.C for lens in fit_lenses(LensDataset(store), settings).lenses}
     assert set(chosen.values()) <= set(STRENGTHS)
@@ -293,7 +346,9 @@ def test_strength_is_chosen_on_the_calibration_split_and_kept_with_the_lens(tmp_
 
 
 @pytest.mark.parametrize("validation", ["advisory", "blocking", "falloff"])
-def test_several_targets_in_one_pass_give_what_a_fit_for_each_gives(validation: Any, faint: LensDataset) -> None:
+def test_several_targets_in_one_pass_give_what_a_fit_for_each_gives(
+    validation: Any, faint: LensDataset
+) -> None:
     settings, targets = FitSettings(validation=validation), [0.95, 0.6, 0.8]
     together = fit_targets(faint, settings, targets)
     for target, result in zip(targets, together, strict=True):
@@ -301,7 +356,11 @@ def test_several_targets_in_one_pass_give_what_a_fit_for_each_gives(validation: 
         for one, other in zip(result.lenses, alone.lenses, strict=True):
             # Concepts are solved in batches, and a batch of others adds up to other last bits.
             np.testing.assert_allclose(weight_of(one), weight_of(other), rtol=1e-4, atol=1e-6)
-            assert (one.graduated, one.hungry, one.model_layers) == (other.graduated, other.hungry, other.model_layers)
+            assert (one.graduated, one.hungry, one.model_layers) == (
+                other.graduated,
+                other.hungry,
+                other.model_layers,
+            )
             for step, expected in zip(one.trajectory, other.trajectory, strict=True):
                 assert step[:5] == pytest.approx(expected[:5])
                 assert step[5:] == expected[5:]
@@ -318,7 +377,9 @@ def test_a_pass_over_several_targets_fits_no_more_than_the_highest_needs(
             counted.append(len(which))
             return super().fit(which, *args, **options)
 
-    family = dataclasses.replace(FAMILIES["linear"], trainer=lambda job: Counted(job.Z, job.rows, job.targets))
+    family = dataclasses.replace(
+        FAMILIES["linear"], trainer=lambda job: Counted(job.Z, job.rows, job.targets)
+    )
     monkeypatch.setitem(FAMILIES, "linear", family)
     once = FitSettings(target_f1=0.95, beyond_graduation=False)
     fit_lenses(faint, once)
@@ -347,7 +408,8 @@ def test_first_fit_of_a_trajectory_is_that_of_its_samples_alone(faint: LensDatas
         assert a.trajectory[1][:5] == pytest.approx(b.trajectory[1][:5])
 
 
-# --- graduation ------------------------------------------------------------------------------------------------------
+# --- graduation
+# ------------------------------------------------------------------------------------------------------
 
 
 def check_graduation(result: FitResult, settings: FitSettings) -> None:
@@ -371,9 +433,14 @@ def test_graduation_follows_the_rule(faint: LensDataset, validation: Any, target
 
 def test_overfit_lens_does_not_graduate(faint: LensDataset) -> None:
     settings = FitSettings(model_layers=(1,), target_f1=0.4, max_overfit_gap=0.10)
-    strict, lax = fit_lenses(faint, settings), fit_lenses(faint, dataclasses.replace(settings, max_overfit_gap=1.0))
+    strict, lax = (
+        fit_lenses(faint, settings),
+        fit_lenses(faint, dataclasses.replace(settings, max_overfit_gap=1.0)),
+    )
     first = [lens.trajectory[0] for lens in strict.lenses]
-    overfit = [step for step in first if step.test_f1 >= 0.4 and step.train_f1 - step.test_f1 > 0.10]
+    overfit = [
+        step for step in first if step.test_f1 >= 0.4 and step.train_f1 - step.test_f1 > 0.10
+    ]
     assert overfit
     assert not any(step.graduated for step in overfit)
     assert all(lens.trajectory[0].graduated for lens in lax.lenses if lens.test_f1 >= 0.4)
@@ -387,11 +454,20 @@ def test_advisory_never_blocks(faint: LensDataset) -> None:
 
 def test_blocking_holds_back_low_grades(faint: LensDataset) -> None:
     settings = FitSettings(
-        model_layers=(1,), target_f1=0.4, max_overfit_gap=1.0, validation="blocking", min_grade=Grade.A
-    )  # fmt: skip
-    blocked, free = fit_lenses(faint, settings), fit_lenses(faint, dataclasses.replace(settings, validation="advisory"))
+        model_layers=(1,),
+        target_f1=0.4,
+        max_overfit_gap=1.0,
+        validation="blocking",
+        min_grade=Grade.A,
+    )
+    blocked, free = (
+        fit_lenses(faint, settings),
+        fit_lenses(faint, dataclasses.replace(settings, validation="advisory")),
+    )
     assert all(lens.grade is Grade.A for lens in blocked.lenses if lens.graduated)
-    assert sum(len(lens.trajectory) for lens in blocked.lenses) > sum(len(lens.trajectory) for lens in free.lenses)
+    assert sum(len(lens.trajectory) for lens in blocked.lenses) > sum(
+        len(lens.trajectory) for lens in free.lenses
+    )
 
 
 def test_falloff_relaxes_with_the_iterations() -> None:
@@ -408,14 +484,18 @@ def test_required_grade_of_the_other_modes_is_constant() -> None:
 
 def test_lower_target_needs_no_more_samples(faint: LensDataset) -> None:
     needed = [
-        [lens.n_samples for lens in fit_lenses(faint, FitSettings(model_layers=(1,), target_f1=target)).lenses]
+        [
+            lens.n_samples
+            for lens in fit_lenses(faint, FitSettings(model_layers=(1,), target_f1=target)).lenses
+        ]
         for target in (0.5, 0.7, 0.9, 1.0)
     ]
     assert (np.diff(needed, axis=0) >= 0).all()
     assert needed[0] != needed[-1]
 
 
-# --- hungry ----------------------------------------------------------------------------------------------------------
+# --- hungry
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_concept_that_used_every_sample_without_graduating_is_hungry(faint: LensDataset) -> None:
@@ -435,7 +515,8 @@ def test_lens_stopped_by_a_setting_is_not_hungry(faint: LensDataset, bound: dict
     assert fit_lenses(faint, settings).hungry == []
 
 
-# --- what is reported ------------------------------------------------------------------------------------------------
+# --- what is reported
+# ------------------------------------------------------------------------------------------------
 
 
 def test_each_phase_is_scored_on_its_own(planted: LensDataset, fitted: FitResult) -> None:
@@ -446,12 +527,16 @@ def test_each_phase_is_scored_on_its_own(planted: LensDataset, fitted: FitResult
 
 def test_phase_without_signal_scores_low(tmp_path: Path) -> None:
     store = make_planted_store(tmp_path / "s", planting=Planting(completion_strength=0.0))
-    scores = np.array([list(lens.phase_scores.values()) for lens in fit_lenses(LensDataset(store), EAGER).lenses])
+    scores = np.array(
+        [list(lens.phase_scores.values()) for lens in fit_lenses(LensDataset(store), EAGER).lenses]
+    )
     assert scores[:, 0].mean() > 0.7
     assert scores[:, 1].mean() < 0.2
 
 
-def test_score_counts_all_test_rows_but_those_of_the_family(planted: LensDataset, fitted: FitResult) -> None:
+def test_score_counts_all_test_rows_but_those_of_the_family(
+    planted: LensDataset, fitted: FitResult
+) -> None:
     is_test = planted.split[planted.vector_sample] == TEST
     for lens in fitted.lenses:
         related = planted.task(lens.concept, FitSettings().n_negatives).related
@@ -459,7 +544,9 @@ def test_score_counts_all_test_rows_but_those_of_the_family(planted: LensDataset
         assert lens.ranking.n_positive + lens.ranking.n_negative == expected
 
 
-def test_unnamed_score_is_that_of_the_examples_alone(planted: LensDataset, fitted: FitResult) -> None:
+def test_unnamed_score_is_that_of_the_examples_alone(
+    planted: LensDataset, fitted: FitResult
+) -> None:
     assert all(lens.unnamed_score > 0.8 for lens in fitted.lenses)
     hidden = LensDataset(planted.store)
     hidden.__dict__["unnamed"] = np.zeros(hidden.n_samples, np.bool_)
@@ -489,7 +576,8 @@ def test_progress_ends_with_every_concept(planted: LensDataset) -> None:
     assert told[-1].total == len(CONCEPTS)
 
 
-# --- what cannot be fitted -------------------------------------------------------------------------------------------
+# --- what cannot be fitted
+# -------------------------------------------------------------------------------------------
 
 
 def test_concept_with_too_few_samples_is_skipped_and_the_others_go_on(fresh: LensDataset) -> None:
@@ -505,17 +593,25 @@ def test_concept_with_too_few_samples_is_skipped_and_the_others_go_on(fresh: Len
 
 def test_nothing_to_fit_is_an_error_with_the_first_reason(fresh: LensDataset) -> None:
     fresh.split[:] = TRAIN
-    with pytest.raises(TooFewSamplesError, match="no concept has enough samples to fit a lens; the first: nature: 0"):
+    with pytest.raises(
+        TooFewSamplesError,
+        match="no concept has enough samples to fit a lens; the first: nature: 0",
+    ):
         fit_lenses(fresh)
 
 
 def test_unknown_concept_is_named(planted: LensDataset) -> None:
-    with pytest.raises(SettingsError, match="concept 'dragon' was not extracted into the store: see `lenscache info`"):
+    with pytest.raises(
+        SettingsError,
+        match="concept 'dragon' was not extracted into the store: see `lenscache info`",
+    ):
         fit_lenses(planted, concepts=["bird", "dragon"])
 
 
 @pytest.mark.parametrize("model_layers", [(15,), (1, 15)])
-def test_unknown_model_layer_is_never_replaced_by_another(planted: LensDataset, model_layers: tuple[int, ...]) -> None:
+def test_unknown_model_layer_is_never_replaced_by_another(
+    planted: LensDataset, model_layers: tuple[int, ...]
+) -> None:
     with pytest.raises(SettingsError, match="model layer 15 is not in the store, which has 0-1"):
         fit_lenses(planted, FitSettings(model_layers=model_layers))
 
@@ -552,7 +648,9 @@ def test_a_fit_holds_the_vectors_of_one_model_layer_at_a_time(tmp_path: Path) ->
     most = [0]
 
     class Counted(LensDataset):
-        def vectors(self, model_layer: int, place: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
+        def vectors(
+            self, model_layer: int, place: NDArray[np.intp] | None = None
+        ) -> NDArray[np.float32]:
             X = super().vectors(model_layer, place)
             alive.add(model_layer)
             most[0] = max(most[0], len(alive))

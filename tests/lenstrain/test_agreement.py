@@ -34,16 +34,20 @@ def pack(planted: LensDataset) -> LensPack:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> LensDataset:
-    """Of the leaves some are represented, some written, some both, most of them one of the two; not every row has a
-    completion."""
+    """Of the leaves some are represented, some written, some both, most of them one of the two; not
+    every row has a completion."""
     planting = Planting(flat=tuple(UNSEEN), without_completion=0.2)
-    store = make_planted_store(tmp_path_factory.mktemp("agreement") / "s", planting=planting, layers=[1])
+    store = make_planted_store(
+        tmp_path_factory.mktemp("agreement") / "s", planting=planting, layers=[1]
+    )
     chatter = itertools.cycle(
         itertools.product(("moss", "rain", "dust"), ("hums", "rots"), ("again", "alone", "today"))
     )
 
     def write(concepts: list[str], split: str) -> str:
-        return name_concepts([*next(chatter), *(concept for concept in concepts if concept in NAMED)], split)
+        return name_concepts(
+            [*next(chatter), *(concept for concept in concepts if concept in NAMED)], split
+        )
 
     return LensDataset(write_completions(store, write))
 
@@ -55,7 +59,7 @@ def found(dataset: LensDataset) -> dict[str, Agreement]:
     activations = make_lens_pack(fit_lenses(dataset, settings), dataset, settings)
     return agreements(
         activations, make_lens_pack(fit_lenses(texts, written), texts, written), dataset, texts
-    )  # fmt: skip
+    )
 
 
 def pointing_anywhere(pack: LensPack, seed: int) -> LensPack:
@@ -79,9 +83,15 @@ def test_lenses_that_decide_alike_have_kappa_1(planted: LensDataset, pack: LensP
         assert agreement.both > 0.8
 
 
-def test_lenses_that_decide_the_opposite_have_kappa_below_0(planted: LensDataset, pack: LensPack) -> None:
+def test_lenses_that_decide_the_opposite_have_kappa_below_0(
+    planted: LensDataset, pack: LensPack
+) -> None:
     one = pointing_anywhere(pack, 1)
-    opposite = LensPack([replace(lens, weights=LinearWeights(-lens.weight, 0.0)) for lens in one], pack.provenance, {})
+    opposite = LensPack(
+        [replace(lens, weights=LinearWeights(-lens.weight, 0.0)) for lens in one],
+        pack.provenance,
+        {},
+    )
     found = agreements(one, opposite, planted, planted)
     assert np.mean([agreement.kappa for agreement in found.values()]) < -0.5
     for agreement in found.values():
@@ -93,12 +103,15 @@ def test_lenses_that_decide_the_opposite_have_kappa_below_0(planted: LensDataset
 def test_lenses_that_have_nothing_to_do_with_each_other_have_kappa_about_0(
     planted: LensDataset, pack: LensPack
 ) -> None:
-    pairs = [agreements(pointing_anywhere(pack, n), pointing_anywhere(pack, n + 100), planted, planted) for n in (1, 2)]
+    pairs = [
+        agreements(pointing_anywhere(pack, n), pointing_anywhere(pack, n + 100), planted, planted)
+        for n in (1, 2)
+    ]
     kappas = [agreement.kappa for pair in pairs for agreement in pair.values()]
     assert abs(np.mean(kappas)) < 0.15
-    assert np.mean([agreement.correlation for pair in pairs for agreement in pair.values()]) == pytest.approx(
-        0, abs=0.1
-    )
+    assert np.mean(
+        [agreement.correlation for pair in pairs for agreement in pair.values()]
+    ) == pytest.approx(0, abs=0.1)
 
 
 def test_lenses_that_never_fire_agree_by_chance_alone(planted: LensDataset, pack: LensPack) -> None:
@@ -111,11 +124,18 @@ def test_lenses_that_never_fire_agree_by_chance_alone(planted: LensDataset, pack
         assert agreement.represented_only > 0.8
 
 
-def test_lens_that_says_the_same_of_everything_has_no_correlation(planted: LensDataset, pack: LensPack) -> None:
+def test_lens_that_says_the_same_of_everything_has_no_correlation(
+    planted: LensDataset, pack: LensPack
+) -> None:
     flat = LensPack(
-        [replace(lens, weights=LinearWeights(np.zeros(HIDDEN, np.float32), 1.0)) for lens in pack], pack.provenance, {}
+        [replace(lens, weights=LinearWeights(np.zeros(HIDDEN, np.float32), 1.0)) for lens in pack],
+        pack.provenance,
+        {},
     )
-    assert all(np.isnan(agreement.correlation) for agreement in agreements(pack, flat, planted, planted).values())
+    assert all(
+        np.isnan(agreement.correlation)
+        for agreement in agreements(pack, flat, planted, planted).values()
+    )
 
 
 def test_shares_of_the_concepts_samples_add_up_to_1(found: dict[str, Agreement]) -> None:
@@ -163,7 +183,11 @@ def test_concepts_with_one_lens_alone_are_left_out(planted: LensDataset, pack: L
     assert set(agreements(few, pack, planted, planted)) == {lens.concept for lens in few}
 
 
-def test_agreement_is_that_of_the_saved_pack(planted: LensDataset, pack: LensPack, tmp_path: Path) -> None:
+def test_agreement_is_that_of_the_saved_pack(
+    planted: LensDataset, pack: LensPack, tmp_path: Path
+) -> None:
     pack.save(tmp_path / "p")
     loaded, anywhere = LensPack.load(tmp_path / "p"), pointing_anywhere(pack, 3)
-    assert agreements(loaded, anywhere, planted, planted) == agreements(pack, anywhere, planted, planted)
+    assert agreements(loaded, anywhere, planted, planted) == agreements(
+        pack, anywhere, planted, planted
+    )

@@ -36,7 +36,9 @@ def with_texts(plan: SamplePlan, texts: dict[int, str]) -> SamplePlan:
     return replace(plan, texts=tuple(texts.get(row, text) for row, text in enumerate(plan.texts)))
 
 
-def in_both_splits(here: str, there: str, concept: str = "bird") -> Callable[[SamplePlan], SamplePlan]:
+def in_both_splits(
+    here: str, there: str, concept: str = "bird"
+) -> Callable[[SamplePlan], SamplePlan]:
     """Give a concept one text among its train positives and another among its test positives."""
 
     def change(plan: SamplePlan) -> SamplePlan:
@@ -46,8 +48,12 @@ def in_both_splits(here: str, there: str, concept: str = "bird") -> Callable[[Sa
     return change
 
 
-def audited(path: Path, change_plan: Callable[[SamplePlan], SamplePlan] = lambda plan: plan) -> AuditReport:
-    return audit_dataset(LensDataset(make_planted_store(path / "store.zarr", change_plan=change_plan)))
+def audited(
+    path: Path, change_plan: Callable[[SamplePlan], SamplePlan] = lambda plan: plan
+) -> AuditReport:
+    return audit_dataset(
+        LensDataset(make_planted_store(path / "store.zarr", change_plan=change_plan))
+    )
 
 
 def factor_of(report: AuditReport, name: str) -> Factor:
@@ -72,7 +78,13 @@ def test_an_exact_twin_across_splits_is_found_and_named(tmp_path: Path) -> None:
     assert [(twins.concept, twins.exact, twins.near) for twins in report.twins] == [("bird", 1, 0)]
     (pair,) = [pair for pair in report.splits if pair.exact]
     (twin,) = pair.examples
-    assert (twin.text_a, twin.split_a, twin.text_b, twin.split_b, twin.similarity) == (here, "train", there, "test", 1)
+    assert (twin.text_a, twin.split_a, twin.text_b, twin.split_b, twin.similarity) == (
+        here,
+        "train",
+        there,
+        "test",
+        1,
+    )
     assert (
         f"bird: 1 of {report.twins[0].n_test} test positives has a twin among its train positives"
         in (report.findings[0])
@@ -84,7 +96,12 @@ def test_a_sentence_with_one_word_replaced_is_a_near_twin(tmp_path: Path) -> Non
     assert [(pair.exact, pair.near) for pair in report.splits] == [(0, 0), (0, 1), (0, 0)]
     assert [(twins.concept, twins.exact, twins.near) for twins in report.twins] == [("bird", 0, 1)]
     (twin,) = report.splits[1].examples
-    assert (twin.text_a, twin.split_a, twin.text_b, twin.split_b) == (SENTENCE, "train", PARAPHRASE, "test")
+    assert (twin.text_a, twin.split_a, twin.text_b, twin.split_b) == (
+        SENTENCE,
+        "train",
+        PARAPHRASE,
+        "test",
+    )
     assert 0.75 <= twin.similarity < 1
 
 
@@ -108,19 +125,31 @@ def test_a_near_twin_in_the_same_split_is_no_finding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["Tell me about {name}.", "Here is what everybody ought to know about the {name} before winter comes."]
+    "template",
+    [
+        "Tell me about {name}.",
+        "Here is what everybody ought to know about the {name} before winter comes.",
+    ],
 )
 def test_a_template_about_several_concepts_makes_no_twins(tmp_path: Path, template: str) -> None:
     pack = replace(planted_pack(), templates=(template,))
     dataset = LensDataset(make_planted_store(tmp_path / "store.zarr", pack=pack))
-    filled = {template.format(name=name): name for name in (concept.name for concept in planted_pack().concepts)}
+    filled = {
+        template.format(name=name): name
+        for name in (concept.name for concept in planted_pack().concepts)
+    }
     splits = {dataset.split[row] for row, text in enumerate(dataset.texts) if text in filled}
     assert len(splits) > 1
     assert audit_dataset(dataset).findings == []
 
 
-def test_texts_that_differ_in_a_concept_name_alone_are_one_template_in_a_store_of_two_concepts() -> None:
-    filled = [normalise(f"Here is what everybody ought to know about the {name} today") for name in ("loom", "oven")]
+def test_texts_that_differ_in_a_concept_name_alone_are_one_template_in_a_store_of_two_concepts() -> (
+    None
+):
+    filled = [
+        normalise(f"Here is what everybody ought to know about the {name} today")
+        for name in ("loom", "oven")
+    ]
     others = [normalise(f"Line {i} speaks of thing {i * 7} and place {i * 31}") for i in range(60)]
     assert len(near_pairs([*filled, *others]).first) == 1
     assert len(near_pairs([*filled, *others], ["loom", "oven"]).first) == 0
@@ -129,15 +158,23 @@ def test_texts_that_differ_in_a_concept_name_alone_are_one_template_in_a_store_o
 def test_texts_that_differ_in_numbers_are_a_template_if_short_and_copies_if_long() -> None:
     others = [normalise(f"Line {i} speaks of thing {i * 7} and place {i * 31}") for i in range(60)]
     long = " ".join(f"word{i}" for i in range(60))
-    short = ["the oak in yard 3 has lost most of its leaves", "the oak in yard 4 has lost most of its leaves"]
+    short = [
+        "the oak in yard 3 has lost most of its leaves",
+        "the oak in yard 4 has lost most of its leaves",
+    ]
     assert len(near_pairs([*short, *others]).first) == 0
     assert len(near_pairs([short[0], short[1].replace("4", "four"), *others]).first) == 1
     assert len(near_pairs([f"{long} 3", f"{long} 4", *others]).first) == 1
 
 
 def test_a_template_whose_slot_is_no_concept_is_known_by_how_many_texts_share_it() -> None:
-    filled = [normalise(f"Please write me a long and funny story about the village of {i:x}x") for i in range(100)]
-    others = [normalise(f"Line a{i} speaks of thing b{i * 7} and place c{i * 31}") for i in range(400)]
+    filled = [
+        normalise(f"Please write me a long and funny story about the village of {i:x}x")
+        for i in range(100)
+    ]
+    others = [
+        normalise(f"Line a{i} speaks of thing b{i * 7} and place c{i * 31}") for i in range(400)
+    ]
     assert len(near_pairs([*filled[:2], *others]).first) == 1
     assert len(near_pairs([*filled, *others]).first) == 0
 
@@ -155,7 +192,9 @@ def test_texts_without_a_letter_are_compared_as_they_are() -> None:
     assert len(near_pairs(["?!", "!!", "?"]).first) == 0
 
 
-def test_a_text_sampled_again_in_its_split_is_no_twin_and_in_another_split_it_is(tmp_path: Path) -> None:
+def test_a_text_sampled_again_in_its_split_is_no_twin_and_in_another_split_it_is(
+    tmp_path: Path,
+) -> None:
     pack = planted_pack()
     store = make_planted_store(tmp_path / "store.zarr", pack=pack, layers=[1])
     plan = plan_samples(pack, [1])
@@ -170,19 +209,29 @@ def test_a_text_sampled_again_in_its_split_is_no_twin_and_in_another_split_it_is
     assert "bird" in {twins.concept for twins in report.twins}
 
 
-def test_the_twins_of_a_concept_are_counted_against_its_own_train_positives(planted: LensDataset) -> None:
+def test_the_twins_of_a_concept_are_counted_against_its_own_train_positives(
+    planted: LensDataset,
+) -> None:
     task = planted.task("bird", FitSettings().n_negatives)
     leaky = replace(task, positives=(task.positives[TEST], *task.positives[1:]))
     _, twins = find_twins(planted, [leaky, planted.task("fish", FitSettings().n_negatives)])
     n_test = len(task.positives[TEST])
-    assert [(found.concept, found.exact, found.near, found.n_test) for found in twins] == [("bird", n_test, 0, n_test)]
+    assert [(found.concept, found.exact, found.near, found.n_test) for found in twins] == [
+        ("bird", n_test, 0, n_test)
+    ]
 
 
-@pytest.mark.parametrize(("concept", "sign", "words"), [("bird", 1, "longer"), ("fish", -1, "shorter")])
-def test_a_length_confound_is_flagged_with_its_sign(tmp_path: Path, concept: str, sign: int, words: str) -> None:
+@pytest.mark.parametrize(
+    ("concept", "sign", "words"), [("bird", 1, "longer"), ("fish", -1, "shorter")]
+)
+def test_a_length_confound_is_flagged_with_its_sign(
+    tmp_path: Path, concept: str, sign: int, words: str
+) -> None:
     def change(plan: SamplePlan) -> SamplePlan:
         rows = rows_of(plan, concept)
-        return with_texts(plan, {row: f"It {row}" + " and on" * (20 if sign > 0 else 0) for row in rows})
+        return with_texts(
+            plan, {row: f"It {row}" + " and on" * (20 if sign > 0 else 0) for row in rows}
+        )
 
     (found,) = factor_of(audited(tmp_path, change), "prompt length").flagged
     assert (found.concept, np.sign(found.r)) == (concept, sign)
@@ -191,11 +240,16 @@ def test_a_length_confound_is_flagged_with_its_sign(tmp_path: Path, concept: str
 
 def test_the_finding_of_a_confound_names_concept_factor_r_and_n(tmp_path: Path) -> None:
     def change(plan: SamplePlan) -> SamplePlan:
-        return with_texts(plan, {row: f"It {row}" + " and on" * 20 for row in rows_of(plan, "bird")})
+        return with_texts(
+            plan, {row: f"It {row}" + " and on" * 20 for row in rows_of(plan, "bird")}
+        )
 
     report = audited(tmp_path, change)
     (found,) = factor_of(report, "prompt length").flagged
-    line = f"bird: its positives are longer than its negatives (prompt length, r = {found.r:+.2f}, n = {found.n})"
+    line = (
+        f"bird: its positives are longer than its negatives (prompt length, r = {found.r:+.2f}, n "
+        f"= {found.n})"
+    )
     assert line in report.findings
     assert "may be told by prompt length" in report.verdict
 
@@ -251,22 +305,33 @@ def test_contrasts_which_are_negatives_by_design_are_no_kind_confound(tmp_path: 
     assert kind.mean_abs_r < kind.by_chance
 
 
-def labelled(path: Path, classes: dict[str, list[str]], planting: Planting | None = None) -> LensDataset:
+def labelled(
+    path: Path, classes: dict[str, list[str]], planting: Planting | None = None
+) -> LensDataset:
     """A store with a label set of its texts."""
     store = make_planted_store(path / "store.zarr", planting=planting)
-    concepts = tuple(Concept(name, name, 0, "", examples=tuple(texts)) for name, texts in classes.items())
+    concepts = tuple(
+        Concept(name, name, 0, "", examples=tuple(texts)) for name, texts in classes.items()
+    )
     add_label_set(store, "ours", ConceptPack("ours", "1", concepts, prompts="examples"))
     return LensDataset(store, labels="ours")
 
 
-def test_a_position_confound_of_labels_that_came_later_is_flagged(planted: LensDataset, tmp_path: Path) -> None:
+def test_a_position_confound_of_labels_that_came_later_is_flagged(
+    planted: LensDataset, tmp_path: Path
+) -> None:
     half = planted.n_samples // 2
     dataset = labelled(tmp_path, {"early": planted.texts[:half], "late": planted.texts[half:]})
     position = factor_of(audit_dataset(dataset), "position")
-    assert {found.concept: np.sign(found.r) for found in position.flagged} == {"early": -1, "late": 1}
+    assert {found.concept: np.sign(found.r) for found in position.flagged} == {
+        "early": -1,
+        "late": 1,
+    }
 
 
-def test_position_is_by_design_where_the_store_was_laid_out_by_concept(planted: LensDataset) -> None:
+def test_position_is_by_design_where_the_store_was_laid_out_by_concept(
+    planted: LensDataset,
+) -> None:
     position = factor_of(audit_dataset(planted), "position")
     assert position.worst is not None
     assert abs(position.worst.r) > 0.3
@@ -289,7 +354,12 @@ def test_noise_is_not_flagged_and_comes_to_what_chance_gives(
 
 def test_a_factor_that_does_not_vary_is_not_tested(planted: LensDataset) -> None:
     length = factor_of(audit_dataset(planted), "completion length")
-    assert (length.n_concepts, length.mean_abs_r, length.by_chance, length.worst) == (0, None, None, None)
+    assert (length.n_concepts, length.mean_abs_r, length.by_chance, length.worst) == (
+        0,
+        None,
+        None,
+        None,
+    )
 
 
 def test_concepts_without_enough_samples_are_left_out_and_named(tmp_path: Path) -> None:
@@ -311,15 +381,25 @@ def test_the_report_is_plain_json_without_nan(tmp_path: Path) -> None:
     assert read["splits"][1]["examples"][0]["text_a"] == SENTENCE
 
 
-def test_each_sample_has_its_completion_tokens_and_temperature_beside_its_text(tmp_path: Path) -> None:
+def test_each_sample_has_its_completion_tokens_and_temperature_beside_its_text(
+    tmp_path: Path,
+) -> None:
     store = make_planted_store(tmp_path / "store.zarr", planting=Planting(without_completion=0.4))
     dataset = LensDataset(store)
     stored: dict[str, tuple[object, ...]] = {}
     for entry in store.rounds():
         s = entry.samples()
         columns = (s.text, s.completion, s.n_prompt_tokens, s.n_completion_tokens, s.temperature)
-        stored |= {str(text): (str(completion), *rest) for text, completion, *rest in zip(*columns, strict=True)}
-    ours = (dataset.completions, dataset.n_prompt_tokens, dataset.n_completion_tokens, dataset.temperature)
+        stored |= {
+            str(text): (str(completion), *rest)
+            for text, completion, *rest in zip(*columns, strict=True)
+        }
+    ours = (
+        dataset.completions,
+        dataset.n_prompt_tokens,
+        dataset.n_completion_tokens,
+        dataset.temperature,
+    )
     assert {text: row for text, *row in zip(dataset.texts, *ours, strict=True)} == {
         text: list(row) for text, row in stored.items()
     }

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from lenstrain.metrics.score import (
     Grade,
@@ -36,8 +42,11 @@ def overlapping(n: int, *, shift: float = 1.5, share: float = 0.3, seed: int = 0
     return y, rng.normal(size=n) + shift * y
 
 
-def ranking_by_sorting(y: NDArray[np.bool_], logits: NDArray[np.float64], prevalence: float) -> list[float]:
-    """Score, average precision and AUROC from all rows sorted, a threshold at each distinct logit: the definition."""
+def ranking_by_sorting(
+    y: NDArray[np.bool_], logits: NDArray[np.float64], prevalence: float
+) -> list[float]:
+    """Score, average precision and AUROC from all rows sorted, a threshold at each distinct logit:
+    the definition."""
     order = np.argsort(-logits, kind="stable")
     last_of_tie = np.append(np.flatnonzero(np.diff(logits[order])), len(y) - 1)
     true = np.cumsum(y[order])[last_of_tie] / y.sum()
@@ -45,14 +54,20 @@ def ranking_by_sorting(y: NDArray[np.bool_], logits: NDArray[np.float64], preval
     gained = np.diff(true, prepend=0.0)
     auroc = float(np.trapezoid(np.append(0.0, true), np.append(0.0, false)))
     shares = (prevalence, y.mean())
-    return [*(float((gained * (s * true / (s * true + (1 - s) * false))).sum()) for s in shares), auroc]
+    return [
+        *(float((gained * (s * true / (s * true + (1 - s) * false))).sum()) for s in shares),
+        auroc,
+    ]
 
 
-# --- ranking ---------------------------------------------------------------------------------------------------------
+# --- ranking
+# ---------------------------------------------------------------------------------------------------------
 
 
 @given(judgements(), st.sampled_from([0.01, 0.1, 0.5]))
-def test_score_is_sklearns_average_precision_at_the_prevalence(judged: Judged, prevalence: float) -> None:
+def test_score_is_sklearns_average_precision_at_the_prevalence(
+    judged: Judged, prevalence: float
+) -> None:
     y, logits = judged
     weight = np.where(y, prevalence / y.sum(), (1 - prevalence) / (~y).sum())
     expected = average_precision_score(y, logits, sample_weight=weight)
@@ -68,15 +83,21 @@ def test_raw_average_precision_and_auroc_are_sklearns(judged: Judged) -> None:
 
 @given(judgements(), st.sampled_from([0.01, 0.1, 0.5]))
 def test_ranking_is_that_of_all_rows_sorted(judged: Judged, prevalence: float) -> None:
-    assert ranking(*judged, prevalence)[:3] == pytest.approx(ranking_by_sorting(*judged, prevalence), rel=1e-12, abs=0)
+    assert ranking(*judged, prevalence)[:3] == pytest.approx(
+        ranking_by_sorting(*judged, prevalence), rel=1e-12, abs=0
+    )
 
 
 @pytest.mark.parametrize("n_positive", [1, 5, 200])
 @pytest.mark.parametrize("decimals", [1, 12])
-def test_ranking_of_few_among_very_many_is_that_of_all_rows_sorted(n_positive: int, decimals: int) -> None:
+def test_ranking_of_few_among_very_many_is_that_of_all_rows_sorted(
+    n_positive: int, decimals: int
+) -> None:
     y = np.arange(20_000) < n_positive
     logits = np.round(np.random.default_rng(n_positive).normal(size=len(y)) + y, decimals)
-    assert ranking(y, logits)[:3] == pytest.approx(ranking_by_sorting(y, logits, 0.01), rel=1e-12, abs=0)
+    assert ranking(y, logits)[:3] == pytest.approx(
+        ranking_by_sorting(y, logits, 0.01), rel=1e-12, abs=0
+    )
 
 
 def test_negatives_whose_logit_is_nan_rank_below_all_positives() -> None:
@@ -121,7 +142,11 @@ def test_lens_that_fires_on_everything_is_at_chance(n_positive: int) -> None:
 
 def test_random_logits_are_near_chance_whatever_the_number_of_concepts() -> None:
     rng = np.random.default_rng(0)
-    scores = [ranking(np.arange(2000) < n, rng.normal(size=2000)).score for n in (200, 500, 1000) for _ in range(20)]
+    scores = [
+        ranking(np.arange(2000) < n, rng.normal(size=2000)).score
+        for n in (200, 500, 1000)
+        for _ in range(20)
+    ]
     assert np.mean(scores) < 0.03
 
 
@@ -146,12 +171,20 @@ def test_missing_class_gives_nan_and_the_lowest_grade(y: NDArray[np.bool_]) -> N
     assert Grade.of(found.score) is Grade.C
 
 
-# --- grades ----------------------------------------------------------------------------------------------------------
+# --- grades
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("score", "grade"),
-    [(1.0, "A"), (0.5, "A"), (np.nextafter(0.5, 0), "B"), (0.2, "B"), (np.nextafter(0.2, 0), "C"), (0.0, "C")],
+    [
+        (1.0, "A"),
+        (0.5, "A"),
+        (np.nextafter(0.5, 0), "B"),
+        (0.2, "B"),
+        (np.nextafter(0.2, 0), "C"),
+        (0.0, "C"),
+    ],
 )
 def test_grade_changes_exactly_at_its_boundary(score: float, grade: str) -> None:
     assert Grade.of(score) == grade
@@ -180,10 +213,13 @@ def test_grade_is_uncertain_exactly_if_its_interval_crosses_a_boundary(
     assert is_uncertain(score, Interval(low, high)) is uncertain
 
 
-# --- intervals of the score ------------------------------------------------------------------------------------------
+# --- intervals of the score
+# ------------------------------------------------------------------------------------------
 
 
-def slow_bootstrap(judged: Judged, groups: NDArray[np.intp], prevalence: float, n_resamples: int) -> list[float]:
+def slow_bootstrap(
+    judged: Judged, groups: NDArray[np.intp], prevalence: float, n_resamples: int
+) -> list[float]:
     """Ends of the interval from whole groups drawn row by row, each class by itself."""
     y, logits = judged
     rng, scores = np.random.default_rng(1), []
@@ -191,16 +227,24 @@ def slow_bootstrap(judged: Judged, groups: NDArray[np.intp], prevalence: float, 
         rows = []
         for of_class in (y, ~y):
             names = np.unique(groups[of_class])
-            rows += [np.flatnonzero(of_class & (groups == name)) for name in rng.choice(names, len(names))]
+            rows += [
+                np.flatnonzero(of_class & (groups == name))
+                for name in rng.choice(names, len(names))
+            ]
         drawn = np.concatenate(rows)
         scores.append(ranking(y[drawn], logits[drawn], prevalence).score)
     return [float(end) for end in np.quantile(scores, [0.025, 0.975])]
 
 
-def in_pairs(n_positive: int, n_negative: int, *, shift: float, seed: int) -> tuple[Judged, NDArray[np.intp]]:
+def in_pairs(
+    n_positive: int, n_negative: int, *, shift: float, seed: int
+) -> tuple[Judged, NDArray[np.intp]]:
     """Groups of two rows whose logits have much in common, as the two phases of a sample have."""
     rng = np.random.default_rng(seed)
-    y, groups = np.repeat(np.arange(n_positive + n_negative) < n_positive, 2), np.arange(n_positive + n_negative)
+    y, groups = (
+        np.repeat(np.arange(n_positive + n_negative) < n_positive, 2),
+        np.arange(n_positive + n_negative),
+    )
     logits = np.repeat(rng.normal(size=len(groups)), 2) + 0.1 * rng.normal(size=len(y)) + shift * y
     return (y, logits), np.repeat(groups, 2)
 
@@ -214,7 +258,9 @@ def test_interval_is_that_of_a_bootstrap_of_whole_groups(seed: int, prevalence: 
 
 def test_rows_of_one_group_count_as_one_sample() -> None:
     (y, logits), groups = in_pairs(12, 200, shift=1.5, seed=0)
-    apart, together = (score_interval(y, logits, 0.1, groups=numbers) for numbers in (np.arange(len(y)), groups))
+    apart, together = (
+        score_interval(y, logits, 0.1, groups=numbers) for numbers in (np.arange(len(y)), groups)
+    )
     assert together.high - together.low > 1.2 * (apart.high - apart.low)
 
 
@@ -239,7 +285,9 @@ def test_more_samples_make_the_interval_narrower() -> None:
 
 def test_higher_confidence_gives_an_interval_around_that_of_a_lower_one() -> None:
     judged, groups = in_pairs(20, 200, shift=1.5, seed=0)
-    wide, narrow = (score_interval(*judged, groups=groups, confidence=share) for share in (0.99, 0.5))
+    wide, narrow = (
+        score_interval(*judged, groups=groups, confidence=share) for share in (0.99, 0.5)
+    )
     assert wide.low < narrow.low <= ranking(*judged).score <= narrow.high < wide.high
 
 
@@ -272,25 +320,38 @@ def test_with_a_single_positive_group_the_negatives_alone_vary() -> None:
 
 @pytest.mark.parametrize("y", [np.zeros(5, np.bool_), np.ones(5, np.bool_), np.zeros(0, np.bool_)])
 def test_missing_class_gives_an_interval_of_nan(y: NDArray[np.bool_]) -> None:
-    assert np.isnan(score_interval(y, np.arange(len(y), dtype=float), groups=np.arange(len(y)))).all()
+    assert np.isnan(
+        score_interval(y, np.arange(len(y), dtype=float), groups=np.arange(len(y)))
+    ).all()
 
 
-# --- thresholds ------------------------------------------------------------------------------------------------------
+# --- thresholds
+# ------------------------------------------------------------------------------------------------------
 
 
 @given(judgements(), st.integers(-4, 4))
-def test_metrics_at_a_threshold_are_sklearns_with_classes_weighted_alike(judged: Judged, cut: int) -> None:
+def test_metrics_at_a_threshold_are_sklearns_with_classes_weighted_alike(
+    judged: Judged, cut: int
+) -> None:
     y, logits = judged
     weight = np.where(y, 1 / y.sum(), 1 / (~y).sum())
     predicted, found = logits >= cut / 2, classify(y, logits, cut / 2)
-    for metric, value in ((f1_score, found.f1), (precision_score, found.precision), (recall_score, found.recall)):
-        assert value == pytest.approx(metric(y, predicted, sample_weight=weight, zero_division=0), abs=1e-12)
+    for metric, value in (
+        (f1_score, found.f1),
+        (precision_score, found.precision),
+        (recall_score, found.recall),
+    ):
+        assert value == pytest.approx(
+            metric(y, predicted, sample_weight=weight, zero_division=0), abs=1e-12
+        )
 
 
 def test_f1_is_sklearns_on_a_balanced_set() -> None:
     y, logits = overlapping(400)
     keep = np.sort(np.concatenate([np.flatnonzero(y), np.flatnonzero(~y)[: y.sum()]]))
-    assert classify(y[keep], logits[keep], 0.7).f1 == pytest.approx(f1_score(y[keep], logits[keep] >= 0.7))
+    assert classify(y[keep], logits[keep], 0.7).f1 == pytest.approx(
+        f1_score(y[keep], logits[keep] >= 0.7)
+    )
 
 
 @given(judgements())
@@ -324,7 +385,8 @@ def test_best_threshold_of_constant_logits_says_yes_to_all() -> None:
     assert classify(y, np.full(3, -2.0), best_threshold(y, np.full(3, -2.0))).recall == 1.0
 
 
-# --- thresholds for a false positive rate ----------------------------------------------------------------------------
+# --- thresholds for a false positive rate
+# ----------------------------------------------------------------------------
 
 shares = st.one_of(st.sampled_from([0.0, 0.1, 0.29, 0.5, 1.0]), st.floats(0, 1))
 
@@ -336,7 +398,9 @@ def test_threshold_lets_no_more_negatives_through_than_allowed(judged: Judged, f
 
 
 @given(judgements(), shares)
-def test_no_lower_threshold_lets_more_through_and_is_still_allowed(judged: Judged, fpr: float) -> None:
+def test_no_lower_threshold_lets_more_through_and_is_still_allowed(
+    judged: Judged, fpr: float
+) -> None:
     y, logits = judged
     threshold = threshold_for_fpr(y, logits, fpr)
     for lower in logits[logits < threshold]:
@@ -350,7 +414,9 @@ def test_a_share_that_is_a_whole_number_of_negatives_lets_them_all_through(n: in
     assert (logits >= threshold_for_fpr(np.zeros(n, np.bool_), logits, k / n)).sum() == k
 
 
-@pytest.mark.parametrize(("fpr", "threshold"), [(0.0, 6.0), (0.25, 3.5), (0.5, 2.5), (0.75, 1.5), (1.0, 0.0)])
+@pytest.mark.parametrize(
+    ("fpr", "threshold"), [(0.0, 6.0), (0.25, 3.5), (0.5, 2.5), (0.75, 1.5), (1.0, 0.0)]
+)
 def test_threshold_is_midway_between_neighbouring_logits(fpr: float, threshold: float) -> None:
     y, logits = np.array([False] * 4 + [True]), np.array([1.0, 2.0, 3.0, 4.0, 8.0])
     assert threshold_for_fpr(y, logits, fpr) == threshold
@@ -395,7 +461,8 @@ def test_false_positive_rate_that_is_no_share_is_refused(fpr: float) -> None:
 
 
 def test_threshold_above_all_logits_stays_above_them_in_float32() -> None:
-    """A lens whose logits are mostly one value: shipped in float32, that value must not reach the threshold."""
+    """A lens whose logits are mostly one value: shipped in float32, that value must not reach the
+    threshold."""
     y, logits = np.arange(100) < 5, np.full(100, -1.2345678901)
     threshold = threshold_for_fpr(y, logits, 0.01)
     assert not (logits.astype(np.float32) + np.float32(2e-4) >= threshold).any()

@@ -26,7 +26,9 @@ SETTINGS = FitSettings(model_layers=(1,), C=0.1, max_iterations=2, beyond_gradua
 CONCEPTS = ["nature", "bird", "fish", "vote", "boat"]
 
 
-def fit(dataset: LensDataset, settings: FitSettings = SETTINGS, concepts: Sequence[str] = CONCEPTS) -> LensPack:
+def fit(
+    dataset: LensDataset, settings: FitSettings = SETTINGS, concepts: Sequence[str] = CONCEPTS
+) -> LensPack:
     return make_lens_pack(fit_lenses(dataset, settings, concepts=concepts), dataset, settings)
 
 
@@ -62,7 +64,9 @@ def test_pack_does_not_differ_from_itself(dataset: LensDataset, pack: LensPack) 
     assert found.n_samples == (dataset.split == TEST).sum()
 
 
-def test_swapped_packs_differ_by_as_much_the_other_way(dataset: LensDataset, pack: LensPack, other: LensPack) -> None:
+def test_swapped_packs_differ_by_as_much_the_other_way(
+    dataset: LensDataset, pack: LensPack, other: LensPack
+) -> None:
     one, back = compare(pack, other, dataset), compare(other, pack, dataset)
     assert one.score.mean != 0
     for there, here in ((one.f1, back.f1), (one.score, back.score)):
@@ -72,9 +76,13 @@ def test_swapped_packs_differ_by_as_much_the_other_way(dataset: LensDataset, pac
         assert (a.a, a.b) == (b.b, b.a)
 
 
-def test_difference_is_the_mean_over_concepts(dataset: LensDataset, pack: LensPack, other: LensPack) -> None:
+def test_difference_is_the_mean_over_concepts(
+    dataset: LensDataset, pack: LensPack, other: LensPack
+) -> None:
     found = compare(pack, other, dataset)
-    assert found.score.mean == pytest.approx(np.mean([pair.b.score - pair.a.score for pair in found.pairs]))
+    assert found.score.mean == pytest.approx(
+        np.mean([pair.b.score - pair.a.score for pair in found.pairs])
+    )
     assert found.f1.mean == pytest.approx(np.mean([pair.b.f1 - pair.a.f1 for pair in found.pairs]))
     assert all(pair.a.grade is Grade.of(pair.a.score) for pair in found.pairs)
 
@@ -86,8 +94,12 @@ def test_concepts_of_one_pack_alone_are_named(dataset: LensDataset, pack: LensPa
     assert compare(pack, few, dataset).only_a == CONCEPTS[2:]
 
 
-def test_packs_without_a_concept_in_common_are_refused(dataset: LensDataset, pack: LensPack) -> None:
-    one, rest = (LensPack(lenses, pack.provenance, {}) for lenses in (pack.lenses[:2], pack.lenses[2:]))
+def test_packs_without_a_concept_in_common_are_refused(
+    dataset: LensDataset, pack: LensPack
+) -> None:
+    one, rest = (
+        LensPack(lenses, pack.provenance, {}) for lenses in (pack.lenses[:2], pack.lenses[2:])
+    )
     with pytest.raises(SettingsError, match="no concept in common"):
         compare(one, rest, dataset)
 
@@ -110,26 +122,36 @@ def test_pack_of_another_store_is_refused(
             compare(a, b, dataset)
 
 
-def test_pack_of_a_store_with_another_seed_is_refused(dataset: LensDataset, pack: LensPack, tmp_path: Path) -> None:
+def test_pack_of_a_store_with_another_seed_is_refused(
+    dataset: LensDataset, pack: LensPack, tmp_path: Path
+) -> None:
     elsewhere = LensDataset(make_planted_store(tmp_path / "s", seed=1, layers=[1]))
     with pytest.raises(SettingsError, match="another seed"):
         compare(pack, fit(elsewhere, concepts=["bird"]), dataset)
 
 
 def test_families_are_compared_on_the_same_samples(dataset: LensDataset, pack: LensPack) -> None:
-    found = compare(pack, fit(dataset, FitSettings(family="mean-difference", model_layers=(1,))), dataset)
-    assert [pair.a for pair in found.pairs] == [pair.a for pair in compare(pack, pack, dataset).pairs]
+    found = compare(
+        pack, fit(dataset, FitSettings(family="mean-difference", model_layers=(1,))), dataset
+    )
+    assert [pair.a for pair in found.pairs] == [
+        pair.a for pair in compare(pack, pack, dataset).pairs
+    ]
     assert any(pair.a != pair.b for pair in found.pairs)
     assert all(pair.b.f1 > 0.7 for pair in found.pairs)
 
 
-def test_text_lenses_are_compared_on_samples_with_a_completion(dataset: LensDataset, pack: LensPack) -> None:
+def test_text_lenses_are_compared_on_samples_with_a_completion(
+    dataset: LensDataset, pack: LensPack
+) -> None:
     settings = text_settings(FitSettings())
     texts = dataset.with_phase("completion")
     found = compare(pack, fit(texts, settings), dataset, texts)
-    assert found.n_samples == ((dataset.split == TEST) & (dataset.n_completion_tokens > 0)).sum() < (
-        dataset.split == TEST
-    ).sum()  # fmt: skip
+    assert (
+        found.n_samples
+        == ((dataset.split == TEST) & (dataset.n_completion_tokens > 0)).sum()
+        < (dataset.split == TEST).sum()
+    )
     assert all(pair.b.score > 0.95 for pair in found.pairs)
     assert found.score.mean > 0.05
     assert found.score.low >= 0
@@ -153,10 +175,14 @@ def test_packs_of_different_layers_of_abstraction_meet_on_the_same_samples(
 
 def test_store_is_opened_as_the_pack_was_fitted_on_it(store: Store) -> None:
     few = LensDataset(store, layers=[1], phase="prompt", seed=3)
-    pack = fit(few, FitSettings(model_layers=(1,), max_iterations=1, phase="prompt", seed=3), ["bird"])
+    pack = fit(
+        few, FitSettings(model_layers=(1,), max_iterations=1, phase="prompt", seed=3), ["bird"]
+    )
     opened = open_for(pack, str(store.path))
     assert (opened.texts, opened.phases, opened.seed) == (few.texts, ("prompt",), 3)
     for ours, theirs in zip(
-        opened.task("bird", lambda n: n).negatives, few.task("bird", lambda n: n).negatives, strict=True
+        opened.task("bird", lambda n: n).negatives,
+        few.task("bird", lambda n: n).negatives,
+        strict=True,
     ):
         np.testing.assert_array_equal(ours, theirs)

@@ -34,9 +34,13 @@ def test_planted_lenses_beat_shuffled_labels_and_a_random_direction(fitted: FitR
         assert not any(control in lens.unbeaten for lens in fitted.lenses)
 
 
-def test_controls_do_not_depend_on_activations_where_they_read_texts(tmp_path: Path, planted: LensDataset) -> None:
+def test_controls_do_not_depend_on_activations_where_they_read_texts(
+    tmp_path: Path, planted: LensDataset
+) -> None:
     loud = LensDataset(make_planted_store(tmp_path / "s", planting=Planting(strength=30.0)))
-    settings = dataclasses.replace(SETTINGS, initial_samples=200)  # all samples at once: the same rows
+    settings = dataclasses.replace(
+        SETTINGS, initial_samples=200
+    )  # all samples at once: the same rows
     a, b = fit_lenses(planted, settings), fit_lenses(loud, settings)
     for one, other in zip(a.lenses, b.lenses, strict=True):
         for control in ("text length", "words of the prompt"):
@@ -47,15 +51,23 @@ def test_controls_do_not_depend_on_activations_where_they_read_texts(tmp_path: P
 def told_by_its_words(tmp_path_factory: pytest.TempPathFactory) -> FitResult:
     """A concept of which the activations know nothing, and every text says the same word."""
     wordy = Concept(
-        "wordy", "wordy", 1, parents=(BRANCHES[0],), examples=tuple(f"The zyzzyva sat on leaf {i}." for i in range(30))
+        "wordy",
+        "wordy",
+        1,
+        parents=(BRANCHES[0],),
+        examples=tuple(f"The zyzzyva sat on leaf {i}." for i in range(30)),
     )
     store = make_planted_store(
-        tmp_path_factory.mktemp("wordy") / "s", pack=planted_pack(changes=[wordy]), planting=Planting(flat=("wordy",))
+        tmp_path_factory.mktemp("wordy") / "s",
+        pack=planted_pack(changes=[wordy]),
+        planting=Planting(flat=("wordy",)),
     )
     return fit_lenses(LensDataset(store), SETTINGS)
 
 
-def test_a_concept_told_by_its_words_alone_does_not_beat_the_words(told_by_its_words: FitResult) -> None:
+def test_a_concept_told_by_its_words_alone_does_not_beat_the_words(
+    told_by_its_words: FitResult,
+) -> None:
     (lens,) = [lens for lens in told_by_its_words.lenses if lens.concept == "wordy"]
     assert lens.controls["words of the prompt"].score > 0.5
     assert "words of the prompt" in lens.unbeaten
@@ -63,18 +75,29 @@ def test_a_concept_told_by_its_words_alone_does_not_beat_the_words(told_by_its_w
 
 def test_a_concept_told_by_its_length_alone_does_not_beat_length(tmp_path: Path) -> None:
     long = Concept(
-        "long", "long", 1, parents=(BRANCHES[0],),
+        "long",
+        "long",
+        1,
+        parents=(BRANCHES[0],),
         examples=tuple(" ".join(["and so it went on"] * 30) + f" {i}." for i in range(30)),
-    )  # fmt: skip
-    store = make_planted_store(tmp_path / "s", pack=planted_pack(changes=[long]), planting=Planting(flat=("long",)))
+    )
+    store = make_planted_store(
+        tmp_path / "s", pack=planted_pack(changes=[long]), planting=Planting(flat=("long",))
+    )
     (lens,) = fit_lenses(LensDataset(store), SETTINGS, concepts=["long"]).lenses
     assert lens.controls["text length"].score > 0.3
     assert "text length" in lens.unbeaten
 
 
-def test_controls_are_drawn_anew_with_another_seed_and_alike_with_the_same(planted: LensDataset) -> None:
+def test_controls_are_drawn_anew_with_another_seed_and_alike_with_the_same(
+    planted: LensDataset,
+) -> None:
     settings = dataclasses.replace(SETTINGS, max_iterations=1)
-    a, again, b = (fit_lenses(planted, dataclasses.replace(settings, seed=seed)) for seed in (0, 0, 1))
+    a, again, b = (
+        fit_lenses(planted, dataclasses.replace(settings, seed=seed)) for seed in (0, 0, 1)
+    )
     assert [lens.controls for lens in a.lenses] == [lens.controls for lens in again.lenses]
     for control in ("shuffled labels", "random direction"):
-        assert [lens.controls[control] for lens in a.lenses] != [lens.controls[control] for lens in b.lenses]
+        assert [lens.controls[control] for lens in a.lenses] != [
+            lens.controls[control] for lens in b.lenses
+        ]

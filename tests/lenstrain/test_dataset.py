@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from lenscache.concepts.pack import Concept, ConceptPack
-from lenscache.concepts.plan import CONTRAST, KINDS, NEGATIVE, POSITIVE, SPLITS, SamplePlan, plan_samples
+from lenscache.concepts.plan import (
+    CONTRAST,
+    KINDS,
+    NEGATIVE,
+    POSITIVE,
+    SPLITS,
+    SamplePlan,
+    plan_samples,
+)
 from lenscache.errors import StoreIncompleteError
 from lenscache.store.store import Store, create_store, open_store
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Rows, Task, open_dataset
@@ -74,7 +82,8 @@ def crossing_texts(dataset: LensDataset, task: Task) -> set[str]:
     return (train & calibration) | (train & test) | (calibration & test)
 
 
-# --- who is positive, who is negative --------------------------------------------------------------------------------
+# --- who is positive, who is negative
+# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("concept", CONCEPTS)
@@ -100,7 +109,13 @@ def test_samples_of_ancestors_and_descendants_are_never_negatives(
 
 
 def test_grandchildren_are_never_negatives(tmp_path: Path) -> None:
-    owl = Concept("owl", "owl", 2, parents=("bird",), examples=tuple(f"Hoots at night {i}." for i in range(20)))
+    owl = Concept(
+        "owl",
+        "owl",
+        2,
+        parents=("bird",),
+        examples=tuple(f"Hoots at night {i}." for i in range(20)),
+    )
     dataset = LensDataset(make_planted_store(tmp_path / "s", pack=planted_pack(changes=[owl])))
     negatives = text_set(dataset, all_rows(dataset.task("nature", many).negatives))
     assert texts_of(dataset, "owl")
@@ -108,7 +123,9 @@ def test_grandchildren_are_never_negatives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("concept", CONCEPTS)
-def test_related_rows_are_all_labelled_rows_of_the_family_but_the_positives(planted: LensDataset, concept: str) -> None:
+def test_related_rows_are_all_labelled_rows_of_the_family_but_the_positives(
+    planted: LensDataset, concept: str
+) -> None:
     task = planted.task(concept, ten_times)
     expected = set[str]()
     for relative in planted.hierarchy.family(concept) - {concept}:
@@ -119,7 +136,9 @@ def test_related_rows_are_all_labelled_rows_of_the_family_but_the_positives(plan
 def test_text_labelled_for_a_sibling_too_is_a_positive_and_no_negative(tmp_path: Path) -> None:
     shared = "Feathers and fins in one picture."
     pack = planted_pack()
-    changes = [dataclasses.replace(pack[c], examples=(shared, *pack[c].examples)) for c in ("bird", "fish")]
+    changes = [
+        dataclasses.replace(pack[c], examples=(shared, *pack[c].examples)) for c in ("bird", "fish")
+    ]
     dataset = LensDataset(make_planted_store(tmp_path / "s", pack=planted_pack(changes=changes)))
     for concept in ("bird", "fish"):
         task = dataset.task(concept, many)
@@ -133,7 +152,8 @@ def test_unrelated_samples_are_all_available_as_negatives(planted: LensDataset) 
         assert texts_of(planted, other) - texts_of(planted, "nature") <= negatives, other
 
 
-# --- shares and order ------------------------------------------------------------------------------------------------
+# --- shares and order
+# ------------------------------------------------------------------------------------------------
 
 
 def leaf_of(dataset: LensDataset, row: int) -> str:
@@ -142,7 +162,9 @@ def leaf_of(dataset: LensDataset, row: int) -> str:
 
 
 @pytest.mark.parametrize("concept", ["bird", "vote", "loom"])
-def test_negatives_are_siblings_contrasts_and_other_branches(planted: LensDataset, concept: str) -> None:
+def test_negatives_are_siblings_contrasts_and_other_branches(
+    planted: LensDataset, concept: str
+) -> None:
     negatives = planted.task(concept, lambda n: 20).negatives[TRAIN]
     contrasts = text_set(planted, negatives) & texts_of(planted, concept, CONTRAST)
     rest = [leaf_of(planted, row) for row in negatives if planted.texts[row] not in contrasts]
@@ -162,7 +184,9 @@ def test_other_branches_are_drawn_evenly(planted: LensDataset) -> None:
 
 @pytest.mark.parametrize("concept", CONCEPTS)
 @pytest.mark.parametrize("split", range(3))
-def test_contrasts_are_at_most_a_fifth_of_any_prefix(planted: LensDataset, concept: str, split: int) -> None:
+def test_contrasts_are_at_most_a_fifth_of_any_prefix(
+    planted: LensDataset, concept: str, split: int
+) -> None:
     negatives = planted.task(concept, lambda n: 40).negatives[split]
     own = texts_of(planted, concept, CONTRAST)
     counts = np.cumsum([planted.texts[row] in own for row in negatives])
@@ -192,7 +216,10 @@ def test_positives_stand_in_the_nested_order_of_the_plan(planted: LensDataset) -
 
 
 def test_negatives_differ_between_seeds_and_not_between_runs(planted_store: Store) -> None:
-    drawn = [LensDataset(planted_store, seed=seed).task("bird", ten_times).negatives[TRAIN] for seed in (0, 0, 1)]
+    drawn = [
+        LensDataset(planted_store, seed=seed).task("bird", ten_times).negatives[TRAIN]
+        for seed in (0, 0, 1)
+    ]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert drawn[0].tolist() != drawn[2].tolist()
 
@@ -202,7 +229,8 @@ def test_negatives_are_as_many_as_asked_for(planted: LensDataset) -> None:
     assert [len(rows) for rows in task.negatives] == [2 * len(rows) for rows in task.positives]
 
 
-# --- splits ----------------------------------------------------------------------------------------------------------
+# --- splits
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("concept", CONCEPTS)
@@ -241,12 +269,16 @@ def test_both_phases_of_a_sample_are_vectors_of_that_sample(planted: LensDataset
     assert planted.vector_phase[vectors].tolist() == [0, 1] * len(rows)
 
 
-# --- vectors ---------------------------------------------------------------------------------------------------------
+# --- vectors
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model_layer", [0, 1])
-def test_vectors_are_the_activations_of_their_own_text(planted: LensDataset, model_layer: int) -> None:
-    """Joined by key, never by position: every vector is compared with what was planted for its text."""
+def test_vectors_are_the_activations_of_their_own_text(
+    planted: LensDataset, model_layer: int
+) -> None:
+    """Joined by key, never by position: every vector is compared with what was planted for its
+    text."""
     X = planted.vectors(model_layer)
     expected: dict[tuple[str, int], Any] = {}
     for layer in (1, 0):
@@ -256,7 +288,9 @@ def test_vectors_are_the_activations_of_their_own_text(planted: LensDataset, mod
             expected |= {(text, number): row for text, row in zip(plan.texts, values, strict=True)}
     for i in range(len(X)):
         text = planted.texts[planted.vector_sample[i]]
-        np.testing.assert_allclose(X[i], expected[text, planted.vector_phase[i]], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            X[i], expected[text, planted.vector_phase[i]], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_rows_without_completion_have_no_completion_vector(tmp_path: Path) -> None:
@@ -270,25 +304,37 @@ def test_rows_without_completion_have_no_completion_vector(tmp_path: Path) -> No
 
 
 def test_vectors_of_a_sample_without_completion_are_its_prompt_alone(tmp_path: Path) -> None:
-    dataset = LensDataset(make_planted_store(tmp_path / "s", planting=Planting(without_completion=0.4), layers=[1]))
-    row = int(np.setdiff1d(np.arange(dataset.n_samples), dataset.vector_sample[dataset.vector_phase == 1])[0])
+    dataset = LensDataset(
+        make_planted_store(tmp_path / "s", planting=Planting(without_completion=0.4), layers=[1])
+    )
+    row = int(
+        np.setdiff1d(
+            np.arange(dataset.n_samples), dataset.vector_sample[dataset.vector_phase == 1]
+        )[0]
+    )
     vectors = dataset.vectors_of(np.array([row]))
     assert dataset.vector_phase[vectors].tolist() == [0]
 
 
-def test_prompt_of_one_token_has_no_vector_if_the_first_position_is_left_out(tmp_path: Path) -> None:
+def test_prompt_of_one_token_has_no_vector_if_the_first_position_is_left_out(
+    tmp_path: Path,
+) -> None:
     pack = planted_pack()
     bird = dataclasses.replace(pack["bird"], examples=("Wings!", *pack["bird"].examples))
     store = make_planted_store(
         tmp_path / "s", pack=planted_pack(changes=[bird]), layers=[1], pool_first_position=False
-    )  # fmt: skip
+    )
     dataset = LensDataset(store, phase="prompt")
-    assert set(range(dataset.n_samples)) - set(dataset.vector_sample.tolist()) == {dataset.texts.index("Wings!")}
+    assert set(range(dataset.n_samples)) - set(dataset.vector_sample.tolist()) == {
+        dataset.texts.index("Wings!")
+    }
 
 
 def test_bfloat16_store_reads_as_float32(tmp_path: Path) -> None:
     dataset = LensDataset(make_planted_store(tmp_path / "s", layers=[1], store_dtype="bfloat16"))
-    exact = planted_activations(plan_samples(planted_pack(), [1]), Planting(), "prompt", SIGNAL_LAYER)
+    exact = planted_activations(
+        plan_samples(planted_pack(), [1]), Planting(), "prompt", SIGNAL_LAYER
+    )
     X = dataset.vectors(SIGNAL_LAYER)
     assert X.dtype == np.float32
     np.testing.assert_allclose(X[dataset.vector_phase == 0], exact, rtol=2**-8)
@@ -315,7 +361,8 @@ def test_unnamed_samples_are_the_natural_examples(planted: LensDataset) -> None:
     assert text_set(planted, np.flatnonzero(planted.unnamed)) == examples
 
 
-# --- several rounds --------------------------------------------------------------------------------------------------
+# --- several rounds
+# --------------------------------------------------------------------------------------------------
 
 
 def test_text_of_two_rounds_is_one_sample(planted: LensDataset) -> None:
@@ -327,7 +374,10 @@ def test_label_of_another_round_keeps_a_text_out_of_the_negatives(tmp_path: Path
     """A round that knows nothing of a label must not make the text a negative."""
     shared = "Feathers and fins in one picture."
     pack = planted_pack()
-    changes = [dataclasses.replace(pack[c], examples=(shared, *pack[c].examples)) for c in ("nature", "vote")]
+    changes = [
+        dataclasses.replace(pack[c], examples=(shared, *pack[c].examples))
+        for c in ("nature", "vote")
+    ]
     pack = planted_pack(changes=changes)
 
     def forget_other_layers(plan: SamplePlan) -> SamplePlan:
@@ -340,7 +390,9 @@ def test_label_of_another_round_keeps_a_text_out_of_the_negatives(tmp_path: Path
             label_role=plan.label_role[known],
         )
 
-    dataset = LensDataset(make_planted_store(tmp_path / "s", pack=pack, change_plan=forget_other_layers))
+    dataset = LensDataset(
+        make_planted_store(tmp_path / "s", pack=pack, change_plan=forget_other_layers)
+    )
     for concept in ("nature", "vote"):
         task = dataset.task(concept, many)
         assert shared in text_set(dataset, all_rows(task.positives))
@@ -363,7 +415,8 @@ def test_later_round_adds_samples(tmp_path: Path) -> None:
     assert len(all_rows(after.positives)) == len(all_rows(before.positives)) + 10
 
 
-# --- explicit negatives ----------------------------------------------------------------------------------------------
+# --- explicit negatives
+# ----------------------------------------------------------------------------------------------
 
 
 def with_negatives(plan: SamplePlan, concept: str, rows: list[int]) -> SamplePlan:
@@ -379,9 +432,13 @@ def with_negatives(plan: SamplePlan, concept: str, rows: list[int]) -> SamplePla
 
 def test_negatives_that_the_data_names_come_first(tmp_path: Path) -> None:
     plan = plan_samples(planted_pack(), [1])
-    of_loom = plan.label_sample[(plan.label_concept == plan.concepts.index("loom")) & (plan.label_role == POSITIVE)]
+    of_loom = plan.label_sample[
+        (plan.label_concept == plan.concepts.index("loom")) & (plan.label_role == POSITIVE)
+    ]
     rows = [int(row) for row in of_loom if plan.split[row] == TRAIN][:6]
-    store = make_planted_store(tmp_path / "s", layers=[1], change_plan=lambda p: with_negatives(p, "bird", rows))
+    store = make_planted_store(
+        tmp_path / "s", layers=[1], change_plan=lambda p: with_negatives(p, "bird", rows)
+    )
     dataset = LensDataset(store)
     negatives = dataset.task("bird", lambda n: 10).negatives[TRAIN]
     assert {dataset.texts[row] for row in negatives[:6]} == {plan.texts[row] for row in rows}
@@ -390,9 +447,13 @@ def test_negatives_that_the_data_names_come_first(tmp_path: Path) -> None:
 
 def test_given_negatives_alone_suffice_if_there_are_enough(tmp_path: Path) -> None:
     plan = plan_samples(planted_pack(), [1])
-    of_loom = plan.label_sample[(plan.label_concept == plan.concepts.index("loom")) & (plan.label_role == POSITIVE)]
+    of_loom = plan.label_sample[
+        (plan.label_concept == plan.concepts.index("loom")) & (plan.label_role == POSITIVE)
+    ]
     rows = [int(row) for row in of_loom]
-    store = make_planted_store(tmp_path / "s", layers=[1], change_plan=lambda p: with_negatives(p, "bird", rows))
+    store = make_planted_store(
+        tmp_path / "s", layers=[1], change_plan=lambda p: with_negatives(p, "bird", rows)
+    )
     dataset = LensDataset(store)
     negatives = dataset.task("bird", lambda n: 3).negatives
     assert text_set(dataset, all_rows(negatives)) <= {plan.texts[row] for row in rows}
@@ -404,7 +465,8 @@ def test_kind_indexes_the_kinds_of_the_store(planted: LensDataset) -> None:
     assert text_set(planted, np.flatnonzero(planted.kind == KINDS.index("contrast"))) == contrasts
 
 
-# --- what cannot be read ---------------------------------------------------------------------------------------------
+# --- what cannot be read
+# ---------------------------------------------------------------------------------------------
 
 
 def test_unfinished_round_says_how_far_it_is_and_how_to_go_on(tmp_path: Path) -> None:
@@ -412,7 +474,8 @@ def test_unfinished_round_says_how_far_it_is_and_how_to_go_on(tmp_path: Path) ->
     store = create_store(tmp_path / "s", planted_header(pack), pack)
     plant_round(store, 1, 0, plan_samples(pack, [1]), n_blocks=2, verified=False)
     with pytest.raises(
-        StoreIncompleteError, match=r"layer_1/round_0 is not finished, 2 of \d+ blocks .* `lenscache extract` again"
+        StoreIncompleteError,
+        match=r"layer_1/round_0 is not finished, 2 of \d+ blocks .* `lenscache extract` again",
     ):
         LensDataset(store)
 
@@ -435,44 +498,59 @@ def test_finished_layer_is_read_while_another_is_not(tmp_path: Path) -> None:
 
 def test_store_without_a_round_asks_for_extraction(tmp_path: Path) -> None:
     store = create_store(tmp_path / "s", planted_header(planted_pack()), planted_pack())
-    with pytest.raises(StoreIncompleteError, match="holds no samples yet: run `lenscache extract` again"):
+    with pytest.raises(
+        StoreIncompleteError, match="holds no samples yet: run `lenscache extract` again"
+    ):
         LensDataset(store)
 
 
 def test_unknown_layer_names_those_of_the_store_and_the_other_option(planted_store: Store) -> None:
-    with pytest.raises(SettingsError, match=r"layer 15 is not in the store, .* \[0, 1\]; .* with --model-layers"):
+    with pytest.raises(
+        SettingsError, match=r"layer 15 is not in the store, .* \[0, 1\]; .* with --model-layers"
+    ):
         LensDataset(planted_store, layers=[15])
 
 
 def test_unknown_phase_names_the_choices(planted_store: Store) -> None:
-    with pytest.raises(SettingsError, match="phase is 'generation', expected one of both, prompt, completion"):
+    with pytest.raises(
+        SettingsError, match="phase is 'generation', expected one of both, prompt, completion"
+    ):
         LensDataset(planted_store, phase="generation")  # type: ignore[arg-type]
 
 
 def test_phase_that_was_not_extracted_says_how_to_get_it(tmp_path: Path) -> None:
     store = make_planted_store(tmp_path / "s", layers=[1], mode="prompt")
-    with pytest.raises(SettingsError, match=r"holds the phase prompt only, completion .* --mode combined"):
+    with pytest.raises(
+        SettingsError, match=r"holds the phase prompt only, completion .* --mode combined"
+    ):
         LensDataset(store, phase="completion")
 
 
 def test_split_without_a_positive_is_named(fresh: LensDataset) -> None:
     rows = all_rows(fresh.task("bird", ten_times).positives)
     fresh.split[rows] = TRAIN
-    with pytest.raises(TooFewSamplesError, match="bird: 0 positive samples in the calibration split, at least 1"):
+    with pytest.raises(
+        TooFewSamplesError, match="bird: 0 positive samples in the calibration split, at least 1"
+    ):
         fresh.task("bird", ten_times)
 
 
 def test_single_positive_in_training_is_too_few(fresh: LensDataset) -> None:
     rows = fresh.task("bird", ten_times).positives[TRAIN]
     fresh.split[rows[1:]] = TEST
-    with pytest.raises(TooFewSamplesError, match="bird: 1 positive samples in the train split, at least 2 are needed"):
+    with pytest.raises(
+        TooFewSamplesError,
+        match="bird: 1 positive samples in the train split, at least 2 are needed",
+    ):
         fresh.task("bird", ten_times)
 
 
 def test_concept_alone_in_the_store_has_no_negatives(tmp_path: Path) -> None:
     alone = ConceptPack("alone", "1", (planted_pack(n_contrasts=0)["nature"],))
     dataset = LensDataset(make_planted_store(tmp_path / "s", pack=alone))
-    with pytest.raises(TooFewSamplesError, match="nature: no negative sample in the train split: extract more"):
+    with pytest.raises(
+        TooFewSamplesError, match="nature: no negative sample in the train split: extract more"
+    ):
         dataset.task("nature", ten_times)
 
 
@@ -484,12 +562,15 @@ def test_dataset_opens_by_path(planted_store: Store) -> None:
 def test_concept_whose_positives_of_a_split_have_no_vector_is_told_by_name(
     split: int, fresh: LensDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Samples are counted as training will see them: a row that generated nothing is no completion sample."""
+    """Samples are counted as training will see them: a row that generated nothing is no completion
+    sample."""
     rows = fresh.task("bird", ten_times).positives[split]
     fresh._n_completion_tokens[rows] = 0
     completions = LensDataset(fresh.store, phase="completion")
     monkeypatch.setattr(completions, "_n_completion_tokens", fresh._n_completion_tokens)
-    with pytest.raises(TooFewSamplesError, match=f"bird: 0 positive samples in the {SPLITS[split]} split"):
+    with pytest.raises(
+        TooFewSamplesError, match=f"bird: 0 positive samples in the {SPLITS[split]} split"
+    ):
         completions.task("bird", ten_times)
     assert len(completions.task("fish", ten_times).positives[split])
 
@@ -503,11 +584,14 @@ def test_negatives_all_have_a_vector(fresh: LensDataset, monkeypatch: pytest.Mon
 
 
 def test_nested_order_does_not_depend_on_the_other_layers_of_the_store(tmp_path: Path) -> None:
-    """A parent's round shares relation prompts with the child; they must not jump to the child's front."""
+    """A parent's round shares relation prompts with the child; they must not jump to the child's
+    front."""
     pack = ConceptPack.load(Path(__file__).parents[2] / "data" / "packs" / "starter.json")
     store = make_planted_store(tmp_path / "s", pack=pack)
     for layer in (1, 2):
         alone, together = LensDataset(store, layers=[layer]), LensDataset(store)
         for concept in alone.concepts:
-            orders = [[d.texts[row] for row in d._rows_of(concept, POSITIVE)] for d in (alone, together)]
+            orders = [
+                [d.texts[row] for row in d._rows_of(concept, POSITIVE)] for d in (alone, together)
+            ]
             assert orders[0] == orders[1][: len(orders[0])], concept

@@ -14,7 +14,9 @@ from lenstrain.fit.adaptive import FitSettings, fit_lenses
 
 @pytest.mark.parametrize("device", ["cuda:99", "quantum"])
 def test_device_that_is_not_there_is_one_clear_line(planted: LensDataset, device: str) -> None:
-    with pytest.raises(SettingsError, match=f"device '{device}' cannot be used .*: use cpu") as caught:
+    with pytest.raises(
+        SettingsError, match=f"device '{device}' cannot be used .*: use cpu"
+    ) as caught:
         fit_lenses(planted, FitSettings(device=device))
     assert "\n" not in str(caught.value)
 
@@ -25,7 +27,9 @@ def test_lenses_of_a_gpu_are_those_of_the_cpu(planted: LensDataset, family: str)
     """Iterations, strengths and grades alike; weights within the rounding of float32 products."""
     n = FAMILIES[family].n_model_layers
     if n > len(planted.model_layers):
-        pytest.skip(f"the planted store has {len(planted.model_layers)} model layers, an ensemble reads {n}")
+        pytest.skip(
+            f"the planted store has {len(planted.model_layers)} model layers, an ensemble reads {n}"
+        )
     settings = FitSettings(family=family)  # type: ignore[arg-type]
     here = fit_lenses(planted, settings)
     there = fit_lenses(planted, dataclasses.replace(settings, device="cuda"))

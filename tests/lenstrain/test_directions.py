@@ -21,14 +21,19 @@ from lenstrain.settings import FamilyName, FitSettings
 from tests.lenstrain.conftest import SIGNAL_LAYER, direction_of, make_planted_store
 
 
-def directions(dataset: LensDataset, features: Features | None = None) -> dict[str, tuple[NDArray[Any], float]]:
+def directions(
+    dataset: LensDataset, features: Features | None = None
+) -> dict[str, tuple[NDArray[Any], float]]:
     settings = FitSettings()
-    tasks = [TaskRows(dataset, dataset.task(c, settings.n_negatives), settings) for c in dataset.concepts]
+    tasks = [
+        TaskRows(dataset, dataset.task(c, settings.n_negatives), settings) for c in dataset.concepts
+    ]
     features = features or Features.of_model_layers(dataset, (SIGNAL_LAYER,))
     found = steering_directions(features, tasks, (SIGNAL_LAYER,))
     return {
-        task.task.concept: (each.vector, each.deviation) for task, (each,) in zip(tasks, found, strict=True)
-    }  # fmt: skip
+        task.task.concept: (each.vector, each.deviation)
+        for task, (each,) in zip(tasks, found, strict=True)
+    }
 
 
 def test_a_planted_direction_is_found(planted: LensDataset) -> None:
@@ -54,7 +59,9 @@ def test_no_held_out_vector_has_a_say(planted: LensDataset) -> None:
         assert deviation == before[concept][1]
 
 
-@pytest.mark.parametrize("family", sorted(name for name, family in FAMILIES.items() if family.n_model_layers))
+@pytest.mark.parametrize(
+    "family", sorted(name for name, family in FAMILIES.items() if family.n_model_layers)
+)
 def test_a_saved_pack_keeps_one_for_each_model_layer(tmp_path: Path, family: FamilyName) -> None:
     dataset = LensDataset(make_planted_store(tmp_path / "s", n_layers=3, model_layers=(0, 1, 2)))
     settings = FitSettings(family=family, max_iterations=1)
@@ -74,7 +81,9 @@ def test_lenses_that_read_text_have_none(planted: LensDataset) -> None:
     assert all(lens.directions == () for lens in result.lenses)
 
 
-def test_a_pack_of_before_there_were_directions_still_loads(planted: LensDataset, tmp_path: Path) -> None:
+def test_a_pack_of_before_there_were_directions_still_loads(
+    planted: LensDataset, tmp_path: Path
+) -> None:
     settings = FitSettings(max_iterations=1)
     make_lens_pack(fit_lenses(planted, settings), planted, settings).save(tmp_path / "lenses")
     file = tmp_path / "lenses" / "lenses.safetensors"

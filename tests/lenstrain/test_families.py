@@ -1,4 +1,5 @@
-"""Every family through the whole of adaptive training, on stores in which the directions are known."""
+"""Every family through the whole of adaptive training, on stores in which the directions are
+known."""
 
 from __future__ import annotations
 
@@ -66,7 +67,9 @@ def test_clear_concepts_get_good_lenses_of_every_family(fitted: tuple[str, FitRe
     assert np.mean([lens.ranking.auroc for lens in result.lenses]) > 0.9, family
 
 
-def test_a_lens_reads_as_many_model_layers_as_its_family_says(fitted: tuple[str, FitResult]) -> None:
+def test_a_lens_reads_as_many_model_layers_as_its_family_says(
+    fitted: tuple[str, FitResult],
+) -> None:
     family, result = fitted
     assert {len(lens.model_layers) for lens in result.lenses} == {FAMILIES[family].n_model_layers}
 
@@ -74,11 +77,14 @@ def test_a_lens_reads_as_many_model_layers_as_its_family_says(fitted: tuple[str,
 def test_shipped_weights_give_the_judged_logits_on_raw_activations(
     fitted: tuple[str, FitResult], dataset: LensDataset
 ) -> None:
-    """What was graded is what is shipped: threshold and metrics hold for the weights in the pack."""
+    """What was graded is what is shipped: threshold and metrics hold for the weights in the
+    pack."""
     family, result = fitted
     for lens in result.lenses[:4]:
         logits = lens.weights.decision_function(inputs_of(lens, dataset))
-        rows = TaskRows(dataset, dataset.task(lens.concept, FitSettings().n_negatives), FitSettings())
+        rows = TaskRows(
+            dataset, dataset.task(lens.concept, FitSettings().n_negatives), FitSettings()
+        )
         drawn = rows.drawn(TEST)
         values = logits[dataset.split_order][dataset.split_slices[TEST]][drawn.rows]
         recall = float((values[drawn.y] >= lens.threshold).mean())
@@ -96,18 +102,29 @@ def test_any_number_of_jobs_gives_the_same_lenses_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in ON_ACTIVATIONS]
+    "family",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in ON_ACTIVATIONS],
 )
 def test_no_family_finds_a_concept_that_is_not_there(family: str, tmp_path: Path) -> None:
     names = [f"noise-{i}" for i in range(40)]
     changes = [
-        Concept(name, name, 1, parents=(BRANCHES[i % 3],), examples=tuple(f"Nothing {i}, {j}." for j in range(20)))
+        Concept(
+            name,
+            name,
+            1,
+            parents=(BRANCHES[i % 3],),
+            examples=tuple(f"Nothing {i}, {j}." for j in range(20)),
+        )
         for i, name in enumerate(names)
     ]
     noisy = make_planted_store(
-        tmp_path / "s", pack=planted_pack(changes=changes), planting=Planting(flat=tuple(names)), layers=[1],
-        n_layers=3, model_layers=(0, 1, 2),
-    )  # fmt: skip
+        tmp_path / "s",
+        pack=planted_pack(changes=changes),
+        planting=Planting(flat=tuple(names)),
+        layers=[1],
+        n_layers=3,
+        model_layers=(0, 1, 2),
+    )
     result = fit_lenses(LensDataset(noisy), FitSettings(family=family), concepts=names)  # type: ignore[arg-type]
     assert Grade.A not in {lens.grade for lens in result.lenses}
     assert np.mean([lens.ranking.score for lens in result.lenses]) < 0.1
@@ -116,12 +133,21 @@ def test_no_family_finds_a_concept_that_is_not_there(family: str, tmp_path: Path
 def test_two_hundred_concepts_without_signal_get_not_one_grade_A(tmp_path: Path) -> None:  # noqa: N802
     names = [f"noise-{i}" for i in range(200)]
     changes = [
-        Concept(name, name, 1, parents=(BRANCHES[i % 3],), examples=tuple(f"Nothing {i}, {j}." for j in range(12)))
+        Concept(
+            name,
+            name,
+            1,
+            parents=(BRANCHES[i % 3],),
+            examples=tuple(f"Nothing {i}, {j}." for j in range(12)),
+        )
         for i, name in enumerate(names)
     ]
     noisy = make_planted_store(
-        tmp_path / "s", pack=planted_pack(changes=changes), planting=Planting(flat=tuple(names)), layers=[1]
-    )  # fmt: skip
+        tmp_path / "s",
+        pack=planted_pack(changes=changes),
+        planting=Planting(flat=tuple(names)),
+        layers=[1],
+    )
     result = fit_lenses(LensDataset(noisy), FitSettings(), concepts=names)
     grades = [lens.grade for lens in result.lenses]
     assert len(grades) == 200
@@ -141,11 +167,14 @@ def test_ensemble_reads_the_best_model_layer_of_each_third(dataset: LensDataset)
 
 
 def test_ensemble_of_too_few_model_layers_is_refused(dataset: LensDataset) -> None:
-    with pytest.raises(SettingsError, match="an ensemble reads 3 model layers, there are 2 to choose from"):
+    with pytest.raises(
+        SettingsError, match="an ensemble reads 3 model layers, there are 2 to choose from"
+    ):
         fit_lenses(dataset, FitSettings(family="ensemble", model_layers=(0, 1)))
 
 
-# --- schedule and thresholds -----------------------------------------------------------------------------------------
+# --- schedule and thresholds
+# -----------------------------------------------------------------------------------------
 
 
 def test_no_lens_graduates_before_the_iterations_asked_for(dataset: LensDataset) -> None:
@@ -157,7 +186,9 @@ def test_no_lens_graduates_before_the_iterations_asked_for(dataset: LensDataset)
     assert all(lens.graduated for lens in late.lenses)
 
 
-def test_samples_that_run_out_before_the_iterations_asked_for_are_no_obstacle(dataset: LensDataset) -> None:
+def test_samples_that_run_out_before_the_iterations_asked_for_are_no_obstacle(
+    dataset: LensDataset,
+) -> None:
     settings = FitSettings(target_f1=0.5, max_overfit_gap=1.0, model_layers=(1,), min_iterations=40)
     assert all(lens.graduated for lens in fit_lenses(dataset, settings).lenses)
 
@@ -166,38 +197,57 @@ def test_samples_that_run_out_before_the_iterations_asked_for_are_no_obstacle(da
 def test_threshold_lets_through_the_share_of_unrelated_calibration_samples_that_was_asked_for(
     dataset: LensDataset, fpr: float
 ) -> None:
-    result = fit_lenses(dataset, FitSettings(model_layers=(0,), fpr=fpr))  # noise: any threshold would be exceeded
+    result = fit_lenses(
+        dataset, FitSettings(model_layers=(0,), fpr=fpr)
+    )  # noise: any threshold would be exceeded
     for lens in result.lenses:
         logits = lens.weights.decision_function(inputs_of(lens, dataset))
-        rows = TaskRows(dataset, dataset.task(lens.concept, FitSettings().n_negatives), FitSettings())
+        rows = TaskRows(
+            dataset, dataset.task(lens.concept, FitSettings().n_negatives), FitSettings()
+        )
         judged = rows.judged(CALIBRATION)
         values = logits[dataset.split_order][dataset.split_slices[CALIBRATION]][judged.rows]
         passed = float((values[~judged.y] >= lens.threshold).mean())
         assert fpr - 0.02 <= passed <= fpr + 0.005  # shipped in float32
-    assert np.mean([lens.false_positive_rate for lens in result.lenses]) == pytest.approx(fpr, abs=0.05)
+    assert np.mean([lens.false_positive_rate for lens in result.lenses]) == pytest.approx(
+        fpr, abs=0.05
+    )
 
 
 def test_noise_floor_is_that_of_unrelated_calibration_samples(dataset: LensDataset) -> None:
     for lens in fit_lenses(dataset, FitSettings(model_layers=(1,))).lenses:
         logits = lens.weights.decision_function(inputs_of(lens, dataset))
-        rows = TaskRows(dataset, dataset.task(lens.concept, FitSettings().n_negatives), FitSettings())
+        rows = TaskRows(
+            dataset, dataset.task(lens.concept, FitSettings().n_negatives), FitSettings()
+        )
         judged = rows.judged(CALIBRATION)
-        values = logits[dataset.split_order][dataset.split_slices[CALIBRATION]][judged.rows[~judged.y]]
+        values = logits[dataset.split_order][dataset.split_slices[CALIBRATION]][
+            judged.rows[~judged.y]
+        ]
         assert lens.noise.mean == pytest.approx(float(values.mean()), rel=1e-3, abs=1e-3)
         assert lens.noise.deviation == pytest.approx(float(values.std()), rel=1e-3)
 
 
-def test_lens_with_too_few_test_samples_does_not_graduate_and_asks_for_more(dataset: LensDataset) -> None:
+def test_lens_with_too_few_test_samples_does_not_graduate_and_asks_for_more(
+    dataset: LensDataset,
+) -> None:
     settings = FitSettings(target_f1=0.5, max_overfit_gap=1.0, model_layers=(1,))
-    n_test = {c: len(dataset.task(c, settings.n_negatives).positives[TEST]) for c in dataset.concepts}
-    least = sorted(n_test.values())[len(n_test) // 2] + 1  # above the median: some have as many, some do not
+    n_test = {
+        c: len(dataset.task(c, settings.n_negatives).positives[TEST]) for c in dataset.concepts
+    }
+    least = (
+        sorted(n_test.values())[len(n_test) // 2] + 1
+    )  # above the median: some have as many, some do not
     result = fit_lenses(dataset, dataclasses.replace(settings, min_test_samples=least))
     assert all(lens.graduated for lens in fit_lenses(dataset, settings).lenses)
-    assert {lens.concept for lens in result.lenses if lens.graduated} == {c for c, n in n_test.items() if n >= least}
+    assert {lens.concept for lens in result.lenses if lens.graduated} == {
+        c for c, n in n_test.items() if n >= least
+    }
     assert set(result.hungry) == {c for c, n in n_test.items() if n < least}
 
 
-# --- beyond graduation -----------------------------------------------------------------------------------------------
+# --- beyond graduation
+# -----------------------------------------------------------------------------------------------
 
 
 def test_going_on_for_the_record_changes_no_lens(dataset: LensDataset) -> None:
@@ -211,13 +261,17 @@ def test_going_on_for_the_record_changes_no_lens(dataset: LensDataset) -> None:
 
 
 def test_record_goes_on_until_the_strictest_mode_is_content(tmp_path: Path) -> None:
-    faint = LensDataset(make_planted_store(tmp_path / "s", planting=Planting(strength=2.5, completion_strength=2.0)))
+    faint = LensDataset(
+        make_planted_store(tmp_path / "s", planting=Planting(strength=2.5, completion_strength=2.0))
+    )
     result = fit_lenses(faint, FitSettings(target_f1=0.6, max_overfit_gap=1.0, model_layers=(1,)))
     assert any(lens.beyond for lens in result.lenses)
     for lens in result.lenses:
         if lens.graduated:
             steps = [*lens.trajectory, *lens.beyond]
-            is_spent = steps[-1].n_samples == len(faint.task(lens.concept, FitSettings().n_negatives).positives[TRAIN])
+            is_spent = steps[-1].n_samples == len(
+                faint.task(lens.concept, FitSettings().n_negatives).positives[TRAIN]
+            )
             assert steps[-1].grade == "A" or is_spent
             assert all(step.grade != "A" or step.test_f1 < 0.6 for step in steps[:-1])
 
@@ -225,15 +279,21 @@ def test_record_goes_on_until_the_strictest_mode_is_content(tmp_path: Path) -> N
 def test_several_targets_share_one_record(dataset: LensDataset) -> None:
     low, high = fit_targets(dataset, FitSettings(model_layers=(1,)), [0.5, 0.99])
     for a, b in zip(low.lenses, high.lenses, strict=True):
-        steps = [[step._replace(graduated=False) for step in (*lens.trajectory, *lens.beyond)] for lens in (a, b)]
+        steps = [
+            [step._replace(graduated=False) for step in (*lens.trajectory, *lens.beyond)]
+            for lens in (a, b)
+        ]
         assert steps[0] == steps[1]
 
 
-# --- what must never happen ------------------------------------------------------------------------------------------
+# --- what must never happen
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("split", [CALIBRATION, TEST])
-def test_a_planted_leak_is_caught(dataset: LensDataset, split: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_leak_is_caught(
+    dataset: LensDataset, split: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A task whose training samples include a held-out one: nothing is fitted."""
     honest = LensDataset.task
 
@@ -243,7 +303,9 @@ def test_a_planted_leak_is_caught(dataset: LensDataset, split: int, monkeypatch:
         return dataclasses.replace(task, positives=(train, *task.positives[1:]))
 
     monkeypatch.setattr(LensDataset, "task", leaky)
-    with pytest.raises(LeakageError, match=r"of .* rows to train on are held out for calibration or test"):
+    with pytest.raises(
+        LeakageError, match=r"of .* rows to train on are held out for calibration or test"
+    ):
         fit_lenses(dataset, FitSettings(model_layers=(1,)))
 
 
@@ -253,7 +315,9 @@ class Damaged(LensDataset):
     broken: tuple[str, ...] = ("bird",)
     value: float = np.nan
 
-    def vectors(self, model_layer: int, place: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
+    def vectors(
+        self, model_layer: int, place: NDArray[np.intp] | None = None
+    ) -> NDArray[np.float32]:
         X = super().vectors(model_layer, place)
         if model_layer == 1:
             for concept in self.broken:
@@ -269,7 +333,10 @@ def test_activations_that_are_no_numbers_are_a_line_for_their_concept_and_the_ot
     damaged = Damaged(store)
     damaged.value = value
     result = fit_lenses(damaged, FitSettings(model_layers=(1,)))
-    told = "bird: 1 of its samples have activations at model layer 1 that are NaN or infinite: run `lenscache verify`"
+    told = (
+        "bird: 1 of its samples have activations at model layer 1 that are NaN or infinite: run "
+        "`lenscache verify`"
+    )
     assert result.skipped["bird"].startswith(told)
     good = [lens for lens in result.lenses if lens.concept not in result.skipped]
     assert len(good) >= 9  # all but those whose definition or relations are that sample, too
@@ -280,7 +347,9 @@ def test_activations_that_are_no_numbers_are_a_line_for_their_concept_and_the_ot
 @pytest.mark.parametrize("kind", ["huge", "constant", "duplicates"])
 def test_degenerate_activations_end_in_finite_lenses(store: Store, kind: str) -> None:
     class Degenerate(LensDataset):
-        def vectors(self, model_layer: int, place: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
+        def vectors(
+            self, model_layer: int, place: NDArray[np.intp] | None = None
+        ) -> NDArray[np.float32]:
             X = super().vectors(model_layer, place)
             if kind == "huge":
                 X[:, 0] = X[:, 0] * 1e30

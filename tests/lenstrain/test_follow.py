@@ -1,4 +1,5 @@
-"""Fitting while extraction runs: provisional lenses first, in the end what a fit afterwards gives."""
+"""Fitting while extraction runs: provisional lenses first, in the end what a fit afterwards
+gives."""
 
 from __future__ import annotations
 
@@ -38,7 +39,11 @@ def finish(store: Store) -> None:
 
 
 def rows_in_complete_blocks(target: Round) -> set[int]:
-    return {row for b in np.flatnonzero(target.complete_blocks()) for row in range(*target.rows(int(b)).indices(10**9))}
+    return {
+        row
+        for b in np.flatnonzero(target.complete_blocks())
+        for row in range(*target.rows(int(b)).indices(10**9))
+    }
 
 
 def weights_of(pack: LensPack) -> dict[str, bytes]:
@@ -46,13 +51,17 @@ def weights_of(pack: LensPack) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("n_blocks", [0, 1, 2, 3])
-def test_a_partial_dataset_has_the_concepts_of_which_every_sample_is_there(n_blocks: int, tmp_path: Path) -> None:
+def test_a_partial_dataset_has_the_concepts_of_which_every_sample_is_there(
+    n_blocks: int, tmp_path: Path
+) -> None:
     store = begin(tmp_path / "s", n_blocks)
     target = store.rounds(1)[0]
     done = rows_in_complete_blocks(target)
     labels = target.labels()
     ready = [
-        concept for i, concept in enumerate(target.targets) if set(labels.sample[labels.concept == i].tolist()) <= done
+        concept
+        for i, concept in enumerate(target.targets)
+        if set(labels.sample[labels.concept == i].tolist()) <= done
     ]
     dataset = LensDataset(store, partial=True)
     assert list(dataset.concepts) == ready
@@ -79,7 +88,10 @@ def test_what_was_not_complete_when_the_dataset_was_opened_stays_out(tmp_path: P
     dataset = LensDataset(store, partial=True)
     before = (dataset.concepts, dataset.n_samples)
     finish(store)
-    assert (dataset.concepts, dataset.n_samples, len(dataset.vectors(1))) == (*before, len(dataset.vector_sample))
+    assert (dataset.concepts, dataset.n_samples, len(dataset.vectors(1))) == (
+        *before,
+        len(dataset.vector_sample),
+    )
 
 
 def test_following_a_growing_store_ends_with_what_a_fit_afterwards_gives(tmp_path: Path) -> None:
@@ -105,30 +117,44 @@ def test_following_a_growing_store_ends_with_what_a_fit_afterwards_gives(tmp_pat
 
     writer = threading.Thread(target=extract)
     writer.start()
-    pack = fit_following(tmp_path / "s", tmp_path / "out", SETTINGS, waiting=EAGER, on_progress=watch)
+    pack = fit_following(
+        tmp_path / "s", tmp_path / "out", SETTINGS, waiting=EAGER, on_progress=watch
+    )
     writer.join()
     dataset = LensDataset(open_store(tmp_path / "s"))
     afterwards = make_lens_pack(fit_lenses(dataset, SETTINGS), dataset, SETTINGS)
     assert weights_of(pack) == weights_of(afterwards)
     assert LensPack.load(tmp_path / "out").provenance == afterwards.provenance
     assert "provisional" not in pack.provenance
-    assert any(0 < len(some) < len(pack) for some in packs), "no lens appeared before the store was complete"
+    assert any(0 < len(some) < len(pack) for some in packs), (
+        "no lens appeared before the store was complete"
+    )
     assert all(one <= other for one, other in itertools.pairwise(packs))
 
 
 def test_a_complete_store_is_fitted_at_once(tmp_path: Path) -> None:
     make_planted_store(tmp_path / "s", pack=PACK)
-    pack = fit_following(tmp_path / "s", tmp_path / "out", SETTINGS, concepts=["bird"], waiting=EAGER)
+    pack = fit_following(
+        tmp_path / "s", tmp_path / "out", SETTINGS, concepts=["bird"], waiting=EAGER
+    )
     assert [lens.concept for lens in pack] == ["bird"]
 
 
-def test_an_extraction_that_stands_still_is_given_up_and_the_provisional_lenses_kept(tmp_path: Path) -> None:
+def test_an_extraction_that_stands_still_is_given_up_and_the_provisional_lenses_kept(
+    tmp_path: Path,
+) -> None:
     store = begin(tmp_path / "s", 3)
     assert LensDataset(store, partial=True).concepts
-    with pytest.raises(StalledError, match=r"3 of \d+ blocks are complete and none was added for 1 s, \d+ provisional"):
+    with pytest.raises(
+        StalledError,
+        match=r"3 of \d+ blocks are complete and none was added for 1 s, \d+ provisional",
+    ):
         fit_following(
-            tmp_path / "s", tmp_path / "out", SETTINGS, waiting=FollowSettings(poll_s=0.01, patience_s=1)
-        )  # fmt: skip
+            tmp_path / "s",
+            tmp_path / "out",
+            SETTINGS,
+            waiting=FollowSettings(poll_s=0.01, patience_s=1),
+        )
     kept = LensPack.load(tmp_path / "out")
     assert len(kept) > 0
     assert kept.provenance["provisional"] is True

@@ -18,7 +18,12 @@ import pytest
 from numpy.typing import NDArray
 
 from lenstrain.data.dataset import LensDataset
-from lenstrain.errors import ForeignFormatError, LensPackExistsError, MissingPackageError, SettingsError
+from lenstrain.errors import (
+    ForeignFormatError,
+    LensPackExistsError,
+    MissingPackageError,
+    SettingsError,
+)
 from lenstrain.exchange import gguf as exchange
 from lenstrain.exchange.gguf import read_control_vector
 from lenstrain.families.linear import LinearWeights
@@ -47,27 +52,36 @@ def moved(lens: Lens, *model_layers: int) -> Lens:
     weight = np.tile(lens.weight, len(model_layers))
     return dataclasses.replace(
         lens, model_layers=model_layers, weights=LinearWeights(weight, lens.bias), directions=()
-    )  # fmt: skip
+    )
 
 
 def of(pack: LensPack, *lenses: Lens, family: str = "linear") -> LensPack:
     return LensPack(lenses, {**pack.provenance, "settings": {"family": family}}, {})
 
 
-# --- three readers that know nothing of ours -------------------------------------------------------------------------
+# --- three readers that know nothing of ours
+# -------------------------------------------------------------------------
 
 
 def as_repeng(path: Path) -> tuple[str, Vectors]:
-    """What repeng's `ControlVector.import_gguf` takes from a file: the hint, and the array of each direction.<N>."""
+    """What repeng's `ControlVector.import_gguf` takes from a file: the hint, and the array of each
+    direction.<N>."""
     reader = gguf.GGUFReader(path)
     fields = {name: bytes(field.parts[-1]) for name, field in reader.fields.items()}
     assert fields["general.architecture"] == b"controlvector"
-    directions = {int(t.name.split(".")[1]): np.array(t.data) for t in reader.tensors if "direction." in t.name}
+    directions = {
+        int(t.name.split(".")[1]): np.array(t.data)
+        for t in reader.tensors
+        if "direction." in t.name
+    }
     return fields["controlvector.model_hint"].decode(), directions
 
 
-def parse(path: Path) -> tuple[dict[str, Any], dict[str, tuple[list[int], int, NDArray[np.float32]]]]:
-    """The bytes of a GGUF file, version 3, by the format's description: metadata, and shape, type and data by name."""
+def parse(
+    path: Path,
+) -> tuple[dict[str, Any], dict[str, tuple[list[int], int, NDArray[np.float32]]]]:
+    """The bytes of a GGUF file, version 3, by the format's description: metadata, and shape, type
+    and data by name."""
     data, place = path.read_bytes(), 24
 
     def take(layout: str) -> Any:
@@ -83,15 +97,20 @@ def parse(path: Path) -> tuple[dict[str, Any], dict[str, tuple[list[int], int, N
     assert (magic, version) == (b"GGUF", 3)
     read: dict[int, Callable[[], Any]] = {4: lambda: take("I"), 8: text}
     metadata = {text(): read[take("I")]() for _ in range(n_pairs)}
-    infos = [(text(), [take("Q") for _ in range(take("I"))], take("I"), take("Q")) for _ in range(n_tensors)]
+    infos = [
+        (text(), [take("Q") for _ in range(take("I"))], take("I"), take("Q"))
+        for _ in range(n_tensors)
+    ]
     start = -(-place // 32) * 32
     return metadata, {
-        name: (shape, kind, np.frombuffer(data, "<f4", shape[0], start + offset)) for name, shape, kind, offset in infos
+        name: (shape, kind, np.frombuffer(data, "<f4", shape[0], start + offset))
+        for name, shape, kind, offset in infos
     }
 
 
 def as_llama_cpp(path: Path, n_layer: int) -> Vectors:
-    """What llama.cpp adds after each block: its loader fills a buffer, its adapter takes the blocks' parts from it."""
+    """What llama.cpp adds after each block: its loader fills a buffer, its adapter takes the
+    blocks' parts from it."""
     buffer = np.zeros(0, np.float32)
     for name, (shape, kind, values) in parse(path)[1].items():
         prefix, _, number = name.partition(".")
@@ -110,7 +129,8 @@ def as_llama_cpp(path: Path, n_layer: int) -> Vectors:
     return {il: vector for il, vector in added.items() if vector.any()}
 
 
-# --- what is written -------------------------------------------------------------------------------------------------
+# --- what is written
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model_layers", [(1,), (15,), (29,), (3, 14, 29)])
@@ -132,9 +152,11 @@ def test_metadata_is_that_of_a_control_vector(pack: LensPack, tmp_path: Path) ->
     write_gguf(of(pack, moved(pack["bird"], 3, 14, 29)), tmp_path / "out", model_hint="llama")
     metadata, tensors = parse(tmp_path / "out" / "bird.gguf")
     assert metadata == {
-        "general.architecture": "controlvector", "general.name": "bird", "controlvector.model_hint": "llama",
+        "general.architecture": "controlvector",
+        "general.name": "bird",
+        "controlvector.model_hint": "llama",
         "controlvector.layer_count": 3,
-    }  # fmt: skip
+    }
     assert {name: (shape, kind) for name, (shape, kind, _) in tensors.items()} == {
         f"direction.{layer}": ([HIDDEN], 0) for layer in (3, 14, 29)
     }
@@ -145,8 +167,10 @@ def test_a_pack_becomes_a_file_a_concept_and_a_list_of_them(pack: LensPack, tmp_
     assert files == {lens.concept: f"{lens.concept}.gguf" for lens in pack}
     assert left_out == {}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *files.values(), "lenses.json", "directions.safetensors"
-    }  # fmt: skip
+        *files.values(),
+        "lenses.json",
+        "directions.safetensors",
+    }
     listed = json.loads((tmp_path / "out" / "lenses.json").read_text())
     assert [entry["file"] for entry in listed["lenses"]] == list(files.values())
     assert [entry["grade"] for entry in listed["lenses"]] == [lens.grade.value for lens in pack]
@@ -169,7 +193,8 @@ def test_hostile_names_stay_in_the_folder(pack: LensPack, tmp_path: Path) -> Non
     assert all(read_control_vector(path).vectors.keys() == {SIGNAL_LAYER} for path in found)
 
 
-# --- which vector ----------------------------------------------------------------------------------------------------
+# --- which vector
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_a_vector_along_the_weights_is_a_deviation_of_unrelated_activations(pack: LensPack) -> None:
@@ -179,12 +204,16 @@ def test_a_vector_along_the_weights_is_a_deviation_of_unrelated_activations(pack
     X = np.random.default_rng(3).normal(2, 5, size=(20_000, HIDDEN))
     lens = dataclasses.replace(lens, noise=NoiseFloor(0.0, float(lens.decision_function(X).std())))
     along = X @ (w / np.linalg.norm(w))
-    assert np.linalg.norm(steering_vectors(lens)[SIGNAL_LAYER]) == pytest.approx(along.std(), rel=1e-4)
+    assert np.linalg.norm(steering_vectors(lens)[SIGNAL_LAYER]) == pytest.approx(
+        along.std(), rel=1e-4
+    )
 
 
 def test_adding_the_vector_raises_the_logit_by_a_deviation_of_its_noise(pack: LensPack) -> None:
     lens, x = pack["bird"], np.random.default_rng(0).normal(size=(1, HIDDEN)).astype(np.float32)
-    raised = lens.decision_function(x + 2 * steering_vectors(lens)[SIGNAL_LAYER]) - lens.decision_function(x)
+    raised = lens.decision_function(
+        x + 2 * steering_vectors(lens)[SIGNAL_LAYER]
+    ) - lens.decision_function(x)
     assert raised[0] == pytest.approx(2 * lens.noise.deviation, rel=1e-3)
 
 
@@ -195,29 +224,40 @@ def test_the_mean_difference_can_be_asked_for(pack: LensPack, tmp_path: Path) ->
     np.testing.assert_allclose(found, direction.vector * direction.deviation, rtol=1e-5)
 
 
-def test_a_vector_that_was_read_is_a_direction_to_steer_along(pack: LensPack, tmp_path: Path) -> None:
+def test_a_vector_that_was_read_is_a_direction_to_steer_along(
+    pack: LensPack, tmp_path: Path
+) -> None:
     lens = moved(pack["bird"], 3, 14)
     write_gguf(of(pack, lens), tmp_path / "out")
     for direction in read_control_vector(tmp_path / "out" / "bird.gguf").directions:
         assert np.linalg.norm(direction.vector) == pytest.approx(1, abs=1e-6)
         restored = direction.vector * direction.deviation
-        np.testing.assert_allclose(restored, steering_vectors(lens)[direction.model_layer], rtol=1e-5)
+        np.testing.assert_allclose(
+            restored, steering_vectors(lens)[direction.model_layer], rtol=1e-5
+        )
 
 
-def test_a_vector_lies_along_the_mean_difference_unless_weights_are_asked_for(pack: LensPack, tmp_path: Path) -> None:
+def test_a_vector_lies_along_the_mean_difference_unless_weights_are_asked_for(
+    pack: LensPack, tmp_path: Path
+) -> None:
     exchange.write_gguf(pack, tmp_path / "out")
     ((model_layer, vector, deviation),) = pack["bird"].directions
     found = read_control_vector(tmp_path / "out" / "bird.gguf").vectors[model_layer]
     np.testing.assert_allclose(found, vector * deviation, rtol=1e-6)
 
 
-# --- what cannot be exported -----------------------------------------------------------------------------------------
+# --- what cannot be exported
+# -----------------------------------------------------------------------------------------
 
 
-def test_mlp_lenses_need_another_direction_than_their_weights(planted: LensDataset, tmp_path: Path) -> None:
+def test_mlp_lenses_need_another_direction_than_their_weights(
+    planted: LensDataset, tmp_path: Path
+) -> None:
     settings = FitSettings(max_iterations=1, family="mlp", model_layers=(SIGNAL_LAYER,))
     mlp = make_lens_pack(fit_lenses(planted, settings, concepts=["bird"]), planted, settings)
-    with pytest.raises(SettingsError, match=r"^mlp lenses have no single direction .*--direction mean-difference"):
+    with pytest.raises(
+        SettingsError, match=r"^mlp lenses have no single direction .*--direction mean-difference"
+    ):
         write_gguf(mlp, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert list(write_gguf(mlp, tmp_path / "out", kind="mean-difference").files) == ["bird"]
@@ -226,32 +266,46 @@ def test_mlp_lenses_need_another_direction_than_their_weights(planted: LensDatas
 def test_text_lenses_have_no_control_vector(pack: LensPack, tmp_path: Path) -> None:
     from lenstrain.data.words import Vocabulary
 
-    text = LensPack(pack.lenses, pack.provenance, {}, vocabulary=Vocabulary(("a",), np.ones(1, np.float32)))
+    text = LensPack(
+        pack.lenses, pack.provenance, {}, vocabulary=Vocabulary(("a",), np.ones(1, np.float32))
+    )
     with pytest.raises(SettingsError, match="text lenses read words, not activations"):
         write_gguf(text, tmp_path / "out")
 
 
-def test_lenses_on_model_layer_0_are_left_out_because_llama_cpp_refuses_them(pack: LensPack, tmp_path: Path) -> None:
+def test_lenses_on_model_layer_0_are_left_out_because_llama_cpp_refuses_them(
+    pack: LensPack, tmp_path: Path
+) -> None:
     lenses = [moved(pack["bird"], 0), moved(pack["fish"], 0, 3), pack["tree"]]
     files, left_out = write_gguf(of(pack, *lenses), tmp_path / "out")
     assert list(files) == ["tree"]
     assert "reads model layer 0, and llama.cpp refuses" in left_out["bird"]
     assert set(left_out) == {"bird", "fish"}
-    assert [entry["concept"] for entry in json.loads((tmp_path / "out" / "lenses.json").read_text())["lenses"]] == [
-        "tree"
-    ]
+    assert [
+        entry["concept"]
+        for entry in json.loads((tmp_path / "out" / "lenses.json").read_text())["lenses"]
+    ] == ["tree"]
     with pytest.raises(SettingsError, match="the lens of bird reads model layer 0"):
         write_gguf(of(pack, lenses[0]), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
-def test_a_vector_without_a_known_or_finite_length_is_left_out(pack: LensPack, tmp_path: Path) -> None:
-    unknown = dataclasses.replace(pack["bird"], metrics={**pack["bird"].metrics, "unknown": ["noise_floor"]})
-    flat = dataclasses.replace(pack["fish"], weights=LinearWeights(np.zeros(HIDDEN, np.float32), 0.0))
+def test_a_vector_without_a_known_or_finite_length_is_left_out(
+    pack: LensPack, tmp_path: Path
+) -> None:
+    unknown = dataclasses.replace(
+        pack["bird"], metrics={**pack["bird"].metrics, "unknown": ["noise_floor"]}
+    )
+    flat = dataclasses.replace(
+        pack["fish"], weights=LinearWeights(np.zeros(HIDDEN, np.float32), 0.0)
+    )
     still = dataclasses.replace(pack["vote"], noise=NoiseFloor(0.0, 0.0))
     files, left_out = write_gguf(of(pack, unknown, flat, still, pack["tree"]), tmp_path / "out")
     assert list(files) == ["tree"]
-    assert left_out["bird"] == "the noise floor of the lens of bird is not known: its vector has no length"
+    assert (
+        left_out["bird"]
+        == "the noise floor of the lens of bird is not known: its vector has no length"
+    )
     assert "nowhere to steer to" in left_out["fish"]
     assert "nowhere to steer to" in left_out["vote"]
 
@@ -260,13 +314,18 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     pack: LensPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    for attempt in (lambda: write_gguf(pack, tmp_path / "out"), lambda: read_control_vector(tmp_path / "x.gguf")):
+    for attempt in (
+        lambda: write_gguf(pack, tmp_path / "out"),
+        lambda: read_control_vector(tmp_path / "x.gguf"),
+    ):
         with pytest.raises(MissingPackageError, match=r"run `pip install 'lenscache\[gguf\]'`"):
             attempt()
     assert not (tmp_path / "out").exists()
 
 
-def test_an_earlier_export_is_replaced_only_if_asked_and_anything_else_never(pack: LensPack, tmp_path: Path) -> None:
+def test_an_earlier_export_is_replaced_only_if_asked_and_anything_else_never(
+    pack: LensPack, tmp_path: Path
+) -> None:
     write_gguf(pack, tmp_path / "out")
     with pytest.raises(LensPackExistsError, match="or pass --overwrite"):
         write_gguf(pack, tmp_path / "out")
@@ -277,16 +336,27 @@ def test_an_earlier_export_is_replaced_only_if_asked_and_anything_else_never(pac
         write_gguf(pack, tmp_path / "pack", overwrite=True)
 
 
-# --- what is read ----------------------------------------------------------------------------------------------------
+# --- what is read
+# ----------------------------------------------------------------------------------------------------
 
 
-def write(path: Path, tensors: dict[str, Any], *, architecture: str = "controlvector", hint: str | None = "x") -> Path:
+def write(
+    path: Path,
+    tensors: dict[str, Any],
+    *,
+    architecture: str = "controlvector",
+    hint: str | None = "x",
+) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     if hint is not None:
         writer.add_string("controlvector.model_hint", hint)
     for name, values in tensors.items():
         writer.add_tensor(name, values)
-    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+    for step in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+    ):
         step()
     writer.close()
     return path
@@ -294,10 +364,15 @@ def write(path: Path, tensors: dict[str, Any], *, architecture: str = "controlve
 
 def test_vectors_of_others_are_read_in_the_order_of_their_layers(tmp_path: Path) -> None:
     vectors = {layer: np.full(8, layer, np.float32) for layer in (12, 2, 0)}
-    path = write(tmp_path / "v.gguf", {f"direction.{layer}": v for layer, v in vectors.items()}, hint=None)
+    path = write(
+        tmp_path / "v.gguf", {f"direction.{layer}": v for layer, v in vectors.items()}, hint=None
+    )
     found = read_control_vector(path)
     assert (found.model_hint, list(found.vectors)) == ("", [0, 2, 12])
-    assert [direction.model_layer for direction in found.directions] == [2, 12]  # one of zeros points nowhere
+    assert [direction.model_layer for direction in found.directions] == [
+        2,
+        12,
+    ]  # one of zeros points nowhere
 
 
 ONES = np.ones(8, np.float32)
@@ -306,14 +381,34 @@ ONES = np.ones(8, np.float32)
 @pytest.mark.parametrize(
     ("tensors", "options", "message"),
     [
-        ({"direction.1": ONES}, {"architecture": "llama"}, "has architecture 'llama', expected 'controlvector'"),
+        (
+            {"direction.1": ONES},
+            {"architecture": "llama"},
+            "has architecture 'llama', expected 'controlvector'",
+        ),
         ({}, {}, r"has directions of sizes \[\], expected direction.<number>"),
         ({"direction.1": ONES, "direction.2": ONES[:4]}, {}, r"has directions of sizes \[4, 8\]"),
-        ({"direction.1": ONES, "output.weight": ONES}, {}, "has a tensor 'output.weight', expected one direction"),
+        (
+            {"direction.1": ONES, "output.weight": ONES},
+            {},
+            "has a tensor 'output.weight', expected one direction",
+        ),
         ({"direction.one": ONES}, {}, "has a tensor 'direction.one'"),
-        ({"direction.1": ONES, "direction.01": ONES}, {}, "has a tensor 'direction.01', expected one"),
-        ({"direction.1": ONES.reshape(2, 4)}, {}, r"direction.1 is F32 \(2, 4\), expected finite F32 \(hidden,\)"),
-        ({"direction.1": ONES.astype(np.float16)}, {}, r"direction.1 is F16 \(8,\), expected finite F32"),
+        (
+            {"direction.1": ONES, "direction.01": ONES},
+            {},
+            "has a tensor 'direction.01', expected one",
+        ),
+        (
+            {"direction.1": ONES.reshape(2, 4)},
+            {},
+            r"direction.1 is F32 \(2, 4\), expected finite F32 \(hidden,\)",
+        ),
+        (
+            {"direction.1": ONES.astype(np.float16)},
+            {},
+            r"direction.1 is F16 \(8,\), expected finite F32",
+        ),
         ({"direction.1": ONES * math.inf}, {}, "expected finite F32"),
     ],
 )
@@ -332,7 +427,9 @@ def test_a_torn_file_is_named(tmp_path: Path, keep: int) -> None:
     data = path.read_bytes()
     assert keep < len(data) - 4 * len(ONES)
     path.write_bytes(data[:keep])
-    with pytest.raises(ForeignFormatError, match=r"v.gguf (is not a readable GGUF|has architecture)"):
+    with pytest.raises(
+        ForeignFormatError, match=r"v.gguf (is not a readable GGUF|has architecture)"
+    ):
         read_control_vector(path)
 
 

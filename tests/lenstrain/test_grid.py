@@ -1,4 +1,5 @@
-"""Grids of fits in this process: each pack is what a fit alone gives, what is there is kept, what fails is told."""
+"""Grids of fits in this process: each pack is what a fit alone gives, what is there is kept, what
+fails is told."""
 
 from __future__ import annotations
 
@@ -15,12 +16,26 @@ from lenstrain.fit.choice import FitProgress
 from lenstrain.fit.train import text_settings, train
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
-from lenstrain.sweeps.grid import FittedCombination, Grid, GridProgress, GridResult, LocalEngine, fit_grid
+from lenstrain.sweeps.grid import (
+    FittedCombination,
+    Grid,
+    GridProgress,
+    GridResult,
+    LocalEngine,
+    fit_grid,
+)
 from tests.lenstrain.conftest import make_planted_store, planted_pack
 
 BASE = FitSettings(max_iterations=2)
-GRID = Grid("", BASE, families=("linear", "mean-difference"), targets=(0.95, 0.5), model_layers=((0,), (1,)))
-NAMES = [f"{family}-f1-{f1}-layers-{n}" for family in GRID.families for n in (0, 1) for f1 in ("0.5", "0.95")]
+GRID = Grid(
+    "", BASE, families=("linear", "mean-difference"), targets=(0.95, 0.5), model_layers=((0,), (1,))
+)
+NAMES = [
+    f"{family}-f1-{f1}-layers-{n}"
+    for family in GRID.families
+    for n in (0, 1)
+    for f1 in ("0.5", "0.95")
+]
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +72,16 @@ def test_each_pack_is_what_a_fit_alone_writes(grid: Grid, tmp_path: Path) -> Non
 
 
 def test_a_folder_is_named_by_its_combination_alone() -> None:
-    wider = dataclasses.replace(GRID, families=("mlp", "linear"), targets=(0.95,), model_layers=(None, (7, 6, 5, 2)))
+    wider = dataclasses.replace(
+        GRID, families=("mlp", "linear"), targets=(0.95,), model_layers=(None, (7, 6, 5, 2))
+    )
     found = [cell.name(target) for cell in wider.cells for target in cell.targets]
-    assert found == ["mlp-f1-0.95", "mlp-f1-0.95-layers-2+5-7", "linear-f1-0.95", "linear-f1-0.95-layers-2+5-7"]
+    assert found == [
+        "mlp-f1-0.95",
+        "mlp-f1-0.95-layers-2+5-7",
+        "linear-f1-0.95",
+        "linear-f1-0.95-layers-2+5-7",
+    ]
 
 
 def test_text_lenses_read_no_model_layer_and_are_fitted_once() -> None:
@@ -75,15 +97,22 @@ def test_text_lenses_read_no_model_layer_and_are_fitted_once() -> None:
         ({"targets": ()}, "the grid is empty: name a family, a target F1"),
         ({"targets": (0.5, 1.5)}, "target F1 is 1.5"),
         ({"families": ("linear", "text"), "refine": True}, "text lenses are not refined"),
-        ({"families": ("linear", "text"), "text": text_settings(BASE)}, "text lenses beside text lenses"),
+        (
+            {"families": ("linear", "text"), "text": text_settings(BASE)},
+            "text lenses beside text lenses",
+        ),
     ],
 )
-def test_a_grid_that_cannot_be_fitted_is_refused_when_it_is_made(changes: dict[str, Any], message: str) -> None:
+def test_a_grid_that_cannot_be_fitted_is_refused_when_it_is_made(
+    changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(SettingsError, match=message):
         dataclasses.replace(GRID, **changes)
 
 
-def test_a_combination_that_fails_does_not_take_the_others_with_it(grid: Grid, tmp_path: Path) -> None:
+def test_a_combination_that_fails_does_not_take_the_others_with_it(
+    grid: Grid, tmp_path: Path
+) -> None:
     some = dataclasses.replace(grid, families=("linear",), model_layers=((9,), (1,)))
     result = run(some, tmp_path / "out")
     assert names(result) == ["linear-f1-0.5-layers-1", "linear-f1-0.95-layers-1"]
@@ -99,12 +128,18 @@ def test_a_pack_that_cannot_be_written_fails_alone(grid: Grid, tmp_path: Path) -
 
     def take(progress: GridProgress) -> None:
         if progress.running:
-            (tmp_path / "out" / "mean-difference-f1-0.5-layers-0").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "out" / "mean-difference-f1-0.5-layers-0").mkdir(
+                parents=True, exist_ok=True
+            )
 
     result = run(some, tmp_path / "out", on_progress=take)
     assert len(result.packs) == 3
     assert [str(error) for error in result.failures.values()] == [
-        f"the output folder {tmp_path}/out/mean-difference-f1-0.5-layers-0 exists already: choose another --out"
+        (
+            f"the output folder {tmp_path}/out/mean-difference-f1-0.5-layers-0 exists already: "
+            "choose "
+            "another --out"
+        )
     ]
 
 
@@ -118,7 +153,9 @@ def test_an_interrupted_grid_is_taken_up_where_it_was(grid: Grid, tmp_path: Path
     before = {path.name: (path / "run.json").read_bytes() for path in (tmp_path / "out").iterdir()}
     assert sorted(before) == sorted(NAMES[:4])
     fitted: set[str] = set()
-    result = run(grid, tmp_path / "out", on_progress=lambda progress: fitted.update(progress.running))
+    result = run(
+        grid, tmp_path / "out", on_progress=lambda progress: fitted.update(progress.running)
+    )
     assert fitted == {"mean-difference on 0", "mean-difference on 1"}
     assert {pack.name for pack in result.packs if pack.kept} == set(before)
     assert {name: (tmp_path / "out" / name / "run.json").read_bytes() for name in before} == before
@@ -127,7 +164,9 @@ def test_an_interrupted_grid_is_taken_up_where_it_was(grid: Grid, tmp_path: Path
 
 
 def test_another_target_is_fitted_without_those_that_are_there(grid: Grid, tmp_path: Path) -> None:
-    some = dataclasses.replace(grid, families=("linear",), model_layers=((1,),), targets=(0.5, 0.95))
+    some = dataclasses.replace(
+        grid, families=("linear",), model_layers=((1,),), targets=(0.5, 0.95)
+    )
     run(dataclasses.replace(some, targets=(0.95,)), tmp_path / "out")
     result = run(some, tmp_path / "out")
     assert [pack.kept for pack in result.packs] == [False, True]
@@ -151,7 +190,9 @@ def test_a_pack_that_was_fitted_otherwise_is_neither_kept_nor_replaced(
     some = dataclasses.replace(grid, families=("linear",), model_layers=((1,),))
     run(some, tmp_path / "out")
     before = contents(tmp_path / "out")
-    with pytest.raises(LensPackExistsError, match=rf"was fitted otherwise \({differs}\): choose another --out"):
+    with pytest.raises(
+        LensPackExistsError, match=rf"was fitted otherwise \({differs}\): choose another --out"
+    ):
         run(dataclasses.replace(some, **changes), tmp_path / "out")
     assert contents(tmp_path / "out") == before
 
@@ -186,11 +227,15 @@ def test_a_manifest_that_is_not_exactly_this_fits_is_not_trusted(
 
 
 def test_refined_packs_and_text_lenses_are_known_again(grid: Grid, tmp_path: Path) -> None:
-    some = dataclasses.replace(grid, families=("linear",), model_layers=((1,),), refine=True, text=text_settings(BASE))
+    some = dataclasses.replace(
+        grid, families=("linear",), model_layers=((1,),), refine=True, text=text_settings(BASE)
+    )
     assert not any(pack.kept for pack in run(some, tmp_path / "out").packs)
     assert all(pack.kept for pack in run(some, tmp_path / "out").packs)
     other = dataclasses.replace(some, text=text_settings(BASE, 0.7))
-    with pytest.raises(LensPackExistsError, match=r"its text lenses: settings.target_f1 0.8, now 0.7"):
+    with pytest.raises(
+        LensPackExistsError, match=r"its text lenses: settings.target_f1 0.8, now 0.7"
+    ):
         run(other, tmp_path / "out")
 
 
@@ -208,8 +253,11 @@ def test_a_store_that_grew_is_another_store(tmp_path: Path) -> None:
 def test_overwrite_fits_all_of_them_again(grid: Grid, tmp_path: Path) -> None:
     some = dataclasses.replace(grid, families=("linear",), model_layers=((1,),))
     run(some, tmp_path / "out")
-    result = run(dataclasses.replace(some, settings=dataclasses.replace(BASE, max_samples=7)), tmp_path / "out",
-                 overwrite=True)  # fmt: skip
+    result = run(
+        dataclasses.replace(some, settings=dataclasses.replace(BASE, max_samples=7)),
+        tmp_path / "out",
+        overwrite=True,
+    )
     assert [pack.kept for pack in result.packs] == [False, False]
     assert LensPack.load(result.packs[0].folder).provenance["settings"]["max_samples"] == 7
 
@@ -217,7 +265,9 @@ def test_overwrite_fits_all_of_them_again(grid: Grid, tmp_path: Path) -> None:
 def test_packs_are_not_written_into_a_pack(grid: Grid, tmp_path: Path) -> None:
     train(grid.open(), BASE, concepts=["nature"]).save(tmp_path / "pack")
     before = contents(tmp_path / "pack")
-    with pytest.raises(LensPackExistsError, match="is a lens pack, a folder of several was asked for"):
+    with pytest.raises(
+        LensPackExistsError, match="is a lens pack, a folder of several was asked for"
+    ):
         run(grid, tmp_path / "pack")
     assert contents(tmp_path / "pack") == before
 
@@ -229,8 +279,9 @@ def test_progress_counts_packs_and_names_what_runs(grid: Grid, tmp_path: Path) -
     assert (seen[0].done, seen[-1].done, {p.total for p in seen}) == (0, 4, {4})
     last = {label: progress for p in seen for label, progress in p.running.items()}
     assert {label: progress.stage for label, progress in last.items()} == {
-        "linear on 0": "checking", "linear on 1": "checking",
-    }  # fmt: skip
+        "linear on 0": "checking",
+        "linear on 1": "checking",
+    }
     assert isinstance(last["linear on 0"], FitProgress)
 
 
@@ -238,21 +289,28 @@ def combination(
     name: str, calibration: dict[str, float], *, test_f1: float, family: Any = "linear"
 ) -> FittedCombination:
     settings = dataclasses.replace(BASE, family=family)
-    return FittedCombination(name, Path(name), settings, False, 1.0, {"mean_test_f1": test_f1}, calibration)
+    return FittedCombination(
+        name, Path(name), settings, False, 1.0, {"mean_test_f1": test_f1}, calibration
+    )
 
 
 def test_the_best_pack_is_that_of_the_calibration_split_over_the_concepts_all_have() -> None:
-    result = GridResult([
-        combination("a", {"bird": 0.9, "fish": 0.7}, test_f1=0.6),
-        combination("b", {"bird": 0.8, "fish": 0.7, "tree": 1.0}, test_f1=0.9),
-    ])  # fmt: skip
+    result = GridResult(
+        [
+            combination("a", {"bird": 0.9, "fish": 0.7}, test_f1=0.6),
+            combination("b", {"bird": 0.8, "fish": 0.7, "tree": 1.0}, test_f1=0.9),
+        ]
+    )
     assert result.calibration_scores() == pytest.approx({"a": 0.8, "b": 0.75})
     assert result.best == "a"
 
 
 def test_text_lenses_are_compared_with_each_other_alone() -> None:
     text = combination("t", {"ghost": 1.0}, test_f1=1.0, family="text")
-    activations = [combination("a", {"bird": 0.5}, test_f1=0.5), combination("b", {"bird": 0.6}, test_f1=0.5)]
+    activations = [
+        combination("a", {"bird": 0.5}, test_f1=0.5),
+        combination("b", {"bird": 0.6}, test_f1=0.5),
+    ]
     result = GridResult([*activations, text])
     assert (result.best, result.calibration_scores()["t"]) == ("b", 1.0)
     assert GridResult([text]).best is None

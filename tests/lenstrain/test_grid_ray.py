@@ -1,4 +1,5 @@
-"""Grids of fits on Ray: the packs of the local engine, bit for bit, also where workers are killed."""
+"""Grids of fits on Ray: the packs of the local engine, bit for bit, also where workers are
+killed."""
 
 from __future__ import annotations
 
@@ -33,12 +34,19 @@ BASE = FitSettings(max_iterations=2)
 def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
     path = tmp_path_factory.mktemp("grid") / "store.zarr"
     make_planted_store(path, pack=planted_pack(n_examples=12), layers=[0])
-    return Grid(str(path), BASE, families=("linear", "mean-difference"), targets=(0.5, 0.95), model_layers=((1,),))
+    return Grid(
+        str(path),
+        BASE,
+        families=("linear", "mean-difference"),
+        targets=(0.5, 0.95),
+        model_layers=((1,),),
+    )
 
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Grid:
-    """One combination that takes more than a second: nine concepts, and ten small iterations of each."""
+    """One combination that takes more than a second: nine concepts, and ten small iterations of
+    each."""
     path = tmp_path_factory.mktemp("slow") / "store.zarr"
     make_planted_store(path, pack=planted_pack(n_examples=25), layers=[1])
     settings = FitSettings(initial_samples=2, first_increment=1, increment=1, min_iterations=10)
@@ -58,7 +66,9 @@ def workers_that_fit() -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdecimal() and (entry / "cmdline").read_bytes().startswith(b"ray::lenstrain-fit"):
+            if entry.name.isdecimal() and (entry / "cmdline").read_bytes().startswith(
+                b"ray::lenstrain-fit"
+            ):
                 found.append(int(entry.name))
         except OSError:  # it has ended
             continue
@@ -66,7 +76,8 @@ def workers_that_fit() -> list[int]:
 
 
 class Killer:
-    """Kills the worker of a fit that has begun, as often as asked; called with where the fits stand."""
+    """Kills the worker of a fit that has begun, as often as asked; called with where the fits
+    stand."""
 
     def __init__(self, times: int) -> None:
         self.left = times
@@ -90,8 +101,11 @@ def test_the_packs_are_those_of_the_local_engine(
     fit_grid(grid, tmp_path / "local", dataset=dataset, engine=LocalEngine(dataset, jobs=1))
     monkeypatch.chdir(Path(grid.store).parent)  # workers are in another folder
     result = fit_grid(
-        dataclasses.replace(grid, store="store.zarr"), tmp_path / "ray", dataset=dataset, engine=engine
-    )  # fmt: skip
+        dataclasses.replace(grid, store="store.zarr"),
+        tmp_path / "ray",
+        dataset=dataset,
+        engine=engine,
+    )
     assert len(result.packs) == 4
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
@@ -108,7 +122,9 @@ def test_a_grid_of_one_is_a_fit(grid: Grid, engine: RayEngine, tmp_path: Path) -
 def test_an_error_of_a_worker_is_that_very_error_and_the_others_are_written(
     grid: Grid, engine: RayEngine, tmp_path: Path
 ) -> None:
-    some = dataclasses.replace(grid, families=("linear",), targets=(0.5,), model_layers=((1,), (9,)))
+    some = dataclasses.replace(
+        grid, families=("linear",), targets=(0.5,), model_layers=((1,), (9,))
+    )
     result = fit_grid(some, tmp_path / "out", dataset=some.open(), engine=engine)
     assert [pack.name for pack in result.packs] == ["linear-f1-0.5-layers-1"]
     (error,) = result.failures.values()
@@ -138,7 +154,8 @@ def test_a_worker_that_lacks_code_is_one_line(
             engine=engine,
         )
     assert str(error.value) == (
-        "a worker could not begin linear on 1 (ModuleNotFoundError: No module named 'only_here'): every machine of the "
+        "a worker could not begin linear on 1 (ModuleNotFoundError: No module named 'only_here'): "
+        "every machine of the "
         "cluster needs this lenscache"
     )
 
@@ -169,19 +186,26 @@ def test_a_fit_that_loses_every_worker_fails_and_says_so(
     assert "no worker finished mlp on 0-1 in 4 attempts" in str(error)
     assert len(killer.killed) == RETRIES + 1
     assert fit_grid(
-        dataclasses.replace(grid, families=("linear",)), tmp_path / "out", dataset=grid.open(), engine=engine
+        dataclasses.replace(grid, families=("linear",)),
+        tmp_path / "out",
+        dataset=grid.open(),
+        engine=engine,
     ).packs  # the cluster is none the worse
 
 
 def test_a_gpu_of_several_cannot_be_named(grid: Grid, engine: RayEngine, tmp_path: Path) -> None:
     settings = dataclasses.replace(BASE, device="cuda:1")
     with pytest.raises(SettingsError, match="cuda:1 was asked for: pass --device cuda"):
-        fit_one(dataclasses.replace(grid, settings=settings, targets=(0.5,), families=("linear",)), tmp_path / "out",
-                engine=engine)  # fmt: skip
+        fit_one(
+            dataclasses.replace(grid, settings=settings, targets=(0.5,), families=("linear",)),
+            tmp_path / "out",
+            engine=engine,
+        )
 
 
 def left_of(mark: str) -> list[str]:
-    """Processes that were started with a mark in their environment and still run, by their command."""
+    """Processes that were started with a mark in their environment and still run, by their
+    command."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -203,12 +227,34 @@ FIT = "import sys; from lens_cli.train.app import main; sys.argv[0] = 'lenstrain
 @pytest.mark.slow
 def test_the_command_starts_its_own_ray_and_leaves_no_process(grid: Grid, tmp_path: Path) -> None:
     mark = f"LENSTRAIN_TEST={tmp_path}"
-    options = ["--f1", "0.5", "--model-layers", "1", "--model-layers", "0-1", "--engine", "ray", "--workers", "2"]
-    command = [sys.executable, "-c", FIT, "fit", grid.store, "--out", str(tmp_path / "out"), *options]
+    options = [
+        "--f1",
+        "0.5",
+        "--model-layers",
+        "1",
+        "--model-layers",
+        "0-1",
+        "--engine",
+        "ray",
+        "--workers",
+        "2",
+    ]
+    command = [
+        sys.executable,
+        "-c",
+        FIT,
+        "fit",
+        grid.store,
+        "--out",
+        str(tmp_path / "out"),
+        *options,
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=240, env=marked(mark))
     assert ran.returncode == 0, ran.stderr
     assert "2 packs in" in ran.stdout
-    assert all(line.startswith("fitting combinations") for line in ran.stderr.splitlines()), ran.stderr
+    assert all(line.startswith("fitting combinations") for line in ran.stderr.splitlines()), (
+        ran.stderr
+    )
     assert left_of(mark) == []
 
 
@@ -219,7 +265,7 @@ def test_ctrl_c_keeps_finished_packs_and_leaves_no_process(grid: Grid, tmp_path:
     command = [sys.executable, "-c", FIT, "fit", grid.store, "--out", str(out), *options]
     running = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=marked(mark)
-    )  # fmt: skip
+    )
     deadline = time.monotonic() + 120
     while not (out / "linear-f1-0.95").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -234,8 +280,20 @@ def test_ctrl_c_keeps_finished_packs_and_leaves_no_process(grid: Grid, tmp_path:
 
 @pytest.mark.slow
 def test_an_address_where_nobody_answers_is_one_line(grid: Grid, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FIT, "fit", grid.store, "--out", str(tmp_path / "out"), "--engine", "ray"]
-    ran = subprocess.run([*command, "--address", "127.0.0.1:1"], capture_output=True, text=True, timeout=240)
+    command = [
+        sys.executable,
+        "-c",
+        FIT,
+        "fit",
+        grid.store,
+        "--out",
+        str(tmp_path / "out"),
+        "--engine",
+        "ray",
+    ]
+    ran = subprocess.run(
+        [*command, "--address", "127.0.0.1:1"], capture_output=True, text=True, timeout=240
+    )
     assert ran.returncode == 1
     (line,) = ran.stderr.splitlines()
     assert line.startswith("error: no Ray cluster answers at 127.0.0.1:1 (")

@@ -36,8 +36,27 @@ from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import HIDDEN
 
-HOSTILE = ["../../escape", "..", "a/b", "C:\\x", "größe ☂", "con", "CON.txt", "Bird", "bird", "BIRD", "", "x" * 300,
-           "x" * 299 + "y", "nul\0byte", "two\nlines", ".hidden", "100%25", "~tilde", "bird~0"]  # fmt: skip
+HOSTILE = [
+    "../../escape",
+    "..",
+    "a/b",
+    "C:\\x",
+    "größe ☂",
+    "con",
+    "CON.txt",
+    "Bird",
+    "bird",
+    "BIRD",
+    "",
+    "x" * 300,
+    "x" * 299 + "y",
+    "nul\0byte",
+    "two\nlines",
+    ".hidden",
+    "100%25",
+    "~tilde",
+    "bird~0",
+]
 
 
 def fit(planted: LensDataset, **settings: Any) -> LensPack:
@@ -93,9 +112,15 @@ class Mlp(nn.Module):
         super().__init__()
         first = [nn.LayerNorm(hidden)] if norm else []
         self.net = nn.Sequential(
-            *first, nn.Linear(hidden, 128), nn.ReLU(), nn.Dropout(0.1), nn.Linear(128, 64), nn.ReLU(), nn.Dropout(0.1),
+            *first,
+            nn.Linear(hidden, 128),
+            nn.ReLU(),
+            nn.Dropout(0.1),
+            nn.Linear(128, 64),
+            nn.ReLU(),
+            nn.Dropout(0.1),
             nn.Linear(64, 1),
-        )  # fmt: skip
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.as_tensor(self.net(x))
@@ -112,7 +137,11 @@ def save(path: Path, module: nn.Module | dict[str, Any] | Any) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def named(pack: LensPack, concepts: list[str]) -> LensPack:
@@ -124,7 +153,8 @@ def named(pack: LensPack, concepts: list[str]) -> LensPack:
     return LensPack(lenses, pack.provenance, {})
 
 
-# --- what HatCat gets ------------------------------------------------------------------------------------------------
+# --- what HatCat gets
+# ------------------------------------------------------------------------------------------------
 
 
 def test_hatcats_modules_load_what_is_written_and_say_the_same(
@@ -133,22 +163,32 @@ def test_hatcats_modules_load_what_is_written_and_say_the_same(
     files = write_hatcat(pack, tmp_path / "out")
     for lens in pack:
         module = theirs(mlp=pack.family == "mlp")
-        module.load_state_dict(torch.load(tmp_path / "out" / files[lens.concept], weights_only=True))
+        module.load_state_dict(
+            torch.load(tmp_path / "out" / files[lens.concept], weights_only=True)
+        )
         with torch.no_grad():
             logits = module(torch.from_numpy(X)).squeeze(1).numpy()
         np.testing.assert_allclose(logits, lens.decision_function(X), rtol=1e-4, atol=1e-3)
 
 
-def test_classifiers_lie_in_a_folder_a_layer_of_abstraction(linear: LensPack, tmp_path: Path) -> None:
+def test_classifiers_lie_in_a_folder_a_layer_of_abstraction(
+    linear: LensPack, tmp_path: Path
+) -> None:
     write_hatcat(linear, tmp_path / "out")
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.pt")}
     assert found == {f"layer{lens.layer}/{lens.concept}_classifier.pt" for lens in linear}
 
 
-def test_hatcats_descriptions_name_model_files_kinds_and_model_layers(pack: LensPack, tmp_path: Path) -> None:
+def test_hatcats_descriptions_name_model_files_kinds_and_model_layers(
+    pack: LensPack, tmp_path: Path
+) -> None:
     files = write_hatcat(pack, tmp_path / "out")
     info = json.loads((tmp_path / "out" / "pack_info.json").read_text())
-    assert (info["model"], info["source_pack"], info["trained_layers"]) == ("planted", "planted", [0, 1])
+    assert (info["model"], info["source_pack"], info["trained_layers"]) == (
+        "planted",
+        "planted",
+        [0, 1],
+    )
     assert "lens_pack_id" not in info  # which would make HatCat look for another layout of the file
     manifest = json.loads((tmp_path / "out" / "version_manifest.json").read_text())
     for lens in pack:
@@ -160,10 +200,14 @@ def test_hatcats_descriptions_name_model_files_kinds_and_model_layers(pack: Lens
         assert set(entry) == {"layer", "category", "technique", "metrics", "trained_at", "file"}
 
 
-def test_a_classifier_file_holds_one_lens_and_not_the_matrix_of_all(linear: LensPack, tmp_path: Path) -> None:
+def test_a_classifier_file_holds_one_lens_and_not_the_matrix_of_all(
+    linear: LensPack, tmp_path: Path
+) -> None:
     linear.save(tmp_path / "pack")
     files = write_hatcat(LensPack.load(tmp_path / "pack"), tmp_path / "out")
-    assert all((tmp_path / "out" / file).stat().st_size < 4 * HIDDEN + 2500 for file in files.values())
+    assert all(
+        (tmp_path / "out" / file).stat().st_size < 4 * HIDDEN + 2500 for file in files.values()
+    )
 
 
 def test_exporting_twice_writes_the_same_bytes(pack: LensPack, tmp_path: Path) -> None:
@@ -172,7 +216,8 @@ def test_exporting_twice_writes_the_same_bytes(pack: LensPack, tmp_path: Path) -
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-# --- round trip ------------------------------------------------------------------------------------------------------
+# --- round trip
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_round_trip_keeps_scores_bit_for_bit_and_everything_known(
@@ -183,11 +228,22 @@ def test_round_trip_keeps_scores_bit_for_bit_and_everything_known(
     assert [lens.concept for lens in back] == [lens.concept for lens in pack]
     for before, after in zip(pack, back, strict=True):
         assert after.decision_function(X).tobytes() == before.decision_function(X).tobytes()
-        for name in ("name", "layer", "model_layers", "threshold", "calibrator", "noise", "grade", "trajectory"):
+        for name in (
+            "name",
+            "layer",
+            "model_layers",
+            "threshold",
+            "calibrator",
+            "noise",
+            "grade",
+            "trajectory",
+        ):
             assert getattr(after, name) == getattr(before, name), name
         assert repr(after.metrics) == repr(before.metrics)
         assert [d.deviation for d in after.directions] == [d.deviation for d in before.directions]
-        np.testing.assert_allclose(after.directions[0].vector, before.directions[0].vector, atol=1e-3)
+        np.testing.assert_allclose(
+            after.directions[0].vector, before.directions[0].vector, atol=1e-3
+        )
     assert back.family == pack.family
     assert {**back.provenance, "imported": None} == {**pack.provenance, "imported": None}
 
@@ -207,14 +263,20 @@ def test_mean_difference_lenses_stay_what_they_are(planted: LensDataset, tmp_pat
 
 
 @pytest.mark.parametrize("family", ["text", "ensemble"])
-def test_families_without_a_form_in_hatcat_are_refused(linear: LensPack, tmp_path: Path, family: str) -> None:
+def test_families_without_a_form_in_hatcat_are_refused(
+    linear: LensPack, tmp_path: Path, family: str
+) -> None:
     other = LensPack(linear.lenses, {**linear.provenance, "settings": {"family": family}}, {})
-    with pytest.raises(SettingsError, match=rf"^{family} lenses have no form in HatCat.*linear, mean-difference, mlp"):
+    with pytest.raises(
+        SettingsError,
+        match=rf"^{family} lenses have no form in HatCat.*linear, mean-difference, mlp",
+    ):
         write_hatcat(other, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-# --- names -----------------------------------------------------------------------------------------------------------
+# --- names
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_hostile_names_stay_in_the_folder_and_come_back(linear: LensPack, tmp_path: Path) -> None:
@@ -232,7 +294,9 @@ def test_file_names_differ_on_file_systems_that_ignore_case() -> None:
     stems = file_stems(HOSTILE)
     assert len({stem.lower() for stem in stems.values()}) == len(HOSTILE)
     assert all(stem.isascii() and stem.isprintable() and len(stem) < 180 for stem in stems.values())
-    assert not any(set(stem) & set('/\\:*?"<>|\0') or stem.startswith(".") for stem in stems.values())
+    assert not any(
+        set(stem) & set('/\\:*?"<>|\0') or stem.startswith(".") for stem in stems.values()
+    )
 
 
 def test_ordinary_names_are_kept_so_that_hatcat_finds_them() -> None:
@@ -240,7 +304,8 @@ def test_ordinary_names_are_kept_so_that_hatcat_finds_them() -> None:
     assert file_stems(names) == dict(zip(names, names, strict=True))
 
 
-# --- files of HatCat's own -------------------------------------------------------------------------------------------
+# --- files of HatCat's own
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [False, True], ids=["linear", "mlp"])
@@ -257,14 +322,24 @@ def test_a_classifier_with_nothing_beside_it_scores_as_hatcat_does(
     with torch.no_grad():
         logits = module(torch.from_numpy(X)).squeeze(1)
     np.testing.assert_allclose(lens.decision_function(X), logits.numpy(), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(lens.predict_proba(X)[:, 1], torch.sigmoid(logits).numpy(), rtol=1e-4)
+    np.testing.assert_allclose(
+        lens.predict_proba(X)[:, 1], torch.sigmoid(logits).numpy(), rtol=1e-4
+    )
     assert (lens.concept, lens.layer, lens.model_layers, lens.grade) == ("Bird", 2, (15,), Grade.C)
     assert math.isnan(lens.metrics["score"])
-    assert lens.metrics["unknown"] == ["threshold", "calibration", "noise_floor", "grade", "metrics"]
+    assert lens.metrics["unknown"] == [
+        "threshold",
+        "calibration",
+        "noise_floor",
+        "grade",
+        "metrics",
+    ]
 
 
 @pytest.mark.parametrize("place", ["Bird_classifier.pt", "activation_lenses/Bird_classifier.pt"])
-def test_a_classifier_outside_a_layers_folder_has_an_unknown_layer(tmp_path: Path, place: str) -> None:
+def test_a_classifier_outside_a_layers_folder_has_an_unknown_layer(
+    tmp_path: Path, place: str
+) -> None:
     save(tmp_path / "them" / place, theirs(mlp=False))
     (lens,) = read_hatcat(tmp_path / "them", model_layer=3)
     assert lens.layer == 0
@@ -275,7 +350,9 @@ def test_one_layers_folder_can_be_given_alone(folder: Path) -> None:
     assert [lens.layer for lens in read_hatcat(folder / "layer2", model_layer=3)] == [2, 2]
 
 
-def test_files_without_the_prefix_of_the_sequence_are_read(tmp_path: Path, X: NDArray[np.float32]) -> None:
+def test_files_without_the_prefix_of_the_sequence_are_read(
+    tmp_path: Path, X: NDArray[np.float32]
+) -> None:
     module = theirs(mlp=True)
     old = {name.removeprefix("net."): tensor for name, tensor in module.state_dict().items()}
     save(tmp_path / "layer0" / "A_classifier.pt", old)
@@ -294,7 +371,9 @@ def test_other_floating_types_are_read(tmp_path: Path, dtype: torch.dtype) -> No
     assert torch.equal(found, module.state_dict()["net.3.weight"])
 
 
-def test_an_import_without_a_description_is_saved_and_counts_as_grade_c(folder: Path, tmp_path: Path) -> None:
+def test_an_import_without_a_description_is_saved_and_counts_as_grade_c(
+    folder: Path, tmp_path: Path
+) -> None:
     pack = import_hatcat(folder, tmp_path / "back", model_layer=15)
     loaded = LensPack.load(tmp_path / "back")
     assert loaded.grades() == {"A": 0, "B": 0, "C": 2}
@@ -306,7 +385,10 @@ def test_an_import_without_a_description_is_saved_and_counts_as_grade_c(folder: 
 
 def test_the_model_is_taken_from_hatcats_description(folder: Path) -> None:
     (folder / "pack_info.json").write_text('{"model": "google/gemma-3-4b-pt"}')
-    assert read_hatcat(folder, model_layer=1).provenance["store"]["model"]["id"] == "google/gemma-3-4b-pt"
+    assert (
+        read_hatcat(folder, model_layer=1).provenance["store"]["model"]["id"]
+        == "google/gemma-3-4b-pt"
+    )
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"model": 3}', "[" * 100_000])
@@ -315,7 +397,9 @@ def test_a_damaged_description_of_hatcat_is_no_obstacle(folder: Path, text: str)
     assert read_hatcat(folder, model_layer=1).provenance["store"]["model"]["id"] == "unknown"
 
 
-def test_a_classifier_added_to_an_export_is_read_by_its_weights(linear: LensPack, tmp_path: Path) -> None:
+def test_a_classifier_added_to_an_export_is_read_by_its_weights(
+    linear: LensPack, tmp_path: Path
+) -> None:
     write_hatcat(linear, tmp_path / "out")
     save(tmp_path / "out" / "layer1" / "New_classifier.pt", theirs(mlp=False))
     back = read_hatcat(tmp_path / "out", model_layer=1)
@@ -324,7 +408,8 @@ def test_a_classifier_added_to_an_export_is_read_by_its_weights(linear: LensPack
     assert "unknown" not in back["bird"].metrics
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- what is refused
+# -------------------------------------------------------------------------------------------------
 
 
 class Bomb:
@@ -337,14 +422,18 @@ class Bomb:
         return Path.write_text, (self.target, "ran")
 
 
-@pytest.mark.parametrize("wrap", [torch.save, lambda bomb, path: path.write_bytes(pickle.dumps(bomb))])
+@pytest.mark.parametrize(
+    "wrap", [torch.save, lambda bomb, path: path.write_bytes(pickle.dumps(bomb))]
+)
 @pytest.mark.parametrize("inside", [lambda bomb: bomb, lambda bomb: {"linear.weight": bomb}])
 def test_a_malicious_pickle_is_refused_in_one_line_and_never_runs(
     folder: Path, tmp_path: Path, wrap: Callable[..., Any], inside: Callable[..., Any]
 ) -> None:
     evil, trace = folder / "layer2" / "Evil_classifier.pt", tmp_path / "trace"
     wrap(inside(Bomb(trace)), evil)
-    with pytest.raises(ForeignFormatError, match=r"Evil_classifier.pt is refused: .*could run code \(\S+") as caught:
+    with pytest.raises(
+        ForeignFormatError, match=r"Evil_classifier.pt is refused: .*could run code \(\S+"
+    ) as caught:
         read_hatcat(folder, model_layer=1)
     assert "\n" not in str(caught.value)
     assert not trace.exists()
@@ -362,21 +451,48 @@ def without(name: str) -> dict[str, Any]:
         ({}, "has the tensors none; expected linear.weight and linear.bias, or net.0.weight"),
         (without("net.3.bias"), "has the tensors net.0.bias, .*; expected"),
         ({**without(""), "net.9.bias": torch.zeros(1)}, "has the tensors .*net.9.bias; expected"),
-        ({**without(""), "net.3.weight": torch.zeros(32, 128)}, r"net.3.weight has shape \(32, 128\), expected \("),
+        (
+            {**without(""), "net.3.weight": torch.zeros(32, 128)},
+            r"net.3.weight has shape \(32, 128\), expected \(",
+        ),
         (nn.Linear(HIDDEN, 1), "has the tensors bias, weight; expected"),
-        ({"linear.weight": torch.zeros(2, HIDDEN), "linear.bias": torch.zeros(2)}, r"\(2, 48\), expected \(1, hid"),
-        ({"linear.weight": torch.zeros(1, 0), "linear.bias": torch.zeros(1)}, r"\(1, 0\), expected \(1, hidden\)"),
-        ({"linear.weight": torch.tensor(1.0), "linear.bias": torch.zeros(1)}, r"\(\), expected \(1, hidden\)"),
-        ({"linear.weight": torch.full((1, 8), math.nan), "linear.bias": torch.zeros(1)}, "values that are not finite"),
-        ({"linear.weight": torch.zeros(1, 8, dtype=torch.int64)}, "something else under 'linear.weight', expected"),
-        ({"linear.weight": torch.zeros(1, 8).to_sparse()}, "something else under 'linear.weight', expected"),
+        (
+            {"linear.weight": torch.zeros(2, HIDDEN), "linear.bias": torch.zeros(2)},
+            r"\(2, 48\), expected \(1, hid",
+        ),
+        (
+            {"linear.weight": torch.zeros(1, 0), "linear.bias": torch.zeros(1)},
+            r"\(1, 0\), expected \(1, hidden\)",
+        ),
+        (
+            {"linear.weight": torch.tensor(1.0), "linear.bias": torch.zeros(1)},
+            r"\(\), expected \(1, hidden\)",
+        ),
+        (
+            {"linear.weight": torch.full((1, 8), math.nan), "linear.bias": torch.zeros(1)},
+            "values that are not finite",
+        ),
+        (
+            {"linear.weight": torch.zeros(1, 8, dtype=torch.int64)},
+            "something else under 'linear.weight', expected",
+        ),
+        (
+            {"linear.weight": torch.zeros(1, 8).to_sparse()},
+            "something else under 'linear.weight', expected",
+        ),
         ({"linear.weight": [0.0]}, "something else under 'linear.weight', expected"),
         (torch.zeros(3), "holds a Tensor, expected a state dict"),
-        (Mlp(HIDDEN, norm=True), r"has a layer norm on its input \(net.0.weight \(48,\)\), expected \(128, hidden\)"),
-        (theirs(mlp=True), "is an MLP on 48 features, expected linear on 48 features as layer2/Bird_classifier.pt"),
+        (
+            Mlp(HIDDEN, norm=True),
+            r"has a layer norm on its input \(net.0.weight \(48,\)\), expected \(128, hidden\)",
+        ),
+        (
+            theirs(mlp=True),
+            "is an MLP on 48 features, expected linear on 48 features as layer2/Bird_classifier.pt",
+        ),
         (theirs(mlp=False, hidden=64), "is linear on 64 features, expected linear on 48 features"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_classifier_of_the_pack_is_named_with_what_was_expected(
     folder: Path, state: Any, message: str
 ) -> None:
@@ -408,11 +524,15 @@ def test_a_file_with_flipped_bytes_is_read_or_refused(folder: Path, seed: int) -
 
 
 def test_the_model_layer_has_to_be_said_by_somebody(folder: Path) -> None:
-    with pytest.raises(SettingsError, match=r"which transformer block .* was trained on: .* --model-layer"):
+    with pytest.raises(
+        SettingsError, match=r"which transformer block .* was trained on: .* --model-layer"
+    ):
         read_hatcat(folder)
 
 
-def test_a_model_layer_that_contradicts_the_export_is_refused(linear: LensPack, tmp_path: Path) -> None:
+def test_a_model_layer_that_contradicts_the_export_is_refused(
+    linear: LensPack, tmp_path: Path
+) -> None:
     write_hatcat(linear, tmp_path / "out")
     with pytest.raises(SettingsError, match=r"reads model layer \d, as lenses.json says, not 7"):
         read_hatcat(tmp_path / "out", model_layer=7)
@@ -429,14 +549,18 @@ def test_a_folder_without_classifiers_is_refused(tmp_path: Path, make: bool) -> 
 
 def test_a_concept_in_two_places_is_refused(folder: Path) -> None:
     save(folder / "layer3" / "Bird_classifier.pt", theirs(mlp=False))
-    with pytest.raises(ForeignFormatError, match=r"layer2/Bird.* and .*layer3/Bird.* are both of Bird"):
+    with pytest.raises(
+        ForeignFormatError, match=r"layer2/Bird.* and .*layer3/Bird.* are both of Bird"
+    ):
         read_hatcat(folder, model_layer=1)
 
 
 def test_a_classifier_of_the_export_that_is_gone_is_named(linear: LensPack, tmp_path: Path) -> None:
     files = write_hatcat(linear, tmp_path / "out")
     (tmp_path / "out" / files["fish"]).unlink()
-    with pytest.raises(ForeignFormatError, match=r"fish_classifier.pt is listed in lenses.json and not there"):
+    with pytest.raises(
+        ForeignFormatError, match=r"fish_classifier.pt is listed in lenses.json and not there"
+    ):
         read_hatcat(tmp_path / "out")
 
 
@@ -446,22 +570,29 @@ def test_a_classifier_of_the_export_that_is_gone_is_named(linear: LensPack, tmp_
         lambda path: path.write_text("{"),
         lambda path: path.write_text("[]"),
         lambda path: path.write_bytes(b"\xff\xfe"),
-        lambda path: path.write_text(path.read_text().replace('"format_version": ', '"format_version": 9')),
+        lambda path: path.write_text(
+            path.read_text().replace('"format_version": ', '"format_version": 9')
+        ),
         lambda path: path.write_text(path.read_text().replace('"threshold"', '"treshold"')),
         lambda path: path.write_text(path.read_text().replace('"kind"', '"kinds"')),
         lambda path: path.with_name("directions.safetensors").write_bytes(b"\0" * 20),
     ],
 )
-def test_a_damaged_sidecar_is_named(linear: LensPack, tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+def test_a_damaged_sidecar_is_named(
+    linear: LensPack, tmp_path: Path, damage: Callable[[Path], Any]
+) -> None:
     write_hatcat(linear, tmp_path / "out")
     damage(tmp_path / "out" / "lenses.json")
     with pytest.raises(
-        ForeignFormatError, match=r"lenses.json cannot be read \(.*\): export the lenses again, or delete"
+        ForeignFormatError,
+        match=r"lenses.json cannot be read \(.*\): export the lenses again, or delete",
     ):
         read_hatcat(tmp_path / "out")
 
 
-def test_files_that_a_sidecar_names_outside_the_folder_are_not_opened(linear: LensPack, tmp_path: Path) -> None:
+def test_files_that_a_sidecar_names_outside_the_folder_are_not_opened(
+    linear: LensPack, tmp_path: Path
+) -> None:
     write_hatcat(linear, tmp_path / "out")
     save(tmp_path / "secret.pt", theirs(mlp=False))
     path = tmp_path / "out" / "lenses.json"
@@ -472,23 +603,30 @@ def test_files_that_a_sidecar_names_outside_the_folder_are_not_opened(linear: Le
         read_hatcat(tmp_path / "out")
 
 
-# --- where it may be written -----------------------------------------------------------------------------------------
+# --- where it may be written
+# -----------------------------------------------------------------------------------------
 
 
 def test_an_earlier_export_is_replaced_only_if_asked(linear: LensPack, tmp_path: Path) -> None:
     write_hatcat(linear, tmp_path / "out")
     before = contents(tmp_path)
-    with pytest.raises(LensPackExistsError, match="exists already: choose another --out, or pass --overwrite"):
+    with pytest.raises(
+        LensPackExistsError, match="exists already: choose another --out, or pass --overwrite"
+    ):
         write_hatcat(linear, tmp_path / "out")
     assert contents(tmp_path) == before
-    write_hatcat(LensPack(linear.lenses[:2], linear.provenance, {}), tmp_path / "out", overwrite=True)
+    write_hatcat(
+        LensPack(linear.lenses[:2], linear.provenance, {}), tmp_path / "out", overwrite=True
+    )
     assert len(read_hatcat(tmp_path / "out")) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("what", ["thesis", "pack"])
-def test_anything_else_is_never_replaced(linear: LensPack, tmp_path: Path, what: str, overwrite: bool) -> None:
+def test_anything_else_is_never_replaced(
+    linear: LensPack, tmp_path: Path, what: str, overwrite: bool
+) -> None:
     linear.save(tmp_path / "pack")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
@@ -499,18 +637,28 @@ def test_anything_else_is_never_replaced(linear: LensPack, tmp_path: Path, what:
 
 
 @pytest.mark.parametrize("out", ["a/pack", "a"])
-def test_the_source_is_never_replaced_by_what_is_made_of_it(linear: LensPack, tmp_path: Path, out: str) -> None:
+def test_the_source_is_never_replaced_by_what_is_made_of_it(
+    linear: LensPack, tmp_path: Path, out: str
+) -> None:
     linear.save(tmp_path / "a" / "pack")
     (tmp_path / "a" / "lenses.json").write_text("{}")
     with pytest.raises(LensPackExistsError, match="holds the lens"):
-        export_pack(tmp_path / "a" / "pack", tmp_path / out, "safetensors", concepts=["bird"], overwrite=True)
+        export_pack(
+            tmp_path / "a" / "pack",
+            tmp_path / out,
+            "safetensors",
+            concepts=["bird"],
+            overwrite=True,
+        )
     write_hatcat(linear, tmp_path / "a" / "them")
     with pytest.raises(LensPackExistsError, match="holds the lens"):
         import_hatcat(tmp_path / "a" / "them", tmp_path / "a" / "them", overwrite=True)
     assert len(LensPack.load(tmp_path / "a" / "pack")) == 12
 
 
-def test_a_failed_export_leaves_nothing(linear: LensPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_export_leaves_nothing(
+    linear: LensPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: Any) -> None:
         raise RuntimeError("no space left")
 
@@ -526,15 +674,22 @@ def test_an_export_is_not_taken_for_a_lens_pack(linear: LensPack, tmp_path: Path
         LensPack.load(tmp_path / "out")
 
 
-# --- some of the lenses ----------------------------------------------------------------------------------------------
+# --- some of the lenses
+# ----------------------------------------------------------------------------------------------
 
 
-def test_a_part_of_a_pack_is_a_pack(linear: LensPack, tmp_path: Path, X: NDArray[np.float32]) -> None:
+def test_a_part_of_a_pack_is_a_pack(
+    linear: LensPack, tmp_path: Path, X: NDArray[np.float32]
+) -> None:
     linear.save(tmp_path / "pack")
-    written = export_pack(tmp_path / "pack", tmp_path / "part", "safetensors", concepts=["fish", "bird", "fish"])
+    written = export_pack(
+        tmp_path / "pack", tmp_path / "part", "safetensors", concepts=["fish", "bird", "fish"]
+    )
     part = LensPack.load(tmp_path / "part")
     assert [lens.concept for lens in part] == list(written.files) == ["bird", "fish"]
-    assert part["fish"].decision_function(X).tobytes() == linear["fish"].decision_function(X).tobytes()
+    assert (
+        part["fish"].decision_function(X).tobytes() == linear["fish"].decision_function(X).tobytes()
+    )
     assert part.provenance == linear.provenance
 
 
@@ -545,10 +700,14 @@ def test_lenses_below_a_grade_are_left_out_and_named(linear: LensPack, tmp_path:
     assert set(written.files) == {lens.concept for lens in graded if lens.grade is not Grade.C}
     assert written.left_out["craft"] == "the lens of craft has grade C"
     with pytest.raises(SettingsError, match="no lens to export has grade A"):
-        export_pack(tmp_path / "pack", tmp_path / "none", "hatcat", concepts=["craft"], min_grade=Grade.A)
+        export_pack(
+            tmp_path / "pack", tmp_path / "none", "hatcat", concepts=["craft"], min_grade=Grade.A
+        )
 
 
-def test_an_unknown_concept_is_refused_before_anything_is_written(linear: LensPack, tmp_path: Path) -> None:
+def test_an_unknown_concept_is_refused_before_anything_is_written(
+    linear: LensPack, tmp_path: Path
+) -> None:
     linear.save(tmp_path / "pack")
     with pytest.raises(SettingsError, match="no lens of 'brid': did you mean bird"):
         export_pack(tmp_path / "pack", tmp_path / "out", "hatcat", concepts=["brid"])

@@ -34,20 +34,38 @@ def step(number: int, f1: float, score: float) -> Iteration:
 
 
 def lens(concept: str, f1: Sequence[float], scores: Sequence[float]) -> Lens:
-    """A lens with a known history; advisory graduation cuts it in what was needed and what came after."""
-    steps = [step(number, *values) for number, values in enumerate(zip(f1, scores, strict=True), start=1)]
+    """A lens with a known history; advisory graduation cuts it in what was needed and what came
+    after."""
+    steps = [
+        step(number, *values) for number, values in enumerate(zip(f1, scores, strict=True), start=1)
+    ]
     end = next((number for number, each in enumerate(f1, start=1) if each >= TARGET), len(steps))
     return Lens(
-        concept=concept, name=concept, layer=0, model_layers=(0,), weights=LinearWeights(np.zeros(2, np.float32), 0.0),
-        threshold=0.0, calibrator=Calibrator.from_json({"kind": "sigmoid", "slope": 1.0, "intercept": 0.0}),
-        noise=NoiseFloor(0.0, 1.0), grade=Grade.C, metrics={"hungry": False},
-        trajectory=tuple(steps[:end]), beyond=tuple(steps[end:]),
-    )  # fmt: skip
+        concept=concept,
+        name=concept,
+        layer=0,
+        model_layers=(0,),
+        weights=LinearWeights(np.zeros(2, np.float32), 0.0),
+        threshold=0.0,
+        calibrator=Calibrator.from_json({"kind": "sigmoid", "slope": 1.0, "intercept": 0.0}),
+        noise=NoiseFloor(0.0, 1.0),
+        grade=Grade.C,
+        metrics={"hungry": False},
+        trajectory=tuple(steps[:end]),
+        beyond=tuple(steps[end:]),
+    )
 
 
-def pack_of(*lenses: Lens, times: dict[str, dict[str, float]] | None = None, **settings: object) -> LensPack:
+def pack_of(
+    *lenses: Lens, times: dict[str, dict[str, float]] | None = None, **settings: object
+) -> LensPack:
     fitted = FitSettings(**{"target_f1": TARGET, **settings})  # type: ignore[arg-type]
-    return LensPack(lenses, {"settings": settings_to_json(fitted)}, {}, run={"iterations": times} if times else None)
+    return LensPack(
+        lenses,
+        {"settings": settings_to_json(fitted)},
+        {},
+        run={"iterations": times} if times else None,
+    )
 
 
 def costs(pack: LensPack) -> dict[str, ModeCost]:
@@ -65,7 +83,11 @@ TIMES = {str(number): {"fits": 4, "seconds": 4.0 * 2**number} for number in rang
 def test_lens_that_waits_for_its_grade_costs_the_iterations_and_samples_in_between() -> None:
     blocked = costs(pack_of(WAITS))["blocking, grade B"]
     assert (blocked.graduated, blocked.forced_on, blocked.never_graduated) == (1, 1, 0)
-    assert (blocked.extra_iterations, blocked.extra_samples, blocked.mean_extra_iterations) == (3, 30, 3.0)
+    assert (blocked.extra_iterations, blocked.extra_samples, blocked.mean_extra_iterations) == (
+        3,
+        30,
+        3.0,
+    )
     assert blocked.mean_score_gain == pytest.approx(B - C)
 
 
@@ -77,7 +99,12 @@ def test_lens_that_never_gets_its_grade_trains_to_the_end_in_vain() -> None:
 
 def test_lens_that_never_reaches_the_target_is_not_held_back_by_any_mode() -> None:
     for cost in impact(pack_of(NEVER)):
-        assert (cost.graduated, cost.forced_on, cost.never_graduated, cost.extra_iterations) == (0, 0, 0, 0)
+        assert (cost.graduated, cost.forced_on, cost.never_graduated, cost.extra_iterations) == (
+            0,
+            0,
+            0,
+            0,
+        )
         assert math.isnan(cost.mean_extra_iterations)
         assert math.isnan(cost.mean_score_gain)
 
@@ -86,7 +113,11 @@ def test_totals_are_sums_and_means_over_the_lenses_held_back() -> None:
     other = lens("other", [GOOD, GOOD], [C, A])
     blocked = costs(pack_of(WAITS, AT_ONCE, NEVER, other))["blocking, grade B"]
     assert (blocked.graduated, blocked.forced_on, blocked.never_graduated) == (3, 2, 0)
-    assert (blocked.extra_iterations, blocked.extra_samples, blocked.mean_extra_iterations) == (4, 40, 2.0)
+    assert (blocked.extra_iterations, blocked.extra_samples, blocked.mean_extra_iterations) == (
+        4,
+        40,
+        2.0,
+    )
     assert blocked.mean_score_gain == pytest.approx(((B - C) + (A - C)) / 2)
 
 
@@ -124,7 +155,10 @@ def test_overfit_iteration_counts_as_no_graduation() -> None:
 
 
 def test_pack_without_a_record_beyond_graduation_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"fitted without going on after graduation: fit it again without --no-bey"):
+    with pytest.raises(
+        SettingsError,
+        match=r"fitted without going on after graduation: fit it again without --no-bey",
+    ):
         impact(pack_of(WAITS, beyond_graduation=False))
 
 
@@ -133,7 +167,8 @@ def test_pack_without_lenses_is_refused() -> None:
         impact(pack_of())
 
 
-# --- against fits ----------------------------------------------------------------------------------------------------
+# --- against fits
+# ----------------------------------------------------------------------------------------------------
 
 SETTINGS = FitSettings(target_f1=TARGET, model_layers=(1,), C=0.1)
 
@@ -143,7 +178,9 @@ def faint(tmp_path_factory: pytest.TempPathFactory) -> LensDataset:
     """Directions so faint that grades come late, with samples for five iterations."""
     planting = Planting(strength=2.5, completion_strength=1.9)
     path = tmp_path_factory.mktemp("faint") / "s"
-    return LensDataset(make_planted_store(path, pack=planted_pack(n_examples=40), planting=planting))
+    return LensDataset(
+        make_planted_store(path, pack=planted_pack(n_examples=40), planting=planting)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +189,9 @@ def advisory(faint: LensDataset) -> FitResult:
 
 
 @pytest.fixture(scope="module")
-def foretold(faint: LensDataset, advisory: FitResult, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModeCost]:
+def foretold(
+    faint: LensDataset, advisory: FitResult, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, ModeCost]:
     """From the pack as it is on disk."""
     folder: Path = tmp_path_factory.mktemp("impact") / "lenses"
     make_lens_pack(advisory, faint, SETTINGS).save(folder)
@@ -161,14 +200,22 @@ def foretold(faint: LensDataset, advisory: FitResult, tmp_path_factory: pytest.T
 
 @pytest.mark.parametrize(("mode", "validation", "grade"), MODES[1:])
 def test_fits_under_a_mode_end_where_impact_foretold(
-    faint: LensDataset, advisory: FitResult, foretold: dict[str, ModeCost], mode: str, validation: str, grade: Grade
+    faint: LensDataset,
+    advisory: FitResult,
+    foretold: dict[str, ModeCost],
+    mode: str,
+    validation: str,
+    grade: Grade,
 ) -> None:
     changes = {"validation": validation, "min_grade": grade, "beyond_graduation": False}
     actual = fit_lenses(faint, dataclasses.replace(SETTINGS, **changes))  # type: ignore[arg-type]
     pairs = list(zip(advisory.lenses, actual.lenses, strict=True))
     extra = [len(held.trajectory) - len(free.trajectory) for free, held in pairs]
-    forced = [(free, held) for free, held in pairs if free.graduated and (not held.graduated or held.n_samples >
-              free.n_samples)]  # fmt: skip
+    forced = [
+        (free, held)
+        for free, held in pairs
+        if free.graduated and (not held.graduated or held.n_samples > free.n_samples)
+    ]
     cost = foretold[mode]
     assert cost.graduated == sum(held.graduated for _, held in pairs)
     assert cost.forced_on == len(forced) > 0
@@ -188,7 +235,9 @@ def test_faint_store_has_lenses_of_every_kind(foretold: dict[str, ModeCost]) -> 
     assert foretold["blocking, grade A"].never_graduated > 0
 
 
-def test_pack_fitted_under_another_mode_tells_the_same(faint: LensDataset, foretold: dict[str, ModeCost]) -> None:
+def test_pack_fitted_under_another_mode_tells_the_same(
+    faint: LensDataset, foretold: dict[str, ModeCost]
+) -> None:
     settings = dataclasses.replace(SETTINGS, validation="blocking")
     pack = make_lens_pack(fit_lenses(faint, settings), faint, settings)
     for mode, cost in costs(pack).items():

@@ -23,7 +23,9 @@ from tests.lenstrain.conftest import make_planted_store
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> LensDataset:
-    store = make_planted_store(tmp_path_factory.mktemp("iterations") / "s", n_layers=3, model_layers=(0, 1, 2))
+    store = make_planted_store(
+        tmp_path_factory.mktemp("iterations") / "s", n_layers=3, model_layers=(0, 1, 2)
+    )
     return LensDataset(store)
 
 
@@ -41,8 +43,11 @@ def test_waves_of_any_size_give_the_same_lenses(
         assert isinstance(other.weights, LinearWeights)
         np.testing.assert_array_equal(one.weights.weight, other.weights.weight)
         assert (one.concept, one.C, one.graduated, len(one.trajectory)) == (
-            other.concept, other.C, other.graduated, len(other.trajectory),
-        )  # fmt: skip
+            other.concept,
+            other.C,
+            other.graduated,
+            len(other.trajectory),
+        )
         # A product with other lenses beside it may round differently.
         assert one.threshold == pytest.approx(other.threshold, rel=1e-3, abs=1e-3)
         assert one.ranking.score == pytest.approx(other.ranking.score, abs=1e-3)
@@ -63,7 +68,9 @@ def test_logits_are_those_of_each_fit_alone_on_any_number_of_threads(dataset: Le
     features = Features.of_model_layers(dataset, (0,))
     rng = np.random.default_rng(0)
     fits = [
-        LinearFit(rng.normal(size=(n, features.Z.shape[1])), rng.normal(size=n), [], np.ones(n, np.bool_))
+        LinearFit(
+            rng.normal(size=(n, features.Z.shape[1])), rng.normal(size=n), [], np.ones(n, np.bool_)
+        )
         for n in (3, 1, 4)
     ]
     found = features.logits(fits, TEST)
@@ -92,9 +99,14 @@ def test_thresholds_that_are_chosen_on_nearly_all_rows_copy_them_for_no_lens(
     assert asked  # the few that any other threshold is chosen on
 
 
-@pytest.mark.parametrize(("rows", "hidden"), [(3, 32), (40, 32), (333, 64), (1024, 576), (700, 2560)])
-def test_logits_of_a_lens_are_the_same_bits_whatever_others_are_beside_it(rows: int, hidden: int) -> None:
-    """So a fit for three targets, which keeps other lenses in an iteration, gives the packs of three fits."""
+@pytest.mark.parametrize(
+    ("rows", "hidden"), [(3, 32), (40, 32), (333, 64), (1024, 576), (700, 2560)]
+)
+def test_logits_of_a_lens_are_the_same_bits_whatever_others_are_beside_it(
+    rows: int, hidden: int
+) -> None:
+    """So a fit for three targets, which keeps other lenses in an iteration, gives the packs of
+    three fits."""
     rng = np.random.default_rng(0)
     Z = torch.from_numpy(rng.normal(size=(rows, hidden)).astype(np.float32))
     every = LinearFit(rng.normal(size=(70, hidden)), rng.normal(size=70), [], np.ones(70, np.bool_))
@@ -102,20 +114,32 @@ def test_logits_of_a_lens_are_the_same_bits_whatever_others_are_beside_it(rows: 
     np.testing.assert_allclose(expected, every.decision_function(Z), rtol=1e-3, atol=1e-3)
     for n in (1, 2, 3, 15, 16, 17, 64):
         chosen = rng.choice(70, n, replace=False).tolist()
-        np.testing.assert_array_equal(every.some(chosen).decision_function(Z, even=True), expected[:, chosen])
+        np.testing.assert_array_equal(
+            every.some(chosen).decision_function(Z, even=True), expected[:, chosen]
+        )
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_some_lenses_of_a_fit_say_on_some_rows_what_they_say_among_all(family: str, dataset: LensDataset) -> None:
+def test_some_lenses_of_a_fit_say_on_some_rows_what_they_say_among_all(
+    family: str, dataset: LensDataset
+) -> None:
     kind, settings = FAMILIES[family], FitSettings()
     if kind.n_model_layers:
         features = Features.of_model_layers(dataset, tuple(range(kind.n_model_layers)))
     else:
         dataset = dataset.with_phase("completion")
         features = word_features(dataset, dataset.completions)[0]
-    tasks = [TaskRows(dataset, dataset.task(each, settings.n_negatives), settings) for each in dataset.concepts[:3]]
-    rows, targets = [task.training.rows for task in tasks], [task.training.targets for task in tasks]
-    fitted = kind.trainer(Job(features.Z, rows, targets, [0, 1, 2])).fit(range(3), list(map(len, tasks)), [0.1] * 3)
+    tasks = [
+        TaskRows(dataset, dataset.task(each, settings.n_negatives), settings)
+        for each in dataset.concepts[:3]
+    ]
+    rows, targets = (
+        [task.training.rows for task in tasks],
+        [task.training.targets for task in tasks],
+    )
+    fitted = kind.trainer(Job(features.Z, rows, targets, [0, 1, 2])).fit(
+        range(3), list(map(len, tasks)), [0.1] * 3
+    )
     every = features.logits([fitted], TEST)
     chosen = np.array([3, 0, 7])
     for number in range(3):
@@ -123,26 +147,35 @@ def test_some_lenses_of_a_fit_say_on_some_rows_what_they_say_among_all(family: s
         np.testing.assert_allclose(alone, every[number, chosen], rtol=1e-4, atol=1e-4)
     two = fitted.some([2, 0])
     np.testing.assert_allclose(features.logits([two], TEST), every[[2, 0]], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(features.logits([two.some([1])], TEST), every[[0]], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        features.logits([two.some([1])], TEST), every[[0]], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_score_is_the_ranking_of_all_judged_rows(dataset: LensDataset) -> None:
     features, settings = Features.of_model_layers(dataset, (0,)), FitSettings()
     for concept in dataset.concepts:
         task = TaskRows(dataset, dataset.task(concept, settings.n_negatives), settings)
-        fitted = LinearTrainer(features.Z, [task.training.rows], [task.training.targets]).fit([0], [len(task)], [0.1])
+        fitted = LinearTrainer(features.Z, [task.training.rows], [task.training.targets]).fit(
+            [0], [len(task)], [0.1]
+        )
         for split in (CALIBRATION, TEST):
             (logits,) = features.logits([fitted], split)
             judged = task.judged(split)
             expected = ranking(judged.y, logits[judged.rows], 0.01)
             assert task.score(split, logits, 0.01) == expected.score
             assert task.sides(split).n_negative == expected.n_negative
-            assert expected.n_negative < len(logits) - expected.n_positive or not len(task.task.related)
+            assert expected.n_negative < len(logits) - expected.n_positive or not len(
+                task.task.related
+            )
 
 
 def test_a_concept_with_relatives_is_not_judged_by_them(dataset: LensDataset) -> None:
     settings = FitSettings()
-    tasks = [TaskRows(dataset, dataset.task(concept, settings.n_negatives), settings) for concept in dataset.concepts]
+    tasks = [
+        TaskRows(dataset, dataset.task(concept, settings.n_negatives), settings)
+        for concept in dataset.concepts
+    ]
     related = [task for task in tasks if len(task.task.related)]
     assert related
     for task in related:
@@ -155,7 +188,9 @@ def test_a_concept_with_relatives_is_not_judged_by_them(dataset: LensDataset) ->
 
 
 def test_logits_that_are_no_numbers_rank_last(dataset: LensDataset) -> None:
-    task = TaskRows(dataset, dataset.task(dataset.concepts[0], FitSettings().n_negatives), FitSettings())
+    task = TaskRows(
+        dataset, dataset.task(dataset.concepts[0], FitSettings().n_negatives), FitSettings()
+    )
     positives, is_negative, _ = task.sides(TEST)
     logits = np.random.default_rng(0).normal(size=len(is_negative))
     logits[positives[0]] = np.nan

@@ -56,7 +56,11 @@ def activations(planted: LensDataset) -> NDArray[np.float32]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def edit_json(folder: Path, **changes: Any) -> None:
@@ -64,10 +68,13 @@ def edit_json(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-# --- round trip ------------------------------------------------------------------------------------------------------
+# --- round trip
+# ------------------------------------------------------------------------------------------------------
 
 
-def test_saved_pack_scores_as_before_bit_for_bit(pack: LensPack, saved: Path, activations: NDArray[np.float32]) -> None:
+def test_saved_pack_scores_as_before_bit_for_bit(
+    pack: LensPack, saved: Path, activations: NDArray[np.float32]
+) -> None:
     loaded = LensPack.load(saved)
     assert loaded.score(activations, 1).tobytes() == pack.score(activations, 1).tobytes()
     for lens in pack:
@@ -75,8 +82,13 @@ def test_saved_pack_scores_as_before_bit_for_bit(pack: LensPack, saved: Path, ac
             loaded[lens.concept].decision_function(activations).tobytes()
             == lens.decision_function(activations).tobytes()
         )
-        assert loaded[lens.concept].predict_proba(activations).tobytes() == lens.predict_proba(activations).tobytes()
-        np.testing.assert_array_equal(loaded[lens.concept].predict(activations), lens.predict(activations))
+        assert (
+            loaded[lens.concept].predict_proba(activations).tobytes()
+            == lens.predict_proba(activations).tobytes()
+        )
+        np.testing.assert_array_equal(
+            loaded[lens.concept].predict(activations), lens.predict(activations)
+        )
 
 
 def test_saved_pack_keeps_everything_known_about_a_lens(pack: LensPack, saved: Path) -> None:
@@ -112,7 +124,9 @@ def test_pack_saved_again_is_the_same_file(saved: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "again") == contents(saved)
 
 
-def test_two_fits_give_byte_identical_files(planted: LensDataset, saved: Path, tmp_path: Path) -> None:
+def test_two_fits_give_byte_identical_files(
+    planted: LensDataset, saved: Path, tmp_path: Path
+) -> None:
     dataset = LensDataset(planted.store)
     make_lens_pack(fit_lenses(dataset, SETTINGS), dataset, SETTINGS).save(tmp_path / "again")
     again, before = contents(tmp_path / "again"), contents(saved)
@@ -126,7 +140,11 @@ def test_files_are_json_and_safetensors_and_nothing_else(saved: Path) -> None:
     for name in ("lenses.json", "hungry.json", "run.json"):
         json.loads(found[name])
     length = int.from_bytes(found["lenses.safetensors"][:8], "little")
-    assert set(json.loads(found["lenses.safetensors"][8 : 8 + length])) == {"weight", "bias", "direction"}
+    assert set(json.loads(found["lenses.safetensors"][8 : 8 + length])) == {
+        "weight",
+        "bias",
+        "direction",
+    }
 
 
 def test_weights_are_one_float32_matrix(saved: Path, pack: LensPack) -> None:
@@ -140,14 +158,19 @@ def test_files_and_folder_can_be_read_by_others(saved: Path) -> None:
     assert all(path.stat().st_mode & stat.S_IROTH for path in saved.iterdir())
 
 
-# --- scoring ---------------------------------------------------------------------------------------------------------
+# --- scoring
+# ---------------------------------------------------------------------------------------------------------
 
 
-def test_score_of_the_pack_is_that_of_each_lens(pack: LensPack, activations: NDArray[np.float32]) -> None:
+def test_score_of_the_pack_is_that_of_each_lens(
+    pack: LensPack, activations: NDArray[np.float32]
+) -> None:
     scores = pack.score(activations, 1)
     assert scores.shape == (len(activations), len(pack.at(1)))
     for column, lens in zip(scores.T, pack.at(1), strict=True):
-        np.testing.assert_allclose(column, lens.decision_function(activations), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            column, lens.decision_function(activations), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_shipped_lens_gives_the_logits_of_the_fit(
@@ -160,14 +183,21 @@ def test_shipped_lens_gives_the_logits_of_the_fit(
         np.testing.assert_allclose(shipped, exact, atol=1e-4 * np.abs(exact).max(), rtol=1e-4)
 
 
-def test_lenses_of_several_model_layers_keep_apart(planted: LensDataset, activations: NDArray[np.float32]) -> None:
-    results = [fit_lenses(planted, FitSettings(max_iterations=1, model_layers=(layer,))) for layer in (0, 1)]
+def test_lenses_of_several_model_layers_keep_apart(
+    planted: LensDataset, activations: NDArray[np.float32]
+) -> None:
+    results = [
+        fit_lenses(planted, FitSettings(max_iterations=1, model_layers=(layer,)))
+        for layer in (0, 1)
+    ]
     mixed = FitResult([results[i % 2].lenses[i] for i in range(12)])
     pack = make_lens_pack(mixed, planted, FitSettings())
     assert pack.model_layers == (0, 1)
     for layer in (0, 1):
         columns = np.stack([lens.decision_function(activations) for lens in pack.at(layer)], axis=1)
-        assert {lens.concept for lens in pack.at(layer)} == {lens.concept for lens in mixed.lenses[layer::2]}
+        assert {lens.concept for lens in pack.at(layer)} == {
+            lens.concept for lens in mixed.lenses[layer::2]
+        }
         np.testing.assert_allclose(pack.score(activations, layer), columns, rtol=1e-5, atol=1e-5)
 
 
@@ -177,12 +207,18 @@ def test_probabilities_are_a_distribution_and_follow_the_calibration(
     lens = pack["bird"]
     p = lens.predict_proba(activations)
     np.testing.assert_allclose(p.sum(axis=1), 1)
-    np.testing.assert_array_equal(p[:, 1], lens.calibrator(lens.decision_function(activations).astype(np.float64)))
+    np.testing.assert_array_equal(
+        p[:, 1], lens.calibrator(lens.decision_function(activations).astype(np.float64))
+    )
 
 
-def test_lens_says_yes_from_its_threshold_on(pack: LensPack, activations: NDArray[np.float32]) -> None:
+def test_lens_says_yes_from_its_threshold_on(
+    pack: LensPack, activations: NDArray[np.float32]
+) -> None:
     lens = pack["bird"]
-    np.testing.assert_array_equal(lens.predict(activations), lens.decision_function(activations) >= lens.threshold)
+    np.testing.assert_array_equal(
+        lens.predict(activations), lens.decision_function(activations) >= lens.threshold
+    )
     assert 0 < lens.predict(activations).mean() < 1
 
 
@@ -205,7 +241,8 @@ def test_metrics_are_those_of_the_fit(pack: LensPack, result: FitResult) -> None
         assert metrics["graduated"] == lens.graduated
 
 
-# --- hungry ----------------------------------------------------------------------------------------------------------
+# --- hungry
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_hungry_file_lists_the_hungry_with_what_they_used(tmp_path: Path) -> None:
@@ -215,7 +252,9 @@ def test_hungry_file_lists_the_hungry_with_what_they_used(tmp_path: Path) -> Non
     make_lens_pack(result, dataset, FitSettings()).save(tmp_path / "lenses")
     found = json.loads((tmp_path / "lenses" / "hungry.json").read_text())
     assert result.hungry
-    assert found["concepts"] == {lens.concept: lens.n_samples for lens in result.lenses if lens.hungry}
+    assert found["concepts"] == {
+        lens.concept: lens.n_samples for lens in result.lenses if lens.hungry
+    }
     assert found["store"]["digest"] == dataset.store.digest()
     assert LensPack.load(tmp_path / "lenses").hungry == result.hungry
 
@@ -234,18 +273,24 @@ def test_skipped_concepts_and_their_reasons_are_kept(fresh: LensDataset, tmp_pat
     assert loaded.skipped["loom"].startswith("loom: 0 positive samples in the calibration split")
 
 
-# --- where it may be written -----------------------------------------------------------------------------------------
+# --- where it may be written
+# -----------------------------------------------------------------------------------------
 
 
 def test_existing_pack_is_refused_and_left_untouched(pack: LensPack, saved: Path) -> None:
     before = contents(saved)
-    with pytest.raises(LensPackExistsError, match=r"lenses exists already: choose another --out, or pass --overwrite"):
+    with pytest.raises(
+        LensPackExistsError,
+        match=r"lenses exists already: choose another --out, or pass --overwrite",
+    ):
         pack.save(saved)
     assert contents(saved) == before
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_folder_of_something_else_is_never_replaced(pack: LensPack, tmp_path: Path, overwrite: bool) -> None:
+def test_folder_of_something_else_is_never_replaced(
+    pack: LensPack, tmp_path: Path, overwrite: bool
+) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     with pytest.raises(LensPackExistsError, match=r"thesis exists already: choose another --out$"):
@@ -267,7 +312,9 @@ def test_output_is_checked_before_the_work(saved: Path) -> None:
     check_output(saved.with_name("new"), overwrite=False)
 
 
-def test_overwrite_replaces_a_pack_and_leaves_nothing_beside_it(pack: LensPack, saved: Path) -> None:
+def test_overwrite_replaces_a_pack_and_leaves_nothing_beside_it(
+    pack: LensPack, saved: Path
+) -> None:
     smaller = LensPack(pack.lenses[:2], pack.provenance, {})
     smaller.save(saved, overwrite=True)
     assert len(LensPack.load(saved)) == 2
@@ -278,7 +325,9 @@ class _DiskFullError(RuntimeError):
     """Not an OSError, so that nothing catches it by accident."""
 
 
-def test_old_pack_survives_a_failed_overwrite(pack: LensPack, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_pack_survives_a_failed_overwrite(
+    pack: LensPack, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = contents(saved)
 
     def fail(path: Path, data: Any) -> None:
@@ -307,7 +356,9 @@ def test_old_pack_survives_if_the_new_one_cannot_be_moved_into_place(
     assert contents(saved) == before
 
 
-def test_failed_first_save_leaves_nothing(pack: LensPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_first_save_leaves_nothing(
+    pack: LensPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(path: Path, data: Any) -> None:
         raise _DiskFullError("no space left")
 
@@ -325,13 +376,21 @@ def test_missing_parent_folders_are_made(pack: LensPack, tmp_path: Path) -> None
 def test_concept_ids_never_become_paths(tmp_path: Path) -> None:
     names = ["../../escape", "a/b", "..", "C:\\x", "größe ☂", "con.txt"]
     changes = [
-        Concept(name, f"thing {i}", 1, parents=("craft",), examples=tuple(f"A use {i}, {j}." for j in range(12)))
+        Concept(
+            name,
+            f"thing {i}",
+            1,
+            parents=("craft",),
+            examples=tuple(f"A use {i}, {j}." for j in range(12)),
+        )
         for i, name in enumerate(names)
     ]
     store = make_planted_store(tmp_path / "s", pack=planted_pack(changes=changes), layers=[1])
     dataset = LensDataset(store)
     settings = FitSettings(model_layers=(1,), max_iterations=1)
-    make_lens_pack(fit_lenses(dataset, settings, concepts=names), dataset, settings).save(tmp_path / "out" / "lenses")
+    make_lens_pack(fit_lenses(dataset, settings, concepts=names), dataset, settings).save(
+        tmp_path / "out" / "lenses"
+    )
     assert [lens.concept for lens in LensPack.load(tmp_path / "out" / "lenses")] == names
     assert set(contents(tmp_path / "out")) == {
         f"lenses/{n}" for n in ("lenses.json", "lenses.safetensors", "hungry.json", "run.json")
@@ -339,10 +398,13 @@ def test_concept_ids_never_become_paths(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"s", "out"}
 
 
-# --- what cannot be measured -----------------------------------------------------------------------------------------
+# --- what cannot be measured
+# -----------------------------------------------------------------------------------------
 
 
-def test_nan_metrics_are_null_on_disk_and_nan_again(planted: LensDataset, result: FitResult, tmp_path: Path) -> None:
+def test_nan_metrics_are_null_on_disk_and_nan_again(
+    planted: LensDataset, result: FitResult, tmp_path: Path
+) -> None:
     pack = make_lens_pack(result, planted, SETTINGS)
     pack["bird"].metrics["score_unnamed"] = math.nan
     pack["bird"].metrics["score_by_phase"] = {"prompt": math.nan, "completion": 0.5}
@@ -356,11 +418,14 @@ def test_nan_metrics_are_null_on_disk_and_nan_again(planted: LensDataset, result
     assert metrics["score_by_phase"]["completion"] == 0.5
 
 
-# --- what cannot be read ---------------------------------------------------------------------------------------------
+# --- what cannot be read
+# ---------------------------------------------------------------------------------------------
 
 
 def test_missing_pack_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(LensPackNotFoundError, match=r"no lens pack at .*nowhere: make one with `lenstrain fit`"):
+    with pytest.raises(
+        LensPackNotFoundError, match=r"no lens pack at .*nowhere: make one with `lenstrain fit`"
+    ):
         LensPack.load(tmp_path / "nowhere")
 
 
@@ -377,20 +442,26 @@ def test_pack_without_its_weights_is_not_found(saved: Path) -> None:
 
 def test_newer_format_asks_for_an_upgrade(saved: Path) -> None:
     edit_json(saved, format_version=3)
-    with pytest.raises(LensPackFormatError, match="has format version 3, this lenstrain reads 2: upgrade lenstrain"):
+    with pytest.raises(
+        LensPackFormatError, match="has format version 3, this lenstrain reads 2: upgrade lenstrain"
+    ):
         LensPack.load(saved)
 
 
 def test_older_format_asks_for_another_fit(saved: Path) -> None:
     edit_json(saved, format_version=1)
-    with pytest.raises(LensPackFormatError, match="has format version 1, this lenstrain reads 2: fit it again"):
+    with pytest.raises(
+        LensPackFormatError, match="has format version 1, this lenstrain reads 2: fit it again"
+    ):
         LensPack.load(saved)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"lenses"', "{}"])
 def test_other_json_is_no_pack(saved: Path, text: str) -> None:
     (saved / "lenses.json").write_text(text)
-    with pytest.raises(LensPackFormatError, match=r"is not a readable lens pack|has format version None"):
+    with pytest.raises(
+        LensPackFormatError, match=r"is not a readable lens pack|has format version None"
+    ):
         LensPack.load(saved)
 
 
@@ -399,7 +470,9 @@ def test_incomplete_json_is_an_error(saved: Path, missing: str) -> None:
     data = json.loads((saved / "lenses.json").read_text())
     del data[missing]
     (saved / "lenses.json").write_text(json.dumps(data))
-    with pytest.raises(LensPackFormatError, match=f"is not a readable lens pack .*'{missing}'.*: fit it again"):
+    with pytest.raises(
+        LensPackFormatError, match=f"is not a readable lens pack .*'{missing}'.*: fit it again"
+    ):
         LensPack.load(saved)
 
 
@@ -408,7 +481,9 @@ def test_incomplete_lens_is_an_error(saved: Path, key: str) -> None:
     lenses = json.loads((saved / "lenses.json").read_text())["lenses"]
     del lenses[3][key]
     edit_json(saved, lenses=lenses)
-    with pytest.raises(LensPackFormatError, match=f"is not a readable lens pack .*'{key}'.*: fit it again"):
+    with pytest.raises(
+        LensPackFormatError, match=f"is not a readable lens pack .*'{key}'.*: fit it again"
+    ):
         LensPack.load(saved)
 
 
@@ -434,8 +509,12 @@ def test_truncated_weights_are_an_error(saved: Path, keep: int) -> None:
 
 def test_weights_of_another_pack_are_noticed(pack: LensPack, saved: Path) -> None:
     LensPack(pack.lenses[:5], pack.provenance, {}).save(saved.with_name("other"))
-    (saved / "lenses.safetensors").write_bytes((saved.with_name("other") / "lenses.safetensors").read_bytes())
-    with pytest.raises(LensPackFormatError, match=r"12 lenses in JSON and 5 in safetensors\): fit it again"):
+    (saved / "lenses.safetensors").write_bytes(
+        (saved.with_name("other") / "lenses.safetensors").read_bytes()
+    )
+    with pytest.raises(
+        LensPackFormatError, match=r"12 lenses in JSON and 5 in safetensors\): fit it again"
+    ):
         LensPack.load(saved)
 
 
@@ -445,14 +524,20 @@ def test_lens_pack_errors_are_builtin_errors_too() -> None:
     assert issubclass(LensPackFormatError, LensPackError)
 
 
-def test_a_url_is_refused_as_a_place_for_a_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_is_refused_as_a_place_for_a_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(LensPackFormatError, match=r"cannot be written to a URL \(s3:/bucket/lenses\): choose a folder"):
+    with pytest.raises(
+        LensPackFormatError,
+        match=r"cannot be written to a URL \(s3:/bucket/lenses\): choose a folder",
+    ):
         check_output(Path("s3://bucket/lenses"), overwrite=False)
     assert list(tmp_path.iterdir()) == []
 
 
-# --- every family ----------------------------------------------------------------------------------------------------
+# --- every family
+# ----------------------------------------------------------------------------------------------------
 
 FEW = ["nature", "bird", "vote"]
 
@@ -460,14 +545,19 @@ FEW = ["nature", "bird", "vote"]
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> LensDataset:
     """Three model layers, and completions that hold the words of their concepts."""
-    store = make_planted_store(tmp_path_factory.mktemp("deep") / "s", n_layers=3, model_layers=(0, 1, 2))
+    store = make_planted_store(
+        tmp_path_factory.mktemp("deep") / "s", n_layers=3, model_layers=(0, 1, 2)
+    )
     return LensDataset(write_completions(store, name_concepts))
 
 
 @pytest.fixture(scope="module")
 def packs(deep: LensDataset) -> dict[str, LensPack]:
     """One of each family."""
-    return {name: train(deep, FitSettings(family=name, max_iterations=1), concepts=FEW) for name in FAMILIES}  # type: ignore[arg-type]
+    return {
+        name: train(deep, FitSettings(family=name, max_iterations=1), concepts=FEW)
+        for name in FAMILIES
+    }  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -477,7 +567,10 @@ def all_activations(deep: LensDataset) -> dict[int, NDArray[np.float32]]:
 
 @pytest.mark.parametrize("family", ["linear", "mlp", "mean-difference", "ensemble"])
 def test_pack_of_any_family_scores_as_before_bit_for_bit(
-    family: str, packs: dict[str, LensPack], all_activations: dict[int, NDArray[np.float32]], tmp_path: Path
+    family: str,
+    packs: dict[str, LensPack],
+    all_activations: dict[int, NDArray[np.float32]],
+    tmp_path: Path,
 ) -> None:
     pack = packs[family]
     pack.save(tmp_path / "lenses")
@@ -503,14 +596,25 @@ def test_pack_of_any_family_keeps_everything_known_about_a_lens(
     assert (loaded.run, loaded.skipped) == (pack.run, pack.skipped)
     for before, after in zip(pack, loaded, strict=True):
         np.testing.assert_equal(after.metrics, before.metrics)
-        for name in ("concept", "model_layers", "threshold", "calibrator", "noise", "grade", "trajectory", "beyond"):
+        for name in (
+            "concept",
+            "model_layers",
+            "threshold",
+            "calibrator",
+            "noise",
+            "grade",
+            "trajectory",
+            "beyond",
+        ):
             assert getattr(after, name) == getattr(before, name), name
     loaded.save(tmp_path / "again")
     assert contents(tmp_path / "again") == contents(tmp_path / "lenses")
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_nothing_is_pickled_whatever_the_family(family: str, packs: dict[str, LensPack], tmp_path: Path) -> None:
+def test_nothing_is_pickled_whatever_the_family(
+    family: str, packs: dict[str, LensPack], tmp_path: Path
+) -> None:
     packs[family].save(tmp_path / "lenses")
     found = contents(tmp_path / "lenses")
     expected = {"lenses.json", "lenses.safetensors", "hungry.json", "run.json"}
@@ -536,7 +640,10 @@ def test_text_pack_scores_texts_as_before_bit_for_bit(
 ) -> None:
     packs["text"].save(tmp_path / "lenses")
     texts = [*deep.completions[:40], "", "unheard"]
-    assert LensPack.load(tmp_path / "lenses").score_texts(texts).tobytes() == packs["text"].score_texts(texts).tobytes()
+    assert (
+        LensPack.load(tmp_path / "lenses").score_texts(texts).tobytes()
+        == packs["text"].score_texts(texts).tobytes()
+    )
 
 
 def test_ensemble_is_the_mean_of_a_linear_lens_of_each_of_its_model_layers(
@@ -551,7 +658,9 @@ def test_ensemble_is_the_mean_of_a_linear_lens_of_each_of_its_model_layers(
         single = dataclasses.replace(settings, model_layers=(model_layer,))
         alone = make_lens_pack(fit_lenses(deep, single, concepts=FEW), deep, single)
         logits.append(alone.score(X, model_layer))
-    np.testing.assert_allclose(pack.score_all(all_activations), np.mean(logits, axis=0), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        pack.score_all(all_activations), np.mean(logits, axis=0), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_ensemble_needs_every_model_layer_it_reads(
@@ -565,7 +674,9 @@ def test_ensemble_needs_every_model_layer_it_reads(
 def test_weight_of_a_lens_that_is_not_linear_is_an_error(packs: dict[str, LensPack]) -> None:
     lens = packs["mlp"]["bird"]
     for attribute in ("weight", "bias"):
-        with pytest.raises(TypeError, match="the lens of bird is not linear: use its decision_function"):
+        with pytest.raises(
+            TypeError, match="the lens of bird is not linear: use its decision_function"
+        ):
             getattr(lens, attribute)
     assert packs["linear"]["bird"].weight.shape == (48,)
     assert packs["ensemble"]["bird"].weight.shape == (3 * 48,)
@@ -576,7 +687,8 @@ def test_lens_without_a_strength_says_so(packs: dict[str, LensPack], tmp_path: P
     assert all(lens.metrics["C"] is None for lens in LensPack.load(tmp_path / "lenses"))
 
 
-# --- text lenses beside ----------------------------------------------------------------------------------------------
+# --- text lenses beside
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -594,14 +706,22 @@ def test_text_lenses_are_a_pack_of_their_own_in_a_folder_of_the_pack(
     loaded, alone = LensPack.load(tmp_path / "lenses"), LensPack.load(tmp_path / "lenses" / "text")
     assert loaded.text is not None
     scores = packs["text"].score_texts(["a bird"]).tobytes()
-    assert loaded.text.score_texts(["a bird"]).tobytes() == alone.score_texts(["a bird"]).tobytes() == scores
+    assert (
+        loaded.text.score_texts(["a bird"]).tobytes()
+        == alone.score_texts(["a bird"]).tobytes()
+        == scores
+    )
 
 
-def test_overwrite_replaces_the_text_lenses_too(dual: LensPack, packs: dict[str, LensPack], tmp_path: Path) -> None:
+def test_overwrite_replaces_the_text_lenses_too(
+    dual: LensPack, packs: dict[str, LensPack], tmp_path: Path
+) -> None:
     dual.save(tmp_path / "lenses")
     fewer = packs["text"]
     few_text = LensPack(fewer.lenses[:1], fewer.provenance, {}, vocabulary=fewer.vocabulary)
-    LensPack(dual.lenses, dual.provenance, {}, text=few_text).save(tmp_path / "lenses", overwrite=True)
+    LensPack(dual.lenses, dual.provenance, {}, text=few_text).save(
+        tmp_path / "lenses", overwrite=True
+    )
     text = LensPack.load(tmp_path / "lenses").text
     assert text is not None
     assert len(text) == 1
@@ -621,15 +741,20 @@ def test_overwrite_replaces_the_text_lenses_too(dual: LensPack, packs: dict[str,
     ],
     ids=["no vocabulary", "another vocabulary", "weights", "text json", "run"],
 )
-def test_damaged_part_of_a_pack_is_named(dual: LensPack, tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+def test_damaged_part_of_a_pack_is_named(
+    dual: LensPack, tmp_path: Path, damage: Callable[[Path], Any]
+) -> None:
     dual.save(tmp_path / "lenses")
     damage(tmp_path / "lenses")
-    with pytest.raises(LensPackFormatError, match=r"lenses.* is not a readable lens pack .*: fit it again"):
+    with pytest.raises(
+        LensPackFormatError, match=r"lenses.* is not a readable lens pack .*: fit it again"
+    ):
         LensPack.load(tmp_path / "lenses")
 
 
 def test_concepts_without_a_lens_for_want_of_samples_are_hungry_too(tmp_path: Path) -> None:
-    """They need more samples most of all; what was skipped for another reason does not ask for any."""
+    """They need more samples most of all; what was skipped for another reason does not ask for
+    any."""
     dataset = LensDataset(make_planted_store(tmp_path / "s"))
     dataset.split[np.concatenate(dataset.task("loom", SETTINGS.n_negatives).positives)] = 0
     settings = FitSettings(model_layers=(1,), max_iterations=1)

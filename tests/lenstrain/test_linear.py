@@ -14,12 +14,20 @@ from sklearn.preprocessing import StandardScaler
 import lenstrain.families.logistic
 import lenstrain.parallel
 from lenstrain.errors import TooFewSamplesError
-from lenstrain.families.linear import LinearBatch, LinearLens, LinearTrainer, Standardizer, fit_linear_batch
+from lenstrain.families.linear import (
+    LinearBatch,
+    LinearLens,
+    LinearTrainer,
+    Standardizer,
+    fit_linear_batch,
+)
 
 Problem = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
 
-def make_problem(n: int, d: int, *, seed: int = 0, signal: float = 1.0, share: float = 0.3) -> Problem:
+def make_problem(
+    n: int, d: int, *, seed: int = 0, signal: float = 1.0, share: float = 0.3
+) -> Problem:
     """Overlapping classes in features of very different scale and mean."""
     rng = np.random.default_rng(seed)
     y = rng.random(n) < share
@@ -32,16 +40,20 @@ def fit_one(X: NDArray[Any], y: NDArray[np.bool_], **options: Any) -> LinearBatc
     return fit_linear_batch(X, [np.arange(len(X))], [y], **options)
 
 
-def fit_sklearn(X: NDArray[Any], y: NDArray[np.bool_], C: float, balanced: bool) -> tuple[NDArray[np.float64], float]:
+def fit_sklearn(
+    X: NDArray[Any], y: NDArray[np.bool_], C: float, balanced: bool
+) -> tuple[NDArray[np.float64], float]:
     """Coefficients and intercept on standardised features."""
     model = LogisticRegression(
         C=C, class_weight="balanced" if balanced else None, tol=1e-10, max_iter=100_000
-    )  # fmt: skip
+    )
     model.fit(StandardScaler().fit_transform(X), y)
     return model.coef_[0], float(model.intercept_[0])
 
 
-def standardised(batch: LinearBatch, X: NDArray[Any], number: int = 0) -> tuple[NDArray[np.float64], float]:
+def standardised(
+    batch: LinearBatch, X: NDArray[Any], number: int = 0
+) -> tuple[NDArray[np.float64], float]:
     """The weights and bias on raw features, turned into those on standardised features."""
     statistics = Standardizer.fit(X)
     weight = batch.weight[number] * statistics.scale
@@ -73,10 +85,15 @@ def test_solution_is_that_of_sklearn(n: int, d: int, C: float, balanced: bool) -
 
 @settings(max_examples=25, deadline=None)
 @given(
-    n=st.integers(5, 60), d=st.integers(1, 40), seed=st.integers(0, 2**16), balanced=st.booleans(),
+    n=st.integers(5, 60),
+    d=st.integers(1, 40),
+    seed=st.integers(0, 2**16),
+    balanced=st.booleans(),
     C=st.sampled_from([0.03, 0.3, 3.0]),
-)  # fmt: skip
-def test_logits_are_those_of_sklearn_on_any_problem(n: int, d: int, seed: int, balanced: bool, C: float) -> None:
+)
+def test_logits_are_those_of_sklearn_on_any_problem(
+    n: int, d: int, seed: int, balanced: bool, C: float
+) -> None:
     X, y = make_problem(n, d, seed=seed)
     weight, bias = fit_sklearn(X, y, C, balanced)
     expected = StandardScaler().fit_transform(X) @ weight + bias
@@ -85,7 +102,8 @@ def test_logits_are_those_of_sklearn_on_any_problem(n: int, d: int, seed: int, b
 
 
 def test_optimality_condition_holds() -> None:
-    """Checked on the loss itself, without another solver: gradient of weights and of the intercept."""
+    """Checked on the loss itself, without another solver: gradient of weights and of the
+    intercept."""
     X, y = make_problem(80, 20)
     weight, bias = standardised(fit_one(X, y, C=2.0), X)
     Z = Standardizer.fit(X).transform(X)
@@ -95,7 +113,8 @@ def test_optimality_condition_holds() -> None:
 
 
 def test_intercept_is_not_penalised() -> None:
-    """With features that say nothing the logit is that of the class shares, however strong the penalty."""
+    """With features that say nothing the logit is that of the class shares, however strong the
+    penalty."""
     X = np.random.default_rng(0).normal(size=(100, 5))
     y = np.arange(100) < 10
     batch = fit_one(X, y, C=1e-6)
@@ -112,17 +131,22 @@ def test_raw_logits_are_those_of_the_standardised_fit() -> None:
     X, y = make_problem(60, 300)
     Z = Standardizer.fit(X).transform(X)
     raw, standard = fit_one(X, y), fit_one(Z, y)
-    np.testing.assert_allclose(raw.decision_function(X), standard.decision_function(Z), rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(
+        raw.decision_function(X), standard.decision_function(Z), rtol=1e-8, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("factor", [1e-4, 1e4])
 def test_units_of_a_feature_do_not_matter(factor: float) -> None:
     X, y = make_problem(60, 10)
     scaled = X * np.where(np.arange(10) == 3, factor, 1.0)
-    np.testing.assert_allclose(fit_one(X, y).decision_function(X), fit_one(scaled, y).decision_function(scaled))
+    np.testing.assert_allclose(
+        fit_one(X, y).decision_function(X), fit_one(scaled, y).decision_function(scaled)
+    )
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------
+# --- batches
+# ---------------------------------------------------------------------------------------------------------
 
 
 def make_batch(lengths: list[int], d: int = 20) -> tuple[NDArray[np.float64], list[Any], list[Any]]:
@@ -143,12 +167,16 @@ def test_batch_is_its_problems_one_by_one(lengths: list[int], balanced: bool) ->
     statistics = Standardizer.fit(X)
     together = fit_linear_batch(X, rows, targets, balanced=balanced, standardizer=statistics)
     for i in range(len(lengths)):
-        alone = fit_linear_batch(X, rows[i : i + 1], targets[i : i + 1], balanced=balanced, standardizer=statistics)
+        alone = fit_linear_batch(
+            X, rows[i : i + 1], targets[i : i + 1], balanced=balanced, standardizer=statistics
+        )
         np.testing.assert_allclose(together.weight[i], alone.weight[0], rtol=1e-6, atol=1e-9)
         assert together.bias[i] == pytest.approx(alone.bias[0], rel=1e-6)
 
 
-def test_memory_bound_cuts_batches_without_changing_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_bound_cuts_batches_without_changing_the_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     X, rows, targets = make_batch([40, 10, 80, 33, 12, 64])
     whole = fit_linear_batch(X, rows, targets)
     monkeypatch.setattr(lenstrain.parallel, "_CHUNK_BYTES", 1)
@@ -184,11 +212,14 @@ def test_rows_that_no_problem_uses_do_not_matter() -> None:
 def test_one_class_missing_names_the_problem() -> None:
     X, rows, targets = make_batch([40, 10])
     targets[1][:] = False
-    with pytest.raises(TooFewSamplesError, match="concept number 1: 0 of 10 training rows are positive"):
+    with pytest.raises(
+        TooFewSamplesError, match="concept number 1: 0 of 10 training rows are positive"
+    ):
         fit_linear_batch(X, rows, targets)
 
 
-# --- convergence -----------------------------------------------------------------------------------------------------
+# --- convergence
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("C", [0.01, 1.0, 100.0, 1e4, 1e6])
@@ -207,7 +238,10 @@ def test_lopsided_classes_converge(share: float) -> None:
 
 def test_weaker_penalty_fits_more_closely() -> None:
     X, y = make_problem(60, 10)
-    norms = [float(np.linalg.norm(standardised(fit_one(X, y, C=C), X)[0])) for C in (0.01, 0.1, 1.0, 10.0)]
+    norms = [
+        float(np.linalg.norm(standardised(fit_one(X, y, C=C), X)[0]))
+        for C in (0.01, 0.1, 1.0, 10.0)
+    ]
     assert norms == sorted(norms)
 
 
@@ -221,7 +255,9 @@ def test_fit_that_is_cut_short_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_converged_is_told_for_each_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    X, rows, targets = make_batch([100, 8])  # many rows for few features, and few rows that any weights separate
+    X, rows, targets = make_batch(
+        [100, 8]
+    )  # many rows for few features, and few rows that any weights separate
     finished = []
     for steps in range(1, 20):
         monkeypatch.setattr(lenstrain.families.logistic, "_MAX_STEPS", steps)
@@ -251,7 +287,8 @@ def test_starting_from_a_stronger_penalty_leads_to_the_same_optimum() -> None:
 
 
 def test_classes_that_come_apart_take_few_newton_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Full steps add about 1 to a margin: with a weak penalty they would be as many as the margin is wide."""
+    """Full steps add about 1 to a margin: with a weak penalty they would be as many as the margin
+    is wide."""
     gram, y, importance, C = separable_systems()
     steps = 0
     correction = lenstrain.families.logistic._correction
@@ -270,13 +307,15 @@ def test_classes_that_come_apart_take_few_newton_steps(monkeypatch: pytest.Monke
 
 
 def separable_systems() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gram matrices, targets, weights and strengths of four problems of 30 rows and 200 features."""
+    """Gram matrices, targets, weights and strengths of four problems of 30 rows and 200
+    features."""
     Z = torch.randn(4, 30, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = (torch.arange(30) < 10).double().expand(4, 30).contiguous()
     return Z @ Z.mT, y, torch.ones_like(y), torch.full((4,), 0.1, dtype=torch.float64)
 
 
-# --- statistics ------------------------------------------------------------------------------------------------------
+# --- statistics
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_standardised_features_have_mean_0_and_deviation_1() -> None:

@@ -33,7 +33,9 @@ def test_logits_are_those_of_the_discriminant_formula() -> None:
     length = np.sqrt(((positive - negative) ** 2).sum())
     t = (Z - (positive + negative) / 2) @ (positive - negative) / length
     variance = (((t[y] - t[y].mean()) ** 2).mean() + ((t[~y] - t[~y].mean()) ** 2).mean()) / 2
-    np.testing.assert_allclose(fit_one(X, y).decision_function(X)[:, 0], t * length / variance, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        fit_one(X, y).decision_function(X)[:, 0], t * length / variance, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_direction_is_the_planted_one() -> None:
@@ -59,8 +61,9 @@ def test_units_of_the_features_do_not_matter() -> None:
     np.testing.assert_allclose(
         fit_one(X * factor, y, standardizer=scaled).decision_function(X * factor),
         fit_one(X, y, standardizer=statistics).decision_function(X),
-        rtol=1e-8, atol=1e-8,
-    )  # fmt: skip
+        rtol=1e-8,
+        atol=1e-8,
+    )
 
 
 def test_statistics_are_those_given() -> None:
@@ -74,7 +77,9 @@ def test_statistics_are_those_given() -> None:
 def test_share_of_the_classes_does_not_move_the_lens() -> None:
     X, y, _ = make_planted()
     rows = [np.arange(200), np.concatenate([np.arange(200), np.repeat(np.flatnonzero(y), 4)])]
-    batch = fit_mean_difference_batch(X, rows, [y[r] for r in rows], standardizer=Standardizer.fit(X))
+    batch = fit_mean_difference_batch(
+        X, rows, [y[r] for r in rows], standardizer=Standardizer.fit(X)
+    )
     np.testing.assert_allclose(batch.weight[1], batch.weight[0])
     assert batch.bias[1] == pytest.approx(batch.bias[0])
 
@@ -108,5 +113,7 @@ def test_batch_is_its_concepts_one_by_one() -> None:
 
 def test_one_class_missing_names_the_concept() -> None:
     X, y, _ = make_planted()
-    with pytest.raises(TooFewSamplesError, match="concept number 1: 0 of 200 training rows are positive"):
+    with pytest.raises(
+        TooFewSamplesError, match="concept number 1: 0 of 200 training rows are positive"
+    ):
         fit_mean_difference_batch(X, [np.arange(200)] * 2, [y, np.zeros(200, np.bool_)])

@@ -13,7 +13,9 @@ from lenstrain.families.linear import LinearLens, Standardizer
 from lenstrain.families.mlp import MlpBatch, MlpLens, fit_mlp_batch
 
 
-def make_crossed(n: int, d: int = 8, *, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def make_crossed(
+    n: int, d: int = 8, *, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """X (n, d) and y (n,): true where two features have the same sign, which no plane tells."""
     rng = np.random.default_rng(seed)
     sides = rng.integers(0, 2, size=(n, 2)) * 2 - 1
@@ -57,13 +59,15 @@ def test_learns_what_no_linear_lens_can() -> None:
 
 
 def test_rare_class_counts_as_much_as_the_other() -> None:
-    """With features that say nothing, an unbalanced loss would learn the share of the positives: a logit of -2.9."""
+    """With features that say nothing, an unbalanced loss would learn the share of the positives: a
+    logit of -2.9."""
     X = np.repeat([[0.0, 1.0], [1.0, 0.0]], 100, axis=0)
     logits = MlpLens().fit(X, np.arange(200) % 20 == 0).decision_function(X)
     np.testing.assert_allclose(logits, 0, atol=0.1)
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------
+# --- batches
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lengths", [[30, 30, 30], [5, 100, 17, 2, 60]])
@@ -72,18 +76,24 @@ def test_batch_is_its_concepts_one_by_one(lengths: list[int]) -> None:
     statistics = Standardizer.fit(X)
     together = fit_mlp_batch(X, rows, targets, standardizer=statistics).decision_function(X)
     for i in range(len(lengths)):
-        alone = fit_mlp_batch(X, rows[i : i + 1], targets[i : i + 1], standardizer=statistics, keys=[i])
+        alone = fit_mlp_batch(
+            X, rows[i : i + 1], targets[i : i + 1], standardizer=statistics, keys=[i]
+        )
         assert_same_logits(alone.decision_function(X)[:, 0], together[:, i])
 
 
-def test_memory_bound_cuts_batches_without_changing_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_bound_cuts_batches_without_changing_the_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     X, rows, targets = make_tasks([40, 10, 80, 33])
     whole = fit_mlp_batch(X, rows, targets)
     monkeypatch.setattr(lenstrain.families.mlp, "_BATCH_BYTES", 1)
     parts = fit_mlp_batch(X, rows, targets)
     assert_same_logits(parts.decision_function(X), whole.decision_function(X))
     monkeypatch.setattr(lenstrain.families.mlp, "_CHUNK_BYTES", 1)
-    np.testing.assert_allclose(parts.decision_function(X[:7]), parts.decision_function(X)[:7], rtol=1e-9)
+    np.testing.assert_allclose(
+        parts.decision_function(X[:7]), parts.decision_function(X)[:7], rtol=1e-9
+    )
 
 
 def test_batches_stay_within_the_memory_bound() -> None:
@@ -98,7 +108,9 @@ def test_batches_stay_within_the_memory_bound() -> None:
 def test_one_class_missing_names_the_concept() -> None:
     X, rows, targets = make_tasks([40, 10])
     targets[1][:] = False
-    with pytest.raises(TooFewSamplesError, match="concept number 1: 0 of 10 training rows are positive"):
+    with pytest.raises(
+        TooFewSamplesError, match="concept number 1: 0 of 10 training rows are positive"
+    ):
         fit_mlp_batch(X, rows, targets)
 
 
@@ -111,10 +123,13 @@ def test_concept_that_diverges_says_so_and_spares_the_others() -> None:
     batch = fit_mlp_batch(X, rows, targets, standardizer=statistics)
     assert batch.converged.tolist() == [True, False]
     alone = fit_mlp_batch(X, rows[:1], targets[:1], standardizer=statistics)
-    assert_same_logits(batch.decision_function(X[:120])[:, 0], alone.decision_function(X[:120])[:, 0])
+    assert_same_logits(
+        batch.decision_function(X[:120])[:, 0], alone.decision_function(X[:120])[:, 0]
+    )
 
 
-# --- chance ----------------------------------------------------------------------------------------------------------
+# --- chance
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_seed_repeats_and_another_seed_changes_the_lens() -> None:
@@ -173,7 +188,8 @@ def test_no_epochs_leave_the_first_weights_and_more_epochs_fit_more_closely() ->
     assert losses[-1] < losses[0] / 5
 
 
-# --- raw activations -------------------------------------------------------------------------------------------------
+# --- raw activations
+# -------------------------------------------------------------------------------------------------
 
 
 def test_raw_logits_are_those_of_the_network_on_standardised_rows() -> None:
@@ -183,7 +199,9 @@ def test_raw_logits_are_those_of_the_network_on_standardised_rows() -> None:
     plain = Standardizer(np.zeros(20), np.ones(20))
     Z = statistics.transform(X)
     standard = fit_mlp_batch(Z, rows, targets, standardizer=plain)
-    np.testing.assert_allclose(raw.decision_function(X), standard.decision_function(Z), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        raw.decision_function(X), standard.decision_function(Z), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_logits_are_those_of_torch_layers() -> None:
@@ -193,14 +211,18 @@ def test_logits_are_those_of_torch_layers() -> None:
         parts = (batch.w1[i], batch.b1[i], batch.w2[i], batch.b2[i], batch.w3[i], batch.b3[i])
         w1, b1, w2, b2, w3, b3 = (torch.from_numpy(np.asarray(part)).double() for part in parts)
         inner = torch.relu(torch.relu(torch.from_numpy(X) @ w1 + b1) @ w2 + b2)
-        np.testing.assert_allclose(batch.decision_function(X)[:, i], (inner @ w3 + b3).numpy(), rtol=1e-9)
+        np.testing.assert_allclose(
+            batch.decision_function(X)[:, i], (inner @ w3 + b3).numpy(), rtol=1e-9
+        )
 
 
 def test_mean_far_from_zero_costs_no_precision() -> None:
     X, y = make_crossed(100)
     X = np.round(X * 2**10) / 2**10  # so that adding the offset is exact
     near, far = fit_one(X, y), fit_one(X + 2.0**24, y)
-    np.testing.assert_allclose(far.decision_function(X + 2.0**24), near.decision_function(X), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        far.decision_function(X + 2.0**24), near.decision_function(X), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_feature_that_does_not_vary_for_a_concept_has_weight_0_and_changes_nothing() -> None:
@@ -214,7 +236,9 @@ def test_feature_that_does_not_vary_for_a_concept_has_weight_0_and_changes_nothi
     kept = np.arange(20) != 3
     fewer = Standardizer(statistics.mean[kept], statistics.scale[kept])
     without = fit_mlp_batch(X[:, kept], rows, targets, standardizer=fewer)
-    assert_same_logits(with_still.decision_function(still)[:, 0], without.decision_function(X[:, kept])[:, 0])
+    assert_same_logits(
+        with_still.decision_function(still)[:, 0], without.decision_function(X[:, kept])[:, 0]
+    )
 
 
 def test_concept_in_whose_rows_nothing_varies_is_undecided_beside_one_that_is_not() -> None:
@@ -230,4 +254,6 @@ def test_concept_in_whose_rows_nothing_varies_is_undecided_beside_one_that_is_no
 def test_device_does_not_matter() -> None:
     X, rows, targets = make_tasks([40, 60])
     there = fit_mlp_batch(X, rows, targets, device="cuda").decision_function(X)
-    np.testing.assert_allclose(there, fit_mlp_batch(X, rows, targets).decision_function(X), rtol=0.01, atol=0.05)
+    np.testing.assert_allclose(
+        there, fit_mlp_batch(X, rows, targets).decision_function(X), rtol=0.01, atol=0.05
+    )

@@ -46,30 +46,46 @@ def random_weights(family: str, rng: np.random.Generator) -> Any:
 
     if family == "mlp":
         return MlpWeights(
-            draw(HIDDEN, 128), draw(128).astype(np.float64), draw(128, 64), draw(64), draw(64), np.float32(0.5)  # type: ignore[arg-type]
-        )  # fmt: skip
+            draw(HIDDEN, 128),
+            draw(128).astype(np.float64),
+            draw(128, 64),
+            draw(64),
+            draw(64),
+            np.float32(0.5),  # type: ignore[arg-type]
+        )
     return LinearWeights(draw(HIDDEN * (2 if family == "ensemble" else 1)), float(rng.normal()))
 
 
 def random_pack(family: str = "linear", n: int = 7, **settings: Any) -> LensPack:
     """Lenses on three model layers; `settings` are those of the store."""
     rng = np.random.default_rng(3)
-    layers: list[tuple[int, ...]] = [(0, 2), (1, 2), (0, 1)] if family == "ensemble" else [(2,), (0,), (1,)]
+    layers: list[tuple[int, ...]] = (
+        [(0, 2), (1, 2), (0, 1)] if family == "ensemble" else [(2,), (0,), (1,)]
+    )
     lenses = [
         Lens(
-            concept=f"c{i}", name=f"Concept {i}", layer=0, model_layers=layers[i % 3],
-            weights=random_weights(family, rng), threshold=0.0, calibrator=Calibrator("sigmoid", (1.0, 0.0)),
-            noise=NoiseFloor(0.0, 1.0), grade=Grade.A if i % 2 else Grade.C, metrics={}, trajectory=(),
+            concept=f"c{i}",
+            name=f"Concept {i}",
+            layer=0,
+            model_layers=layers[i % 3],
+            weights=random_weights(family, rng),
+            threshold=0.0,
+            calibrator=Calibrator("sigmoid", (1.0, 0.0)),
+            noise=NoiseFloor(0.0, 1.0),
+            grade=Grade.A if i % 2 else Grade.C,
+            metrics={},
+            trajectory=(),
         )
         for i in range(n)
-    ]  # fmt: skip
+    ]
     if family == "ensemble":  # one that reads a single model layer beside those that read two
         lenses.append(dataclasses.replace(random_pack("linear", 1).lenses[0], concept="alone"))
     return LensPack(lenses, {"store": {"settings": settings}}, {})
 
 
 def captured(loaded: LoadedModel, tokens: torch.Tensor) -> dict[int, NDArray[np.float32]]:
-    """(position, hidden) of each block for the one row of tokens; the last entry of hidden_states is another thing."""
+    """(position, hidden) of each block for the one row of tokens; the last entry of hidden_states
+    is another thing."""
     found: dict[int, NDArray[np.float32]] = {}
     last: list[torch.Tensor] = []
     handle = loaded.blocks[2].register_forward_hook(lambda _m, _i, out: last.append(out))
@@ -78,7 +94,9 @@ def captured(loaded: LoadedModel, tokens: torch.Tensor) -> dict[int, NDArray[np.
     handle.remove()
     for model_layer in range(2):
         found[model_layer] = states[model_layer + 1][0].float().numpy()
-    found[2] = (last[0][0] if isinstance(last[0], tuple) else last[0]).reshape(-1, HIDDEN).float().numpy()
+    found[2] = (
+        (last[0][0] if isinstance(last[0], tuple) else last[0]).reshape(-1, HIDDEN).float().numpy()
+    )
     return found
 
 
@@ -94,12 +112,15 @@ def assert_same(found: Any, expected: Any) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4 * np.nanmax(np.abs(expected)))
 
 
-# --- scores of tokens ------------------------------------------------------------------------------------------------
+# --- scores of tokens
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_token_scores_are_those_of_the_pack_on_hidden_states(architecture: str, family: str) -> None:
+def test_token_scores_are_those_of_the_pack_on_hidden_states(
+    architecture: str, family: str
+) -> None:
     loaded, pack = tiny_model(architecture), random_pack(family, pool_first_position=True)
     monitor = Monitor(pack, window=1, keep=None)
     read_text(loaded, TEXT, monitor)
@@ -114,7 +135,9 @@ def test_a_window_scores_the_mean_of_the_positions_it_covers(family: str) -> Non
     hidden, scores = captured(loaded, token_ids(loaded)), numbers(monitor.scores[0])
     for position in range(1, len(scores)):
         covered = slice(max(position - 2, 1), position + 1)  # without the first of the text
-        expected = pack.score_all({layer: values[covered].mean(0, keepdims=True) for layer, values in hidden.items()})
+        expected = pack.score_all(
+            {layer: values[covered].mean(0, keepdims=True) for layer, values in hidden.items()}
+        )
         assert_same(scores[position], expected[0])
     assert np.isnan(scores[0]).all()
 
@@ -126,7 +149,9 @@ def test_a_token_at_a_time_scores_like_all_at_once() -> None:
     read_text(loaded, TEXT, whole)
     with torch.inference_mode(), listen(loaded, steps, end_ids=()):
         for position in range(tokens.shape[1]):
-            cache = loaded.model(tokens[:, position : position + 1], past_key_values=cache, use_cache=True)
+            cache = loaded.model(
+                tokens[:, position : position + 1], past_key_values=cache, use_cache=True
+            )
             cache = cache.past_key_values
     assert_same(numbers(steps.scores[0]), numbers(whole.scores[0]))
 
@@ -184,14 +209,21 @@ def test_pooled_scores_are_those_of_the_pooled_activation(pooling: str) -> None:
     loaded, pack = tiny_model(), random_pack("mlp", pooling=pooling)
     monitor = Monitor(pack)
     read_text(loaded, TEXT, monitor)
-    pools: dict[str, Any] = {"mean": lambda v: v.mean(0), "max": lambda v: v.max(0), "last": lambda v: v[-1]}
+    pools: dict[str, Any] = {
+        "mean": lambda v: v.mean(0),
+        "max": lambda v: v.max(0),
+        "last": lambda v: v[-1],
+    }
     hidden = captured(loaded, token_ids(loaded))
-    expected = pack.score_all({layer: pools[pooling](values[1:])[None] for layer, values in hidden.items()})
+    expected = pack.score_all(
+        {layer: pools[pooling](values[1:])[None] for layer, values in hidden.items()}
+    )
     assert_same(numbers(monitor.pooled("prompt")), expected)
     assert monitor.pooled("completion").isnan().all()
 
 
-# --- against a store -------------------------------------------------------------------------------------------------
+# --- against a store
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("store_dtype", "rounding"), [("float32", 1e-5), ("bfloat16", 2.0**-8)])
@@ -203,22 +235,36 @@ def test_a_stored_sample_run_live_scores_as_from_the_store_in_both_phases(
     extract(tmp_path / "s.zarr", concepts, loaded, settings)
     dataset, fit = open_dataset(tmp_path / "s.zarr"), FitSettings(max_iterations=2)
     pack = make_lens_pack(fit_lenses(dataset, fit), dataset, fit)
-    monitor, stored, plan = Monitor(pack), open_store(tmp_path / "s.zarr").rounds()[0], plan_samples(concepts, [0])
+    monitor, stored, plan = (
+        Monitor(pack),
+        open_store(tmp_path / "s.zarr").rounds()[0],
+        plan_samples(concepts, [0]),
+    )
     runner = Runner(loaded, [0], max_new_tokens=5, batch_size=1)
     for number, text in enumerate(stored.samples().text[:12]):
         assert text == plan.texts[number]
-        row = Row(loaded.tokenizer(text)["input_ids"], int(plan.sampling_seed[number]), float(plan.temperature[number]))
+        row = Row(
+            loaded.tokenizer(text)["input_ids"],
+            int(plan.sampling_seed[number]),
+            float(plan.temperature[number]),
+        )
         with listen(loaded, monitor):
             runner.run([row])
         for phase in PHASES:
-            X = {layer: np.asarray(stored.read(phase, layer)[[number]], np.float32) for layer in pack.model_layers}
-            bound = [np.abs(lens.weight) @ np.abs(X[lens.model_layer][0]) * rounding for lens in pack]
+            X = {
+                layer: np.asarray(stored.read(phase, layer)[[number]], np.float32)
+                for layer in pack.model_layers
+            }
+            bound = [
+                np.abs(lens.weight) @ np.abs(X[lens.model_layer][0]) * rounding for lens in pack
+            ]
             difference = np.abs(numbers(monitor.pooled(phase)) - pack.score_all(X))[0]
             assert (difference <= bound).all() or np.isnan(X[pack.model_layers[0]]).all()
     assert monitor.pooled("completion").isfinite().any()
 
 
-# --- what fires ------------------------------------------------------------------------------------------------------
+# --- what fires
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_what_fires_reaches_grade_threshold_and_signal() -> None:
@@ -226,20 +272,27 @@ def test_what_fires_reaches_grade_threshold_and_signal() -> None:
     read_text(loaded, TEXT, silent := Monitor(base, window=1))
     logits = numbers(silent.latest[0])
     changes: list[dict[str, Any]] = [
-        {"grade": Grade.A, "threshold": logit - 1, "noise": NoiseFloor(float(logit) - 5, 1.0)} for logit in logits
+        {"grade": Grade.A, "threshold": logit - 1, "noise": NoiseFloor(float(logit) - 5, 1.0)}
+        for logit in logits
     ]
     changes[1]["grade"] = Grade.C
     changes[2]["threshold"] = logits[2] + 1
     changes[3]["noise"] = NoiseFloor(float(logits[3]) - 3, 1.0)
-    lenses = [dataclasses.replace(lens, **change) for lens, change in zip(base, changes, strict=True)]
+    lenses = [
+        dataclasses.replace(lens, **change) for lens, change in zip(base, changes, strict=True)
+    ]
     monitor = Monitor(LensPack(lenses, base.provenance, {}), window=1)
     read_text(loaded, TEXT, monitor)
-    assert {said.finding.concept for said in monitor.firing()} == {f"c{i}" for i in (0, *range(4, 12))}
+    assert {said.finding.concept for said in monitor.firing()} == {
+        f"c{i}" for i in (0, *range(4, 12))
+    }
     for said in monitor.firing():
         lens = monitor.presence.lenses[int(said.finding.concept[1:])]
         assert (said.row, said.position) == (0, token_ids(loaded).shape[1] - 1)
         assert said.finding.signal == pytest.approx(5.0, abs=1e-4)
-        assert said.finding.probability == pytest.approx(float(lens.calibrator(np.array(said.finding.logit))))
+        assert said.finding.probability == pytest.approx(
+            float(lens.calibrator(np.array(said.finding.logit)))
+        )
     assert Monitor(base, rule=Rule(Grade.C, 0.0)).presence.n_judged == 12
 
 
@@ -247,8 +300,12 @@ def test_a_whole_phase_asks_for_one_deviation_less_than_a_token() -> None:
     loaded, base = tiny_model(), random_pack(n=2)
     read_text(loaded, TEXT, silent := Monitor(base, window=100))
     logit = float(silent.pooled("prompt")[0, 1])
-    lens = dataclasses.replace(base.lenses[1], grade=Grade.A, threshold=logit - 9, noise=NoiseFloor(logit - 3.5, 1.0))
-    monitor = Monitor(LensPack([lens], base.provenance, {}), window=100)  # a window of the whole text: the same logit
+    lens = dataclasses.replace(
+        base.lenses[1], grade=Grade.A, threshold=logit - 9, noise=NoiseFloor(logit - 3.5, 1.0)
+    )
+    monitor = Monitor(
+        LensPack([lens], base.provenance, {}), window=100
+    )  # a window of the whole text: the same logit
     read_text(loaded, TEXT, monitor)
     assert monitor.firing() == []
     assert [said.finding.concept for said in monitor.firing("prompt")] == ["c1"]
@@ -256,15 +313,21 @@ def test_a_whole_phase_asks_for_one_deviation_less_than_a_token() -> None:
 
 def test_a_callback_hears_every_pass_and_a_choice_of_concepts_keeps_their_scores() -> None:
     loaded, pack, heard = tiny_model(), random_pack(), []
-    some = Monitor(pack, concepts=["c5", "c2"], on_scores=lambda monitor: heard.append(monitor.latest.clone()))
+    some = Monitor(
+        pack, concepts=["c5", "c2"], on_scores=lambda monitor: heard.append(monitor.latest.clone())
+    )
     everything = Monitor(pack, keep=None)
     ids = token_ids(loaded)
     for monitor in (some, everything):
         with listen(loaded, monitor):
-            loaded.model.generate(ids, attention_mask=torch.ones_like(ids), min_new_tokens=4, max_new_tokens=4)
+            loaded.model.generate(
+                ids, attention_mask=torch.ones_like(ids), min_new_tokens=4, max_new_tokens=4
+            )
     assert some.concepts == ("c2", "c5")
     assert len(heard) == 4
-    assert_same(numbers(torch.stack(heard[1:], dim=1)[0]), numbers(everything.scores[0, -3:][:, [2, 5]]))
+    assert_same(
+        numbers(torch.stack(heard[1:], dim=1)[0]), numbers(everything.scores[0, -3:][:, [2, 5]])
+    )
 
 
 def test_memory_stays_the_same_however_long_a_text_gets() -> None:
@@ -277,15 +340,22 @@ def test_memory_stays_the_same_however_long_a_text_gets() -> None:
         sizes.add(sum(0 if each is None else each.untyped_storage().nbytes() for each in state))
 
     with listen(loaded, monitor):
-        out = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), min_new_tokens=40, max_new_tokens=40)
+        out = loaded.model.generate(
+            ids, attention_mask=torch.ones_like(ids), min_new_tokens=40, max_new_tokens=40
+        )
         assert monitor.scores.shape == (1, 2, 7)
         monitor._on_scores = measure
-        loaded.model.generate(ids, attention_mask=torch.ones_like(ids), min_new_tokens=40, max_new_tokens=40)
+        loaded.model.generate(
+            ids, attention_mask=torch.ones_like(ids), min_new_tokens=40, max_new_tokens=40
+        )
     assert out.shape[1] == ids.shape[1] + 40
-    assert len(sizes) <= 4  # the prompt, the first token with a phase of its own, the window as it fills
+    assert (
+        len(sizes) <= 4
+    )  # the prompt, the first token with a phase of its own, the window as it fills
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- what is refused
+# -------------------------------------------------------------------------------------------------
 
 
 def test_a_pack_of_text_lenses_is_refused() -> None:
@@ -311,7 +381,10 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], words: str) -> 
 
 def test_a_model_of_another_size_is_refused_before_it_is_scored() -> None:
     pack = random_pack()
-    small = [dataclasses.replace(lens, weights=LinearWeights(np.ones(5, np.float32), 0.0)) for lens in pack]
+    small = [
+        dataclasses.replace(lens, weights=LinearWeights(np.ones(5, np.float32), 0.0))
+        for lens in pack
+    ]
     with pytest.raises(SettingsError, match="activations of size 5, this model's have size 32"):
         read_text(tiny_model(), TEXT, Monitor(LensPack(small, {}, {})))
 

@@ -41,7 +41,7 @@ def swapped(pack: LensPack, one: str, other: str) -> LensPack:
     """The pack with the lenses of two concepts under each other's name."""
     return changed(
         pack, *(replace(pack[a], concept=b, name=b) for a, b in ((one, other), (other, one)))
-    )  # fmt: skip
+    )
 
 
 def shouting(lens: Lens) -> Lens:
@@ -51,7 +51,9 @@ def shouting(lens: Lens) -> Lens:
 
 
 @pytest.mark.parametrize("split", [CALIBRATION, TEST])
-def test_clear_concepts_lead_on_their_own_samples(planted: LensDataset, pack: LensPack, split: int) -> None:
+def test_clear_concepts_lead_on_their_own_samples(
+    planted: LensDataset, pack: LensPack, split: int
+) -> None:
     checks = check_pack(pack, planted, split)
     assert set(checks) == {*BRANCHES, *LEAF_NAMES}
     for check in checks.values():
@@ -65,8 +67,9 @@ def test_clear_concepts_lead_on_their_own_samples(planted: LensDataset, pack: Le
 def test_rivals_are_the_other_lenses_of_the_layer(planted: LensDataset, pack: LensPack) -> None:
     checks = check_pack(pack, planted)
     assert {concept: check.n_rivals for concept, check in checks.items()} == {
-        **dict.fromkeys(BRANCHES, 2), **dict.fromkeys(LEAF_NAMES, 8)
-    }  # fmt: skip
+        **dict.fromkeys(BRANCHES, 2),
+        **dict.fromkeys(LEAF_NAMES, 8),
+    }
 
 
 def test_swapped_lenses_are_found_and_named(planted: LensDataset, pack: LensPack) -> None:
@@ -76,18 +79,27 @@ def test_swapped_lenses_are_found_and_named(planted: LensDataset, pack: LensPack
         assert after[one].median_rank > 1
         assert after[one].confusers[0] == other
     untouched = set(before) - {"bird", "boat"}
-    assert all(after[concept].first == before[concept].first for concept in untouched - {"nature", "craft"})
+    assert all(
+        after[concept].first == before[concept].first for concept in untouched - {"nature", "craft"}
+    )
 
 
-def test_lens_with_the_weights_of_its_sibling_is_never_above_it(planted: LensDataset, pack: LensPack) -> None:
+def test_lens_with_the_weights_of_its_sibling_is_never_above_it(
+    planted: LensDataset, pack: LensPack
+) -> None:
     before, after = check_pack(pack, planted), check_pack(swapped(pack, "bird", "fish"), planted)
     assert before["bird"].above_siblings > 0.9
     assert after["bird"].above_siblings == after["fish"].above_siblings == 0
     assert after["boat"].above_siblings == before["boat"].above_siblings
 
 
-def test_ancestors_are_compared_with_without_being_rivals(planted: LensDataset, pack: LensPack) -> None:
-    before, after = check_pack(pack, planted), check_pack(changed(pack, shouting(pack["nature"])), planted)
+def test_ancestors_are_compared_with_without_being_rivals(
+    planted: LensDataset, pack: LensPack
+) -> None:
+    before, after = (
+        check_pack(pack, planted),
+        check_pack(changed(pack, shouting(pack["nature"])), planted),
+    )
     for leaf in LEAF_NAMES:
         assert before[leaf].above_ancestors > 0.7
         is_below = leaf in LEAVES[0]
@@ -97,7 +109,9 @@ def test_ancestors_are_compared_with_without_being_rivals(planted: LensDataset, 
         assert after[leaf].confusers == before[leaf].confusers
 
 
-def test_lens_that_fires_on_everything_is_named_and_outranks_the_others(planted: LensDataset, pack: LensPack) -> None:
+def test_lens_that_fires_on_everything_is_named_and_outranks_the_others(
+    planted: LensDataset, pack: LensPack
+) -> None:
     checks = check_pack(changed(pack, shouting(pack["boat"])), planted)
     assert [concept for concept, check in checks.items() if check.fires_everywhere] == ["boat"]
     assert checks["boat"].firing_rate == 1
@@ -111,7 +125,9 @@ def test_ancestors_and_descendants_are_no_rivals(planted_store: Store, pack: Len
     """In a hierarchy in which a concept stands on the layer of its parent."""
     dataset, below = LensDataset(planted_store), {"bird": ("fish",)}
     layers = {**dict.fromkeys(BRANCHES, 0), **dict.fromkeys(LEAF_NAMES, 1)}
-    parents = {leaf: (branch,) for branch, leaves in zip(BRANCHES, LEAVES, strict=True) for leaf in leaves} | below
+    parents = {
+        leaf: (branch,) for branch, leaves in zip(BRANCHES, LEAVES, strict=True) for leaf in leaves
+    } | below
     loud = changed(pack, shouting(pack["fish"]))
     beside = check_pack(loud, dataset)["bird"]
     dataset.__dict__["hierarchy"] = Hierarchy(layers, parents)
@@ -129,10 +145,11 @@ def test_rival_whose_concept_a_sample_expresses_as_well_is_right(tmp_path: Path)
         bird, boat = plan.concepts.index("bird"), plan.concepts.index("boat")
         samples = plan.label_sample[(plan.label_concept == bird) & (plan.label_role == POSITIVE)]
         return replace(
-            plan, label_sample=np.append(plan.label_sample, samples),
+            plan,
+            label_sample=np.append(plan.label_sample, samples),
             label_concept=np.append(plan.label_concept, np.full_like(samples, boat)),
             label_role=np.append(plan.label_role, np.full(len(samples), POSITIVE, np.uint8)),
-        )  # fmt: skip
+        )
 
     dataset = LensDataset(make_planted_store(tmp_path / "s", change_plan=also_a_boat))
     pack = make_lens_pack(fit_lenses(dataset, SETTINGS), dataset, SETTINGS)

@@ -67,7 +67,9 @@ def cells(ax: Axes) -> NDArray[np.float64]:
 PLOTS: dict[str, Callable[..., Axes]] = {
     "all curves": lambda pack, data, ax=None: plots.plot_learning_curves(pack, ax=ax),
     "curves": lambda pack, data, ax=None: plots.plot_learning_curves(pack, ["bird", "vote"], ax=ax),
-    "by model layer": lambda pack, data, ax=None: plots.plot_by_model_layer(pack, hierarchy=data.hierarchy, ax=ax),
+    "by model layer": lambda pack, data, ax=None: plots.plot_by_model_layer(
+        pack, hierarchy=data.hierarchy, ax=ax
+    ),
     "reliability": lambda pack, data, ax=None: plots.plot_reliability(pack, ax=ax),
     "reliability of one": lambda pack, data, ax=None: plots.plot_reliability(pack["bird"], ax=ax),
     "confusion": lambda pack, data, ax=None: plots.plot_confusion(pack, data, "bird", ax=ax),
@@ -105,7 +107,9 @@ def test_learning_curves_hold_what_the_fit_recorded(pack: LensPack) -> None:
     ax = plots.plot_learning_curves(pack, ["bird"])
     steps = [*pack["bird"].trajectory, *pack["bird"].beyond]
     dotted, solid, _, target = ax.get_lines()
-    np.testing.assert_array_equal(solid.get_xydata(), [[step.n_samples, step.test_f1] for step in steps])
+    np.testing.assert_array_equal(
+        solid.get_xydata(), [[step.n_samples, step.test_f1] for step in steps]
+    )
     np.testing.assert_array_equal(dotted.get_ydata(), [step.train_f1 for step in steps])
     assert set(np.asarray(target.get_ydata()).tolist()) == {SETTINGS.target_f1}
 
@@ -114,11 +118,15 @@ def test_the_median_curve_keeps_lenses_that_have_ended(pack: LensPack) -> None:
     step = pack["bird"].trajectory[0]
     early = replace(pack["bird"], trajectory=(step._replace(n_samples=5, test_f1=0.9),), beyond=())
     late = replace(
-        pack["fish"], trajectory=tuple(step._replace(n_samples=n, test_f1=n / 100) for n in (5, 10)), beyond=()
+        pack["fish"],
+        trajectory=tuple(step._replace(n_samples=n, test_f1=n / 100) for n in (5, 10)),
+        beyond=(),
     )
     ax = plots.plot_learning_curves(LensPack([early, late], pack.provenance, {}))
     (median,) = [line for line in ax.get_lines() if str(line.get_label()).startswith("median")]
-    np.testing.assert_allclose(np.asarray(median.get_xydata()), [[5, (0.9 + 0.05) / 2], [10, (0.9 + 0.10) / 2]])
+    np.testing.assert_allclose(
+        np.asarray(median.get_xydata()), [[5, (0.9 + 0.05) / 2], [10, (0.9 + 0.10) / 2]]
+    )
 
 
 def test_more_curves_than_colours_are_refused(pack: LensPack) -> None:
@@ -130,18 +138,27 @@ def test_more_curves_than_colours_are_refused(pack: LensPack) -> None:
 
 
 def test_what_was_recorded_of_each_model_layer_is_drawn(pack: LensPack) -> None:
-    noted = [with_metrics(lens, score_by_model_layer={"0": 0.1, "1": None, "7": 0.9}) for lens in pack]
+    noted = [
+        with_metrics(lens, score_by_model_layer={"0": 0.1, "1": None, "7": 0.9}) for lens in pack
+    ]
     ax = plots.plot_by_model_layer(LensPack(noted, pack.provenance, {}))
     table = cells(ax)
     np.testing.assert_array_equal(table, [[0.1, np.nan, 0.9]] * len(pack))
     assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "1", "7"]
     assert [text.get_text() for text in ax.get_yticklabels()] == [lens.name for lens in pack]
-    assert (np.asarray(ax.collections[0].get_offsets())[:, 0] == 1).all()  # all lenses read model layer 1
+    assert (
+        np.asarray(ax.collections[0].get_offsets())[:, 0] == 1
+    ).all()  # all lenses read model layer 1
     assert "no other" not in ax.get_title(loc="left")
 
 
-def test_a_pack_that_recorded_nothing_shows_the_model_layer_of_each_lens_and_says_so(pack: LensPack) -> None:
-    bare = [with_metrics(replace(lens, model_layers=(i % 2,)), score_by_model_layer={}) for i, lens in enumerate(pack)]
+def test_a_pack_that_recorded_nothing_shows_the_model_layer_of_each_lens_and_says_so(
+    pack: LensPack,
+) -> None:
+    bare = [
+        with_metrics(replace(lens, model_layers=(i % 2,)), score_by_model_layer={})
+        for i, lens in enumerate(pack)
+    ]
     ax = plots.plot_by_model_layer(LensPack(bare, pack.provenance, {}))
     table = cells(ax)
     assert np.isfinite(table).sum() == len(pack)
@@ -153,7 +170,9 @@ def test_a_pack_that_recorded_nothing_shows_the_model_layer_of_each_lens_and_say
 
 def test_f1_is_better_where_the_signal_is(planted: LensDataset, pack: LensPack) -> None:
     seen: list[int] = []
-    fits = inspection.fit_by_model_layer(planted, SETTINGS, concepts=["bird", "vote"], on_model_layer=seen.append)
+    fits = inspection.fit_by_model_layer(
+        planted, SETTINGS, concepts=["bird", "vote"], on_model_layer=seen.append
+    )
     assert seen == [0, 1]
     f1 = inspection.by_model_layer(fits)
     for concept in ("bird", "vote"):
@@ -163,11 +182,19 @@ def test_f1_is_better_where_the_signal_is(planted: LensDataset, pack: LensPack) 
 
 
 def test_reliability_is_pooled_by_weight(pack: LensPack) -> None:
-    bins: dict[str, Any] = {"predicted": [0.1, None, 0.9], "observed": [0.0, None, 1.0], "weight": [0.5, 0.0, 0.5]}
+    bins: dict[str, Any] = {
+        "predicted": [0.1, None, 0.9],
+        "observed": [0.0, None, 1.0],
+        "weight": [0.5, 0.0, 0.5],
+    }
     one = with_metrics(pack["bird"], reliability=bins)
     other = with_metrics(
         pack["fish"],
-        reliability={"predicted": [0.3, 0.5, None], "observed": [0.4, 0.5, None], "weight": [0.5, 0.5, 0.0]},
+        reliability={
+            "predicted": [0.3, 0.5, None],
+            "observed": [0.4, 0.5, None],
+            "weight": [0.5, 0.5, 0.0],
+        },
     )
     ax = plots.plot_reliability([one, other])
     points = np.asarray(ax.collections[0].get_offsets())
@@ -183,7 +210,9 @@ def test_clear_siblings_are_not_confused(pack: LensPack, planted: LensDataset) -
     np.testing.assert_allclose(found.share.sum(axis=1), 1)
     test = [int((planted.split[planted.positives(c)] == TEST).sum()) for c in found.concepts]
     assert (list(found.n_samples), found.n_ambiguous) == (test, 0)
-    np.testing.assert_allclose(cells(plots.plot_confusion(pack, planted, "bird")), 100 * found.share)
+    np.testing.assert_allclose(
+        cells(plots.plot_confusion(pack, planted, "bird")), 100 * found.share
+    )
 
 
 def test_swapped_lenses_are_confused(pack: LensPack, planted: LensDataset) -> None:
@@ -192,10 +221,14 @@ def test_swapped_lenses_are_confused(pack: LensPack, planted: LensDataset) -> No
     np.testing.assert_allclose(found.share, 1 - np.eye(2), atol=0.2)
 
 
-def test_samples_of_several_of_the_concepts_are_left_out(pack: LensPack, planted: LensDataset) -> None:
+def test_samples_of_several_of_the_concepts_are_left_out(
+    pack: LensPack, planted: LensDataset
+) -> None:
     found = inspection.confusion(pack, planted, ["bird", "nature"])
     assert found.n_ambiguous + sum(found.n_samples) > 0
-    assert found.n_samples[0] + found.n_ambiguous >= int((planted.split[planted.positives("bird")] == TEST).sum())
+    assert found.n_samples[0] + found.n_ambiguous >= int(
+        (planted.split[planted.positives("bird")] == TEST).sum()
+    )
 
 
 def test_confusion_needs_lenses(pack: LensPack, planted: LensDataset) -> None:
@@ -213,7 +246,12 @@ def test_everything_below_a_concept_comes_right_after_it(planted: LensDataset) -
 
 def test_a_concept_with_two_parents_stands_below_the_first() -> None:
     tree = Hierarchy(dict.fromkeys("abcd", 0), {"c": ("b", "a"), "d": ("c",)})
-    assert inspection.hierarchy_order(tree, list("abcd")) == [("a", "a"), ("c", "a"), ("d", "a"), ("b", "b")]
+    assert inspection.hierarchy_order(tree, list("abcd")) == [
+        ("a", "a"),
+        ("c", "a"),
+        ("d", "a"),
+        ("b", "b"),
+    ]
 
 
 @pytest.mark.parametrize("of", ["weights", "directions"])
@@ -222,9 +260,12 @@ def test_cosines_are_those_of_the_lenses(pack: LensPack, planted: LensDataset, o
     np.testing.assert_allclose(np.diag(found.cosine), 1, rtol=1e-6)
     i, j = found.concepts.index("bird"), found.concepts.index("vote")
     a, b = (
-        pack[c].weight if of == "weights" else pack[c].directions[0].vector for c in ("bird", "vote")
-    )  # fmt: skip
-    assert found.cosine[i, j] == pytest.approx(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)), abs=1e-5)
+        pack[c].weight if of == "weights" else pack[c].directions[0].vector
+        for c in ("bird", "vote")
+    )
+    assert found.cosine[i, j] == pytest.approx(
+        float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)), abs=1e-5
+    )
     ax = plots.plot_similarity(pack, planted.hierarchy, of=of)
     np.testing.assert_allclose(cells(ax), found.cosine)
     assert len(ax.get_lines()) == 2 * (len(BRANCHES) - 1)
@@ -238,14 +279,23 @@ def test_similarity_is_of_two_lenses_at_least(pack: LensPack) -> None:
 def test_grades_are_drawn_from_the_best_down(pack: LensPack) -> None:
     scores = {"bird": 0.1, "fish": 0.9, "vote": 0.3, "debt": math.nan}
     lenses = [
-        replace(with_metrics(pack[c], score=s, score_low=s - 0.05, score_high=s + 0.05), grade=pack[c].grade.of(s))
+        replace(
+            with_metrics(pack[c], score=s, score_low=s - 0.05, score_high=s + 0.05),
+            grade=pack[c].grade.of(s),
+        )
         for c, s in scores.items()
     ]
     ax = plots.plot_grades(LensPack(lenses, pack.provenance, {}))
-    points = {str(line.get_label()): line.get_xydata() for line in ax.get_lines() if ": " in str(line.get_label())}
+    points = {
+        str(line.get_label()): line.get_xydata()
+        for line in ax.get_lines()
+        if ": " in str(line.get_label())
+    }
     assert {name: np.asarray(at).tolist() for name, at in points.items()} == {
-        "A: 1": [[0.9, 0]], "B: 1": [[0.3, 1]], "C: 1": [[0.1, 2]],
-    }  # fmt: skip
+        "A: 1": [[0.9, 0]],
+        "B: 1": [[0.3, 1]],
+        "C: 1": [[0.1, 2]],
+    }
     assert [text.get_text() for text in ax.get_yticklabels()] == ["fish", "vote", "bird"]
 
 
@@ -267,7 +317,9 @@ def test_equal_names_are_told_apart_by_id(pack: LensPack) -> None:
     assert {text.get_text() for text in ax.get_yticklabels()} == {"seal-0", "seal-1", "fish"}
 
 
-@pytest.mark.parametrize("plot", ["all curves", "by model layer", "reliability", "similarity", "grades"])
+@pytest.mark.parametrize(
+    "plot", ["all curves", "by model layer", "reliability", "similarity", "grades"]
+)
 def test_hostile_names_do_no_harm(pack: LensPack, planted: LensDataset, plot: str) -> None:
     ax = PLOTS[plot](renamed(pack, NAMES), planted)
     ax.figure.canvas.draw()

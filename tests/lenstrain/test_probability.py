@@ -46,10 +46,13 @@ def overlapping(n: int, *, shift: float = 1.5, share: float = 0.3, seed: int = 0
 
 def with_log_odds(log_odds: NDArray[np.float64], seed: int = 0) -> NDArray[np.bool_]:
     """Labels that are true as often as these log odds say."""
-    return np.asarray(np.random.default_rng(seed).random(len(log_odds)) < 1 / (1 + np.exp(-log_odds)))
+    return np.asarray(
+        np.random.default_rng(seed).random(len(log_odds)) < 1 / (1 + np.exp(-log_odds))
+    )
 
 
-# --- fitting ---------------------------------------------------------------------------------------------------------
+# --- fitting
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,13 +103,17 @@ def test_temperature_undoes_a_stretch() -> None:
 
 
 @given(judgements())
-def test_isotonic_is_sklearns_on_smoothed_targets_with_classes_weighted_alike(judged: Judged) -> None:
+def test_isotonic_is_sklearns_on_smoothed_targets_with_classes_weighted_alike(
+    judged: Judged,
+) -> None:
     y, logits = judged
     n, m = y.sum(), (~y).sum()
     weight, target = np.where(y, 0.5 / n, 0.5 / m), np.where(y, (n + 1) / (n + 2), 1 / (m + 2))
     theirs = IsotonicRegression(out_of_bounds="clip").fit(logits, target, sample_weight=weight)
     at = np.linspace(-5, 5, 101)
-    np.testing.assert_allclose(fit_calibrator("isotonic", y, logits)(at), theirs.predict(at), atol=1e-12)
+    np.testing.assert_allclose(
+        fit_calibrator("isotonic", y, logits)(at), theirs.predict(at), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,15 +135,23 @@ def test_logits_that_run_the_wrong_way_give_a_flat_curve(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "logits",
-    [np.zeros(10), np.full(10, 4.0), 1e6 + np.arange(10.0), -1e6 * np.arange(10.0), 1e6 * np.arange(10.0) ** 2,
-     1e-12 * np.arange(10.0)],
+    [
+        np.zeros(10),
+        np.full(10, 4.0),
+        1e6 + np.arange(10.0),
+        -1e6 * np.arange(10.0),
+        1e6 * np.arange(10.0) ** 2,
+        1e-12 * np.arange(10.0),
+    ],
     ids=["zero", "constant", "huge offset", "huge and wrong way", "huge", "tiny"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("n_positive", [1, 5, 9])
 def test_degenerate_logits_give_finite_probabilities_inside_0_and_1(
     kind: Kind, logits: NDArray[np.float64], n_positive: int
 ) -> None:
-    p = fit_calibrator(kind, np.arange(10) >= 10 - n_positive, logits)(np.append(logits, [-1e9, 1e9]))
+    p = fit_calibrator(kind, np.arange(10) >= 10 - n_positive, logits)(
+        np.append(logits, [-1e9, 1e9])
+    )
     assert ((p > 0) & (p < 1)).all()
 
 
@@ -163,7 +178,8 @@ def test_no_other_parameters_fit_better(kind: Kind, seed: int) -> None:
 
 
 def test_newton_stops_where_rounding_hides_the_descent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounded losses once made it halve its steps in vain, a hundred times over, on a lens with many negatives."""
+    """Rounded losses once made it halve its steps in vain, a hundred times over, on a lens with
+    many negatives."""
     calls: list[int] = []
     real = np.logaddexp
 
@@ -182,7 +198,8 @@ def test_shape_of_the_input_is_kept(kind: Kind) -> None:
     assert fit_calibrator(kind, *overlapping(50))(np.zeros((3, 4))).shape == (3, 4)
 
 
-# --- serialisation ---------------------------------------------------------------------------------------------------
+# --- serialisation
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -218,7 +235,8 @@ def test_malformed_data_is_refused_and_named(data: Any) -> None:
     assert repr(data)[:40] in str(caught.value)
 
 
-# --- choosing --------------------------------------------------------------------------------------------------------
+# --- choosing
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_temperature_is_no_worse_than_any_where_logits_are_only_stretched() -> None:
@@ -259,7 +277,8 @@ def test_rows_of_one_group_never_cross_folds_and_each_fold_has_its_share_of_both
 
 
 def test_a_memory_of_the_judged_rows_would_be_found_out() -> None:
-    """Labels are noise, but both rows of a group bear the same one: isotonic remembers it if a group crosses folds."""
+    """Labels are noise, but both rows of a group bear the same one: isotonic remembers it if a
+    group crosses folds."""
     rng = np.random.default_rng(0)
     y, logits = np.tile(rng.random(60) < 0.5, 2), np.tile(rng.normal(size=60), 2)
     _, honest = choose_calibrator(y, logits, np.tile(np.arange(60), 2))
@@ -277,7 +296,11 @@ def test_losses_are_those_of_predictions_for_rows_held_out() -> None:
 
 @pytest.mark.parametrize("y", [[True, True, False, False, False], [True, True, True, True, False]])
 def test_too_few_groups_of_a_class_give_a_sigmoid_and_no_losses(y: list[bool]) -> None:
-    labels, logits, groups = np.array(y), np.array([3.0, 2.0, 1.0, 0.0, -1.0]), np.array([0, 0, 1, 2, 3])
+    labels, logits, groups = (
+        np.array(y),
+        np.array([3.0, 2.0, 1.0, 0.0, -1.0]),
+        np.array([0, 0, 1, 2, 3]),
+    )
     chosen, losses = choose_calibrator(labels, logits, groups)
     assert (chosen, losses) == (fit_calibrator("sigmoid", labels, logits), {})
 
@@ -302,7 +325,8 @@ def test_choice_depends_on_the_seed_alone() -> None:
     assert choose_calibrator(y, logits, np.arange(100), seed=4)[1] != first[1]
 
 
-# --- how good probabilities are --------------------------------------------------------------------------------------
+# --- how good probabilities are
+# --------------------------------------------------------------------------------------
 
 
 def probabilities(judged: Judged) -> Judged:
@@ -337,7 +361,9 @@ def test_measures_of_a_missing_class_are_nan(y: NDArray[np.bool_]) -> None:
 
 def test_calibration_error_of_a_planted_bias_is_the_bias() -> None:
     y = np.arange(1000) < 500
-    p = np.where(np.arange(1000) % 500 < 350, 0.55, 0.15)  # as many of either class in both bins: one half is true
+    p = np.where(
+        np.arange(1000) % 500 < 350, 0.55, 0.15
+    )  # as many of either class in both bins: one half is true
     assert expected_calibration_error(y, p) == pytest.approx(0.7 * 0.05 + 0.3 * 0.35)
 
 
@@ -366,7 +392,11 @@ def test_reliability_weighs_classes_alike() -> None:
 @given(judgements().map(probabilities), st.integers(1, 12))
 def test_calibration_error_is_the_mean_gap_of_the_bins(judged: Judged, n_bins: int) -> None:
     found = reliability(*judged, n_bins)
-    gaps = [w * abs(p - o) for w, p, o in zip(found.weight, found.predicted, found.observed, strict=True) if w]
+    gaps = [
+        w * abs(p - o)
+        for w, p, o in zip(found.weight, found.predicted, found.observed, strict=True)
+        if w
+    ]
     assert expected_calibration_error(*judged, n_bins) == pytest.approx(sum(gaps))
     assert found.weight.sum() == pytest.approx(1)
 
@@ -374,8 +404,12 @@ def test_calibration_error_is_the_mean_gap_of_the_bins(judged: Judged, n_bins: i
 def test_reliability_becomes_plain_values() -> None:
     plain = reliability(*probabilities(overlapping(50))).to_json()
     assert {name: len(values) for name, values in json.loads(json.dumps(plain)).items()} == {
-        "edges": 11, "predicted": 10, "observed": 10, "rows": 10, "weight": 10
-    }  # fmt: skip
+        "edges": 11,
+        "predicted": 10,
+        "observed": 10,
+        "rows": 10,
+        "weight": 10,
+    }
 
 
 @pytest.mark.parametrize("level", [-3.3, 0.1, 4.0, 1e9])
@@ -395,4 +429,6 @@ def test_sigmoid_does_not_depend_on_where_the_logits_lie(offset: float) -> None:
     y = rng.random(2000) < 0.5
     logits = rng.normal(size=2000) + 1.5 * y
     expected = fit_calibrator("sigmoid", y, logits)(logits)
-    np.testing.assert_allclose(fit_calibrator("sigmoid", y, logits + offset)(logits + offset), expected, atol=1e-4)
+    np.testing.assert_allclose(
+        fit_calibrator("sigmoid", y, logits + offset)(logits + offset), expected, atol=1e-4
+    )

@@ -22,25 +22,42 @@ from lenstrain.pack.pack import LensPack
 HOSTILE = "</span><script>alert(1)</script>\x1b[2J\u202e&amp;\"'"
 
 
-def lens(concept: str, grade: Grade = Grade.A, *, name: str | None = None, threshold: float = 0.0) -> Lens:
+def lens(
+    concept: str, grade: Grade = Grade.A, *, name: str | None = None, threshold: float = 0.0
+) -> Lens:
     return Lens(
-        concept=concept, name=name or concept, layer=0, model_layers=(1,),
-        weights=LinearWeights(np.ones(4, np.float32), 0.0), threshold=threshold,
-        calibrator=Calibrator("sigmoid", (1.0, 0.0)), noise=NoiseFloor(-2.0, 2.0), grade=grade, metrics={},
+        concept=concept,
+        name=name or concept,
+        layer=0,
+        model_layers=(1,),
+        weights=LinearWeights(np.ones(4, np.float32), 0.0),
+        threshold=threshold,
+        calibrator=Calibrator("sigmoid", (1.0, 0.0)),
+        noise=NoiseFloor(-2.0, 2.0),
+        grade=grade,
+        metrics={},
         trajectory=(),
-    )  # fmt: skip
+    )
 
 
 LENSES = [lens("bird"), lens("fish", Grade.B), lens("tree", Grade.C), lens("boat", threshold=20.0)]
-"""With the usual rule, named from the logit 6 on; the tree never, for its grade, and the boat from its threshold on."""
+"""With the usual rule, named from the logit 6 on; the tree never, for its grade, and the boat from
+its threshold on."""
 
 
-def reading(scores: Any, pooled: Any = (0, 0, 0, 0), *, top: int = 3, tokens: Any = None, **rule: Any) -> Reading:
+def reading(
+    scores: Any, pooled: Any = (0, 0, 0, 0), *, top: int = 3, tokens: Any = None, **rule: Any
+) -> Reading:
     scores = np.array(scores, np.float32)
     tokens = [f" t{i}" for i in range(len(scores))] if tokens is None else tokens
     return make_reading(
-        Presence(LENSES, Rule(**rule)), tokens, scores, np.array(pooled, np.float32), window=8, top=top
-    )  # fmt: skip
+        Presence(LENSES, Rule(**rule)),
+        tokens,
+        scores,
+        np.array(pooled, np.float32),
+        window=8,
+        top=top,
+    )
 
 
 def named(found: Reading) -> list[list[str]]:
@@ -70,7 +87,9 @@ def test_the_whole_text_asks_for_one_deviation_less() -> None:
 
 
 def test_a_lower_bar_and_grade_name_more() -> None:
-    assert named(reading([[3, 3, 3, 3]], min_grade=Grade.C, min_signal=2.0)) == [["bird", "fish", "tree"]]
+    assert named(reading([[3, 3, 3, 3]], min_grade=Grade.C, min_signal=2.0)) == [
+        ["bird", "fish", "tree"]
+    ]
     assert named(reading([[9, 9, 9, 9]], min_grade=Grade.A)) == [["bird"]]
 
 
@@ -86,7 +105,8 @@ def test_scores_of_another_number_of_tokens_are_refused() -> None:
         reading([[0, 0, 0, 0]], tokens=["a", "b"])
 
 
-# --- whether a pack fits a model -------------------------------------------------------------------------------------
+# --- whether a pack fits a model
+# -------------------------------------------------------------------------------------
 
 MODEL = {"id": "m", "fingerprint": "f", "dtype": "bfloat16", "n_layers": 3, "hidden": 4}
 PACK = LensPack(LENSES, {"store": {"model": MODEL, "tokenizer": {"fingerprint": "t"}}}, {})
@@ -98,32 +118,43 @@ def test_the_model_of_the_pack_is_taken_without_a_word() -> None:
 
 def test_the_same_model_in_another_dtype_is_taken_with_a_remark() -> None:
     note = check_model(PACK, {**MODEL, "fingerprint": "g", "dtype": "float32"}, "t")
-    assert note == "computed in float32, the pack's activations in bfloat16: scores differ by rounding"
+    assert (
+        note == "computed in float32, the pack's activations in bfloat16: scores differ by rounding"
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "tokenizer", "words"),
     [
-        ({"fingerprint": "g"}, "t", "made with another model: m .weights f, bfloat16., not m .weights g, bfloat16."),
+        (
+            {"fingerprint": "g"},
+            "t",
+            "made with another model: m .weights f, bfloat16., not m .weights g, bfloat16.",
+        ),
         ({"fingerprint": "g", "dtype": "float32", "id": "n"}, "t", "made with another model"),
         ({"fingerprint": "g", "dtype": "float32", "hidden": 8}, "t", "made with another model"),
         ({}, "u", "made with another tokenizer"),
     ],
 )
-def test_another_model_is_refused_with_what_to_do(changes: dict[str, Any], tokenizer: str, words: str) -> None:
+def test_another_model_is_refused_with_what_to_do(
+    changes: dict[str, Any], tokenizer: str, words: str
+) -> None:
     with pytest.raises(SettingsError, match=f"{words}.*--allow-other-model"):
         check_model(PACK, {**MODEL, **changes}, tokenizer)
 
 
 def test_another_model_is_allowed_on_request_where_the_lenses_can_read_it() -> None:
     other = {**MODEL, "fingerprint": "g", "id": "n"}
-    assert "no grade or probability of it is known to hold" in str(check_model(PACK, other, "t", allow_other=True))
+    assert "no grade or probability of it is known to hold" in str(
+        check_model(PACK, other, "t", allow_other=True)
+    )
     for change in ({"hidden": 8}, {"n_layers": 1}):
         with pytest.raises(SettingsError, match="the lenses cannot read this model"):
             check_model(PACK, {**other, **change}, "t", allow_other=True)
 
 
-# --- the page --------------------------------------------------------------------------------------------------------
+# --- the page
+# --------------------------------------------------------------------------------------------------------
 
 
 class Page(html.parser.HTMLParser):
@@ -149,7 +180,9 @@ def page(**options: Any) -> str:
 
 
 def test_the_page_shows_every_token_and_the_figures_of_its_lenses() -> None:
-    shown = Page(page(scores=[[7, 0, 0, 0], [0, 0, 0, 0]], pooled=(9, 0, 0, 0), tokens=["The ", "cat\n"]))
+    shown = Page(
+        page(scores=[[7, 0, 0, 0], [0, 0, 0, 0]], pooled=(9, 0, 0, 0), tokens=["The ", "cat\n"])
+    )
     assert "The bird: grade A, p 1.00, +4.5 deviations" in shown.text
     assert "cat\n" in shown.text
     assert "3 of 4 lenses have grade B or better" in shown.text
@@ -160,7 +193,9 @@ def test_the_page_needs_no_network_and_no_script_and_knows_the_dark() -> None:
     source = page(scores=[[7, 0, 0, 0]])
     shown = Page(source)
     assert not {"script", "link", "img", "iframe"} & set(shown.tags)
-    assert not [name for name, _ in shown.attributes if name in ("src", "href") or name.startswith("on")]
+    assert not [
+        name for name, _ in shown.attributes if name in ("src", "href") or name.startswith("on")
+    ]
     assert "http" not in source.replace("http-equiv", "")
     assert "prefers-color-scheme: dark" in source
     assert "default-src 'none'" in source

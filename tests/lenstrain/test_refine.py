@@ -1,4 +1,5 @@
-"""Lenses fitted again with their confusers: by the calibration split alone, and on training samples alone."""
+"""Lenses fitted again with their confusers: by the calibration split alone, and on training samples
+alone."""
 
 from __future__ import annotations
 
@@ -66,7 +67,9 @@ class Refits:
         self.tasks: dict[str, TaskRows] = {}
         self.lenses: dict[str, FittedLens] = {}
 
-    def __call__(self, dataset: LensDataset, tasks: Sequence[TaskRows], *args: Any, **options: Any) -> Any:
+    def __call__(
+        self, dataset: LensDataset, tasks: Sequence[TaskRows], *args: Any, **options: Any
+    ) -> Any:
         self.tasks |= {rows.task.concept: rows for rows in tasks}
         found = fit_again(dataset, tasks, *args, **options)
         self.lenses |= {lens.concept: lens for lens in found}
@@ -96,7 +99,9 @@ def test_refined_lenses_do_not_depend_on_the_test_split(
     assert [lens.test_f1 for lens in refined.lenses] != [lens.test_f1 for lens in without.lenses]
 
 
-def test_confusers_are_found_without_the_test_split(store: Store, dataset: LensDataset, result: FitResult) -> None:
+def test_confusers_are_found_without_the_test_split(
+    store: Store, dataset: LensDataset, result: FitResult
+) -> None:
     blind = ChangedDataset(store, replace, TEST)
     pack = make_lens_pack(result, dataset, SETTINGS)
     seen = check_pack(pack, dataset, CALIBRATION)
@@ -136,20 +141,34 @@ def test_extra_negatives_are_training_samples_of_the_confusers_and_nothing_else_
         extra = negatives[len(used) :]
         assert 0 < len(extra) <= 100
         assert set(dataset.split[extra]) == {TRAIN}
-        of_confusers = np.concatenate([dataset.positives(confuser) for confuser in checks[concept].confusers])
+        of_confusers = np.concatenate(
+            [dataset.positives(confuser) for confuser in checks[concept].confusers]
+        )
         assert set(extra.tolist()) <= set(of_confusers.tolist())
-        assert not set(extra.tolist()) & set(np.concatenate([before.related, *before.positives]).tolist())
+        assert not set(extra.tolist()) & set(
+            np.concatenate([before.related, *before.positives]).tolist()
+        )
         assert len(set(negatives.tolist())) == len(negatives)
-        assert set(rows.training.samples[~rows.training.targets].tolist()) == set(negatives.tolist())
-        assert set(rows.training.samples[rows.training.targets].tolist()) == set(before.positives[TRAIN].tolist())
+        assert set(rows.training.samples[~rows.training.targets].tolist()) == set(
+            negatives.tolist()
+        )
+        assert set(rows.training.samples[rows.training.targets].tolist()) == set(
+            before.positives[TRAIN].tolist()
+        )
         for split in (CALIBRATION, TEST):
             np.testing.assert_array_equal(rows.task.positives[split], before.positives[split])
             np.testing.assert_array_equal(rows.task.negatives[split], before.negatives[split])
 
 
-def test_lens_that_leads_and_keeps_still_is_left_alone(dataset: LensDataset, result: FitResult, refits: Refits) -> None:
+def test_lens_that_leads_and_keeps_still_is_left_alone(
+    dataset: LensDataset, result: FitResult, refits: Refits
+) -> None:
     fine = CONFUSED._replace(first=0.6)
-    checks = {"bird": fine, "fish": fine._replace(firing_rate=0.3), "tree": CONFUSED._replace(confusers=[])}
+    checks = {
+        "bird": fine,
+        "fish": fine._replace(firing_rate=0.3),
+        "tree": CONFUSED._replace(confusers=[]),
+    }
     refine_lenses(dataset, SETTINGS, result, checks)
     assert set(refits.tasks) == {"fish"}
 
@@ -158,7 +177,9 @@ def test_confusers_that_have_no_samples_to_give_change_nothing(
     dataset: LensDataset, result: FitResult, refits: Refits
 ) -> None:
     """The samples of an ancestor are no negatives."""
-    refined = refine_lenses(dataset, SETTINGS, result, {"bird": CONFUSED._replace(confusers=["nature"])})
+    refined = refine_lenses(
+        dataset, SETTINGS, result, {"bird": CONFUSED._replace(confusers=["nature"])}
+    )
     assert refits.tasks == {}
     assert all(new is old for new, old in zip(refined.lenses, result.lenses, strict=True))
 
@@ -168,12 +189,14 @@ def test_refining_is_one_more_iteration_for_what_graduation_asks(
     dataset: LensDataset, result: FitResult, iterations: int, graduates: bool
 ) -> None:
     """Falloff asks grade A of iteration 2 and C of iteration 10."""
-    settings = dataclasses.replace(SETTINGS, target_f1=0.1, max_overfit_gap=1.0, validation="falloff")
+    settings = dataclasses.replace(
+        SETTINGS, target_f1=0.1, max_overfit_gap=1.0, validation="falloff"
+    )
     lens = next(lens for lens in result.lenses if lens.concept == "bird")
     step = lens.trajectory[-1]._replace(graduated=False)
     before = dataclasses.replace(
         lens, graduated=False, hungry=True, calibration_score=-1.0, trajectory=[step] * iterations
-    )  # fmt: skip
+    )
     (after,) = refine_lenses(dataset, settings, FitResult([before]), {"bird": CONFUSED}).lenses
     assert after.refined == ("boat", "oven")
     assert after.grade.value != "A"
@@ -181,8 +204,12 @@ def test_refining_is_one_more_iteration_for_what_graduation_asks(
     assert after.trajectory == before.trajectory
 
 
-def test_trained_pack_says_what_its_lenses_were_refined_against(dataset: LensDataset, tmp_path: Path) -> None:
-    settings = dataclasses.replace(SETTINGS, initial_samples=2, max_samples=2, negatives_per_positive=1.0)
+def test_trained_pack_says_what_its_lenses_were_refined_against(
+    dataset: LensDataset, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(
+        SETTINGS, initial_samples=2, max_samples=2, negatives_per_positive=1.0
+    )
     train(dataset, settings, refine=True).save(tmp_path / "refined")
     plain = train(dataset, settings)
     refined = LensPack.load(tmp_path / "refined")

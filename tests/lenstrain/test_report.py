@@ -1,4 +1,5 @@
-"""The report of a lens pack: what is in its data, and that nothing in a pack can do harm in its page."""
+"""The report of a lens pack: what is in its data, and that nothing in a pack can do harm in its
+page."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ SETTINGS = FitSettings(target_f1=0.8)
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> LensDataset:
     """Weak directions: some lenses miss samples, and some are mistaken."""
     planting = Planting(strength=2.5, completion_strength=1.5)
-    return LensDataset(make_planted_store(tmp_path_factory.mktemp("planted") / "s.zarr", planting=planting))
+    return LensDataset(
+        make_planted_store(tmp_path_factory.mktemp("planted") / "s.zarr", planting=planting)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,9 @@ def report(pack: LensPack, dataset: LensDataset) -> Report:
 
 def packed(page: str, name: str) -> str:
     """What a page carries under a name."""
-    found = re.search(rf'<script id="packed-{name}" type="application/octet-stream">([^<]*)</script>', page)
+    found = re.search(
+        rf'<script id="packed-{name}" type="application/octet-stream">([^<]*)</script>', page
+    )
     assert found is not None
     return gzip.decompress(base64.b64decode(found[1])).decode()
 
@@ -59,15 +64,20 @@ def large_page() -> str:
     return render_page(made_up_report(5665, n_beside=1))
 
 
-# --- what a fit records ----------------------------------------------------------------------------------------------
+# --- what a fit records
+# ----------------------------------------------------------------------------------------------
 
 
-def test_a_fit_records_the_score_at_each_model_layer_that_it_chose_from(pack: LensPack, dataset: LensDataset) -> None:
+def test_a_fit_records_the_score_at_each_model_layer_that_it_chose_from(
+    pack: LensPack, dataset: LensDataset
+) -> None:
     for lens in pack:
         scores = lens.metrics["score_by_model_layer"]
         assert set(scores) == {"0", "1"}
         assert all(0 < score <= 1 for score in scores.values())
-    means = [np.mean([lens.metrics["score_by_model_layer"][i] for lens in pack]) for i in ("0", "1")]
+    means = [
+        np.mean([lens.metrics["score_by_model_layer"][i] for lens in pack]) for i in ("0", "1")
+    ]
     assert means[1] > means[0] + 0.2  # all directions are in model layer 1
 
 
@@ -80,32 +90,41 @@ def test_where_there_is_one_model_layer_nothing_is_recorded(dataset: LensDataset
 
 
 def test_refined_lenses_keep_it(dataset: LensDataset) -> None:
-    few = replace(SETTINGS, initial_samples=2, max_samples=2, negatives_per_positive=1.0)  # so that some are confused
+    few = replace(
+        SETTINGS, initial_samples=2, max_samples=2, negatives_per_positive=1.0
+    )  # so that some are confused
     refined = train(dataset, few, refine=True)
     assert any(lens.metrics["refined_against"] for lens in refined)
     assert all(lens.metrics["score_by_model_layer"] for lens in refined)
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
+# --- data
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_every_lens_has_a_line_with_its_own_figures(report: Report, pack: LensPack) -> None:
     assert [line.id for line in report.concepts] == [lens.concept for lens in pack]
     for line, lens in zip(report.concepts, pack, strict=True):
         assert (line.grade, line.score, line.graduated) == (
-            lens.grade.value, lens.metrics["score"], lens.metrics["graduated"],
-        )  # fmt: skip
+            lens.grade.value,
+            lens.metrics["score"],
+            lens.metrics["graduated"],
+        )
         assert line.low == lens.metrics["score_low"]
 
 
 def test_the_tree_is_that_of_the_store(report: Report, dataset: LensDataset) -> None:
     names = [line.id for line in report.concepts]
     for number, name in enumerate(names):
-        assert [names[p] for p in report.tree.parents[number]] == list(dataset.hierarchy.parents(name))
+        assert [names[p] for p in report.tree.parents[number]] == list(
+            dataset.hierarchy.parents(name)
+        )
     assert not report.tree.is_flat
 
 
-def test_concepts_without_a_lens_are_in_the_tree_but_in_no_list_of_lenses(dataset: LensDataset) -> None:
+def test_concepts_without_a_lens_are_in_the_tree_but_in_no_list_of_lenses(
+    dataset: LensDataset,
+) -> None:
     some = train(dataset, SETTINGS, concepts=["bird", "boat"])
     some.skipped["fish"] = "fish has too few samples"
     report = make_report(some, dataset)
@@ -116,7 +135,9 @@ def test_concepts_without_a_lens_are_in_the_tree_but_in_no_list_of_lenses(datase
     assert report.tree.skipped == {4: "fish has too few samples"}
 
 
-def test_samples_are_held_out_and_ranked(report: Report, pack: LensPack, dataset: LensDataset) -> None:
+def test_samples_are_held_out_and_ranked(
+    report: Report, pack: LensPack, dataset: LensDataset
+) -> None:
     split = dict(zip(dataset.texts, dataset.split.tolist(), strict=True))
     assert all(split[prompt] == TEST for prompt, _ in report.texts)
     for lens, detail in zip(pack, report.details, strict=True):
@@ -129,7 +150,8 @@ def test_samples_are_held_out_and_ranked(report: Report, pack: LensPack, dataset
         assert 0 < len(detail.best) <= N_SHOWN
         assert len(detail.false_alarms) == N_SHOWN
         down, up, alarms = (
-            [line.probability for line in lines] for lines in (detail.best, detail.worst, detail.false_alarms)
+            [line.probability for line in lines]
+            for lines in (detail.best, detail.worst, detail.false_alarms)
         )
         assert down == sorted(down, reverse=True)
         assert up == sorted(up)
@@ -159,7 +181,12 @@ def test_without_a_store_the_report_says_so_and_has_the_rest(pack: LensPack) -> 
     assert report.tree.is_flat
     assert report.texts == []
     assert report.model_layers == [0, 1]
-    assert [mode["mode"] for mode in report.impact] == ["advisory", "falloff", "blocking, grade B", "blocking, grade A"]
+    assert [mode["mode"] for mode in report.impact] == [
+        "advisory",
+        "falloff",
+        "blocking, grade B",
+        "blocking, grade A",
+    ]
 
 
 def test_a_pack_is_compared_concept_by_concept(pack: LensPack, dataset: LensDataset) -> None:
@@ -174,8 +201,15 @@ def test_a_pack_is_compared_concept_by_concept(pack: LensPack, dataset: LensData
 
 def test_the_data_is_strict_json_whatever_could_not_be_measured(pack: LensPack) -> None:
     bird = pack["bird"]
-    unknown: dict[str, Any] = {"score": float("nan"), "hungry": False, "graduated": False, "n_samples": 0}
-    unknown |= dict.fromkeys(("test_f1", "test_f1_unnamed", "test_f1_named", "iterations"), float("nan"))
+    unknown: dict[str, Any] = {
+        "score": float("nan"),
+        "hungry": False,
+        "graduated": False,
+        "n_samples": 0,
+    }
+    unknown |= dict.fromkeys(
+        ("test_f1", "test_f1_unnamed", "test_f1_named", "iterations"), float("nan")
+    )
     foreign = LensPack([replace(bird, metrics=unknown, trajectory=(), beyond=())], {}, {})
     report = make_report(foreign)
     text = json.dumps([report.overview(), report.rest()], allow_nan=False)
@@ -196,7 +230,8 @@ def test_another_store_is_refused(pack: LensPack, tmp_path: Any) -> None:
         make_report(pack, other)
 
 
-# --- page ------------------------------------------------------------------------------------------------------------
+# --- page
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_page_carries_the_data_of_the_report(report: Report) -> None:
@@ -225,7 +260,8 @@ def test_the_page_lets_nothing_run_but_its_own_scripts_and_fetches_nothing(repor
     assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#|data:)", markup)
     assert "@import" not in page
     assert not re.search(
-        r"url\(\s*[\"']?(?!data:|%23|#)", "".join(re.findall(r"<style>(.*?)</style>", page, re.DOTALL))
+        r"url\(\s*[\"']?(?!data:|%23|#)",
+        "".join(re.findall(r"<style>(.*?)</style>", page, re.DOTALL)),
     )
 
 
@@ -244,7 +280,9 @@ def test_long_samples_are_cut(pack: LensPack, dataset: LensDataset) -> None:
     dataset.texts[:] = [text + "y" * 10_000 for text in dataset.texts]
     report = make_report(pack, dataset)
     assert report.texts
-    assert all(len(prompt) < 1100 and prompt.endswith("characters more)") for prompt, _ in report.texts)
+    assert all(
+        len(prompt) < 1100 and prompt.endswith("characters more)") for prompt, _ in report.texts
+    )
 
 
 @pytest.mark.slow
@@ -255,7 +293,10 @@ def test_5665_concepts_are_less_than_30_megabytes() -> None:
 @pytest.mark.parametrize("package", ["plotly", "itables"])
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setattr(
-        "lenstrain.report.page.find_spec", lambda name: None if name == package else importlib.util.find_spec(name)
+        "lenstrain.report.page.find_spec",
+        lambda name: None if name == package else importlib.util.find_spec(name),
     )
-    with pytest.raises(MissingPackageError, match=rf"needs {package}: run `pip install 'lenscache\[report\]'`"):
+    with pytest.raises(
+        MissingPackageError, match=rf"needs {package}: run `pip install 'lenscache\[report\]'`"
+    ):
         render_page(make_report(made_up_pack(3)))

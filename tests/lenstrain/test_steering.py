@@ -38,7 +38,9 @@ def test_an_unknown_concept_is_answered_with_those_spelled_alike(pack: LensPack)
 
 
 def test_a_name_of_several_concepts_asks_for_the_id(pack: LensPack) -> None:
-    lenses = LensPack([named(pack["bird"], "crane.1", "crane"), named(pack["fish"], "crane.2", "crane")], {}, {})
+    lenses = LensPack(
+        [named(pack["bird"], "crane.1", "crane"), named(pack["fish"], "crane.2", "crane")], {}, {}
+    )
     with pytest.raises(SettingsError, match=r"name of 2 concepts.*crane.1, crane.2"):
         find_lens(lenses, "crane")
 
@@ -50,7 +52,9 @@ def test_a_lens_of_grade_c_is_refused_unless_it_is_allowed(pack: LensPack) -> No
     assert directions_of(poor, allow_grade_c=True) == poor.directions
 
 
-def test_a_unit_of_strength_along_the_weights_moves_the_logit_by_a_deviation_of_its_noise(pack: LensPack) -> None:
+def test_a_unit_of_strength_along_the_weights_moves_the_logit_by_a_deviation_of_its_noise(
+    pack: LensPack,
+) -> None:
     lens = pack["bird"]
     ((_, vector, deviation),) = directions_of(lens, "weights")
     x = np.random.default_rng(0).normal(size=(1, len(vector))).astype(np.float32)
@@ -78,7 +82,9 @@ def test_a_direction_of_zeros_is_refused(pack: LensPack) -> None:
 
 def test_the_weights_of_an_mlp_are_no_direction(planted: LensDataset) -> None:
     settings = FitSettings(family="mlp", max_iterations=1)
-    lens = make_lens_pack(fit_lenses(planted, settings, concepts=["bird"]), planted, settings)["bird"]
+    lens = make_lens_pack(fit_lenses(planted, settings, concepts=["bird"]), planted, settings)[
+        "bird"
+    ]
     with pytest.raises(SettingsError, match="is not linear: steer along its mean difference"):
         directions_of(lens, "weights", allow_grade_c=True)
     assert directions_of(lens, allow_grade_c=True)

@@ -41,13 +41,19 @@ def write_completions(store: Store, write: Writer) -> Store:
                 expressed[sample].append(entry.concepts[concept])
         completions = [
             write(concepts, SPLITS[split]) if count else ""
-            for concepts, split, count in zip(expressed, samples.split, samples.n_completion_tokens, strict=True)
+            for concepts, split, count in zip(
+                expressed, samples.split, samples.n_completion_tokens, strict=True
+            )
         ]
         header = opened.header
         for block in range(entry.n_blocks):
             rows = entry.rows(block)
-            read = {(p, m): entry.read(p, m, rows) for p in header.phases for m in header.model_layers}
-            entry.write_block(block, Block(read, completions[rows], samples.n_completion_tokens[rows]))
+            read = {
+                (p, m): entry.read(p, m, rows) for p in header.phases for m in header.model_layers
+            }
+            entry.write_block(
+                block, Block(read, completions[rows], samples.n_completion_tokens[rows])
+            )
     return opened
 
 
@@ -60,7 +66,9 @@ def name_concepts(concepts: list[str], split: str) -> str:
 def written(tmp_path_factory: pytest.TempPathFactory) -> LensDataset:
     """Every completion holds the words of its concepts, and one for its split."""
     store = make_planted_store(tmp_path_factory.mktemp("written") / "s")
-    changed = write_completions(store, lambda concepts, split: f"{name_concepts(concepts, split)} only{split}")
+    changed = write_completions(
+        store, lambda concepts, split: f"{name_concepts(concepts, split)} only{split}"
+    )
     return LensDataset(changed, phase="completion")
 
 
@@ -74,10 +82,13 @@ def pack(written: LensDataset, result: FitResult) -> LensPack:
     return make_lens_pack(result, written, SETTINGS)
 
 
-# --- vocabulary ------------------------------------------------------------------------------------------------------
+# --- vocabulary
+# ------------------------------------------------------------------------------------------------------
 
 
-def test_words_come_from_training_completions_alone(written: LensDataset, result: FitResult) -> None:
+def test_words_come_from_training_completions_alone(
+    written: LensDataset, result: FitResult
+) -> None:
     assert {"onlytest", "onlycalibration"} <= set(" ".join(written.completions).split())
     assert result.vocabulary is not None
     words = {word for term in result.vocabulary.terms for word in term.split()}
@@ -88,10 +99,14 @@ def test_words_come_from_training_completions_alone(written: LensDataset, result
 def test_weights_of_words_come_from_training_completions_alone(tmp_path: Path) -> None:
     """Held-out completions that are all the same word do not make it any commoner."""
     stores = [
-        write_completions(make_planted_store(tmp_path / name), lambda concepts, split, word=word: (  # type: ignore[misc]
-            name_concepts(concepts, split) if split == "train" else word))
+        write_completions(
+            make_planted_store(tmp_path / name),
+            lambda concepts, split, word=word: (  # type: ignore[misc]
+                name_concepts(concepts, split) if split == "train" else word
+            ),
+        )
         for name, word in (("a", "bird"), ("b", "boat"))
-    ]  # fmt: skip
+    ]
     learned = []
     for store in stores:
         dataset = LensDataset(store, phase="completion")
@@ -111,7 +126,9 @@ def test_rows_are_those_of_scikit_learn() -> None:
 
 
 def test_rows_have_length_1_and_those_without_a_known_word_length_0() -> None:
-    rows = learn_vocabulary(TEXTS).transform(["the bird", "the boat and the bird", "", "   \n", "unheard words", "☂"])
+    rows = learn_vocabulary(TEXTS).transform(
+        ["the bird", "the boat and the bird", "", "   \n", "unheard words", "☂"]
+    )
     np.testing.assert_allclose(scipy.sparse.linalg.norm(rows, axis=1), [1, 1, 0, 0, 0, 0])
 
 
@@ -142,7 +159,8 @@ def test_texts_without_a_word_are_refused(texts: list[str]) -> None:
         learn_vocabulary(texts)
 
 
-# --- lenses ----------------------------------------------------------------------------------------------------------
+# --- lenses
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_concept_whose_word_is_written_is_found_in_words_it_names(pack: LensPack) -> None:
@@ -157,8 +175,12 @@ def test_concept_whose_word_is_written_is_found_in_words_it_names(pack: LensPack
 
 
 def test_words_that_say_nothing_leave_a_lens_at_chance(tmp_path: Path) -> None:
-    store = write_completions(make_planted_store(tmp_path / "s"), lambda concepts, split: "and so on and so forth")
-    for lens in fit_lenses(LensDataset(store, phase="completion"), SETTINGS, concepts=["bird", "nature"]).lenses:
+    store = write_completions(
+        make_planted_store(tmp_path / "s"), lambda concepts, split: "and so on and so forth"
+    )
+    for lens in fit_lenses(
+        LensDataset(store, phase="completion"), SETTINGS, concepts=["bird", "nature"]
+    ).lenses:
         assert lens.ranking.score == pytest.approx(0.01)
         assert lens.ranking.auroc == 0.5
 
@@ -172,7 +194,9 @@ def test_texts_are_scored_as_in_training(written: LensDataset, pack: LensPack) -
     for column, lens in enumerate(pack):
         logits = features.Z @ lens.weight + lens.bias
         expected = np.asarray(logits)[written.split_place]
-        np.testing.assert_allclose(scores[written.vector_sample, column], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            scores[written.vector_sample, column], expected, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_new_texts_are_recognised(pack: LensPack) -> None:
@@ -180,7 +204,9 @@ def test_new_texts_are_recognised(pack: LensPack) -> None:
     scores = pack.score_texts([f"It is about {name}, I think." for name in names])
     assert [names[i] for i in scores.argmax(axis=1)] == names
     nothing = pack.score_texts(["", "Zyx!"])
-    np.testing.assert_array_equal(nothing, np.tile(np.array([lens.bias for lens in pack], np.float32), (2, 1)))
+    np.testing.assert_array_equal(
+        nothing, np.tile(np.array([lens.bias for lens in pack], np.float32), (2, 1))
+    )
     assert pack.score_texts([]).shape == (0, len(pack))
 
 
@@ -188,8 +214,12 @@ def test_packs_refuse_what_their_lenses_cannot_read(pack: LensPack, planted: Len
     with pytest.raises(ValueError, match="read text: use `score_texts`"):
         pack.score_all({1: planted.vectors(1)})
     settings = FitSettings(model_layers=(1,), max_iterations=1, C=0.1)
-    activations = make_lens_pack(fit_lenses(planted, settings, concepts=["bird"]), planted, settings)
-    with pytest.raises(ValueError, match=r"read activations: `LensPack.text` has those that read text"):
+    activations = make_lens_pack(
+        fit_lenses(planted, settings, concepts=["bird"]), planted, settings
+    )
+    with pytest.raises(
+        ValueError, match=r"read activations: `LensPack.text` has those that read text"
+    ):
         activations.score_texts(["a bird"])
 
 
@@ -199,7 +229,8 @@ def test_samples_without_a_completion_are_no_text(tmp_path: Path) -> None:
     lenses = fit_lenses(dataset, SETTINGS).lenses
     assert all(lens.ranking.score > 0.9 for lens in lenses)
     assert all(
-        lens.ranking.n_positive + lens.ranking.n_negative <= (dataset.split[dataset.vector_sample] == TEST).sum()
+        lens.ranking.n_positive + lens.ranking.n_negative
+        <= (dataset.split[dataset.vector_sample] == TEST).sum()
         for lens in lenses
     )
     assert len(dataset.vector_sample) < dataset.n_samples

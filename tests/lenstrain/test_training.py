@@ -46,8 +46,18 @@ def both(dataset: LensDataset) -> LensPack:
 
 def test_text_settings_change_what_text_lenses_do_not_share() -> None:
     settings = text_settings(dataclasses.replace(SETTINGS, seed=5, fpr=0.1), 0.7, max_samples=30)
-    assert (settings.family, settings.phase, settings.model_layers, settings.C) == ("text", "completion", None, None)
-    assert (settings.target_f1, settings.max_samples, settings.seed, settings.fpr) == (0.7, 30, 5, 0.1)
+    assert (settings.family, settings.phase, settings.model_layers, settings.C) == (
+        "text",
+        "completion",
+        None,
+        None,
+    )
+    assert (settings.target_f1, settings.max_samples, settings.seed, settings.fpr) == (
+        0.7,
+        30,
+        5,
+        0.1,
+    )
 
 
 def test_text_lenses_come_with_the_lenses_they_were_trained_beside(both: LensPack) -> None:
@@ -65,7 +75,10 @@ def test_lenses_say_how_they_do_beside_each_other_and_beside_the_text_lenses(
     texts = dataset.with_phase("completion")
     checks, expected = check_pack(both, dataset), agreements(both, both.text, dataset, texts)
     for lens in both:
-        check = {**checks[lens.concept]._asdict(), "fires_everywhere": checks[lens.concept].fires_everywhere}
+        check = {
+            **checks[lens.concept]._asdict(),
+            "fires_everywhere": checks[lens.concept].fires_everywhere,
+        }
         np.testing.assert_equal(lens.metrics["beside_others"], check)
         np.testing.assert_equal(lens.metrics["agreement"], expected[lens.concept]._asdict())
     assert all("beside_others" in lens.metrics for lens in both.text)
@@ -114,7 +127,9 @@ def test_text_lenses_beside_text_lenses_are_refused(dataset: LensDataset) -> Non
 
 def test_targets_share_one_pass_and_the_text_lenses(dataset: LensDataset) -> None:
     targets = [0.6, 1.0]
-    low, high = train_targets(dataset, SETTINGS, targets, text=text_settings(SETTINGS), concepts=["bird", "fish"])
+    low, high = train_targets(
+        dataset, SETTINGS, targets, text=text_settings(SETTINGS), concepts=["bird", "fish"]
+    )
     assert [pack.provenance["settings"]["target_f1"] for pack in (low, high)] == targets
     assert low.text is high.text is not None
     assert low.summary()["mean_samples"] <= high.summary()["mean_samples"]
@@ -128,26 +143,49 @@ def test_pack_says_when_and_how_long_it_was_fitted(both: LensPack, tmp_path: Pat
     assert LensPack.load(tmp_path / "l").run == both.run
 
 
-def test_lenses_are_the_same_whatever_the_number_of_threads(dataset: LensDataset, tmp_path: Path) -> None:
+def test_lenses_are_the_same_whatever_the_number_of_threads(
+    dataset: LensDataset, tmp_path: Path
+) -> None:
     settings = dataclasses.replace(SETTINGS, max_iterations=2)
     packs = [
-        train(dataset, settings, text=text_settings(settings), refine=True, jobs=jobs, concepts=CONCEPTS)
+        train(
+            dataset,
+            settings,
+            text=text_settings(settings),
+            refine=True,
+            jobs=jobs,
+            concepts=CONCEPTS,
+        )
         for jobs in (1, 2)
     ]
     for name, pack in zip("ab", packs, strict=True):
         pack.save(tmp_path / name)
-    for file in ("lenses.json", "lenses.safetensors", "text/lenses.json", "text/lenses.safetensors"):
+    for file in (
+        "lenses.json",
+        "lenses.safetensors",
+        "text/lenses.json",
+        "text/lenses.safetensors",
+    ):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
 
 def test_progress_ends_with_the_check_of_every_pack(dataset: LensDataset) -> None:
     told: list[FitProgress] = []
-    train(dataset, SETTINGS, text=text_settings(SETTINGS), refine=True, concepts=["bird"], on_progress=told.append)
+    train(
+        dataset,
+        SETTINGS,
+        text=text_settings(SETTINGS),
+        refine=True,
+        concepts=["bird"],
+        on_progress=told.append,
+    )
     assert told[-1] == FitProgress("checking", 1, 1)
     assert {step.stage for step in told} >= {"fitting", "checking"}
 
 
-def test_measures_survive_the_disk_where_there_was_nothing_to_measure(dataset: LensDataset, tmp_path: Path) -> None:
+def test_measures_survive_the_disk_where_there_was_nothing_to_measure(
+    dataset: LensDataset, tmp_path: Path
+) -> None:
     alone = train(dataset, dataclasses.replace(SETTINGS, max_iterations=1), concepts=["bird"])
     assert math.isnan(alone["bird"].metrics["beside_others"]["above_siblings"])
     alone.save(tmp_path / "l")
@@ -161,5 +199,7 @@ def test_refining_text_lenses_is_refused_before_the_work(planted: LensDataset) -
 
 
 def test_model_layers_of_text_lenses_are_refused() -> None:
-    with pytest.raises(SettingsError, match="text lenses read what the model wrote, not a model layer"):
+    with pytest.raises(
+        SettingsError, match="text lenses read what the model wrote, not a model layer"
+    ):
         FitSettings(family="text", model_layers=(3,))

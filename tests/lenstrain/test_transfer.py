@@ -18,7 +18,10 @@ FAINT = Planting(strength=3.0, completion_strength=3.0)
 def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[LensDataset, LensDataset]:
     """The same activations, in float32 and rounded to bfloat16."""
     folder = tmp_path_factory.mktemp("transfer")
-    made = [make_planted_store(folder / dtype, planting=FAINT, store_dtype=dtype) for dtype in ("float32", "bfloat16")]
+    made = [
+        make_planted_store(folder / dtype, planting=FAINT, store_dtype=dtype)
+        for dtype in ("float32", "bfloat16")
+    ]
     return LensDataset(made[0]), LensDataset(made[1])
 
 
@@ -51,7 +54,9 @@ def test_a_store_beside_itself_makes_no_difference(stores: tuple[LensDataset, Le
 def test_lenses_of_damaged_activations_are_worse_beyond_doubt(
     stores: tuple[LensDataset, LensDataset], tmp_path: Path
 ) -> None:
-    noise = make_planted_store(tmp_path / "noise", planting=Planting(strength=0.0, completion_strength=0.0))
+    noise = make_planted_store(
+        tmp_path / "noise", planting=Planting(strength=0.0, completion_strength=0.0)
+    )
     change = transfer(stores[0], LensDataset(noise)).change("b", "a")
     assert change["score"].high < -0.02
     assert change["f1"].high < -0.02
@@ -80,27 +85,37 @@ def test_the_score_is_that_of_the_fit_where_a_lens_is_judged_on_its_own_store(
     from lenstrain.fit.adaptive import fit_lenses
 
     fitted = fit_lenses(stores[0], ONE_FIT).lenses
-    assert found.measured["a", "a"][:, 1] == pytest.approx([lens.ranking.score for lens in fitted], abs=1e-6)
-    assert found.measured["a", "a"][:, 0] == pytest.approx([lens.test_f1 for lens in fitted], abs=1e-6)
+    assert found.measured["a", "a"][:, 1] == pytest.approx(
+        [lens.ranking.score for lens in fitted], abs=1e-6
+    )
+    assert found.measured["a", "a"][:, 0] == pytest.approx(
+        [lens.test_f1 for lens in fitted], abs=1e-6
+    )
 
 
 def test_intervals_are_drawn_over_concepts_and_always_the_same(found: Transfer) -> None:
     assert found.change("b", "a") == found.change("b", "a")
     many = Transfer(
-        ("a", "b"), (0, 0),
-        {("a", "a"): np.zeros((2, 2)), ("b", "a"): np.array([[0.0, 0.1], [1.0, 0.1]])}, {},
-    )  # fmt: skip
+        ("a", "b"),
+        (0, 0),
+        {("a", "a"): np.zeros((2, 2)), ("b", "a"): np.array([[0.0, 0.1], [1.0, 0.1]])},
+        {},
+    )
     assert many.change("b", "a")["f1"] == (0.5, 0.0, 1.0)
     assert many.change("b", "a")["score"] == pytest.approx((0.1, 0.1, 0.1))
 
 
-def test_stores_of_other_samples_are_refused(stores: tuple[LensDataset, LensDataset], tmp_path: Path) -> None:
+def test_stores_of_other_samples_are_refused(
+    stores: tuple[LensDataset, LensDataset], tmp_path: Path
+) -> None:
     other = LensDataset(make_planted_store(tmp_path / "other", layers=[1]))
     with pytest.raises(SettingsError, match="hold other samples"):
         transfer(stores[0], other)
 
 
-def test_stores_that_split_in_another_way_are_refused(tmp_path: Path, stores: tuple[LensDataset, LensDataset]) -> None:
+def test_stores_that_split_in_another_way_are_refused(
+    tmp_path: Path, stores: tuple[LensDataset, LensDataset]
+) -> None:
     other = LensDataset(make_planted_store(tmp_path / "other", planting=FAINT))
     other.split = np.where(other.split == TEST, 0, TEST).astype(np.uint8)
     with pytest.raises(SettingsError, match="split their samples in another way"):

@@ -1,8 +1,8 @@
 """SUMO concepts in the layer files of HatCat: a folder of ``layer0.json``, ``layer1.json`` ...
 
-Such files are made by machines and untidy: names of parents and children that do not exist, several entries of one
-name, links that run in circles, definitions that are missing or say nothing. All of it is mended or left out, and
-reported; only a folder without a single usable concept is an error.
+Such files are made by machines and untidy: names of parents and children that do not exist, several
+entries of one name, links that run in circles, definitions that are missing or say nothing. All of
+it is mended or left out, and reported; only a folder without a single usable concept is an error.
 """
 
 from __future__ import annotations
@@ -34,29 +34,39 @@ def import_hatcat(folder: str | Path) -> Imported:
     Raises
     ------
     PackError
-        If the folder has no layer files, one of them is not JSON, or there is no usable concept in them.
+        If the folder has no layer files, one of them is not JSON, or there is no usable concept in
+        them.
     """
     folder, report = Path(folder), ImportReport()
     entries = _read_entries(folder, report)
     parents = _parents(entries, report)
     cut_cycles(parents, report)
     concepts = tuple(
-        _concept(name, entry, layer, parents[name], entries, report) for name, (layer, entry) in entries.items()
+        _concept(name, entry, layer, parents[name], entries, report)
+        for name, (layer, entry) in entries.items()
     )
     if not concepts:
         raise PackError(f"{folder} holds no usable concept")
     report.read["concepts"] = len(concepts)
     name = folder.resolve().name
-    return Imported(ConceptPack(name=name, version="1", concepts=concepts, origin="HatCat layer files"), report)
+    return Imported(
+        ConceptPack(name=name, version="1", concepts=concepts, origin="HatCat layer files"), report
+    )
 
 
 _Entries = dict[str, tuple[int, dict[str, Any]]]  # layer and entry by name
 
 
 def _read_entries(folder: Path, report: ImportReport) -> _Entries:
-    files = [(int(match[1]), f) for f in folder.glob("*.json") if (match := _LAYER_FILE.fullmatch(f.name))]
+    files = [
+        (int(match[1]), f)
+        for f in folder.glob("*.json")
+        if (match := _LAYER_FILE.fullmatch(f.name))
+    ]
     if not files:
-        raise PackError(f"{folder} has no layer0.json, layer1.json ...: give the folder of the layer files")
+        raise PackError(
+            f"{folder} has no layer0.json, layer1.json ...: give the folder of the layer files"
+        )
     entries: _Entries = {}
     for layer, file in sorted(files):
         try:
@@ -89,7 +99,9 @@ def _parents(entries: _Entries, report: ImportReport) -> dict[str, list[str]]:
             else:
                 report.leave_out("parent that does not exist", f"{parent} of {name}")
     for name, (_, entry) in entries.items():
-        for child in dict.fromkeys(_texts(entry.get("child_concepts")) + _texts(entry.get("category_children"))):
+        for child in dict.fromkeys(
+            _texts(entry.get("child_concepts")) + _texts(entry.get("category_children"))
+        ):
             if child not in entries:
                 report.leave_out("child that does not exist", f"{child} of {name}")
             elif name not in parents[child]:
@@ -102,14 +114,23 @@ def _parents(entries: _Entries, report: ImportReport) -> dict[str, list[str]]:
 
 
 def _concept(
-    name: str, entry: dict[str, Any], layer: int, parents: list[str], entries: _Entries, report: ImportReport
+    name: str,
+    entry: dict[str, Any],
+    layer: int,
+    parents: list[str],
+    entries: _Entries,
+    report: ImportReport,
 ) -> Concept:
     hints = entry.get("training_hints")
     hints = hints if isinstance(hints, dict) else {}
     words = spoken(name) or name
     other_names = [*_texts(entry.get("aliases")), *_texts(entry.get("lemmas"))]
-    aliases = dict.fromkeys(alias for other in other_names if (alias := other.replace("_", " ").strip()))
-    confusable = [other for other in dict.fromkeys(_texts(hints.get("confusable_with"))) if other != name]
+    aliases = dict.fromkeys(
+        alias for other in other_names if (alias := other.replace("_", " ").strip())
+    )
+    confusable = [
+        other for other in dict.fromkeys(_texts(hints.get("confusable_with"))) if other != name
+    ]
     for other in confusable:
         if other not in entries:
             report.leave_out("confusable concept that does not exist", f"{other} of {name}")

@@ -4,9 +4,10 @@
     (documentation A EnglishLanguage "text")     --> definition
     (termFormat EnglishLanguage A "name")        --> name, then aliases; without one, the words of the term
 
-Files are read a line at a time and only facts are used; rules are passed over, and so is what has variables. A form
-whose parentheses or quotes do not close is left out and reported: a ``(`` in column 0 begins a new form. Links that
-run in circles and parents that nothing else is said of are mended; only a source without a concept is an error.
+Files are read a line at a time and only facts are used; rules are passed over, and so is what has
+variables. A form whose parentheses or quotes do not close is left out and reported: a ``(`` in
+column 0 begins a new form. Links that run in circles and parents that nothing else is said of are
+mended; only a source without a concept is an error.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from lenscache.concepts.importers.links import children_of, cut_cycles, depths_below, spoken, unknown_root
+from lenscache.concepts.importers.links import (
+    children_of,
+    cut_cycles,
+    depths_below,
+    spoken,
+    unknown_root,
+)
 from lenscache.concepts.importers.report import Imported, ImportReport
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import PackError
@@ -25,7 +32,9 @@ from lenscache.errors import PackError
 _PIECE = re.compile(r'\s+|;.*|[()"]|[^\s();"]+')
 _IN_STRING = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _ESCAPED = re.compile(r'\\(["\\])')
-_FORM_AFTER_OPEN_QUOTE = re.compile(r"\((?:subclass|instance|documentation|termFormat|format|domain|range|=>|<=>)\s")
+_FORM_AFTER_OPEN_QUOTE = re.compile(
+    r"\((?:subclass|instance|documentation|termFormat|format|domain|range|=>|<=>)\s"
+)
 _ENGLISH = "EnglishLanguage"
 _OPEN_PARENTHESIS, _OPEN_QUOTE = "form with an open parenthesis", "form with an open quote"
 
@@ -46,7 +55,8 @@ def import_kif(path: str | Path, *, roots: Sequence[str] | None = None) -> Impor
     Raises
     ------
     PackError
-        If there is no KIF file, one cannot be read, a root is unknown, or there is no concept in them.
+        If there is no KIF file, one cannot be read, a root is unknown, or there is no concept in
+        them.
     """
     path, report = Path(path), ImportReport()
     files = _files(path)
@@ -59,10 +69,15 @@ def import_kif(path: str | Path, *, roots: Sequence[str] | None = None) -> Impor
         raise PackError(f"{path} holds no concept: no subclass or documentation is stated in it")
     if roots is not None:
         parents = _below(roots, parents, path)
-    layers = depths_below((term for term, above in parents.items() if not above), children_of(parents))
+    layers = depths_below(
+        (term for term, above in parents.items() if not above), children_of(parents)
+    )
     concepts = tuple(_concept(term, layers[term], parents[term], facts, report) for term in parents)
     report.read.update({"files": len(files), "concepts": len(concepts)})
-    return Imported(ConceptPack(name=path.stem, version="1", concepts=concepts, origin=f"KIF, {path.name}"), report)
+    return Imported(
+        ConceptPack(name=path.stem, version="1", concepts=concepts, origin=f"KIF, {path.name}"),
+        report,
+    )
 
 
 def _files(path: Path) -> list[Path]:
@@ -95,7 +110,9 @@ def _read_facts(files: Iterable[Path], report: ImportReport) -> _Facts:
     for file in files:
         try:
             with file.open(encoding="utf-8-sig", errors="replace") as lines:
-                for line, form in _forms(_noting_bad_bytes(lines, file.name, report), file.name, report):
+                for line, form in _forms(
+                    _noting_bad_bytes(lines, file.name, report), file.name, report
+                ):
                     _note(form, facts, f"{file.name} line {line}", report)
         except OSError as error:
             raise PackError(f"{file} cannot be read: {error}") from error
@@ -109,8 +126,11 @@ def _noting_bad_bytes(lines: Iterable[str], name: str, report: ImportReport) -> 
         yield line
 
 
-def _forms(lines: Iterable[str], name: str, report: ImportReport) -> Iterator[tuple[int, list[_Token]]]:
-    """The forms of a file and the lines where they begin; what is nested in them is marked, not read."""
+def _forms(
+    lines: Iterable[str], name: str, report: ImportReport
+) -> Iterator[tuple[int, list[_Token]]]:
+    """The forms of a file and the lines where they begin; what is nested in them is marked, not
+    read."""
     form: list[_Token] = []
     string: list[str] | None = None  # parts of the string that is open
     start = depth = 0
@@ -118,7 +138,9 @@ def _forms(lines: Iterable[str], name: str, report: ImportReport) -> Iterator[tu
     for number, line in enumerate(lines, start=1):
         if line.startswith("(") and (string is None or _FORM_AFTER_OPEN_QUOTE.match(line)):
             if depth:
-                report.leave_out(_OPEN_PARENTHESIS if string is None else _OPEN_QUOTE, f"{name} line {start}")
+                report.leave_out(
+                    _OPEN_PARENTHESIS if string is None else _OPEN_QUOTE, f"{name} line {start}"
+                )
             depth, string, is_lost = 0, None, False
         at = 0
         while at < len(line) and not is_lost:
@@ -152,7 +174,9 @@ def _forms(lines: Iterable[str], name: str, report: ImportReport) -> Iterator[tu
             elif depth == 1:
                 form.append(_Token(piece))
     if depth:
-        report.leave_out(_OPEN_PARENTHESIS if string is None else _OPEN_QUOTE, f"{name} line {start}")
+        report.leave_out(
+            _OPEN_PARENTHESIS if string is None else _OPEN_QUOTE, f"{name} line {start}"
+        )
 
 
 def _note(form: list[_Token], facts: _Facts, place: str, report: ImportReport) -> None:
@@ -178,7 +202,8 @@ def _note(form: list[_Token], facts: _Facts, place: str, report: ImportReport) -
 
 
 def _parents(facts: _Facts, report: ImportReport) -> dict[str, list[str]]:
-    """Parents by term: concepts have a subclass, are one, are documented, or are an instance of a concept."""
+    """Parents by term: concepts have a subclass, are one, are documented, or are an instance of a
+    concept."""
     parents: dict[str, list[str]] = {}
     for term, parent in facts.subclasses:
         parents.setdefault(term, []).append(parent)
@@ -213,12 +238,18 @@ def _below(roots: Iterable[str], parents: dict[str, list[str]], path: Path) -> d
     taken = depths_below(roots, children_of(parents))
     if not taken:
         raise PackError("no roots given: name one or more terms, or none for all concepts")
-    return {term: [p for p in above if p in taken] for term, above in parents.items() if term in taken}
+    return {
+        term: [p for p in above if p in taken] for term, above in parents.items() if term in taken
+    }
 
 
-def _concept(term: str, layer: int, parents: list[str], facts: _Facts, report: ImportReport) -> Concept:
+def _concept(
+    term: str, layer: int, parents: list[str], facts: _Facts, report: ImportReport
+) -> Concept:
     name, *others = facts.names.get(term) or [spoken(term) or term]
-    aliases = {other.casefold(): other for other in reversed(others) if other.casefold() != name.casefold()}
+    aliases = {
+        other.casefold(): other for other in reversed(others) if other.casefold() != name.casefold()
+    }
     if term not in facts.definitions:
         report.repair("concept without a definition", term)
     return Concept(

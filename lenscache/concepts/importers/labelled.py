@@ -3,9 +3,9 @@
     rows --label--> one concept a class; in a binary set one concept with negatives of its own
          --split--> kept as given, where there is a split column
 
-Labels are read as binary when all of them are 0/1, true/false or yes/no; else every distinct label is a class. A list
-in JSON Lines or Parquet, or a text with `separator`, gives a row several classes. There is no hierarchy: each class is
-the negative of the others.
+Labels are read as binary when all of them are 0/1, true/false or yes/no; else every distinct label
+is a class. A list in JSON Lines or Parquet, or a text with `separator`, gives a row several
+classes. There is no hierarchy: each class is the negative of the others.
 """
 
 from __future__ import annotations
@@ -26,9 +26,16 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 _TRUE, _FALSE = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no"})
 _SPLITS = {
-    "train": "train", "training": "train", "test": "test", "testing": "test", "calibration": "calibration",
-    "validation": "calibration", "valid": "calibration", "val": "calibration", "dev": "calibration",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "calibration": "calibration",
+    "validation": "calibration",
+    "valid": "calibration",
+    "val": "calibration",
+    "dev": "calibration",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,8 @@ class LabelledColumns:
 def import_labelled(path: str | Path, columns: LabelledColumns | None = None) -> Imported:
     """Make a pack of a labelled text file.
 
-    Rows without text or label are left out, equal texts are joined, a text that a binary set calls both is left out.
+    Rows without text or label are left out, equal texts are joined, a text that a binary set calls
+    both is left out.
 
     Raises
     ------
@@ -74,17 +82,24 @@ def import_labelled(path: str | Path, columns: LabelledColumns | None = None) ->
                 _note_split(splits, text, row.get(columns.split), number, report)
     report.read["rows"] = rows
     if not labels:
-        raise PackError(f"{path} holds no row with a text in {columns.text!r} and a label in {columns.label!r}")
+        raise PackError(
+            f"{path} holds no row with a text in {columns.text!r} and a label in {columns.label!r}"
+        )
     concepts = _concepts(labels, columns, report)
     used = {text for concept in concepts for text in (*concept.examples, *concept.negatives)}
     report.read.update({"texts": len(used), "concepts": len(concepts)})
     given = {
-        name: tuple(t for t, split in splits.items() if split == name and t in used) for name in set(splits.values())
+        name: tuple(t for t, split in splits.items() if split == name and t in used)
+        for name in set(splits.values())
     }
     pack = ConceptPack(
-        name=path.stem, version="1", concepts=concepts, origin=path.name, prompts="examples",
+        name=path.stem,
+        version="1",
+        concepts=concepts,
+        origin=path.name,
+        prompts="examples",
         splits={name: given[name] for name in ("train", "calibration", "test") if given.get(name)},
-    )  # fmt: skip
+    )
     return Imported(pack, report)
 
 
@@ -95,16 +110,26 @@ def _concepts(
     if not {label.casefold() for label in classes} <= _TRUE | _FALSE:
         return tuple(
             Concept(
-                id=label, name=label, layer=0, examples=tuple(text for text, found in labels.items() if label in found)
+                id=label,
+                name=label,
+                layer=0,
+                examples=tuple(text for text, found in labels.items() if label in found),
             )
             for label in classes
         )
-    is_true = {text: {label.casefold() in _TRUE for label in found} for text, found in labels.items()}
+    is_true = {
+        text: {label.casefold() in _TRUE for label in found} for text, found in labels.items()
+    }
     for text in (text for text, values in is_true.items() if len(values) > 1):
         report.leave_out("text labelled both ways", text)
-    texts = {value: tuple(t for t, values in is_true.items() if values == {value}) for value in (True, False)}
+    texts = {
+        value: tuple(t for t, values in is_true.items() if values == {value})
+        for value in (True, False)
+    }
     if not texts[True]:
-        raise PackError(f"no row is labelled true in {columns.label!r}: a concept needs texts that express it")
+        raise PackError(
+            f"no row is labelled true in {columns.label!r}: a concept needs texts that express it"
+        )
     name = columns.concept or columns.label
     return (Concept(id=name, name=name, layer=0, examples=texts[True], negatives=texts[False]),)
 
@@ -119,7 +144,9 @@ def _classes(label: Any, separator: str | None) -> list[str]:
     return [part.strip() for part in parts if is_text(part)]
 
 
-def _note_split(splits: dict[str, str], text: str, value: Any, number: int, report: ImportReport) -> None:
+def _note_split(
+    splits: dict[str, str], text: str, value: Any, number: int, report: ImportReport
+) -> None:
     split = _SPLITS.get(str(value).strip().casefold())
     if split is None:
         report.repair("split of unknown name, drawn", f"row {number}: {value}")
@@ -132,8 +159,12 @@ def _note_split(splits: dict[str, str], text: str, value: Any, number: int, repo
 def _read_rows(path: Path, columns: LabelledColumns) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows and their numbers from 1, one at a time."""
     readers: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
-        ".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet,
-    }  # fmt: skip
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
+        ".jsonl": _read_jsonl,
+        ".ndjson": _read_jsonl,
+        ".parquet": _read_parquet,
+    }
     reader = readers.get(path.suffix.casefold())
     if reader is None:
         raise PackError(f"{path} is not one of {', '.join(SUFFIXES)}")
@@ -141,7 +172,10 @@ def _read_rows(path: Path, columns: LabelledColumns) -> Iterator[tuple[int, dict
     try:
         for number, row in enumerate(reader(path), start=1):
             if number == 1 and (missing := [name for name in wanted if name not in row]):
-                raise PackError(f"{path} has no column {missing[0]!r}, its columns are {', '.join(map(str, row))}")
+                raise PackError(
+                    f"{path} has no column {missing[0]!r}, its columns are "
+                    f"{', '.join(map(str, row))}"
+                )
             yield number, row
     except FileNotFoundError:
         raise PackError(f"no file at {path}") from None
@@ -150,7 +184,9 @@ def _read_rows(path: Path, columns: LabelledColumns) -> Iterator[tuple[int, dict
 
 
 def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # texts of more than 131,072 characters are texts, too
+    csv.field_size_limit(
+        min(sys.maxsize, 2**31 - 1)
+    )  # texts of more than 131,072 characters are texts, too
     with path.open(encoding="utf-8-sig", newline="") as file:
         yield from csv.DictReader(file, delimiter="\t" if path.suffix.casefold() == ".tsv" else ",")
 
@@ -163,7 +199,9 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise PackError(f"{path} line {number} is not JSON ({error}): expected one object a line") from None
+                raise PackError(
+                    f"{path} line {number} is not JSON ({error}): expected one object a line"
+                ) from None
             if not isinstance(row, dict):
                 raise PackError(f"{path} line {number} is {type(row).__name__}, expected an object")
             yield row
@@ -173,7 +211,9 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise PackError("reading Parquet needs pyarrow: run `pip install 'lenscache[parquet]'`") from None
+        raise PackError(
+            "reading Parquet needs pyarrow: run `pip install 'lenscache[parquet]'`"
+        ) from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=4096):

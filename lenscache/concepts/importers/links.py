@@ -1,4 +1,5 @@
-"""What importers of ontologies share: the links between concepts, their layers, and their terms as words."""
+"""What importers of ontologies share: the links between concepts, their layers, and their terms as
+words."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ def cut_cycles(parents: dict[str, list[str]], report: ImportReport) -> None:
     """Remove the links that close a cycle, walking upwards; iterative, since chains may be long."""
     done: set[str] = set()
     for start in parents:
-        path: list[tuple[str, list[str]]] = [(start, list(parents[start]))] if start not in done else []
+        path: list[tuple[str, list[str]]] = (
+            [(start, list(parents[start]))] if start not in done else []
+        )
         on_path = {start}
         while path:
             name, above = path[-1]
@@ -54,7 +57,8 @@ def depths_below(roots: Iterable[str], children: Mapping[str, Iterable[str]]) ->
 
 
 def unknown_root(root: str, meant: str, known: Collection[str], where: str) -> PackError:
-    """The error for a root that a source does not hold; `meant` is the root in the form of the source's ids."""
+    """The error for a root that a source does not hold; `meant` is the root in the form of the
+    source's ids."""
     close = get_close_matches(meant, known, n=3)
     hint = f"did you mean {', '.join(close)}?" if close else "nothing in it has a similar id"
     return PackError(f"no concept {root!r} in {where} to take as a root: {hint}")

@@ -13,7 +13,8 @@ _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Whether something out of a source is text that can be written again: JSON may hold half a surrogate pair."""
+    """Whether something out of a source is text that can be written again: JSON may hold half a
+    surrogate pair."""
     return isinstance(value, str) and bool(value.strip()) and not _HALF_PAIR.search(value)
 
 

@@ -1,10 +1,12 @@
-"""Nouns of WordNet 3.0, 3.1 or another database in its format: a folder with ``data.noun`` and ``index.noun``.
+"""Nouns of WordNet 3.0, 3.1 or another database in its format: a folder with ``data.noun`` and
+``index.noun``.
 
     index.noun --order of senses--> ids as NLTK gives them (dog.n.01)
     data.noun  --synsets--> from the roots down, at most `max_depth` links --> concepts, general ones first
 
-A synset's words are its name and aliases, its gloss is the definition and the sentences quoted in it are examples,
-but for those that name the concept: most of WordNet's do. Faulty lines are left out, and reported.
+A synset's words are its name and aliases, its gloss is the definition and the sentences quoted in
+it are examples, but for those that name the concept: most of WordNet's do. Faulty lines are left
+out, and reported.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _MAX_ALIASES = 3
 
 
 def is_wordnet(path: Path) -> bool:
-    """Whether a path is a folder of WordNet's database files, or one with such a folder `dict` in it."""
+    """Whether a path is a folder of WordNet's database files, or one with such a folder `dict` in
+    it."""
     return (_database(path) / "data.noun").is_file()
 
 
@@ -50,27 +53,37 @@ def import_wordnet(
     Raises
     ------
     PackError
-        If a file is missing or cannot be read, a root is unknown, or a limit leaves nothing to take.
+        If a file is missing or cannot be read, a root is unknown, or a limit leaves nothing to
+        take.
     """
     folder, report = Path(folder), ImportReport()
     if not roots or max_depth < 0 or (max_concepts is not None and max_concepts < 1):
-        raise PackError("nothing to take: give at least one root, a depth of 0 or more and a limit of 1 or more")
+        raise PackError(
+            "nothing to take: give at least one root, a depth of 0 or more and a limit of 1 or more"
+        )
     database = _database(folder)
     synsets = _read_synsets(database / "data.noun", report)
     ids = _ids(synsets, database / "index.noun", report)
     offsets = {name: offset for offset, name in ids.items()}
     for root in roots:
         if root not in offsets:
-            raise unknown_root(root, root if ".n." in root else f"{root}.n.01", offsets, str(folder))
+            raise unknown_root(
+                root, root if ".n." in root else f"{root}.n.01", offsets, str(folder)
+            )
     parents = _parents(synsets, ids, report)
     depths = depths_below((offsets[root] for root in roots), children_of(parents))
     taken = sorted((depth, offset) for offset, depth in depths.items() if depth <= max_depth)
     for _, offset in taken[max_concepts:] if max_concepts is not None else ():
         report.leave_out("concept over the limit", ids[offset])
     layers = {offset: depth for depth, offset in taken[:max_concepts]}
-    concepts = tuple(_concept(synsets[offset], layers, parents[offset], ids, report) for offset in layers)
+    concepts = tuple(
+        _concept(synsets[offset], layers, parents[offset], ids, report) for offset in layers
+    )
     report.read.update({"synsets": len(synsets), "concepts": len(concepts)})
-    return Imported(ConceptPack(name=folder.name, version="1", concepts=concepts, origin="WordNet nouns"), report)
+    return Imported(
+        ConceptPack(name=folder.name, version="1", concepts=concepts, origin="WordNet nouns"),
+        report,
+    )
 
 
 def _database(folder: Path) -> Path:
@@ -92,11 +105,15 @@ def _lines(file: Path, report: ImportReport) -> Iterator[tuple[int, str]]:
         with file.open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, start=1):
                 if "\ufffd" in line:
-                    report.repair("character that is not UTF-8, replaced", f"{file.name} line {number}")
+                    report.repair(
+                        "character that is not UTF-8, replaced", f"{file.name} line {number}"
+                    )
                 if line.strip() and not line.startswith("  "):
                     yield number, line
     except FileNotFoundError:
-        raise PackError(f"no file at {file}: give a folder with WordNet's data.noun and index.noun") from None
+        raise PackError(
+            f"no file at {file}: give a folder with WordNet's data.noun and index.noun"
+        ) from None
     except OSError as error:
         raise PackError(f"{file} cannot be read: {error}") from error
 
@@ -119,7 +136,8 @@ def _read_synsets(file: Path, report: ImportReport) -> dict[str, _Synset]:
 
 
 def _parse_synset(line: str) -> _Synset:
-    """A line: offset file type n_words (word id)... n_pointers (symbol offset type words)... | gloss."""
+    """A line: offset file type n_words (word id)... n_pointers (symbol offset type words)... |
+    gloss."""
     head, _, gloss = line.partition(" | ")
     fields = head.split()
     after_words = 4 + 2 * int(fields[3], 16)
@@ -128,7 +146,9 @@ def _parse_synset(line: str) -> _Synset:
     if not (fields[0].isdecimal() and words) or len(pointers) != 4 * int(fields[after_words]):
         raise ValueError(line)
     nouns = [pointers[at : at + 2] for at in range(0, len(pointers), 4) if pointers[at + 2] == "n"]
-    above, below = (tuple(offset for symbol, offset in nouns if symbol in kind) for kind in (_ABOVE, _BELOW))
+    above, below = (
+        tuple(offset for symbol, offset in nouns if symbol in kind) for kind in (_ABOVE, _BELOW)
+    )
     return _Synset(fields[0], tuple(words), above, below, gloss.strip())
 
 
@@ -157,7 +177,9 @@ def _ids(synsets: dict[str, _Synset], file: Path, report: ImportReport) -> dict[
     return ids
 
 
-def _parents(synsets: dict[str, _Synset], ids: dict[str, str], report: ImportReport) -> dict[str, list[str]]:
+def _parents(
+    synsets: dict[str, _Synset], ids: dict[str, str], report: ImportReport
+) -> dict[str, list[str]]:
     """Parents by offset: links are given from both ends, and either end may be the only one."""
     parents: dict[str, dict[str, None]] = {offset: {} for offset in synsets}
     for offset, synset in synsets.items():
@@ -171,13 +193,19 @@ def _parents(synsets: dict[str, _Synset], ids: dict[str, str], report: ImportRep
             if child not in parents:
                 report.leave_out("hyponym that does not exist", f"{child} of {ids[offset]}")
             elif offset not in parents[child]:
-                report.repair("link given by the hypernym only", f"{ids[child]} below {ids[offset]}")
+                report.repair(
+                    "link given by the hypernym only", f"{ids[child]} below {ids[offset]}"
+                )
                 parents[child][offset] = None
     return {offset: sorted(above) for offset, above in parents.items()}
 
 
 def _concept(
-    synset: _Synset, layers: dict[str, int], parents: list[str], ids: dict[str, str], report: ImportReport
+    synset: _Synset,
+    layers: dict[str, int],
+    parents: list[str],
+    ids: dict[str, str],
+    report: ImportReport,
 ) -> Concept:
     name, layer = ids[synset.offset], layers[synset.offset]
     inside = [parent for parent in parents if parent in layers]
@@ -185,7 +213,9 @@ def _concept(
         if layers[parent] >= layer:
             report.leave_out("hypernym that is not on a layer above", f"{ids[parent]} of {name}")
     first, *others = (word.replace("_", " ") for word in synset.words)
-    aliases = {word.casefold(): word for word in reversed(others) if word.casefold() != first.casefold()}
+    aliases = {
+        word.casefold(): word for word in reversed(others) if word.casefold() != first.casefold()
+    }
     definition = synset.gloss.partition('"')[0].strip(" ;:,")
     if not definition:
         report.repair("concept without a definition", name)

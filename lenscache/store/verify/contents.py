@@ -1,4 +1,5 @@
-"""Checks of what the columns of a store say: against each other, against the header, and against a concept pack.
+"""Checks of what the columns of a store say: against each other, against the header, and against a
+concept pack.
 
 columns of a round --check_columns--> values in range, keys and plan digest as they follow from the texts
                    --check_pack-----> the texts of each concept are those of the pack
@@ -31,20 +32,30 @@ def check_columns(check: RoundCheck) -> Iterator[Finding]:
     """Values in range, unique keys, and keys and plan digest recomputed from the stored texts."""
     columns, attributes = check.columns, check.attributes
     limits = {
-        "samples/kind": (0, len(attributes["kinds"]) - 1), "samples/split": (0, len(SPLITS) - 1),
+        "samples/kind": (0, len(attributes["kinds"]) - 1),
+        "samples/split": (0, len(SPLITS) - 1),
         "samples/n_prompt_tokens": (1, check.header.max_prompt_tokens or _NO_LIMIT),
-        "samples/n_cut_tokens": (0, _NO_LIMIT), "samples/temperature": (0.0, 10.0),
-        "labels/sample": (0, check.n_samples - 1), "labels/concept": (0, len(attributes["concepts"]) - 1),
+        "samples/n_cut_tokens": (0, _NO_LIMIT),
+        "samples/temperature": (0.0, 10.0),
+        "labels/sample": (0, check.n_samples - 1),
+        "labels/concept": (0, len(attributes["concepts"]) - 1),
         "labels/role": (0, NEGATIVE),
-    }  # fmt: skip
+    }
     for name, (low, high) in limits.items():
         if (values := columns.get(name)) is not None:
             # Written so that NaN is out of range, too.
-            yield from _rows_finding(check, name, ~((values >= low) & (values <= high)), f"not in {low} to {high}")
+            yield from _rows_finding(
+                check, name, ~((values >= low) & (values <= high)), f"not in {low} to {high}"
+            )
     if len({len(columns[name]) for name in columns if name.startswith("labels/")}) > 1:
         lengths = {name: len(columns[name]) for name in columns if name.startswith("labels/")}
         shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        yield Finding(f"{check.name}/labels", f"columns of unequal length: {shown}", WRITE_ANEW, round=check.name)
+        yield Finding(
+            f"{check.name}/labels",
+            f"columns of unequal length: {shown}",
+            WRITE_ANEW,
+            round=check.name,
+        )
     yield from _check_counts(check)
     yield from _check_identity(check)
 
@@ -56,24 +67,36 @@ def _check_counts(check: RoundCheck) -> Iterator[Finding]:
         if wrong.any():
             rows = check.rows(block).start + np.flatnonzero(wrong)
             found = f"{len(rows)} counts are not in 0 to {most}"
-            yield check.block_finding("samples/n_completion_tokens", block, found, (int(rows[0]), int(rows[-1])))
+            yield check.block_finding(
+                "samples/n_completion_tokens", block, found, (int(rows[0]), int(rows[-1]))
+            )
 
 
 def _check_identity(check: RoundCheck) -> Iterator[Finding]:
     keys = check.columns.get("samples/key")
     if keys is not None and len(np.unique(keys, axis=0)) < len(keys):
         repeated = len(keys) - len(np.unique(keys, axis=0))
-        yield Finding(f"{check.name}/samples/key", f"{repeated} keys occur twice", WRITE_ANEW, round=check.name)
+        yield Finding(
+            f"{check.name}/samples/key",
+            f"{repeated} keys occur twice",
+            WRITE_ANEW,
+            round=check.name,
+        )
     plan = _stored_plan(check)
     if plan is None or keys is None:
         return
     wrong = (sample_keys(check.header, plan) != keys).any(axis=1)
-    yield from _rows_finding(check, "samples/key", wrong, "not the digest of their text and of the settings")
+    yield from _rows_finding(
+        check, "samples/key", wrong, "not the digest of their text and of the settings"
+    )
     if plan.digest != check.attributes["plan_digest"] and not wrong.any():
         yield Finding(
-            check.name, f"samples and labels have the plan digest {plan.digest}, the attributes say "
-            f"{check.attributes['plan_digest']}", WRITE_ANEW, round=check.name,
-        )  # fmt: skip
+            check.name,
+            f"samples and labels have the plan digest {plan.digest}, the attributes say "
+            f"{check.attributes['plan_digest']}",
+            WRITE_ANEW,
+            round=check.name,
+        )
 
 
 def _stored_plan(check: RoundCheck) -> SamplePlan | None:
@@ -86,23 +109,38 @@ def _stored_plan(check: RoundCheck) -> SamplePlan | None:
     (text, kind, split, temperature, repeat), (sample, concept, role) = found, labels
     texts = tuple(map(str, text))  # type: ignore[arg-type]
     return SamplePlan(
-        concepts=tuple(check.attributes["concepts"]), n_targets=check.attributes["n_targets"], texts=texts,
-        kind=kind, split=split, temperature=temperature, repeat=repeat,  # type: ignore[arg-type]
+        concepts=tuple(check.attributes["concepts"]),
+        n_targets=check.attributes["n_targets"],
+        texts=texts,
+        kind=kind,
+        split=split,
+        temperature=temperature,
+        repeat=repeat,  # type: ignore[arg-type]
         sampling_seed=np.array(
-            [sampling_seed(check.header.seed, t, int(n)) for t, n in zip(texts, repeat, strict=True)],  # type: ignore[arg-type]
+            [
+                sampling_seed(check.header.seed, t, int(n))
+                for t, n in zip(texts, repeat, strict=True)
+            ],  # type: ignore[arg-type]
             np.uint64,
         ),
-        label_sample=sample, label_concept=concept, label_role=role,  # type: ignore[arg-type]
-    )  # fmt: skip
+        label_sample=sample,
+        label_concept=concept,
+        label_role=role,  # type: ignore[arg-type]
+    )
 
 
-def _rows_finding(check: RoundCheck, name: str, wrong: NDArray[np.bool_], what: str) -> Iterator[Finding]:
+def _rows_finding(
+    check: RoundCheck, name: str, wrong: NDArray[np.bool_], what: str
+) -> Iterator[Finding]:
     if wrong.any():
         rows = np.flatnonzero(wrong)
         yield Finding(
-            f"{check.name}/{name}", f"{len(rows)} values are {what}", WRITE_ANEW, (int(rows[0]), int(rows[-1])),
+            f"{check.name}/{name}",
+            f"{len(rows)} values are {what}",
+            WRITE_ANEW,
+            (int(rows[0]), int(rows[-1])),
             round=check.name,
-        )  # fmt: skip
+        )
 
 
 def check_hierarchy(columns: Columns) -> Iterator[Finding]:
@@ -127,8 +165,11 @@ def check_hierarchy(columns: Columns) -> Iterator[Finding]:
         yield Finding("hierarchy", fault, WRITE_ANEW)
 
 
-def check_pack(header: StoreHeader, checks: list[RoundCheck], pack: ConceptPack) -> Iterator[Finding]:
-    """Whether the store was extracted from `pack`: its digest and name, and the texts of each concept."""
+def check_pack(
+    header: StoreHeader, checks: list[RoundCheck], pack: ConceptPack
+) -> Iterator[Finding]:
+    """Whether the store was extracted from `pack`: its digest and name, and the texts of each
+    concept."""
     stored = f"{header.pack_name} {header.pack_version} ({header.pack_digest})"
     given = f"{pack.name} {pack.version} ({pack.digest})"
     if (header.pack_name, header.pack_digest) != (pack.name, pack.digest):
@@ -138,8 +179,13 @@ def check_pack(header: StoreHeader, checks: list[RoundCheck], pack: ConceptPack)
         wrong = list(_differing_concepts(check, pack, header.seed))
         if wrong:
             more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-            found = f"texts differ from the pack's in {len(wrong)} concepts: {'; '.join(wrong[:_NAMED])}{more}"
-            yield Finding(f"{check.name}/labels", found, _PACK_ADVICE, round=check.name, cure="pack")
+            found = (
+                f"texts differ from the pack's in {len(wrong)} concepts: "
+                f"{'; '.join(wrong[:_NAMED])}{more}"
+            )
+            yield Finding(
+                f"{check.name}/labels", found, _PACK_ADVICE, round=check.name, cure="pack"
+            )
 
 
 def _differing_concepts(check: RoundCheck, pack: ConceptPack, seed: int) -> Iterator[str]:
@@ -158,8 +204,13 @@ def _differing_concepts(check: RoundCheck, pack: ConceptPack, seed: int) -> Iter
             continue
         mine = concept == number
         stored = {(str(text[row]), int(r)) for row, r in zip(sample[mine], role[mine], strict=True)}
-        wanted = {(prompt.text, prompt.role) for prompt in concept_prompts(pack, pack[name], seed=seed)}
+        wanted = {
+            (prompt.text, prompt.role) for prompt in concept_prompts(pack, pack[name], seed=seed)
+        }
         # A later round holds more samples of the same texts, and need not hold all of them.
         missing = set() if check.index else wanted - stored
         if missing or stored - wanted:
-            yield f"{name!r} ({len(missing)} of the pack not stored, {len(stored - wanted)} stored not in the pack)"
+            yield (
+                f"{name!r} ({len(missing)} of the pack not stored, {len(stored - wanted)} stored "
+                "not in the pack)"
+            )

@@ -17,7 +17,8 @@ class Finding:
     """One thing that is wrong with a store."""
 
     array: str
-    """Path of the array inside the store; of a group where a whole group is meant, "" for the store itself."""
+    """Path of the array inside the store; of a group where a whole group is meant, "" for the store
+    itself."""
     found: str
     advice: str
     """What to do about it."""
@@ -54,7 +55,10 @@ class RoundState:
 
     def line(self) -> str:
         """All of it on one line."""
-        done = f"{self.complete_blocks} of {self.blocks} blocks, {self.complete_rows} of {self.rows} rows"
+        done = (
+            f"{self.complete_blocks} of {self.blocks} blocks, {self.complete_rows} of {self.rows} "
+            "rows"
+        )
         after = {
             "not laid out": ": run the same `lenscache extract` again to lay it out",
             "unfinished": ": run the same `lenscache extract` again to continue",

@@ -1,7 +1,8 @@
-"""Take the marks off damaged blocks, so that nobody reads them and the next `lenscache extract` extracts them again.
+"""Take the marks off damaged blocks, so that nobody reads them and the next `lenscache extract`
+extracts them again.
 
-Nothing is deleted and no other block is touched. Columns that the plan determines need no repair: `extract` compares
-them with the plan and writes them again.
+Nothing is deleted and no other block is touched. Columns that the plan determines need no repair:
+`extract` compares them with the plan and writes them again.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ class RepairReport:
 
 
 def repair_store(
-    path: str | Path, *, layer: int | None = None, jobs: int | None = None, on_checked: OnChecked | None = None
+    path: str | Path,
+    *,
+    layer: int | None = None,
+    jobs: int | None = None,
+    on_checked: OnChecked | None = None,
 ) -> RepairReport:
     """Check a store and unmark exactly the damaged blocks.
 
@@ -43,8 +48,16 @@ def repair_store(
     """
     found = verify_store(path, layer=layer, jobs=jobs, on_checked=on_checked).findings
     report = RepairReport(str(path))
-    damaged = sorted({(item.round, item.block) for item in found if item.round is not None and item.block is not None})
-    report.left_to_extract = [finding for finding in found if finding.block is None and finding.cure == "extract"]
+    damaged = sorted(
+        {
+            (item.round, item.block)
+            for item in found
+            if item.round is not None and item.block is not None
+        }
+    )
+    report.left_to_extract = [
+        finding for finding in found if finding.block is None and finding.cure == "extract"
+    ]
     report.left_to_user = [finding for finding in found if finding.cure == "hand"]
     if not damaged:
         return report

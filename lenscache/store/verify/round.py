@@ -28,11 +28,20 @@ from lenscache.store.verify.findings import EXTRACT_ROWS, WRITE_ANEW, Finding, R
 _VECTORS = ("activations/", "scales/")
 _PER_BLOCK = frozenset({"samples/completion", "samples/n_completion_tokens"})
 _COLUMN_TYPES = {
-    "samples/key": "uint8", "samples/text": "string", "samples/completion": "string", "samples/kind": "uint8",
-    "samples/split": "uint8", "samples/repeat": "uint16", "samples/n_prompt_tokens": "int32",
-    "samples/n_cut_tokens": "int32", "samples/n_completion_tokens": "int32", "samples/temperature": "float32",
-    "labels/sample": "int32", "labels/concept": "int32", "labels/role": "uint8",
-}  # fmt: skip
+    "samples/key": "uint8",
+    "samples/text": "string",
+    "samples/completion": "string",
+    "samples/kind": "uint8",
+    "samples/split": "uint8",
+    "samples/repeat": "uint16",
+    "samples/n_prompt_tokens": "int32",
+    "samples/n_cut_tokens": "int32",
+    "samples/n_completion_tokens": "int32",
+    "samples/temperature": "float32",
+    "labels/sample": "int32",
+    "labels/concept": "int32",
+    "labels/role": "uint8",
+}
 
 
 @dataclass(frozen=True)
@@ -58,14 +67,17 @@ class Outcome:
 
 
 class RoundCheck:
-    """One round under examination: `prepare`, then `examine` every task and `keep` what the columns hold.
+    """One round under examination: `prepare`, then `examine` every task and `keep` what the columns
+    hold.
 
     Parameters
     ----------
     root : root group of the store.
     """
 
-    def __init__(self, root: zarr.Group, header: StoreHeader, layer: int, index: int, *, quick: bool) -> None:
+    def __init__(
+        self, root: zarr.Group, header: StoreHeader, layer: int, index: int, *, quick: bool
+    ) -> None:
         self.root, self.header, self.quick = root, header, quick
         self.layer, self.index = layer, index
         self.name = f"layer_{layer}/round_{index}"
@@ -78,7 +90,8 @@ class RoundCheck:
         """What decoded whole; block columns only where every block is complete."""
         self._parts: dict[str, dict[int, NDArray[Any]]] = {}
 
-    # --- sizes --------------------------------------------------------------------------------------------------
+    # --- sizes
+    # --------------------------------------------------------------------------------------------------
 
     @property
     def n_samples(self) -> int:
@@ -109,17 +122,22 @@ class RoundCheck:
         state = "damaged" if self.findings else state if all_done else "unfinished"
         return RoundState(self.name, self.n_samples, rows, self.n_blocks, done, state)
 
-    # --- metadata and marks ---------------------------------------------------------------------------------------
+    # --- metadata and marks
+    # ---------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Check attributes and metadata and read the marks; what cannot be opened is left out afterwards.
+        """Check attributes and metadata and read the marks; what cannot be opened is left out
+        afterwards.
 
-        A round whose laying out was cut short has no `complete` yet and is not looked at any further.
+        A round whose laying out was cut short has no `complete` yet and is not looked at any
+        further.
         """
         if not self._read_attributes():
             return
         phases = [f"/{phase}" for phase in self.header.phases]
-        vectors = [f"/{name}{place}" for name in vector_arrays(self.header) for place in ("", *phases)]
+        vectors = [
+            f"/{name}{place}" for name in vector_arrays(self.header) for place in ("", *phases)
+        ]
         for place in ("", "/samples", "/labels", *vectors):
             self._check_group(f"layer_{self.layer}" if place == "" else f"{self.name}{place}")
         if not self._is_laid_out:
@@ -137,13 +155,21 @@ class RoundCheck:
             return False
         if group is None:
             if self._has_marks():
-                self._add(self.name, "zarr.json is missing", WRITE_ANEW, path=f"{self.name}/zarr.json")
+                self._add(
+                    self.name, "zarr.json is missing", WRITE_ANEW, path=f"{self.name}/zarr.json"
+                )
             return False
         attributes = dict(group.attrs)
         if "plan_digest" not in attributes and not self._has_marks():
             return False  # a writer was stopped between the group and its attributes
         if fault := _attributes_fault(attributes, self.header):
-            self._add(self.name, fault, self._remove(self.name), path=f"{self.name}/zarr.json", cure="hand")
+            self._add(
+                self.name,
+                fault,
+                self._remove(self.name),
+                path=f"{self.name}/zarr.json",
+                cure="hand",
+            )
             return False
         self.attributes = attributes
         return True
@@ -151,13 +177,16 @@ class RoundCheck:
     def _check_group(self, name: str) -> None:
         try:
             if find_node(self.root, name) is None and self._is_laid_out:
-                self._add(name, "zarr.json of the group is missing", WRITE_ANEW, path=f"{name}/zarr.json")
+                self._add(
+                    name, "zarr.json of the group is missing", WRITE_ANEW, path=f"{name}/zarr.json"
+                )
         except StoreDamagedError as error:
             self.findings.append(self._broken_metadata(name, error))
 
     @cached_property
     def _is_laid_out(self) -> bool:
-        """`complete` is created last, so where it is, or any mark was set, everything must be there."""
+        """`complete` is created last, so where it is, or any mark was set, everything must be
+        there."""
         try:
             return find_node(self.root, f"{self.name}/complete") is not None or self._has_marks()
         except StoreDamagedError:
@@ -174,7 +203,11 @@ class RoundCheck:
             name: (shapes.get(name, (n if name.startswith("samples") else None,)), data_type)
             for name, data_type in _COLUMN_TYPES.items()
         }
-        for place in (f"{phase}/{model_layer}" for phase in header.phases for model_layer in header.model_layers):
+        for place in (
+            f"{phase}/{model_layer}"
+            for phase in header.phases
+            for model_layer in header.model_layers
+        ):
             arrays[f"activations/{place}"] = ((n, header.hidden), header.store_dtype)
             if header.store_dtype == "int8":
                 arrays[f"scales/{place}"] = ((n,), "float32")
@@ -212,8 +245,9 @@ class RoundCheck:
     def _read_marks(self) -> None:
         """Read the marks, and then the attributes again.
 
-        In this order, and a missing mark a second time at the end, so that a run that goes on meanwhile is not taken
-        for damage: it sets `verification` after the last mark, and takes it back before it takes off a mark.
+        In this order, and a missing mark a second time at the end, so that a run that goes on
+        meanwhile is not taken for damage: it sets `verification` after the last mark, and takes it
+        back before it takes off a mark.
         """
         marks = self.arrays["complete"]
         found = {block: _read_mark(marks, block) for block in range(self.n_blocks)}
@@ -224,10 +258,15 @@ class RoundCheck:
             elif isinstance(mark, str):
                 self._add_block("complete", block, mark)
             elif self.attributes.get("verification") and _read_mark(marks, block) == mark:
-                what = "the mark of these rows is missing" if mark is None else "these rows are marked unfinished"
+                what = (
+                    "the mark of these rows is missing"
+                    if mark is None
+                    else "these rows are marked unfinished"
+                )
                 self._add_block("complete", block, f"{what}, though the round was finished")
 
-    # --- objects --------------------------------------------------------------------------------------------------
+    # --- objects
+    # --------------------------------------------------------------------------------------------------
 
     def column_tasks(self) -> Iterator[Task]:
         """The objects of samples and labels that must be there."""
@@ -247,8 +286,11 @@ class RoundCheck:
                             yield Task(array, block, place=(phase, model_layer), block=block)
 
     def examine(self, task: Task) -> Outcome:
-        """Look at one object, and decode it unless this is a quick check. Called from many threads."""
-        size, fault, values = task.array.look(task.number) if self.quick else task.array.check(task.number)
+        """Look at one object, and decode it unless this is a quick check. Called from many
+        threads."""
+        size, fault, values = (
+            task.array.look(task.number) if self.quick else task.array.check(task.number)
+        )
         findings = [self._object_finding(task, fault)] if fault else []
         if values is not None and task.place is not None:
             findings += self._check_activations(task, values)
@@ -285,7 +327,8 @@ class RoundCheck:
                 self.columns[name] = np.asarray(empty.array[:])
 
     def _check_activations(self, task: Task, values: NDArray[Any]) -> Iterable[Finding]:
-        assert task.place is not None and task.block is not None  # noqa: S101, PT018 - for the type checker
+        # for the type checker
+        assert task.place is not None and task.block is not None  # noqa: S101, PT018
         values = values.reshape(len(values), -1)  # scales are one number a row
         if values.dtype == np.int8:
             finite, empty = (values != MISSING).all(axis=1), np.zeros(len(values), np.bool_)
@@ -299,9 +342,17 @@ class RoundCheck:
         if not wrong.any():
             return []
         rows = self.rows(task.block).start + np.flatnonzero(wrong)
-        what = "NaN or infinity" if (~finite & wrong).any() else "values in a row without a pooled position"
+        what = (
+            "NaN or infinity"
+            if (~finite & wrong).any()
+            else "values in a row without a pooled position"
+        )
         found = f"{what} in {len(rows)} of {len(values)} rows of the block"
-        return [self.block_finding(self._relative(task.array), task.block, found, (int(rows[0]), int(rows[-1])))]
+        return [
+            self.block_finding(
+                self._relative(task.array), task.block, found, (int(rows[0]), int(rows[-1]))
+            )
+        ]
 
     def _positions(self, block: int, phase: Phase) -> NDArray[np.bool_] | None:
         """(rows,) whether a position was pooled; None if the column that says so is damaged."""
@@ -312,10 +363,13 @@ class RoundCheck:
             return None
         unknown = np.zeros(rows.stop - rows.start, np.int32)
         return has_position(
-            self.header, unknown if prompts is None else prompts[rows], unknown if counts is None else counts
+            self.header,
+            unknown if prompts is None else prompts[rows],
+            unknown if counts is None else counts,
         )[phase]
 
-    # --- findings -------------------------------------------------------------------------------------------------
+    # --- findings
+    # -------------------------------------------------------------------------------------------------
 
     def _add(self, array: str, found: str, advice: str, **more: Any) -> None:
         self.findings.append(Finding(array, found, advice, round=self.name, **more))
@@ -323,13 +377,21 @@ class RoundCheck:
     def _add_block(self, name: str, block: int, found: str) -> None:
         self.findings.append(self.block_finding(name, block, found))
 
-    def block_finding(self, name: str, block: int, found: str, rows: tuple[int, int] | None = None) -> Finding:
-        """A finding about one block, which extracting it again mends; `rows` where not all of it is concerned."""
+    def block_finding(
+        self, name: str, block: int, found: str, rows: tuple[int, int] | None = None
+    ) -> Finding:
+        """A finding about one block, which extracting it again mends; `rows` where not all of it is
+        concerned."""
         array, whole = self.arrays[name], self.rows(block)
         return Finding(
-            array.name, found, EXTRACT_ROWS, rows or (whole.start, whole.stop - 1), array.object_path(block),
-            self.name, block,
-        )  # fmt: skip
+            array.name,
+            found,
+            EXTRACT_ROWS,
+            rows or (whole.start, whole.stop - 1),
+            array.object_path(block),
+            self.name,
+            block,
+        )
 
     def _relative(self, array: StoredArray) -> str:
         return array.name.removeprefix(f"{self.name}/")
@@ -339,20 +401,31 @@ class RoundCheck:
             return self.block_finding(self._relative(task.array), task.block, fault)
         rows = task.array.rows(task.number)
         return Finding(
-            task.array.name, fault, WRITE_ANEW, (rows.start, rows.stop - 1), task.array.object_path(task.number),
+            task.array.name,
+            fault,
+            WRITE_ANEW,
+            (rows.start, rows.stop - 1),
+            task.array.object_path(task.number),
             self.name,
-        )  # fmt: skip
+        )
 
     def _broken_metadata(self, name: str, error: StoreDamagedError) -> Finding:
         cause = first_line(error.__cause__ or error)
         return Finding(
-            name, f"zarr.json does not parse ({cause})", self._remove(name), path=f"{name}/zarr.json",
-            round=self.name, cure="hand",
-        )  # fmt: skip
+            name,
+            f"zarr.json does not parse ({cause})",
+            self._remove(name),
+            path=f"{name}/zarr.json",
+            round=self.name,
+            cure="hand",
+        )
 
     @staticmethod
     def _remove(name: str) -> str:
-        return f"remove {name}/zarr.json and run the same `lenscache extract` again, which writes it anew"
+        return (
+            f"remove {name}/zarr.json and run the same `lenscache extract` again, which writes it "
+            "anew"
+        )
 
 
 def _read_mark(marks: StoredArray, block: int) -> int | str | None:
@@ -370,12 +443,22 @@ def _read_mark(marks: StoredArray, block: int) -> int | str | None:
 
 def _attributes_fault(attributes: Mapping[str, Any], header: StoreHeader) -> str | None:
     """What is wrong with a round's attributes, if anything."""
-    kinds = {"n_samples": int, "block_rows": int, "plan_digest": str, "concepts": list, "n_targets": int, "kinds": list}
+    kinds = {
+        "n_samples": int,
+        "block_rows": int,
+        "plan_digest": str,
+        "concepts": list,
+        "n_targets": int,
+        "kinds": list,
+    }
     for key, kind in kinds.items():
         if not isinstance(attributes.get(key), kind):
             return f"the attribute {key} is {attributes.get(key)!r:.60}, expected {kind.__name__}"
     if attributes["n_samples"] < 1 or attributes["block_rows"] < 1:
-        return f"{attributes['n_samples']} samples in blocks of {attributes['block_rows']}, expected 1 or more"
+        return (
+            f"{attributes['n_samples']} samples in blocks of {attributes['block_rows']}, expected "
+            "1 or more"
+        )
     if not 0 < attributes["n_targets"] <= len(attributes["concepts"]):
         return f"{attributes['n_targets']} target concepts of {len(attributes['concepts'])}"
     if attributes.get("seed") != header.seed:

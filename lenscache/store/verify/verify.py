@@ -1,9 +1,10 @@
-"""Is a store what it should be? Every object decoded, every value and count compared with the plan; nothing written.
+"""Is a store what it should be? Every object decoded, every value and count compared with the plan;
+nothing written.
 
     store --> hierarchy, rounds, label sets --tasks, one an object--> threads --> findings, how far each round is
 
-A store that is merely unfinished is not damaged. What a killed writer leaves (temporary files, objects of blocks that
-are not marked) does no harm and is noted.
+A store that is merely unfinished is not damaged. What a killed writer leaves (temporary files,
+objects of blocks that are not marked) does no harm and is noted.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ from lenscache.store.verify.round import Outcome, RoundCheck, Task
 OnChecked = Callable[[int, int], None]
 """Called with the objects checked so far, and all of them."""
 
-_HIERARCHY = {"id": "string", "name": "string", "definition": "string", "layer": "int16", "parent_links": "int32"}
+_HIERARCHY = {
+    "id": "string",
+    "name": "string",
+    "definition": "string",
+    "layer": "int16",
+    "parent_links": "int32",
+}
 
 
 def verify_store(
@@ -46,7 +53,8 @@ def verify_store(
 
     Parameters
     ----------
-    quick : only look at marks, metadata, and presence and size of objects; decode nothing but the marks.
+    quick : only look at marks, metadata, and presence and size of objects; decode nothing but the
+        marks.
     pack : compare the store with this pack, too.
     layer : only the rounds of one layer of abstraction.
     jobs : threads; None for one a core, eight at most.
@@ -64,11 +72,15 @@ def verify_store(
     report = VerifyReport(str(path), quick)
     places = [place for place in store.places() if layer in (None, place[0])]
     if layer is not None and not places:
-        raise PlanError(f"{path} has no layer {layer}, it has {sorted({n for n, _ in store.places()})}")
+        raise PlanError(
+            f"{path} has no layer {layer}, it has {sorted({n for n, _ in store.places()})}"
+        )
     checks = [RoundCheck(store.group, store.header, *place, quick=quick) for place in places]
     for check in checks:
         check.prepare()
-    run = _Run(report, jobs or min(8, os.cpu_count() or 1), on_checked or (lambda _done, _total: None))
+    run = _Run(
+        report, jobs or min(8, os.cpu_count() or 1), on_checked or (lambda _done, _total: None)
+    )
     # The hierarchy is written before any round: without one, it may be as a stopped writer left it.
     hierarchy = _open_hierarchy(store, report) if any(check.attributes for check in checks) else {}
     # Columns of all rounds first: they say which rows of the activations may be NaN.
@@ -86,7 +98,10 @@ def verify_store(
         _check_label_sets(store, report)
         if pack is not None:
             report.findings += check_pack(store.header, checks, pack)
-    report.notes += [f"{file}: left by a writer that was stopped; harmless" for file in leftover_files(store.group)]
+    report.notes += [
+        f"{file}: left by a writer that was stopped; harmless"
+        for file in leftover_files(store.group)
+    ]
     report.elapsed_s = time.perf_counter() - start
     return report
 
@@ -127,7 +142,9 @@ def _finish(check: RoundCheck, report: VerifyReport) -> None:
     unmarked = check.unmarked_objects()
     if unmarked:
         blocks = ", ".join(map(str, unmarked))
-        report.notes.append(f"{check.name}: objects of blocks {blocks}, which are not marked complete; harmless")
+        report.notes.append(
+            f"{check.name}: objects of blocks {blocks}, which are not marked complete; harmless"
+        )
     report.findings += check.findings
     report.rounds.append(check.state())
     report.arrays += len(check.arrays)
@@ -141,7 +158,9 @@ def _open_hierarchy(store: Store, report: VerifyReport) -> dict[str, StoredArray
         try:
             array = StoredArray.open(store.group, place)
         except StoreDamagedError as error:
-            advice = f"remove {file} and run the same `lenscache extract` again, which writes it anew"
+            advice = (
+                f"remove {file} and run the same `lenscache extract` again, which writes it anew"
+            )
             found_there = f"zarr.json does not parse ({type(error.__cause__ or error).__name__})"
             report.findings.append(Finding(place, found_there, advice, path=file, cure="hand"))
             continue
@@ -149,7 +168,9 @@ def _open_hierarchy(store: Store, report: VerifyReport) -> dict[str, StoredArray
             report.findings.append(Finding(place, "the array is missing", WRITE_ANEW, path=file))
         elif array.data_type != data_type:
             wrong = f"data type {array.data_type}, expected {data_type}"
-            report.findings.append(Finding(place, wrong, f"remove {file} and extract again", path=file, cure="hand"))
+            report.findings.append(
+                Finding(place, wrong, f"remove {file} and extract again", path=file, cure="hand")
+            )
         else:
             found[name] = array
             report.arrays += 1

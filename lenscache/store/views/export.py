@@ -7,8 +7,8 @@
       model_layer_15.safetensors      one array a phase, (n, hidden), rows as in samples.jsonl
       samples.parquet                 everything of a row in one line                (with Parquet)
 
-Rows of blocks that are not complete are left out, and the manifest counts them. The store is read and written block by
-block. A folder appears under its name when all of it is there.
+Rows of blocks that are not complete are left out, and the manifest counts them. The store is read
+and written block by block. A folder appears under its name when all of it is there.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def export_store(
 ) -> ExportReport:
     """Write the complete rows of a store to a folder.
 
-    safetensors keeps the dtype of the store bit for bit, BF16 included; npz and Parquet hold float32, exactly. A row
-    without a position in a phase is NaN there, as in the store.
+    safetensors keeps the dtype of the store bit for bit, BF16 included; npz and Parquet hold
+    float32, exactly. A row without a position in a phase is NaN there, as in the store.
 
     Parameters
     ----------
@@ -124,20 +124,29 @@ def export_store(
 def check_target(out: Path, store_path: str, *, overwrite: bool) -> None:
     """Raise ExportError unless an export may be written to `out`."""
     if _URL.match(str(out)):
-        raise ExportError(f"an export cannot be written to a URL ({out}): choose a folder, and copy it from there")
+        raise ExportError(
+            f"an export cannot be written to a URL ({out}): choose a folder, and copy it from there"
+        )
     folder = local_folder(store_path)
     if folder is not None and folder.resolve() in (out.resolve(), *out.resolve().parents):
         raise ExportError(f"{out} is in the store {store_path}: choose a folder outside it")
     if not out.exists() and not out.is_symlink():
         return
     if not overwrite:
-        raise ExportError(f"{out} exists: choose another folder, or --overwrite if it is an earlier export")
+        raise ExportError(
+            f"{out} exists: choose another folder, or --overwrite if it is an earlier export"
+        )
     listed = _listed_files(out)
     if listed is None:
-        raise ExportError(f"{out} exists and is not an export (no {MANIFEST} of one): choose another folder")
+        raise ExportError(
+            f"{out} exists and is not an export (no {MANIFEST} of one): choose another folder"
+        )
     found = (file.relative_to(out).as_posix() for file in out.rglob("*") if not file.is_dir())
     if others := sorted(name for name in found if name not in listed):
-        raise ExportError(f"{out} holds files that no export wrote ({', '.join(others[:3])}): move them away first")
+        raise ExportError(
+            f"{out} holds files that no export wrote ({', '.join(others[:3])}): move them away "
+            "first"
+        )
 
 
 def _listed_files(folder: Path) -> set[str] | None:
@@ -153,7 +162,8 @@ def _listed_files(folder: Path) -> set[str] | None:
 
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
-    """A scratch folder beside `out`, which takes its place at the end and vanishes after an error."""
+    """A scratch folder beside `out`, which takes its place at the end and vanishes after an
+    error."""
     scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:
         yield scratch
@@ -177,11 +187,17 @@ def _replacing(out: Path) -> Iterator[Path]:
 def _check_disk_space(out: Path, store: Store, selection: Selection, to: ExportFormat) -> None:
     itemsize = 4 if to != "safetensors" or store.header.store_dtype in ("float32", "int8") else 2
     vectors = len(selection) * len(selection.phases) * len(selection.model_layers)
-    needed = int(vectors * store.header.hidden * itemsize * (_PARQUET_SHARE if to == "parquet" else 1))
-    require_room(out, needed, "the export needs about {}", "choose another disk, or fewer --model-layers")
+    needed = int(
+        vectors * store.header.hidden * itemsize * (_PARQUET_SHARE if to == "parquet" else 1)
+    )
+    require_room(
+        out, needed, "the export needs about {}", "choose another disk, or fewer --model-layers"
+    )
 
 
-def _make_manifest(store: Store, selection: Selection, to: ExportFormat, files: list[dict[str, Any]]) -> dict[str, Any]:
+def _make_manifest(
+    store: Store, selection: Selection, to: ExportFormat, files: list[dict[str, Any]]
+) -> dict[str, Any]:
     header = store.header.to_attributes()
     return {
         "format": FORMAT,
@@ -189,23 +205,36 @@ def _make_manifest(store: Store, selection: Selection, to: ExportFormat, files: 
         "to": to,
         "store": {"digest": store.digest(), "format_version": header.pop("format_version")},
         **header,
-        "selection": {"phases": list(selection.phases), "model_layers": list(selection.model_layers)},
+        "selection": {
+            "phases": list(selection.phases),
+            "model_layers": list(selection.model_layers),
+        },
         "rounds": [
             {
-                "name": part.source.name, "rows": len(part), "rows_left_out": part.n_left_out,
-                "plan_digest": part.source.attributes["plan_digest"], "verified": part.source.is_complete,
+                "name": part.source.name,
+                "rows": len(part),
+                "rows_left_out": part.n_left_out,
+                "plan_digest": part.source.attributes["plan_digest"],
+                "verified": part.source.is_complete,
             }
             for part in selection.rounds
         ],
         "files": files,
-    }  # fmt: skip
+    }
 
 
 class _Writer:
     """Writes the files of one export into a folder."""
 
-    def __init__(self, folder: Path, store: Store, selection: Selection, on_progress: OnProgress) -> None:
-        self.folder, self.store, self.selection, self.on_progress = folder, store, selection, on_progress
+    def __init__(
+        self, folder: Path, store: Store, selection: Selection, on_progress: OnProgress
+    ) -> None:
+        self.folder, self.store, self.selection, self.on_progress = (
+            folder,
+            store,
+            selection,
+            on_progress,
+        )
         self.hidden = store.header.hidden
         self._files: list[dict[str, Any]] = []
         self._done = 0
@@ -222,13 +251,20 @@ class _Writer:
                 continue
             self._write_lines(f"{part.source.name}/samples.jsonl", _sample_lines(part))
             for model_layer in self.selection.model_layers:
-                (self._write_safetensors if to == "safetensors" else self._write_npz)(part, model_layer)
+                (self._write_safetensors if to == "safetensors" else self._write_npz)(
+                    part, model_layer
+                )
         return self._files
 
     def _concepts(self) -> Iterator[dict[str, Any]]:
         hierarchy, names = self.store.hierarchy, self.store.concept_names
         for concept, layer in hierarchy.layers.items():
-            yield {"id": concept, "name": names[concept], "layer": layer, "parents": list(hierarchy.parents(concept))}
+            yield {
+                "id": concept,
+                "name": names[concept],
+                "layer": layer,
+                "parents": list(hierarchy.parents(concept)),
+            }
 
     def _write_lines(self, name: str, lines: Iterator[dict[str, Any]]) -> None:
         count = 0
@@ -243,11 +279,19 @@ class _Writer:
         stored = part.source.read(self.selection.phases[0], model_layer, slice(0, 0)).dtype
         shape, size = [len(part), self.hidden], len(part) * self.hidden * stored.itemsize
         tensors: dict[str, Any] = {
-            phase: {"dtype": _TENSOR_TYPES[str(stored)], "shape": shape, "data_offsets": [i * size, (i + 1) * size]}
+            phase: {
+                "dtype": _TENSOR_TYPES[str(stored)],
+                "shape": shape,
+                "data_offsets": [i * size, (i + 1) * size],
+            }
             for i, phase in enumerate(self.selection.phases)
         }
-        origin = {"format": FORMAT, "store_digest": self.store.digest(), "round": part.source.name,
-                  "model_layer": str(model_layer)}  # fmt: skip
+        origin = {
+            "format": FORMAT,
+            "store_digest": self.store.digest(),
+            "round": part.source.name,
+            "model_layer": str(model_layer),
+        }
         head = json.dumps({"__metadata__": origin, **tensors}, separators=(",", ":")).encode()
         head += b" " * (-len(head) % 8)  # values start at a multiple of 8
         name = f"{part.source.name}/model_layer_{model_layer}.safetensors"
@@ -256,7 +300,10 @@ class _Writer:
             for phase in self.selection.phases:
                 for values in self._blocks(part, phase, model_layer):
                     file.write(_little_endian(values))
-        arrays = {phase: {key: entry[key] for key in ("dtype", "shape")} for phase, entry in tensors.items()}
+        arrays = {
+            phase: {key: entry[key] for key in ("dtype", "shape")}
+            for phase, entry in tensors.items()
+        }
         self._list(name, arrays=arrays)
 
     def _write_npz(self, part: RoundSelection, model_layer: int) -> None:
@@ -265,17 +312,26 @@ class _Writer:
         shape = (len(part), self.hidden)
         with zipfile.ZipFile(self.folder / name, "w", zipfile.ZIP_STORED) as archive:
             for phase in self.selection.phases:
-                with archive.open(zipfile.ZipInfo(f"{phase}.npy", _ZIP_EPOCH), "w", force_zip64=True) as file:
+                with archive.open(
+                    zipfile.ZipInfo(f"{phase}.npy", _ZIP_EPOCH), "w", force_zip64=True
+                ) as file:
                     head = {"descr": "<f4", "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(file, head)
                     for values in self._blocks(part, phase, model_layer):
                         file.write(_little_endian(values.astype(np.float32)))
-        self._list(name, arrays={phase: {"dtype": "F32", "shape": list(shape)} for phase in self.selection.phases})
+        self._list(
+            name,
+            arrays={
+                phase: {"dtype": "F32", "shape": list(shape)} for phase in self.selection.phases
+            },
+        )
 
     def _write_parquet(self, part: RoundSelection) -> None:
         """A row group a block, or several where a block has many vectors."""
         pa, parquet = _import_pyarrow()
-        places = [(phase, i) for phase in self.selection.phases for i in self.selection.model_layers]
+        places = [
+            (phase, i) for phase in self.selection.phases for i in self.selection.model_layers
+        ]
         names = [f"{phase}_{model_layer}" for phase, model_layer in places]
         vector = pa.list_(pa.float32(), self.hidden)
         text = pa.table(part.columns()).append_column("labels", _label_lists(pa, part))
@@ -290,16 +346,22 @@ class _Writer:
                 first += rows.stop - rows.start
                 for phase, model_layer in places:
                     values = self._read(part, phase, model_layer, rows).astype(np.float32)
-                    columns.append(pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=vector))
+                    columns.append(
+                        pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=vector)
+                    )
                 file.write_table(pa.table(columns, schema=schema))
         arrays = {column: {"dtype": "F32", "shape": [len(part), self.hidden]} for column in names}
         self._list(name, lines=len(part), arrays=arrays)
 
-    def _blocks(self, part: RoundSelection, phase: Phase, model_layer: int) -> Iterator[NDArray[Any]]:
+    def _blocks(
+        self, part: RoundSelection, phase: Phase, model_layer: int
+    ) -> Iterator[NDArray[Any]]:
         for block in part.blocks:
             yield self._read(part, phase, model_layer, part.source.rows(block))
 
-    def _read(self, part: RoundSelection, phase: Phase, model_layer: int, rows: slice) -> NDArray[Any]:
+    def _read(
+        self, part: RoundSelection, phase: Phase, model_layer: int, rows: slice
+    ) -> NDArray[Any]:
         values = part.source.read(phase, model_layer, rows)
         self._done += len(values)
         total = len(self.selection) * len(self.selection.phases) * len(self.selection.model_layers)
@@ -315,7 +377,9 @@ class _Writer:
 
 def _sample_lines(part: RoundSelection) -> Iterator[dict[str, Any]]:
     columns = part.columns()
-    for *values, labels in zip(*(column.tolist() for column in columns.values()), _labels_of(part), strict=True):
+    for *values, labels in zip(
+        *(column.tolist() for column in columns.values()), _labels_of(part), strict=True
+    ):
         yield {**dict(zip(columns, values, strict=True)), "labels": labels}
 
 
@@ -323,7 +387,9 @@ def _labels_of(part: RoundSelection) -> list[list[dict[str, Any]]]:
     """The labels of each selected row."""
     labels: dict[int, list[dict[str, Any]]] = {row: [] for row in part.rows.tolist()}
     for label in part.labels():
-        labels[label.row].append({"concept": label.concept, "role": label.role, "order": label.order})
+        labels[label.row].append(
+            {"concept": label.concept, "role": label.role, "order": label.order}
+        )
     return list(labels.values())
 
 
@@ -350,7 +416,9 @@ def _import_pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise MissingPackageError("writing Parquet needs pyarrow: run `pip install 'lenscache[parquet]'`") from None
+        raise MissingPackageError(
+            "writing Parquet needs pyarrow: run `pip install 'lenscache[parquet]'`"
+        ) from None
     return pyarrow, pyarrow.parquet
 
 

@@ -1,9 +1,10 @@
-"""What of a store may leave it: the rows of complete blocks, with every column in words instead of numbers.
+"""What of a store may leave it: the rows of complete blocks, with every column in words instead of
+numbers.
 
     Store --select--> Selection: phases, model layers, one RoundSelection a round --> xarray_view, export
 
-The marks are read before the columns, because a writer writes in the opposite order: a row that is selected has its
-completion, even if it was extracted a moment ago.
+The marks are read before the columns, because a writer writes in the opposite order: a row that is
+selected has its completion, even if it was extracted a moment ago.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class SampleLabel(NamedTuple):
     role: str
     """One of `ROLES`."""
     order: int
-    """Place in the nested order of the concept's labels in the round: the first ten are part of the first thirty."""
+    """Place in the nested order of the concept's labels in the round: the first ten are part of the
+    first thirty."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class RoundSelection:
     def columns(self) -> dict[str, NDArray[Any]]:
         """What is known of each row, n values a column; texts are `object` arrays.
 
-        `sample` names the row in the store (`layer_1/round_0/17`) and is unique; `key` (32 hex digits) says what was
-        extracted, and is the same wherever the same text was extracted in the same way.
+        `sample` names the row in the store (`layer_1/round_0/17`) and is unique; `key` (32 hex
+        digits) says what was extracted, and is the same wherever the same text was extracted in the
+        same way.
         """
         n, samples, kinds = len(self), self.samples, self.source.attributes["kinds"]
         named: dict[str, NDArray[Any]] = {
@@ -89,7 +92,9 @@ class RoundSelection:
         """The labels of the selected rows, in the order in which the store holds them."""
         selected = set(self.rows.tolist())
         counts: dict[int, int] = {}
-        for row, concept, role in zip(*(column.tolist() for column in self.source.labels()), strict=True):
+        for row, concept, role in zip(
+            *(column.tolist() for column in self.source.labels()), strict=True
+        ):
             order = counts.get(concept, 0)
             counts[concept] = order + 1
             if row in selected:
@@ -145,21 +150,29 @@ def select(
     for model_layer in model_layers or ():
         if model_layer not in header.model_layers:
             raise ModelLayerError(
-                f"model layer {model_layer} is not in the store, which holds {show_value(header.model_layers)}"
+                f"model layer {model_layer} is not in the store, which holds "
+                f"{show_value(header.model_layers)}"
             )
     for phase in phases or ():
         if phase not in header.phases:
             raise StoreMismatchError("mode", header.mode, phase)
     return Selection(
-        rounds=tuple(_select_round(entry) for n in (found if layers is None else sorted(set(layers)))
-                     for entry in store.rounds(n)),
+        rounds=tuple(
+            _select_round(entry)
+            for n in (found if layers is None else sorted(set(layers)))
+            for entry in store.rounds(n)
+        ),
         phases=header.phases if phases is None else tuple(dict.fromkeys(phases)),
-        model_layers=header.model_layers if model_layers is None else tuple(dict.fromkeys(model_layers)),
-    )  # fmt: skip
+        model_layers=header.model_layers
+        if model_layers is None
+        else tuple(dict.fromkeys(model_layers)),
+    )
 
 
 def _select_round(entry: Round) -> RoundSelection:
-    blocks = tuple(int(block) for block in np.flatnonzero(entry.complete_blocks()))  # first: see the top
+    blocks = tuple(
+        int(block) for block in np.flatnonzero(entry.complete_blocks())
+    )  # first: see the top
     rows = _rows_of(entry, blocks)
     return RoundSelection(entry, blocks, Samples._make(column[rows] for column in entry.samples()))
 

@@ -3,9 +3,9 @@
     Store --open_dataset------> Dataset: activation (sample, phase, model_layer, hidden) and what is known of a sample
           --make_labels_frame-> DataFrame: sample, key, concept, role, order
 
-Indexing reads the blocks that it touches, through `Round.read`, and nothing else. Values are float32, which holds
-every bfloat16 and float16 exactly. Only rows of blocks that were complete when the dataset was opened are in it; open
-it again to see more.
+Indexing reads the blocks that it touches, through `Round.read`, and nothing else. Values are
+float32, which holds every bfloat16 and float16 exactly. Only rows of blocks that were complete when
+the dataset was opened are in it; open it again to see more.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ try:
     from xarray.core import indexing
 except ImportError:
     raise MissingPackageError(
-        "a store as a dataset or a table needs xarray and pandas: run `pip install 'lenscache[xarray]'`"
+        "a store as a dataset or a table needs xarray and pandas: run `pip install "
+        "'lenscache[xarray]'`"
     ) from None
 
 if TYPE_CHECKING:
@@ -48,17 +49,18 @@ def open_dataset(
 ) -> xr.Dataset:
     """Open the rows of complete blocks, round after round, as one dataset.
 
-    The variable `activation` is float32 (sample, phase, model_layer, hidden); a sample that has no position in a phase
-    is NaN there. `sample` is the name of the row in the store (`layer_1/round_0/17`). Coordinates along it are layer,
-    round, row and the columns that the store has of a sample: key, text, completion, kind, split, n_prompt_tokens,
-    n_completion_tokens, temperature ... The attribute `rows_not_extracted` says how many rows are left out.
+    The variable `activation` is float32 (sample, phase, model_layer, hidden); a sample that has no
+    position in a phase is NaN there. `sample` is the name of the row in the store
+    (`layer_1/round_0/17`). Coordinates along it are layer, round, row and the columns that the
+    store has of a sample: key, text, completion, kind, split, n_prompt_tokens, n_completion_tokens,
+    temperature ... The attribute `rows_not_extracted` says how many rows are left out.
 
     Parameters
     ----------
     layer : layer of abstraction; None for all that the store holds.
     model_layers, phases : which transformer blocks and phases; None for all that are stored.
-    chunks : sizes of dask chunks by dimension, which needs dask; {} for the blocks of the store. None reads without
-        dask, when values are asked for.
+    chunks : sizes of dask chunks by dimension, which needs dask; {} for the blocks of the store.
+        None reads without dask, when values are asked for.
 
     Raises
     ------
@@ -77,19 +79,32 @@ def open_dataset(
     dataset = xr.Dataset(
         {"activation": (DIMS, indexing.LazilyIndexedArray(source))},
         coords={
-            **{name: ("sample", np.concatenate([column[name] for column in columns])) for name in names},
+            **{
+                name: ("sample", np.concatenate([column[name] for column in columns]))
+                for name in names
+            },
             "phase": list(selection.phases),
             "model_layer": list(selection.model_layers),
         },
         attrs={
-            "store_digest": store.digest(), "model": header.model_id, "model_fingerprint": header.model_fingerprint,
-            "model_dtype": header.model_dtype, "pack": header.pack_name, "pack_digest": header.pack_digest,
-            "pooling": header.pooling, "store_dtype": header.store_dtype,
+            "store_digest": store.digest(),
+            "model": header.model_id,
+            "model_fingerprint": header.model_fingerprint,
+            "model_dtype": header.model_dtype,
+            "pack": header.pack_name,
+            "pack_digest": header.pack_digest,
+            "pooling": header.pooling,
+            "store_dtype": header.store_dtype,
             "rows_not_extracted": selection.n_left_out,
         },
-    )  # fmt: skip
+    )
     if chunks is not None:
-        sizes: dict[str, Any] = {"sample": source.block_sizes or -1, "phase": 1, "model_layer": 1, "hidden": -1}
+        sizes: dict[str, Any] = {
+            "sample": source.block_sizes or -1,
+            "phase": 1,
+            "model_layer": 1,
+            "hidden": -1,
+        }
         dataset["activation"] = dataset["activation"].chunk({**sizes, **chunks})
     return dataset
 
@@ -97,9 +112,10 @@ def open_dataset(
 def make_labels_frame(store: Store, layer: int | None = None) -> pd.DataFrame:
     """The labels that the rows of `open_dataset` carry, in the order in which the store holds them.
 
-    The index is `sample`, as in the dataset; columns: `key`, `concept` (its id), `role` ("positive", "contrast" or
-    "negative") and `order`, the place in the nested order of the concept's labels in the round. Select with
-    ``dataset.sel(sample=frame[frame.concept == "bird"].index)``.
+    The index is `sample`, as in the dataset; columns: `key`, `concept` (its id), `role`
+    ("positive", "contrast" or "negative") and `order`, the place in the nested order of the
+    concept's labels in the round. Select with ``dataset.sel(sample=frame[frame.concept ==
+    "bird"].index)``.
 
     Raises
     ------
@@ -108,13 +124,17 @@ def make_labels_frame(store: Store, layer: int | None = None) -> pd.DataFrame:
     StoreIncompleteError
         If the store holds no such layer.
     """
-    lines = [line for part in select(store, _as_layers(layer)).rounds for line in _label_lines(part)]
+    lines = [
+        line for part in select(store, _as_layers(layer)).rounds for line in _label_lines(part)
+    ]
     columns = ("sample", "key", *(name for name in SampleLabel._fields if name != "row"))
     return pd.DataFrame(lines, columns=list(columns)).set_index("sample")
 
 
 def _label_lines(part: RoundSelection) -> Iterator[tuple[Any, ...]]:
-    key_of = dict(zip(part.rows.tolist(), (bytes(key).hex() for key in part.samples.key), strict=True))
+    key_of = dict(
+        zip(part.rows.tolist(), (bytes(key).hex() for key in part.samples.key), strict=True)
+    )
     for row, *label in part.labels():
         yield (f"{part.source.name}/{row}", key_of[row], *label)
 
@@ -124,7 +144,8 @@ def _as_layers(layer: int | None) -> list[int] | None:
 
 
 class _Activations(BackendArray):
-    """Rows of several rounds as one array (sample, phase, model layer, hidden) that is read where it is indexed."""
+    """Rows of several rounds as one array (sample, phase, model layer, hidden) that is read where
+    it is indexed."""
 
     def __init__(self, selection: Selection, hidden: int, digest: str) -> None:
         self.phases, self.model_layers = selection.phases, selection.model_layers
@@ -132,7 +153,9 @@ class _Activations(BackendArray):
         self.dtype = np.dtype(np.float32)
         self._digest = digest
         self._blocks: list[tuple[Round, int]] = [
-            (part.source, part.source.rows(block).start) for part in selection.rounds for block in part.blocks
+            (part.source, part.source.rows(block).start)
+            for part in selection.rounds
+            for block in part.blocks
         ]
         self.block_sizes = tuple(
             part.source.rows(block).stop - part.source.rows(block).start
@@ -142,14 +165,17 @@ class _Activations(BackendArray):
         self._starts = np.cumsum([0, *self.block_sizes])
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._read
+        )
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         places = [(source.name, start) for source, start in self._blocks]
         return (self._digest, places, self.phases, self.model_layers)
 
     def _read(self, key: tuple[Any, ...]) -> NDArray[np.float32]:
-        """Read an outer selection: an integer, a slice or an array of integers for each dimension."""
+        """Read an outer selection: an integer, a slice or an array of integers for each
+        dimension."""
         samples, phases, model_layers, features = (
             np.atleast_1d(np.arange(size)[part]) for size, part in zip(self.shape, key, strict=True)
         )
@@ -164,4 +190,6 @@ class _Activations(BackendArray):
                 for m, model_layer in enumerate(model_layers):
                     found = source.read(self.phases[phase], self.model_layers[model_layer], span)
                     values[wanted, p, m] = found[rows - span.start][:, features].astype(np.float32)
-        return values[tuple(0 if isinstance(part, int | np.integer) else slice(None) for part in key)]
+        return values[
+            tuple(0 if isinstance(part, int | np.integer) else slice(None) for part in key)
+        ]

@@ -80,18 +80,40 @@ def test_a_clean_pack_has_no_findings() -> None:
         ({"examples": BIRD.examples[:2]}, "amount", "has 2 examples, at least 3"),
         ({"contrasts": ()}, "amount", "has 0 contrasts, at least 1"),
         ({"definition": ""}, "definition", "has no definition"),
-        ({"examples": (*BIRD.examples, "Too short.")}, "length", "a text of 10 characters, not 15 to 400"),
-        ({"contrasts": ("A bird" + " far away" * 60,)}, "length", "a text of 546 characters, not 15 to 400"),
-        ({"examples": (*BIRD.examples, "Four birds sat along the wire.")}, "naming", "named in its own example: 'Four"),
-        ({"examples": (*BIRD.examples, "We roasted the fowl on Sunday.")}, "naming", "named in its own example: 'We"),
-        ({"contrasts": ("The logo had faded to a pale grey.",)}, "contrast", "not named in its contrast: 'The logo"),
+        (
+            {"examples": (*BIRD.examples, "Too short.")},
+            "length",
+            "a text of 10 characters, not 15 to 400",
+        ),
+        (
+            {"contrasts": ("A bird" + " far away" * 60,)},
+            "length",
+            "a text of 546 characters, not 15 to 400",
+        ),
+        (
+            {"examples": (*BIRD.examples, "Four birds sat along the wire.")},
+            "naming",
+            "named in its own example: 'Four",
+        ),
+        (
+            {"examples": (*BIRD.examples, "We roasted the fowl on Sunday.")},
+            "naming",
+            "named in its own example: 'We",
+        ),
+        (
+            {"contrasts": ("The logo had faded to a pale grey.",)},
+            "contrast",
+            "not named in its contrast: 'The logo",
+        ),
         ({"layer": 0}, "hierarchy", "the parent 'nature' on layer 0, not above layer 0"),
         ({"parents": ()}, "hierarchy", "is on layer 1 and has no parent"),
         ({"confusable_with": ("bat",)}, "confusable", "names 'bat', which is not in the pack"),
         ({"confusable_with": ("bird",)}, "confusable", "names itself as confusable"),
     ],
 )
-def test_each_rule_finds_its_fault_and_no_other(changes: dict[str, Any], rule: str, message: str) -> None:
+def test_each_rule_finds_its_fault_and_no_other(
+    changes: dict[str, Any], rule: str, message: str
+) -> None:
     (finding,) = found_in(bird(**changes))
     assert (finding.rule, finding.concept) == (rule, "bird")
     assert message in finding.message
@@ -146,11 +168,16 @@ def leaf(name: str, branch: str) -> Concept:
 def test_branches_are_held_against_the_balance_ratio(ratio: float | None, found: int) -> None:
     craft = Concept(id="craft", name="craft", layer=0)
     pack = pack_of(craft, leaf("boat", "craft"), leaf("tree", "nature"))  # 4 concepts and 2
-    findings = [f for f in check_pack(pack, CheckSettings(max_branch_ratio=ratio)) if f.rule == "balance"]
+    findings = [
+        f for f in check_pack(pack, CheckSettings(max_branch_ratio=ratio)) if f.rule == "balance"
+    ]
     assert len(findings) == found
     if found:
         assert findings[0].concept == ""
-        assert "the branch 'nature' has 4 concepts and 'craft' 2, more than 1.9 times" in findings[0].message
+        assert (
+            "the branch 'nature' has 4 concepts and 'craft' 2, more than 1.9 times"
+            in findings[0].message
+        )
 
 
 def test_a_pack_of_one_branch_is_in_balance() -> None:
@@ -168,10 +195,18 @@ def test_2000_concepts_are_checked_in_seconds_and_the_one_copy_is_found() -> Non
         return f"{starts[rng.integers(4)]} {' '.join(words[i] for i in rng.integers(0, 3000, 9))}."
 
     concepts = [
-        Concept(id=f"c{i}", name=f"c{i}", layer=0, definition="x", examples=tuple(sentence() for _ in range(8)))
+        Concept(
+            id=f"c{i}",
+            name=f"c{i}",
+            layer=0,
+            definition="x",
+            examples=tuple(sentence() for _ in range(8)),
+        )
         for i in range(2000)
     ]
-    concepts[1999] = dataclasses.replace(concepts[1999], examples=(*concepts[1999].examples, concepts[3].examples[0]))
+    concepts[1999] = dataclasses.replace(
+        concepts[1999], examples=(*concepts[1999].examples, concepts[3].examples[0])
+    )
     start = time.perf_counter()
     found = check_pack(ConceptPack("large", "1", tuple(concepts)), CheckSettings(min_contrasts=0))
     assert [(f.rule, f.concept) for f in found] == [("duplicate", "c1999")]

@@ -24,7 +24,9 @@ def entry(name: Any, parents: Any = (), children: Any = (), **more: Any) -> dict
 def imported(folder: Path, *layers: list[Any]) -> Imported:
     """Write layer files and read them; the result must load again as it is, and be of use."""
     for number, entries in enumerate(layers):
-        (folder / f"layer{number}.json").write_text(json.dumps({"layer": number, "concepts": entries}))
+        (folder / f"layer{number}.json").write_text(
+            json.dumps({"layer": number, "concepts": entries})
+        )
     result = import_hatcat(folder)
     result.pack.save(folder / "pack.out")
     loaded = ConceptPack.load(folder / "pack.out")
@@ -65,25 +67,41 @@ def test_a_tidy_folder_is_read_whole_with_nothing_to_report(tmp_path: Path) -> N
         confusable_with=("Animal",),
         negatives=("The cat slept.",),
     )
-    assert result.report.to_dict() == {"read": {"layer files": 2, "concepts": 2}, "repaired": {}, "left_out": {}}
+    assert result.report.to_dict() == {
+        "read": {"layer files": 2, "concepts": 2},
+        "repaired": {},
+        "left_out": {},
+    }
     assert result.pack.name == tmp_path.name
 
 
 @pytest.mark.parametrize(
     ("term", "spoken"),
-    [("CookingDevice", "cooking device"), ("DNA", "DNA"), ("DNASequence", "DNA sequence"), ("at_war", "at war"),
-     ("Phase2Trial", "phase2 trial"), ("__", "__"), ("../Escape", "../escape")],
-)  # fmt: skip
+    [
+        ("CookingDevice", "cooking device"),
+        ("DNA", "DNA"),
+        ("DNASequence", "DNA sequence"),
+        ("at_war", "at war"),
+        ("Phase2Trial", "phase2 trial"),
+        ("__", "__"),
+        ("../Escape", "../escape"),
+    ],
+)
 def test_terms_are_spoken(tmp_path: Path, term: str, spoken: str) -> None:
     concept, _ = one(tmp_path, entry(term))
     assert (concept.id, concept.name) == (term, spoken)
 
 
-# --- links -----------------------------------------------------------------------------------------------------------
+# --- links
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_parents_and_children_that_do_not_exist_are_left_out(tmp_path: Path) -> None:
-    result = imported(tmp_path, [entry("Animal", children=["Bird", "Ghost"])], [entry("Bird", ["Animal", "SeaThing"])])
+    result = imported(
+        tmp_path,
+        [entry("Animal", children=["Bird", "Ghost"])],
+        [entry("Bird", ["Animal", "SeaThing"])],
+    )
     assert parents(result) == {"Animal": (), "Bird": ("Animal",)}
     assert result.report.left_out == {
         "parent that does not exist": ["SeaThing of Bird"],
@@ -99,7 +117,11 @@ def test_links_from_either_end_count_and_those_from_both_ends_are_no_repair(tmp_
 
 
 def test_several_parents_are_kept(tmp_path: Path) -> None:
-    result = imported(tmp_path, [entry("Animal"), entry("Pet", children=["Dog"])], [entry("Dog", ["Animal", "Pet"])])
+    result = imported(
+        tmp_path,
+        [entry("Animal"), entry("Pet", children=["Dog"])],
+        [entry("Dog", ["Animal", "Pet"])],
+    )
     assert parents(result)["Dog"] == ("Animal", "Pet")
     assert result.pack.hierarchy.branches("Dog") == {"Animal", "Pet"}
 
@@ -107,11 +129,15 @@ def test_several_parents_are_kept(tmp_path: Path) -> None:
 def test_a_concept_without_a_parent_below_layer_0_is_a_root_and_reported(tmp_path: Path) -> None:
     result = imported(tmp_path, [entry("Animal")], [entry("Stray", ["Gone"])])
     assert result.pack["Stray"].layer == 1
-    assert result.report.repaired == {"concept below layer 0 without a parent, kept as a root": ["Stray"]}
+    assert result.report.repaired == {
+        "concept below layer 0 without a parent, kept as a root": ["Stray"]
+    }
 
 
 def test_a_concept_that_is_its_own_parent_loses_that_link(tmp_path: Path) -> None:
-    result = imported(tmp_path, [entry("Animal")], [entry("Bird", ["Bird", "Animal"], children=["Bird"])])
+    result = imported(
+        tmp_path, [entry("Animal")], [entry("Bird", ["Bird", "Animal"], children=["Bird"])]
+    )
     assert parents(result)["Bird"] == ("Animal",)
     assert result.report.left_out == {"link that closes a cycle": ["Bird below Bird"]}
 
@@ -125,7 +151,9 @@ def test_a_cycle_is_cut_at_one_link(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_one_cycle_still_gives_a_pack(tmp_path: Path) -> None:
     names = [f"N{i}" for i in range(50)]
-    result = imported(tmp_path, [entry(name, [names[i - 1]], [names[i - 1]]) for i, name in enumerate(names)])
+    result = imported(
+        tmp_path, [entry(name, [names[i - 1]], [names[i - 1]]) for i, name in enumerate(names)]
+    )
     assert len(result.pack) == 50
 
 
@@ -138,10 +166,13 @@ def test_of_two_entries_of_a_name_the_first_stays(tmp_path: Path) -> None:
     first, second = entry("Bird", definition="The first."), entry("Bird", definition="The second.")
     result = imported(tmp_path, [first, second], [entry("Bird")])
     assert result.pack["Bird"].definition == "The first."
-    assert result.report.left_out == {"second entry of a name": ["Bird in layer0.json", "Bird in layer1.json"]}
+    assert result.report.left_out == {
+        "second entry of a name": ["Bird in layer0.json", "Bird in layer1.json"]
+    }
 
 
-# --- definitions and hints -------------------------------------------------------------------------------------------
+# --- definitions and hints
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("nothing", [None, "", " \n", 7, ["A thing."], "&%", "\ud800"])
@@ -151,9 +182,15 @@ def test_a_missing_definition_is_empty_and_reported(tmp_path: Path, nothing: Any
     assert result.report.repaired == {"concept without a definition": ["Plant"]}
 
 
-@pytest.mark.parametrize("says_nothing", ["Grouping category for things.", "container node", "Umbrella concept of all"])
-def test_a_grouping_definition_gives_way_to_the_other_one(tmp_path: Path, says_nothing: str) -> None:
-    concept, result = one(tmp_path, entry("Made", definition=says_nothing, sumo_definition="What people made."))
+@pytest.mark.parametrize(
+    "says_nothing", ["Grouping category for things.", "container node", "Umbrella concept of all"]
+)
+def test_a_grouping_definition_gives_way_to_the_other_one(
+    tmp_path: Path, says_nothing: str
+) -> None:
+    concept, result = one(
+        tmp_path, entry("Made", definition=says_nothing, sumo_definition="What people made.")
+    )
     assert concept.definition == "What people made."
     assert result.report.left_out == {"definition that says nothing": [f"Made: {says_nothing}"]}
 
@@ -170,35 +207,64 @@ def test_an_invented_synset_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_an_example_that_names_its_concept_is_left_out(tmp_path: Path) -> None:
-    concept, result = one(tmp_path, hints(positive_examples=["A bird sang.", "It sang at dawn.", "It sang at dawn."]))
+    concept, result = one(
+        tmp_path, hints(positive_examples=["A bird sang.", "It sang at dawn.", "It sang at dawn."])
+    )
     assert concept.examples == ("It sang at dawn.",)
     assert result.report.left_out == {"example that names its concept": ["Bird: A bird sang."]}
 
 
 def test_confusable_concepts_that_do_not_exist_are_reported_in_order(tmp_path: Path) -> None:
-    concept, result = one(tmp_path, hints(confusable_with=["Other", "Bat", "Bird", "Aircraft", "Kite", "Bat"]))
+    concept, result = one(
+        tmp_path, hints(confusable_with=["Other", "Bat", "Bird", "Aircraft", "Kite", "Bat"])
+    )
     assert concept.confusable_with == ("Other",)
     missing = ["Bat of Bird", "Aircraft of Bird", "Kite of Bird"]
     assert result.report.left_out == {"confusable concept that does not exist": missing}
 
 
 def test_aliases_that_are_the_name_or_nothing_are_dropped(tmp_path: Path) -> None:
-    made = entry("CookingDevice", aliases=["_", "Cooking_Device"], lemmas=["stove", "stove", "\ud800"])
+    made = entry(
+        "CookingDevice", aliases=["_", "Cooking_Device"], lemmas=["stove", "stove", "\ud800"]
+    )
     assert one(tmp_path, made)[0].aliases == ("stove",)
 
 
-# --- wrong types -----------------------------------------------------------------------------------------------------
+# --- wrong types
+# -----------------------------------------------------------------------------------------------------
 
-WRONG: list[Any] = [None, 0, 1.5, True, "text", [None, 3, ["Other"], {"a": 1}, ""], {"Other": {"Other": []}}]
+WRONG: list[Any] = [
+    None,
+    0,
+    1.5,
+    True,
+    "text",
+    [None, 3, ["Other"], {"a": 1}, ""],
+    {"Other": {"Other": []}},
+]
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize(
-    "key", ["parent_concepts", "child_concepts", "category_children", "aliases", "lemmas", "training_hints", "layer",
-            "synsets", "definition", "safety_tags", "relationships"],
-)  # fmt: skip
+    "key",
+    [
+        "parent_concepts",
+        "child_concepts",
+        "category_children",
+        "aliases",
+        "lemmas",
+        "training_hints",
+        "layer",
+        "synsets",
+        "definition",
+        "safety_tags",
+        "relationships",
+    ],
+)
 def test_a_value_of_the_wrong_type_is_as_good_as_none(tmp_path: Path, key: str, wrong: Any) -> None:
-    concept, _ = one(tmp_path, {**entry("Bird", sumo_definition="A thing of some kind."), key: wrong})
+    concept, _ = one(
+        tmp_path, {**entry("Bird", sumo_definition="A thing of some kind."), key: wrong}
+    )
     expected = "text" if (key, wrong) == ("definition", "text") else "A thing of some kind."
     assert concept == Concept(id="Bird", name="bird", layer=0, definition=expected)
 
@@ -210,10 +276,23 @@ def test_a_hint_of_the_wrong_type_is_as_good_as_none(tmp_path: Path, key: str, w
 
 
 def test_entries_that_are_not_objects_or_have_no_name_are_left_out(tmp_path: Path) -> None:
-    bad = [None, 3, "Bird", ["Bird"], {}, entry(None), entry(7), entry(" "), entry(["Bird"]), entry("\ud800")]
+    bad = [
+        None,
+        3,
+        "Bird",
+        ["Bird"],
+        {},
+        entry(None),
+        entry(7),
+        entry(" "),
+        entry(["Bird"]),
+        entry("\ud800"),
+    ]
     result = imported(tmp_path, [*bad, entry("Real")])
     assert [concept.id for concept in result.pack.concepts] == ["Real"]
-    assert result.report.left_out["entry without a name"] == [f"layer0.json entry {i}" for i in range(10)]
+    assert result.report.left_out["entry without a name"] == [
+        f"layer0.json entry {i}" for i in range(10)
+    ]
 
 
 @pytest.mark.parametrize("content", ["null", "3", '{"concepts": {"a": 1}}', '{"concepts": null}'])
@@ -229,12 +308,22 @@ def test_a_bare_list_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
 
 
 def test_layers_come_by_number_and_other_files_are_not_read(tmp_path: Path) -> None:
-    for name, term in (("layer10", "Low"), ("layer2", "High"), ("layer", "No"), ("layer2_old", "No"), ("pack", "No")):
+    for name, term in (
+        ("layer10", "Low"),
+        ("layer2", "High"),
+        ("layer", "No"),
+        ("layer2_old", "No"),
+        ("pack", "No"),
+    ):
         (tmp_path / f"{name}.json").write_text(json.dumps([entry(term)]))
-    assert [(c.id, c.layer) for c in import_hatcat(tmp_path).pack.concepts] == [("High", 2), ("Low", 10)]
+    assert [(c.id, c.layer) for c in import_hatcat(tmp_path).pack.concepts] == [
+        ("High", 2),
+        ("Low", 10),
+    ]
 
 
-# --- folders that do not serve ---------------------------------------------------------------------------------------
+# --- folders that do not serve
+# ---------------------------------------------------------------------------------------
 
 
 def test_a_folder_without_layer_files_is_an_error(tmp_path: Path) -> None:
@@ -258,7 +347,8 @@ def test_a_folder_without_a_usable_concept_is_an_error(tmp_path: Path, entries: 
         imported(tmp_path, entries)
 
 
-# --- size ------------------------------------------------------------------------------------------------------------
+# --- size
+# ------------------------------------------------------------------------------------------------------------
 
 
 def untidy_layers() -> list[list[Any]]:
@@ -270,7 +360,8 @@ def untidy_layers() -> list[list[Any]]:
         made = [
             entry(
                 name,
-                [above[i % len(above)], above[i * 7 % len(above)], f"Ghost{i}"] + [names[i - 1]] * (i % 50 == 0),
+                [above[i % len(above)], above[i * 7 % len(above)], f"Ghost{i}"]
+                + [names[i - 1]] * (i % 50 == 0),
                 [names[i - 1]] * (i % 50 == 1),
                 definition="" if i % 9 == 0 else f"The &%Thing\nnumber {i}.",
                 training_hints={

@@ -56,7 +56,10 @@ def test_subclasses_and_instances_make_the_hierarchy(tmp_path: Path) -> None:
 
 def test_a_definition_spans_lines_and_loses_marks_and_escapes(tmp_path: Path) -> None:
     pack = import_text(tmp_path, ANIMALS).pack
-    assert pack["Animal"].definition == 'A living Physical thing that is called "animal"; and (by the way) moves.'
+    assert (
+        pack["Animal"].definition
+        == 'A living Physical thing that is called "animal"; and (by the way) moves.'
+    )
 
 
 def test_names_are_english_formats_or_else_the_words_of_the_term(tmp_path: Path) -> None:
@@ -78,7 +81,9 @@ def test_a_root_below_another_keeps_its_place(tmp_path: Path) -> None:
 
 
 def test_the_layer_is_one_below_the_highest_parent(tmp_path: Path) -> None:
-    pack = import_text(tmp_path, "(subclass B A)\n(subclass C B)\n(subclass D C)\n(subclass D A)\n").pack
+    pack = import_text(
+        tmp_path, "(subclass B A)\n(subclass C B)\n(subclass D C)\n(subclass D A)\n"
+    ).pack
     assert (pack["D"].layer, pack["D"].parents) == (1, ("C", "A"))
 
 
@@ -90,14 +95,23 @@ def test_what_is_only_mentioned_as_a_parent_exists_and_is_reported(tmp_path: Pat
 
 
 def test_an_instance_of_what_is_not_a_concept_is_left_out(tmp_path: Path) -> None:
-    imported = import_text(tmp_path, "(instance Y X)\n(instance X Dog)\n(instance P Q)\n(subclass Dog Animal)\n")
+    imported = import_text(
+        tmp_path, "(instance Y X)\n(instance X Dog)\n(instance P Q)\n(subclass Dog Animal)\n"
+    )
     assert imported.pack["Y"].parents == ("X",)
     assert imported.report.left_out == {"instance of what is not a concept": ["P of Q"]}
 
 
 def test_cycles_are_cut_and_reported(tmp_path: Path) -> None:
-    imported = import_text(tmp_path, "(subclass A B)\n(subclass B C)\n(subclass C A)\n(subclass D D)\n")
-    assert {c.id: c.parents for c in imported.pack.concepts} == {"A": ("B",), "B": ("C",), "C": (), "D": ()}
+    imported = import_text(
+        tmp_path, "(subclass A B)\n(subclass B C)\n(subclass C A)\n(subclass D D)\n"
+    )
+    assert {c.id: c.parents for c in imported.pack.concepts} == {
+        "A": ("B",),
+        "B": ("C",),
+        "C": (),
+        "D": (),
+    }
     assert imported.report.left_out == {"link that closes a cycle": ["C below A", "D below D"]}
 
 
@@ -106,18 +120,26 @@ def test_cycles_are_cut_and_reported(tmp_path: Path) -> None:
     [
         ("(subclass Cat", "form with an open parenthesis", 2),
         ("(=> (and (P A)\n   (Q A)", "form with an open parenthesis", 2),
-        ("(subclass Owl Bird))\n  (subclass Lost Bird)", "text or parenthesis outside of a form", 2),
+        (
+            "(subclass Owl Bird))\n  (subclass Lost Bird)",
+            "text or parenthesis outside of a form",
+            2,
+        ),
         ("astray (subclass Lost Bird)", "text or parenthesis outside of a form", 2),
         ('(documentation Cat EnglishLanguage "open)', "form with an open quote", 2),
     ],
 )
 def test_reading_goes_on_after_a_fault(tmp_path: Path, fault: str, kind: str, line: int) -> None:
-    imported = import_text(tmp_path, f"(subclass Owl Bird)\n{fault}\n(subclass Bird Animal)\n(subclass Animal Thing)\n")
+    imported = import_text(
+        tmp_path, f"(subclass Owl Bird)\n{fault}\n(subclass Bird Animal)\n(subclass Animal Thing)\n"
+    )
     assert {c.id for c in imported.pack.concepts} == {"Owl", "Bird", "Animal", "Thing"}
     assert imported.report.left_out == {kind: [f"test.kif line {line}"]}
 
 
-@pytest.mark.parametrize("end", ["(subclass Cat Animal", '(documentation Cat EnglishLanguage "open', "((((", '(a "\\'])
+@pytest.mark.parametrize(
+    "end", ["(subclass Cat Animal", '(documentation Cat EnglishLanguage "open', "((((", '(a "\\']
+)
 def test_a_file_that_breaks_off_is_read_up_to_there(tmp_path: Path, end: str) -> None:
     imported = import_text(tmp_path, f"(subclass Dog Animal)\n{end}")
     assert [c.id for c in imported.pack.concepts] == ["Dog", "Animal"]
@@ -166,7 +188,10 @@ def test_the_same_file_gives_the_same_pack(tmp_path: Path) -> None:
 
 
 def test_eight_thousand_concepts_and_long_chains_are_read(tmp_path: Path) -> None:
-    tree = [f'(subclass T{n} T{n // 3})\n(documentation T{n} EnglishLanguage "T {n}.")\n' for n in range(1, 4000)]
+    tree = [
+        f'(subclass T{n} T{n // 3})\n(documentation T{n} EnglishLanguage "T {n}.")\n'
+        for n in range(1, 4000)
+    ]
     chain = [f"(subclass C{n} C{n + 1})\n" for n in range(4000)]
     pack = import_text(tmp_path, "".join(tree + chain) + "(" * 20_000).pack
     assert len(pack) == 4000 + 4001

@@ -1,4 +1,5 @@
-"""Labelled text becomes a pack: the same from every format, with the splits it came with, whatever is in it."""
+"""Labelled text becomes a pack: the same from every format, with the splits it came with, whatever
+is in it."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def write_rows(file: Path, rows: Rows) -> Path:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     else:
         with file.open("w", encoding="utf-8", newline="") as handle:
-            writer = csv.DictWriter(handle, list(rows[0]), delimiter="\t" if file.suffix == ".tsv" else ",")
+            writer = csv.DictWriter(
+                handle, list(rows[0]), delimiter="\t" if file.suffix == ".tsv" else ","
+            )
             writer.writeheader()
             writer.writerows(rows)
     return file
@@ -59,19 +62,26 @@ def classes(pack: ConceptPack) -> dict[str, tuple[str, ...]]:
 ANIMALS = labelled(("It purrs.", "cat"), ("It barks,\nloudly.", "dog"), ('It says "meow".', "cat"))
 
 
-# --- formats ---------------------------------------------------------------------------------------------------------
+# --- formats
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [*FORMATS, ".CSV"])
 def test_every_format_gives_the_same_pack(tmp_path: Path, suffix: str) -> None:
     pack = imported(tmp_path, ANIMALS, suffix).pack
-    assert classes(pack) == {"cat": ("It purrs.", 'It says "meow".'), "dog": ("It barks,\nloudly.",)}
+    assert classes(pack) == {
+        "cat": ("It purrs.", 'It says "meow".'),
+        "dog": ("It barks,\nloudly.",),
+    }
     assert pack.digest == imported(tmp_path, ANIMALS, ".jsonl").pack.digest
     assert (pack.name, pack.layers, pack.prompts) == ("rows", (0,), "examples")
 
 
 def test_import_is_deterministic_and_the_pack_survives_its_file(tmp_path: Path) -> None:
-    rows = [{"text": f"text {i}", "label": f"c{i % 7}", "split": ("train", "test")[i % 2]} for i in range(60)]
+    rows = [
+        {"text": f"text {i}", "label": f"c{i % 7}", "split": ("train", "test")[i % 2]}
+        for i in range(60)
+    ]
     one, other = (imported(tmp_path, rows, ".csv", split="split") for _ in range(2))
     assert one == other
     one.pack.save(tmp_path / "pack.json")
@@ -87,22 +97,31 @@ def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path, suffi
     assert len(import_labelled(file).pack) == 2
 
 
-# --- labels ----------------------------------------------------------------------------------------------------------
+# --- labels
+# ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("true", "false"), [("1", "0"), ("true", "False"), ("Yes", "no"), ("1.0", "0.0")])
+@pytest.mark.parametrize(
+    ("true", "false"), [("1", "0"), ("true", "False"), ("Yes", "no"), ("1.0", "0.0")]
+)
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_binary_set_is_one_concept_with_negatives_of_its_own(
     tmp_path: Path, true: str, false: str, suffix: str
 ) -> None:
-    (concept,) = imported(tmp_path, labelled(("good", true), ("bad", false)), suffix, concept="praise").pack.concepts
+    (concept,) = imported(
+        tmp_path, labelled(("good", true), ("bad", false)), suffix, concept="praise"
+    ).pack.concepts
     assert (concept.id, concept.examples, concept.negatives) == ("praise", ("good",), ("bad",))
 
 
 @pytest.mark.parametrize(("true", "false"), [(1, 0), (True, False), (1.0, 0.0)])
-def test_numbers_and_booleans_are_binary_labels_named_after_their_column(tmp_path: Path, true: Any, false: Any) -> None:
+def test_numbers_and_booleans_are_binary_labels_named_after_their_column(
+    tmp_path: Path, true: Any, false: Any
+) -> None:
     for suffix in (".jsonl", ".parquet"):
-        (concept,) = imported(tmp_path, labelled(("good", true), ("bad", false)), suffix).pack.concepts
+        (concept,) = imported(
+            tmp_path, labelled(("good", true), ("bad", false)), suffix
+        ).pack.concepts
         assert (concept.id, concept.examples, concept.negatives) == ("label", ("good",), ("bad",))
 
 
@@ -140,11 +159,21 @@ def test_columns_are_named_by_the_caller(tmp_path: Path) -> None:
     assert classes(imported(tmp_path, rows, text="review", label="stars").pack) == {"5": ("fine",)}
 
 
-# --- rows that do not serve ------------------------------------------------------------------------------------------
+# --- rows that do not serve
+# ------------------------------------------------------------------------------------------
 
 
 def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path: Path) -> None:
-    rows = labelled(("", "x"), (None, "x"), (7, "x"), ("\ud800", "x"), ("a", None), ("b", " "), ("c", []), ("d", "x"))
+    rows = labelled(
+        ("", "x"),
+        (None, "x"),
+        (7, "x"),
+        ("\ud800", "x"),
+        ("a", None),
+        ("b", " "),
+        ("c", []),
+        ("d", "x"),
+    )
     result = imported(tmp_path, [*rows, {"other": 1}, {"text": "e", "label": float("nan")}])
     assert classes(result.pack) == {"x": ("d",)}
     assert result.report.to_dict() == {
@@ -167,7 +196,9 @@ def test_a_text_that_occurs_twice_is_joined(tmp_path: Path) -> None:
     assert result.report.repaired == {"text that occurs more than once, joined": ["row 2", "row 3"]}
 
 
-def test_a_text_that_a_binary_set_calls_both_is_left_out_of_it_and_of_the_splits(tmp_path: Path) -> None:
+def test_a_text_that_a_binary_set_calls_both_is_left_out_of_it_and_of_the_splits(
+    tmp_path: Path,
+) -> None:
     rows = [{**row, "split": "train"} for row in labelled(("a", 1), ("a", 0), ("b", 1), ("c", 0))]
     result = imported(tmp_path, rows, split="split")
     assert (result.pack["label"].examples, result.pack["label"].negatives) == (("b",), ("c",))
@@ -175,11 +206,15 @@ def test_a_text_that_a_binary_set_calls_both_is_left_out_of_it_and_of_the_splits
     assert result.pack.splits == {"train": ("b", "c")}
 
 
-# --- splits ----------------------------------------------------------------------------------------------------------
+# --- splits
+# ----------------------------------------------------------------------------------------------------------
 
 
 def split_rows(*names: str, n: int = 90) -> list[dict[str, Any]]:
-    return [{"text": f"text number {i}", "label": f"c{i % 3}", "split": names[i % len(names)]} for i in range(n)]
+    return [
+        {"text": f"text number {i}", "label": f"c{i % 3}", "split": names[i % len(names)]}
+        for i in range(n)
+    ]
 
 
 def planned_splits(pack: ConceptPack) -> dict[str, str]:
@@ -188,7 +223,13 @@ def planned_splits(pack: ConceptPack) -> dict[str, str]:
 
 
 def test_given_splits_are_kept(tmp_path: Path) -> None:
-    meant = {"train": "train", "Validation": "calibration", "test ": "test", "dev": "calibration", "TESTING": "test"}
+    meant = {
+        "train": "train",
+        "Validation": "calibration",
+        "test ": "test",
+        "dev": "calibration",
+        "TESTING": "test",
+    }
     rows = split_rows(*meant)
     planned = planned_splits(imported(tmp_path, rows, split="split").pack)
     assert planned == {row["text"]: meant[row["split"]] for row in rows}
@@ -211,14 +252,27 @@ def test_without_a_split_column_all_splits_are_drawn(tmp_path: Path) -> None:
 
 def test_a_text_in_two_splits_stays_in_the_held_out_one(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": "x", "split": name} for name in ("train", "test", "validation")]
-    result = imported(tmp_path, [*rows, {"text": "b", "label": "x", "split": "train"}], split="split")
+    result = imported(
+        tmp_path, [*rows, {"text": "b", "label": "x", "split": "train"}], split="split"
+    )
     assert result.pack.splits == {"train": ("b",), "test": ("a",)}
-    assert result.report.repaired["text given to two splits, kept in the held-out one"] == ["row 2", "row 3"]
+    assert result.report.repaired["text given to two splits, kept in the held-out one"] == [
+        "row 2",
+        "row 3",
+    ]
 
 
-def test_a_training_text_that_differs_from_a_test_text_in_case_only_is_held_out(tmp_path: Path) -> None:
-    rows = [{"text": text, "label": "x", "split": split} for text, split in (("Hi!", "test"), ("hi", "train"))]
-    assert planned_splits(imported(tmp_path, rows, split="split").pack) == {"Hi!": "test", "hi": "test"}
+def test_a_training_text_that_differs_from_a_test_text_in_case_only_is_held_out(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"text": text, "label": "x", "split": split}
+        for text, split in (("Hi!", "test"), ("hi", "train"))
+    ]
+    assert planned_splits(imported(tmp_path, rows, split="split").pack) == {
+        "Hi!": "test",
+        "hi": "test",
+    }
 
 
 def test_splits_of_unknown_name_are_drawn_and_reported(tmp_path: Path) -> None:
@@ -228,7 +282,8 @@ def test_splits_of_unknown_name_are_drawn_and_reported(tmp_path: Path) -> None:
     assert result.report.repaired["split of unknown name, drawn"][0] == "row 1: fold-3"
 
 
-# --- what texts and class names may hold -----------------------------------------------------------------------------
+# --- what texts and class names may hold
+# -----------------------------------------------------------------------------
 
 ODD_TEXTS = (
     "before\x00after",
@@ -250,12 +305,25 @@ def test_odd_texts_are_kept_as_they_are(tmp_path: Path, suffix: str) -> None:
     assert ConceptPack.load(tmp_path / "pack.json")["x"].examples == ODD_TEXTS
 
 
-ODD_CLASSES = ("../../escape", "/tmp/absolute", "a/b\\c", "n" * 300, "größe 🦜 اسم", "..", "c.d e", "nul\x00")
+ODD_CLASSES = (
+    "../../escape",
+    "/tmp/absolute",
+    "a/b\\c",
+    "n" * 300,
+    "größe 🦜 اسم",
+    "..",
+    "c.d e",
+    "nul\x00",
+)
 
 
 def test_odd_class_names_never_become_paths(tmp_path: Path) -> None:
     rows = labelled(
-        *((f"{number} of kind {kind}", name) for kind, name in enumerate(ODD_CLASSES) for number in range(8))
+        *(
+            (f"{number} of kind {kind}", name)
+            for kind, name in enumerate(ODD_CLASSES)
+            for number in range(8)
+        )
     )
     pack = imported(tmp_path, rows).pack
     root = tmp_path / "deep" / "er"
@@ -272,7 +340,8 @@ def test_odd_class_names_never_become_paths(tmp_path: Path) -> None:
     assert not [path for path in written if re.search("escape|absolute|nnnn|größe|nul", path)]
 
 
-# --- files that do not serve -----------------------------------------------------------------------------------------
+# --- files that do not serve
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -298,7 +367,9 @@ def test_a_folder_in_place_of_a_file_cannot_be_read(tmp_path: Path, suffix: str)
 
 @pytest.mark.parametrize("name", ["rows.xlsx", "rows", "rows.csv.gz"])
 def test_another_suffix_is_refused_with_those_that_serve(tmp_path: Path, name: str) -> None:
-    with pytest.raises(PackError, match=r"is not one of \.csv, \.tsv, \.jsonl, \.ndjson, \.parquet"):
+    with pytest.raises(
+        PackError, match=r"is not one of \.csv, \.tsv, \.jsonl, \.ndjson, \.parquet"
+    ):
         import_labelled(tmp_path / name)
 
 
@@ -319,18 +390,24 @@ def test_another_suffix_is_refused_with_those_that_serve(tmp_path: Path, name: s
         ("a.csv", b"text,label\na,0\nb,no\n", r"no row is labelled true in 'label'"),
     ],
 )
-def test_a_file_that_does_not_serve_says_why(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_a_file_that_does_not_serve_says_why(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PackError, match=message):
         import_labelled(tmp_path / name)
 
 
-# --- size ------------------------------------------------------------------------------------------------------------
+# --- size
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_100000_rows_are_imported_in_memory_bounded_by_the_file(tmp_path: Path) -> None:
-    text = "has a text of about a hundred characters as a short review or a message would have it or so"
+    text = (
+        "has a text of about a hundred characters as a short review or a message would have it or "
+        "so"
+    )
     file = tmp_path / "rows.csv"
     file.write_text("text,label\n" + "".join(f"row {i} {text},c{i % 5}\n" for i in range(100_000)))
     tracemalloc.start()
@@ -341,12 +418,14 @@ def test_100000_rows_are_imported_in_memory_bounded_by_the_file(tmp_path: Path) 
     assert peak < 8 * file.stat().st_size
 
 
-# --- end to end ------------------------------------------------------------------------------------------------------
+# --- end to end
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_a_binary_set_gives_one_lens_whose_negatives_are_its_own(tmp_path: Path) -> None:
     rows = labelled(
-        *((f"{'QZ' * 6} {i}", 1) for i in range(24)), *((f"the mat and the rain, {i}", 0) for i in range(24))
+        *((f"{'QZ' * 6} {i}", 1) for i in range(24)),
+        *((f"the mat and the rain, {i}", 0) for i in range(24)),
     )
     pack = imported(tmp_path, rows, ".csv", concept="shouting").pack
     extract(tmp_path / "s.zarr", pack, tiny_model(), ExtractSettings(mode="prompt", batch_size=16))

@@ -32,7 +32,11 @@ ANIMALS = {
         ["thing"],
     ),
     "person": Synset(["person"], "a human being", ["animal", "thing"]),
-    "dog": Synset(["dog", "Canis_familiaris"], 'it barks (has four legs): "he chased the ball all day"', ["animal"]),
+    "dog": Synset(
+        ["dog", "Canis_familiaris"],
+        'it barks (has four legs): "he chased the ball all day"',
+        ["animal"],
+    ),
     "frump": Synset(["frump", "dog"], "a dull person", ["person"]),
     "dog 2": Synset(["Dog", "cad"], "someone who is morally reprehensible", ["person"]),
     "laika": Synset(["Laika"], "the first one in orbit", ["i dog"]),
@@ -42,14 +46,21 @@ ANIMALS = {
 def data_lines(synsets: dict[str, Synset], offsets: dict[str, int]) -> list[str]:
     lines = []
     for key, synset in synsets.items():
-        pointers = [f"{'@i' if above[:2] == 'i ' else '@'} {offsets[above.removeprefix('i ')]:08d} n 0000"
-                    for above in synset.above]  # fmt: skip
+        pointers = [
+            f"{'@i' if above[:2] == 'i ' else '@'} {offsets[above.removeprefix('i ')]:08d} n 0000"
+            for above in synset.above
+        ]
         for other, below in synsets.items():
             pointers += [f"~ {offsets[other]:08d} n 0000" for above in below.above if above == key]
-            pointers += [f"~i {offsets[other]:08d} n 0000" for above in below.above if above == f"i {key}"]
+            pointers += [
+                f"~i {offsets[other]:08d} n 0000" for above in below.above if above == f"i {key}"
+            ]
         pointers.append("+ 00000042 v 0101")
         words = " ".join(f"{word} 0" for word in synset.words)
-        head = f"{offsets[key]:08d} 03 n {len(synset.words):02x} {words} {len(pointers):03d} {' '.join(pointers)}"
+        head = (
+            f"{offsets[key]:08d} 03 n {len(synset.words):02x} {words} {len(pointers):03d} "
+            f"{' '.join(pointers)}"
+        )
         lines.append(f"{head} | {synset.gloss}\n")
     return lines
 
@@ -61,13 +72,18 @@ def write_wordnet(folder: Path, synsets: dict[str, Synset]) -> dict[str, int]:
     for key, line in zip(synsets, data_lines(synsets, dict.fromkeys(synsets, 0)), strict=True):
         offsets[key] = at
         at += len(line.encode())
-    (folder / "data.noun").write_text(LICENCE + "".join(data_lines(synsets, offsets)), encoding="utf-8")
+    (folder / "data.noun").write_text(
+        LICENCE + "".join(data_lines(synsets, offsets)), encoding="utf-8"
+    )
     senses: dict[str, list[int]] = {}
     for key, synset in synsets.items():
         for word in synset.words:
             senses.setdefault(word.lower(), []).append(offsets[key])
     entries = (
-        f"{word} n {len(found)} 2 @ ~ {len(found)} 1 {' '.join(f'{offset:08d}' for offset in found)}  \n"
+        (
+            f"{word} n {len(found)} 2 @ ~ {len(found)} 1 "
+            f"{' '.join(f'{offset:08d}' for offset in found)}  \n"
+        )
         for word, found in sorted(senses.items())
     )
     (folder / "index.noun").write_text(LICENCE + "".join(entries), encoding="utf-8")
@@ -89,7 +105,9 @@ def edit(file: Path, change: Callable[[str], str]) -> None:
 def test_offsets_of_the_written_files_are_right(tmp_path: Path) -> None:
     offsets = write_wordnet(tmp_path, ANIMALS)
     data = (tmp_path / "data.noun").read_bytes()
-    assert all(data[offset:].startswith(f"{offset:08d} 03 n".encode()) for offset in offsets.values())
+    assert all(
+        data[offset:].startswith(f"{offset:08d} 03 n".encode()) for offset in offsets.values()
+    )
 
 
 def test_the_folder_or_a_dict_folder_in_it_is_known(tmp_path: Path) -> None:
@@ -126,7 +144,10 @@ def test_a_hypernym_that_is_not_higher_up_is_reported(animals: Path) -> None:
 
 def test_names_and_at_most_three_aliases(animals: Path) -> None:
     pack = import_wordnet(animals).pack
-    assert (pack["animal.n.01"].name, pack["animal.n.01"].aliases) == ("animal", ("animate being", "beast", "brute"))
+    assert (pack["animal.n.01"].name, pack["animal.n.01"].aliases) == (
+        "animal",
+        ("animate being", "beast", "brute"),
+    )
     assert pack["dog.n.01"].aliases == ("Canis familiaris",)
     assert pack["laika.n.01"].name == "Laika"
 
@@ -144,7 +165,10 @@ def test_the_gloss_is_definition_and_examples(animals: Path) -> None:
 
 
 def test_depth_and_number_limit_the_selection(animals: Path) -> None:
-    assert [c.id for c in import_wordnet(animals, max_depth=1).pack.concepts] == ["entity.n.01", "thing.n.01"]
+    assert [c.id for c in import_wordnet(animals, max_depth=1).pack.concepts] == [
+        "entity.n.01",
+        "thing.n.01",
+    ]
     imported = import_wordnet(animals, max_depth=2, max_concepts=3)
     assert [c.id for c in imported.pack.concepts] == ["entity.n.01", "thing.n.01", "animal.n.01"]
     assert imported.report.left_out["concept over the limit"] == ["person.n.01"]
@@ -162,14 +186,22 @@ def test_roots_are_on_layer_0(animals: Path) -> None:
 
 
 def test_a_link_given_from_above_only_is_enough(animals: Path) -> None:
-    edit(animals / "data.noun", lambda text: text.replace("n 01 Laika 0 002 @i", "n 01 Laika 0 002 !"))
+    edit(
+        animals / "data.noun",
+        lambda text: text.replace("n 01 Laika 0 002 @i", "n 01 Laika 0 002 !"),
+    )
     imported = import_wordnet(animals)
     assert imported.pack["laika.n.01"].parents == ("dog.n.01",)
-    assert imported.report.repaired == {"link given by the hypernym only": ["laika.n.01 below dog.n.01"]}
+    assert imported.report.repaired == {
+        "link given by the hypernym only": ["laika.n.01 below dog.n.01"]
+    }
 
 
 def test_faulty_lines_are_left_out_and_reported(animals: Path) -> None:
-    faults = "rubbish\n00000007 03 n 02 one 0 000 | too few words\n00000008 03 n 01 one 0 003 @ 00000001 n 0000 |\n"
+    faults = (
+        "rubbish\n00000007 03 n 02 one 0 000 | too few words\n00000008 03 n 01 one 0 003 @ "
+        "00000001 n 0000 |\n"
+    )
     faults += "00000009 03 n 01 orphan 0 002 @ 99999999 n 0000 ~ 99999998 n 0000 |\n" * 2
     edit(animals / "data.noun", lambda text: text + faults)
     edit(animals / "index.noun", lambda text: text + "word n\nword n 5 0 1 0 00000009\n")
@@ -180,7 +212,10 @@ def test_faulty_lines_are_left_out_and_reported(animals: Path) -> None:
     assert left_out["second synset of an offset"] == ["data.noun line 15"]
     assert left_out["hypernym that does not exist"] == ["99999999 of orphan.n.00000009"]
     assert left_out["hyponym that does not exist"] == ["99999998 of orphan.n.00000009"]
-    assert left_out["line that is not an index entry"] == ["index.noun line 16", "index.noun line 17"]
+    assert left_out["line that is not an index entry"] == [
+        "index.noun line 16",
+        "index.noun line 17",
+    ]
 
 
 def test_a_synset_that_the_index_lacks_is_named_by_its_offset(animals: Path) -> None:
@@ -211,17 +246,23 @@ def test_eight_thousand_concepts_are_read(tmp_path: Path) -> None:
     offsets = {n: 1000 + n for n in range(8000)}
     lines = [f"{offsets[0]:08d} 03 n 01 entity 0 000 | all\n"]
     lines += [
-        f"{offsets[n]:08d} 03 n 01 w{n} 0 001 @ {offsets[n // 7]:08d} n 0000 | kind {n}\n" for n in range(1, 8000)
+        f"{offsets[n]:08d} 03 n 01 w{n} 0 001 @ {offsets[n // 7]:08d} n 0000 | kind {n}\n"
+        for n in range(1, 8000)
     ]
     (tmp_path / "data.noun").write_text(LICENCE + "".join(lines))
-    index = [f"{'entity' if n == 0 else f'w{n}'} n 1 0 1 0 {offset:08d}\n" for n, offset in offsets.items()]
+    index = [
+        f"{'entity' if n == 0 else f'w{n}'} n 1 0 1 0 {offset:08d}\n"
+        for n, offset in offsets.items()
+    ]
     (tmp_path / "index.noun").write_text(LICENCE + "".join(index))
     pack = import_wordnet(tmp_path, max_depth=9).pack
     assert len(pack) == 8000
     assert pack["w7999.n.01"].parents == ("w1142.n.01",)
 
 
-@pytest.mark.parametrize(("root", "close"), [("dog.n.02", "dog.n.01"), ("dog", "dog.n.01"), ("anmial.n.01", "animal")])
+@pytest.mark.parametrize(
+    ("root", "close"), [("dog.n.02", "dog.n.01"), ("dog", "dog.n.01"), ("anmial.n.01", "animal")]
+)
 def test_an_unknown_root_names_close_ones(animals: Path, root: str, close: str) -> None:
     with pytest.raises(PackError, match=f"no concept '{root}' in .*did you mean .*{close}"):
         import_wordnet(animals, roots=[root])
