@@ -30,8 +30,9 @@ import torch
 from extract import as_pack, texts
 
 from lenscache.concepts.plan import plan_samples
-from lenscache.extract.batch_size import choose_batch
-from lenscache.extract.rows import PlannedRows, make_header, make_runner, tokenize
+from lenscache.extract.batch_size import choose_batch, make_runner
+from lenscache.extract.identity import make_header
+from lenscache.extract.rows import PlannedRows, tokenize
 from lenscache.extract.settings import ExtractSettings
 from lenscache.inference.capture import Capture
 from lenscache.inference.sampling import sample_tokens
@@ -76,8 +77,7 @@ def in_turns(sides: dict[str, Callable[[], object]], turns: int, against: str) -
         figures[side] = {"seconds": statistics.median(values), "ratio": spread}
         print(
             f"  {side:28} {statistics.median(values) * 1e3:10.2f} ms, {spread[1]:.2f} of "
-            f"{against!r} "
-            f"({spread[0]:.2f} to {spread[2]:.2f})",
+            f"{against!r} ({spread[0]:.2f} to {spread[2]:.2f})",
             flush=True,
         )
     return figures

@@ -191,7 +191,7 @@ def ours(
         model_layers=layers,
     )  # type: ignore[arg-type]
     verifying = before = 0.0
-    verify = lenscache.extract.extraction._RoundExtraction._verify
+    verify = lenscache.extract.round._RoundExtraction._verify
 
     def timed(self: Any) -> None:
         nonlocal verifying, before
@@ -207,7 +207,7 @@ def ours(
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(lenscache.extract.extraction._RoundExtraction, "_verify", timed),
+        patch.object(lenscache.extract.round._RoundExtraction, "_verify", timed),
         ForwardTime(loaded) as forward,
     ):
         start = time.perf_counter()
@@ -393,8 +393,7 @@ def report(figures: dict[str, Any]) -> bool:
         }
         shown = ", ".join(f"{k} {v}" for k, v in found.items())
         print(
-            f"{side:18}  {statistics.median(rates):7.2f}  ({rates[0]:.2f} to {rates[-1]:.2f})  "
-            " "
+            f"{side:18}  {statistics.median(rates):7.2f}  ({rates[0]:.2f} to {rates[-1]:.2f})   "
             f"{shown}"
         )
     print()

@@ -87,15 +87,13 @@ def main() -> None:
             repaired = f"{fault.repaired} ({fault.needless})"
             print(
                 f"{fault.fault:46} {fault.tries:5}  {fault.right_at_once:13}  {fault.named:5}  "
-                f"{repaired:>8}  "
-                f"{fault.right:5}",
+                f"{repaired:>8}  {fault.right:5}",
                 flush=True,
             )
     total = sum(tally.tries for tally in tallies)
     print(
         f"{total} faults: {sum(t.right for t in tallies)} ended right, "
-        f"{sum(t.needless for t in tallies)} blocks "
-        "extracted again needlessly"
+        f"{sum(t.needless for t in tallies)} blocks extracted again needlessly"
     )
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(tally) for tally in tallies], indent=1))

@@ -78,7 +78,8 @@ import lenstrain.fit.iterations
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, open_dataset
 from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
-from lenstrain.families.contract import STRENGTHS as C_STRENGTHS
+from lenstrain.data.tasks import draw_task
+from lenstrain.families.kinds import STRENGTHS as C_STRENGTHS
 from lenstrain.families.linear import LinearTrainer, LinearWeights
 from lenstrain.fit.adaptive import FittedLens, Iteration, fit_lenses
 from lenstrain.fit.choice import CHOICE_PREVALENCE, best_for_each
@@ -172,8 +173,7 @@ def compare(folder: Path, device: str, *, quick: bool) -> dict[str, Any]:
     n = len(tasks)
     rows = [len(task) for task in tasks]
     print(
-        f"{n} concepts, {dataset.n_samples} samples, {min(rows)} to {max(rows)} rows in the "
-        "last "
+        f"{n} concepts, {dataset.n_samples} samples, {min(rows)} to {max(rows)} rows in the last "
         "iteration"
     )
     order = np.random.default_rng(SEED).permutation(n)
@@ -229,7 +229,7 @@ def compare(folder: Path, device: str, *, quick: bool) -> dict[str, Any]:
 def prepare(dataset: LensDataset) -> tuple[list[TaskRows], Features]:
     """What every side needs: who is positive and negative, and standardised features."""
     tasks = [
-        TaskRows(dataset, dataset.task(concept, LAYER_SETTINGS.n_negatives), LAYER_SETTINGS)
+        TaskRows(dataset, draw_task(dataset, concept, LAYER_SETTINGS.n_negatives), LAYER_SETTINGS)
         for concept in dataset.concepts
     ]
     return tasks, Features.of_model_layers(dataset, (0,))
@@ -494,11 +494,9 @@ def scale(folder: Path, *, quick: bool) -> dict[str, Any]:
         grades = " ".join(f"{number:5}" for number in run["grades"].values())
         print(
             f"{n:8}  {run['rows']:7}  {run['seconds']:7.1f}  {420 * (n / ALL) ** 1.3:9.1f}  "
-            f"{run['cpu_seconds']:6.1f}  "
-            f"{run['rss_gib']:8.2f}  {grades}  {run['mean_score']:5.3f}  "
-            f"{run['mean_test_f1']:5.3f}  "
-            f"{run['median_cosine']:6.3f}  {run['without_signal_graded_a']} of "
-            f"{run['without_signal']}",
+            f"{run['cpu_seconds']:6.1f}  {run['rss_gib']:8.2f}  {grades}  "
+            f"{run['mean_score']:5.3f}  {run['mean_test_f1']:5.3f}  {run['median_cosine']:6.3f}  "
+            f"{run['without_signal_graded_a']} of {run['without_signal']}",
             flush=True,
         )
     n, seconds, cpu = (

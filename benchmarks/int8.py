@@ -35,6 +35,7 @@ from lenscache.concepts.plan import SamplePlan
 from lenscache.store.header import StoreHeader
 from lenscache.store.round import Block, Round
 from lenscache.store.store import Store, open_store
+from lenscache.store.summary import stored_bytes
 from lenstrain.data.dataset import LensDataset
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
 
@@ -71,8 +72,7 @@ def main() -> None:
                 low, high = bootstrap(other - one)
                 print(
                     f"{model_layer:11}  {len(one):8}  {metric:8}  {one.mean():8.4f}  "
-                    f"{other.mean():8.4f}  "
-                    f"{(other - one).mean():+.4f} [{low:+.4f}, {high:+.4f}]"
+                    f"{other.mean():8.4f}  {(other - one).mean():+.4f} [{low:+.4f}, {high:+.4f}]"
                 )
                 results.append(
                     {
@@ -166,7 +166,7 @@ def stored(store: Store, layers: list[int], model_layers: list[int]) -> int:
     """Bytes on disk of some model layers."""
     places = [(p, m) for p in store.header.phases for m in model_layers]
     return sum(
-        entry.stored_bytes(*place)
+        stored_bytes(entry, *place)
         for layer in layers
         for entry in store.rounds(layer)
         for place in places

@@ -151,8 +151,7 @@ def find_dataset(data: Path, name: str) -> Path:
     found = [*data.glob(f"{name}.csv.zst"), *data.glob(f"{name}_*.csv.zst")]
     if len(found) != 1:
         raise SystemExit(
-            f"{len(found)} datasets in {data} are called {name!r}: give one name or number, "
-            "such "
+            f"{len(found)} datasets in {data} are called {name!r}: give one name or number, such "
             "as 113"
         )
     return found[0]
@@ -294,8 +293,7 @@ def fit_lens(
     auc = float(roc_auc_score(rows.y[test], logits))
     if abs(auc - fitted.ranking.auroc) > 1e-4:  # shipped weights are float32
         raise SystemExit(
-            f"{concept}: lenstrain reports AUC {fitted.ranking.auroc}, on the source's labels "
-            "it "
+            f"{concept}: lenstrain reports AUC {fitted.ranking.auroc}, on the source's labels it "
             f"is {auc}"
         )
     n_negatives = min(last.n_negatives, int((~rows.y[rows.of(TRAIN)]).sum()))
@@ -380,8 +378,7 @@ def table(name: str, results: Sequence[Result]) -> list[str]:
         lens = f"{r.f1:5.2f}  {r.score:5.2f}  {r.grade:>5}" if r.f1 is not None else ""
         lines.append(
             f"{name:24}  {r.method:22}  {r.model_layer:11}  {r.n_fitted:6}  {r.C:7.5g}  "
-            f"{r.auc:8.3f}  "
-            f"{difference:23}  {lens}".rstrip()
+            f"{r.auc:8.3f}  {difference:23}  {lens}".rstrip()
         )
     return lines
 

@@ -38,11 +38,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.concepts.pack import Concept, ConceptPack, Hierarchy
-from lenscache.concepts.plan import POSITIVE, SamplePlan, plan_samples, stable_hash
+from lenscache.concepts.hierarchy import Hierarchy
+from lenscache.concepts.pack import Concept, ConceptPack
+from lenscache.concepts.plan import SamplePlan, plan_samples
+from lenscache.concepts.prompts import POSITIVE, stable_hash
 from lenscache.store.header import StoreHeader
 from lenscache.store.round import Block
 from lenscache.store.store import Store, create_store
+from lenscache.store.summary import stored_bytes
 
 BRANCHES = 5
 LAYER_SHARES = (0.05, 0.20, 0.47)
@@ -274,11 +277,10 @@ def main() -> None:
         start = time.perf_counter()
         store = plant(path, Planting.of_size(50 if arguments.path is None else arguments.concepts))
         rows = sum(entry.n_samples for entry in store.rounds())
-        stored = sum(entry.stored_bytes("prompt", 0) for entry in store.rounds())
+        stored = sum(stored_bytes(entry, "prompt", 0) for entry in store.rounds())
         seconds = time.perf_counter() - start
         print(
-            f"{path}: {rows} rows on layers {store.layers()}, {stored / 1e6:.0f} MB, written "
-            "in "
+            f"{path}: {rows} rows on layers {store.layers()}, {stored / 1e6:.0f} MB, written in "
             f"{seconds:.0f} s"
         )
 

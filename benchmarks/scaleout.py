@@ -205,10 +205,9 @@ def kills(load: Callable[[], LoadedModel], times: int, *, tiny: bool) -> dict[st
     }
     print(
         f"{figures['killed']} kills in {seconds:.0f} s, {report.rows} rows in {blocks} blocks; "
-        f"{server.passed} "
-        f"requests passed, {sum(server.befell.values())} did not: {dict(server.befell)}; store "
-        f"{'DAMAGED' if damaged else 'clean'}, arrays {'those' if is_same else 'NOT THOSE'} of one "
-        "undisturbed process"
+        f"{server.passed} requests passed, {sum(server.befell.values())} did not: "
+        f"{dict(server.befell)}; store {'DAMAGED' if damaged else 'clean'}, arrays "
+        f"{'those' if is_same else 'NOT THOSE'} of one undisturbed process"
     )
     return {"kills": figures}
 

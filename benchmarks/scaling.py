@@ -42,7 +42,7 @@ from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import plan_samples
 from lenscache.errors import PlanError
 from lenscache.extract import ExtractSettings, Partition, extract
-from lenscache.extract.rows import make_header
+from lenscache.extract.identity import make_header
 from lenscache.forecast.devices import DEVICES, Device, measure_device
 from lenscache.forecast.fleet import Fleet, Outcome, Storage, simulate
 from lenscache.forecast.footprint import (
@@ -59,7 +59,8 @@ from lenscache.forecast.forecast import (
     forecast_run,
     outline_work,
 )
-from lenscache.model.loading import LoadedModel, find_blocks, load_model, outline_model, silence
+from lenscache.model.loading import LoadedModel, find_blocks, load_model, silence
+from lenscache.model.outline import outline_model
 from lenscache.store.layout import chunk_rows
 
 ROOT = Path(__file__).parents[1]
@@ -155,11 +156,9 @@ def times(*, quick: bool) -> dict[str, Any]:
         )
         print(
             f"{'SmolLM2' if not case.blocks else f'{case.blocks} blocks of {case.hidden}'}, "
-            f"{case.concepts} concepts x "
-            f"{case.samples} samples, {case.captured or 'all'} stored, {case.mode}, "
-            f"{case.new_tokens} tokens, batch "
-            f"{case.batch}: {seen:.2f} s, forecast / seen {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f})",
+            f"{case.concepts} concepts x {case.samples} samples, {case.captured or 'all'} stored, "
+            f"{case.mode}, {case.new_tokens} tokens, batch {case.batch}: {seen:.2f} s, forecast / "
+            f"seen {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
             flush=True,
         )
     all_ratios = [entry["forecast_over_seen"] for entry in found]
@@ -426,10 +425,9 @@ def growth(*, quick: bool) -> dict[str, Any]:
         figures[name] = {k: v for k, v in asdict(found).items() if isinstance(v, int | float)}
         print(
             f"{name:42} {found.seconds / 60:6.1f} min ({found.seconds_low / 60:.1f} to "
-            f"{found.seconds_high / 60:.1f}), "
-            f"{found.device_hours:6.2f} device hours, {found.stored_bytes / 1e9:.1f} GB, "
-            f"{found.objects} objects, "
-            f"{found.puts} PUT, {found.gets} GET, efficiency {found.efficiency:.0%}",
+            f"{found.seconds_high / 60:.1f}), {found.device_hours:6.2f} device hours, "
+            f"{found.stored_bytes / 1e9:.1f} GB, {found.objects} objects, {found.puts} PUT, "
+            f"{found.gets} GET, efficiency {found.efficiency:.0%}",
             flush=True,
         )
     return figures
@@ -465,12 +463,10 @@ def _table(
     alone = requests_to_join(work.header, sizes, concepts=sum(LAYERS), links=sum(LAYERS))
     print(
         f"-- {name}: {len(blocks)} blocks of {one.block_rows} rows, {one.seconds_a_block:.1f} s "
-        "each on 2 H100s, "
-        f"written in {one.seconds_to_write_a_block:.1f} s; loading {one.seconds_to_load:.0f} s; "
-        f"{one.objects} objects, "
-        f"{one.stored_bytes / 1e9:.0f} GB; a block {block.put} PUT and {block.get} GET, a start "
-        f"{join.get + join.list} "
-        f"(with partitions {alone.get + alone.list})"
+        f"each on 2 H100s, written in {one.seconds_to_write_a_block:.1f} s; loading "
+        f"{one.seconds_to_load:.0f} s; {one.objects} objects, {one.stored_bytes / 1e9:.0f} GB; a "
+        f"block {block.put} PUT and {block.get} GET, a start {join.get + join.list} (with "
+        f"partitions {alone.get + alone.list})"
     )
     ray = Storage(
         one.seconds_to_write_a_block,
@@ -529,9 +525,8 @@ def _table(
         m = found[what]
         print(
             f"{what:40} {m['makespan'] / 60:8.1f} min, efficiency {m['efficiency']:6.1%}, tail "
-            f"{m['tail'] / 60:.1f} "
-            f"min, deaths {m['deaths']:.0f}, redone {m['blocks_redone']:.0f}, throttled "
-            f"{m['throttled']:.1f} s a block",
+            f"{m['tail'] / 60:.1f} min, deaths {m['deaths']:.0f}, redone {m['blocks_redone']:.0f}, "
+            f"throttled {m['throttled']:.1f} s a block",
             flush=True,
         )
     return {

@@ -17,6 +17,7 @@ import numpy as np
 
 from lenscache.errors import LenscacheError
 from lenscache.store.store import open_store
+from lenscache.store.summary import stored_bytes
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
     for phase in store.header.phases:
         for model_layer in model_layers:
             values = np.concatenate([r.read(phase, model_layer) for r in store.rounds()])
-            stored = sum(r.stored_bytes(phase, model_layer) for r in store.rounds())
+            stored = sum(stored_bytes(r, phase, model_layer) for r in store.rounds())
             raw, npz = 2 * values.size, npz_bytes(values.astype(np.float32))
             totals += stored, raw, npz
             against_raw.append(stored / raw)
@@ -52,8 +53,7 @@ def main() -> None:
     for name, ratios in (("raw bfloat16", against_raw), ("float32 .npz", against_npz)):
         low, *_, high = sorted(ratios)
         print(
-            f"store / {name}: median {statistics.median(ratios):.3f}, {low:.3f} to {high:.3f} "
-            "over "
+            f"store / {name}: median {statistics.median(ratios):.3f}, {low:.3f} to {high:.3f} over "
             "arrays"
         )
 

@@ -96,8 +96,7 @@ def main() -> None:
                     print(
                         (
                             f"{model_layer:11}  {kind:15}  {strength:8g}  "
-                            f"{np.exp(perplexity):9.2f}x  "
-                            f"{gain:+.2f}"
+                            f"{np.exp(perplexity):9.2f}x  {gain:+.2f}"
                         ),
                         flush=True,
                     )

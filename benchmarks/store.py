@@ -53,9 +53,10 @@ from zarr.storage import LocalStore, WrapperStore
 
 from lenscache.concepts.plan import SamplePlan
 from lenscache.errors import LenscacheError
-from lenscache.store.header import Phase
 from lenscache.store.round import Block, Round
 from lenscache.store.store import Store, open_store
+from lenscache.store.summary import stored_bytes
+from lenscache.terms import Phase
 
 MAX_SIZE = 0.70
 MIN_READ_RATE = 500
@@ -156,7 +157,7 @@ def measure_sizes(store: Store, model_layers: tuple[int, ...]) -> list[Size]:
     for phase in store.header.phases:
         for model_layer in model_layers:
             values = np.concatenate([r.read(phase, model_layer) for r in store.rounds()])
-            stored = sum(r.stored_bytes(phase, model_layer) for r in store.rounds())
+            stored = sum(stored_bytes(r, phase, model_layer) for r in store.rounds())
             full = values.astype(np.float32)
             sizes.append(
                 Size(
@@ -204,8 +205,7 @@ def print_sizes(name: str, sizes: list[Size]) -> None:
         total = sum(s.stored for s in chosen) / sum(getattr(s, key) for s in chosen)
         print(
             f"{f'{label} / {other}':34}  {ratios[0]:6.3f}  {statistics.median(ratios):6.3f}  "
-            f"{ratios[-1]:6.3f}  "
-            f"{total:6.3f}"
+            f"{ratios[-1]:6.3f}  {total:6.3f}"
         )
 
 

@@ -68,8 +68,7 @@ def main() -> None:
             print(
                 (
                     f"turn {turn + 1}: fit {single:.1f} s, sweep of {len(TARGETS)} targets "
-                    f"{sweep:.1f} "
-                    "s"
+                    f"{sweep:.1f} s"
                 ),
                 flush=True,
             )

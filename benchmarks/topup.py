@@ -69,9 +69,10 @@ from lenstrain.compare.heldout import held_out_logits
 from lenstrain.compare.two_packs import Comparison, compare
 from lenstrain.data.dataset import TEST, LensDataset, open_dataset
 from lenstrain.data.rows import TaskRows
+from lenstrain.data.tasks import draw_task
 from lenstrain.errors import LeakageError
 from lenstrain.fit.train import train, train_targets
-from lenstrain.metrics.score import classify
+from lenstrain.metrics.thresholds import classify
 
 MODEL_LAYERS = (5, 10, 15, 20, 25)
 BATCH_SIZE = 16
@@ -203,8 +204,7 @@ def main() -> None:
         bench = Bench(arguments, folder)
         print(
             f"{arguments.pack}, layers {bench.layers}; {bench.loaded.id} in {bench.loaded.dtype}, "
-            "mode "
-            f"{arguments.mode}, model layers {bench.settings['model_layers']}; first "
+            f"mode {arguments.mode}, model layers {bench.settings['model_layers']}; first "
             f"{bench.first}, then {bench.more}"
         )
         fulls, first = bench.full(arguments.target), bench.extract("first.zarr", bench.first)
@@ -342,9 +342,9 @@ def f1_on_new(pack: LensPack, dataset: LensDataset, seen: set[str]) -> list[floa
     held, settings, values = held_out_logits(pack, dataset, TEST), FitSettings(), []
     is_new = np.array([text not in seen for text in dataset.texts])
     for number, lens in enumerate(pack):
-        drawn = TaskRows(dataset, dataset.task(lens.concept, settings.n_negatives), settings).drawn(
-            TEST
-        )
+        drawn = TaskRows(
+            dataset, draw_task(dataset, lens.concept, settings.n_negatives), settings
+        ).drawn(TEST)
         positives, negatives = np.unique(drawn.samples[drawn.y]), np.unique(drawn.samples[~drawn.y])
         rows = held.rows_of(np.concatenate([positives[is_new[positives]], negatives]))
         y = np.isin(held.samples[rows], positives)
@@ -364,8 +364,7 @@ def print_rounds(arm: Arm) -> None:
         in_all += r.rows
         print(
             f"{number:5}  {r.rows:5}  {in_all:6}  {r.model_s:7.1f}  {r.fit_s:5.1f}  {r.hungry:6}  "
-            f"{r.graduated:9}  "
-            f"{r.skipped:7}"
+            f"{r.graduated:9}  {r.skipped:7}"
         )
 
 
@@ -376,8 +375,7 @@ def print_arms(arms: Sequence[Arm], n_concepts: int) -> None:
     )
     print(
         "target  way        rows  saved   tokens  model s  lenses  graduated  hold  A/B/C       "
-        "own F1  test F1  "
-        "new only    score  test F1 - full (95 %)    score - full (95 %)"
+        "own F1  test F1  new only    score  test F1 - full (95 %)    score - full (95 %)"
     )
     full = arms[0].rows
     for arm in arms:
@@ -386,11 +384,9 @@ def print_arms(arms: Sequence[Arm], n_concepts: int) -> None:
         new = f"{o['f1_new']:.3f} ({o['concepts_new']})"
         print(
             f"{arm.target:6.2f}  {arm.name:8}  {arm.rows:5}  {1 - arm.rows / full:5.0%}  "
-            f"{arm.tokens:7}  {seconds:>7}  "
-            f"{o['lenses']:6}  {o['graduated']:9}  {o['hold']:4}  {o['grades']:10}  "
-            f"{o['own_f1']:6.3f}  "
-            f"{o['f1']:7.3f}  {new:11} {o['score']:5.3f}  {interval(o['f1_difference']):23}  "
-            f"{interval(o['score_difference'])}"
+            f"{arm.tokens:7}  {seconds:>7}  {o['lenses']:6}  {o['graduated']:9}  {o['hold']:4}  "
+            f"{o['grades']:10}  {o['own_f1']:6.3f}  {o['f1']:7.3f}  {new:11} {o['score']:5.3f}  "
+            f"{interval(o['f1_difference']):23}  {interval(o['score_difference'])}"
         )
 
 
@@ -406,15 +402,12 @@ def print_found(arms: Sequence[Arm]) -> None:
         o = top_up.outcome
         print(
             f"target {full.target:.2f}: {1 - top_up.rows / full.rows:.0%} of the rows saved; test "
-            "F1 "
-            f"{o['f1_difference']['mean']:+.3f}, score {o['score_difference']['mean']:+.3f}; even: "
-            "F1 "
-            f"{even.outcome['f1_difference']['mean']:+.3f}, score "
-            f"{even.outcome['score_difference']['mean']:+.3f}; "
-            f"{o['graduated'] - o['hold']} of {o['graduated']} graduated lenses do not hold (full: "
+            f"F1 {o['f1_difference']['mean']:+.3f}, score {o['score_difference']['mean']:+.3f}; "
+            f"even: F1 {even.outcome['f1_difference']['mean']:+.3f}, score "
+            f"{even.outcome['score_difference']['mean']:+.3f}; {o['graduated'] - o['hold']} of "
+            f"{o['graduated']} graduated lenses do not hold (full: "
             f"{full.outcome['graduated'] - full.outcome['hold']} of {full.outcome['graduated']}): "
-            "they say "
-            f"{o['own_f1_graduated']:.2f}, it is {o['f1_graduated']:.2f}"
+            f"they say {o['own_f1_graduated']:.2f}, it is {o['f1_graduated']:.2f}"
         )
 
 

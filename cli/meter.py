@@ -1,17 +1,13 @@
-"""What every command shares: progress on stderr, results on stdout, one line for an error."""
+"""Progress of a long command: a line that changes on a terminal, lines now and then elsewhere."""
 
 from __future__ import annotations
 
-import functools
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -21,72 +17,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+
+from .console import err
 
 if TYPE_CHECKING:
     from .runlog import RunLog
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-_PLAIN_WIDTH = 120  # of a table that goes to a file or a pipe
 _PLAIN_INTERVAL_S = 10.0
 _SHORTEST_S = 0.5  # what took less says nothing about pace
-
-
-def out() -> Console:
-    """Where results go."""
-    return Console(
-        width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False, emoji=False
-    )
-
-
-def err() -> Console:
-    """Where progress and errors go."""
-    return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
-
-
-def reports_errors(command: Function, *, interrupted: str = "nothing was written") -> Function:
-    """Make a command end with one line on stderr and exit code 1 where it fails; `--debug` shows
-    the traceback.
-
-    Parameters
-    ----------
-    interrupted : what to say after Ctrl-C.
-    """
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except KeyboardInterrupt:
-            err().print(f"interrupted: {interrupted}")
-            raise typer.Exit(130) from None
-        except Exception as error:
-            if kwargs.get("debug") or isinstance(error, typer.Exit | typer.BadParameter):
-                raise
-            err().print(f"[bold red]error:[/] {escape(one_line(error))}")
-            raise typer.Exit(1) from None
-
-    return wrapper  # type: ignore[return-value]
-
-
-def print_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=str))
-
-
-def make_table(*columns: str) -> Table:
-    """A table whose columns align right, but for the first."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        first = number == 0
-        table.add_column(
-            column,
-            justify="left" if first else "right",
-            no_wrap=not first,
-            min_width=18 if first else None,
-        )
-    return table
 
 
 class Meter:
@@ -166,27 +104,9 @@ class Meter:
             yield self
 
 
-def megabytes(size: float) -> str:
-    """A size in bytes for people."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
 def clock(seconds: float) -> str:
     """A duration for people: m:ss, or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     return (
         f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
-    )
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, on one line; of one that nobody raised on purpose, its kind, too."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    known = {"LenscacheError", "LenstrainError", "OSError"} & {
-        cls.__name__ for cls in type(error).__mro__
-    }
-    return (
-        text
-        if known
-        else f"{type(error).__name__}: {text} (this is a fault of the program; --debug shows where)"
     )

@@ -100,7 +100,7 @@ def follow(model: str, dtype: Dtype) -> None:
     """Take part in what the leader runs, until it has no more; an error in loading is the leader's
     to tell."""
     from lenscache.errors import LenscacheError
-    from lenscache.inference.following import follow as follow_leader
+    from lenscache.inference.runner import follow as follow_leader
     from lenscache.model.loading import load_model, silence
     from lenscache.model.tensor_parallel import Team
 

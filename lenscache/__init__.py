@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lenscache.concepts.pack import Concept, ConceptPack, Hierarchy
+    from lenscache.concepts.hierarchy import Hierarchy
+    from lenscache.concepts.pack import Concept, ConceptPack
     from lenscache.concepts.plan import SamplePlan, plan_samples
     from lenscache.errors import LenscacheError
     from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings
@@ -27,7 +28,7 @@ _HOMES = {
     "ExtractProgress": "extract.settings",
     "ExtractReport": "extract.settings",
     "ExtractSettings": "extract.settings",
-    "Hierarchy": "concepts.pack",
+    "Hierarchy": "concepts.hierarchy",
     "Intervention": "live.steering",
     "LenscacheError": "errors",
     "LoadedModel": "model.loading",

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenscache.errors import PlanError, StoreIncompleteError
-from lenscache.store.header import Phase
 from lenscache.store.round import Round
 from lenscache.store.views.selection import Selection, select
+from lenscache.terms import Phase
 
 if TYPE_CHECKING:
     from lenscache.store.store import Store
@@ -267,8 +267,7 @@ def principal_components(
     rows = [row for row, is_there in zip(rows, present, strict=True) if is_there]
     if len(rows) < 3:
         raise PlanError(
-            f"{len(rows)} samples of {concept!r:.80} and its siblings are of kind "
-            f"{kind or 'any'}, "
+            f"{len(rows)} samples of {concept!r:.80} and its siblings are of kind {kind or 'any'}, "
             "a plane needs three"
         )
     mean, scale = _moments([X[present]])

@@ -30,7 +30,7 @@ from lenscache.inspection import (
     phase_similarity,
     principal_components,
 )
-from lenscache.store.header import Phase
+from lenscache.terms import Phase
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -257,8 +257,7 @@ def plot_phases(store: Store, *, ax: Axes | None = None) -> Axes:
     describe(
         ax,
         "Prompt against completion: the higher above the dashed line, the more of the prompt is "
-        "still there while "
-        "the model writes",
+        "still there while the model writes",
         _MODEL_LAYER,
         "cosine of standardised activations\n(median, -1 to 1)",
     )

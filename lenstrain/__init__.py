@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lenstrain.data.dataset import LensDataset, open_dataset
     from lenstrain.errors import LenstrainError
-    from lenstrain.families.linear import LinearLens
+    from lenstrain.families.linear_lens import LinearLens
     from lenstrain.families.mean_difference import MeanDifferenceLens
     from lenstrain.families.mlp import MlpLens
     from lenstrain.fit.adaptive import FitResult, FitSettings, fit_lenses
@@ -30,7 +30,7 @@ _HOMES = {
     "LensDataset": "data.dataset",
     "LensPack": "pack.pack",
     "LenstrainError": "errors",
-    "LinearLens": "families.linear",
+    "LinearLens": "families.linear_lens",
     "fit_lenses": "fit.adaptive",
     "MeanDifferenceLens": "families.mean_difference",
     "MlpLens": "families.mlp",

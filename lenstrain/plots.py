@@ -79,8 +79,7 @@ def plot_learning_curves(
     target = pack.provenance.get("settings", {}).get("target_f1")
     if concepts is not None and len(lenses) > len(COLOURS):
         raise SettingsError(
-            f"{len(lenses)} concepts are named, {len(COLOURS)} can be told apart: name fewer, "
-            "or "
+            f"{len(lenses)} concepts are named, {len(COLOURS)} can be told apart: name fewer, or "
             "none"
         )
     ax, names = make_axes(ax), _names(pack)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
-from lenstrain.data.dataset import PhaseChoice
 from lenstrain.errors import SettingsError
 from lenstrain.metrics.score import REFERENCE_PREVALENCE, Grade
 
 Validation = Literal["advisory", "blocking", "falloff"]
+PhaseChoice = Literal["both", "prompt", "completion"]
 FamilyName = Literal["linear", "mlp", "mean-difference", "ensemble", "text"]
 
 
@@ -182,3 +183,27 @@ def settings_from_json(values: dict[str, Any]) -> FitSettings:
             "min_grade": Grade(values["min_grade"]),
         }
     )
+
+
+class FitProgress(NamedTuple):
+    """Where a fit stands."""
+
+    stage: Literal[
+        "choosing model layers", "fitting", "fitting text lenses", "refining", "checking"
+    ]
+    done: int
+    total: int
+    """Model layers, or concepts to fit."""
+    graduated: int = 0
+    """Of the lenses done so far, those that graduated; of several targets, at the first."""
+    grades: tuple[tuple[str, int], ...] = ()
+    """How many of the lenses done so far have each grade."""
+
+    @property
+    def unit(self) -> str:
+        """What `done` and `total` count."""
+        units = {"fitting": "concepts", "fitting text lenses": "concepts", "checking": "packs"}
+        return units.get(self.stage, "model layers")
+
+
+OnProgress = Callable[[FitProgress], None]

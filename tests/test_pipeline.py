@@ -20,8 +20,11 @@ from tests.packs import small_pack
 
 def lenses_at(folder: Path, batch_size: int, store_dtype: str = "float32") -> LensPack:
     settings = ExtractSettings(
-        batch_size=batch_size, max_new_tokens=5, block_rows=32, store_dtype=store_dtype
-    )  # type: ignore[arg-type]
+        batch_size=batch_size,
+        max_new_tokens=5,
+        block_rows=32,
+        store_dtype=store_dtype,  # type: ignore[arg-type]
+    )
     extract(folder / "store.zarr", small_pack(n_examples=14), tiny_model(), settings)
     dataset = open_dataset(folder / "store.zarr")
     return make_lens_pack(fit_lenses(dataset, FitSettings()), dataset, FitSettings())

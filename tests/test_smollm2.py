@@ -16,6 +16,7 @@ from lenscache.live.steering import steer
 from lenscache.model.loading import LoadedModel, load_model
 from lenscache.store.store import open_store
 from lenstrain.data.dataset import TEST, LensDataset, open_dataset
+from lenstrain.data.tasks import draw_task
 from lenstrain.fit.adaptive import FitSettings, FittedLens, fit_lenses
 from lenstrain.metrics.score import Grade
 
@@ -86,7 +87,7 @@ def test_steering_moves_a_lens_of_grade_a_the_way_it_pushes(
     assert trusted
     for lens in trusted:
         ((model_layer, vector, deviation),) = lens.directions
-        held_out = dataset.task(lens.concept, lambda n: n).positives[TEST]
+        held_out = draw_task(dataset, lens.concept, lambda n: n).positives[TEST]
         rows = [Row(loaded.tokenizer(dataset.texts[i])["input_ids"]) for i in held_out]
         runner = Runner(loaded, [model_layer], mode="prompt", batch_size=8)
         logits = []

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from enum import StrEnum
-from functools import partial
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from .. import console, options
-from . import printing
 from .extract import extract
 from .pack import app as packs
 from .plan import plan
 from .preflight import preflight
+from .stores import export, info, label, repair, verify
 
 app = typer.Typer(
     help=(
@@ -30,21 +23,6 @@ app = typer.Typer(
 app.add_typer(packs, name="pack")
 
 
-class ExportFormat(StrEnum):
-    """Choices of --to."""
-
-    safetensors = "safetensors"
-    npz = "npz"
-    parquet = "parquet"
-
-
-class Phase(StrEnum):
-    """Choices of --phase."""
-
-    prompt = "prompt"
-    completion = "completion"
-
-
 @app.callback()
 def _app() -> None:
     """Keep the subcommands even when there is one."""
@@ -52,234 +30,27 @@ def _app() -> None:
 
 app.command(
     epilog=(
-        "Example: lenscache extract store.zarr --pack data/packs/starter.json --model "
-        "smollm2-135m --layer 0"
+        "Example: lenscache extract store.zarr --pack data/packs/starter.json "
+        "--model smollm2-135m --layer 0"
     )
 )(extract)
-
-
-@app.command(epilog="Example: lenscache info store.zarr")
-@console.reports_errors
-def info(
-    store: options.StorePath,
-    partitions: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Show how far each of N partitions is, too."),
-    ] = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
-    """Show what STORE holds and how far it is."""
-    from lenscache.extract.partitions import partitions_done
-    from lenscache.store.labelsets import label_set_names
-    from lenscache.store.store import open_store
-
-    opened = open_store(store)
-    summary = {**opened.summary(), "label_sets": label_set_names(opened)}
-    if partitions is not None:
-        summary["partitions"] = partitions_done(opened, partitions)
-    if json:
-        console.print_json(summary)
-    else:
-        printing.print_summary(summary)
-
-
-@app.command(epilog="Example: lenscache label store.zarr topics.csv --name topics --label topic")
-@console.reports_errors
-def label(
-    store: options.StorePath,
-    source: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Labelled text: CSV, JSON Lines or Parquet.")
-    ],
-    name: Annotated[str, typer.Option(help="Name of the label set, for `lenstrain fit --labels`.")],
-    text: Annotated[str, typer.Option(help="Column of texts.")] = "text",
-    label: Annotated[str, typer.Option(help="Column of labels.")] = "label",
-    split: Annotated[
-        str | None, typer.Option(help="Column of splits. Default: they are drawn.")
-    ] = None,
-    concept: Annotated[str | None, typer.Option(help="Id of a binary set's concept.")] = None,
-    separator: Annotated[
-        str | None, typer.Option(help="What stands between the labels of one row.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a label set of this name.")
-    ] = False,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
-    """Label texts that STORE already holds, without the model."""
-    from lenscache.concepts.importers.labelled import LabelledColumns, import_labelled
-    from lenscache.store.labelsets import add_label_set
-    from lenscache.store.store import open_store
-
-    columns = LabelledColumns(
-        text=text, label=label, split=split, concept=concept, separator=separator
-    )
-    opened = open_store(store, mode="r+")
-    imported = import_labelled(source, columns)
-    added = add_label_set(opened, name, imported.pack, overwrite=overwrite)
-    for missing in added.missing:
-        imported.report.leave_out("text that the store does not hold", missing)
-    for lost in added.lost_concepts:
-        imported.report.leave_out("concept without a text in the store", lost)
-    kept = added.label_set
-    if json:
-        counts = {
-            "samples": len(kept.key),
-            "labels": len(kept.labels.sample),
-            "concepts": len(kept.concepts),
-        }
-        console.print_json(
-            {"name": name, "digest": kept.digest, **counts, **imported.report.to_dict()}
-        )
-        return
-    for line in imported.report.lines():
-        console.out().print(line, markup=False, soft_wrap=True)
-    counted = (
-        f"{len(kept.key)} samples, {len(kept.labels.sample)} labels, {len(kept.concepts)} concepts"
-    )
-    console.out().print(
-        f"label set {name}: {counted} ({kept.digest})", markup=False, soft_wrap=True
-    )
-    console.out().print(
-        f"next: lenstrain fit {store} --labels {name} --out lenses", markup=False, soft_wrap=True
-    )
-
-
-@app.command(
+app.command(epilog="Example: lenscache info store.zarr")(info)
+app.command(epilog="Example: lenscache label store.zarr topics.csv --name topics --label topic")(
+    label
+)
+app.command(
     epilog=(
         "Example: lenscache export store.zarr --to safetensors --out activations --model-layers "
         "10-20"
     )
-)
-@console.reports_errors
-def export(
-    store: options.StorePath,
-    to: Annotated[
-        ExportFormat,
-        typer.Option(help="safetensors keeps bfloat16 bit for bit, the others hold float32."),
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
-    layer: options.Layers = None,
-    model_layers: options.ModelLayers = None,
-    phase: Annotated[
-        list[Phase] | None, typer.Option(help="Phase to export; repeatable. Default: all.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier export in DIR.")
-    ] = False,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
-    """Write what is complete in STORE to files that need no Zarr, with a manifest."""
-    from lenscache.store.store import open_store
-    from lenscache.store.views.export import export_store
-
-    with console.Meter().running() as meter:
-        report = export_store(
-            open_store(store),
-            out,
-            to.value,
-            layers=layer,
-            model_layers=options.parse_model_layers(model_layers),
-            phases=[choice.value for choice in phase] if phase else None,
-            overwrite=overwrite,
-            on_progress=lambda done, total: meter.update("export", done, total, "vectors"),
-        )
-    if json:
-        console.print_json(asdict(report))
-        return
-    size = console.megabytes(report.size_bytes)
-    left_out = (
-        f"; {report.rows_left_out} rows that are not extracted yet are left out"
-        if report.rows_left_out
-        else ""
-    )
-    line = (
-        f"{report.folder}: {report.rows} rows as {report.to}, {size} in {report.n_files} "
-        f"files{left_out}"
-    )
-    console.out().print(line, markup=False, soft_wrap=True)
-
-
-@app.command(epilog="Example: lenscache verify store.zarr --pack data/packs/starter.json")
-@partial(console.reports_errors, interrupted="nothing was changed")
-def verify(
-    store: options.StorePath,
-    quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick", help="Only marks, and presence and size of objects; decode nothing."
-        ),
-    ] = False,
-    pack: Annotated[Path | None, typer.Option(help="Compare with this concept pack, too.")] = None,
-    layer: options.OneLayer = None,
-    jobs: options.Jobs = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
-    """Check every object, value and count of STORE; exit code 1 if anything is wrong. Nothing is
-    written."""
-    from lenscache.concepts.pack import ConceptPack
-    from lenscache.store.verify.verify import verify_store
-
-    if quick and pack is not None:
-        raise typer.BadParameter(
-            "--pack compares texts, which --quick does not read: leave one of them out"
-        )
-    concepts = None if pack is None else ConceptPack.load(pack)
-    with console.Meter().running() as meter:
-        report = verify_store(
-            store,
-            quick=quick,
-            pack=concepts,
-            layer=layer,
-            jobs=jobs,
-            on_checked=lambda done, total: meter.update("verify", done, total, "objects"),
-        )
-    if json:
-        console.print_json({**asdict(report), "damaged": report.is_damaged})
-    else:
-        printing.print_verified(report)
-    if report.is_damaged:
-        raise typer.Exit(1)
-
-
-@app.command(epilog="Example: lenscache repair store.zarr")
-@partial(
-    console.reports_errors, interrupted="blocks unmarked so far stay so, the same command goes on"
-)
-def repair(
-    store: options.StorePath,
-    layer: options.OneLayer = None,
-    jobs: options.Jobs = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
-    """Unmark exactly the damaged blocks of STORE, so that `extract` runs them again. Deletes
-    nothing."""
-    from lenscache.store.verify.repair import repair_store
-
-    with console.Meter().running() as meter:
-        report = repair_store(
-            store,
-            layer=layer,
-            jobs=jobs,
-            on_checked=lambda done, total: meter.update("verify", done, total, "objects"),
-        )
-    if json:
-        console.print_json(asdict(report))
-    else:
-        printing.print_repaired(report)
-    if report.left_to_user:
-        raise typer.Exit(1)
-
-
+)(export)
+app.command(epilog="Example: lenscache verify store.zarr --pack data/packs/starter.json")(verify)
+app.command(epilog="Example: lenscache repair store.zarr")(repair)
 app.command(epilog="Example: lenscache preflight --model smollm2-135m --quick")(preflight)
 app.command(
     epilog=(
-        "Example: lenscache plan --pack data/packs/starter.json --model smollm2-135m --devices 16 "
-        "--device-kind h100"
+        "Example: lenscache plan --pack data/packs/starter.json --model smollm2-135m "
+        "--devices 16 --device-kind h100"
     )
 )(plan)
 

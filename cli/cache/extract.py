@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from .. import console, options
+from ..meter import Meter
 from ..models import DeviceMapOption, Dtype, TensorParallel, follow, is_follower, load
 from ..options import Engine, Mode, StoreDtype
 from ..runlog import RunLog
@@ -122,9 +123,10 @@ def extract(
     """Extract activations into STORE, or continue where an earlier run stopped."""
     from lenscache.concepts.plan import select_concepts
     from lenscache.errors import PlanError
-    from lenscache.extract.extraction import Request
+    from lenscache.extract.partitions import Partition
     from lenscache.extract.planned_rounds import read_top_up
-    from lenscache.extract.settings import ExtractSettings, Partition
+    from lenscache.extract.request import Request
+    from lenscache.extract.settings import ExtractSettings
     from lenscache.store.remote import check_place
     from lenscache.store.store import open_store
 
@@ -201,7 +203,7 @@ def extract(
             limit=limit,
             **asked,
         ) as log,
-        console.Meter(log).running() as meter,
+        Meter(log).running() as meter,
     ):
         report = run.start(partial(_show_progress, meter, time.monotonic()))
         log.result(report=asdict(report))
@@ -220,12 +222,14 @@ class _Run(NamedTuple):
 
 
 def _local_run(request: Any, new_model: Callable[[], Any]) -> _Run:
+    from lenscache.extract.extraction import lay_out
+
     loaded = new_model()
 
     def start(on_progress: Any) -> Any:
         with (
             nullcontext() if loaded.team is None else loaded.team.leading(),
-            request.lay_out(loaded, on_progress) as extraction,
+            lay_out(request, loaded, on_progress) as extraction,
         ):
             return extraction.run()
 
@@ -258,7 +262,7 @@ def _ray_run(
     )
 
 
-def _show_progress(meter: console.Meter, begun: float, progress: Any) -> None:
+def _show_progress(meter: Meter, begun: float, progress: Any) -> None:
     if progress.message:
         meter.say(progress.message)
     if not progress.concepts_total:  # nothing is under way yet

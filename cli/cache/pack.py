@@ -162,7 +162,8 @@ def _import_any(source: Path, columns: Any, roots: list[str] | None) -> Any:
 
 
 def _concept_facts(pack: Any, concept: str) -> dict[str, Any]:
-    from lenscache.concepts.plan import KINDS, SPLITS, plan_samples
+    from lenscache.concepts.plan import SPLITS, plan_samples
+    from lenscache.concepts.prompts import KINDS
     from lenscache.errors import PackError
 
     if concept not in pack.hierarchy:

@@ -117,7 +117,8 @@ def plan(
 def _outline(model: str, dtype: Dtype, device: str, kind: str) -> tuple[Any, Any]:
     """A model, loaded only if this device is meant, and the figures of the device."""
     from lenscache.forecast.devices import find_device, measure_device
-    from lenscache.model.loading import outline_model, silence
+    from lenscache.model.loading import silence
+    from lenscache.model.outline import outline_model
 
     if kind != "here":
         figures = find_device(kind)

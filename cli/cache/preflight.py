@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import console, options
+from ..meter import Meter
 
 _LENS_COMMAND = "lens_cli.cache.preflight_lenses"
 
@@ -54,7 +55,7 @@ def preflight(
     request = Request(
         model, device, None if pack is None else str(pack.absolute()), quick=quick, seed=seed
     )
-    with console.Meter().running() as meter:
+    with Meter().running() as meter:
         report = run_preflight(
             request,
             numbers=numbers,
@@ -83,7 +84,7 @@ def parse_checks(text: str | None) -> tuple[int, ...] | None:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def _show_progress(meter: console.Meter, progress: Any) -> None:
+def _show_progress(meter: Meter, progress: Any) -> None:
     what = f"check {progress.number} ({progress.name}): {progress.what}"
     if progress.total > 1:
         meter.update(what, progress.done, progress.total, "steps")

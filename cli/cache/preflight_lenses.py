@@ -21,7 +21,7 @@ from lenscache.preflight.worker import serve
 
 if TYPE_CHECKING:
     from lenscache.preflight.models import Footprint
-    from lenscache.store.header import StoreDtype
+    from lenscache.terms import StoreDtype
 
 TOLERATED = 0.02
 """Loss of F1 or score that counts as none."""
@@ -169,10 +169,8 @@ def judge(found: Any) -> Outcome:
     f1, score = difference["f1"], difference["score"]
     why = (
         f"{len(found.concepts)} concepts: lenses of bf16 activations judged on fp32 ones differ "
-        "from those of fp32 by "
-        f"{f1['mean']:+.3f} F1 ({f1['low']:+.3f} to {f1['high']:+.3f}) and {score['mean']:+.3f} "
-        "score "
-        f"({score['low']:+.3f} to {score['high']:+.3f})"
+        f"from those of fp32 by {f1['mean']:+.3f} F1 ({f1['low']:+.3f} to {f1['high']:+.3f}) and "
+        f"{score['mean']:+.3f} score ({score['low']:+.3f} to {score['high']:+.3f})"
     )
     is_worse = any(
         change[metric].high < -TOLERATED

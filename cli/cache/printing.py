@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import console
+from ..meter import clock
 
 _TABLE_COLUMNS = 5
 _SMALLEST_SHARE = 0.01  # of the time, that is worth a word
@@ -23,19 +24,17 @@ def print_estimate(estimate: Any) -> None:
             * (estimate.cut_prompts > 0)
         ),
         f"{estimate.model_layers} model layers: about {console.megabytes(estimate.stored_bytes)} "
-        "on disk, "
-        f"{console.megabytes(estimate.bytes_per_model_layer)} each, of "
+        f"on disk, {console.megabytes(estimate.bytes_per_model_layer)} each, of "
         f"{console.megabytes(estimate.raw_bytes)} raw",
-        f"about {console.clock(estimate.seconds)} on this device, at "
-        f"{estimate.prompts_per_second:.1f} prompts/s in "
-        f"batches of {estimate.batch_size}",
+        f"about {clock(estimate.seconds)} on this device, at {estimate.prompts_per_second:.1f} "
+        f"prompts/s in batches of {estimate.batch_size}",
     ):
         console.out().print(line, markup=False, soft_wrap=True)
 
 
 def print_forecast(estimate: Any) -> None:
     """What an extraction would cost on other devices."""
-    clock, size = console.clock, console.megabytes
+    size = console.megabytes
     layers = (
         f"layer{'s' if len(estimate.layers) > 1 else ''} {', '.join(map(str, estimate.layers))}"
     )
@@ -56,16 +55,13 @@ def print_forecast(estimate: Any) -> None:
     shares = ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= _SMALLEST_SHARE)
     for line in (
         f"{estimate.concepts} concepts on {layers}: {estimate.prompts} prompts, "
-        f"{estimate.prompt_tokens} prompt "
-        f"tokens{guessed}, at most {estimate.new_tokens} new ones",
+        f"{estimate.prompt_tokens} prompt tokens{guessed}, at most {estimate.new_tokens} new ones",
         f"{estimate.devices} x {estimate.device_kind}: {copies} of the model{spread}, batches of "
         f"{estimate.batch_size}, {estimate.blocks} blocks of {estimate.block_rows} rows",
         f"about {clock(estimate.seconds)} (from {clock(estimate.seconds_low)} to "
-        f"{clock(estimate.seconds_high)}), "
-        f"{estimate.device_hours:.2f} device hours{otherwise}",
+        f"{clock(estimate.seconds_high)}), {estimate.device_hours:.2f} device hours{otherwise}",
         f"loading {clock(estimate.seconds_to_load)}; a block {estimate.seconds_a_block:.1f} s, "
-        "written in "
-        f"{estimate.seconds_to_write_a_block:.1f} s beside the next one",
+        f"written in {estimate.seconds_to_write_a_block:.1f} s beside the next one",
         f"time: {shares}",
         f"{estimate.model_layers} model layers: about {size(estimate.stored_bytes)} stored, of "
         f"{size(estimate.raw_bytes)} raw, in {estimate.objects} objects",
@@ -118,8 +114,7 @@ def print_report(store: Any, report: Any) -> None:
     if report.max_relative_error:
         error = f"{report.max_relative_error:.2%}"
         out.print(
-            f"rows in batches of {report.batch_size} agree with the same rows one by one "
-            "within "
+            f"rows in batches of {report.batch_size} agree with the same rows one by one within "
             f"{error}"
         )
     out.print(
@@ -233,6 +228,5 @@ def _sizes(summary: dict[str, Any]) -> str:
     layers = len(summary["settings"]["model_layers"])
     return (
         f"{layers} model layers x {' and '.join(summary['phases'])}: {console.megabytes(stored)} "
-        "stored, "
-        f"{stored / max(raw, 1):.2f} of the {console.megabytes(raw)} they hold uncompressed"
+        f"stored, {stored / max(raw, 1):.2f} of the {console.megabytes(raw)} they hold uncompressed"
     )

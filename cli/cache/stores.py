@@ -1,4 +1,4 @@
-"""The `lenscache` command: stage one, from a model and a concept pack to a store."""
+"""Look at a store, label it, export it, verify it and repair it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,8 @@ from typing import Annotated
 import typer
 
 from .. import console, options
+from ..meter import Meter
 from . import printing
-from .extract import extract
-from .pack import app as packs
-from .plan import plan
-from .preflight import preflight
-
-app = typer.Typer(
-    help=(
-        "Run a language model once over every prompt of a concept pack and keep its activations "
-        "in a Zarr store."
-    ),
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode="rich",
-)
-app.add_typer(packs, name="pack")
 
 
 class ExportFormat(StrEnum):
@@ -45,20 +30,6 @@ class Phase(StrEnum):
     completion = "completion"
 
 
-@app.callback()
-def _app() -> None:
-    """Keep the subcommands even when there is one."""
-
-
-app.command(
-    epilog=(
-        "Example: lenscache extract store.zarr --pack data/packs/starter.json --model "
-        "smollm2-135m --layer 0"
-    )
-)(extract)
-
-
-@app.command(epilog="Example: lenscache info store.zarr")
 @console.reports_errors
 def info(
     store: options.StorePath,
@@ -84,7 +55,6 @@ def info(
         printing.print_summary(summary)
 
 
-@app.command(epilog="Example: lenscache label store.zarr topics.csv --name topics --label topic")
 @console.reports_errors
 def label(
     store: options.StorePath,
@@ -146,12 +116,6 @@ def label(
     )
 
 
-@app.command(
-    epilog=(
-        "Example: lenscache export store.zarr --to safetensors --out activations --model-layers "
-        "10-20"
-    )
-)
 @console.reports_errors
 def export(
     store: options.StorePath,
@@ -175,7 +139,7 @@ def export(
     from lenscache.store.store import open_store
     from lenscache.store.views.export import export_store
 
-    with console.Meter().running() as meter:
+    with Meter().running() as meter:
         report = export_store(
             open_store(store),
             out,
@@ -202,7 +166,6 @@ def export(
     console.out().print(line, markup=False, soft_wrap=True)
 
 
-@app.command(epilog="Example: lenscache verify store.zarr --pack data/packs/starter.json")
 @partial(console.reports_errors, interrupted="nothing was changed")
 def verify(
     store: options.StorePath,
@@ -228,7 +191,7 @@ def verify(
             "--pack compares texts, which --quick does not read: leave one of them out"
         )
     concepts = None if pack is None else ConceptPack.load(pack)
-    with console.Meter().running() as meter:
+    with Meter().running() as meter:
         report = verify_store(
             store,
             quick=quick,
@@ -245,7 +208,6 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: lenscache repair store.zarr")
 @partial(
     console.reports_errors, interrupted="blocks unmarked so far stay so, the same command goes on"
 )
@@ -260,7 +222,7 @@ def repair(
     nothing."""
     from lenscache.store.verify.repair import repair_store
 
-    with console.Meter().running() as meter:
+    with Meter().running() as meter:
         report = repair_store(
             store,
             layer=layer,
@@ -273,17 +235,3 @@ def repair(
         printing.print_repaired(report)
     if report.left_to_user:
         raise typer.Exit(1)
-
-
-app.command(epilog="Example: lenscache preflight --model smollm2-135m --quick")(preflight)
-app.command(
-    epilog=(
-        "Example: lenscache plan --pack data/packs/starter.json --model smollm2-135m --devices 16 "
-        "--device-kind h100"
-    )
-)(plan)
-
-
-def main() -> None:
-    """Entry point."""
-    app()

@@ -8,9 +8,9 @@ import typer
 from rich.markup import escape
 
 from .. import console, options
+from ..console import visible
 
 _MAX_FINDINGS = 20
-_TEXT_LENGTH = 100  # characters of a text that are shown
 
 
 @console.reports_errors
@@ -65,15 +65,6 @@ def _print_report(report: Any) -> None:
     if len(findings) > _MAX_FINDINGS:
         _say(f"and {len(findings) - _MAX_FINDINGS} more (--json has all)")
     _say(report.verdict)
-
-
-def visible(text: str, length: int = _TEXT_LENGTH) -> str:
-    """The text on one line, cut, with an escape for what would move the cursor or turn the reading
-    direction."""
-    shown = text if len(text) <= length else f"{text[: length - 3]}..."
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown
-    )
 
 
 def _say(line: str) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import console, options
-from .audit import visible
+from ..console import visible
 
 
 class Target(StrEnum):

@@ -1,4 +1,4 @@
-"""The `lenstrain` command: stage two, from a store to graded lenses, with no model in memory."""
+"""Fit lenses: for one target, for several, for a grid of settings, or while extraction goes on."""
 
 from __future__ import annotations
 
@@ -11,25 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from .. import console, options
+from ..meter import Meter
 from ..options import Engine
 from ..runlog import RunLog
 from . import lenses
-from .audit import audit
-from .exchange import export_pack, import_pack
 from .grid import fit_combinations, tell_left_out
-from .read import read
-from .report import report
-from .steer import steer
-
-app = typer.Typer(
-    help=(
-        "Train, calibrate and grade concept lenses from a lenscache store, with no model in memory."
-    ),
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode="rich",
-)
 
 
 class Phase(StrEnum):
@@ -68,7 +54,6 @@ class Family(StrEnum):
 _SCHEDULE, _TEXT, _ENGINE = "Schedule", "Text lenses", "Where to fit"
 
 
-@app.command(epilog="Example: lenstrain fit store.zarr --f1 0.95 --out lenses-0.95")
 @console.reports_errors
 def fit(
     store: options.StorePath,
@@ -324,7 +309,7 @@ def fit(
         settings=settings_to_json(its),
         concepts=concept,
     )
-    with log, console.Meter(log).running() as meter:
+    with log, Meter(log).running() as meter:
         if follow:
             pack = fit_following(
                 store,
@@ -366,9 +351,6 @@ def fit(
     )
 
 
-@app.command(
-    epilog="Example: lenstrain sweep store.zarr --f1 0.80 --f1 0.90 --f1 0.95 --out lenses"
-)
 @console.reports_errors
 def sweep(
     store: options.StorePath,
@@ -431,7 +413,7 @@ def sweep(
         targets=targets,
         settings=settings_to_json(settings),
     )
-    with log, console.Meter(log).running() as meter:
+    with log, Meter(log).running() as meter:
         packs = train_targets(
             dataset,
             settings,
@@ -463,35 +445,6 @@ def sweep(
     console.out().print(f"{elapsed:.0f} s; written to {written}", markup=False, soft_wrap=True)
 
 
-app.command(epilog="Example: lenstrain show lenses-0.95")(lenses.show)
-app.command(epilog="Example: lenstrain impact lenses-0.95")(lenses.impact)
-app.command(epilog="Example: lenstrain compare lenses-0.95 lenses-mlp --store store.zarr")(
-    lenses.compare
-)
-app.command(epilog="Example: lenstrain check lenses-0.95 --store store.zarr")(lenses.check)
-app.command(epilog="Example: lenstrain audit store.zarr --strict")(audit)
-app.command(
-    epilog='Example: lenstrain read lenses-0.95 --model smollm2-135m --text "The ship left the harbour"'
-)(read)
-app.command(
-    epilog='Example: lenstrain steer lenses-0.95 --model smollm2-135m --concept weather --strength 8 --prompt "I think"'
-)(steer)
-app.command(
-    "export", epilog="Example: lenstrain export lenses-0.95 --to gguf --out vectors --min-grade B"
-)(export_pack)
-app.command(
-    "import", epilog="Example: lenstrain import folder --from hatcat --model-layer 15 --out new"
-)(import_pack)
-app.command(epilog="Example: lenstrain report lenses-0.95 --store store.zarr --out report.html")(
-    report
-)
-
-
-def main() -> None:
-    """Entry point."""
-    app()
-
-
 def _engine(
     engine: Engine, workers: int | None, address: str | None, jobs: int | None, dataset: Any
 ) -> Any:
@@ -504,7 +457,7 @@ def _engine(
     return LocalEngine(dataset, jobs)
 
 
-def _show_following(meter: console.Meter, progress: Any) -> None:
+def _show_following(meter: Meter, progress: Any) -> None:
     if progress.fit is None:
         meter.update(
             f"following, {progress.lenses} lenses",
@@ -516,7 +469,7 @@ def _show_following(meter: console.Meter, progress: Any) -> None:
         _show_progress(meter, progress.fit)
 
 
-def _show_progress(meter: console.Meter, progress: Any) -> None:
+def _show_progress(meter: Meter, progress: Any) -> None:
     counted = " ".join(f"{number} {grade}" for grade, number in progress.grades)
     note = f"{progress.graduated} graduated, {counted}" if counted else ""
     meter.update(

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from .. import console
+from ..meter import Meter
 from ..runlog import RunLog
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def fit_combinations(
     )
     start = time.perf_counter()
     try:
-        with log, console.Meter(log).running() as meter:
+        with log, Meter(log).running() as meter:
             dataset = grid.open()
             tell_left_out(dataset)
             result = fit_grid(
@@ -70,8 +71,7 @@ def fit_combinations(
         console.err().print(
             (
                 f"interrupted: packs that were finished are kept in {out}, run the same again for "
-                "the "
-                "others"
+                "the others"
             ),
             markup=False,
         )
@@ -98,14 +98,13 @@ def tell_left_out(dataset: LensDataset) -> None:
         console.err().print(
             (
                 f"left out: {name} is not finished, run the `lenscache extract --top-up` that "
-                "began it "
-                "again"
+                "began it again"
             ),
             markup=False,
         )
 
 
-def _show_progress(meter: console.Meter, progress: GridProgress) -> None:
+def _show_progress(meter: Meter, progress: GridProgress) -> None:
     running = [
         f"{label}: {each.stage} {each.done} of {each.total}"
         for label, each in progress.running.items()
@@ -172,12 +171,9 @@ def _show(result: GridResult, out: Path, elapsed: float) -> None:
         say.print(table)
         say.print(
             "calibration: mean score on the calibration split, * the highest. Choose by it alone: "
-            "other figures are "
-            "of the test split, and promise too much of a pack that was chosen by them. Text "
-            "lenses are judged on "
-            "other vectors and not compared. seconds: of the pass that fitted all targets of a "
-            "family and its model "
-            "layers; = was there already",
+            "other figures are of the test split, and promise too much of a pack that was chosen "
+            "by them. Text lenses are judged on other vectors and not compared. seconds: of the "
+            "pass that fitted all targets of a family and its model layers; = was there already",
             markup=False,
             soft_wrap=True,
             style="dim",

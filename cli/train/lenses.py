@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from .. import console, options
-from .audit import visible
+from ..console import visible
 
 _COLOURS = {"A": "green", "B": "yellow", "C": "red"}
 _MOST_NAMED = 8
@@ -76,10 +76,9 @@ def show(
     console.out().print(table)
     console.out().print(
         "score: average precision at 1 % prevalence, with its 95 % interval; ?: the interval "
-        "crosses a grade's "
-        "boundary; control: the best score of what knows nothing of the concept, ! where the lens "
-        "is no better; first: "
-        "share of its samples on which it leads the lenses of its layer"
+        "crosses a grade's boundary; control: the best score of what knows nothing of the concept, "
+        "! where the lens is no better; first: share of its samples on which it leads the lenses "
+        "of its layer"
         + (
             "; agreement: of the lens with the one that reads what the model wrote (kappa)"
             if agreement
@@ -145,9 +144,8 @@ def impact(
     console.out().print(table)
     console.out().print(
         "forced on: lenses at the target F1 that had to train on for their grade; in vain: those "
-        "that never got it; "
-        "mean and score gained: over the lenses forced on; seconds of one core, model time for "
-        "samples not included",
+        "that never got it; mean and score gained: over the lenses forced on; seconds of one core, "
+        "model time for samples not included",
         markup=False,
         soft_wrap=True,
         style="dim",
@@ -209,8 +207,7 @@ def compare(
     better = sum(p.b.score > p.a.score for p in found.pairs)
     say.print(
         f"{len(found.pairs)} concepts on {found.n_samples} held-out samples: B scores higher on "
-        f"{better}; "
-        f"{len(found.only_a)} only in A, {len(found.only_b)} only in B",
+        f"{better}; {len(found.only_a)} only in A, {len(found.only_b)} only in B",
         markup=False,
         soft_wrap=True,
     )
@@ -267,10 +264,9 @@ def check(
     console.out().print(table)
     console.out().print(
         "rank: of a lens among those of its layer, on its concept's held-out samples (median); "
-        "first: share of them "
-        "on which it leads; ancestors fire: share on which all its ancestors' lenses do; fires "
-        "elsewhere: share of "
-        "unrelated samples on which it does; confusers: whose lenses outrank it",
+        "first: share of them on which it leads; ancestors fire: share on which all its ancestors' "
+        "lenses do; fires elsewhere: share of unrelated samples on which it does; confusers: whose "
+        "lenses outrank it",
         markup=False,
         soft_wrap=True,
         style="dim",

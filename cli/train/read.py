@@ -12,8 +12,8 @@ import typer
 from rich.text import Text
 
 from .. import console, options
+from ..console import visible
 from ..models import AllowOtherModel, DeviceMapOption, Dtype, DtypeOption, load_for
-from .audit import visible
 
 _COLOURS = {"A": "green", "B": "yellow", "C": "red"}
 _ROWS = 80  # tokens of a text that is shown token by token
@@ -149,8 +149,7 @@ def _print_reading(reading: Any) -> None:
     if not by_token:
         out.print(
             "a row is a stretch of tokens with the same strongest lens, figures are those of its "
-            "strongest token "
-            "(--html and --json have every token)",
+            "strongest token (--html and --json have every token)",
             markup=False,
             soft_wrap=True,
             style="dim",

@@ -10,8 +10,8 @@ import typer
 from rich.text import Text
 
 from .. import console, options
+from ..console import visible
 from ..models import AllowOtherModel, DeviceMapOption, Dtype, DtypeOption, load_for
-from .audit import visible
 
 
 class Kind(StrEnum):
@@ -172,16 +172,14 @@ def _print(lenses: Any, results: Any, notes: list[str]) -> None:
         parts = [f"perplexity {written.perplexity:.1f}"]
         for lens, (probability, signal) in zip(lenses, readings, strict=True):
             parts.append(
-                f"{visible(lens.name)} ({lens.grade.value}) p = {probability:.2f}, "
-                f"{signal:+.1f} "
+                f"{visible(lens.name)} ({lens.grade.value}) p = {probability:.2f}, {signal:+.1f} "
                 "deviations"
             )
         out.print(Text("; ".join(parts), style="dim"), soft_wrap=True)
         out.print()
     out.print(
         "both texts are read by the model as it is, without steering: perplexity of what was "
-        "written, and each lens's "
-        "calibrated probability and distance from its noise floor",
+        "written, and each lens's calibrated probability and distance from its noise floor",
         style="dim",
         soft_wrap=True,
         markup=False,

@@ -12,12 +12,13 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from lenscache.concepts.hierarchy import Hierarchy
 from lenscache.errors import PackError
 
 PACK_FORMAT = 1
@@ -62,121 +63,6 @@ class Concept:
             if name.endswith("y"):
                 forms.append(rf"{re.escape(name[:-1])}ies")
         return re.compile(rf"(?<!\w)(?:{'|'.join(forms)})(?!\w)", re.IGNORECASE)
-
-
-class Hierarchy:
-    """Who is above, below and beside whom, for every concept of a pack.
-
-    Several parents are allowed. Ancestor and descendant sets are computed once, when first asked
-    for: a query costs a dictionary access however large the pack is.
-
-    Parameters
-    ----------
-    layers : layer of abstraction by concept id, in pack order.
-    parents : ids of the parents by concept id.
-
-    Raises
-    ------
-    PackError
-        If a parent is unknown, or the parents form a cycle.
-    """
-
-    def __init__(self, layers: Mapping[str, int], parents: Mapping[str, tuple[str, ...]]) -> None:
-        self.layers = dict(layers)
-        self._parents = {concept: tuple(parents.get(concept, ())) for concept in self.layers}
-        self._children: dict[str, list[str]] = {concept: [] for concept in self.layers}
-        for concept, above in self._parents.items():
-            for parent in above:
-                if parent not in self.layers:
-                    raise PackError(
-                        f"concept {concept!r} names the parent {parent!r}, which is not in the "
-                        "pack: "
-                        "add that concept or correct `parents`"
-                    )
-                self._children[parent].append(concept)
-        self._order = self._topological_order()
-
-    def __contains__(self, concept: object) -> bool:
-        return concept in self.layers
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def parents(self, concept: str) -> tuple[str, ...]:
-        """The concepts directly above."""
-        return self._parents[concept]
-
-    def children(self, concept: str) -> tuple[str, ...]:
-        """The concepts directly below."""
-        return tuple(self._children[concept])
-
-    def ancestors(self, concept: str) -> frozenset[str]:
-        """Everything above, at any distance; not the concept itself."""
-        return self._ancestors[concept]
-
-    def descendants(self, concept: str) -> frozenset[str]:
-        """Everything below, at any distance; not the concept itself."""
-        return self._descendants[concept]
-
-    def family(self, concept: str) -> frozenset[str]:
-        """The concept, its ancestors and its descendants: what may never serve as its negatives."""
-        return self._ancestors[concept] | self._descendants[concept] | {concept}
-
-    def siblings(self, concept: str) -> frozenset[str]:
-        """Concepts that share a parent; on layer 0, the other concepts without a parent."""
-        if not self._parents[concept]:
-            beside: Iterable[str] = (c for c, above in self._parents.items() if not above)
-        else:
-            beside = (
-                child for parent in self._parents[concept] for child in self._children[parent]
-            )
-        return frozenset(beside) - self.family(concept)
-
-    def branches(self, concept: str) -> frozenset[str]:
-        """The concepts without a parent that it falls under; itself if it has none."""
-        return frozenset(c for c in self.ancestors(concept) | {concept} if not self._parents[c])
-
-    @cached_property
-    def _ancestors(self) -> dict[str, frozenset[str]]:
-        found: dict[str, frozenset[str]] = {}
-        for concept in self._order:
-            above = self._parents[concept]
-            found[concept] = frozenset(above).union(*(found[parent] for parent in above))
-        return found
-
-    @cached_property
-    def _descendants(self) -> dict[str, frozenset[str]]:
-        found: dict[str, frozenset[str]] = {}
-        for concept in reversed(self._order):
-            below = self._children[concept]
-            found[concept] = frozenset(below).union(*(found[child] for child in below))
-        return found
-
-    def _topological_order(self) -> list[str]:
-        """Parents before children; iterative, since real ontologies outgrow the recursion limit."""
-        waiting = {concept: len(set(above)) for concept, above in self._parents.items()}
-        order = [concept for concept, n in waiting.items() if n == 0]
-        for concept in order:
-            for child in dict.fromkeys(self._children[concept]):
-                waiting[child] -= 1
-                if waiting[child] == 0:
-                    order.append(child)
-        if len(order) < len(waiting):
-            stuck = {concept for concept, n in waiting.items() if n > 0}
-            raise PackError(
-                f"the parents form a cycle: {self._show_cycle(stuck)}: remove one of these links"
-            )
-        return order
-
-    def _show_cycle(self, stuck: set[str]) -> str:
-        concept, path = min(stuck), list[str]()
-        while concept not in path:
-            path.append(concept)
-            concept = next(parent for parent in self._parents[concept] if parent in stuck)
-        return " -> ".join([*path[path.index(concept) :], concept])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ split.
 
     ConceptPack --concept_prompts--> prompts of each concept, in a fixed order
                 --plan_samples-----> SamplePlan: each text once, with every label it carries
-                --plan_top_up------> SamplePlan of a later round: other texts, and texts sampled again
+                --plan_top_up------> SamplePlan of a later round: other texts, or sampled again
 
 The plan is deterministic. Whatever looks random is keyed by a stable hash of the seed and of what
 it belongs to: the order of a concept's prompts by (seed, concept, text); the sampling seed and
@@ -18,7 +18,7 @@ import hashlib
 import itertools
 import json
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,47 +26,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.concepts.pack import Concept, ConceptPack
-from lenscache.concepts.templates import parse_templates
+from lenscache.concepts.pack import ConceptPack
+from lenscache.concepts.prompts import Prompt, concept_prompts, group_of, stable_hash
 from lenscache.errors import PlanError
-
-KINDS = ("example", "definition", "relation", "contrast", "template")
-"""What a text is. Only an example does not name its concept."""
-EXAMPLE = KINDS.index("example")
 
 SPLITS = ("train", "calibration", "test")
 SPLIT_FRACTIONS = (0.6, 0.2, 0.2)
 
-POSITIVE, CONTRAST, NEGATIVE = 0, 1, 2
-"""Roles of a label: expresses the concept; names it without expressing it; given as a negative by
-the data."""
-
 TEMPERATURE_RANGE = (0.3, 0.9)
 """Sampling temperatures, spread evenly over the rows by hash so that they are independent of any
 label."""
-
-_MAX_CHILD_PROMPTS = 3
-_MAX_ALIAS_PROMPTS = 2
-
-
-def stable_hash(*parts: object) -> int:
-    """64 bits that depend on `parts` alone: the same on every machine, in every process."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        data = str(part).encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return int.from_bytes(digest.digest(), "little")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One text of one concept."""
-
-    text: str
-    kind: int
-    """Index into `KINDS`."""
-    role: int
 
 
 @dataclass(frozen=True)
@@ -120,69 +89,6 @@ class SamplePlan:
         return digest.hexdigest()[:16]
 
 
-def concept_prompts(pack: ConceptPack, concept: Concept, *, seed: int = 0) -> list[Prompt]:
-    """All prompts of one concept in nested order: any first n of them are a fair sample of the
-    kinds.
-
-    Examples express the concept without naming it; definitions and relations name it; contrasts
-    name it and are about something else. A relation reads the same from both of its ends, so that
-    child and parent share one text.
-    """
-    texts: dict[str, Prompt] = {}
-
-    def add(role: int, kind: str, *new: str) -> None:
-        for text in new:
-            texts.setdefault(text, Prompt(text, KINDS.index(kind), role))
-
-    add(POSITIVE, "example", *concept.examples)
-    add(NEGATIVE, "example", *concept.negatives)
-    if pack.prompts == "all":
-        _add_named_prompts(pack, concept, seed, add)
-    for template in parse_templates(pack.templates):
-        role = CONTRAST if template.is_contrast else POSITIVE
-        add(role, "template", *template.fill(_fields(pack, concept, seed)))
-    return _interleave(
-        texts.values(), key=lambda prompt: stable_hash(seed, concept.id, prompt.text)
-    )
-
-
-def _add_named_prompts(
-    pack: ConceptPack, concept: Concept, seed: int, add: Callable[..., None]
-) -> None:
-    name = concept.name
-    if concept.definition:
-        add(POSITIVE, "definition", f"{name[0].upper()}{name[1:]}: {concept.definition}")
-    add(POSITIVE, "definition", f'What does "{name}" mean?')
-    add(
-        POSITIVE,
-        "definition",
-        f'Here is a short explanation of the concept "{name}", with an example.',
-    )
-    near = _fields(pack, concept, seed)
-    add(POSITIVE, "relation", *(_kind_of(name, parent) for parent in near["parent"]))
-    add(POSITIVE, "relation", *(_kind_of(child, name) for child in near["child"]))
-    add(
-        POSITIVE,
-        "relation",
-        *(f'Another word for "{name}" is "{alias}".' for alias in near["alias"]),
-    )
-    add(CONTRAST, "contrast", *concept.contrasts)
-
-
-def _fields(pack: ConceptPack, concept: Concept, seed: int) -> dict[str, list[str]]:
-    """What a prompt may say about a concept."""
-    below = sorted(
-        pack.hierarchy.children(concept.id), key=lambda child: stable_hash(seed, concept.id, child)
-    )
-    return {
-        "name": [concept.name],
-        "definition": [concept.definition] if concept.definition else [],
-        "parent": [pack[parent].name for parent in concept.parents],
-        "child": [pack[child].name for child in below[:_MAX_CHILD_PROMPTS]],
-        "alias": list(concept.aliases[:_MAX_ALIAS_PROMPTS]),
-    }
-
-
 def select_concepts(
     pack: ConceptPack, layers: Sequence[int] | None = None, limit: int | None = None
 ) -> list[str]:
@@ -203,9 +109,8 @@ def select_concepts(
         if layer not in pack.layers:
             raise PlanError(
                 f"layer {layer} is not in pack {pack.name!r}, which has the layers "
-                f"{list(pack.layers)}; "
-                "--layer selects layers of abstraction in the concept hierarchy, --model-layers "
-                "transformer blocks"
+                f"{list(pack.layers)}; --layer selects layers of abstraction in the concept "
+                "hierarchy, --model-layers transformer blocks"
             )
     if limit is not None and limit < 1:
         raise PlanError(f"limit is {limit}, expected 1 or more concepts")
@@ -368,32 +273,6 @@ def _make_plan(
     )
 
 
-def _kind_of(narrow: str, broad: str) -> str:
-    return f'The idea of "{narrow}" falls under the broader idea of "{broad}".'
-
-
-def _interleave(prompts: Iterable[Prompt], key: Any) -> list[Prompt]:
-    """Shuffle each group by `key`, then merge the groups so that every prefix has their
-    proportions."""
-    groups: dict[int, list[Prompt]] = {}
-    for prompt in sorted(prompts, key=key):
-        groups.setdefault(_group(prompt), []).append(prompt)
-    place = [
-        ((i + 0.5) / len(group), number, p)
-        for number, group in groups.items()
-        for i, p in enumerate(group)
-    ]
-    return [prompt for _, _, prompt in sorted(place, key=lambda entry: entry[:2])]
-
-
-def _group(prompt: Prompt) -> int:
-    """Prompts that must each be spread over the splits: unnamed, named, contrast, given
-    negatives."""
-    if prompt.role != POSITIVE:
-        return 1 + prompt.role
-    return 0 if prompt.kind == EXAMPLE else 1
-
-
 def _assign_splits(
     concepts: Iterable[Sequence[Prompt]],
     fractions: Sequence[float],
@@ -413,7 +292,7 @@ def _assign_splits(
     for prompts in concepts:
         counts: dict[int, list[int]] = {}
         for prompt in prompts:
-            taken = counts.setdefault(_group(prompt), [0] * len(SPLITS))
+            taken = counts.setdefault(group_of(prompt), [0] * len(SPLITS))
             text = _normalised(prompt.text)
             if text not in split_of:
                 choice = allowed.get(text, range(len(SPLITS)))

@@ -1,49 +1,25 @@
-"""From concepts to samples: which texts a round extracts, what they are labelled with, and in which
-split.
+"""The prompts of one concept, in a fixed order: the first ten are part of the first thirty.
 
-    ConceptPack --concept_prompts--> prompts of each concept, in a fixed order
-                --plan_samples-----> SamplePlan: each text once, with every label it carries
-                --plan_top_up------> SamplePlan of a later round: other texts, and texts sampled again
-
-The plan is deterministic. Whatever looks random is keyed by a stable hash of the seed and of what
-it belongs to: the order of a concept's prompts by (seed, concept, text); the sampling seed and
-temperature of a row by (seed, text). The digest of the pack is left out of these keys on purpose:
-editing one concept must not reshuffle the samples of concepts that have nothing to do with it, and
-a text that was extracted before must get the completion it got then, or nothing could be reused.
+Whatever looks random is keyed by `stable_hash`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-import json
-import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.concepts.templates import parse_templates
-from lenscache.errors import PlanError
 
 KINDS = ("example", "definition", "relation", "contrast", "template")
 """What a text is. Only an example does not name its concept."""
 EXAMPLE = KINDS.index("example")
 
-SPLITS = ("train", "calibration", "test")
-SPLIT_FRACTIONS = (0.6, 0.2, 0.2)
-
 POSITIVE, CONTRAST, NEGATIVE = 0, 1, 2
 """Roles of a label: expresses the concept; names it without expressing it; given as a negative by
 the data."""
-
-TEMPERATURE_RANGE = (0.3, 0.9)
-"""Sampling temperatures, spread evenly over the rows by hash so that they are independent of any
-label."""
 
 _MAX_CHILD_PROMPTS = 3
 _MAX_ALIAS_PROMPTS = 2
@@ -67,57 +43,6 @@ class Prompt:
     kind: int
     """Index into `KINDS`."""
     role: int
-
-
-@dataclass(frozen=True)
-class SamplePlan:
-    """The rows of one round, n samples and m labels, in the order in which they are stored.
-
-    The labels of a concept stand together, in its nested order: the first ten are part of the first
-    thirty.
-    """
-
-    concepts: tuple[str, ...]
-    """What `label_concept` points into. The first `n_targets` are the concepts the round was
-    planned for; the others share a text with them."""
-    n_targets: int
-    texts: tuple[str, ...]
-    kind: NDArray[np.uint8]
-    """(n,) index into `KINDS`."""
-    split: NDArray[np.uint8]
-    """(n,) index into `SPLITS`."""
-    repeat: NDArray[np.uint16]
-    """(n,) how often the text was sampled before, in earlier rows of its layer."""
-    sampling_seed: NDArray[np.uint64]
-    """(n,) what keys the completion of a row."""
-    temperature: NDArray[np.float32]
-    """(n,) sampling temperature of a row."""
-    label_sample: NDArray[np.int32]
-    """(m,) row of the sample."""
-    label_concept: NDArray[np.int32]
-    """(m,) index into `concepts`."""
-    label_role: NDArray[np.uint8]
-    """(m,) `POSITIVE`, `CONTRAST` or `NEGATIVE`."""
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of everything in the plan; 16 hex digits."""
-        digest = hashlib.sha256(json.dumps([self.concepts, self.n_targets, self.texts]).encode())
-        columns: tuple[NDArray[Any], ...] = (
-            self.kind,
-            self.split,
-            self.sampling_seed,
-            self.temperature,
-            self.label_sample,
-            self.label_concept,
-            self.label_role,
-        )
-        for column in columns:
-            digest.update(column.astype(column.dtype.newbyteorder("<")).tobytes())
-        return digest.hexdigest()[:16]
 
 
 def concept_prompts(pack: ConceptPack, concept: Concept, *, seed: int = 0) -> list[Prompt]:
@@ -183,191 +108,6 @@ def _fields(pack: ConceptPack, concept: Concept, seed: int) -> dict[str, list[st
     }
 
 
-def select_concepts(
-    pack: ConceptPack, layers: Sequence[int] | None = None, limit: int | None = None
-) -> list[str]:
-    """The ids of the concepts that a request names, layer by layer in pack order.
-
-    Parameters
-    ----------
-    layers : layers of abstraction; None for all of the pack.
-    limit : the first `limit` concepts of each layer; None for all.
-
-    Raises
-    ------
-    PlanError
-        If a layer has no concepts in the pack, or the limit is below 1.
-    """
-    wanted = pack.layers if layers is None else tuple(dict.fromkeys(layers))
-    for layer in wanted:
-        if layer not in pack.layers:
-            raise PlanError(
-                f"layer {layer} is not in pack {pack.name!r}, which has the layers "
-                f"{list(pack.layers)}; "
-                "--layer selects layers of abstraction in the concept hierarchy, --model-layers "
-                "transformer blocks"
-            )
-    if limit is not None and limit < 1:
-        raise PlanError(f"limit is {limit}, expected 1 or more concepts")
-    return [concept.id for layer in wanted for concept in pack.in_layer(layer)[:limit]]
-
-
-def plan_samples(
-    pack: ConceptPack,
-    layers: Sequence[int] | None = None,
-    *,
-    seed: int = 0,
-    limit: int | None = None,
-    samples: int | None = None,
-    fractions: Sequence[float] = SPLIT_FRACTIONS,
-) -> SamplePlan:
-    """Plan the samples of some layers of a pack.
-
-    Splits are drawn by prompt, apart for examples, named prompts and contrasts of each concept, so
-    that every split holds its share of each as early as the counts allow. Texts that differ in
-    case, punctuation or spacing only go to the same split.
-
-    Parameters
-    ----------
-    pack : the concepts.
-    layers : layers of abstraction to plan for; None for all of the pack.
-    seed : keys everything that looks random.
-    limit : plan for the first `limit` concepts of each layer only; None for all.
-    samples : the first `samples` prompts of each concept only; None for all.
-    fractions : shares of train, calibration and test; they sum to 1.
-
-    Raises
-    ------
-    PlanError
-        If a layer has no concepts in the pack, or the fractions do not sum to 1.
-    """
-    if len(fractions) != len(SPLITS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise PlanError(
-            f"split fractions are {tuple(fractions)}, expected three shares that sum to 1"
-        )
-    if samples is not None and samples < 1:
-        raise PlanError(f"samples is {samples}, expected 1 or more prompts a concept")
-    targets = select_concepts(pack, layers, limit)
-    prompts = _all_prompts(pack, seed)
-    rows = [(prompt.text, 0) for target in targets for prompt in prompts[target][:samples]]
-    return _make_plan(pack, targets, rows, prompts, seed=seed, fractions=fractions)
-
-
-def plan_top_up(
-    pack: ConceptPack,
-    concepts: Sequence[str],
-    taken: Mapping[str, int],
-    *,
-    samples: int,
-    seed: int = 0,
-    resample: bool,
-) -> SamplePlan | None:
-    """Plan more samples for some concepts: prompts that were not extracted yet, then others sampled
-    once more.
-
-    A text that is sampled again gets another seed and temperature, and stays in its split: its
-    completion is new, its prompt is not.
-
-    Parameters
-    ----------
-    concepts : ids of the concepts that asked for more.
-    taken : how often each text was sampled in the rounds before.
-    samples : prompts to add for each concept.
-    resample : whether texts may be sampled again, which gives something new where completions are
-        stored.
-
-    Returns
-    -------
-    The plan; None if there is nothing left to add.
-    """
-    prompts = _all_prompts(pack, seed)
-    rows: list[tuple[str, int]] = []
-    for concept in concepts:
-        least = min((taken.get(prompt.text, 0) for prompt in prompts[concept]), default=0)
-        most = least + 1 + samples if resample else 1
-        left = (
-            (p.text, time)
-            for time in range(least, most)
-            for p in prompts[concept]
-            if time >= taken.get(p.text, 0)
-        )
-        rows.extend(itertools.islice(left, samples))
-    if not rows:
-        return None
-    return _make_plan(pack, list(concepts), rows, prompts, seed=seed)
-
-
-def sampling_seed(seed: int, text: str, repeat: int) -> int:
-    """What keys the completion of a text, each time that it is sampled."""
-    return stable_hash("sampling", *_draw(seed, text, repeat))
-
-
-def _draw(seed: int, text: str, repeat: int) -> tuple[object, ...]:
-    return (seed, text, repeat) if repeat else (seed, text)
-
-
-def _all_prompts(pack: ConceptPack, seed: int) -> dict[str, list[Prompt]]:
-    return {concept.id: concept_prompts(pack, concept, seed=seed) for concept in pack.concepts}
-
-
-def _make_plan(
-    pack: ConceptPack,
-    targets: Sequence[str],
-    rows: Iterable[tuple[str, int]],
-    prompts: Mapping[str, Sequence[Prompt]],
-    *,
-    seed: int,
-    fractions: Sequence[float] = SPLIT_FRACTIONS,
-) -> SamplePlan:
-    """The plan of some (text, time) rows; `time` counts how often the text was sampled before."""
-    # Splits are assigned over the whole pack, whatever is extracted now: extracting another layer
-    # later must not find a text that it shares with this one in another split.
-    split_of = _assign_splits(prompts.values(), fractions, pack.splits)
-    row_of = {place: number for number, place in enumerate(dict.fromkeys(rows))}
-    rows_of_text: dict[str, list[int]] = {}
-    for (text, _), row in row_of.items():
-        rows_of_text.setdefault(text, []).append(row)
-    kind_of: dict[str, int] = {}
-    for concept in (
-        *targets,
-        *prompts,
-    ):  # what a text is to the first concept that it was planned for
-        for prompt in prompts[concept]:
-            kind_of.setdefault(prompt.text, prompt.kind)
-    known = set(targets)
-    beside = [
-        c for c in prompts if c not in known and any(p.text in rows_of_text for p in prompts[c])
-    ]
-    concepts = (*targets, *beside)
-    labels = [
-        (row, number, prompt.role)
-        for number, concept in enumerate(concepts)
-        for prompt in prompts[concept]
-        for row in rows_of_text.get(prompt.text, ())
-    ]
-    label_sample, label_concept, label_role = zip(*labels, strict=True)
-    low, high = TEMPERATURE_RANGE
-    temperature = [
-        low + (high - low) * stable_hash("temperature", *_draw(seed, text, time)) / 2**64
-        for text, time in row_of
-    ]
-    return SamplePlan(
-        concepts=concepts,
-        n_targets=len(targets),
-        texts=tuple(text for text, _ in row_of),
-        kind=np.array([kind_of[text] for text, _ in row_of], np.uint8),
-        split=np.array([split_of[_normalised(text)] for text, _ in row_of], np.uint8),
-        repeat=np.array([time for _, time in row_of], np.uint16),
-        sampling_seed=np.array(
-            [sampling_seed(seed, text, time) for text, time in row_of], np.uint64
-        ),
-        temperature=np.array(temperature, np.float32),
-        label_sample=np.array(label_sample, np.int32),
-        label_concept=np.array(label_concept, np.int32),
-        label_role=np.array(label_role, np.uint8),
-    )
-
-
 def _kind_of(narrow: str, broad: str) -> str:
     return f'The idea of "{narrow}" falls under the broader idea of "{broad}".'
 
@@ -377,7 +117,7 @@ def _interleave(prompts: Iterable[Prompt], key: Any) -> list[Prompt]:
     proportions."""
     groups: dict[int, list[Prompt]] = {}
     for prompt in sorted(prompts, key=key):
-        groups.setdefault(_group(prompt), []).append(prompt)
+        groups.setdefault(group_of(prompt), []).append(prompt)
     place = [
         ((i + 0.5) / len(group), number, p)
         for number, group in groups.items()
@@ -386,49 +126,9 @@ def _interleave(prompts: Iterable[Prompt], key: Any) -> list[Prompt]:
     return [prompt for _, _, prompt in sorted(place, key=lambda entry: entry[:2])]
 
 
-def _group(prompt: Prompt) -> int:
+def group_of(prompt: Prompt) -> int:
     """Prompts that must each be spread over the splits: unnamed, named, contrast, given
     negatives."""
     if prompt.role != POSITIVE:
         return 1 + prompt.role
     return 0 if prompt.kind == EXAMPLE else 1
-
-
-def _assign_splits(
-    concepts: Iterable[Sequence[Prompt]],
-    fractions: Sequence[float],
-    given: Mapping[str, Sequence[str]],
-) -> dict[str, int]:
-    """Split of each normalised text: as given, else the one that lags furthest behind its share of
-    the group.
-
-    Where the source gives training and test texts but none for calibration, those are drawn from
-    the training texts in the same way: a test set stays what it is.
-    """
-    split_of = {_normalised(text): SPLITS.index(name) for name in given for text in given[name]}
-    allowed: dict[str, tuple[int, ...]] = {}
-    if given and "calibration" not in given:
-        allowed = {text: (0, 1) for text, split in split_of.items() if split == 0}
-        split_of = {text: split for text, split in split_of.items() if split != 0}
-    for prompts in concepts:
-        counts: dict[int, list[int]] = {}
-        for prompt in prompts:
-            taken = counts.setdefault(_group(prompt), [0] * len(SPLITS))
-            text = _normalised(prompt.text)
-            if text not in split_of:
-                choice = allowed.get(text, range(len(SPLITS)))
-                n, whole = (
-                    sum(taken[split] for split in choice) + 1,
-                    sum(fractions[split] for split in choice),
-                )
-                lag = {split: fractions[split] / whole * n - taken[split] for split in choice}
-                # On a tie, test comes first: a lens that cannot be judged is worth nothing.
-                split_of[text] = max(choice, key=lambda split: (round(lag[split], 9), split))
-            taken[split_of[text]] += 1
-    return split_of
-
-
-def _normalised(text: str) -> str:
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    words = "".join(char if char.isalnum() else " " for char in folded).split()
-    return " ".join(words) or text

@@ -84,8 +84,7 @@ def _parse(lines: tuple[str, ...]) -> tuple[Template, ...]:
             )
         if not template.fields:
             raise PackError(
-                f"the template {line!r:.80} has no field, it would say the same of every "
-                "concept: "
+                f"the template {line!r:.80} has no field, it would say the same of every concept: "
                 f"{known}"
             )
         found.append(template)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lenscache.extract.api import extract, extract_top_up
     from lenscache.extract.batch_check import TOLERANCE
+    from lenscache.extract.partitions import Partition
     from lenscache.extract.settings import (
         ExtractProgress,
         ExtractReport,
         ExtractSettings,
         OnProgress,
-        Partition,
     )
 
 _HOMES = {
@@ -28,7 +28,7 @@ _HOMES = {
     "ExtractReport": "settings",
     "ExtractSettings": "settings",
     "OnProgress": "settings",
-    "Partition": "settings",
+    "Partition": "partitions",
     "extract": "api",
     "extract_top_up": "api",
 }

@@ -15,15 +15,11 @@ from pathlib import Path
 
 from lenscache.concepts.pack import ConceptPack
 from lenscache.extract.batch_check import TOLERANCE
-from lenscache.extract.extraction import Request
+from lenscache.extract.extraction import lay_out
+from lenscache.extract.partitions import Partition
 from lenscache.extract.planned_rounds import TopUp
-from lenscache.extract.settings import (
-    ExtractProgress,
-    ExtractReport,
-    ExtractSettings,
-    OnProgress,
-    Partition,
-)
+from lenscache.extract.request import Request
+from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress
 from lenscache.model.loading import LoadedModel
 from lenscache.store.store import Store
 
@@ -111,5 +107,5 @@ def extract_top_up(
 
 
 def _run(request: Request, loaded: LoadedModel, on_progress: OnProgress | None) -> ExtractReport:
-    with request.lay_out(loaded, on_progress) as extraction:
+    with lay_out(request, loaded, on_progress) as extraction:
         return extraction.run()

@@ -89,12 +89,9 @@ def _record(
     if errors[worst] > tolerance or other_completions > tipped_allowed:
         raise BatchMismatchError(
             f"{target.name}: rows extracted one by one differ from the batched ones by "
-            f"{errors[worst]:.2g} at "
-            f"model layer {worst} (allowed {tolerance:.2g}), {other_completions} of {len(chosen)} "
-            "in their "
-            "completion: the round is not marked complete; this model does not batch, extract "
-            "into another "
-            "store with --batch-size 1"
+            f"{errors[worst]:.2g} at model layer {worst} (allowed {tolerance:.2g}), "
+            f"{other_completions} of {len(chosen)} in their completion: the round is not marked "
+            "complete; this model does not batch, extract into another store with --batch-size 1"
         )
     target.update_attributes(
         {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from lenscache.extract.rows import PlannedRows
+from lenscache.extract.settings import ExtractProgress, ExtractSettings, OnProgress
 from lenscache.inference.runner import Row, Runner
+from lenscache.model.loading import LoadedModel
+from lenscache.store.header import StoreHeader
+from lenscache.store.round import Round
 
 _SMALLEST = 4
 MOST_ON_A_CPU = 64
@@ -162,3 +167,66 @@ def _rate(runner: Runner, rows: Sequence[Row]) -> float:
 def _wait(runner: Runner) -> None:
     if runner.loaded.device.type == "cuda":
         torch.cuda.synchronize(runner.loaded.device)
+
+
+def make_runner(
+    loaded: LoadedModel,
+    header: StoreHeader,
+    batch_size: int,
+    *,
+    batch_tokens: int | None = None,
+    overhead: float | None = None,
+) -> Runner:
+    """A runner that does what a store's header says."""
+    return Runner(
+        loaded,
+        header.model_layers,
+        mode=header.mode,
+        max_new_tokens=header.max_new_tokens,
+        pooling=header.pooling,
+        pool_first_position=header.pool_first_position,
+        batch_size=batch_size,
+        batch_tokens=batch_tokens,
+        overhead=overhead,
+    )
+
+
+_BATCH_OF_NOTHING = 4  # where no row is left to run
+
+
+def runner_for_rounds(
+    loaded: LoadedModel,
+    header: StoreHeader,
+    settings: ExtractSettings,
+    rounds: Sequence[Round],
+    rows: Sequence[PlannedRows],
+    tell: OnProgress,
+) -> Runner:
+    """A runner of the batch size asked for, or of the one that an interrupted run found, or of one
+    found now."""
+    if settings.batch_size != "auto":
+        return make_runner(loaded, header, settings.batch_size)
+    unfinished = [number for number, target in enumerate(rounds) if not target.is_complete]
+    # The same batches make the same bytes: what was chosen when a round was begun holds until it is
+    # done.
+    known = [
+        found for number in unfinished if (found := rounds[number].attributes.get("auto_batch"))
+    ]
+    if known or not unfinished:
+        rows_a_batch, tokens, *more = known[0] if known else (_BATCH_OF_NOTHING, None)
+        return make_runner(
+            loaded, header, rows_a_batch, batch_tokens=tokens, overhead=more[0] if more else None
+        )
+    most = max(rounds[number].block_rows for number in unfinished)
+    choice = choose_batch(
+        partial(make_runner, loaded, header), [rows[number] for number in unfinished], most=most
+    )
+    first = unfinished[0]
+    tell(ExtractProgress(rounds[first].layer, 0, len(rows[first]), 0, str(choice)))
+    for number in unfinished:
+        rounds[number].update_attributes(
+            {"auto_batch": [choice.rows, choice.tokens, choice.overhead]}
+        )
+    return make_runner(
+        loaded, header, choice.rows, batch_tokens=choice.tokens, overhead=choice.overhead
+    )

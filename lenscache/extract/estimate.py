@@ -12,8 +12,9 @@ from functools import partial
 
 from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import plan_samples
-from lenscache.extract.batch_size import choose_batch
-from lenscache.extract.rows import PlannedRows, make_header, make_runner, tokenize
+from lenscache.extract.batch_size import choose_batch, make_runner
+from lenscache.extract.identity import make_header
+from lenscache.extract.rows import PlannedRows, tokenize
 from lenscache.extract.settings import ExtractSettings
 from lenscache.inference.runner import Row, Runner
 from lenscache.model.loading import LoadedModel

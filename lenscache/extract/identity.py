@@ -1,25 +1,12 @@
-"""What a run is made of: the identity of its store, token ids, rows for the model, and a runner for
-them."""
+"""The identity of a store: what model, pack and settings write into its header."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, overload
-
-import numpy as np
-from numpy.typing import NDArray
-
 from lenscache.concepts.pack import ConceptPack
-from lenscache.concepts.plan import POSITIVE, SamplePlan
-from lenscache.errors import PlanError, PromptTooLongError
+from lenscache.errors import PromptTooLongError
 from lenscache.extract.settings import ExtractSettings
-from lenscache.inference.runner import Row, Runner
 from lenscache.model.loading import LoadedModel
 from lenscache.store.header import StoreHeader
-
-_TOKENIZED_AT_ONCE = (
-    1024  # what a tokenizer returns of a text takes many times the memory of its ids
-)
 
 
 def make_header(loaded: LoadedModel, pack: ConceptPack, settings: ExtractSettings) -> StoreHeader:
@@ -63,8 +50,7 @@ def _prompt_limit(loaded: LoadedModel, asked: int | None, new_tokens: int) -> in
     if room < 1:
         raise PromptTooLongError(
             f"{new_tokens} new tokens are asked for, {loaded.id} has {loaded.max_positions} "
-            "positions: there is no "
-            "room for a prompt, lower --max-new-tokens"
+            "positions: there is no room for a prompt, lower --max-new-tokens"
         )
     if asked is not None and asked > room:
         raise PromptTooLongError(
@@ -73,107 +59,3 @@ def _prompt_limit(loaded: LoadedModel, asked: int | None, new_tokens: int) -> in
             f"room for {room} beside {new_tokens} new ones: lower --max-prompt-tokens"
         )
     return asked or room
-
-
-class Tokenized(NamedTuple):
-    """The prompts of a plan as the model gets them, one after the other in one array: of millions,
-    lists would fill the memory."""
-
-    tokens: NDArray[np.int32]
-    """Special tokens included; no prompt is longer than the limit."""
-    starts: NDArray[np.int64]
-    """(n + 1,) where each prompt begins in `tokens`, and the end of the last."""
-    n_cut: NDArray[np.int32]
-    """(n,) tokens cut off at the end of each."""
-
-    @property
-    def lengths(self) -> NDArray[np.int32]:
-        """(n,) tokens of each prompt."""
-        return np.diff(self.starts).astype(np.int32)
-
-
-def tokenize(loaded: LoadedModel, texts: Sequence[str], max_tokens: int = 0) -> Tokenized:
-    """Token ids of each text, cut to the first `max_tokens`; 0 for no limit.
-
-    Raises
-    ------
-    PlanError
-        If a text has no tokens.
-    """
-    parts: list[NDArray[np.int32]] = []
-    n_cut, lengths = np.zeros((2, len(texts)), np.int32)
-    for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
-        chosen = list(texts[start : start + _TOKENIZED_AT_ONCE])
-        for number, ids in enumerate(
-            loaded.tokenizer(chosen, verbose=False)["input_ids"], start=start
-        ):
-            if not ids:
-                raise PlanError(
-                    f"the prompt {texts[number]!r:.60} has no tokens: remove it from the pack"
-                )
-            kept = ids[: max_tokens or None]
-            parts.append(np.array(kept, np.int32))
-            n_cut[number], lengths[number] = len(ids) - len(kept), len(kept)
-    tokens = np.concatenate(parts) if parts else np.zeros(0, np.int32)
-    return Tokenized(tokens, np.concatenate([[0], lengths.astype(np.int64).cumsum()]), n_cut)
-
-
-class PlannedRows(Sequence[Row]):
-    """What the model is to run for a plan; rows are made as they are asked for."""
-
-    def __init__(self, plan: SamplePlan, found: Tokenized) -> None:
-        self._found, self._seeds, self._temperatures = found, plan.sampling_seed, plan.temperature
-        self.lengths = found.lengths
-        """(n,) tokens of each prompt."""
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @overload
-    def __getitem__(self, number: int) -> Row: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[Row]: ...
-
-    def __getitem__(self, number: int | slice) -> Row | list[Row]:
-        if isinstance(number, slice):
-            return [self[i] for i in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"row {number} of {len(self)}")
-        number %= len(self)
-        start, end = self._found.starts[number : number + 2]
-        return Row(
-            self._found.tokens[start:end].tolist(),
-            int(self._seeds[number]),
-            float(self._temperatures[number]),
-        )
-
-
-def last_rows(plan: SamplePlan) -> NDArray[np.intp]:
-    """For each concept that a plan was made for, the last row that expresses it; ascending."""
-    own = plan.label_role == POSITIVE
-    last = np.full(len(plan.concepts), -1, np.intp)
-    np.maximum.at(last, plan.label_concept[own], plan.label_sample[own])
-    return np.sort(last[: plan.n_targets])
-
-
-def make_runner(
-    loaded: LoadedModel,
-    header: StoreHeader,
-    batch_size: int,
-    *,
-    batch_tokens: int | None = None,
-    overhead: float | None = None,
-) -> Runner:
-    """A runner that does what a store's header says."""
-    return Runner(
-        loaded,
-        header.model_layers,
-        mode=header.mode,
-        max_new_tokens=header.max_new_tokens,
-        pooling=header.pooling,
-        pool_first_position=header.pool_first_position,
-        batch_size=batch_size,
-        batch_tokens=batch_tokens,
-        overhead=overhead,
-    )

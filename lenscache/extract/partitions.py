@@ -1,10 +1,56 @@
-"""How far the partitions of a store are: told by its marks alone, since partitions leave no other
-trace."""
+"""Partitions: shares of a run for processes that know nothing of each other, and how far each is.
+
+Their state is read from the marks of the store: partitions leave no other trace.
+"""
 
 from __future__ import annotations
 
-from lenscache.extract.settings import Partition
-from lenscache.store.store import Store
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lenscache.errors import PlanError
+
+if TYPE_CHECKING:
+    from lenscache.store.store import Store
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One of several shares of a run, for processes that know nothing of each other.
+
+    Partition k of n has the blocks k - 1, k - 1 + n, k - 1 + 2n ... of every round. Together they
+    are disjoint and whole, whoever runs them and in whatever order.
+    """
+
+    number: int
+    """Counted from 1."""
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Partition:
+        """A share as people write it, such as "3/16".
+
+        Raises
+        ------
+        PlanError
+            If it is none.
+        """
+        first, slash, second = text.partition("/")
+        if not (
+            slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)
+        ):
+            raise PlanError(
+                f"{text!r} is no partition: give its number and their count, such as 3/16, from "
+                "1/16 on"
+            )
+        return cls(int(first), int(second))
+
+    def blocks(self, n_blocks: int) -> range:
+        """Its blocks of a round."""
+        return range(self.number - 1, n_blocks, self.count)
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
 
 
 def partitions_done(store: Store, count: int) -> list[dict[str, int | str | bool]]:

@@ -69,8 +69,7 @@ def read_top_up(path: str | Path, samples: int | None = None) -> TopUp:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PlanError(
             f"{path} is not the hungry.json of a lens pack ({type(error).__name__}: {error}): give "
-            "the file that "
-            "`lenstrain fit` wrote beside the lenses"
+            "the file that `lenstrain fit` wrote beside the lenses"
         ) from None
     if not concepts or not all(isinstance(concept, str) for concept in concepts):
         raise PlanError(
@@ -106,8 +105,7 @@ def plan_rounds(
         index, before = _place(store, layer, request)
         if strange := [c for c in concepts if not any(c in entry.targets for entry in before)]:
             raise PlanError(
-                f"concept {strange[0]!r} was never extracted into {store.path}: extract its "
-                "layer "
+                f"concept {strange[0]!r} was never extracted into {store.path}: extract its layer "
                 "first"
             )
         taken = _taken(before)
@@ -151,8 +149,7 @@ def _place(store: Store, layer: int, request: TopUp) -> tuple[int, list[Round]]:
         if not entry.is_complete:
             raise StoreIncompleteError(
                 f"{store.path}: {entry.name} is not finished: run the `lenscache extract` that "
-                "began it again, then "
-                "top up"
+                "began it again, then top up"
             )
     return (rounds[-1].index + 1 if rounds else 0), rounds
 

@@ -31,8 +31,9 @@ import numpy as np
 
 from lenscache.cluster import connected, cores_of_a_worker, resource, threads_of_a_worker
 from lenscache.errors import PlanError, WorkerError
-from lenscache.extract.extraction import Request, RoundShape
 from lenscache.extract.ray_worker import BlockName, Done, Worker, WorkerProgress
+from lenscache.extract.request import Request
+from lenscache.extract.round import RoundShape
 from lenscache.extract.settings import ExtractProgress, ExtractReport, OnProgress
 from lenscache.model.loading import LoadedModel
 from lenscache.store.store import Store
@@ -283,9 +284,8 @@ class _Driver:
         if seat.deaths >= MOST_DEATHS:
             raise WorkerError(
                 f"a worker died {seat.deaths} times in a row without finishing a block "
-                f"({_reason(error)}): give "
-                "each more memory, with fewer --workers or a smaller --batch-size, and run the "
-                "same again"
+                f"({_reason(error)}): give each more memory, with fewer --workers or a smaller "
+                "--batch-size, and run the same again"
             ) from error
         self._ended.append(seat.report)
         seat.report, seat.progress, seat.asked = (
@@ -370,8 +370,7 @@ class _Driver:
         if absent and not self._has_told_of_room and time.monotonic() - self._begun > _ROOM_S:
             self._has_told_of_room = True
             self._tell(
-                f"{absent} of {len(self._seats)} workers wait for the Ray cluster to have room "
-                "for "
+                f"{absent} of {len(self._seats)} workers wait for the Ray cluster to have room for "
                 "them"
             )
         if self._shapes:

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import torch
 
-from lenscache.extract.extraction import Extraction, Request, RoundShape
+from lenscache.extract.extraction import Extraction, lay_out
+from lenscache.extract.request import Request
+from lenscache.extract.round import RoundShape
 from lenscache.extract.settings import ExtractProgress, ExtractReport
 from lenscache.model.loading import LoadedModel
 
@@ -95,7 +97,7 @@ class Worker:
 
     def _laid_out(self) -> Extraction:
         if self._extraction is None:  # a worker that was begun again between two blocks
-            self._extraction = self._request.lay_out(self._model(), self._note)
+            self._extraction = lay_out(self._request, self._model(), self._note)
         return self._extraction
 
     def _note(self, progress: ExtractProgress) -> None:

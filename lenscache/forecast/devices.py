@@ -96,8 +96,7 @@ def find_device(name: str) -> Device:
     """
     if name not in DEVICES:
         raise PlanError(
-            f"there are no figures of the device kind {name!r}: choose one of "
-            f"{', '.join(DEVICES)} "
+            f"there are no figures of the device kind {name!r}: choose one of {', '.join(DEVICES)} "
             "or here"
         )
     return DEVICES[name]

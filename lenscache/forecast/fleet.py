@@ -245,9 +245,8 @@ class _Simulation:
         if self._deaths > _MOST_DEATHS * (self._fleet.workers + len(self._written)):
             raise PlanError(
                 f"workers live {self._fleet.lifetime:.0f} s on average, too short for their blocks "
-                "or their "
-                "starts: the run would not end; take smaller blocks, fewer workers or machines "
-                "that last"
+                "or their starts: the run would not end; take smaller blocks, fewer workers or "
+                "machines that last"
             )
         writing = self._writing[worker]
         lost = [

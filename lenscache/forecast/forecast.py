@@ -24,7 +24,8 @@ from lenscache.concepts.plan import plan_samples
 from lenscache.errors import PlanError
 from lenscache.extract.batch_check import VERIFIED_ROWS
 from lenscache.extract.batch_size import MOST_ON_A_CPU, PAYS
-from lenscache.extract.rows import make_header, tokenize
+from lenscache.extract.identity import make_header
+from lenscache.extract.rows import tokenize
 from lenscache.extract.settings import ExtractSettings
 from lenscache.forecast.devices import Device, Efficiency
 from lenscache.forecast.fleet import Fleet, Storage, simulate
@@ -225,9 +226,8 @@ def _forecast(
     if spread_over > devices:
         raise PlanError(
             f"{header.model_id} takes {shape.weight_bytes / 1e9:.0f} GB in {header.model_dtype} "
-            "and room for a row, a "
-            f"{device.name} has {device.memory_bytes / 1e9:.0f}: give --devices {spread_over} or "
-            "more"
+            f"and room for a row, a {device.name} has {device.memory_bytes / 1e9:.0f}: give "
+            f"--devices {spread_over} or more"
         )
     done = _work(header, shape, device, one_device=spread_over == 1)
     copies = devices // spread_over

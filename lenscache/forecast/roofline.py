@@ -86,8 +86,7 @@ class Shape:
         heads = getattr(config, "num_attention_heads", None)
         if not heads:
             raise PlanError(
-                f"the configuration of {model.id} names no attention heads: estimate on the "
-                "device "
+                f"the configuration of {model.id} names no attention heads: estimate on the device "
                 "itself"
             )
         size = getattr(config, "head_dim", None) or model.hidden // heads

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import nn
 
-from lenscache.store.header import Pooling
+from lenscache.terms import Pooling
 
 
 class _DeepestBlockReached(Exception):  # noqa: N818 - a signal, not an error

@@ -26,7 +26,7 @@ from lenscache.inference.decoding import Decoding, Growing, Replayed, model_inpu
 from lenscache.inference.sampling import row_uniforms, sample_tokens
 from lenscache.model.loading import LoadedModel
 from lenscache.model.tensor_parallel import Order
-from lenscache.store.header import Mode, Phase, Pooling
+from lenscache.terms import Mode, Phase, Pooling
 
 _SAMPLE, _END = -1, -2  # no token ids
 _KEPT_SHARE = 0.75
@@ -190,8 +190,7 @@ class Runner:
         if n_rows == 1:
             raise ModelError(
                 f"one row does not fit the memory of {self.loaded.device}: use a smaller dtype, "
-                "fewer new tokens or "
-                "another device"
+                "fewer new tokens or another device"
             ) from error
         self.batch_size = -(-n_rows // 2)
         self.out_of_memory += 1
@@ -416,3 +415,19 @@ def _left_pad(
         token_ids[number, width - len(row) :] = torch.tensor(row)
         mask[number, width - len(row) :] = True
     return token_ids.to(device), mask.to(device)
+
+
+def follow(loaded: LoadedModel) -> None:
+    """Share a model without leading: run every batch that the leader runs, and keep nothing.
+
+    Raises
+    ------
+    ModelError
+        If the memory of this process's device is full, or the leader is gone.
+    """
+    assert loaded.team is not None  # noqa: S101 - for the type checker
+    for order in loaded.team.orders():
+        runner = Runner(
+            loaded, order.model_layers, mode=order.mode, max_new_tokens=order.max_new_tokens
+        )
+        runner.run_batch(order.rows)

@@ -19,7 +19,7 @@ from lenscache.errors import PromptTooLongError
 from lenscache.inference.runner import Row, Runner
 from lenscache.live.steering import Intervention, steer_all
 from lenscache.model.loading import LoadedModel
-from lenscache.store.header import Pooling
+from lenscache.terms import Pooling
 
 
 class Continuation(NamedTuple):
@@ -90,8 +90,7 @@ def _token_ids(loaded: LoadedModel, prompt: str, max_new_tokens: int) -> list[in
     if limit is not None and len(token_ids) + max_new_tokens > limit:
         raise PromptTooLongError(
             f"the prompt has {len(token_ids)} tokens, {max_new_tokens} more are asked for, and "
-            f"{loaded.id} takes "
-            f"{limit}: shorten the prompt or ask for fewer"
+            f"{loaded.id} takes {limit}: shorten the prompt or ask for fewer"
         )
     return token_ids
 

@@ -21,7 +21,7 @@ from torch import nn
 from lenscache.errors import ModelError, ModelLayerError
 from lenscache.inference.capture import Capture
 from lenscache.model.loading import LoadedModel, find_blocks
-from lenscache.store.header import Phase
+from lenscache.terms import Phase
 
 
 class Listener(Protocol):
@@ -187,8 +187,7 @@ class _Ears:
         def hook(_block: nn.Module, _inputs: Any, output: Any) -> None:
             if not self._is_open:
                 raise ModelError(
-                    "the model's blocks ran without the model: call the model that `listen` "
-                    "was "
+                    "the model's blocks ran without the model: call the model that `listen` was "
                     "given"
                 )
             self._listener.take(
@@ -226,8 +225,7 @@ def _check_model_layers(wanted: Sequence[int], n_layers: int) -> list[int]:
         if not 0 <= model_layer < n_layers:
             raise ModelLayerError(
                 f"model layer {model_layer} does not exist: this model has {n_layers} transformer "
-                "blocks, numbered "
-                f"0 to {n_layers - 1}"
+                f"blocks, numbered 0 to {n_layers - 1}"
             )
     if not found:
         raise ModelLayerError("no model layers asked for: name at least one")

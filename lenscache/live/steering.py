@@ -72,8 +72,7 @@ class Intervention:
         if not bool(numbers.isfinite().all()) or self.deviation <= 0:
             raise SteeringError(
                 f"strength {self.strength:g}, deviation {self.deviation:g} and level "
-                f"{self.level:g}: expected finite "
-                "numbers and a deviation above 0"
+                f"{self.level:g}: expected finite numbers and a deviation above 0"
             )
         _check_positions(self.positions)
         return (vector / length).float()
@@ -118,8 +117,7 @@ def steer_all(
     if isinstance(model, LoadedModel) and model.team is not None:
         raise SteeringError(
             f"{model.id} is shared by {model.team.size} processes, of which only this one would "
-            "steer: load it without "
-            "tensor parallelism, with --device-map auto if it is large"
+            "steer: load it without tensor parallelism, with --device-map auto if it is large"
         )
     module: nn.Module = model.model if isinstance(model, LoadedModel) else model
     blocks = model.blocks if isinstance(model, LoadedModel) else find_blocks(module)
@@ -167,14 +165,12 @@ class _Change:
         if not 0 <= self.model_layer < n_layers:
             raise ModelLayerError(
                 f"model layer {self.model_layer} does not exist: the model has {n_layers} "
-                "transformer blocks, "
-                f"numbered 0 to {n_layers - 1}"
+                f"transformer blocks, numbered 0 to {n_layers - 1}"
             )
         if len(self._unit) != hidden:
             raise SteeringError(
                 f"the direction has {len(self._unit)} features, the model's residual stream "
-                f"{hidden}: it belongs to "
-                "another model"
+                f"{hidden}: it belongs to another model"
             )
 
     def hook(self, passes: _Passes) -> Any:
@@ -219,8 +215,7 @@ def _check_positions(wanted: Positions) -> None:
         wanted.step is not None and wanted.step < 1
     ):
         raise SteeringError(
-            f"positions is {wanted}: expected a slice that counts forwards from 0, as a "
-            "completion "
+            f"positions is {wanted}: expected a slice that counts forwards from 0, as a completion "
             "has no end yet"
         )
 

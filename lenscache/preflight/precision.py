@@ -65,8 +65,7 @@ def check(request: Request, tell: Tell) -> Outcome:
         )
         return Outcome.failed(
             f"{len(broken)} of {len(found)} prompts give values that are not finite, first "
-            f"{first['prompt']!r} at "
-            f"{place}{also}",
+            f"{first['prompt']!r} at {place}{also}",
             **details,
         )
     if generation is not None:

@@ -17,18 +17,14 @@ from lenscache.model.loading import LoadedModel
 from lenscache.preflight.results import Request
 
 NEUTRAL = (
-    "The committee met on Tuesday to go through the list that had been sent round the week "
-    "before, and after a short "
-    "talk about the weather it turned to the first point.",
-    "In the middle of the room stood a long table with six chairs, a lamp, and a box of paper "
-    "that nobody had opened "
-    "since it was delivered last month.",
+    "The committee met on Tuesday to go through the list that had been sent round the week before, "
+    "and after a short talk about the weather it turned to the first point.",
+    "In the middle of the room stood a long table with six chairs, a lamp, and a box of paper that "
+    "nobody had opened since it was delivered last month.",
     "When the train pulled out of the station she put her bag on the seat beside her, took out a "
-    "newspaper, and began "
-    "to read the page that listed the new times.",
+    "newspaper, and began to read the page that listed the new times.",
     "To make the dough, mix the flour with a little salt, add warm water slowly, and leave it "
-    "under a cloth until it "
-    "has grown to about twice its size.",
+    "under a cloth until it has grown to about twice its size.",
 )
 """Texts about nothing in particular, in the language that most models know best."""
 

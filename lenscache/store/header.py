@@ -10,16 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 from lenscache.errors import StoreFormatError, StoreMismatchError
+from lenscache.terms import Mode, Phase, Pooling, StoreDtype
 
 FORMAT_VERSION = 1
-
-Phase = Literal["prompt", "completion"]
-Mode = Literal["combined", "prompt", "completion"]
-Pooling = Literal["mean", "max", "last"]
-StoreDtype = Literal["bfloat16", "float16", "float32", "int8"]
 
 
 @dataclass(frozen=True)
@@ -111,8 +107,7 @@ class StoreHeader:
         except (KeyError, TypeError, AttributeError) as error:
             raise StoreFormatError(
                 f"the header of the store is damaged or incomplete ({type(error).__name__}: "
-                f"{error}): restore its "
-                "zarr.json from a copy, or extract into another store"
+                f"{error}): restore its zarr.json from a copy, or extract into another store"
             ) from error
 
     @classmethod

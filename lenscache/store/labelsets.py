@@ -96,8 +96,7 @@ def add_label_set(store: Store, name: str, pack: ConceptPack, *, overwrite: bool
     if not _NAME.fullmatch(name):
         raise LabelSetError(
             f"label set name {name!r:.80} cannot be used: give up to 64 letters, digits, '.', '_' "
-            "or '-', the first a "
-            "letter or digit"
+            "or '-', the first a letter or digit"
         )
     keys_of = _keys_by_text(store)
     known, missing, lost = _restrict(pack, keys_of)

@@ -18,7 +18,8 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec, Zst
 from zarr.errors import ContainsArrayError, ContainsGroupError
 
 from lenscache.bfloat16 import BFloat16
-from lenscache.concepts.plan import KINDS, SamplePlan
+from lenscache.concepts.plan import SamplePlan
+from lenscache.concepts.prompts import KINDS
 from lenscache.errors import (
     StoreAccessError,
     StoreDamagedError,
@@ -180,8 +181,7 @@ def writing(what: str) -> Iterator[None]:
     except OSError as error:
         raise StoreWriteError(
             f"{what} cannot be written ({error}): make room on the disk, or make it writable, and "
-            "run the same "
-            "`lenscache extract` again; complete blocks are kept"
+            "run the same `lenscache extract` again; complete blocks are kept"
         ) from error
 
 
@@ -203,8 +203,7 @@ def find_node(group: zarr.Group, name: str) -> zarr.Group | zarr.Array[Any] | No
         place = f"{group.path}/{name}".lstrip("/")
         raise StoreDamagedError(
             f"the metadata of {place} is damaged ({type(error).__name__}: {error}): remove "
-            f"{place}/zarr.json and run "
-            "`lenscache extract` again, which writes it anew"
+            f"{place}/zarr.json and run `lenscache extract` again, which writes it anew"
         ) from error
 
 

@@ -152,8 +152,7 @@ class RemoteStore(FsspecStore):
                 raise MissingPackageError(f"{url} needs {package}: run {cure}") from None
             except ValueError as error:
                 raise StoreFormatError(
-                    f"{url} cannot be a store ({_scrub(error)}): give a folder, or a URL such "
-                    "as "
+                    f"{url} cannot be a store ({_scrub(error)}): give a folder, or a URL such as "
                     "s3://bucket/prefix"
                 ) from None
             _close_with(opened.fs)
@@ -254,10 +253,8 @@ def _check_url(url: str) -> str:
     if in_bucket or _PASSWORD.match(rest) or "?" in rest:
         raise StoreFormatError(
             f"the URL {protocol}://... holds credentials or a query, which would end up in logs: "
-            "give "
-            f"{protocol}://bucket/prefix, and credentials in the environment (AWS_ACCESS_KEY_ID, "
-            "AWS_PROFILE ...) or "
-            "in the configuration files of the service"
+            f"give {protocol}://bucket/prefix, and credentials in the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_PROFILE ...) or in the configuration files of the service"
         )
     if protocol in _BUCKETS and not bucket:
         raise StoreFormatError(f"{url} names no bucket: give {protocol}://bucket/prefix")
@@ -287,8 +284,7 @@ def _explain(url: str, error: Exception) -> StoreAccessError:
     if "PermissionError" in names:
         return StoreAccessError(
             f"{url}: access is denied ({why}): check the credentials, and that they may list the "
-            "bucket and read and "
-            "write its objects"
+            "bucket and read and write its objects"
         )
     if any(part in type(error).__name__ for part in ("Credential", "Profile", "Token", "SSO")):
         return StoreAccessError(
@@ -302,8 +298,7 @@ def _explain(url: str, error: Exception) -> StoreAccessError:
             "the same command again; what is complete is kept"
         )
     return StoreAccessError(
-        f"{url}: the service refuses ({why}): see to that and run the same command again; what "
-        "is "
+        f"{url}: the service refuses ({why}): see to that and run the same command again; what is "
         "complete is kept"
     )
 
@@ -327,8 +322,7 @@ def _scrub(error: Exception) -> str:
     return re.sub(r"\?[^\s\"']*", "", re.sub(r"://[^\s\"']*@", "://***@", text))
 
 
-# --- connections
-# ------------------------------------------------------------------------------------------------------
+# --- connections --------------------------------------------------------------------------------
 
 _CLIENTS: weakref.WeakSet[Any] = weakref.WeakSet()
 

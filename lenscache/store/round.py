@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.core.common import concurrent_map
 from zarr.core.sync import sync
 from zarr.storage import StorePath
 
@@ -31,10 +30,11 @@ from lenscache.errors import (
     StoreIncompleteError,
     StoreMismatchError,
 )
-from lenscache.store.header import Phase, StoreHeader, show_value
+from lenscache.store.header import StoreHeader, show_value
 from lenscache.store.layout import NATIVE_DTYPES, find_node, vector_arrays, writing
 from lenscache.store.quantization import dequantize, quantize
 from lenscache.store.shards import ShardReader
+from lenscache.terms import Phase
 
 
 class Samples(NamedTuple):
@@ -66,7 +66,6 @@ class Labels(NamedTuple):
     role: NDArray[np.uint8]
 
 
-_SIZES_AT_ONCE = 32  # requests
 _BY_BLOCK = ("completion", "n_completion_tokens")  # columns that extraction fills in
 
 
@@ -223,8 +222,7 @@ class Round:
             if not (done := self._seen_complete[blocks]).all():
                 raise StoreIncompleteError(
                     f"{self.name}: {int((~done).sum())} of {done.size} blocks of these rows are "
-                    "not extracted yet: "
-                    "run `lenscache extract` again to continue"
+                    "not extracted yet: run `lenscache extract` again to continue"
                 )
         values = self._read_vectors(phase, model_layer, slice(start, stop))
         # Zarr reads an object that is gone as fill values: where a block is NaN throughout, the
@@ -297,6 +295,10 @@ class Round:
             self._header, self._read("samples/n_prompt_tokens", rows), n_completion_tokens
         )
 
+    def objects_of(self, phase: Phase, model_layer: int, block: int) -> list[StorePath]:
+        """Where a block of the activations of one model layer lies."""
+        return [self._object(name, block) for name in self._arrays_of(phase, model_layer)]
+
     def _arrays_of(self, phase: Phase, model_layer: int) -> tuple[str, ...]:
         """What holds the activations of one model layer."""
         return tuple(f"{name}/{phase}/{model_layer}" for name in vector_arrays(self._header))
@@ -321,8 +323,7 @@ class Round:
                 if not sync((array.store_path / key).exists()):
                     raise StoreDamagedError(
                         f"{self.name}/{name}: the object {key} is gone: run `lenscache extract` "
-                        "again, which writes it "
-                        "anew"
+                        "again, which writes it anew"
                     )
             self._columns_seen.add(name)
 
@@ -343,68 +344,6 @@ class Round:
         """Add attributes, or replace them."""
         with writing(f"{self.name}, its attributes,"):
             zarr.open_group(self._group.store_path, mode="r+").update_attributes(dict(values))
-
-    def stored_bytes(self, phase: Phase, model_layer: int) -> int:
-        """Bytes on disk of the activations of one model layer, compressed: complete blocks, without
-        metadata."""
-        return self._stored_bytes([(phase, model_layer)], self.complete_blocks())[model_layer]
-
-    def _stored_bytes(
-        self, arrays: Sequence[tuple[Phase, int]], done: NDArray[np.bool_]
-    ) -> dict[int, int]:
-        """Bytes by model layer."""
-        places = [
-            (model_layer, _place(self._array(name), int(block)))
-            for phase, model_layer in arrays
-            for name in self._arrays_of(phase, model_layer)
-            for block in np.flatnonzero(done)
-        ]
-
-        async def sizes() -> list[
-            int
-        ]:  # many at once: one after the other, an object store is slow to answer
-            return await concurrent_map(
-                places, lambda _, place: place.store.getsize(place.path), _SIZES_AT_ONCE
-            )
-
-        total = dict.fromkeys((model_layer for _, model_layer in arrays), 0)
-        for (model_layer, _), size in zip(places, sync(sizes()), strict=True):
-            total[model_layer] += size
-        return total
-
-    def summary(self) -> dict[str, Any]:
-        """How far the round is and how much it holds, as plain values."""
-        attributes, done = self.attributes, self.complete_blocks()
-        verification = attributes.get("verification")
-        rows = sum(
-            self.rows(int(block)).stop - self.rows(int(block)).start
-            for block in np.flatnonzero(done)
-        )
-        arrays = [(phase, i) for phase in self._header.phases for i in self._header.model_layers]
-        itemsize = NATIVE_DTYPES[self._header.store_dtype].itemsize
-        stored = self._stored_bytes(arrays, done)
-        return {
-            "name": self.name,
-            "concepts": len(self.targets),
-            "rows": self.n_samples,
-            "blocks": self.n_blocks,
-            "complete_blocks": int(done.sum()),
-            "state": "complete"
-            if verification and done.all()
-            else "unfinished"
-            if not done.all()
-            else "not verified",
-            "limit": attributes["limit"],
-            "batch_size": attributes.get("batch_size"),
-            "max_relative_error": max(verification["max_relative_error"].values())
-            if verification
-            else None,
-            "stored_bytes": sum(stored.values()),
-            "stored_bytes_by_model_layer": {
-                str(model_layer): size for model_layer, size in stored.items()
-            },
-            "raw_bytes": rows * len(arrays) * self._header.hidden * itemsize,
-        }
 
     def _array(self, name: str) -> zarr.Array[Any]:
         if (opened := self._opened.get(name)) is not None:
@@ -455,8 +394,7 @@ class Round:
             where = f", rows {rows.start}-{rows.stop - 1}," if rows.stop is not None else ""
             raise StoreDamagedError(
                 f"{self.name}/{name}{where} does not read back ({error}): run `lenscache extract` "
-                "again, which "
-                "extracts damaged blocks anew"
+                "again, which extracts damaged blocks anew"
             ) from error
 
     def _advice(self, vector: NDArray[Any]) -> str:
@@ -493,9 +431,8 @@ class Round:
             what = "NaN" if np.isnan(values[row]).any() else "infinity"
             raise NonFiniteError(
                 f"{self.name} row {first_row + row}, model layer {place[1]}, {place[0]}: {what} "
-                "when stored as "
-                f"{self._header.store_dtype} (model dtype {self._header.model_dtype}): "
-                f"{self._advice(values[row])}"
+                f"when stored as {self._header.store_dtype} (model dtype "
+                f"{self._header.model_dtype}): {self._advice(values[row])}"
             )
         return encoded
 

@@ -26,10 +26,11 @@ from zarr.core.sync import sync
 from zarr.errors import ContainsGroupError
 from zarr.storage import StorePath
 
-from lenscache.concepts.pack import ConceptPack, Hierarchy
+from lenscache.concepts.hierarchy import Hierarchy
+from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import SamplePlan
 from lenscache.errors import StoreDamagedError, StoreFormatError, StoreNotFoundError
-from lenscache.store.header import FORMAT_VERSION, Phase, StoreHeader
+from lenscache.store.header import FORMAT_VERSION, StoreHeader
 from lenscache.store.layout import (
     default_block_rows,
     find_node,
@@ -40,6 +41,8 @@ from lenscache.store.layout import (
 )
 from lenscache.store.remote import RemoteStore, open_place
 from lenscache.store.round import Round
+from lenscache.store.summary import summarize
+from lenscache.terms import Phase
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,21 +157,7 @@ class Store:
     def summary(self) -> dict[str, Any]:
         """Everything `lenscache info` shows, as plain values. Sizes count the activations of
         complete blocks."""
-        rounds = [r.summary() for r in self.rounds()]
-        by_layer = [entry["stored_bytes_by_model_layer"] for entry in rounds]
-        model_layers = [str(model_layer) for model_layer in self.header.model_layers]
-        return {
-            "path": self.path,
-            "digest": self.digest(),
-            **self.header.to_attributes(),
-            "phases": list(self.header.phases),
-            "rounds": rounds,
-            "stored_bytes": sum(entry["stored_bytes"] for entry in rounds),
-            "stored_bytes_by_model_layer": {
-                i: sum(sizes[i] for sizes in by_layer) for i in model_layers
-            },
-            "raw_bytes": sum(entry["raw_bytes"] for entry in rounds),
-        }
+        return summarize(self.path, self.digest(), self.header, self.rounds())
 
     def create_round(
         self,

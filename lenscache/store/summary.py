@@ -1,336 +1,98 @@
-"""The store, in a folder or an object store: a Zarr v3 hierarchy that any Zarr v3 reader
-understands.
-
-    store.zarr/                     StoreHeader in its attributes
-      hierarchy/                    the concepts of the pack and their parents, so that training needs no pack file
-      layer_0/round_0/              one Round: samples, labels, activations and which blocks of them are complete
-
-Nothing is ever deleted or locked: the plan is deterministic, hence two writers of one block write
-the same bytes.
-"""
+"""What `lenscache info` shows: how far a store is and how much it holds, as plain values."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
+from zarr.core.common import concurrent_map
 from zarr.core.sync import sync
-from zarr.errors import ContainsGroupError
-from zarr.storage import StorePath
 
-from lenscache.concepts.pack import ConceptPack, Hierarchy
-from lenscache.concepts.plan import SamplePlan
-from lenscache.errors import StoreDamagedError, StoreFormatError, StoreNotFoundError
-from lenscache.store.header import FORMAT_VERSION, Phase, StoreHeader
-from lenscache.store.layout import (
-    default_block_rows,
-    find_node,
-    lay_out_round,
-    require_group,
-    write_column,
-    writing,
-)
-from lenscache.store.remote import RemoteStore, open_place
+from lenscache.store.header import StoreHeader
+from lenscache.store.layout import NATIVE_DTYPES
 from lenscache.store.round import Round
+from lenscache.terms import Phase
 
-if TYPE_CHECKING:
-    import pandas as pd
-    import xarray as xr
-
-
-class Store:
-    """A store opened for reading or writing.
-
-    Open one with `open_store`; `create_store` makes a new one.
-    """
-
-    def __init__(self, group: zarr.Group, path: str) -> None:
-        version = group.attrs.get("format_version")
-        if version is None:
-            raise StoreFormatError(
-                f"{path} is a Zarr group but not a lenscache store: it has no format_version"
-            )
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise StoreFormatError(
-                f"{path} has format version {version}, this lenscache reads up to "
-                f"{FORMAT_VERSION}: upgrade lenscache"
-            )
-        self.group, self.path = group, path
-        self.header = StoreHeader.from_attributes(group.attrs)
-
-    @cached_property
-    def hierarchy(self) -> Hierarchy:
-        """The hierarchy of the pack the store was extracted for."""
-        ids, layers, links = (
-            np.asarray(self._hierarchy_array(key)[:]) for key in ("id", "layer", "parent_links")
-        )
-        parents: dict[str, tuple[str, ...]] = {}
-        for child, parent in links:
-            parents[str(ids[child])] = (*parents.get(str(ids[child]), ()), str(ids[parent]))
-        return Hierarchy({str(i): int(n) for i, n in zip(ids, layers, strict=True)}, parents)
-
-    @cached_property
-    def concept_names(self) -> dict[str, str]:
-        """What people call each concept, by id."""
-        ids, names = (np.asarray(self._hierarchy_array(key)[:]) for key in ("id", "name"))
-        return {str(i): str(name) for i, name in zip(ids, names, strict=True)}
-
-    def layers(self) -> list[int]:
-        """Layers of concepts that have at least one round, ascending."""
-        return sorted({layer for layer, _ in self._round_places()})
-
-    def rounds(self, layer: int | None = None) -> list[Round]:
-        """The rounds of one layer, or of all, in order."""
-        return [
-            self.round(*place)
-            for place in sorted(self._round_places())
-            if layer in (None, place[0])
-        ]
-
-    def to_xarray(
-        self,
-        layer: int | None = None,
-        *,
-        model_layers: Sequence[int] | None = None,
-        phases: Sequence[Phase] | None = None,
-        chunks: Mapping[str, Any] | None = None,
-    ) -> xr.Dataset:
-        """The rows of complete blocks as one lazy dataset; see
-        `lenscache.store.views.xarray_view`."""
-        from lenscache.store.views.xarray_view import open_dataset  # not above: xarray is optional
-
-        return open_dataset(self, layer, model_layers=model_layers, phases=phases, chunks=chunks)
-
-    def labels_frame(self, layer: int | None = None) -> pd.DataFrame:
-        """The labels of the same rows, one a line; see `lenscache.store.views.xarray_view`."""
-        from lenscache.store.views.xarray_view import make_labels_frame
-
-        return make_labels_frame(self, layer)
-
-    def round(self, layer: int, index: int) -> Round:
-        """One round.
-
-        Raises
-        ------
-        StoreDamagedError
-            If its metadata is gone or does not parse.
-        """
-        name = f"layer_{layer}/round_{index}"
-        if (group := find_node(self.group, name)) is None:
-            raise StoreDamagedError(
-                f"{name}/zarr.json is missing from {self.path}: run `lenscache extract` again, "
-                "which writes it anew"
-            )
-        return Round(cast("zarr.Group", group), self.header, layer, index)
-
-    def places(self) -> list[tuple[int, int]]:
-        """Layer and index of every round that was begun, whether or not it is laid out whole;
-        sorted."""
-        # Listed by name: zarr's own listing warns about the .partial files that a killed writer
-        # leaves.
-        root = self.group.store_path
-        layers = _numbers(root, "layer_")
-        return sorted(
-            (layer, index)
-            for layer in layers
-            for index in _numbers(root / f"layer_{layer}", "round_")
-        )
-
-    def digest(self) -> str:
-        """Identity of the content: header, and the plan of every round; 16 hex digits."""
-        plans = [(r.name, r.attributes["plan_digest"]) for r in self.rounds()]
-        return hashlib.sha256(
-            json.dumps([self.header.to_attributes(), plans], sort_keys=True).encode()
-        ).hexdigest()[:16]
-
-    def summary(self) -> dict[str, Any]:
-        """Everything `lenscache info` shows, as plain values. Sizes count the activations of
-        complete blocks."""
-        rounds = [r.summary() for r in self.rounds()]
-        by_layer = [entry["stored_bytes_by_model_layer"] for entry in rounds]
-        model_layers = [str(model_layer) for model_layer in self.header.model_layers]
-        return {
-            "path": self.path,
-            "digest": self.digest(),
-            **self.header.to_attributes(),
-            "phases": list(self.header.phases),
-            "rounds": rounds,
-            "stored_bytes": sum(entry["stored_bytes"] for entry in rounds),
-            "stored_bytes_by_model_layer": {
-                i: sum(sizes[i] for sizes in by_layer) for i in model_layers
-            },
-            "raw_bytes": sum(entry["raw_bytes"] for entry in rounds),
-        }
-
-    def create_round(
-        self,
-        layer: int,
-        index: int,
-        plan: SamplePlan,
-        *,
-        keys: NDArray[np.uint8],
-        n_prompt_tokens: NDArray[np.int32],
-        n_cut_tokens: NDArray[np.int32] | None = None,
-        block_rows: int | None = None,
-        request: Mapping[str, Any] | None = None,
-    ) -> Round:
-        """Lay out a round, or take up one that was laid out before.
-
-        Whatever is missing is created and whatever is there is left alone; `complete` is created
-        last and so says that the rest is there. Columns that the plan determines are compared with
-        it and rewritten if damaged.
-
-        Parameters
-        ----------
-        block_rows : rows of a block; None for those of the round if it is there, else about 256.
-        request : what was asked for, beside the header: attributes of the round that must be the
-            same the next time.
-
-        Raises
-        ------
-        StoreMismatchError
-            If the round was laid out from another plan.
-        """
-        name = f"layer_{layer}/round_{index}"
-        cut = np.zeros(len(plan), np.int32) if n_cut_tokens is None else n_cut_tokens
-        with writing(f"{self.path}: the layout of {name}"):
-            require_group(
-                self.group, f"layer_{layer}"
-            )  # by itself: a writer may be killed between the two
-            created = require_group(self.group, name)
-            if block_rows is None:
-                block_rows = int(
-                    cast(
-                        Any, created.attrs.get("block_rows", default_block_rows(self.header.hidden))
-                    )
-                )
-            lay_out_round(
-                created,
-                self.header,
-                plan,
-                keys,
-                n_prompt_tokens,
-                cut,
-                block_rows=block_rows,
-                request={"limit": None, "samples": None, "top_up": None, **(request or {})},
-            )
-        return self.round(layer, index)
-
-    def _round_places(self) -> Iterator[tuple[int, int]]:
-        for layer, index in self.places():
-            if find_node(self.group, f"layer_{layer}/round_{index}/complete") is not None:
-                yield layer, index
-
-    def _hierarchy_array(self, name: str) -> zarr.Array[Any]:
-        return cast("zarr.Array[Any]", self.group[f"hierarchy/{name}"])
+_SIZES_AT_ONCE = 32  # requests: one after the other, an object store is slow to answer
 
 
-def open_store(path: str | Path, mode: Literal["r", "r+"] = "r") -> Store:
-    """Open a store: a local path, or any URL that fsspec has a file system for; see
-    `lenscache.store.remote`.
-
-    Raises
-    ------
-    StoreNotFoundError
-        If nothing is there.
-    StoreFormatError
-        If what is there is not a lenscache store, or one of a newer format; or if the URL cannot be
-        one of a store.
-    StoreAccessError
-        If an object store refuses or cannot be reached.
-    MissingPackageError
-        If the package for this kind of URL is not installed.
-    """
-    place = open_place(path, read_only=mode == "r")
-    try:
-        if (group := _find_group(place, mode)) is None:
-            if _is_unused(place):
-                raise StoreNotFoundError(
-                    f"no store at {path}: run `lenscache extract {path}` first"
-                )
-            # Once more: a writer may have created it between the two looks.
-            if (group := _find_group(place, mode)) is None:
-                raise StoreFormatError(
-                    f"{path} exists but is not a Zarr v3 group: give the path of a store"
-                )
-    except json.JSONDecodeError:
-        raise StoreFormatError(
-            f"the metadata of {path} is damaged: its zarr.json is not JSON"
-        ) from None
-    return Store(group, str(path))
-
-
-def create_store(path: str | Path, header: StoreHeader, pack: ConceptPack) -> Store:
-    """Open the store at `path` for writing, creating it if nothing is there.
-
-    Raises
-    ------
-    StoreMismatchError
-        If the store there was written with another model, tokenizer, pack, dtype or setting.
-    StoreFormatError
-        If something else is there.
-    """
-    try:
-        store = open_store(path, mode="r+")
-    except StoreNotFoundError:
-        # Suppressed: another writer was faster. It asked for the same or is refused below.
-        with writing(str(path)), contextlib.suppress(ContainsGroupError):
-            zarr.create_group(open_place(path, read_only=False), attributes=header.to_attributes())
-        store = open_store(path, mode="r+")
-    store.header.check_equal(header)
-    with writing(f"{path}: the hierarchy"):
-        _write_hierarchy(store, pack)
-    return store
-
-
-def _write_hierarchy(store: Store, pack: ConceptPack) -> None:
-    group = require_group(store.group, "hierarchy")
-    number = {concept.id: i for i, concept in enumerate(pack.concepts)}
-    links = [(number[c.id], number[parent]) for c in pack.concepts for parent in c.parents]
-    columns: dict[str, NDArray[Any]] = {
-        "id": np.array([c.id for c in pack.concepts], dtype=object),
-        "name": np.array([c.name for c in pack.concepts], dtype=object),
-        "definition": np.array([c.definition for c in pack.concepts], dtype=object),
-        "layer": np.array([c.layer for c in pack.concepts], np.int16),
-        "parent_links": np.array(links, np.int32).reshape(-1, 2),
+def summarize(
+    path: str, digest: str, header: StoreHeader, rounds: Sequence[Round]
+) -> dict[str, Any]:
+    """Everything `lenscache info` shows. Sizes count the activations of complete blocks."""
+    entries = [summarize_round(r, header) for r in rounds]
+    by_model_layer = [entry["stored_bytes_by_model_layer"] for entry in entries]
+    return {
+        "path": path,
+        "digest": digest,
+        **header.to_attributes(),
+        "phases": list(header.phases),
+        "rounds": entries,
+        "stored_bytes": sum(entry["stored_bytes"] for entry in entries),
+        "stored_bytes_by_model_layer": {
+            str(i): sum(sizes[str(i)] for sizes in by_model_layer) for i in header.model_layers
+        },
+        "raw_bytes": sum(entry["raw_bytes"] for entry in entries),
     }
-    for name, values in columns.items():
-        write_column(group, name, values, ["link", "end"] if values.ndim > 1 else ["concept"])
 
 
-def _find_group(place: str | RemoteStore, mode: Literal["r", "r+"]) -> zarr.Group | None:
-    try:
-        return zarr.open_group(place, mode=mode, zarr_format=3)
-    except (FileNotFoundError, FileExistsError, NotADirectoryError):
-        return None
-
-
-def _is_unused(place: str | RemoteStore) -> bool:
-    """Whether nothing is there, or no more than a writer leaves that was killed while it created
-    the store."""
-    if isinstance(place, RemoteStore):
-        if unused := place.is_unused():
-            place.check_bucket()
-        return unused
-    path = Path(place)
-    return not path.exists() or (
-        path.is_dir() and all(entry.suffix == ".partial" for entry in path.iterdir())
+def summarize_round(target: Round, header: StoreHeader) -> dict[str, Any]:
+    """How far a round is and how much it holds."""
+    attributes, done = target.attributes, target.complete_blocks()
+    verification = attributes.get("verification")
+    rows = sum(
+        target.rows(int(block)).stop - target.rows(int(block)).start
+        for block in np.flatnonzero(done)
     )
+    arrays = [(phase, i) for phase in header.phases for i in header.model_layers]
+    stored = _stored_bytes(target, arrays, done)
+    written = "complete" if verification else "not verified"
+    return {
+        "name": target.name,
+        "concepts": len(target.targets),
+        "rows": target.n_samples,
+        "blocks": target.n_blocks,
+        "complete_blocks": int(done.sum()),
+        "state": written if done.all() else "unfinished",
+        "limit": attributes["limit"],
+        "batch_size": attributes.get("batch_size"),
+        "max_relative_error": max(verification["max_relative_error"].values())
+        if verification
+        else None,
+        "stored_bytes": sum(stored.values()),
+        "stored_bytes_by_model_layer": {str(i): size for i, size in stored.items()},
+        "raw_bytes": rows
+        * len(arrays)
+        * header.hidden
+        * NATIVE_DTYPES[header.store_dtype].itemsize,
+    }
 
 
-def _numbers(folder: StorePath, prefix: str) -> list[int]:
-    """The numbers of the folders whose names are `prefix` and a number."""
+def stored_bytes(target: Round, phase: Phase, model_layer: int) -> int:
+    """Bytes on disk of the activations of one model layer, compressed: complete blocks, without
+    metadata."""
+    return _stored_bytes(target, [(phase, model_layer)], target.complete_blocks())[model_layer]
 
-    async def names() -> list[str]:
-        return [name async for name in folder.store.list_dir(folder.path)]
 
-    ends = (name.removeprefix(prefix) for name in sync(names()) if name.startswith(prefix))
-    return [int(end) for end in ends if end.isdecimal()]
+def _stored_bytes(
+    target: Round, arrays: Sequence[tuple[Phase, int]], done: NDArray[np.bool_]
+) -> dict[int, int]:
+    """Bytes by model layer, compressed, without metadata."""
+    places = [
+        (model_layer, place)
+        for phase, model_layer in arrays
+        for block in np.flatnonzero(done)
+        for place in target.objects_of(phase, model_layer, int(block))
+    ]
+
+    async def sizes() -> list[int]:
+        return await concurrent_map(
+            places, lambda _, place: place.store.getsize(place.path), _SIZES_AT_ONCE
+        )
+
+    total = dict.fromkeys((model_layer for _, model_layer in arrays), 0)
+    for (model_layer, _), size in zip(places, sync(sizes()), strict=True):
+        total[model_layer] += size
+    return total

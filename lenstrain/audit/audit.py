@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from lenstrain.audit.twins import ConceptTwins, SplitPair, find_twins
-from lenstrain.data.dataset import LensDataset, Rows, Task
+from lenstrain.data.dataset import LensDataset, Rows
+from lenstrain.data.tasks import Task, draw_task
 from lenstrain.errors import TooFewSamplesError
 from lenstrain.settings import FitSettings
 
@@ -183,7 +184,7 @@ def audit_dataset(dataset: LensDataset, settings: FitSettings | None = None) -> 
     tasks, left_out = [], []
     for concept in dataset.concepts:
         try:
-            tasks.append(dataset.task(concept, settings.n_negatives))
+            tasks.append(draw_task(dataset, concept, settings.n_negatives))
         except TooFewSamplesError:
             left_out.append(concept)
     splits, twins = find_twins(dataset, tasks)

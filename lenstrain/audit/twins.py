@@ -23,7 +23,8 @@ from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import normalize
 
-from lenstrain.data.dataset import TEST, TRAIN, LensDataset, Rows, Task
+from lenstrain.data.dataset import TEST, TRAIN, LensDataset, Rows
+from lenstrain.data.tasks import Task
 
 SPLIT_NAMES = ("train", "calibration", "test")
 

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from lenstrain.compare.heldout import held_out_logits
 from lenstrain.data.dataset import TEST, LensDataset, Rows, open_dataset, stable_seed
 from lenstrain.data.rows import TaskRows
+from lenstrain.data.tasks import draw_task
 from lenstrain.errors import SettingsError
-from lenstrain.metrics.score import Grade, classify, ranking
+from lenstrain.metrics.score import Grade, ranking
+from lenstrain.metrics.thresholds import classify
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 
@@ -158,7 +160,7 @@ def _measure(
     thresholds: tuple[float, float],
 ) -> tuple[Measured, Measured] | None:
     settings = FitSettings()
-    rows = TaskRows(dataset, dataset.task(concept, settings.n_negatives), settings)
+    rows = TaskRows(dataset, draw_task(dataset, concept, settings.n_negatives), settings)
     drawn, judged = rows.drawn(TEST), rows.judged(TEST)
     found = []
     for values, threshold in zip(logits, thresholds, strict=True):

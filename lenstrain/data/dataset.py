@@ -1,7 +1,7 @@
-"""A store as training data: the only module that imports lenscache.
+"""A store as training data.
 
-    store --open_dataset--> LensDataset --task(concept)--> Task: which rows are what, by split
-                                        --vectors(model_layer)--> X, one row a (sample, phase)
+    store --open_dataset--> LensDataset --vectors(model_layer)--> X, one row a (sample, phase)
+                                        --draw_task(concept)--> Task: which rows are what, by split
 
 A vector is one phase of one sample; both phases of a sample carry its labels and stay in its split.
 Samples are joined by key and labels by text, over all rounds: a text that one round labels for a
@@ -11,55 +11,30 @@ concept can never become that concept's negative because another round does not 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.concepts.pack import Hierarchy
-from lenscache.concepts.plan import CONTRAST, EXAMPLE, NEGATIVE, POSITIVE, SPLITS, stable_hash
+from lenscache.concepts.hierarchy import Hierarchy
+from lenscache.concepts.plan import SPLITS
+from lenscache.concepts.prompts import EXAMPLE, POSITIVE, stable_hash
 from lenscache.errors import StoreIncompleteError
-from lenscache.store.header import Phase
 from lenscache.store.labelsets import LabelSet, read_label_set
 from lenscache.store.round import Labels, Round
 from lenscache.store.store import Store, open_store
-from lenstrain.errors import SettingsError, TooFewSamplesError
+from lenscache.terms import Phase
+from lenstrain.errors import SettingsError
+from lenstrain.settings import PhaseChoice
 
 TRAIN, CALIBRATION, TEST = range(len(SPLITS))
-
-PhaseChoice = Literal["both", "prompt", "completion"]
-
-SIBLING_SHARE = 0.3
-"""Share of a concept's negatives that are samples of its siblings."""
-CONTRAST_SHARE = 0.2
-"""Share of a concept's negatives, at most, that are its own contrast samples."""
-
-SHORT = "extract more of its prompts, or give the concept more examples"
-"""What to do for a concept that has too few samples; how its line in `FitResult.skipped` ends."""
 
 _SPAN_BYTES = 64 * 2**20
 
 Rows = NDArray[np.intp]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the samples of a store are to one concept. All rows index the dataset's samples."""
-
-    concept: str
-    positives: tuple[Rows, Rows, Rows]
-    """Rows that express the concept, by split, each in nested order: the first ten are part of the
-    first thirty."""
-    negatives: tuple[Rows, Rows, Rows]
-    """Rows that do not, by split, in nested order; never of its ancestors or descendants."""
-    related: Rows
-    """Rows of its ancestors and descendants, in any role: left out when the lens is judged against
-    everything."""
 
 
 class LensDataset:
@@ -331,92 +306,15 @@ class LensDataset:
 
     def positives(self, concept: str) -> Rows:
         """Samples that express a concept and have a vector, in its nested order."""
-        rows = self._rows_of(concept, POSITIVE)
-        return rows[self._has_vector[rows]]
+        rows = self.rows_with_role(concept, POSITIVE)
+        return rows[self.has_vector[rows]]
 
     def labelled(self, concept: str) -> Rows:
         """Samples with any label of a concept: what its ancestors and descendants are not judged
         by."""
-        return self._labelled_rows.get(concept, _NO_ROWS)
+        return self._labelled_rows.get(concept, NO_ROWS)
 
-    def task(self, concept: str, n_negatives: Callable[[int], int]) -> Task:
-        """Who is positive, who is negative, and who counts in judging the lens of one concept.
-
-        Negatives cost nothing, they are other concepts' samples: about 30 % of siblings (then of
-        other relatives on the same branch), up to 20 % the concept's own contrast samples, the rest
-        spread evenly over the other branches of layer 0. Where the data names negatives of its own,
-        those come first.
-
-        Parameters
-        ----------
-        n_negatives : how many negatives go with a number of positives.
-
-        Raises
-        ------
-        TooFewSamplesError
-            If a split has no positive, or there is not a single negative.
-        """
-        positive = self.positives(concept)
-        relatives = sorted(self.hierarchy.family(concept) - {concept})
-        related = np.setdiff1d(
-            _concatenate(self._labelled_rows.get(relative) for relative in relatives), positive
-        )
-        by_split = [positive[self.split[positive] == split] for split in range(len(SPLITS))]
-        allowed = self._has_vector.copy()
-        allowed[related] = allowed[positive] = False
-        negatives = [
-            self._draw_negatives(concept, split, allowed, n_negatives(len(rows)))
-            for split, rows in enumerate(by_split)
-        ]
-        _check_enough(concept, by_split, negatives)
-        return Task(
-            concept,
-            (by_split[0], by_split[1], by_split[2]),
-            (negatives[0], negatives[1], negatives[2]),
-            related,
-        )
-
-    def _draw_negatives(self, concept: str, split: int, allowed: NDArray[np.bool_], n: int) -> Rows:
-        rng = np.random.default_rng([stable_hash("negatives", self.seed, concept), split])
-
-        def pool(rows: Rows) -> Rows:
-            if len(rows) > 16 * (
-                n + 1
-            ):  # a store of thousands of concepts: a few of its many rows will do
-                some = rows[np.unique(rng.integers(len(rows), size=8 * (n + 1)))]
-                if len(found := some[allowed[some] & (self.split[some] == split)]) >= n:
-                    return rng.permutation(found)
-            return rng.permutation(rows[allowed[rows] & (self.split[rows] == split)])
-
-        branches = self.hierarchy.branches(concept)
-        siblings = _concatenate(
-            self._positive_rows.get(sibling) for sibling in sorted(self.hierarchy.siblings(concept))
-        )
-        same_branch = _concatenate(
-            self._branch_rows[split].get(branch) for branch in sorted(branches)
-        )
-        others = [
-            pool(rows)
-            for branch, rows in self._branch_rows[split].items()
-            if branch not in branches
-        ]
-        by_share = _merge_by_share(
-            [
-                (CONTRAST_SHARE, iter(pool(self._rows_of(concept, CONTRAST)))),
-                (SIBLING_SHARE, chain(pool(np.unique(siblings)), pool(same_branch))),
-                (
-                    1 - CONTRAST_SHARE - SIBLING_SHARE,
-                    _round_robin([others[i] for i in rng.permutation(len(others))]),
-                ),
-            ]
-        )
-        given = pool(self._rows_of(concept, NEGATIVE))
-        distinct = dict.fromkeys(given.tolist()[:n])
-        while len(distinct) < n and (row := next(by_share, None)) is not None:
-            distinct.setdefault(row)
-        return np.array(list(distinct), np.intp)
-
-    def _rows_of(self, concept: str, role: int) -> Rows:
+    def rows_with_role(self, concept: str, role: int) -> Rows:
         """Rows that carry a label in this role, in the concept's nested order."""
         texts = (text for text, found in self._labels.get(concept, {}).items() if found == role)
         # Texts that were sampled again come after all the others: the first samples must not be
@@ -436,8 +334,9 @@ class LensDataset:
         return rows
 
     @cached_property
-    def _positive_rows(self) -> dict[str, Rows]:
-        return {concept: self._rows_of(concept, POSITIVE) for concept in self._labels}
+    def positive_rows(self) -> dict[str, Rows]:
+        """For each concept, the rows that express it, with and without a vector."""
+        return {concept: self.rows_with_role(concept, POSITIVE) for concept in self._labels}
 
     @cached_property
     def _labelled_rows(self) -> dict[str, Rows]:
@@ -450,11 +349,11 @@ class LensDataset:
         }
 
     @cached_property
-    def _branch_rows(self) -> list[dict[str, Rows]]:
+    def branch_rows(self) -> list[dict[str, Rows]]:
         """For each split, the rows that express anything on a branch, by the concept at its
         root."""
         found: dict[str, list[Rows]] = {}
-        for concept, rows in self._positive_rows.items():
+        for concept, rows in self.positive_rows.items():
             for branch in self.hierarchy.branches(concept):
                 found.setdefault(branch, []).append(rows)
         merged = {branch: np.unique(np.concatenate(found[branch])) for branch in sorted(found)}
@@ -471,7 +370,7 @@ class LensDataset:
         return number
 
     @cached_property
-    def _has_vector(self) -> NDArray[np.bool_]:
+    def has_vector(self) -> NDArray[np.bool_]:
         """(samples,) whether a sample has a pooled position in any phase that is read."""
         return np.asarray((self._vector_number >= 0).any(axis=1))
 
@@ -524,7 +423,7 @@ def open_dataset(path: str | Path, **options: Any) -> LensDataset:
     return LensDataset(open_store(path), **options)
 
 
-_NO_ROWS: Rows = np.zeros(0, np.intp)
+NO_ROWS: Rows = np.zeros(0, np.intp)
 
 
 def _phases(store: Store, phase: PhaseChoice) -> tuple[Phase, ...]:
@@ -537,8 +436,7 @@ def _phases(store: Store, phase: PhaseChoice) -> tuple[Phase, ...]:
         return held
     if phase not in held:
         raise SettingsError(
-            f"the store holds the phase {held[0]} only, {phase} was asked for: extract with "
-            "--mode "
+            f"the store holds the phase {held[0]} only, {phase} was asked for: extract with --mode "
             "combined"
         )
     return (phase,)
@@ -564,8 +462,7 @@ def _rounds_of(store: Store, layers: Sequence[int] | None) -> list[Round]:
         if layer not in held:
             raise SettingsError(
                 f"layer {layer} is not in the store, which has the layers {held}; --layer selects "
-                "layers of "
-                "abstraction, transformer blocks are selected with --model-layers"
+                "layers of abstraction, transformer blocks are selected with --model-layers"
             )
     return [r for layer in (layers or held) for r in store.rounds(layer)]
 
@@ -577,51 +474,7 @@ def _complete_rounds(store: Store, layers: Sequence[int] | None) -> list[Round]:
             done = r.complete_blocks()
             raise StoreIncompleteError(
                 f"{store.path}: {r.name} is not finished, {int(done.sum())} of {done.size} blocks "
-                "are extracted"
-                f"{' but not verified' if done.all() else ''}: run the same `lenscache extract` "
-                "again to continue, "
-                "or fit other layers with --layer"
+                f"are extracted{' but not verified' if done.all() else ''}: run the same "
+                "`lenscache extract` again to continue, or fit other layers with --layer"
             )
     return [r for r in rounds if r.is_complete]
-
-
-def _check_enough(concept: str, positives: Sequence[Rows], negatives: Sequence[Rows]) -> None:
-    for name, rows, minimum in zip(SPLITS, positives, (2, 1, 1), strict=True):
-        if len(rows) < minimum:
-            raise TooFewSamplesError(
-                f"{concept}: {len(rows)} positive samples in the {name} split, at least "
-                f"{minimum} "
-                f"are needed: {SHORT}"
-            )
-    for name, rows in zip(SPLITS, negatives, strict=True):
-        if not len(rows):
-            raise TooFewSamplesError(
-                f"{concept}: no negative sample in the {name} split: extract more concepts"
-            )
-
-
-def _concatenate(parts: Iterable[Rows | None]) -> Rows:
-    return np.concatenate([_NO_ROWS, *(part for part in parts if part is not None)])
-
-
-def _round_robin(lists: Sequence[Rows]) -> Iterator[int]:
-    """First of each, second of each, ...; the shorter ones end earlier."""
-    for position in range(max(map(len, lists), default=0)):
-        for rows in lists:
-            if position < len(rows):
-                yield int(rows[position])
-
-
-def _merge_by_share(streams: Sequence[tuple[float, Iterator[int]]]) -> Iterator[int]:
-    """Merge so that every prefix has the shares given; a stream that ends leaves its share to the
-    others."""
-    remaining = list(streams)
-    taken = [0] * len(remaining)
-    while remaining:
-        lag = [share * (sum(taken) + 1) - n for (share, _), n in zip(remaining, taken, strict=True)]
-        chosen = lag.index(max(lag))
-        try:
-            yield int(next(remaining[chosen][1]))
-            taken[chosen] += 1
-        except StopIteration:
-            del remaining[chosen], taken[chosen]

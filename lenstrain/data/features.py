@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,20 +17,12 @@ from numpy.typing import NDArray
 
 from lenstrain.data.dataset import TRAIN, LensDataset, Rows
 from lenstrain.errors import SettingsError
-from lenstrain.families.linear import LinearFit, Matrix, Standardizer
+from lenstrain.families.contract import Scores
+from lenstrain.families.linear import LinearFit
+from lenstrain.families.standardizer import Matrix, Standardizer
 
 # rows of a product: the same on any number of cores, since other slices may round differently
 _SLICE = 1024
-
-
-class Scores(Protocol):
-    """Fitted lenses of some concepts."""
-
-    def decision_function(self, Z: Matrix) -> NDArray[np.float64]:
-        """(rows, concepts) logits of rows Z (rows, features)."""
-
-    def some(self, numbers: Sequence[int]) -> Scores:
-        """Those of some of the concepts, by their numbers here."""
 
 
 class Features:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.data.dataset import TRAIN, LensDataset, Rows, Task
+from lenstrain.data.dataset import TRAIN, LensDataset, Rows
+from lenstrain.data.tasks import Task
 from lenstrain.errors import LeakageError
 from lenstrain.metrics.score import ranking_score
 from lenstrain.settings import FitSettings

@@ -1,38 +1,18 @@
-"""A store as training data: the only module that imports lenscache.
-
-    store --open_dataset--> LensDataset --task(concept)--> Task: which rows are what, by split
-                                        --vectors(model_layer)--> X, one row a (sample, phase)
-
-A vector is one phase of one sample; both phases of a sample carry its labels and stay in its split.
-Samples are joined by key and labels by text, over all rounds: a text that one round labels for a
-concept can never become that concept's negative because another round does not know of it.
-"""
+"""Which samples are the positives and negatives of one concept."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.concepts.pack import Hierarchy
-from lenscache.concepts.plan import CONTRAST, EXAMPLE, NEGATIVE, POSITIVE, SPLITS, stable_hash
-from lenscache.errors import StoreIncompleteError
-from lenscache.store.header import Phase
-from lenscache.store.labelsets import LabelSet, read_label_set
-from lenscache.store.round import Labels, Round
-from lenscache.store.store import Store, open_store
-from lenstrain.errors import SettingsError, TooFewSamplesError
-
-TRAIN, CALIBRATION, TEST = range(len(SPLITS))
-
-PhaseChoice = Literal["both", "prompt", "completion"]
+from lenscache.concepts.plan import SPLITS
+from lenscache.concepts.prompts import CONTRAST, NEGATIVE, stable_hash
+from lenstrain.data.dataset import NO_ROWS, LensDataset, Rows
+from lenstrain.errors import TooFewSamplesError
 
 SIBLING_SHARE = 0.3
 """Share of a concept's negatives that are samples of its siblings."""
@@ -41,10 +21,6 @@ CONTRAST_SHARE = 0.2
 
 SHORT = "extract more of its prompts, or give the concept more examples"
 """What to do for a concept that has too few samples; how its line in `FitResult.skipped` ends."""
-
-_SPAN_BYTES = 64 * 2**20
-
-Rows = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -62,535 +38,92 @@ class Task:
     everything."""
 
 
-class LensDataset:
-    """The complete rounds of a store, joined.
+def draw_task(dataset: LensDataset, concept: str, n_negatives: Callable[[int], int]) -> Task:
+    """Who is positive, who is negative, and who counts in judging the lens of one concept.
+
+    Negatives cost nothing, they are other concepts' samples: about 30 % of siblings (then of
+    other relatives on the same branch), up to 20 % the concept's own contrast samples, the rest
+    spread evenly over the other branches of layer 0. Where the data names negatives of its own,
+    those come first.
 
     Parameters
     ----------
-    store : an open store.
-    layers : layers of abstraction to read; None for all that the store holds.
-    phase : "both", "prompt" or "completion": what a vector is.
-    seed : keys the choice of negatives.
-    labels : name of a label set to use instead of the labels that the store was extracted with;
-        samples that carry none of its labels are left out.
-    partial : read the complete blocks of rounds that are still being extracted, too. The dataset is
-        what was complete when it was opened, and has the concepts of which every sample was.
+    dataset : the samples of a store.
+    n_negatives : how many negatives go with a number of positives.
 
     Raises
     ------
-    StoreIncompleteError
-        If a round of these layers is not finished; the message says how far it is.
-    SettingsError
-        If the store has no such layer or phase.
-    LabelSetError
-        If the store has no such label set.
+    TooFewSamplesError
+        If a split has no positive, or there is not a single negative.
     """
-
-    def __init__(
-        self,
-        store: Store,
-        *,
-        layers: Sequence[int] | None = None,
-        phase: PhaseChoice = "both",
-        seed: int = 0,
-        labels: str | None = None,
-        partial: bool = False,
-    ) -> None:
-        self.store, self.seed = store, seed
-        self._options: dict[str, Any] = {
-            "layers": layers,
-            "seed": seed,
-            "labels": labels,
-            "partial": partial,
-        }
-        self.phases = _phases(store, phase)
-        self.label_set = None if labels is None else read_label_set(store, labels)
-        self._rounds = _rounds_of(store, layers) if partial else _complete_rounds(store, layers)
-        self._done = [
-            entry.complete_blocks() for entry in self._rounds
-        ]  # before anything else is read
-        self._join(self._rounds)
-
-    def _join(self, rounds: Sequence[Round]) -> None:
-        seen: set[bytes] = set()
-        labelled = (
-            None
-            if self.label_set is None
-            else {bytes(key): i for i, key in enumerate(self.label_set.key)}
-        )
-        kept: list[Rows] = []
-        columns: dict[str, list[NDArray[Any]]] = {
-            name: []
-            for name in (
-                "key",
-                "text",
-                "kind",
-                "split",
-                "n_prompt_tokens",
-                "n_completion_tokens",
-                "temperature",
-            )
-        }
-        labels: dict[str, dict[str, int]] = {}
-        targets: dict[str, None] = {}
-        unfinished: set[str] = set()
-        held: list[tuple[Round, list[str], Labels]] = []
-        for entry, done in zip(rounds, self._done, strict=True):
-            samples, marks = entry.samples(), entry.labels()
-            fresh = []
-            is_done = np.repeat(done, entry.block_rows)[: entry.n_samples]
-            for row, key in enumerate(map(bytes, samples.key)):
-                if is_done[row] and key not in seen and (labelled is None or key in labelled):
-                    seen.add(key)
-                    fresh.append(row)
-            kept.append(np.array(fresh, np.intp))
-            for name, column in columns.items():
-                column.append(getattr(samples, name)[kept[-1]])
-            waiting = set(marks.concept[~is_done[marks.sample]].tolist())
-            targets.update({c: None for i, c in enumerate(entry.targets) if i not in waiting})
-            unfinished.update(c for i, c in enumerate(entry.targets) if i in waiting)
-            held.append((entry, [str(text) for text in samples.text], marks))
-        # A concept's order is that of the rounds planned for it. Rounds of other concepts know some
-        # of its texts, too, and must not bring those to the front.
-        for planned in (True, False):
-            for entry, texts, marks in held:
-                for sample, concept, role in zip(*marks, strict=True):
-                    if (concept < len(entry.targets)) == planned:
-                        labels.setdefault(entry.concepts[concept], {}).setdefault(
-                            texts[sample], int(role)
-                        )
-        self._kept, self._labels = kept, labels
-        self.texts: list[str] = [str(text) for text in np.concatenate(columns["text"])]
-        self.kind: NDArray[np.uint8] = np.concatenate(columns["kind"])
-        self.split: NDArray[np.uint8] = np.concatenate(columns["split"])
-        self.n_prompt_tokens: NDArray[np.int32] = np.concatenate(columns["n_prompt_tokens"])
-        self._n_completion_tokens: NDArray[np.int32] = np.concatenate(
-            columns["n_completion_tokens"]
-        )
-        self.temperature: NDArray[np.float32] = np.concatenate(columns["temperature"])
-        self.concepts = tuple(concept for concept in targets if concept not in unfinished)
-        if self.label_set is not None and labelled is not None:
-            self._use_label_set(
-                self.label_set, [labelled[bytes(key)] for key in np.concatenate(columns["key"])]
-            )
-
-    def _use_label_set(self, label_set: LabelSet, numbers: Sequence[int]) -> None:
-        """Label the samples anew; `numbers` says which sample of the set each of them is."""
-        text_of = dict(zip(numbers, self.texts, strict=True))
-        self._labels = {}
-        for sample, concept, role in zip(*label_set.labels, strict=True):
-            if sample in text_of:
-                self._labels.setdefault(label_set.concepts[concept], {}).setdefault(
-                    text_of[sample], int(role)
-                )
-        self.split = label_set.split[np.array(numbers, np.intp)]
-        self.kind = np.full(len(numbers), EXAMPLE, np.uint8)
-        self.concepts = tuple(concept for concept in label_set.concepts if concept in self._labels)
-
-    def with_phase(self, phase: PhaseChoice) -> LensDataset:
-        """The same samples and labels with other vectors.
-
-        Raises
-        ------
-        SettingsError
-            If the store does not hold the phase.
-        """
-        if _phases(self.store, phase) == self.phases:
-            return self
-        return LensDataset(self.store, phase=phase, **self._options)
-
-    @property
-    def rounds(self) -> tuple[str, ...]:
-        """The rounds that are read."""
-        return tuple(entry.name for entry in self._rounds)
-
-    @property
-    def rounds_left_out(self) -> tuple[str, ...]:
-        """Later rounds of the same layers that are not finished: a top-up adds to what is there
-        when it is done."""
-        layers = {entry.layer for entry in self._rounds}
-        return tuple(
-            r.name
-            for n in sorted(layers)
-            for r in self.store.rounds(n)
-            if r.name not in self.rounds
-        )
-
-    @property
-    def n_samples(self) -> int:
-        """Samples over all rounds."""
-        return len(self.texts)
-
-    @property
-    def n_completion_tokens(self) -> NDArray[np.int32]:
-        """(samples,) generated tokens that were fed back."""
-        return self._n_completion_tokens
-
-    @cached_property
-    def completions(self) -> list[str]:
-        """What the model wrote after each sample; read when first asked for."""
-        read = [
-            entry.samples().completion[kept]
-            for entry, kept in zip(self._rounds, self._kept, strict=True)
-        ]
-        return [str(completion) for completion in np.concatenate(read)]
-
-    @cached_property
-    def hierarchy(self) -> Hierarchy:
-        """Who is above, below and beside whom; the concepts of a label set are all beside each
-        other."""
-        if self.label_set is not None:
-            return Hierarchy(dict.fromkeys(self.label_set.concepts, 0), {})
-        return self.store.hierarchy
-
-    @property
-    def concept_names(self) -> dict[str, str]:
-        """What people call each concept, by id."""
-        if self.label_set is not None:
-            return dict(zip(self.label_set.concepts, self.label_set.names, strict=True))
-        return self.store.concept_names
-
-    @property
-    def model_layers(self) -> tuple[int, ...]:
-        """Transformer blocks whose activations the store holds."""
-        return self.store.header.model_layers
-
-    @cached_property
-    def vector_sample(self) -> Rows:
-        """(vectors,) the sample of each vector. Samples without a position in a phase have no
-        vector there."""
-        return np.concatenate([self._samples_with(phase) for phase in self.phases])
-
-    @cached_property
-    def vector_phase(self) -> NDArray[np.uint8]:
-        """(vectors,) index into `phases`."""
-        counts = [len(self._samples_with(phase)) for phase in self.phases]
-        return np.repeat(np.arange(len(self.phases), dtype=np.uint8), counts)
-
-    @cached_property
-    def unnamed(self) -> NDArray[np.bool_]:
-        """(samples,) natural examples, which do not name their concept."""
-        return np.asarray(self.kind == EXAMPLE)
-
-    @cached_property
-    def split_order(self) -> Rows:
-        """(vectors,) the vectors sorted by split, so that a split is a slice."""
-        return np.argsort(self.split[self.vector_sample], kind="stable")
-
-    @cached_property
-    def split_place(self) -> Rows:
-        """(vectors,) the place of each vector in `split_order`."""
-        place = np.empty_like(self.split_order)
-        place[self.split_order] = np.arange(len(place))
-        return place
-
-    @cached_property
-    def samples_by_split(self) -> Rows:
-        """(vectors,) the sample of each vector, in `split_order`."""
-        return self.vector_sample[self.split_order]
-
-    @cached_property
-    def phases_by_split(self) -> NDArray[np.uint8]:
-        """(vectors,) the phase of each vector, in `split_order`."""
-        return self.vector_phase[self.split_order]
-
-    @cached_property
-    def split_slices(self) -> tuple[slice, ...]:
-        """The places of each split in `split_order`."""
-        ends = np.cumsum(np.bincount(self.split[self.vector_sample], minlength=len(SPLITS)))
-        return tuple(
-            slice(int(start), int(end)) for start, end in zip([0, *ends], ends, strict=False)
-        )
-
-    def vectors(self, model_layer: int, place: Rows | None = None) -> NDArray[np.float32]:
-        """(vectors, hidden) raw activations of one model layer.
-
-        Parameters
-        ----------
-        place : (vectors,) the row of the result that each vector is to have; None for the order of
-            `vector_sample`.
-        """
-        X = np.empty((len(self.vector_sample), self.store.header.hidden), np.float32)
-        for number, phase in enumerate(self.phases):
-            first = 0
-            for entry, kept, done in zip(self._rounds, self._kept, self._done, strict=True):
-                vector = self._vector_number[first : first + len(kept), number]
-                first += len(kept)
-                for rows in _spans(entry, done, X.shape[1]):
-                    here = (vector >= 0) & (kept >= rows.start) & (kept < rows.stop)
-                    read = entry.read(phase, model_layer, rows)
-                    X[vector[here] if place is None else place[vector[here]]] = read[
-                        kept[here] - rows.start
-                    ]
-        return X
-
-    def vectors_of(self, samples: Rows) -> Rows:
-        """Vectors of some samples, all phases of the first sample first."""
-        found = self._vector_number[samples].ravel()
-        return found[found >= 0]
-
-    def positives(self, concept: str) -> Rows:
-        """Samples that express a concept and have a vector, in its nested order."""
-        rows = self._rows_of(concept, POSITIVE)
-        return rows[self._has_vector[rows]]
-
-    def labelled(self, concept: str) -> Rows:
-        """Samples with any label of a concept: what its ancestors and descendants are not judged
-        by."""
-        return self._labelled_rows.get(concept, _NO_ROWS)
-
-    def task(self, concept: str, n_negatives: Callable[[int], int]) -> Task:
-        """Who is positive, who is negative, and who counts in judging the lens of one concept.
-
-        Negatives cost nothing, they are other concepts' samples: about 30 % of siblings (then of
-        other relatives on the same branch), up to 20 % the concept's own contrast samples, the rest
-        spread evenly over the other branches of layer 0. Where the data names negatives of its own,
-        those come first.
-
-        Parameters
-        ----------
-        n_negatives : how many negatives go with a number of positives.
-
-        Raises
-        ------
-        TooFewSamplesError
-            If a split has no positive, or there is not a single negative.
-        """
-        positive = self.positives(concept)
-        relatives = sorted(self.hierarchy.family(concept) - {concept})
-        related = np.setdiff1d(
-            _concatenate(self._labelled_rows.get(relative) for relative in relatives), positive
-        )
-        by_split = [positive[self.split[positive] == split] for split in range(len(SPLITS))]
-        allowed = self._has_vector.copy()
-        allowed[related] = allowed[positive] = False
-        negatives = [
-            self._draw_negatives(concept, split, allowed, n_negatives(len(rows)))
-            for split, rows in enumerate(by_split)
-        ]
-        _check_enough(concept, by_split, negatives)
-        return Task(
-            concept,
-            (by_split[0], by_split[1], by_split[2]),
-            (negatives[0], negatives[1], negatives[2]),
-            related,
-        )
-
-    def _draw_negatives(self, concept: str, split: int, allowed: NDArray[np.bool_], n: int) -> Rows:
-        rng = np.random.default_rng([stable_hash("negatives", self.seed, concept), split])
-
-        def pool(rows: Rows) -> Rows:
-            if len(rows) > 16 * (
-                n + 1
-            ):  # a store of thousands of concepts: a few of its many rows will do
-                some = rows[np.unique(rng.integers(len(rows), size=8 * (n + 1)))]
-                if len(found := some[allowed[some] & (self.split[some] == split)]) >= n:
-                    return rng.permutation(found)
-            return rng.permutation(rows[allowed[rows] & (self.split[rows] == split)])
-
-        branches = self.hierarchy.branches(concept)
-        siblings = _concatenate(
-            self._positive_rows.get(sibling) for sibling in sorted(self.hierarchy.siblings(concept))
-        )
-        same_branch = _concatenate(
-            self._branch_rows[split].get(branch) for branch in sorted(branches)
-        )
-        others = [
-            pool(rows)
-            for branch, rows in self._branch_rows[split].items()
-            if branch not in branches
-        ]
-        by_share = _merge_by_share(
-            [
-                (CONTRAST_SHARE, iter(pool(self._rows_of(concept, CONTRAST)))),
-                (SIBLING_SHARE, chain(pool(np.unique(siblings)), pool(same_branch))),
-                (
-                    1 - CONTRAST_SHARE - SIBLING_SHARE,
-                    _round_robin([others[i] for i in rng.permutation(len(others))]),
-                ),
-            ]
-        )
-        given = pool(self._rows_of(concept, NEGATIVE))
-        distinct = dict.fromkeys(given.tolist()[:n])
-        while len(distinct) < n and (row := next(by_share, None)) is not None:
-            distinct.setdefault(row)
-        return np.array(list(distinct), np.intp)
-
-    def _rows_of(self, concept: str, role: int) -> Rows:
-        """Rows that carry a label in this role, in the concept's nested order."""
-        texts = (text for text, found in self._labels.get(concept, {}).items() if found == role)
-        # Texts that were sampled again come after all the others: the first samples must not be
-        # copies of each other.
-        places = [
-            (time, i, row)
-            for i, text in enumerate(texts)
-            for time, row in enumerate(self._rows_of_text[text])
-        ]
-        return np.array([row for _, _, row in sorted(places)], np.intp)
-
-    @cached_property
-    def _rows_of_text(self) -> defaultdict[str, list[int]]:
-        rows: defaultdict[str, list[int]] = defaultdict(list)
-        for row, text in enumerate(self.texts):
-            rows[text].append(row)
-        return rows
-
-    @cached_property
-    def _positive_rows(self) -> dict[str, Rows]:
-        return {concept: self._rows_of(concept, POSITIVE) for concept in self._labels}
-
-    @cached_property
-    def _labelled_rows(self) -> dict[str, Rows]:
-        """Rows with any label of a concept, contrasts included: what is kept from its ancestors and
-        descendants."""
-        rows = self._rows_of_text
-        return {
-            concept: np.array([row for text in texts for row in rows.get(text, ())], np.intp)
-            for concept, texts in self._labels.items()
-        }
-
-    @cached_property
-    def _branch_rows(self) -> list[dict[str, Rows]]:
-        """For each split, the rows that express anything on a branch, by the concept at its
-        root."""
-        found: dict[str, list[Rows]] = {}
-        for concept, rows in self._positive_rows.items():
-            for branch in self.hierarchy.branches(concept):
-                found.setdefault(branch, []).append(rows)
-        merged = {branch: np.unique(np.concatenate(found[branch])) for branch in sorted(found)}
-        return [
-            {b: rows[self.split[rows] == split] for b, rows in merged.items()}
-            for split in range(len(SPLITS))
-        ]
-
-    @cached_property
-    def _vector_number(self) -> NDArray[np.intp]:
-        """(samples, phases) index of each vector, -1 where there is none."""
-        number = np.full((self.n_samples, len(self.phases)), -1, np.intp)
-        number[self.vector_sample, self.vector_phase] = np.arange(len(self.vector_sample))
-        return number
-
-    @cached_property
-    def _has_vector(self) -> NDArray[np.bool_]:
-        """(samples,) whether a sample has a pooled position in any phase that is read."""
-        return np.asarray((self._vector_number >= 0).any(axis=1))
-
-    def _samples_with(self, phase: Phase) -> Rows:
-        if phase == "completion":
-            return np.flatnonzero(self._n_completion_tokens > 0)
-        return np.flatnonzero(self._has_prompt_position & self._is_first_of_text)
-
-    @cached_property
-    def _is_first_of_text(self) -> NDArray[np.bool_]:
-        """(samples,) A text that was sampled again has another completion and the same prompt: that
-        is one vector."""
-        first = np.zeros(self.n_samples, np.bool_)
-        first[[rows[0] for rows in self._rows_of_text.values() if rows]] = True
-        return first
-
-    @cached_property
-    def _has_prompt_position(self) -> NDArray[np.bool_]:
-        if self.store.header.pool_first_position:
-            return np.ones(self.n_samples, np.bool_)
-        return np.asarray(self.n_prompt_tokens > 1)
-
-
-class ExtractionState(NamedTuple):
-    """How far the extraction of a store is."""
-
-    blocks_done: int
-    blocks_total: int
-    complete: bool
-    """Every round is written and verified."""
-
-
-def extraction_state(path: str | Path, layers: Sequence[int] | None = None) -> ExtractionState:
-    """How far the store at `path` is, over some layers or all that are laid out; read anew at every
-    call."""
-    rounds = _rounds_of(open_store(path), layers)
-    done = sum(int(entry.complete_blocks().sum()) for entry in rounds)
-    return ExtractionState(
-        done, sum(entry.n_blocks for entry in rounds), all(entry.is_complete for entry in rounds)
+    positive = dataset.positives(concept)
+    relatives = sorted(dataset.hierarchy.family(concept) - {concept})
+    related = np.setdiff1d(
+        _concatenate(dataset.labelled(relative) for relative in relatives), positive
+    )
+    by_split = [positive[dataset.split[positive] == split] for split in range(len(SPLITS))]
+    allowed = dataset.has_vector.copy()
+    allowed[related] = allowed[positive] = False
+    negatives = [
+        _draw_negatives(dataset, concept, split, allowed, n_negatives(len(rows)))
+        for split, rows in enumerate(by_split)
+    ]
+    _check_enough(concept, by_split, negatives)
+    return Task(
+        concept,
+        (by_split[0], by_split[1], by_split[2]),
+        (negatives[0], negatives[1], negatives[2]),
+        related,
     )
 
 
-def stable_seed(*parts: object) -> int:
-    """A number that depends on `parts` alone, on every machine: what is drawn is keyed by it."""
-    return stable_hash(*parts)
+def _draw_negatives(
+    dataset: LensDataset, concept: str, split: int, allowed: NDArray[np.bool_], n: int
+) -> Rows:
+    rng = np.random.default_rng([stable_hash("negatives", dataset.seed, concept), split])
 
+    def pool(rows: Rows) -> Rows:
+        if len(rows) > 16 * (
+            n + 1
+        ):  # a store of thousands of concepts: a few of its many rows will do
+            some = rows[np.unique(rng.integers(len(rows), size=8 * (n + 1)))]
+            if len(found := some[allowed[some] & (dataset.split[some] == split)]) >= n:
+                return rng.permutation(found)
+        return rng.permutation(rows[allowed[rows] & (dataset.split[rows] == split)])
 
-def open_dataset(path: str | Path, **options: Any) -> LensDataset:
-    """Open the store at `path` as training data; `options` as for `LensDataset`."""
-    return LensDataset(open_store(path), **options)
-
-
-_NO_ROWS: Rows = np.zeros(0, np.intp)
-
-
-def _phases(store: Store, phase: PhaseChoice) -> tuple[Phase, ...]:
-    if phase not in get_args(PhaseChoice):
-        raise SettingsError(
-            f"phase is {phase!r}, expected one of {', '.join(get_args(PhaseChoice))}"
-        )
-    held = store.header.phases
-    if phase == "both":
-        return held
-    if phase not in held:
-        raise SettingsError(
-            f"the store holds the phase {held[0]} only, {phase} was asked for: extract with "
-            "--mode "
-            "combined"
-        )
-    return (phase,)
-
-
-def _spans(entry: Round, done: NDArray[np.bool_], hidden: int) -> Iterator[slice]:
-    """Runs of rows of complete blocks, each small beside what is read in all."""
-    most = max(1, _SPAN_BYTES // (4 * hidden * entry.block_rows))
-    blocks = np.flatnonzero(done)
-    for run in np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1):
-        for start in range(0, len(run), most):
-            part = run[start : start + most]
-            yield slice(entry.rows(int(part[0])).start, entry.rows(int(part[-1])).stop)
-
-
-def _rounds_of(store: Store, layers: Sequence[int] | None) -> list[Round]:
-    held = store.layers()
-    if not held:
-        raise StoreIncompleteError(
-            f"{store.path} holds no samples yet: run `lenscache extract` again to continue"
-        )
-    for layer in layers or ():
-        if layer not in held:
-            raise SettingsError(
-                f"layer {layer} is not in the store, which has the layers {held}; --layer selects "
-                "layers of "
-                "abstraction, transformer blocks are selected with --model-layers"
-            )
-    return [r for layer in (layers or held) for r in store.rounds(layer)]
-
-
-def _complete_rounds(store: Store, layers: Sequence[int] | None) -> list[Round]:
-    rounds = _rounds_of(store, layers)
-    for r in rounds:
-        if not r.is_complete and r.index == 0:
-            done = r.complete_blocks()
-            raise StoreIncompleteError(
-                f"{store.path}: {r.name} is not finished, {int(done.sum())} of {done.size} blocks "
-                "are extracted"
-                f"{' but not verified' if done.all() else ''}: run the same `lenscache extract` "
-                "again to continue, "
-                "or fit other layers with --layer"
-            )
-    return [r for r in rounds if r.is_complete]
+    branches = dataset.hierarchy.branches(concept)
+    siblings = _concatenate(
+        dataset.positive_rows.get(sibling)
+        for sibling in sorted(dataset.hierarchy.siblings(concept))
+    )
+    same_branch = _concatenate(
+        dataset.branch_rows[split].get(branch) for branch in sorted(branches)
+    )
+    others = [
+        pool(rows) for branch, rows in dataset.branch_rows[split].items() if branch not in branches
+    ]
+    by_share = _merge_by_share(
+        [
+            (CONTRAST_SHARE, iter(pool(dataset.rows_with_role(concept, CONTRAST)))),
+            (SIBLING_SHARE, chain(pool(np.unique(siblings)), pool(same_branch))),
+            (
+                1 - CONTRAST_SHARE - SIBLING_SHARE,
+                _round_robin([others[i] for i in rng.permutation(len(others))]),
+            ),
+        ]
+    )
+    given = pool(dataset.rows_with_role(concept, NEGATIVE))
+    distinct = dict.fromkeys(given.tolist()[:n])
+    while len(distinct) < n and (row := next(by_share, None)) is not None:
+        distinct.setdefault(row)
+    return np.array(list(distinct), np.intp)
 
 
 def _check_enough(concept: str, positives: Sequence[Rows], negatives: Sequence[Rows]) -> None:
     for name, rows, minimum in zip(SPLITS, positives, (2, 1, 1), strict=True):
         if len(rows) < minimum:
             raise TooFewSamplesError(
-                f"{concept}: {len(rows)} positive samples in the {name} split, at least "
-                f"{minimum} "
+                f"{concept}: {len(rows)} positive samples in the {name} split, at least {minimum} "
                 f"are needed: {SHORT}"
             )
     for name, rows in zip(SPLITS, negatives, strict=True):
@@ -601,7 +134,7 @@ def _check_enough(concept: str, positives: Sequence[Rows], negatives: Sequence[R
 
 
 def _concatenate(parts: Iterable[Rows | None]) -> Rows:
-    return np.concatenate([_NO_ROWS, *(part for part in parts if part is not None)])
+    return np.concatenate([NO_ROWS, *(part for part in parts if part is not None)])
 
 
 def _round_robin(lists: Sequence[Rows]) -> Iterator[int]:

@@ -23,7 +23,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from lenstrain.errors import ForeignFormatError, LensPackExistsError
-from lenstrain.families.contract import Weights
+from lenstrain.families.weights import Weights
 from lenstrain.pack.folder import (
     FORMAT_VERSION,
     lens_from_json,

@@ -204,8 +204,7 @@ def _check_family(pack: LensPack, kind: Kind) -> None:
     if pack.family == "mlp" and kind == "weights":
         raise SettingsError(
             "mlp lenses have no single direction in their weights: export the mean difference, "
-            "--direction "
-            "mean-difference, or a pack of linear lenses"
+            "--direction mean-difference, or a pack of linear lenses"
         )
 
 
@@ -214,8 +213,7 @@ def _vectors_of(lens: Lens, kind: Kind) -> dict[int, NDArray[np.float32]]:
     if 0 in found:
         raise SettingsError(
             f"the lens of {lens.concept} reads model layer 0, and llama.cpp refuses a control "
-            "vector with a direction "
-            "for it: fit the lens on model layers from 1 on"
+            "vector with a direction for it: fit the lens on model layers from 1 on"
         )
     return found
 

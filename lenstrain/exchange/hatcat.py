@@ -39,8 +39,8 @@ from lenstrain.errors import ForeignFormatError, SettingsError
 from lenstrain.exchange.filenames import file_stems
 from lenstrain.exchange.folder import Sidecar, read_sidecar, write_export, write_json, write_sidecar
 from lenstrain.exchange.statedict import from_state_dict, load_state_dict, n_inputs, to_state_dict
-from lenstrain.families.contract import Weights
 from lenstrain.families.linear import LinearWeights
+from lenstrain.families.weights import Weights
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.score import Grade
 from lenstrain.pack.lens import Lens, NoiseFloor
@@ -81,8 +81,7 @@ _NEVER_MEASURED = (
 )
 
 
-# --- export
-# ----------------------------------------------------------------------------------------------------------
+# --- export -------------------------------------------------------------------------------------
 
 
 def write_hatcat(pack: LensPack, out: Path, *, overwrite: bool = False) -> dict[str, str]:
@@ -102,8 +101,7 @@ def write_hatcat(pack: LensPack, out: Path, *, overwrite: bool = False) -> dict[
     if pack.family not in _FAMILIES:
         raise SettingsError(
             f"{pack.family} lenses have no form in HatCat, whose classifiers read one model layer: "
-            "export a pack of "
-            f"{', '.join(_FAMILIES)}"
+            f"export a pack of {', '.join(_FAMILIES)}"
         )
     stems = {
         layer: file_stems(lens.concept for lens in pack if lens.layer == layer)
@@ -187,8 +185,7 @@ def _manifest_entry(lens: Lens, file: str, pack: LensPack) -> dict[str, Any]:
     }
 
 
-# --- import
-# ----------------------------------------------------------------------------------------------------------
+# --- import -------------------------------------------------------------------------------------
 
 
 class _File(NamedTuple):
@@ -224,8 +221,7 @@ def read_hatcat(folder: Path, *, model_layer: int | None = None) -> LensPack:
     if missing is not None:
         raise ForeignFormatError(
             f"{folder / missing} is listed in lenses.json and not there: bring it back, or delete "
-            "lenses.json to read "
-            "what is there by its weights alone"
+            "lenses.json to read what is there by its weights alone"
         )
     order = {place: number for number, place in enumerate(entries)}
     files.sort(key=lambda file: (order.get(file.place, len(order)), file.layer or 0, file.concept))
@@ -260,8 +256,7 @@ def _find(folder: Path) -> list[_File]:
     if not found:
         raise ForeignFormatError(
             f"{folder} has no <concept>{_SUFFIX}.pt, nor a folder layer0, layer1 ... with any: "
-            "give the folder of a "
-            "HatCat lens pack"
+            "give the folder of a HatCat lens pack"
         )
     return found
 
@@ -273,9 +268,8 @@ def _read_alike(files: Sequence[_File]) -> list[Weights]:
         if type(each) is not type(weights[0]) or n_inputs(each) != n_inputs(weights[0]):
             raise ForeignFormatError(
                 f"{file.path} is {_described(each)}, expected {_described(weights[0])} as "
-                f"{files[0].place}: lenses of "
-                "one pack are of one kind and one model, so import the others from a folder of "
-                "their own"
+                f"{files[0].place}: lenses of one pack are of one kind and one model, so import "
+                "the others from a folder of their own"
             )
     return weights
 
@@ -301,8 +295,7 @@ def _unknown_lens(file: _File, weights: Weights, model_layer: int | None, folder
     if model_layer is None:
         raise SettingsError(
             f"nothing in {folder} says which transformer block {file.place} was trained on: give "
-            "its number, counted "
-            "from 0, with --model-layer"
+            "its number, counted from 0, with --model-layer"
         )
     unknown = [
         "threshold",
@@ -347,8 +340,7 @@ def _check_once(lenses: Sequence[Lens], files: Sequence[_File]) -> None:
         if (other := first.setdefault(lens.concept, file)) is not file:
             raise ForeignFormatError(
                 f"{other.path} and {file.path} are both of {lens.concept}, expected one file a "
-                "concept: import one of "
-                "the folders at a time"
+                "concept: import one of the folders at a time"
             )
 
 

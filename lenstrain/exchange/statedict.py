@@ -28,9 +28,9 @@ import torch
 from numpy.typing import NDArray
 
 from lenstrain.errors import ForeignFormatError
-from lenstrain.families.contract import Weights
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.mlp import WIDTHS, MlpWeights
+from lenstrain.families.weights import Weights
 
 _LINEAR = {"linear.weight": "(1, hidden)", "linear.bias": "(1,)"}
 _MLP = {
@@ -93,8 +93,7 @@ def load_state_dict(file: Path) -> dict[str, torch.Tensor]:
         wanted = _GLOBAL.search(str(error))
         why = f"it asks for {wanted[1]}" if wanted else type(error).__name__
         raise ForeignFormatError(
-            f"{file} is refused: it is damaged, or a pickle of more than tensors, which could "
-            "run "
+            f"{file} is refused: it is damaged, or a pickle of more than tensors, which could run "
             f"code ({why})"
         ) from None
     if not isinstance(found, Mapping) or not all(
@@ -126,8 +125,7 @@ def from_state_dict(state: Mapping[str, torch.Tensor], file: Path) -> Weights:
     if state.keys() != expected.keys():
         raise ForeignFormatError(
             f"{file} has the tensors {', '.join(sorted(state))[:200] or 'none'}; expected "
-            f"{' and '.join(_LINEAR)}, or "
-            f"{', '.join(_MLP)}"
+            f"{' and '.join(_LINEAR)}, or {', '.join(_MLP)}"
         )
     first = state["net.0.weight" if expected is _MLP else "linear.weight"]
     hidden = first.shape[-1] if first.ndim else 0

@@ -24,7 +24,9 @@ from scipy.special import expit
 
 from lenstrain.errors import NotFittedError
 from lenstrain.families.checks import check_both_classes, check_rows
-from lenstrain.families.linear import LinearBatch, LinearFit, Standardizer
+from lenstrain.families.linear import LinearFit
+from lenstrain.families.linear_lens import LinearBatch
+from lenstrain.families.standardizer import Standardizer
 
 _SMALLEST_VARIANCE = 0.05
 """Of s^2, as a share of |d|^2: no class mean is farther out than a logit of 10, as odds 22,000 to

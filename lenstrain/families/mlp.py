@@ -28,7 +28,7 @@ from scipy.special import expit
 
 from lenstrain.errors import NotFittedError
 from lenstrain.families.checks import check_both_classes, check_rows
-from lenstrain.families.linear import Standardizer
+from lenstrain.families.standardizer import Standardizer
 
 WIDTHS = (128, 64)
 """Units of the two hidden layers."""

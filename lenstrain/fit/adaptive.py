@@ -20,19 +20,20 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from lenstrain.data.dataset import LensDataset, Task
+from lenstrain.data.dataset import LensDataset
 from lenstrain.data.features import Features, check_device
 from lenstrain.data.rows import TaskRows
+from lenstrain.data.tasks import Task, draw_task
 from lenstrain.data.words import Vocabulary, word_features
 from lenstrain.errors import SettingsError, TooFewSamplesError
-from lenstrain.families.contract import FAMILIES
-from lenstrain.fit.choice import FitProgress, ModelLayerChoice, OnProgress, choose_model_layers
+from lenstrain.families.kinds import FAMILIES
+from lenstrain.fit.choice import ModelLayerChoice, choose_model_layers
 from lenstrain.fit.controls import Controls
+from lenstrain.fit.fitted import FittedLens
 from lenstrain.fit.iterations import AdaptiveTraining, IterationTime
-from lenstrain.fit.measure import FittedLens
 from lenstrain.metrics.score import Grade
 from lenstrain.pack.lens import Iteration
-from lenstrain.settings import FitSettings, settings_to_json
+from lenstrain.settings import FitProgress, FitSettings, OnProgress, settings_to_json
 
 __all__ = [
     "FitProgress",
@@ -254,7 +255,7 @@ def _tasks(
     tasks = []
     for concept in dataset.concepts if concepts is None else concepts:
         try:
-            tasks.append(dataset.task(concept, settings.n_negatives))
+            tasks.append(draw_task(dataset, concept, settings.n_negatives))
         except TooFewSamplesError as error:
             skipped[concept] = str(error)
     return tasks

@@ -3,20 +3,21 @@ strength."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.data.dataset import CALIBRATION, LensDataset
-from lenstrain.data.features import Features, Scores
+from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
 from lenstrain.errors import SettingsError
+from lenstrain.families.contract import Scores
 from lenstrain.families.linear import LinearTrainer
 from lenstrain.parallel import chunks_by_size, in_parallel
-from lenstrain.settings import FitSettings
+from lenstrain.settings import FitProgress, FitSettings, OnProgress
 
 _MIDDLE_STRENGTH = 0.1  # for choosing the model layer, before the strength is chosen
 # Average precision at 1 % hangs on the few best negatives, and a calibration split is small: at one
@@ -26,30 +27,6 @@ CHOICE_PREVALENCE = 0.5
 _PRIOR = (
     12  # calibration samples that the mean over concepts is worth; 4 to 36 chose about equally well
 )
-
-
-class FitProgress(NamedTuple):
-    """Where a fit stands."""
-
-    stage: Literal[
-        "choosing model layers", "fitting", "fitting text lenses", "refining", "checking"
-    ]
-    done: int
-    total: int
-    """Model layers, or concepts to fit."""
-    graduated: int = 0
-    """Of the lenses done so far, those that graduated; of several targets, at the first."""
-    grades: tuple[tuple[str, int], ...] = ()
-    """How many of the lenses done so far have each grade."""
-
-    @property
-    def unit(self) -> str:
-        """What `done` and `total` count."""
-        units = {"fitting": "concepts", "fitting text lenses": "concepts", "checking": "packs"}
-        return units.get(self.stage, "model layers")
-
-
-OnProgress = Callable[[FitProgress], None]
 
 
 class ModelLayerChoice(NamedTuple):

@@ -17,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from lenstrain.data.dataset import CALIBRATION, TEST, LensDataset, stable_seed
-from lenstrain.data.features import Features, Scores
+from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
 from lenstrain.data.words import word_features
-from lenstrain.families.contract import Trainer
+from lenstrain.families.contract import Scores, Trainer
 from lenstrain.families.linear import LinearFit, LinearTrainer
-from lenstrain.fit.measure import Control, decide, deciding
-from lenstrain.metrics.score import classify
+from lenstrain.fit.fitted import Control
+from lenstrain.fit.measure import decide, deciding
+from lenstrain.metrics.thresholds import classify
 from lenstrain.settings import FitSettings
 
 CONTROLS = ("shuffled labels", "random direction", "text length", "words of the prompt")

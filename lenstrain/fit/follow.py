@@ -19,12 +19,11 @@ from typing import NamedTuple
 
 from lenstrain.data.dataset import LensDataset, extraction_state, open_dataset
 from lenstrain.errors import StalledError, TooFewSamplesError
-from lenstrain.fit.choice import FitProgress
 from lenstrain.fit.train import train
 from lenstrain.pack.folder import check_output
 from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
-from lenstrain.settings import FitSettings
+from lenstrain.settings import FitProgress, FitSettings
 
 
 class FollowProgress(NamedTuple):
@@ -130,9 +129,8 @@ def fit_following(
             kept = f", {len(provisional)} provisional lenses are in {out}" if provisional else ""
             raise StalledError(
                 f"{path}: {state.blocks_done} of {state.blocks_total} blocks are complete and none "
-                "was added for "
-                f"{waiting.patience_s:.0f} s{kept}: is `lenscache extract` still running? Run both "
-                "again to go on"
+                f"was added for {waiting.patience_s:.0f} s{kept}: is `lenscache extract` still "
+                "running? Run both again to go on"
             )
         time.sleep(waiting.poll_s)
 

@@ -25,11 +25,13 @@ from numpy.typing import NDArray
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, stable_seed
 from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
-from lenstrain.families.contract import FAMILIES, Fitted, Job, PathTrainer, Trainer
+from lenstrain.families.contract import Fitted, Job, PathTrainer, Trainer
+from lenstrain.families.kinds import FAMILIES
 from lenstrain.fit.choice import best_for_each, calibration_scores
 from lenstrain.fit.controls import Controls
 from lenstrain.fit.directions import steering_directions
-from lenstrain.fit.measure import FittedLens, decide, deciding, judge, measure
+from lenstrain.fit.fitted import FittedLens
+from lenstrain.fit.measure import decide, deciding, judge, measure
 from lenstrain.metrics.score import Grade
 from lenstrain.pack.lens import Iteration
 from lenstrain.parallel import chunks_by_size, cores

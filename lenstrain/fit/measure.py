@@ -7,8 +7,6 @@ says is reported and used for nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,126 +14,19 @@ from numpy.typing import NDArray
 from lenstrain.data.dataset import CALIBRATION, TEST, stable_seed
 from lenstrain.data.features import Features
 from lenstrain.data.rows import HeldOut, TaskRows
-from lenstrain.families.contract import Weights
+from lenstrain.families.weights import Weights
+from lenstrain.fit.fitted import FittedLens, ProbabilityQuality
 from lenstrain.metrics.calibrators import (
     Calibrator,
-    Reliability,
     brier_score,
     choose_calibrator,
     expected_calibration_error,
     reliability,
 )
-from lenstrain.metrics.score import (
-    Grade,
-    Interval,
-    Ranking,
-    best_threshold,
-    classify,
-    ranking,
-    score_interval,
-    threshold_for_fpr,
-)
-from lenstrain.pack.lens import Direction, Iteration, NoiseFloor
+from lenstrain.metrics.score import Grade, ranking, score_interval
+from lenstrain.metrics.thresholds import best_threshold, classify, threshold_for_fpr
+from lenstrain.pack.lens import Iteration, NoiseFloor
 from lenstrain.settings import FitSettings
-
-
-class Control(NamedTuple):
-    """What something that knows nothing of the concept gets on the same samples."""
-
-    score: float
-    test_f1: float
-
-
-class ProbabilityQuality(NamedTuple):
-    """Calibrated probabilities on test samples, both classes alike in prevalence, beside those of
-    the bare logits."""
-
-    brier: float
-    brier_before: float
-    expected_calibration_error: float
-    expected_calibration_error_before: float
-    reliability: Reliability
-    held_out_log_loss: dict[str, float]
-    """Of each kind of calibrator, cross-validated on the calibration split: the lowest was
-    chosen."""
-
-
-@dataclass
-class FittedLens:
-    """A lens and what is known about it."""
-
-    concept: str
-    model_layers: tuple[int, ...]
-    """Transformer blocks that it reads; none for a lens that reads text."""
-    weights: Weights
-    C: float | None
-    """Inverse L2 strength it was fitted with, where its family has one."""
-    threshold: float
-    """Logit from which on the concept counts as present."""
-    calibrator: Calibrator
-    """Calibrated probability; both classes alike in prevalence."""
-    noise: NoiseFloor
-    ranking: Ranking
-    """Against all held-out samples."""
-    score_interval: Interval
-    """95 % confidence interval of the score."""
-    calibration_score: float
-    """Score on the calibration split: what may decide between two lenses."""
-    unnamed_score: float
-    """Score on held-out samples that do not name their concept."""
-    phase_scores: dict[str, float]
-    """Score on the vectors of each phase alone."""
-    train_f1: float
-    test_f1: float
-    f1_unnamed: float
-    """Test F1 of the positives that do not name the concept, against the same negatives; NaN if
-    there are none."""
-    f1_named: float
-    """Test F1 of those that do."""
-    precision: float
-    recall: float
-    false_positive_rate: float
-    """Share of all unrelated test samples at or above the threshold."""
-    probability: ProbabilityQuality
-    n_test: int
-    """Positive test samples."""
-    converged: bool
-    score_by_model_layer: dict[int, float] = field(default_factory=dict)
-    """Score on the calibration split at each model layer that it was chosen from; empty where there
-    was one."""
-    graduated: bool = False
-    hungry: bool = False
-    """Every cached sample was used and the lens did not graduate."""
-    controls: dict[str, Control] = field(default_factory=dict)
-    trajectory: list[Iteration] = field(default_factory=list)
-    refined: tuple[str, ...] = ()
-    """Concepts whose samples it was fitted against once more, because their lenses spoke up on its
-    own."""
-    beyond: list[Iteration] = field(default_factory=list)
-    """Iterations after graduation, recorded for what another validation mode would have asked
-    for."""
-    directions: tuple[Direction, ...] = ()
-    """What to steer along, one for each model layer."""
-
-    @property
-    def grade(self) -> Grade:
-        """How far it can be trusted."""
-        return Grade.of(self.ranking.score)
-
-    @property
-    def unbeaten(self) -> list[str]:
-        """Controls whose score the lens does not exceed."""
-        return [
-            name
-            for name, control in self.controls.items()
-            if not self.ranking.score > control.score
-        ]
-
-    @property
-    def n_samples(self) -> int:
-        """Positive training samples it was fitted on."""
-        return self.trajectory[-1].n_samples
-
 
 Logits = Mapping[int, NDArray[np.float64]]
 """(rows of the split,) logits of one lens, by held-out split."""

@@ -16,12 +16,12 @@ from itertools import chain, zip_longest
 import numpy as np
 
 from lenstrain.compare.rivals import LensCheck
-from lenstrain.data.dataset import TRAIN, LensDataset, Rows, Task
+from lenstrain.data.dataset import TRAIN, LensDataset, Rows
 from lenstrain.data.rows import TaskRows
+from lenstrain.data.tasks import Task, draw_task
 from lenstrain.fit.adaptive import FitResult, fit_again
-from lenstrain.fit.choice import FitProgress, OnProgress
-from lenstrain.fit.measure import FittedLens
-from lenstrain.settings import FitSettings
+from lenstrain.fit.fitted import FittedLens
+from lenstrain.settings import FitProgress, FitSettings, OnProgress
 
 _MOST_EXTRA = 100  # samples of confusers, over all of them
 _RARELY_FIRST = (
@@ -100,7 +100,7 @@ def _with_confusers(
 ) -> TaskRows | None:
     """The rows of a lens's last iteration and, in turn, those of its confusers; None if they have
     none to give."""
-    task = dataset.task(lens.concept, settings.n_negatives)
+    task = draw_task(dataset, lens.concept, settings.n_negatives)
     n = lens.n_samples
     used = task.negatives[TRAIN][: settings.n_negatives(n)]
     taboo = np.concatenate([task.related, *task.positives, used])

@@ -18,11 +18,10 @@ from lenstrain.compare.rivals import check_pack
 from lenstrain.data.dataset import CALIBRATION, LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.fit.adaptive import FitResult, fit_targets
-from lenstrain.fit.choice import FitProgress, OnProgress
 from lenstrain.fit.refine import refine_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.pack.pack import LensPack
-from lenstrain.settings import FamilyName, FitSettings
+from lenstrain.settings import FamilyName, FitProgress, FitSettings, OnProgress
 
 TEXT_TARGET_F1 = 0.80
 """Default target of text lenses: what a model writes says less than what it represents."""

@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 
 from lenstrain.data.dataset import TEST, LensDataset, stable_seed
 from lenstrain.data.rows import TaskRows
+from lenstrain.data.tasks import draw_task
 from lenstrain.errors import SettingsError
 from lenstrain.fit.adaptive import fit_lenses
-from lenstrain.fit.measure import FittedLens
-from lenstrain.metrics.score import classify, ranking
+from lenstrain.fit.fitted import FittedLens
+from lenstrain.metrics.score import ranking
+from lenstrain.metrics.thresholds import classify
 from lenstrain.settings import FitSettings
 
 ONE_FIT = FitSettings(
@@ -153,7 +155,9 @@ def _judge(
         for number, lens in enumerate(lenses):
             if lens.model_layers == model_layers:
                 logits = lens.weights.decision_function(X).astype(np.float64)
-                rows = TaskRows(dataset, dataset.task(lens.concept, settings.n_negatives), settings)
+                rows = TaskRows(
+                    dataset, draw_task(dataset, lens.concept, settings.n_negatives), settings
+                )
                 drawn, judged = rows.drawn(TEST), rows.judged(TEST)
                 f1 = classify(drawn.y, logits[drawn.rows], lens.threshold).f1
                 measured[number] = (

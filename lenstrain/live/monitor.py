@@ -132,8 +132,7 @@ class Monitor:
         if hidden.shape[2] != self._hidden:
             raise SettingsError(
                 f"the lenses read activations of size {self._hidden}, this model's have size "
-                f"{hidden.shape[2]}: give "
-                "the model that the pack was made for"
+                f"{hidden.shape[2]}: give the model that the pack was made for"
             )
         self._waiting.append(hidden)
         # A token's activations are small: all model layers in one go. Those of a long prompt are

@@ -106,8 +106,7 @@ def choose_lenses(pack: LensPack, concepts: Sequence[str] | None) -> list[Lens]:
     if pack.vocabulary is not None:
         raise SettingsError(
             "the lenses of this pack read what a model wrote, not its activations: give a pack of "
-            "another family, "
-            "or use LensPack.score_texts"
+            "another family, or use LensPack.score_texts"
         )
     wanted = {lens.concept for lens in pack} if concepts is None else set(concepts)
     if unknown := sorted(wanted - {lens.concept for lens in pack}):

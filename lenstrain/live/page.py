@@ -59,12 +59,10 @@ def legend(reading: Reading) -> str:
     rule = reading.rule
     return (
         f"{reading.n_judged} of {reading.n_lenses} lenses have grade {rule.min_grade.value} or "
-        "better. A lens is named "
-        f"where its score over the last {reading.window} tokens reaches its threshold and is "
-        f"{rule.min_signal:g} "
-        f"deviations above its noise floor ({rule.min_signal - 1:g} for the whole text). "
-        "Probability: as if the "
-        "concept were as often there as not."
+        f"better. A lens is named where its score over the last {reading.window} tokens reaches "
+        f"its threshold and is {rule.min_signal:g} deviations above its noise floor "
+        f"({rule.min_signal - 1:g} for the whole text). Probability: as if the concept were as "
+        "often there as not."
     )
 
 

@@ -57,16 +57,14 @@ def directions_of(
     if lens.grade is Grade.C and not allow_grade_c:
         raise SettingsError(
             f"the lens of {lens.concept} has grade C (score {lens.metrics['score']:.2f}): it "
-            "hardly tells the concept "
-            "from others, so its direction may be that of something else; take another, or allow "
-            "grade C"
+            "hardly tells the concept from others, so its direction may be that of something else; "
+            "take another, or allow grade C"
         )
     found = lens.directions if kind == "mean-difference" else _across(lens)
     if not found:
         raise SettingsError(
             f"the lens of {lens.concept} has no direction to steer along: it reads text, or its "
-            "pack was fitted "
-            "before lenses had any; fit it again"
+            "pack was fitted before lenses had any; fit it again"
         )
     if not all(direction.vector.any() and direction.deviation > 0 for direction in found):
         raise SettingsError(

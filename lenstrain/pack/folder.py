@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from lenstrain.data.words import Vocabulary
 from lenstrain.errors import LensPackExistsError, LensPackFormatError, LensPackNotFoundError
-from lenstrain.families.contract import Weights
+from lenstrain.families.weights import Weights
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.score import Grade
 from lenstrain.pack.lens import Direction, Iteration, Lens, NoiseFloor

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.families.contract import Weights
 from lenstrain.families.linear import LinearWeights
+from lenstrain.families.weights import Weights
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.score import Grade
 

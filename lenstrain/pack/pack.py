@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.data.dataset import SHORT
+from lenstrain.data.tasks import SHORT
 from lenstrain.data.words import Vocabulary
 from lenstrain.families.linear import LinearWeights
 from lenstrain.metrics.score import Grade

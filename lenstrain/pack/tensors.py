@@ -18,9 +18,9 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from lenstrain.families.contract import Weights
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.mlp import MlpWeights
+from lenstrain.families.weights import Weights
 from lenstrain.pack.lens import Lens
 
 Tensors = Mapping[str, NDArray[Any]]

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple, Protocol
 
 from lenstrain.data.dataset import LensDataset, open_dataset
 from lenstrain.errors import LensPackExistsError, LenstrainError, SettingsError
-from lenstrain.fit.choice import FitProgress, OnProgress, ranges
+from lenstrain.fit.choice import ranges
 from lenstrain.fit.train import check_family, train_targets
 from lenstrain.pack.folder import check_output
 from lenstrain.pack.pack import LensPack
-from lenstrain.settings import FamilyName, FitSettings, settings_from_json
+from lenstrain.settings import FamilyName, FitProgress, FitSettings, OnProgress, settings_from_json
 from lenstrain.sweeps.existing import difference
 
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from lenstrain.errors import MissingPackageError, SettingsError, WorkerError
-from lenstrain.fit.choice import FitProgress
 from lenstrain.pack.pack import LensPack
+from lenstrain.settings import FitProgress
 from lenstrain.sweeps.grid import Cell, Grid, Outcome, Running, fit_cell
 
 RETRIES = 3
@@ -181,8 +181,7 @@ class RayEngine:
             gpus and not sum(usual) and self.address is None
         ):  # a cluster may grow, this machine does not
             raise SettingsError(
-                "Ray finds no GPU on this machine: fit with --device cpu, or name a cluster "
-                "with "
+                "Ray finds no GPU on this machine: fit with --device cpu, or name a cluster with "
                 "--address"
             )
         workers = self.workers or max(1, sum(usual))
@@ -261,15 +260,13 @@ def _outcome(reference: Any, cell: Cell) -> Outcome:
         if isinstance(error.cause, RayError):  # it did not get as far as our code
             reason = str(error.cause).strip().splitlines()[-1]
             return WorkerError(
-                f"a worker could not begin {cell.label} ({reason}): every machine of the "
-                "cluster "
+                f"a worker could not begin {cell.label} ({reason}): every machine of the cluster "
                 "needs this lenscache"
             )
         return error.cause if isinstance(error.cause, Exception) else error
     except RayError as error:
         return WorkerError(
             f"no worker finished {cell.label} in {RETRIES + 1} attempts ({type(error).__name__}): "
-            "give each more "
-            "memory, with fewer --workers, and run the same again"
+            "give each more memory, with fewer --workers, and run the same again"
         )
     return packs

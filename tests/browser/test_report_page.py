@@ -155,8 +155,7 @@ def rows(page: Page) -> list[list[str]]:
     ]
 
 
-# --- opening
-# ---------------------------------------------------------------------------------------------------------
+# --- opening ------------------------------------------------------------------------------------
 
 
 def test_it_opens_with_figures_warnings_and_charts(page: Page, file: Path) -> None:
@@ -216,8 +215,7 @@ def test_nothing_is_wider_than_the_window(page: Page, file: Path, width: int) ->
     page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-# --- table
-# -----------------------------------------------------------------------------------------------------------
+# --- table --------------------------------------------------------------------------------------
 
 
 def test_the_table_sorts(page: Page, file: Path) -> None:
@@ -268,8 +266,7 @@ def test_a_warning_leads_to_the_rows_it_is_about(page: Page, file: Path) -> None
     page.until(lambda: len(rows(page)) == n)
 
 
-# --- concepts
-# --------------------------------------------------------------------------------------------------------
+# --- concepts -----------------------------------------------------------------------------------
 
 
 def test_a_concept_opens_and_the_way_back_is_the_browsers(page: Page, file: Path) -> None:
@@ -316,9 +313,8 @@ def test_every_chart_has_a_title_and_named_axes(page: Page, file: Path) -> None:
         page.charts(n_charts)
         names = page.run(
             "return [...document.querySelectorAll('section:not([hidden]) "
-            ".js-plotly-plot')].map((plot) => "
-            "Object.keys(plot._fullLayout).filter((key) => /^[xy]axis\\d*$/.test(key))"
-            ".map((key) => plot._fullLayout[key].title.text))"
+            ".js-plotly-plot')].map((plot) => Object.keys(plot._fullLayout).filter((key) => "
+            "/^[xy]axis\\d*$/.test(key)).map((key) => plot._fullLayout[key].title.text))"
         )
         assert len(names) == n_charts
         for axes in names:
@@ -327,8 +323,7 @@ def test_every_chart_has_a_title_and_named_axes(page: Page, file: Path) -> None:
         assert all(len(caption.text) > 20 for caption in page.all("figcaption"))
 
 
-# --- tree, model layers, comparison
-# ----------------------------------------------------------------------------------
+# --- tree, model layers, comparison -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", ["treemap", "icicle"])
@@ -473,16 +468,14 @@ def test_without_store_model_layers_and_other_packs_each_view_says_how_to_get_th
         page.until(lambda words=words: words in page.text("main"))  # type: ignore[misc]
 
 
-# --- light and dark
-# --------------------------------------------------------------------------------------------------
+# --- light and dark -----------------------------------------------------------------------------
 
 
 def test_light_and_dark(page: Page, file: Path) -> None:
     def colours() -> Any:
         return page.run(
-            "const text = document.querySelector('.js-plotly-plot .xtitle');"
-            "return [getComputedStyle(document.body).backgroundColor, text && "
-            "getComputedStyle(text).fill]"
+            "const text = document.querySelector('.js-plotly-plot .xtitle');return "
+            "[getComputedStyle(document.body).backgroundColor, text && getComputedStyle(text).fill]"
         )
 
     page.driver.execute_cdp_cmd(
@@ -500,8 +493,7 @@ def test_light_and_dark(page: Page, file: Path) -> None:
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-# --- hostile names
-# ---------------------------------------------------------------------------------------------------
+# --- hostile names ------------------------------------------------------------------------------
 
 
 def test_hostile_names_and_samples_do_no_harm(page: Page, file: Path) -> None:

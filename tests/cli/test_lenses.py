@@ -66,8 +66,7 @@ def other(tmp_path_factory: pytest.TempPathFactory, lenstrain: Run, store: Path)
     return folder
 
 
-# --- show
-# ------------------------------------------------------------------------------------------------------------
+# --- show ---------------------------------------------------------------------------------------
 
 
 def test_show_says_there_are_text_lenses_and_how_they_agree(lenstrain: Run, dual: Path) -> None:
@@ -86,8 +85,7 @@ def test_show_without_text_lenses_has_no_column_for_them(lenstrain: Run, other: 
     assert "agreement" not in text
 
 
-# --- impact
-# ----------------------------------------------------------------------------------------------------------
+# --- impact -------------------------------------------------------------------------------------
 
 
 def test_impact_prints_a_row_a_mode(lenstrain: Run, dual: Path) -> None:
@@ -120,8 +118,7 @@ def test_impact_of_a_pack_without_a_record_is_one_line(lenstrain: Run, other: Pa
     )
 
 
-# --- compare
-# ---------------------------------------------------------------------------------------------------------
+# --- compare ------------------------------------------------------------------------------------
 
 
 def test_compare_prints_concepts_differences_and_what_is_missing(
@@ -174,8 +171,7 @@ def test_compare_on_a_store_of_something_else_is_one_line(
     )
 
 
-# --- check
-# -----------------------------------------------------------------------------------------------------------
+# --- check --------------------------------------------------------------------------------------
 
 
 def test_check_prints_a_row_a_lens_and_a_summary(lenstrain: Run, dual: Path, store: Path) -> None:
@@ -202,8 +198,7 @@ def test_check_json_is_what_the_pack_says_of_itself(
     assert found["nature"]["above_ancestors"] is None
 
 
-# --- all of them
-# -----------------------------------------------------------------------------------------------------
+# --- all of them --------------------------------------------------------------------------------
 
 
 def test_hostile_names_are_shown_on_one_line_and_do_nothing(

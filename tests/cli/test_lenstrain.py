@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from lens_cli import console
+from lens_cli import meter as progress
 
 from lenstrain.pack.pack import LensPack
 from tests.cli.conftest import Run
@@ -218,8 +218,8 @@ def test_progress_that_starts_again_is_timed_from_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = iter(float(i) for i in range(0, 10_000, 10))
-    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
-    meter = console.Meter()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    meter = progress.Meter()
     for _ in range(2):
         for done in (0, 1, 2):
             meter.update("fitting", done, 2, "concepts")

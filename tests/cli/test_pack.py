@@ -69,8 +69,7 @@ def test_help_of_every_pack_command_ends_with_an_example(lenscache: Run, command
     assert f"Example: lenscache pack {command}" in " ".join(result.stdout.split())
 
 
-# --- import
-# ----------------------------------------------------------------------------------------------------------
+# --- import -------------------------------------------------------------------------------------
 
 
 def test_import_check_and_show_go_together(lenscache: Run, source: Path, tmp_path: Path) -> None:
@@ -166,8 +165,7 @@ def test_import_into_a_folder_that_does_not_exist_is_one_line(
     )
 
 
-# --- check
-# -----------------------------------------------------------------------------------------------------------
+# --- check --------------------------------------------------------------------------------------
 
 
 def test_check_of_a_clean_pack_ends_with_0(lenscache: Run, clean_pack: Path) -> None:
@@ -215,8 +213,7 @@ def test_check_asks_no_definitions_or_contrasts_of_a_labelled_pack(
     assert lenscache("pack", "check", tmp_path / "pack.json", "--min-examples", 4).exit_code == 0
 
 
-# --- show
-# ------------------------------------------------------------------------------------------------------------
+# --- show ---------------------------------------------------------------------------------------
 
 
 def test_show_prints_every_concept_below_its_parent_and_counts_a_layer(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lenscache.concepts.plan import KINDS
+from lenscache.concepts.prompts import KINDS
 from lenscache.store.store import open_store
 from tests.cli.conftest import Run
 from tests.packs import small_pack

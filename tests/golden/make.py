@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.concepts.plan import plan_samples
-from lenscache.store.header import Mode, Phase, StoreDtype, StoreHeader
+from lenscache.store.header import StoreHeader
 from lenscache.store.keys import sample_keys
 from lenscache.store.labelsets import add_label_set
 from lenscache.store.round import Block
 from lenscache.store.store import create_store
+from lenscache.terms import Mode, Phase, StoreDtype
 
 HIDDEN = 4
 BLOCK_ROWS = 4

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lenscache.concepts.plan import KINDS
+from lenscache.concepts.prompts import KINDS
 from lenscache.errors import StoreFormatError
 from lenscache.store.store import open_store
 from lenscache.store.verify.verify import verify_store

@@ -17,7 +17,7 @@ from torch import nn
 
 from lenscache.inference.capture import Capture
 from lenscache.model.loading import LoadedModel
-from lenscache.store.header import Pooling
+from lenscache.terms import Pooling
 from tests.models import ARCHITECTURES, tiny_model
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "max", "last")

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lenscache.concepts.pack import Concept, ConceptPack, Hierarchy
+from lenscache.concepts.hierarchy import Hierarchy
+from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import LenscacheError, PackError
 from tests.packs import small_pack
 
@@ -52,8 +53,7 @@ def diamond() -> Hierarchy:
     )
 
 
-# --- hierarchy
-# -------------------------------------------------------------------------------------------------------
+# --- hierarchy ----------------------------------------------------------------------------------
 
 
 def test_ancestors_reach_over_every_parent(diamond: Hierarchy) -> None:
@@ -193,8 +193,7 @@ def test_every_branch_is_a_root_of_the_family(hierarchy: Hierarchy) -> None:
         assert not any(hierarchy.parents(branch) for branch in branches)
 
 
-# --- reading a pack
-# --------------------------------------------------------------------------------------------------
+# --- reading a pack -----------------------------------------------------------------------------
 
 
 def test_pack_survives_a_round_trip_through_its_file(tmp_path: Path) -> None:
@@ -316,8 +315,7 @@ def test_pack_error_is_caught_as_base_class_and_as_value_error() -> None:
     assert issubclass(PackError, ValueError)
 
 
-# --- digest
-# ----------------------------------------------------------------------------------------------------------
+# --- digest -------------------------------------------------------------------------------------
 
 
 def test_digest_ignores_the_formatting_of_the_file(tmp_path: Path) -> None:
@@ -344,8 +342,7 @@ def test_digest_changes_with_the_content(key: str) -> None:
     assert ConceptPack("small", "1", (changed, *pack.concepts[1:])).digest != pack.digest
 
 
-# --- naming
-# ----------------------------------------------------------------------------------------------------------
+# --- naming -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -127,8 +127,7 @@ def bits(values: NDArray[Any]) -> NDArray[Any]:
     return values.view(f"u{values.dtype.itemsize}")
 
 
-# --- exact
-# ----------------------------------------------------------------------------------------------------------
+# --- exact --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -276,8 +275,7 @@ def test_npz_is_what_numpy_writes(store: Store, tmp_path: Path) -> None:
         }
 
 
-# --- the manifest
-# ---------------------------------------------------------------------------------------------------
+# --- the manifest -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("to", FORMATS)
@@ -324,8 +322,7 @@ def test_manifest_names_the_store_and_every_file_with_its_checksum(
     )
 
 
-# --- complete rows only
-# ---------------------------------------------------------------------------------------------
+# --- complete rows only -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("to", FORMATS)
@@ -384,8 +381,7 @@ def test_phase_that_is_not_stored_is_refused(tmp_path: Path) -> None:
         export_store(made, tmp_path / "out", "npz", phases=["completion"])
 
 
-# --- whole or not at all
-# --------------------------------------------------------------------------------------------
+# --- whole or not at all ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("to", FORMATS)
@@ -507,8 +503,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
     assert list(tmp_path.iterdir()) == []
 
 
-# --- bounded memory
-# -------------------------------------------------------------------------------------------------
+# --- bounded memory -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("to", FORMATS)

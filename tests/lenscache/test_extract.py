@@ -20,7 +20,8 @@ import zarr
 from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept, ConceptPack
-from lenscache.concepts.plan import concept_prompts, plan_samples
+from lenscache.concepts.plan import plan_samples
+from lenscache.concepts.prompts import concept_prompts
 from lenscache.errors import (
     BatchMismatchError,
     DiskSpaceError,
@@ -30,7 +31,7 @@ from lenscache.errors import (
     StoreMismatchError,
 )
 from lenscache.extract import TOLERANCE, ExtractProgress, ExtractSettings, extract
-from lenscache.extract.rows import make_header
+from lenscache.extract.identity import make_header
 from lenscache.inference.runner import Row, Runner
 from lenscache.model.loading import LoadedModel, find_blocks
 from lenscache.store.disk import estimate_bytes
@@ -88,8 +89,7 @@ def stop_after(rows: int) -> Callable[[ExtractProgress], None]:
     return stop
 
 
-# --- a whole run
-# ----------------------------------------------------------------------------------------------------
+# --- a whole run --------------------------------------------------------------------------------
 
 
 def test_run_stores_every_row_of_the_plan_once(finished_store: Path) -> None:
@@ -278,8 +278,7 @@ def test_bfloat16_model_is_extracted_within_its_tolerance(tmp_path: Path) -> Non
     assert open_store(tmp_path / "s").header.model_dtype == "bfloat16"
 
 
-# --- interrupted runs
-# -----------------------------------------------------------------------------------------------
+# --- interrupted runs ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rows", [0, 4, 8, 12, 16, 20])
@@ -310,8 +309,7 @@ def test_run_interrupted_while_verifying_verifies_again(
     assert tree(tmp_path / "s") == tree(finished_store)
 
 
-# --- what is refused
-# ------------------------------------------------------------------------------------------------
+# --- what is refused ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

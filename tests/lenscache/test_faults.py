@@ -43,8 +43,7 @@ def relative(file: Path, store: Path) -> str:
     return file.relative_to(store).as_posix()
 
 
-# --- writers that stop
-# ----------------------------------------------------------------------------------------------
+# --- writers that stop --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
@@ -158,8 +157,7 @@ def test_clock_that_jumps_changes_nothing(
     assert tree(store) == expected
 
 
-# --- damaged blocks
-# -------------------------------------------------------------------------------------------------
+# --- damaged blocks -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -263,8 +261,7 @@ def test_damaged_mark_of_a_finished_round_is_named_and_its_block_extracted_again
     assert (healed.report.rows_run, healed.right) == (8, True)
 
 
-# --- what the plan determines, and metadata
-# -------------------------------------------------------------------------
+# --- what the plan determines, and metadata -----------------------------------------------------
 
 
 @pytest.mark.parametrize(

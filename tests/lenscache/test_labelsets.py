@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from lenscache.concepts.pack import Concept, ConceptPack
-from lenscache.concepts.plan import POSITIVE, plan_samples
+from lenscache.concepts.plan import plan_samples
+from lenscache.concepts.prompts import POSITIVE
 from lenscache.errors import LabelSetError
 from lenscache.store.labelsets import add_label_set, label_set_names, read_label_set
 from lenscache.store.store import Store, open_store
 from lenstrain.data.dataset import LensDataset
+from lenstrain.data.tasks import draw_task
 from lenstrain.errors import TooFewSamplesError
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
@@ -55,7 +57,7 @@ def test_labels_added_later_are_those_of_a_store_that_was_extracted_for_them(
     for_them = LensDataset(make_planted_store(tmp_path / "other.zarr", pack=topics()))
 
     def seen(dataset: LensDataset, concept: str) -> list[list[str]]:
-        task = dataset.task(concept, lambda n: 3 * n)
+        task = draw_task(dataset, concept, lambda n: 3 * n)
         return [[dataset.texts[row] for row in rows] for rows in task.positives] + [
             sorted(dataset.texts[row] for row in rows) for rows in task.negatives
         ]
@@ -131,7 +133,7 @@ def test_binary_sets_keep_their_own_negatives(store: Store) -> None:
     )
     add_label_set(store, "binary", pack)
     dataset = LensDataset(store, labels="binary")
-    task = dataset.task("flies", lambda n: n)
+    task = draw_task(dataset, "flies", lambda n: n)
     assert {dataset.texts[row] for rows in task.negatives for row in rows} <= set(
         base["boat"].examples
     )
@@ -225,6 +227,6 @@ def test_a_class_with_too_few_texts_is_an_error_of_that_class_alone(store: Store
     add_label_set(store, "topics", replace(pack, concepts=(*pack.concepts, one)))
     dataset = LensDataset(store, labels="topics")
     with pytest.raises(TooFewSamplesError, match="one: "):
-        dataset.task("one", lambda n: n)
+        draw_task(dataset, "one", lambda n: n)
     assert POSITIVE == 0
-    dataset.task("moving", lambda n: n)
+    draw_task(dataset, "moving", lambda n: n)

@@ -177,8 +177,7 @@ def test_a_mask_that_hides_what_is_padding_is_refused() -> None:
         loaded.model(TOKENS, attention_mask=mask)
 
 
-# --- reading a text
-# --------------------------------------------------------------------------------------------------
+# --- reading a text -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

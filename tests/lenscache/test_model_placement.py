@@ -27,8 +27,9 @@ from lenscache.errors import (
 from lenscache.extract import ExtractSettings
 from lenscache.inference.runner import RowResult, Runner
 from lenscache.live.steering import Intervention, steer_all
-from lenscache.model.loading import LoadedModel, find_blocks, load_model, memory_held
-from lenscache.store.header import Mode, Pooling
+from lenscache.model.loading import LoadedModel, find_blocks, load_model
+from lenscache.model.memory import memory_held
+from lenscache.terms import Mode, Pooling
 from tests.lenscache.conftest import run_small, tree
 from tests.lenscache.test_runner import (
     HALF_OF_THE_VOCABULARY,

@@ -100,8 +100,7 @@ class Stop(Exception):  # noqa: N818 - not an error
     """Ends a run from outside."""
 
 
-# --- what works in a folder works there
-# -----------------------------------------------------------------------------
+# --- what works in a folder works there ---------------------------------------------------------
 
 
 def test_second_run_extracts_nothing_and_writes_nothing(
@@ -387,8 +386,7 @@ def test_url_of_a_folder_is_the_folder(
     assert not verify_store(place).findings
 
 
-# --- readers beside a writer
-# ----------------------------------------------------------------------------------------
+# --- readers beside a writer --------------------------------------------------------------------
 
 
 def test_open_reader_sees_marks_come_and_go_and_rounds_appear(
@@ -522,8 +520,7 @@ with open(sys.argv[2], "w") as file:
 """
 
 
-# --- refusals
-# -------------------------------------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------
 
 COMMANDS: list[list[str]] = [
     ["lenscache", "info", "STORE"],
@@ -731,8 +728,7 @@ def test_export_to_a_url_is_refused(finished_store: Path) -> None:
         export_store(open_store(finished_store), "s3://lenses/export", "npz")
 
 
-# --- secrets
-# --------------------------------------------------------------------------------------------------------
+# --- secrets ------------------------------------------------------------------------------------
 
 
 def test_secrets_are_nowhere_in_what_is_written_and_printed(

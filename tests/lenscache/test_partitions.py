@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from lenscache.errors import PlanError
 from lenscache.extract import ExtractSettings, extract
-from lenscache.extract.partitions import partitions_done
-from lenscache.extract.settings import Partition
+from lenscache.extract.partitions import Partition, partitions_done
 from lenscache.store.store import open_store
 from tests.models import tiny_model
 from tests.packs import small_pack

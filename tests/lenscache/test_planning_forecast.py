@@ -17,12 +17,12 @@ import transformers
 from lenscache.concepts.plan import plan_samples
 from lenscache.errors import ModelNotFoundError, PlanError
 from lenscache.extract import ExtractSettings, Partition, extract
-from lenscache.extract.rows import make_header
+from lenscache.extract.identity import make_header
 from lenscache.forecast.devices import DEVICES, Device, Efficiency, find_device, measure_device
 from lenscache.forecast.footprint import Requests, RoundSize, expected_objects, expected_requests
 from lenscache.forecast.forecast import forecast_run, outline_work
 from lenscache.forecast.roofline import Shape, Work, batch_seconds, devices_of_a_copy
-from lenscache.model.loading import ModelOutline, outline_model
+from lenscache.model.outline import ModelOutline, outline_model
 from lenscache.store.layout import chunk_rows
 from tests.lenscache.conftest import PACK, SETTINGS, run_small
 from tests.lenscache.counting_s3 import RequestLog, serving_counted

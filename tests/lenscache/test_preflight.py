@@ -148,9 +148,8 @@ def test_progress_and_details_arrive_and_what_is_no_number_becomes_null() -> Non
 def test_a_check_ends_when_nobody_waits_for_it() -> None:
     code = (
         "from lenscache.preflight.process import run_check; from lenscache.preflight.results "
-        "import Request;"
-        "run_check(('tests.lenscache.preflight_checks', 'hangs'), Request('m'), time_limit_s=60,"
-        " tell=lambda *_: print('begun', flush=True))"
+        "import Request;run_check(('tests.lenscache.preflight_checks', 'hangs'), Request('m'), "
+        "time_limit_s=60, tell=lambda *_: print('begun', flush=True))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT

@@ -84,15 +84,12 @@ def steering(*, lenses: bool = True, **works: Any) -> CheckResult:
 def test_a_card_with_bf16_is_told_to_use_it_throughout() -> None:
     text = draw_conclusion([bf16(), memory(), speed(), lenses(), steering(float16=False)])
     assert text == (
-        "Compute in bf16 (--dtype bfloat16): it loads and runs, at 2.00 times the speed of "
-        "float32 in batches of 4 in "
-        "0.50 of its memory. Use --batch-size 32: 20.00 prompts/s, 20.0 times unbatched float32; "
-        "up to 64 prompts fit. "
-        "Lenses trained on bf16 activations are as good at float32 as those trained there: F1 "
-        "-0.001 (95 % interval "
-        "-0.006 to +0.004), score -0.001 (-0.006 to +0.004). Steer in bf16; float32 works, too; "
-        "fp16 does not work "
-        "(not finite at model layer 2 even without steering; activations reach 55,000)."
+        "Compute in bf16 (--dtype bfloat16): it loads and runs, at 2.00 times the speed of float32 "
+        "in batches of 4 in 0.50 of its memory. Use --batch-size 32: 20.00 prompts/s, 20.0 times "
+        "unbatched float32; up to 64 prompts fit. Lenses trained on bf16 activations are as good "
+        "at float32 as those trained there: F1 -0.001 (95 % interval -0.006 to +0.004), score "
+        "-0.001 (-0.006 to +0.004). Steer in bf16; float32 works, too; fp16 does not work (not "
+        "finite at model layer 2 even without steering; activations reach 55,000)."
     )
 
 
@@ -104,8 +101,7 @@ def test_a_processor_that_emulates_bf16_is_told_to_compute_in_float32_and_store_
         [bf16(), memory("float32", estimated=True), speed(gain, best="float32"), lenses()]
     )
     assert text.startswith(
-        "Compute in float32 and store bf16 (--dtype float32 --store-dtype bfloat16): this "
-        "device "
+        "Compute in float32 and store bf16 (--dtype float32 --store-dtype bfloat16): this device "
         "has"
     )
     assert f"emulates it (measured at {gain:.2f} times" in text
@@ -159,8 +155,7 @@ def test_no_precision_that_works_is_said_outright() -> None:
         ]
     )
     assert text.startswith(
-        "Neither precision can be used here: bf16 fails (NaN at model layer 3), and float32: "
-        "too "
+        "Neither precision can be used here: bf16 fails (NaN at model layer 3), and float32: too "
         "large."
     )
     assert "Steering works in no precision: float32 does not work" in text

@@ -17,16 +17,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept, ConceptPack
-from lenscache.concepts.plan import (
+from lenscache.concepts.plan import SPLITS, TEMPERATURE_RANGE, SamplePlan, plan_samples
+from lenscache.concepts.prompts import (
     CONTRAST,
     EXAMPLE,
     KINDS,
     POSITIVE,
-    SPLITS,
-    TEMPERATURE_RANGE,
-    SamplePlan,
     concept_prompts,
-    plan_samples,
     stable_hash,
 )
 from lenscache.errors import PlanError
@@ -64,8 +61,7 @@ def numbered(word: str, n: int) -> tuple[str, ...]:
     return tuple(f"{word} number {i}." for i in range(n))
 
 
-# --- determinism
-# -----------------------------------------------------------------------------------------------------
+# --- determinism --------------------------------------------------------------------------------
 
 
 def test_plan_is_the_same_in_every_process() -> None:
@@ -157,8 +153,7 @@ def test_order_of_a_concepts_examples_does_not_matter() -> None:
     assert splits_of(a) == splits_of(b)
 
 
-# --- texts and labels
-# ------------------------------------------------------------------------------------------------
+# --- texts and labels ---------------------------------------------------------------------------
 
 
 def test_each_text_is_one_row(starter: ConceptPack) -> None:
@@ -243,8 +238,7 @@ def test_definition_is_left_out_where_the_pack_has_none() -> None:
     assert not any(text.startswith("C: ") for text in texts)
 
 
-# --- nested order
-# ----------------------------------------------------------------------------------------------------
+# --- nested order -------------------------------------------------------------------------------
 
 
 def test_any_five_first_positives_mix_examples_and_named_prompts(starter: ConceptPack) -> None:
@@ -268,8 +262,7 @@ def test_labels_stand_in_the_nested_order_of_the_prompts() -> None:
     assert labels_of(plan_samples(pack), "bird") == expected
 
 
-# --- splits
-# ----------------------------------------------------------------------------------------------------------
+# --- splits -------------------------------------------------------------------------------------
 
 
 def test_splits_have_their_shares(starter: ConceptPack) -> None:
@@ -370,8 +363,7 @@ def test_fractions_that_are_no_shares_are_refused(fractions: tuple[float, ...]) 
         plan_samples(small_pack(), fractions=fractions)
 
 
-# --- what is planned
-# -------------------------------------------------------------------------------------------------
+# --- what is planned ----------------------------------------------------------------------------
 
 
 def test_layers_select_the_concepts() -> None:
@@ -407,8 +399,7 @@ def test_limit_below_one_is_refused() -> None:
         plan_samples(small_pack(), limit=0)
 
 
-# --- sampling
-# --------------------------------------------------------------------------------------------------------
+# --- sampling -----------------------------------------------------------------------------------
 
 
 def test_temperatures_fill_their_range_evenly(starter: ConceptPack) -> None:
@@ -443,8 +434,7 @@ def test_unicode_of_every_sort_can_be_planned() -> None:
     assert len(plan.digest) == 16
 
 
-# --- splits that the source gives
-# ------------------------------------------------------------------------------------
+# --- splits that the source gives ---------------------------------------------------------------
 
 
 def labelled_pack(n: int = 10, name: str = "p") -> ConceptPack:

@@ -77,9 +77,8 @@ def the_round(path: Path) -> Round:
 def test_a_store_of_int8_holds_what_float32_does_within_half_a_step(
     stores: dict[str, Path], phase: str, model_layer: int
 ) -> None:
-    exact, found = (
-        the_round(stores[name]).read(phase, model_layer) for name in ("float32", "int8")
-    )  # type: ignore[arg-type]
+    rounds = [the_round(stores[name]) for name in ("float32", "int8")]
+    exact, found = (r.read(phase, model_layer) for r in rounds)  # type: ignore[arg-type]
     assert found.dtype == np.float32
     step = np.abs(exact).max(axis=1, keepdims=True) / LARGEST
     np.testing.assert_array_equal(np.isnan(found), np.isnan(exact))

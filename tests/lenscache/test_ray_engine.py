@@ -21,10 +21,11 @@ import torch
 from lenscache.cluster import connected, resource
 from lenscache.errors import NonFiniteError, PlanError, StoreMismatchError, WorkerError
 from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, extract
-from lenscache.extract.extraction import Request
+from lenscache.extract.extraction import lay_out
+from lenscache.extract.partitions import Partition
 from lenscache.extract.planned_rounds import TopUp
 from lenscache.extract.ray_driver import MOST_DEATHS, _Driver, extract_with_ray
-from lenscache.extract.settings import Partition
+from lenscache.extract.request import Request
 from lenscache.model.loading import LoadedModel
 from lenscache.store.store import open_store
 from lenscache.store.verify.verify import verify_store
@@ -297,7 +298,7 @@ def test_top_up_and_reuse_are_those_of_one_process(expected: Path, tmp_path: Pat
     for path, run in (("local.zarr", None), ("ray.zarr", with_ray)):
         request = Request(tmp_path / path, PACK, few, top_up=TopUp(tuple(hungry), 2, "test"))
         if run is None:
-            with request.lay_out(tiny_model()) as extraction:
+            with lay_out(request, tiny_model()) as extraction:
                 extraction.run()
         else:
             extract_with_ray(request, tiny_model, workers=2)

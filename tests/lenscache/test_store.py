@@ -22,10 +22,12 @@ from lenscache.errors import (
     StoreMismatchError,
     StoreNotFoundError,
 )
-from lenscache.store.header import Phase, StoreHeader
+from lenscache.store.header import StoreHeader
 from lenscache.store.layout import write_column
 from lenscache.store.round import Block, Round
 from lenscache.store.store import Store, create_store, open_store
+from lenscache.store.summary import stored_bytes, summarize_round
+from lenscache.terms import Phase
 from tests.lenscache.conftest import PACK, ROUND, run_small, tree
 from tests.packs import small_pack
 
@@ -118,8 +120,7 @@ def objects(store: Path, block: int) -> list[Path]:
     ]
 
 
-# --- the header
-# -----------------------------------------------------------------------------------------------------
+# --- the header ---------------------------------------------------------------------------------
 
 
 def test_header_survives_the_attributes() -> None:
@@ -185,8 +186,7 @@ def test_round_of_another_plan_is_refused(tmp_path: Path) -> None:
         new_round(tmp_path / "s", plan=plan_samples(PACK, [0]))
 
 
-# --- opening
-# --------------------------------------------------------------------------------------------------------
+# --- opening ------------------------------------------------------------------------------------
 
 
 def test_missing_store_says_how_to_make_one(tmp_path: Path) -> None:
@@ -264,8 +264,7 @@ def test_store_digest_names_its_content(
     assert open_store(store_copy).layers() == [0, 1]
 
 
-# --- what is written reads back
-# -------------------------------------------------------------------------------------
+# --- what is written reads back -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -330,13 +329,12 @@ def test_activations_are_smaller_on_disk_than_raw(tmp_path: Path) -> None:
     target = new_round(tmp_path / "s", header, plan, block_rows=256)
     target.write_block(0, random_block(target, 0, hidden=64))
     raw = 256 * 64 * 2
-    assert 0.5 * raw < target.stored_bytes("prompt", 1) < 0.9 * raw
-    assert target.summary()["raw_bytes"] == 4 * raw
-    assert target.summary()["stored_bytes"] < 0.9 * 4 * raw
+    assert 0.5 * raw < stored_bytes(target, "prompt", 1) < 0.9 * raw
+    assert summarize_round(target, header)["raw_bytes"] == 4 * raw
+    assert summarize_round(target, header)["stored_bytes"] < 0.9 * 4 * raw
 
 
-# --- blocks and their marks
-# -----------------------------------------------------------------------------------------
+# --- blocks and their marks ---------------------------------------------------------------------
 
 
 def test_reader_sees_complete_blocks_only(tmp_path: Path) -> None:
@@ -365,11 +363,11 @@ def test_rows_not_written_yet_cannot_be_mistaken_for_data(tmp_path: Path) -> Non
 def test_round_without_verification_is_not_complete(tmp_path: Path) -> None:
     target = new_round(tmp_path / "s")
     for block in range(3):
-        assert target.summary()["state"] == "unfinished"
+        assert summarize_round(target, HEADER)["state"] == "unfinished"
         target.write_block(block, random_block(target, block))
-    assert (target.is_complete, target.summary()["state"]) == (False, "not verified")
+    assert (target.is_complete, summarize_round(target, HEADER)["state"]) == (False, "not verified")
     target.update_attributes({"verification": {"max_relative_error": {"1": 0.0}}})
-    assert (target.is_complete, target.summary()["state"]) == (True, "complete")
+    assert (target.is_complete, summarize_round(target, HEADER)["state"]) == (True, "complete")
 
 
 @pytest.mark.parametrize("failing", range(6))
@@ -396,8 +394,7 @@ def test_mark_is_written_last(
     target.verify_block(0)
 
 
-# --- damage
-# ---------------------------------------------------------------------------------------------------------
+# --- damage -------------------------------------------------------------------------------------
 
 
 def truncate(file: Path) -> None:
@@ -490,8 +487,7 @@ def test_lost_column_is_an_error_when_read(column: str, store_copy: Path) -> Non
         target.samples() if column.startswith("samples") else target.labels()
 
 
-# --- what must not be stored, and what is not there
-# -----------------------------------------------------------------
+# --- what must not be stored, and what is not there ---------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -561,8 +557,7 @@ def test_phase_that_is_not_stored_is_an_error(tmp_path: Path) -> None:
         target.read("completion", 1, slice(0, 8))
 
 
-# --- a writer that was killed while laying out
-# ----------------------------------------------------------------------
+# --- a writer that was killed while laying out --------------------------------------------------
 
 
 def test_store_whose_creation_was_cut_short_is_created_again(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lenscache.concepts.pack import ConceptPack
-from lenscache.concepts.plan import CONTRAST, KINDS, POSITIVE, concept_prompts, plan_samples
+from lenscache.concepts.plan import plan_samples
+from lenscache.concepts.prompts import CONTRAST, KINDS, POSITIVE, concept_prompts
 from lenscache.concepts.templates import parse_templates, read_templates
 from lenscache.errors import PackError
 from tests.packs import small_pack

@@ -194,8 +194,8 @@ def test_every_architecture_with_a_plan_gives_the_same(
         block_rows=8,
         model_layers=(0, 2),
         store_dtype="float32",
-        mode=mode,
-        pooling="last",  # type: ignore[arg-type]
+        mode=mode,  # type: ignore[arg-type]
+        pooling="last",
     )
     run_small(
         tmp_path / "one.zarr", load_model(str(folder), dtype="float32", device="cpu"), settings
@@ -284,8 +284,7 @@ def test_heads_that_processes_cannot_share_evenly_are_one_line(
     assert "num_attention_heads is 4, which 3 processes cannot share evenly" in ended[0][2]
 
 
-# --- one process alone: what needs no second one to be seen
-# ---------------------------------------------------------
+# --- one process alone: what needs no second one to be seen -------------------------------------
 
 
 @pytest.fixture

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lenscache.concepts.plan import concept_prompts, plan_samples, plan_top_up
+from lenscache.concepts.plan import plan_samples, plan_top_up
+from lenscache.concepts.prompts import concept_prompts
 from lenscache.errors import PlanError, StoreIncompleteError, StoreMismatchError
 from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, extract_top_up
 from lenscache.extract.planned_rounds import TopUp, plan_rounds, read_top_up
 from lenscache.store.round import Round
 from lenscache.store.store import Store, open_store
 from lenstrain.data.dataset import LensDataset
+from lenstrain.data.tasks import draw_task
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
 from tests.lenscache.conftest import PACK, SETTINGS, run_small, tree
 from tests.models import tiny_model
@@ -166,8 +168,7 @@ def test_topping_up_gives_the_prompts_that_extracting_them_all_would_have_given(
         assert [split[text] for text in plan.texts] == list(plan.split)
 
 
-# --- hungry.json
-# -----------------------------------------------------------------------------------------------------
+# --- hungry.json --------------------------------------------------------------------------------
 
 
 def write(path: Path, content: Any) -> Path:
@@ -199,8 +200,7 @@ def test_requests_of_other_states_of_the_store_are_other_requests(tmp_path: Path
     assert one.digest != read_top_up(tmp_path / "a.json", samples=5).digest
 
 
-# --- fits read all complete rounds
-# -----------------------------------------------------------------------------------
+# --- fits read all complete rounds --------------------------------------------------------------
 
 
 def open_rw(path: Path) -> Store:
@@ -235,7 +235,7 @@ def test_a_text_sampled_again_gives_a_completion_vector_and_no_second_prompt_vec
 def test_first_samples_are_never_copies_of_each_other(store: Path) -> None:
     top_up(store, TopUp(("bird",), samples=2 * N_PROMPTS))
     dataset = LensDataset(open_store(store), layers=[1])
-    task = dataset.task("bird", lambda n: n)
+    task = draw_task(dataset, "bird", lambda n: n)
     for rows in task.positives:
         texts = [dataset.texts[row] for row in rows]
         distinct = len(set(texts))

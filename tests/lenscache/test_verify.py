@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import zarr
 
-from lenscache.concepts.plan import KINDS
+from lenscache.concepts.prompts import KINDS
 from lenscache.errors import PlanError, StoreNotFoundError
 from lenscache.extract import ExtractProgress
 from lenscache.store.objects import StoredArray
@@ -54,8 +54,7 @@ def stop_after(rows: int) -> Any:
     return stop
 
 
-# --- what is right
-# --------------------------------------------------------------------------------------------------
+# --- what is right ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -150,8 +149,7 @@ def test_stores_of_every_mode_and_dtype_are_clean(
     )
 
 
-# --- what quick verification finds
-# ----------------------------------------------------------------------------------
+# --- what quick verification finds --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -182,8 +180,7 @@ def test_quick_verification_decodes_nothing_but_marks(
     assert set(decoded) == {f"{ROUND}/complete"}
 
 
-# --- values that no checksum tells
-# ----------------------------------------------------------------------------------
+# --- values that no checksum tells --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -305,8 +302,7 @@ def test_hierarchy_that_contradicts_itself_is_found(store_copy: Path) -> None:
     )
 
 
-# --- where the texts come from
-# --------------------------------------------------------------------------------------
+# --- where the texts come from ------------------------------------------------------------------
 
 
 def test_other_pack_is_found_by_digest_and_by_the_concepts_that_differ(

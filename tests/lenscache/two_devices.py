@@ -25,7 +25,7 @@ from lenscache.live.listening import read_text
 from lenscache.live.steering import Intervention, Positions, steer_all
 from lenscache.model.loading import LoadedModel, find_blocks
 from lenscache.model.placement import input_device
-from lenscache.store.header import Phase
+from lenscache.terms import Phase
 from tests.lenscache.test_runner import (
     HALF_OF_THE_VOCABULARY,
     UNEQUAL,

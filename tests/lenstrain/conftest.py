@@ -16,10 +16,12 @@ import pytest
 from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept, ConceptPack
-from lenscache.concepts.plan import POSITIVE, SamplePlan, plan_samples, stable_hash
-from lenscache.store.header import Phase, StoreHeader
+from lenscache.concepts.plan import SamplePlan, plan_samples
+from lenscache.concepts.prompts import POSITIVE, stable_hash
+from lenscache.store.header import StoreHeader
 from lenscache.store.round import Block, Round
 from lenscache.store.store import Store, create_store
+from lenscache.terms import Phase
 from lenstrain.data.dataset import LensDataset
 
 HIDDEN = 48

@@ -20,11 +20,12 @@ from scipy.special import expit
 
 from lenstrain.errors import LenstrainError, NotFittedError, TooFewSamplesError
 from lenstrain.families import checks
-from lenstrain.families import contract as families
 from lenstrain.families.contract import Job
-from lenstrain.families.linear import LinearLens, Standardizer
+from lenstrain.families.kinds import FAMILIES as KINDS
+from lenstrain.families.linear_lens import LinearLens
 from lenstrain.families.mean_difference import MeanDifferenceLens
 from lenstrain.families.mlp import MlpLens
+from lenstrain.families.standardizer import Standardizer
 
 
 class LensFamily(Protocol):
@@ -49,7 +50,7 @@ class Trained:
         rows, target = checks.check_rows(X, y)
         self.standardizer = Standardizer.fit(rows.astype(np.float64))
         job = Job(self._features(rows), [np.arange(len(rows))], [target], [0])
-        self.fitted = families.FAMILIES[self.name].trainer(job).fit([0], [len(rows)], [1.0])
+        self.fitted = KINDS[self.name].trainer(job).fit([0], [len(rows)], [1.0])
         return self
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -65,7 +66,7 @@ class Trained:
         Z = self.standardizer.transform(X.astype(np.float64))
         if self.name == "text":
             return scipy.sparse.csr_array(Z)
-        return torch.from_numpy(np.hstack([Z] * families.FAMILIES[self.name].n_model_layers))
+        return torch.from_numpy(np.hstack([Z] * KINDS[self.name].n_model_layers))
 
 
 FAMILIES: dict[str, Family] = {
@@ -74,7 +75,7 @@ FAMILIES: dict[str, Family] = {
     "mean difference": MeanDifferenceLens,
     # The MLP's trainer takes the order of rows as it comes, so it is checked as the estimator that
     # sorts them.
-    **{f"{name}, trained": partial(Trained, name) for name in families.FAMILIES if name != "mlp"},
+    **{f"{name}, trained": partial(Trained, name) for name in KINDS if name != "mlp"},
 }
 
 

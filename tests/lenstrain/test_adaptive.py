@@ -14,8 +14,9 @@ from lenscache.concepts.pack import Concept
 from lenscache.store.store import Store
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset
 from lenstrain.data.rows import TaskRows
+from lenstrain.data.tasks import draw_task
 from lenstrain.errors import SettingsError, TooFewSamplesError
-from lenstrain.families.contract import FAMILIES, STRENGTHS
+from lenstrain.families.kinds import FAMILIES, STRENGTHS
 from lenstrain.families.linear import LinearFit, LinearTrainer, LinearWeights
 from lenstrain.fit.adaptive import (
     FitProgress,
@@ -26,7 +27,7 @@ from lenstrain.fit.adaptive import (
     fit_targets,
     settings_to_json,
 )
-from lenstrain.fit.measure import FittedLens
+from lenstrain.fit.fitted import FittedLens
 from lenstrain.metrics.score import Grade
 from tests.lenstrain.conftest import (
     BRANCHES,
@@ -108,8 +109,7 @@ def faint(faint_store: Store) -> LensDataset:
     return LensDataset(faint_store)
 
 
-# --- what is found
-# ---------------------------------------------------------------------------------------------------
+# --- what is found ------------------------------------------------------------------------------
 
 
 def test_planted_directions_are_recovered(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_threshold_and_probability_separate_the_test_rows(
 ) -> None:
     X = planted.vectors(SIGNAL_LAYER)
     for lens in fitted.lenses:
-        task = planted.task(lens.concept, FitSettings().n_negatives)
+        task = draw_task(planted, lens.concept, FitSettings().n_negatives)
         positives, negatives = (
             X[planted.vectors_of(rows[TEST])] for rows in (task.positives, task.negatives)
         )
@@ -191,8 +191,7 @@ def test_lens_does_not_depend_on_which_others_are_fitted(planted: LensDataset) -
     assert alone.ranking == pytest.approx(together["bird"].ranking)
 
 
-# --- nothing held out leaks
-# ------------------------------------------------------------------------------------------
+# --- nothing held out leaks ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("split", [CALIBRATION, TEST])
@@ -228,7 +227,7 @@ def test_training_activations_do_reach_the_weights(
 
 def chosen_layers(dataset: LensDataset) -> list[int]:
     tasks = [
-        TaskRows(dataset, dataset.task(c, FitSettings().n_negatives), FitSettings())
+        TaskRows(dataset, draw_task(dataset, c, FitSettings().n_negatives), FitSettings())
         for c in CONCEPTS
     ]
     return [layer for ((layer,), _) in choose_model_layers(dataset, tasks, FitSettings())]
@@ -248,8 +247,7 @@ def test_model_layer_is_chosen_by_the_calibration_split(planted_store: Store) ->
     assert chosen_layers(flat) == [0] * len(CONCEPTS)
 
 
-# --- schedule
-# --------------------------------------------------------------------------------------------------------
+# --- schedule -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -276,12 +274,12 @@ def test_negatives_follow_the_positives_up_to_a_bound(n: int, expected: int) -> 
 def test_trajectory_records_every_iteration(faint: LensDataset) -> None:
     result = fit_lenses(faint, FitSettings(model_layers=(1,)))
     for lens in result.lenses:
-        available = len(faint.task(lens.concept, FitSettings().n_negatives).positives[TRAIN])
+        available = len(draw_task(faint, lens.concept, FitSettings().n_negatives).positives[TRAIN])
         expected = [n for n in (5, 10, 20) if n < available] + [available]
         counts = [iteration.n_samples for iteration in lens.trajectory]
         assert counts == expected[: len(counts)]
         assert lens.graduated or counts == expected
-        held = len(faint.task(lens.concept, FitSettings().n_negatives).negatives[TRAIN])
+        held = len(draw_task(faint, lens.concept, FitSettings().n_negatives).negatives[TRAIN])
         assert [iteration.n_negatives for iteration in lens.trajectory] == [
             min(10 * n, held) for n in counts
         ]
@@ -408,8 +406,7 @@ def test_first_fit_of_a_trajectory_is_that_of_its_samples_alone(faint: LensDatas
         assert a.trajectory[1][:5] == pytest.approx(b.trajectory[1][:5])
 
 
-# --- graduation
-# ------------------------------------------------------------------------------------------------------
+# --- graduation ---------------------------------------------------------------------------------
 
 
 def check_graduation(result: FitResult, settings: FitSettings) -> None:
@@ -494,8 +491,7 @@ def test_lower_target_needs_no_more_samples(faint: LensDataset) -> None:
     assert needed[0] != needed[-1]
 
 
-# --- hungry
-# ----------------------------------------------------------------------------------------------------------
+# --- hungry -------------------------------------------------------------------------------------
 
 
 def test_concept_that_used_every_sample_without_graduating_is_hungry(faint: LensDataset) -> None:
@@ -515,8 +511,7 @@ def test_lens_stopped_by_a_setting_is_not_hungry(faint: LensDataset, bound: dict
     assert fit_lenses(faint, settings).hungry == []
 
 
-# --- what is reported
-# ------------------------------------------------------------------------------------------------
+# --- what is reported ---------------------------------------------------------------------------
 
 
 def test_each_phase_is_scored_on_its_own(planted: LensDataset, fitted: FitResult) -> None:
@@ -539,7 +534,7 @@ def test_score_counts_all_test_rows_but_those_of_the_family(
 ) -> None:
     is_test = planted.split[planted.vector_sample] == TEST
     for lens in fitted.lenses:
-        related = planted.task(lens.concept, FitSettings().n_negatives).related
+        related = draw_task(planted, lens.concept, FitSettings().n_negatives).related
         expected = (is_test & ~np.isin(planted.vector_sample, related)).sum()
         assert lens.ranking.n_positive + lens.ranking.n_negative == expected
 
@@ -576,12 +571,11 @@ def test_progress_ends_with_every_concept(planted: LensDataset) -> None:
     assert told[-1].total == len(CONCEPTS)
 
 
-# --- what cannot be fitted
-# -------------------------------------------------------------------------------------------
+# --- what cannot be fitted ----------------------------------------------------------------------
 
 
 def test_concept_with_too_few_samples_is_skipped_and_the_others_go_on(fresh: LensDataset) -> None:
-    rows = np.concatenate(fresh.task("loom", FitSettings().n_negatives).positives)
+    rows = np.concatenate(draw_task(fresh, "loom", FitSettings().n_negatives).positives)
     fresh.split[rows] = TRAIN
     result = fit_lenses(fresh, EAGER)
     assert result.skipped == {

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from lenscache.concepts.pack import Concept, ConceptPack
-from lenscache.concepts.plan import KINDS, POSITIVE, SamplePlan, plan_samples
+from lenscache.concepts.plan import SamplePlan, plan_samples
+from lenscache.concepts.prompts import KINDS, POSITIVE
 from lenscache.store.labelsets import add_label_set
 from lenstrain.audit.audit import AuditReport, Factor, audit_dataset
 from lenstrain.audit.twins import find_twins, near_pairs, normalise
 from lenstrain.data.dataset import TEST, TRAIN, LensDataset
+from lenstrain.data.tasks import draw_task
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import Planting, make_planted_store, plant_round, planted_pack
 
@@ -212,9 +214,9 @@ def test_a_text_sampled_again_in_its_split_is_no_twin_and_in_another_split_it_is
 def test_the_twins_of_a_concept_are_counted_against_its_own_train_positives(
     planted: LensDataset,
 ) -> None:
-    task = planted.task("bird", FitSettings().n_negatives)
+    task = draw_task(planted, "bird", FitSettings().n_negatives)
     leaky = replace(task, positives=(task.positives[TEST], *task.positives[1:]))
-    _, twins = find_twins(planted, [leaky, planted.task("fish", FitSettings().n_negatives)])
+    _, twins = find_twins(planted, [leaky, draw_task(planted, "fish", FitSettings().n_negatives)])
     n_test = len(task.positives[TEST])
     assert [(found.concept, found.exact, found.near, found.n_test) for found in twins] == [
         ("bird", n_test, 0, n_test)
@@ -255,7 +257,7 @@ def test_the_finding_of_a_confound_names_concept_factor_r_and_n(tmp_path: Path) 
 
 
 def test_a_completion_length_confound_is_flagged(fresh: LensDataset) -> None:
-    positives = np.concatenate(fresh.task("bird", FitSettings().n_negatives).positives)
+    positives = np.concatenate(draw_task(fresh, "bird", FitSettings().n_negatives).positives)
     fresh.n_completion_tokens[:] = 8
     fresh.n_completion_tokens[positives] = 3
     flagged = factor_of(audit_dataset(fresh), "completion length").flagged

@@ -13,16 +13,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from lenstrain.metrics.score import (
-    Grade,
-    Interval,
-    best_threshold,
-    classify,
-    is_uncertain,
-    ranking,
-    score_interval,
-    threshold_for_fpr,
-)
+from lenstrain.metrics.score import Grade, Interval, is_uncertain, ranking, score_interval
+from lenstrain.metrics.thresholds import best_threshold, classify, threshold_for_fpr
 
 Judged = tuple[NDArray[np.bool_], NDArray[np.float64]]
 
@@ -60,8 +52,7 @@ def ranking_by_sorting(
     ]
 
 
-# --- ranking
-# ---------------------------------------------------------------------------------------------------------
+# --- ranking ------------------------------------------------------------------------------------
 
 
 @given(judgements(), st.sampled_from([0.01, 0.1, 0.5]))
@@ -171,8 +162,7 @@ def test_missing_class_gives_nan_and_the_lowest_grade(y: NDArray[np.bool_]) -> N
     assert Grade.of(found.score) is Grade.C
 
 
-# --- grades
-# ----------------------------------------------------------------------------------------------------------
+# --- grades -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -213,8 +203,7 @@ def test_grade_is_uncertain_exactly_if_its_interval_crosses_a_boundary(
     assert is_uncertain(score, Interval(low, high)) is uncertain
 
 
-# --- intervals of the score
-# ------------------------------------------------------------------------------------------
+# --- intervals of the score ---------------------------------------------------------------------
 
 
 def slow_bootstrap(
@@ -325,8 +314,7 @@ def test_missing_class_gives_an_interval_of_nan(y: NDArray[np.bool_]) -> None:
     ).all()
 
 
-# --- thresholds
-# ------------------------------------------------------------------------------------------------------
+# --- thresholds ---------------------------------------------------------------------------------
 
 
 @given(judgements(), st.integers(-4, 4))
@@ -385,8 +373,7 @@ def test_best_threshold_of_constant_logits_says_yes_to_all() -> None:
     assert classify(y, np.full(3, -2.0), best_threshold(y, np.full(3, -2.0))).recall == 1.0
 
 
-# --- thresholds for a false positive rate
-# ----------------------------------------------------------------------------
+# --- thresholds for a false positive rate -------------------------------------------------------
 
 shares = st.one_of(st.sampled_from([0.0, 0.1, 0.29, 0.5, 1.0]), st.floats(0, 1))
 

@@ -12,6 +12,7 @@ import pytest
 from lenscache.store.store import Store
 from lenstrain.compare.two_packs import Difference, compare, open_for
 from lenstrain.data.dataset import TEST, LensDataset
+from lenstrain.data.tasks import draw_task
 from lenstrain.errors import SettingsError
 from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
@@ -181,8 +182,8 @@ def test_store_is_opened_as_the_pack_was_fitted_on_it(store: Store) -> None:
     opened = open_for(pack, str(store.path))
     assert (opened.texts, opened.phases, opened.seed) == (few.texts, ("prompt",), 3)
     for ours, theirs in zip(
-        opened.task("bird", lambda n: n).negatives,
-        few.task("bird", lambda n: n).negatives,
+        draw_task(opened, "bird", lambda n: n).negatives,
+        draw_task(few, "bird", lambda n: n).negatives,
         strict=True,
     ):
         np.testing.assert_array_equal(ours, theirs)

@@ -9,18 +9,12 @@ import numpy as np
 import pytest
 
 from lenscache.concepts.pack import Concept, ConceptPack
-from lenscache.concepts.plan import (
-    CONTRAST,
-    KINDS,
-    NEGATIVE,
-    POSITIVE,
-    SPLITS,
-    SamplePlan,
-    plan_samples,
-)
+from lenscache.concepts.plan import SPLITS, SamplePlan, plan_samples
+from lenscache.concepts.prompts import CONTRAST, KINDS, NEGATIVE, POSITIVE
 from lenscache.errors import StoreIncompleteError
 from lenscache.store.store import Store, create_store, open_store
-from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Rows, Task, open_dataset
+from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Rows, open_dataset
+from lenstrain.data.tasks import Task, draw_task
 from lenstrain.errors import SettingsError, TooFewSamplesError
 from tests.lenstrain.conftest import (
     BRANCHES,
@@ -82,19 +76,18 @@ def crossing_texts(dataset: LensDataset, task: Task) -> set[str]:
     return (train & calibration) | (train & test) | (calibration & test)
 
 
-# --- who is positive, who is negative
-# --------------------------------------------------------------------------------
+# --- who is positive, who is negative -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("concept", CONCEPTS)
 def test_positives_are_the_labelled_texts(planted: LensDataset, concept: str) -> None:
-    task = planted.task(concept, ten_times)
+    task = draw_task(planted, concept, ten_times)
     assert text_set(planted, all_rows(task.positives)) == texts_of(planted, concept)
 
 
 @pytest.mark.parametrize("concept", CONCEPTS)
 def test_own_positives_are_never_negatives(planted: LensDataset, concept: str) -> None:
-    task = planted.task(concept, many)
+    task = draw_task(planted, concept, many)
     assert texts_of(planted, concept).isdisjoint(text_set(planted, all_rows(task.negatives)))
 
 
@@ -103,7 +96,7 @@ def test_own_positives_are_never_negatives(planted: LensDataset, concept: str) -
 def test_samples_of_ancestors_and_descendants_are_never_negatives(
     planted: LensDataset, concept: str, role: int
 ) -> None:
-    negatives = text_set(planted, all_rows(planted.task(concept, many).negatives))
+    negatives = text_set(planted, all_rows(draw_task(planted, concept, many).negatives))
     for relative in planted.hierarchy.family(concept) - {concept}:
         assert texts_of(planted, relative, role).isdisjoint(negatives), relative
 
@@ -117,7 +110,7 @@ def test_grandchildren_are_never_negatives(tmp_path: Path) -> None:
         examples=tuple(f"Hoots at night {i}." for i in range(20)),
     )
     dataset = LensDataset(make_planted_store(tmp_path / "s", pack=planted_pack(changes=[owl])))
-    negatives = text_set(dataset, all_rows(dataset.task("nature", many).negatives))
+    negatives = text_set(dataset, all_rows(draw_task(dataset, "nature", many).negatives))
     assert texts_of(dataset, "owl")
     assert texts_of(dataset, "owl").isdisjoint(negatives)
 
@@ -126,7 +119,7 @@ def test_grandchildren_are_never_negatives(tmp_path: Path) -> None:
 def test_related_rows_are_all_labelled_rows_of_the_family_but_the_positives(
     planted: LensDataset, concept: str
 ) -> None:
-    task = planted.task(concept, ten_times)
+    task = draw_task(planted, concept, ten_times)
     expected = set[str]()
     for relative in planted.hierarchy.family(concept) - {concept}:
         expected |= texts_of(planted, relative) | texts_of(planted, relative, CONTRAST)
@@ -141,19 +134,18 @@ def test_text_labelled_for_a_sibling_too_is_a_positive_and_no_negative(tmp_path:
     ]
     dataset = LensDataset(make_planted_store(tmp_path / "s", pack=planted_pack(changes=changes)))
     for concept in ("bird", "fish"):
-        task = dataset.task(concept, many)
+        task = draw_task(dataset, concept, many)
         assert shared in text_set(dataset, all_rows(task.positives))
         assert shared not in text_set(dataset, all_rows(task.negatives))
 
 
 def test_unrelated_samples_are_all_available_as_negatives(planted: LensDataset) -> None:
-    negatives = text_set(planted, all_rows(planted.task("bird", many).negatives))
+    negatives = text_set(planted, all_rows(draw_task(planted, "bird", many).negatives))
     for other in set(CONCEPTS) - planted.hierarchy.family("bird"):
         assert texts_of(planted, other) - texts_of(planted, "nature") <= negatives, other
 
 
-# --- shares and order
-# ------------------------------------------------------------------------------------------------
+# --- shares and order ---------------------------------------------------------------------------
 
 
 def leaf_of(dataset: LensDataset, row: int) -> str:
@@ -165,7 +157,7 @@ def leaf_of(dataset: LensDataset, row: int) -> str:
 def test_negatives_are_siblings_contrasts_and_other_branches(
     planted: LensDataset, concept: str
 ) -> None:
-    negatives = planted.task(concept, lambda n: 20).negatives[TRAIN]
+    negatives = draw_task(planted, concept, lambda n: 20).negatives[TRAIN]
     contrasts = text_set(planted, negatives) & texts_of(planted, concept, CONTRAST)
     rest = [leaf_of(planted, row) for row in negatives if planted.texts[row] not in contrasts]
     siblings = sum(other in planted.hierarchy.siblings(concept) for other in rest)
@@ -175,7 +167,7 @@ def test_negatives_are_siblings_contrasts_and_other_branches(
 
 
 def test_other_branches_are_drawn_evenly(planted: LensDataset) -> None:
-    negatives = planted.task("bird", lambda n: 40).negatives[TRAIN]
+    negatives = draw_task(planted, "bird", lambda n: 40).negatives[TRAIN]
     branches = [planted.hierarchy.branches(leaf_of(planted, row)) for row in negatives[20:]]
     counts = [sum(b == {branch} for b in branches) for branch in ("society", "craft")]
     assert min(counts) > 0
@@ -187,7 +179,7 @@ def test_other_branches_are_drawn_evenly(planted: LensDataset) -> None:
 def test_contrasts_are_at_most_a_fifth_of_any_prefix(
     planted: LensDataset, concept: str, split: int
 ) -> None:
-    negatives = planted.task(concept, lambda n: 40).negatives[split]
+    negatives = draw_task(planted, concept, lambda n: 40).negatives[split]
     own = texts_of(planted, concept, CONTRAST)
     counts = np.cumsum([planted.texts[row] in own for row in negatives])
     assert (counts <= np.ceil(0.2 * np.arange(1, len(counts) + 1))).all()
@@ -195,14 +187,14 @@ def test_contrasts_are_at_most_a_fifth_of_any_prefix(
 
 @pytest.mark.parametrize("concept", CONCEPTS)
 def test_negatives_are_nested(planted: LensDataset, concept: str) -> None:
-    few, more = (planted.task(concept, lambda _, n=n: n).negatives[TRAIN] for n in (15, 60))  # type: ignore[misc]
+    few, more = (draw_task(planted, concept, lambda _, n=n: n).negatives[TRAIN] for n in (15, 60))  # type: ignore[misc]
     assert len(few) == 15
     np.testing.assert_array_equal(few, more[:15])
 
 
 @pytest.mark.parametrize("concept", CONCEPTS)
 def test_no_row_is_drawn_twice(planted: LensDataset, concept: str) -> None:
-    task = planted.task(concept, many)
+    task = draw_task(planted, concept, many)
     rows = np.concatenate([all_rows(task.positives), all_rows(task.negatives)])
     assert len(np.unique(rows)) == len(rows)
 
@@ -211,13 +203,13 @@ def test_positives_stand_in_the_nested_order_of_the_plan(planted: LensDataset) -
     plan = plan_samples(planted_pack(), [1])
     labels = (plan.label_concept == plan.concepts.index("bird")) & (plan.label_role == POSITIVE)
     ordered = [plan.texts[row] for row in plan.label_sample[labels] if plan.split[row] == TRAIN]
-    positives = planted.task("bird", ten_times).positives[TRAIN]
+    positives = draw_task(planted, "bird", ten_times).positives[TRAIN]
     assert [planted.texts[row] for row in positives] == ordered
 
 
 def test_negatives_differ_between_seeds_and_not_between_runs(planted_store: Store) -> None:
     drawn = [
-        LensDataset(planted_store, seed=seed).task("bird", ten_times).negatives[TRAIN]
+        draw_task(LensDataset(planted_store, seed=seed), "bird", ten_times).negatives[TRAIN]
         for seed in (0, 0, 1)
     ]
     np.testing.assert_array_equal(drawn[0], drawn[1])
@@ -225,17 +217,16 @@ def test_negatives_differ_between_seeds_and_not_between_runs(planted_store: Stor
 
 
 def test_negatives_are_as_many_as_asked_for(planted: LensDataset) -> None:
-    task = planted.task("bird", lambda n: 2 * n)
+    task = draw_task(planted, "bird", lambda n: 2 * n)
     assert [len(rows) for rows in task.negatives] == [2 * len(rows) for rows in task.positives]
 
 
-# --- splits
-# ----------------------------------------------------------------------------------------------------------
+# --- splits -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("concept", CONCEPTS)
 def test_every_row_is_in_the_split_of_its_list(planted: LensDataset, concept: str) -> None:
-    task = planted.task(concept, many)
+    task = draw_task(planted, concept, many)
     for split in range(len(SPLITS)):
         rows = np.concatenate([task.positives[split], task.negatives[split]])
         assert (planted.split[rows] == split).all()
@@ -243,14 +234,14 @@ def test_every_row_is_in_the_split_of_its_list(planted: LensDataset, concept: st
 
 @pytest.mark.parametrize("concept", CONCEPTS)
 def test_no_text_of_a_task_crosses_a_split(planted: LensDataset, concept: str) -> None:
-    assert crossing_texts(planted, planted.task(concept, many)) == set()
+    assert crossing_texts(planted, draw_task(planted, concept, many)) == set()
 
 
 def test_planted_leak_is_seen_by_the_check_above(fresh: LensDataset) -> None:
     test_row = int(np.flatnonzero(fresh.split == TEST)[0])
-    train_row = int(fresh.task("bird", ten_times).positives[TRAIN][0])
+    train_row = int(draw_task(fresh, "bird", ten_times).positives[TRAIN][0])
     fresh.texts[test_row] = fresh.texts[train_row].upper()
-    leaks = [crossing_texts(fresh, fresh.task(concept, many)) for concept in CONCEPTS]
+    leaks = [crossing_texts(fresh, draw_task(fresh, concept, many)) for concept in CONCEPTS]
     assert any(leaks)
 
 
@@ -263,14 +254,13 @@ def test_split_is_the_one_in_the_store(planted: LensDataset) -> None:
 
 
 def test_both_phases_of_a_sample_are_vectors_of_that_sample(planted: LensDataset) -> None:
-    rows = planted.task("bird", ten_times).positives[TRAIN]
+    rows = draw_task(planted, "bird", ten_times).positives[TRAIN]
     vectors = planted.vectors_of(rows)
     assert planted.vector_sample[vectors].tolist() == np.repeat(rows, 2).tolist()
     assert planted.vector_phase[vectors].tolist() == [0, 1] * len(rows)
 
 
-# --- vectors
-# ---------------------------------------------------------------------------------------------------------
+# --- vectors ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model_layer", [0, 1])
@@ -361,8 +351,7 @@ def test_unnamed_samples_are_the_natural_examples(planted: LensDataset) -> None:
     assert text_set(planted, np.flatnonzero(planted.unnamed)) == examples
 
 
-# --- several rounds
-# --------------------------------------------------------------------------------------------------
+# --- several rounds -----------------------------------------------------------------------------
 
 
 def test_text_of_two_rounds_is_one_sample(planted: LensDataset) -> None:
@@ -394,7 +383,7 @@ def test_label_of_another_round_keeps_a_text_out_of_the_negatives(tmp_path: Path
         make_planted_store(tmp_path / "s", pack=pack, change_plan=forget_other_layers)
     )
     for concept in ("nature", "vote"):
-        task = dataset.task(concept, many)
+        task = draw_task(dataset, concept, many)
         assert shared in text_set(dataset, all_rows(task.positives))
         assert shared not in text_set(dataset, all_rows(task.negatives))
 
@@ -408,15 +397,14 @@ def test_layers_select_the_concepts_that_are_read(planted_store: Store) -> None:
 def test_later_round_adds_samples(tmp_path: Path) -> None:
     pack = planted_pack()
     store = make_planted_store(tmp_path / "s", layers=[1])
-    before = LensDataset(store).task("bird", ten_times)
+    before = draw_task(LensDataset(store), "bird", ten_times)
     more = dataclasses.replace(pack["bird"], examples=tuple(f"More wings {i}." for i in range(10)))
     plant_round(store, 1, 1, plan_samples(planted_pack(changes=[more]), [1], limit=1))
-    after = LensDataset(store).task("bird", ten_times)
+    after = draw_task(LensDataset(store), "bird", ten_times)
     assert len(all_rows(after.positives)) == len(all_rows(before.positives)) + 10
 
 
-# --- explicit negatives
-# ----------------------------------------------------------------------------------------------
+# --- explicit negatives -------------------------------------------------------------------------
 
 
 def with_negatives(plan: SamplePlan, concept: str, rows: list[int]) -> SamplePlan:
@@ -440,7 +428,7 @@ def test_negatives_that_the_data_names_come_first(tmp_path: Path) -> None:
         tmp_path / "s", layers=[1], change_plan=lambda p: with_negatives(p, "bird", rows)
     )
     dataset = LensDataset(store)
-    negatives = dataset.task("bird", lambda n: 10).negatives[TRAIN]
+    negatives = draw_task(dataset, "bird", lambda n: 10).negatives[TRAIN]
     assert {dataset.texts[row] for row in negatives[:6]} == {plan.texts[row] for row in rows}
     assert len(np.unique(negatives)) == 10
 
@@ -455,7 +443,7 @@ def test_given_negatives_alone_suffice_if_there_are_enough(tmp_path: Path) -> No
         tmp_path / "s", layers=[1], change_plan=lambda p: with_negatives(p, "bird", rows)
     )
     dataset = LensDataset(store)
-    negatives = dataset.task("bird", lambda n: 3).negatives
+    negatives = draw_task(dataset, "bird", lambda n: 3).negatives
     assert text_set(dataset, all_rows(negatives)) <= {plan.texts[row] for row in rows}
     assert [len(part) for part in negatives] == [3, 3, 3]
 
@@ -465,8 +453,7 @@ def test_kind_indexes_the_kinds_of_the_store(planted: LensDataset) -> None:
     assert text_set(planted, np.flatnonzero(planted.kind == KINDS.index("contrast"))) == contrasts
 
 
-# --- what cannot be read
-# ---------------------------------------------------------------------------------------------
+# --- what cannot be read ------------------------------------------------------------------------
 
 
 def test_unfinished_round_says_how_far_it_is_and_how_to_go_on(tmp_path: Path) -> None:
@@ -527,22 +514,22 @@ def test_phase_that_was_not_extracted_says_how_to_get_it(tmp_path: Path) -> None
 
 
 def test_split_without_a_positive_is_named(fresh: LensDataset) -> None:
-    rows = all_rows(fresh.task("bird", ten_times).positives)
+    rows = all_rows(draw_task(fresh, "bird", ten_times).positives)
     fresh.split[rows] = TRAIN
     with pytest.raises(
         TooFewSamplesError, match="bird: 0 positive samples in the calibration split, at least 1"
     ):
-        fresh.task("bird", ten_times)
+        draw_task(fresh, "bird", ten_times)
 
 
 def test_single_positive_in_training_is_too_few(fresh: LensDataset) -> None:
-    rows = fresh.task("bird", ten_times).positives[TRAIN]
+    rows = draw_task(fresh, "bird", ten_times).positives[TRAIN]
     fresh.split[rows[1:]] = TEST
     with pytest.raises(
         TooFewSamplesError,
         match="bird: 1 positive samples in the train split, at least 2 are needed",
     ):
-        fresh.task("bird", ten_times)
+        draw_task(fresh, "bird", ten_times)
 
 
 def test_concept_alone_in_the_store_has_no_negatives(tmp_path: Path) -> None:
@@ -551,7 +538,7 @@ def test_concept_alone_in_the_store_has_no_negatives(tmp_path: Path) -> None:
     with pytest.raises(
         TooFewSamplesError, match="nature: no negative sample in the train split: extract more"
     ):
-        dataset.task("nature", ten_times)
+        draw_task(dataset, "nature", ten_times)
 
 
 def test_dataset_opens_by_path(planted_store: Store) -> None:
@@ -564,23 +551,23 @@ def test_concept_whose_positives_of_a_split_have_no_vector_is_told_by_name(
 ) -> None:
     """Samples are counted as training will see them: a row that generated nothing is no completion
     sample."""
-    rows = fresh.task("bird", ten_times).positives[split]
+    rows = draw_task(fresh, "bird", ten_times).positives[split]
     fresh._n_completion_tokens[rows] = 0
     completions = LensDataset(fresh.store, phase="completion")
     monkeypatch.setattr(completions, "_n_completion_tokens", fresh._n_completion_tokens)
     with pytest.raises(
         TooFewSamplesError, match=f"bird: 0 positive samples in the {SPLITS[split]} split"
     ):
-        completions.task("bird", ten_times)
-    assert len(completions.task("fish", ten_times).positives[split])
+        draw_task(completions, "bird", ten_times)
+    assert len(draw_task(completions, "fish", ten_times).positives[split])
 
 
 def test_negatives_all_have_a_vector(fresh: LensDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    used = fresh.task("bird", ten_times).negatives[TRAIN]
+    used = draw_task(fresh, "bird", ten_times).negatives[TRAIN]
     fresh._n_completion_tokens[used[:5]] = 0
     completions = LensDataset(fresh.store, phase="completion")
     monkeypatch.setattr(completions, "_n_completion_tokens", fresh._n_completion_tokens)
-    assert not set(completions.task("bird", ten_times).negatives[TRAIN]) & set(used[:5])
+    assert not set(draw_task(completions, "bird", ten_times).negatives[TRAIN]) & set(used[:5])
 
 
 def test_nested_order_does_not_depend_on_the_other_layers_of_the_store(tmp_path: Path) -> None:
@@ -592,6 +579,7 @@ def test_nested_order_does_not_depend_on_the_other_layers_of_the_store(tmp_path:
         alone, together = LensDataset(store, layers=[layer]), LensDataset(store)
         for concept in alone.concepts:
             orders = [
-                [d.texts[row] for row in d._rows_of(concept, POSITIVE)] for d in (alone, together)
+                [d.texts[row] for row in d.rows_with_role(concept, POSITIVE)]
+                for d in (alone, together)
             ]
             assert orders[0] == orders[1][: len(orders[0])], concept

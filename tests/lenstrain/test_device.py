@@ -7,7 +7,7 @@ import pytest
 
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
-from lenstrain.families.contract import FAMILIES
+from lenstrain.families.kinds import FAMILIES
 from lenstrain.families.linear import LinearWeights
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
 

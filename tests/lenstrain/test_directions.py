@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from lenstrain.data.dataset import TRAIN, LensDataset
 from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
-from lenstrain.families.contract import FAMILIES
+from lenstrain.data.tasks import draw_task
+from lenstrain.families.kinds import FAMILIES
 from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.directions import steering_directions
 from lenstrain.fit.to_pack import make_lens_pack
@@ -26,7 +27,8 @@ def directions(
 ) -> dict[str, tuple[NDArray[Any], float]]:
     settings = FitSettings()
     tasks = [
-        TaskRows(dataset, dataset.task(c, settings.n_negatives), settings) for c in dataset.concepts
+        TaskRows(dataset, draw_task(dataset, c, settings.n_negatives), settings)
+        for c in dataset.concepts
     ]
     features = features or Features.of_model_layers(dataset, (SIGNAL_LAYER,))
     found = steering_directions(features, tasks, (SIGNAL_LAYER,))

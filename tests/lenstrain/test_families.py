@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept
 from lenscache.store.store import Store
-from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Task
+from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset
 from lenstrain.data.rows import TaskRows
+from lenstrain.data.tasks import Task, draw_task
 from lenstrain.errors import LeakageError, SettingsError
-from lenstrain.families.contract import FAMILIES
+from lenstrain.families.kinds import FAMILIES
 from lenstrain.fit.adaptive import FitResult, FitSettings, fit_lenses, fit_targets
-from lenstrain.fit.measure import FittedLens
+from lenstrain.fit.fitted import FittedLens
 from lenstrain.metrics.score import Grade
 from lenstrain.pack.tensors import pack_weights
 from lenstrain.settings import FamilyName
@@ -83,7 +84,7 @@ def test_shipped_weights_give_the_judged_logits_on_raw_activations(
     for lens in result.lenses[:4]:
         logits = lens.weights.decision_function(inputs_of(lens, dataset))
         rows = TaskRows(
-            dataset, dataset.task(lens.concept, FitSettings().n_negatives), FitSettings()
+            dataset, draw_task(dataset, lens.concept, FitSettings().n_negatives), FitSettings()
         )
         drawn = rows.drawn(TEST)
         values = logits[dataset.split_order][dataset.split_slices[TEST]][drawn.rows]
@@ -173,8 +174,7 @@ def test_ensemble_of_too_few_model_layers_is_refused(dataset: LensDataset) -> No
         fit_lenses(dataset, FitSettings(family="ensemble", model_layers=(0, 1)))
 
 
-# --- schedule and thresholds
-# -----------------------------------------------------------------------------------------
+# --- schedule and thresholds --------------------------------------------------------------------
 
 
 def test_no_lens_graduates_before_the_iterations_asked_for(dataset: LensDataset) -> None:
@@ -203,7 +203,7 @@ def test_threshold_lets_through_the_share_of_unrelated_calibration_samples_that_
     for lens in result.lenses:
         logits = lens.weights.decision_function(inputs_of(lens, dataset))
         rows = TaskRows(
-            dataset, dataset.task(lens.concept, FitSettings().n_negatives), FitSettings()
+            dataset, draw_task(dataset, lens.concept, FitSettings().n_negatives), FitSettings()
         )
         judged = rows.judged(CALIBRATION)
         values = logits[dataset.split_order][dataset.split_slices[CALIBRATION]][judged.rows]
@@ -218,7 +218,7 @@ def test_noise_floor_is_that_of_unrelated_calibration_samples(dataset: LensDatas
     for lens in fit_lenses(dataset, FitSettings(model_layers=(1,))).lenses:
         logits = lens.weights.decision_function(inputs_of(lens, dataset))
         rows = TaskRows(
-            dataset, dataset.task(lens.concept, FitSettings().n_negatives), FitSettings()
+            dataset, draw_task(dataset, lens.concept, FitSettings().n_negatives), FitSettings()
         )
         judged = rows.judged(CALIBRATION)
         values = logits[dataset.split_order][dataset.split_slices[CALIBRATION]][
@@ -233,7 +233,8 @@ def test_lens_with_too_few_test_samples_does_not_graduate_and_asks_for_more(
 ) -> None:
     settings = FitSettings(target_f1=0.5, max_overfit_gap=1.0, model_layers=(1,))
     n_test = {
-        c: len(dataset.task(c, settings.n_negatives).positives[TEST]) for c in dataset.concepts
+        c: len(draw_task(dataset, c, settings.n_negatives).positives[TEST])
+        for c in dataset.concepts
     }
     least = (
         sorted(n_test.values())[len(n_test) // 2] + 1
@@ -246,8 +247,7 @@ def test_lens_with_too_few_test_samples_does_not_graduate_and_asks_for_more(
     assert set(result.hungry) == {c for c, n in n_test.items() if n < least}
 
 
-# --- beyond graduation
-# -----------------------------------------------------------------------------------------------
+# --- beyond graduation --------------------------------------------------------------------------
 
 
 def test_going_on_for_the_record_changes_no_lens(dataset: LensDataset) -> None:
@@ -270,7 +270,7 @@ def test_record_goes_on_until_the_strictest_mode_is_content(tmp_path: Path) -> N
         if lens.graduated:
             steps = [*lens.trajectory, *lens.beyond]
             is_spent = steps[-1].n_samples == len(
-                faint.task(lens.concept, FitSettings().n_negatives).positives[TRAIN]
+                draw_task(faint, lens.concept, FitSettings().n_negatives).positives[TRAIN]
             )
             assert steps[-1].grade == "A" or is_spent
             assert all(step.grade != "A" or step.test_f1 < 0.6 for step in steps[:-1])
@@ -286,8 +286,7 @@ def test_several_targets_share_one_record(dataset: LensDataset) -> None:
         assert steps[0] == steps[1]
 
 
-# --- what must never happen
-# ------------------------------------------------------------------------------------------
+# --- what must never happen ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("split", [CALIBRATION, TEST])
@@ -295,14 +294,13 @@ def test_a_planted_leak_is_caught(
     dataset: LensDataset, split: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A task whose training samples include a held-out one: nothing is fitted."""
-    honest = LensDataset.task
 
-    def leaky(self: LensDataset, concept: str, n_negatives: Any) -> Task:
-        task = honest(self, concept, n_negatives)
+    def leaky(dataset: LensDataset, concept: str, n_negatives: Any) -> Task:
+        task = draw_task(dataset, concept, n_negatives)
         train = np.concatenate([task.positives[split][:1], task.positives[TRAIN]])
         return dataclasses.replace(task, positives=(train, *task.positives[1:]))
 
-    monkeypatch.setattr(LensDataset, "task", leaky)
+    monkeypatch.setattr("lenstrain.fit.adaptive.draw_task", leaky)
     with pytest.raises(
         LeakageError, match=r"of .* rows to train on are held out for calibration or test"
     ):

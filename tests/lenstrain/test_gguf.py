@@ -59,8 +59,7 @@ def of(pack: LensPack, *lenses: Lens, family: str = "linear") -> LensPack:
     return LensPack(lenses, {**pack.provenance, "settings": {"family": family}}, {})
 
 
-# --- three readers that know nothing of ours
-# -------------------------------------------------------------------------
+# --- three readers that know nothing of ours ----------------------------------------------------
 
 
 def as_repeng(path: Path) -> tuple[str, Vectors]:
@@ -129,8 +128,7 @@ def as_llama_cpp(path: Path, n_layer: int) -> Vectors:
     return {il: vector for il, vector in added.items() if vector.any()}
 
 
-# --- what is written
-# -------------------------------------------------------------------------------------------------
+# --- what is written ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model_layers", [(1,), (15,), (29,), (3, 14, 29)])
@@ -193,8 +191,7 @@ def test_hostile_names_stay_in_the_folder(pack: LensPack, tmp_path: Path) -> Non
     assert all(read_control_vector(path).vectors.keys() == {SIGNAL_LAYER} for path in found)
 
 
-# --- which vector
-# ----------------------------------------------------------------------------------------------------
+# --- which vector -------------------------------------------------------------------------------
 
 
 def test_a_vector_along_the_weights_is_a_deviation_of_unrelated_activations(pack: LensPack) -> None:
@@ -246,8 +243,7 @@ def test_a_vector_lies_along_the_mean_difference_unless_weights_are_asked_for(
     np.testing.assert_allclose(found, vector * deviation, rtol=1e-6)
 
 
-# --- what cannot be exported
-# -----------------------------------------------------------------------------------------
+# --- what cannot be exported --------------------------------------------------------------------
 
 
 def test_mlp_lenses_need_another_direction_than_their_weights(
@@ -336,8 +332,7 @@ def test_an_earlier_export_is_replaced_only_if_asked_and_anything_else_never(
         write_gguf(pack, tmp_path / "pack", overwrite=True)
 
 
-# --- what is read
-# ----------------------------------------------------------------------------------------------------
+# --- what is read -------------------------------------------------------------------------------
 
 
 def write(

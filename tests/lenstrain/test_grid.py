@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from lenstrain.errors import LensPackExistsError, SettingsError
-from lenstrain.fit.choice import FitProgress
 from lenstrain.fit.train import text_settings, train
 from lenstrain.pack.pack import LensPack
-from lenstrain.settings import FitSettings
+from lenstrain.settings import FitProgress, FitSettings
 from lenstrain.sweeps.grid import (
     FittedCombination,
     Grid,
@@ -137,8 +136,7 @@ def test_a_pack_that_cannot_be_written_fails_alone(grid: Grid, tmp_path: Path) -
     assert [str(error) for error in result.failures.values()] == [
         (
             f"the output folder {tmp_path}/out/mean-difference-f1-0.5-layers-0 exists already: "
-            "choose "
-            "another --out"
+            "choose another --out"
         )
     ]
 

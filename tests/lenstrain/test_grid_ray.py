@@ -19,9 +19,8 @@ import pytest
 from lenscache.errors import StoreIncompleteError
 from lenscache.store.store import open_store
 from lenstrain.errors import SettingsError, WorkerError
-from lenstrain.fit.choice import FitProgress
 from lenstrain.fit.train import train
-from lenstrain.settings import FitSettings
+from lenstrain.settings import FitProgress, FitSettings
 from lenstrain.sweeps.grid import Grid, LocalEngine, fit_grid, fit_one
 from lenstrain.sweeps.ray import RETRIES, RayEngine
 from tests.lenstrain.conftest import make_planted_store, planted_pack
@@ -155,8 +154,7 @@ def test_a_worker_that_lacks_code_is_one_line(
         )
     assert str(error.value) == (
         "a worker could not begin linear on 1 (ModuleNotFoundError: No module named 'only_here'): "
-        "every machine of the "
-        "cluster needs this lenscache"
+        "every machine of the cluster needs this lenscache"
     )
 
 

@@ -153,8 +153,7 @@ def named(pack: LensPack, concepts: list[str]) -> LensPack:
     return LensPack(lenses, pack.provenance, {})
 
 
-# --- what HatCat gets
-# ------------------------------------------------------------------------------------------------
+# --- what HatCat gets ---------------------------------------------------------------------------
 
 
 def test_hatcats_modules_load_what_is_written_and_say_the_same(
@@ -216,8 +215,7 @@ def test_exporting_twice_writes_the_same_bytes(pack: LensPack, tmp_path: Path) -
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-# --- round trip
-# ------------------------------------------------------------------------------------------------------
+# --- round trip ---------------------------------------------------------------------------------
 
 
 def test_round_trip_keeps_scores_bit_for_bit_and_everything_known(
@@ -275,8 +273,7 @@ def test_families_without_a_form_in_hatcat_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-# --- names
-# -----------------------------------------------------------------------------------------------------------
+# --- names --------------------------------------------------------------------------------------
 
 
 def test_hostile_names_stay_in_the_folder_and_come_back(linear: LensPack, tmp_path: Path) -> None:
@@ -304,8 +301,7 @@ def test_ordinary_names_are_kept_so_that_hatcat_finds_them() -> None:
     assert file_stems(names) == dict(zip(names, names, strict=True))
 
 
-# --- files of HatCat's own
-# -------------------------------------------------------------------------------------------
+# --- files of HatCat's own ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [False, True], ids=["linear", "mlp"])
@@ -408,8 +404,7 @@ def test_a_classifier_added_to_an_export_is_read_by_its_weights(
     assert "unknown" not in back["bird"].metrics
 
 
-# --- what is refused
-# -------------------------------------------------------------------------------------------------
+# --- what is refused ----------------------------------------------------------------------------
 
 
 class Bomb:
@@ -603,8 +598,7 @@ def test_files_that_a_sidecar_names_outside_the_folder_are_not_opened(
         read_hatcat(tmp_path / "out")
 
 
-# --- where it may be written
-# -----------------------------------------------------------------------------------------
+# --- where it may be written --------------------------------------------------------------------
 
 
 def test_an_earlier_export_is_replaced_only_if_asked(linear: LensPack, tmp_path: Path) -> None:
@@ -674,8 +668,7 @@ def test_an_export_is_not_taken_for_a_lens_pack(linear: LensPack, tmp_path: Path
         LensPack.load(tmp_path / "out")
 
 
-# --- some of the lenses
-# ----------------------------------------------------------------------------------------------
+# --- some of the lenses -------------------------------------------------------------------------
 
 
 def test_a_part_of_a_pack_is_a_pack(

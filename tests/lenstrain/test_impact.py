@@ -167,8 +167,7 @@ def test_pack_without_lenses_is_refused() -> None:
         impact(pack_of())
 
 
-# --- against fits
-# ----------------------------------------------------------------------------------------------------
+# --- against fits -------------------------------------------------------------------------------
 
 SETTINGS = FitSettings(target_f1=TARGET, model_layers=(1,), C=0.1)
 

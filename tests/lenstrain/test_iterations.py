@@ -11,8 +11,10 @@ import torch
 from lenstrain.data.dataset import CALIBRATION, TEST, LensDataset
 from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
+from lenstrain.data.tasks import draw_task
 from lenstrain.data.words import word_features
-from lenstrain.families.contract import FAMILIES, Job
+from lenstrain.families.contract import Job
+from lenstrain.families.kinds import FAMILIES
 from lenstrain.families.linear import LinearFit, LinearTrainer, LinearWeights
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
 from lenstrain.fit.iterations import _blocks
@@ -130,7 +132,7 @@ def test_some_lenses_of_a_fit_say_on_some_rows_what_they_say_among_all(
         dataset = dataset.with_phase("completion")
         features = word_features(dataset, dataset.completions)[0]
     tasks = [
-        TaskRows(dataset, dataset.task(each, settings.n_negatives), settings)
+        TaskRows(dataset, draw_task(dataset, each, settings.n_negatives), settings)
         for each in dataset.concepts[:3]
     ]
     rows, targets = (
@@ -155,7 +157,7 @@ def test_some_lenses_of_a_fit_say_on_some_rows_what_they_say_among_all(
 def test_score_is_the_ranking_of_all_judged_rows(dataset: LensDataset) -> None:
     features, settings = Features.of_model_layers(dataset, (0,)), FitSettings()
     for concept in dataset.concepts:
-        task = TaskRows(dataset, dataset.task(concept, settings.n_negatives), settings)
+        task = TaskRows(dataset, draw_task(dataset, concept, settings.n_negatives), settings)
         fitted = LinearTrainer(features.Z, [task.training.rows], [task.training.targets]).fit(
             [0], [len(task)], [0.1]
         )
@@ -173,7 +175,7 @@ def test_score_is_the_ranking_of_all_judged_rows(dataset: LensDataset) -> None:
 def test_a_concept_with_relatives_is_not_judged_by_them(dataset: LensDataset) -> None:
     settings = FitSettings()
     tasks = [
-        TaskRows(dataset, dataset.task(concept, settings.n_negatives), settings)
+        TaskRows(dataset, draw_task(dataset, concept, settings.n_negatives), settings)
         for concept in dataset.concepts
     ]
     related = [task for task in tasks if len(task.task.related)]
@@ -189,7 +191,7 @@ def test_a_concept_with_relatives_is_not_judged_by_them(dataset: LensDataset) ->
 
 def test_logits_that_are_no_numbers_rank_last(dataset: LensDataset) -> None:
     task = TaskRows(
-        dataset, dataset.task(dataset.concepts[0], FitSettings().n_negatives), FitSettings()
+        dataset, draw_task(dataset, dataset.concepts[0], FitSettings().n_negatives), FitSettings()
     )
     positives, is_negative, _ = task.sides(TEST)
     logits = np.random.default_rng(0).normal(size=len(is_negative))

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept
 from lenstrain.data.dataset import LensDataset
+from lenstrain.data.tasks import draw_task
 from lenstrain.errors import (
     LensPackError,
     LensPackExistsError,
     LensPackFormatError,
     LensPackNotFoundError,
 )
-from lenstrain.families.contract import FAMILIES
+from lenstrain.families.kinds import FAMILIES
 from lenstrain.fit.adaptive import FitResult, FitSettings, fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.fit.train import train
@@ -68,8 +69,7 @@ def edit_json(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-# --- round trip
-# ------------------------------------------------------------------------------------------------------
+# --- round trip ---------------------------------------------------------------------------------
 
 
 def test_saved_pack_scores_as_before_bit_for_bit(
@@ -158,8 +158,7 @@ def test_files_and_folder_can_be_read_by_others(saved: Path) -> None:
     assert all(path.stat().st_mode & stat.S_IROTH for path in saved.iterdir())
 
 
-# --- scoring
-# ---------------------------------------------------------------------------------------------------------
+# --- scoring ------------------------------------------------------------------------------------
 
 
 def test_score_of_the_pack_is_that_of_each_lens(
@@ -241,8 +240,7 @@ def test_metrics_are_those_of_the_fit(pack: LensPack, result: FitResult) -> None
         assert metrics["graduated"] == lens.graduated
 
 
-# --- hungry
-# ----------------------------------------------------------------------------------------------------------
+# --- hungry -------------------------------------------------------------------------------------
 
 
 def test_hungry_file_lists_the_hungry_with_what_they_used(tmp_path: Path) -> None:
@@ -266,15 +264,14 @@ def test_hungry_file_is_there_when_nobody_is(planted: LensDataset, tmp_path: Pat
 
 
 def test_skipped_concepts_and_their_reasons_are_kept(fresh: LensDataset, tmp_path: Path) -> None:
-    fresh.split[np.concatenate(fresh.task("loom", SETTINGS.n_negatives).positives)] = 0
+    fresh.split[np.concatenate(draw_task(fresh, "loom", SETTINGS.n_negatives).positives)] = 0
     make_lens_pack(fit_lenses(fresh, SETTINGS), fresh, SETTINGS).save(tmp_path / "lenses")
     loaded = LensPack.load(tmp_path / "lenses")
     assert "loom" not in loaded
     assert loaded.skipped["loom"].startswith("loom: 0 positive samples in the calibration split")
 
 
-# --- where it may be written
-# -----------------------------------------------------------------------------------------
+# --- where it may be written --------------------------------------------------------------------
 
 
 def test_existing_pack_is_refused_and_left_untouched(pack: LensPack, saved: Path) -> None:
@@ -398,8 +395,7 @@ def test_concept_ids_never_become_paths(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"s", "out"}
 
 
-# --- what cannot be measured
-# -----------------------------------------------------------------------------------------
+# --- what cannot be measured --------------------------------------------------------------------
 
 
 def test_nan_metrics_are_null_on_disk_and_nan_again(
@@ -418,8 +414,7 @@ def test_nan_metrics_are_null_on_disk_and_nan_again(
     assert metrics["score_by_phase"]["completion"] == 0.5
 
 
-# --- what cannot be read
-# ---------------------------------------------------------------------------------------------
+# --- what cannot be read ------------------------------------------------------------------------
 
 
 def test_missing_pack_says_how_to_make_one(tmp_path: Path) -> None:
@@ -536,8 +531,7 @@ def test_a_url_is_refused_as_a_place_for_a_pack(
     assert list(tmp_path.iterdir()) == []
 
 
-# --- every family
-# ----------------------------------------------------------------------------------------------------
+# --- every family -------------------------------------------------------------------------------
 
 FEW = ["nature", "bird", "vote"]
 
@@ -554,10 +548,8 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> LensDataset:
 @pytest.fixture(scope="module")
 def packs(deep: LensDataset) -> dict[str, LensPack]:
     """One of each family."""
-    return {
-        name: train(deep, FitSettings(family=name, max_iterations=1), concepts=FEW)
-        for name in FAMILIES
-    }  # type: ignore[arg-type]
+    settings = {name: FitSettings(family=name, max_iterations=1) for name in FAMILIES}  # type: ignore[arg-type]
+    return {name: train(deep, its, concepts=FEW) for name, its in settings.items()}
 
 
 @pytest.fixture(scope="module")
@@ -687,8 +679,7 @@ def test_lens_without_a_strength_says_so(packs: dict[str, LensPack], tmp_path: P
     assert all(lens.metrics["C"] is None for lens in LensPack.load(tmp_path / "lenses"))
 
 
-# --- text lenses beside
-# ----------------------------------------------------------------------------------------------
+# --- text lenses beside -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -756,7 +747,7 @@ def test_concepts_without_a_lens_for_want_of_samples_are_hungry_too(tmp_path: Pa
     """They need more samples most of all; what was skipped for another reason does not ask for
     any."""
     dataset = LensDataset(make_planted_store(tmp_path / "s"))
-    dataset.split[np.concatenate(dataset.task("loom", SETTINGS.n_negatives).positives)] = 0
+    dataset.split[np.concatenate(draw_task(dataset, "loom", SETTINGS.n_negatives).positives)] = 0
     settings = FitSettings(model_layers=(1,), max_iterations=1)
     pack = make_lens_pack(fit_lenses(dataset, settings), dataset, settings)
     pack.skipped["vote"] = "vote: its activations are NaN"

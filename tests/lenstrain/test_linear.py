@@ -14,13 +14,9 @@ from sklearn.preprocessing import StandardScaler
 import lenstrain.families.logistic
 import lenstrain.parallel
 from lenstrain.errors import TooFewSamplesError
-from lenstrain.families.linear import (
-    LinearBatch,
-    LinearLens,
-    LinearTrainer,
-    Standardizer,
-    fit_linear_batch,
-)
+from lenstrain.families.linear import LinearTrainer
+from lenstrain.families.linear_lens import LinearBatch, LinearLens, fit_linear_batch
+from lenstrain.families.standardizer import Standardizer
 
 Problem = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
@@ -145,8 +141,7 @@ def test_units_of_a_feature_do_not_matter(factor: float) -> None:
     )
 
 
-# --- batches
-# ---------------------------------------------------------------------------------------------------------
+# --- batches ------------------------------------------------------------------------------------
 
 
 def make_batch(lengths: list[int], d: int = 20) -> tuple[NDArray[np.float64], list[Any], list[Any]]:
@@ -218,8 +213,7 @@ def test_one_class_missing_names_the_problem() -> None:
         fit_linear_batch(X, rows, targets)
 
 
-# --- convergence
-# -----------------------------------------------------------------------------------------------------
+# --- convergence --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("C", [0.01, 1.0, 100.0, 1e4, 1e6])
@@ -314,8 +308,7 @@ def separable_systems() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch
     return Z @ Z.mT, y, torch.ones_like(y), torch.full((4,), 0.1, dtype=torch.float64)
 
 
-# --- statistics
-# ------------------------------------------------------------------------------------------------------
+# --- statistics ---------------------------------------------------------------------------------
 
 
 def test_standardised_features_have_mean_0_and_deviation_1() -> None:

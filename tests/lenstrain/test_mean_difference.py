@@ -7,8 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from lenstrain.errors import TooFewSamplesError
-from lenstrain.families.linear import LinearBatch, Standardizer
+from lenstrain.families.linear_lens import LinearBatch
 from lenstrain.families.mean_difference import MeanDifferenceLens, fit_mean_difference_batch
+from lenstrain.families.standardizer import Standardizer
 
 
 def make_planted(

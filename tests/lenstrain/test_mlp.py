@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 import lenstrain.families.mlp
 from lenstrain.errors import TooFewSamplesError
-from lenstrain.families.linear import LinearLens, Standardizer
+from lenstrain.families.linear_lens import LinearLens
 from lenstrain.families.mlp import MlpBatch, MlpLens, fit_mlp_batch
+from lenstrain.families.standardizer import Standardizer
 
 
 def make_crossed(
@@ -66,8 +67,7 @@ def test_rare_class_counts_as_much_as_the_other() -> None:
     np.testing.assert_allclose(logits, 0, atol=0.1)
 
 
-# --- batches
-# ---------------------------------------------------------------------------------------------------------
+# --- batches ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lengths", [[30, 30, 30], [5, 100, 17, 2, 60]])
@@ -128,8 +128,7 @@ def test_concept_that_diverges_says_so_and_spares_the_others() -> None:
     )
 
 
-# --- chance
-# ----------------------------------------------------------------------------------------------------------
+# --- chance -------------------------------------------------------------------------------------
 
 
 def test_seed_repeats_and_another_seed_changes_the_lens() -> None:
@@ -188,8 +187,7 @@ def test_no_epochs_leave_the_first_weights_and_more_epochs_fit_more_closely() ->
     assert losses[-1] < losses[0] / 5
 
 
-# --- raw activations
-# -------------------------------------------------------------------------------------------------
+# --- raw activations ----------------------------------------------------------------------------
 
 
 def test_raw_logits_are_those_of_the_network_on_standardised_rows() -> None:

@@ -112,8 +112,7 @@ def assert_same(found: Any, expected: Any) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4 * np.nanmax(np.abs(expected)))
 
 
-# --- scores of tokens
-# ------------------------------------------------------------------------------------------------
+# --- scores of tokens ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -222,8 +221,7 @@ def test_pooled_scores_are_those_of_the_pooled_activation(pooling: str) -> None:
     assert monitor.pooled("completion").isnan().all()
 
 
-# --- against a store
-# -------------------------------------------------------------------------------------------------
+# --- against a store ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("store_dtype", "rounding"), [("float32", 1e-5), ("bfloat16", 2.0**-8)])
@@ -263,8 +261,7 @@ def test_a_stored_sample_run_live_scores_as_from_the_store_in_both_phases(
     assert monitor.pooled("completion").isfinite().any()
 
 
-# --- what fires
-# ------------------------------------------------------------------------------------------------------
+# --- what fires ---------------------------------------------------------------------------------
 
 
 def test_what_fires_reaches_grade_threshold_and_signal() -> None:
@@ -354,8 +351,7 @@ def test_memory_stays_the_same_however_long_a_text_gets() -> None:
     )  # the prompt, the first token with a phase of its own, the window as it fills
 
 
-# --- what is refused
-# -------------------------------------------------------------------------------------------------
+# --- what is refused ----------------------------------------------------------------------------
 
 
 def test_a_pack_of_text_lenses_is_refused() -> None:

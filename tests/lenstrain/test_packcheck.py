@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lenscache.concepts.pack import Hierarchy
-from lenscache.concepts.plan import POSITIVE, SamplePlan
+from lenscache.concepts.hierarchy import Hierarchy
+from lenscache.concepts.plan import SamplePlan
+from lenscache.concepts.prompts import POSITIVE
 from lenscache.store.store import Store
 from lenstrain.compare.rivals import check_pack
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset

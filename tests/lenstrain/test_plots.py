@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import lenscache.drawing
 import lenstrain.drawing
-from lenscache.concepts.pack import Hierarchy
+from lenscache.concepts.hierarchy import Hierarchy
 from lenstrain import inspection, plots
 from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.drawing import make_axes

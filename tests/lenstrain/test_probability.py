@@ -51,8 +51,7 @@ def with_log_odds(log_odds: NDArray[np.float64], seed: int = 0) -> NDArray[np.bo
     )
 
 
-# --- fitting
-# ---------------------------------------------------------------------------------------------------------
+# --- fitting ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,8 +197,7 @@ def test_shape_of_the_input_is_kept(kind: Kind) -> None:
     assert fit_calibrator(kind, *overlapping(50))(np.zeros((3, 4))).shape == (3, 4)
 
 
-# --- serialisation
-# ---------------------------------------------------------------------------------------------------
+# --- serialisation ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -235,8 +233,7 @@ def test_malformed_data_is_refused_and_named(data: Any) -> None:
     assert repr(data)[:40] in str(caught.value)
 
 
-# --- choosing
-# --------------------------------------------------------------------------------------------------------
+# --- choosing -----------------------------------------------------------------------------------
 
 
 def test_temperature_is_no_worse_than_any_where_logits_are_only_stretched() -> None:
@@ -325,8 +322,7 @@ def test_choice_depends_on_the_seed_alone() -> None:
     assert choose_calibrator(y, logits, np.arange(100), seed=4)[1] != first[1]
 
 
-# --- how good probabilities are
-# --------------------------------------------------------------------------------------
+# --- how good probabilities are -----------------------------------------------------------------
 
 
 def probabilities(judged: Judged) -> Judged:

@@ -105,8 +105,7 @@ def test_scores_of_another_number_of_tokens_are_refused() -> None:
         reading([[0, 0, 0, 0]], tokens=["a", "b"])
 
 
-# --- whether a pack fits a model
-# -------------------------------------------------------------------------------------
+# --- whether a pack fits a model ----------------------------------------------------------------
 
 MODEL = {"id": "m", "fingerprint": "f", "dtype": "bfloat16", "n_layers": 3, "hidden": 4}
 PACK = LensPack(LENSES, {"store": {"model": MODEL, "tokenizer": {"fingerprint": "t"}}}, {})
@@ -153,8 +152,7 @@ def test_another_model_is_allowed_on_request_where_the_lenses_can_read_it() -> N
             check_model(PACK, {**other, **change}, "t", allow_other=True)
 
 
-# --- the page
-# --------------------------------------------------------------------------------------------------------
+# --- the page -----------------------------------------------------------------------------------
 
 
 class Page(html.parser.HTMLParser):

@@ -15,9 +15,10 @@ from lenscache.store.store import Store
 from lenstrain.compare.rivals import LensCheck, check_pack
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset
 from lenstrain.data.rows import TaskRows
+from lenstrain.data.tasks import draw_task
 from lenstrain.fit import refine
 from lenstrain.fit.adaptive import FitResult, fit_again, fit_lenses
-from lenstrain.fit.measure import FittedLens
+from lenstrain.fit.fitted import FittedLens
 from lenstrain.fit.refine import refine_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.fit.train import train
@@ -133,7 +134,7 @@ def test_extra_negatives_are_training_samples_of_the_confusers_and_nothing_else_
 ) -> None:
     refine_lenses(dataset, SETTINGS, result, checks)
     for concept, rows in refits.tasks.items():
-        before = dataset.task(concept, SETTINGS.n_negatives)
+        before = draw_task(dataset, concept, SETTINGS.n_negatives)
         n = len(before.positives[TRAIN])
         used = before.negatives[TRAIN][: SETTINGS.n_negatives(n)]
         negatives = rows.task.negatives[TRAIN]

@@ -64,8 +64,7 @@ def large_page() -> str:
     return render_page(made_up_report(5665, n_beside=1))
 
 
-# --- what a fit records
-# ----------------------------------------------------------------------------------------------
+# --- what a fit records -------------------------------------------------------------------------
 
 
 def test_a_fit_records_the_score_at_each_model_layer_that_it_chose_from(
@@ -98,8 +97,7 @@ def test_refined_lenses_keep_it(dataset: LensDataset) -> None:
     assert all(lens.metrics["score_by_model_layer"] for lens in refined)
 
 
-# --- data
-# ------------------------------------------------------------------------------------------------------------
+# --- data ---------------------------------------------------------------------------------------
 
 
 def test_every_lens_has_a_line_with_its_own_figures(report: Report, pack: LensPack) -> None:
@@ -230,8 +228,7 @@ def test_another_store_is_refused(pack: LensPack, tmp_path: Any) -> None:
         make_report(pack, other)
 
 
-# --- page
-# ------------------------------------------------------------------------------------------------------------
+# --- page ---------------------------------------------------------------------------------------
 
 
 def test_the_page_carries_the_data_of_the_report(report: Report) -> None:

@@ -10,7 +10,8 @@ import pytest
 import scipy.sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from lenscache.concepts.plan import POSITIVE, SPLITS
+from lenscache.concepts.plan import SPLITS
+from lenscache.concepts.prompts import POSITIVE
 from lenscache.store.round import Block
 from lenscache.store.store import Store, open_store
 from lenstrain.data.dataset import TEST, LensDataset
@@ -82,8 +83,7 @@ def pack(written: LensDataset, result: FitResult) -> LensPack:
     return make_lens_pack(result, written, SETTINGS)
 
 
-# --- vocabulary
-# ------------------------------------------------------------------------------------------------------
+# --- vocabulary ---------------------------------------------------------------------------------
 
 
 def test_words_come_from_training_completions_alone(
@@ -159,8 +159,7 @@ def test_texts_without_a_word_are_refused(texts: list[str]) -> None:
         learn_vocabulary(texts)
 
 
-# --- lenses
-# ----------------------------------------------------------------------------------------------------------
+# --- lenses -------------------------------------------------------------------------------------
 
 
 def test_concept_whose_word_is_written_is_found_in_words_it_names(pack: LensPack) -> None:

@@ -15,10 +15,9 @@ from lenstrain.compare.rivals import check_pack
 from lenstrain.compare.two_packs import compare, open_for
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
-from lenstrain.fit.choice import FitProgress
 from lenstrain.fit.train import text_settings, train, train_targets
 from lenstrain.pack.pack import LensPack
-from lenstrain.settings import FitSettings
+from lenstrain.settings import FitProgress, FitSettings
 from tests.lenstrain.conftest import Planting, make_planted_store
 from tests.lenstrain.test_text import name_concepts, write_completions
 

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.concepts.pack import ConceptPack, Hierarchy
-from lenscache.concepts.plan import NEGATIVE, SPLITS, SamplePlan, concept_prompts, sampling_seed
+from lenscache.concepts.hierarchy import Hierarchy
+from lenscache.concepts.pack import ConceptPack
+from lenscache.concepts.plan import SPLITS, SamplePlan, sampling_seed
+from lenscache.concepts.prompts import NEGATIVE, concept_prompts
 from lenscache.errors import LenscacheError
 from lenscache.store.header import StoreHeader
 from lenscache.store.keys import sample_keys
@@ -102,12 +104,15 @@ def _check_identity(check: RoundCheck) -> Iterator[Finding]:
 def _stored_plan(check: RoundCheck) -> SamplePlan | None:
     """The plan as it can be read back; None if a column is damaged."""
     names = ("text", "kind", "split", "temperature", "repeat")
-    found = [check.columns.get(f"samples/{name}") for name in names]
-    labels = [check.columns.get(f"labels/{name}") for name in ("sample", "concept", "role")]
-    if any(column is None for column in (*found, *labels)):
+    columns = [f"samples/{n}" for n in names] + [
+        f"labels/{n}" for n in ("sample", "concept", "role")
+    ]
+    if not all(check.columns.get(name) is not None for name in columns):
         return None
-    (text, kind, split, temperature, repeat), (sample, concept, role) = found, labels
-    texts = tuple(map(str, text))  # type: ignore[arg-type]
+    text, kind, split, temperature, repeat, sample, concept, role = map(
+        check.columns.__getitem__, columns
+    )
+    texts = tuple(map(str, text))
     return SamplePlan(
         concepts=tuple(check.attributes["concepts"]),
         n_targets=check.attributes["n_targets"],
@@ -115,17 +120,17 @@ def _stored_plan(check: RoundCheck) -> SamplePlan | None:
         kind=kind,
         split=split,
         temperature=temperature,
-        repeat=repeat,  # type: ignore[arg-type]
+        repeat=repeat,
         sampling_seed=np.array(
             [
                 sampling_seed(check.header.seed, t, int(n))
                 for t, n in zip(texts, repeat, strict=True)
-            ],  # type: ignore[arg-type]
+            ],
             np.uint64,
         ),
         label_sample=sample,
         label_concept=concept,
-        label_role=role,  # type: ignore[arg-type]
+        label_role=role,
     )
 
 

@@ -18,12 +18,13 @@ import zarr
 from numpy.typing import NDArray
 
 from lenscache.errors import StoreAccessError, StoreDamagedError
-from lenscache.store.header import Phase, StoreHeader
+from lenscache.store.header import StoreHeader
 from lenscache.store.layout import find_node, vector_arrays
 from lenscache.store.objects import StoredArray, first_line, object_names
 from lenscache.store.quantization import MISSING
 from lenscache.store.round import has_position
 from lenscache.store.verify.findings import EXTRACT_ROWS, WRITE_ANEW, Finding, RoundState
+from lenscache.terms import Phase
 
 _VECTORS = ("activations/", "scales/")
 _PER_BLOCK = frozenset({"samples/completion", "samples/n_completion_tokens"})

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 
 from lenscache.errors import ExportError, MissingPackageError, StoreIncompleteError
 from lenscache.store.disk import require_room
-from lenscache.store.header import Phase
 from lenscache.store.remote import local_folder
 from lenscache.store.views.selection import RoundSelection, Selection, select
+from lenscache.terms import Phase
 
 if TYPE_CHECKING:
     from lenscache.store.store import Store

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.plan import SPLITS
 from lenscache.errors import ModelLayerError, StoreIncompleteError, StoreMismatchError
-from lenscache.store.header import Phase, show_value
+from lenscache.store.header import show_value
 from lenscache.store.round import Round, Samples
+from lenscache.terms import Phase
 
 if TYPE_CHECKING:
     from lenscache.store.store import Store

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenscache.errors import MissingPackageError
-from lenscache.store.header import Phase
 from lenscache.store.round import Round
 from lenscache.store.views.selection import RoundSelection, SampleLabel, Selection, select
+from lenscache.terms import Phase
 
 try:
     import pandas as pd

@@ -92,8 +92,7 @@ def test_terms_are_spoken(tmp_path: Path, term: str, spoken: str) -> None:
     assert (concept.id, concept.name) == (term, spoken)
 
 
-# --- links
-# -----------------------------------------------------------------------------------------------------------
+# --- links --------------------------------------------------------------------------------------
 
 
 def test_parents_and_children_that_do_not_exist_are_left_out(tmp_path: Path) -> None:
@@ -171,8 +170,7 @@ def test_of_two_entries_of_a_name_the_first_stays(tmp_path: Path) -> None:
     }
 
 
-# --- definitions and hints
-# -------------------------------------------------------------------------------------------
+# --- definitions and hints ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("nothing", [None, "", " \n", 7, ["A thing."], "&%", "\ud800"])
@@ -230,8 +228,7 @@ def test_aliases_that_are_the_name_or_nothing_are_dropped(tmp_path: Path) -> Non
     assert one(tmp_path, made)[0].aliases == ("stove",)
 
 
-# --- wrong types
-# -----------------------------------------------------------------------------------------------------
+# --- wrong types --------------------------------------------------------------------------------
 
 WRONG: list[Any] = [
     None,
@@ -322,8 +319,7 @@ def test_layers_come_by_number_and_other_files_are_not_read(tmp_path: Path) -> N
     ]
 
 
-# --- folders that do not serve
-# ---------------------------------------------------------------------------------------
+# --- folders that do not serve ------------------------------------------------------------------
 
 
 def test_a_folder_without_layer_files_is_an_error(tmp_path: Path) -> None:
@@ -347,8 +343,7 @@ def test_a_folder_without_a_usable_concept_is_an_error(tmp_path: Path, entries: 
         imported(tmp_path, entries)
 
 
-# --- size
-# ------------------------------------------------------------------------------------------------------------
+# --- size ---------------------------------------------------------------------------------------
 
 
 def untidy_layers() -> list[list[Any]]:

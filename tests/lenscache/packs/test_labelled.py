@@ -19,10 +19,12 @@ import pytest
 from lenscache.concepts.importers.labelled import LabelledColumns, import_labelled
 from lenscache.concepts.importers.report import Imported
 from lenscache.concepts.pack import ConceptPack
-from lenscache.concepts.plan import EXAMPLE, SPLITS, plan_samples
+from lenscache.concepts.plan import SPLITS, plan_samples
+from lenscache.concepts.prompts import EXAMPLE
 from lenscache.errors import PackError
 from lenscache.extract import ExtractSettings, extract
 from lenstrain.data.dataset import open_dataset
+from lenstrain.data.tasks import draw_task
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.pack.pack import LensPack
@@ -62,8 +64,7 @@ def classes(pack: ConceptPack) -> dict[str, tuple[str, ...]]:
 ANIMALS = labelled(("It purrs.", "cat"), ("It barks,\nloudly.", "dog"), ('It says "meow".', "cat"))
 
 
-# --- formats
-# ---------------------------------------------------------------------------------------------------------
+# --- formats ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [*FORMATS, ".CSV"])
@@ -97,8 +98,7 @@ def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path, suffi
     assert len(import_labelled(file).pack) == 2
 
 
-# --- labels
-# ----------------------------------------------------------------------------------------------------------
+# --- labels -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,7 @@ def test_columns_are_named_by_the_caller(tmp_path: Path) -> None:
     assert classes(imported(tmp_path, rows, text="review", label="stars").pack) == {"5": ("fine",)}
 
 
-# --- rows that do not serve
-# ------------------------------------------------------------------------------------------
+# --- rows that do not serve ---------------------------------------------------------------------
 
 
 def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -206,8 +205,7 @@ def test_a_text_that_a_binary_set_calls_both_is_left_out_of_it_and_of_the_splits
     assert result.pack.splits == {"train": ("b", "c")}
 
 
-# --- splits
-# ----------------------------------------------------------------------------------------------------------
+# --- splits -------------------------------------------------------------------------------------
 
 
 def split_rows(*names: str, n: int = 90) -> list[dict[str, Any]]:
@@ -282,8 +280,7 @@ def test_splits_of_unknown_name_are_drawn_and_reported(tmp_path: Path) -> None:
     assert result.report.repaired["split of unknown name, drawn"][0] == "row 1: fold-3"
 
 
-# --- what texts and class names may hold
-# -----------------------------------------------------------------------------
+# --- what texts and class names may hold --------------------------------------------------------
 
 ODD_TEXTS = (
     "before\x00after",
@@ -340,8 +337,7 @@ def test_odd_class_names_never_become_paths(tmp_path: Path) -> None:
     assert not [path for path in written if re.search("escape|absolute|nnnn|größe|nul", path)]
 
 
-# --- files that do not serve
-# -----------------------------------------------------------------------------------------
+# --- files that do not serve --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -398,8 +394,7 @@ def test_a_file_that_does_not_serve_says_why(
         import_labelled(tmp_path / name)
 
 
-# --- size
-# ------------------------------------------------------------------------------------------------------------
+# --- size ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -418,8 +413,7 @@ def test_100000_rows_are_imported_in_memory_bounded_by_the_file(tmp_path: Path) 
     assert peak < 8 * file.stat().st_size
 
 
-# --- end to end
-# ------------------------------------------------------------------------------------------------------
+# --- end to end ---------------------------------------------------------------------------------
 
 
 def test_a_binary_set_gives_one_lens_whose_negatives_are_its_own(tmp_path: Path) -> None:
@@ -431,7 +425,7 @@ def test_a_binary_set_gives_one_lens_whose_negatives_are_its_own(tmp_path: Path)
     extract(tmp_path / "s.zarr", pack, tiny_model(), ExtractSettings(mode="prompt", batch_size=16))
     dataset = open_dataset(tmp_path / "s.zarr")
     assert set(dataset.kind) == {EXAMPLE}
-    task = dataset.task("shouting", lambda n: 100)
+    task = draw_task(dataset, "shouting", lambda n: 100)
     for positives, negatives in zip(task.positives, task.negatives, strict=True):
         assert {dataset.texts[row] for row in positives} <= set(pack["shouting"].examples)
         assert {dataset.texts[row] for row in negatives} <= set(pack["shouting"].negatives)
