@@ -9,7 +9,7 @@ is at a prevalence of 1 %, 10 % and one half, where one half is what `lenstrain.
 Means over concepts, on the test split.
 
 Predicted: the criterion that is also the score, average precision at 1 %, chooses the lenses with
-the best score. Found (foundation pack, layer 3): it does not, since on a handful of calibration
+the best score. Found (foundation pack, level 3): it does not, since on a handful of calibration
 samples it hangs on one or two negatives.
 """
 
@@ -38,7 +38,7 @@ def main() -> None:
     )
     parser.add_argument("--store", type=Path, default=Path("demo/store.zarr"))
     parser.add_argument(
-        "--layers", type=int, nargs="*", help="layers of abstraction (default: all)"
+        "--layers", type=int, nargs="*", help="levels of abstraction (default: all)"
     )
     parser.add_argument("--model-layers", type=int, nargs="*", default=[5, 10, 15, 20, 25, 28, 29])
     parser.add_argument("--quick", action="store_true", help="two model layers")
@@ -47,7 +47,7 @@ def main() -> None:
         raise SystemExit(f"no store at {arguments.store}: run `make demo` first, or give --store")
     torch.set_num_threads(1)
     model_layers = tuple(arguments.model_layers[-2:] if arguments.quick else arguments.model_layers)
-    dataset = open_dataset(arguments.store, layers=arguments.layers)
+    dataset = open_dataset(arguments.store, levels=arguments.levels)
     settings = FitSettings(initial_samples=200, model_layers=model_layers)
     print(f"{len(dataset.concepts)} concepts, model layers {', '.join(map(str, model_layers))}")
     print(f"{'chosen by':26}  score   AUROC   test F1")

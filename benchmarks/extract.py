@@ -183,12 +183,12 @@ def ours(
     loaded: LoadedModel, prompts: list[str], batch_size: int | str, mode: Any = "combined"
 ) -> tuple[int, Any]:
     """A whole extraction, into a store on disk."""
-    layers = (loaded.n_layers // 2,) if mode == "prompt" else None
+    levels = (loaded.n_layers // 2,) if mode == "prompt" else None
     settings = ExtractSettings(
         mode=mode,
         max_new_tokens=NEW_TOKENS,
         batch_size=batch_size,
-        model_layers=layers,
+        model_layers=levels,
     )  # type: ignore[arg-type]
     verifying = before = 0.0
     verify = lenscache.extract.round._RoundExtraction._verify

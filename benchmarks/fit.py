@@ -7,7 +7,7 @@ number, and in scoring.
 All data are stores planted by benchmarks/planted.py, read from disk as any other; --workdir keeps
 them.
 
-compare  a layer of 276 concepts, hidden 2560, 40 to 200 prompts a concept; one negative a positive,
+compare  a level of 276 concepts, hidden 2560, 40 to 200 prompts a concept; one negative a positive,
 so that the last
          iteration of a concept fits 42 to 214 rows. `fit_lenses` (beyond_graduation off, the rest
          as by default) beside the same schedule run concept by concept: the same rows and
@@ -165,8 +165,8 @@ def compare(folder: Path, device: str, *, quick: bool) -> dict[str, Any]:
     """lenstrain and both loops, turn by turn, and single fits."""
     settings = replace(LAYER_SETTINGS, device=device)
     turns, n_sklearn, n_mlp = (2, 10, 1) if quick else (3, 40, 8)
-    layer = SMALL_LAYER if quick else LAYER
-    dataset = open_dataset(planted(folder, f"layer-{layer.layers[1]}", layer), layers=[1])
+    level = SMALL_LAYER if quick else LAYER
+    dataset = open_dataset(planted(folder, f"level-{level.levels[1]}", level), levels=[1])
     start = time.perf_counter()
     tasks, features = prepare(dataset)
     shared = time.perf_counter() - start

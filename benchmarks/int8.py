@@ -11,7 +11,7 @@ int8 minus the original, paired by concept, with a 95 % bootstrap interval over 
 Predicted before the first run: half the bytes of uncompressed bfloat16 and about 0.65 of the
 compressed; no difference in F1 and score that stands out from chance in the middle of the model, a
 small loss (0.00 to 0.02) in model layers whose residual stream has features of outsized magnitude,
-since those set the scale of every vector. Found (SmolLM2-135M, foundation pack, layers 0-3, 185
+since those set the scale of every vector. Found (SmolLM2-135M, foundation pack, levels 0-3, 185
 concepts): 0.33 of the compressed bytes, since most whole numbers are small beside the outsized
 features. F1 -0.004 to +0.007, intervals that hold 0 at all three model layers; score -0.003 to
 -0.008 and AUROC -0.000 to -0.003, whose intervals leave 0 out at model layers 5 and 15.
@@ -47,16 +47,16 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(1)
     original = open_store(arguments.store)
-    layers = arguments.layers or original.layers()
+    levels = arguments.levels or original.levels()
     print(
-        f"{arguments.store}: layers {layers}, model layers {arguments.model_layers}, "
+        f"{arguments.store}: levels {levels}, model layers {arguments.model_layers}, "
         f"{original.header.store_dtype}"
     )
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        lossy = copy_as_int8(original, Path(folder) / "int8.zarr", layers, arguments.model_layers)
+        lossy = copy_as_int8(original, Path(folder) / "int8.zarr", levels, arguments.model_layers)
         sizes = {
-            name: stored(store, layers, arguments.model_layers)
+            name: stored(store, levels, arguments.model_layers)
             for name, store in (("original", original), ("int8", lossy))
         }
         print(f"stored: int8 {sizes['int8'] / sizes['original']:.3f} of the original")
@@ -66,7 +66,7 @@ def main() -> None:
             "- original (95 %)"
         )
         for model_layer in arguments.model_layers:
-            both = [measure(store, layers, model_layer) for store in (original, lossy)]
+            both = [measure(store, levels, model_layer) for store in (original, lossy)]
             for number, metric in enumerate(METRICS):
                 one, other = (values[:, number] for values in both)
                 low, high = bootstrap(other - one)
@@ -97,7 +97,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--store", type=Path, default=Path("demo/store.zarr"))
     parser.add_argument(
-        "--layers", type=int, nargs="*", help="layers of abstraction (default: all)"
+        "--layers", type=int, nargs="*", help="levels of abstraction (default: all)"
     )
     parser.add_argument("--model-layers", type=int, nargs="*", default=[5, 15, 25])
     parser.add_argument("--json", type=Path)
@@ -110,7 +110,7 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def copy_as_int8(store: Store, path: Path, layers: list[int], model_layers: list[int]) -> Store:
+def copy_as_int8(store: Store, path: Path, levels: list[int], model_layers: list[int]) -> Store:
     """The same rounds, with fewer model layers, as int8."""
     header = replace(store.header, store_dtype="int8", model_layers=tuple(model_layers))
     group = zarr.create_group(str(path), attributes=header.to_attributes())
@@ -122,8 +122,8 @@ def copy_as_int8(store: Store, path: Path, layers: list[int], model_layers: list
         )
         target[:] = values
     lossy = open_store(path, mode="r+")
-    for layer in layers:
-        for entry in store.rounds(layer):
+    for level in levels:
+        for entry in store.rounds(level):
             copy_round(entry, lossy, header)
     return open_store(path)
 
@@ -145,7 +145,7 @@ def copy_round(entry: Round, lossy: Store, header: StoreHeader) -> None:
         label_role=labels.role,
     )
     target = lossy.create_round(
-        entry.layer,
+        entry.level,
         entry.index,
         plan,
         keys=samples.key,
@@ -162,21 +162,21 @@ def copy_round(entry: Round, lossy: Store, header: StoreHeader) -> None:
     target.update_attributes({"verification": {"rows": 0, "max_relative_error": {}}})
 
 
-def stored(store: Store, layers: list[int], model_layers: list[int]) -> int:
+def stored(store: Store, levels: list[int], model_layers: list[int]) -> int:
     """Bytes on disk of some model layers."""
     places = [(p, m) for p in store.header.phases for m in model_layers]
     return sum(
         stored_bytes(entry, *place)
-        for layer in layers
-        for entry in store.rounds(layer)
+        for level in levels
+        for entry in store.rounds(level)
         for place in places
     )
 
 
-def measure(store: Store, layers: list[int], model_layer: int) -> NDArray[Any]:
+def measure(store: Store, levels: list[int], model_layer: int) -> NDArray[Any]:
     """(concepts, metrics)"""
     settings = FitSettings(model_layers=(model_layer,), initial_samples=200)
-    lenses = fit_lenses(LensDataset(store, layers=layers), settings).lenses
+    lenses = fit_lenses(LensDataset(store, levels=levels), settings).lenses
     return np.array([(lens.test_f1, lens.ranking.score, lens.ranking.auroc) for lens in lenses])
 
 

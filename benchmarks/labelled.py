@@ -21,8 +21,8 @@ lens                      fits on the training rows (about three quarters of the
 lens, adaptive            the same with the default schedule: from 5 positives on until its test F1 reaches 0.95
 regression, same rows     StandardScaler and LogisticRegressionCV on the lens's model layer and training rows;
                           chooses C by 5-fold cross-validation of AUC
-regression, same layer    the same on training and calibration rows
-regression, own layer     the same, and the model layer with the best cross-validated AUC, too
+regression, same level    the same on training and calibration rows
+regression, own level     the same, and the model layer with the best cross-validated AUC, too
 
 The difference is the lens's AUC minus the other's, with a 95 % bootstrap interval over test rows,
 paired and within each class: it holds the chance in the test rows, not that in the training rows.
@@ -267,9 +267,9 @@ def compare(dataset: LensDataset, concept: str, rows: Rows, C: float | None) -> 
         lens,
         fit_lens("lens, adaptive", dataset, concept, rows, FitSettings(phase="prompt", C=C)),
         fit_regression("regression, same rows", dataset, here, rows, rows.of(TRAIN)),
-        fit_regression("regression, same layer", dataset, here, rows, rows.of(TRAIN, CALIBRATION)),
+        fit_regression("regression, same level", dataset, here, rows, rows.of(TRAIN, CALIBRATION)),
         fit_regression(
-            "regression, own layer",
+            "regression, own level",
             dataset,
             dataset.model_layers,
             rows,

@@ -174,7 +174,7 @@ def random_pack(config: Any, n_lenses: int, n_model_layers: int) -> LensPack:
         Lens(
             concept=f"c{i}",
             name=f"c{i}",
-            layer=0,
+            level=0,
             model_layers=(int(model_layers[i % n_model_layers]),),
             weights=LinearWeights(weights[i], 0.0),
             threshold=1e6,

@@ -66,8 +66,8 @@ N_WORDS = 6000
 class Planting:
     """What a planted store is to hold."""
 
-    layers: tuple[int, ...]
-    """Concepts of each layer of abstraction."""
+    levels: tuple[int, ...]
+    """Concepts of each level of abstraction."""
     prompts: tuple[int, int] = (40, 40)
     """Least and most prompts of a concept; drawn evenly."""
     hidden: int = 2560
@@ -75,7 +75,7 @@ class Planting:
 
     @classmethod
     def of_size(cls, n_concepts: int, **options: int) -> Planting:
-        """Layers like SUMO's."""
+        """Levels like SUMO's."""
         sizes = [min(BRANCHES, n_concepts)]
         for share in LAYER_SHARES:
             sizes.append(min(round(share * n_concepts), n_concepts - sum(sizes)))
@@ -109,7 +109,7 @@ class World:
     def directions(self) -> NDArray[np.float32]:
         """(concepts, hidden) unit vectors, before features are scaled."""
         found = np.empty((len(self.number), self.hidden), np.float32)
-        for concept in sorted(self.number, key=lambda c: self.hierarchy.layers[c]):
+        for concept in sorted(self.number, key=lambda c: self.hierarchy.levels[c]):
             own = np.random.default_rng(stable_hash("direction", concept)).normal(size=self.hidden)
             own /= np.linalg.norm(own)
             if above := self.hierarchy.parents(concept):
@@ -173,8 +173,8 @@ def make_pack(planting: Planting) -> ConceptPack:
     frequency = np.cumsum(1 / (np.arange(N_WORDS) + 3.0))
     concepts: list[Concept] = []
     above: list[str] = []
-    for layer, size in enumerate(planting.layers):
-        here = [f"concept-{layer}-{i}" for i in range(size)]
+    for level, size in enumerate(planting.levels):
+        here = [f"concept-{level}-{i}" for i in range(size)]
         for number, concept in enumerate(here):
             n_parents = (
                 0 if not above else 2 if len(above) > 1 and rng.random() < TWO_PARENTS else 1
@@ -190,12 +190,12 @@ def make_pack(planting: Planting) -> ConceptPack:
             lengths = rng.integers(8, 21, n_examples + n_contrasts)
             drawn = words[np.searchsorted(frequency, rng.random(lengths.sum()) * frequency[-1])]
             texts = [" ".join(part) for part in np.split(drawn, np.cumsum(lengths)[:-1])]
-            name = f"{words[rng.integers(N_WORDS)]} {layer}{number:04}"
+            name = f"{words[rng.integers(N_WORDS)]} {level}{number:04}"
             concepts.append(
                 Concept(
                     id=concept,
                     name=name,
-                    layer=layer,
+                    level=level,
                     definition=f"{texts[0]} and more.",
                     parents=parents,
                     examples=tuple(texts[:n_examples]),
@@ -207,7 +207,7 @@ def make_pack(planting: Planting) -> ConceptPack:
 
 
 def plant(path: Path, planting: Planting) -> Store:
-    """Write a store, one round a layer of abstraction."""
+    """Write a store, one round a level of abstraction."""
     pack = make_pack(planting)
     world = World(planting, pack.hierarchy)
     header = StoreHeader(
@@ -230,15 +230,15 @@ def plant(path: Path, planting: Planting) -> Store:
         seed=0,
     )
     store = create_store(path, header, pack)
-    for layer in pack.layers:
-        _write_round(store, layer, plan_samples(pack, [layer]), world)
+    for level in pack.levels:
+        _write_round(store, level, plan_samples(pack, [level]), world)
     return store
 
 
-def _write_round(store: Store, layer: int, plan: SamplePlan, world: World) -> None:
+def _write_round(store: Store, level: int, plan: SamplePlan, world: World) -> None:
     keys = b"".join(hashlib.blake2b(text.encode(), digest_size=16).digest() for text in plan.texts)
     round_ = store.create_round(
-        layer,
+        level,
         0,
         plan,
         keys=np.frombuffer(keys, np.uint8).reshape(-1, 16),
@@ -280,7 +280,7 @@ def main() -> None:
         stored = sum(stored_bytes(entry, "prompt", 0) for entry in store.rounds())
         seconds = time.perf_counter() - start
         print(
-            f"{path}: {rows} rows on layers {store.layers()}, {stored / 1e6:.0f} MB, written in "
+            f"{path}: {rows} rows on levels {store.levels()}, {stored / 1e6:.0f} MB, written in "
             f"{seconds:.0f} s"
         )
 

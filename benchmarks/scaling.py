@@ -212,7 +212,7 @@ def run_case(case: Case, loaded: LoadedModel, device: Device) -> tuple[float, fl
         batch_size=case.batch,  # type: ignore[arg-type]
         model_layers=None if case.captured is None else (loaded.n_layers - 1,),
     )
-    work = outline_work(pack, loaded, settings, layers=[3], limit=case.concepts)
+    work = outline_work(pack, loaded, settings, levels=[3], limit=case.concepts)
     estimate = forecast_run(work, settings, device, place="disk")
     told: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -221,7 +221,7 @@ def run_case(case: Case, loaded: LoadedModel, device: Device) -> tuple[float, fl
             pack,
             loaded,
             settings,
-            layers=[3],
+            levels=[3],
             limit=case.concepts,
             on_progress=lambda _: told.append(time.process_time()),
         )
@@ -252,12 +252,12 @@ def requests(*, quick: bool) -> dict[str, Any]:
     pack, loaded = small_pack(n_examples=6), tiny_model()
     found = {}
     with s3_server() as (s3, counts):
-        for number, (name, (settings, layers, parts)) in enumerate(cases.items()):
+        for number, (name, (settings, levels, parts)) in enumerate(cases.items()):
             before = counts()
             for part in range(1, parts + 1):
                 partition = Partition(part, parts) if parts > 1 else None
                 its = replace(settings, partition=partition)
-                extract(f"s3://lenses/{number}/s.zarr", pack, loaded, its, layers=layers)
+                extract(f"s3://lenses/{number}/s.zarr", pack, loaded, its, levels=levels)
             seen = counts() - before
             listed = s3.get_paginator("list_objects_v2").paginate(
                 Bucket="lenses", Prefix=f"{number}/"
@@ -265,7 +265,7 @@ def requests(*, quick: bool) -> dict[str, Any]:
             objects = sum(len(page.get("Contents", ())) for page in listed)
             header = make_header(loaded, pack, settings)
             assert settings.block_rows is not None
-            plans = [plan_samples(pack, [layer]) for layer in layers]
+            plans = [plan_samples(pack, [level]) for level in levels]
             rounds = [
                 RoundSize(len(plan), len(plan.label_role), settings.block_rows) for plan in plans
             ]
@@ -318,7 +318,7 @@ def s3_server() -> Iterator[tuple[Any, Any]]:
 
 
 LAYERS = (5, 276, 1070, 1011, 616, 2687)
-"""Concepts by layer: 5,665 in all, of which the largest layer has 2,687."""
+"""Concepts by level: 5,665 in all, of which the largest level has 2,687."""
 ROUGH = {"spread": 0.3, "slow_share": 0.05, "slow_factor": 3.0, "lifetime": 2 * 3600.0}
 USUAL = {"spread": 0.1, "slow_share": 0.03, "slow_factor": 2.0, "lifetime": 24 * 3600.0}
 
@@ -352,14 +352,14 @@ def outlined(shape: dict[str, Any]) -> LoadedModel:
 def large_work(
     model: LoadedModel, settings: ExtractSettings, concepts: Sequence[int], samples: int
 ) -> Workload:
-    """So many concepts a layer, with prompts as long as those of the foundation pack."""
-    small = outline_work(ConceptPack.load(FOUNDATION), model, settings, layers=[3])
+    """So many concepts a level, with prompts as long as those of the foundation pack."""
+    small = outline_work(ConceptPack.load(FOUNDATION), model, settings, levels=[3])
     drawn = np.random.default_rng(0)
     lengths = tuple(drawn.choice(small.lengths[0], size=n * samples) for n in concepts)
     return small._replace(
         lengths=lengths,
         labels=tuple(len(each) for each in lengths),
-        layers=tuple(range(len(concepts))),
+        levels=tuple(range(len(concepts))),
         concepts=sum(concepts),
         pack_concepts=sum(concepts),
         pack_links=sum(concepts),

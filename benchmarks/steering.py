@@ -2,7 +2,7 @@
 
     python benchmarks/steering.py [--model smollm2-135m] [--quick] [--json FILE]
 
-Lenses of the starter pack's layer 1 are fitted on one model layer at a time, prompts alone. Along
+Lenses of the starter pack's level 1 are fitted on one model layer at a time, prompts alone. Along
 both directions of each of the best, the model is pushed by three strengths while it continues a few
 neutral prompts; what it wrote is read again without steering. A direction is the better the more
 the lens hears of its concept for the same loss of fluency, so the two are compared by what is
@@ -70,7 +70,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "s.zarr"
         settings = ExtractSettings(mode="prompt", model_layers=model_layers, batch_size=16)
-        extract(store, pack, loaded, settings, layers=[1])
+        extract(store, pack, loaded, settings, levels=[1])
         for model_layer in model_layers:
             dataset, settings_of_fit = open_dataset(store), FitSettings(model_layers=(model_layer,))
             lenses = make_lens_pack(fit_lenses(dataset, settings_of_fit), dataset, settings_of_fit)

@@ -299,12 +299,12 @@ def measure_write(what: str, folder: Path, source: Store, values: np.ndarray, tu
 def write_store(path: Path, source: Store, values: Sequence[np.ndarray]) -> Store:
     """A store of one round and the phase `prompt`; `values` are (rows, hidden) by model layer."""
     n, hidden = values[0].shape
-    layers = tuple(range(len(values)))
+    levels = tuple(range(len(values)))
     header = replace(
         source.header,
         hidden=hidden,
-        model_layers=layers,
-        n_layers=len(layers),
+        model_layers=levels,
+        n_layers=len(levels),
         mode="prompt",
         max_new_tokens=0,
     )
@@ -330,7 +330,7 @@ def write_store(path: Path, source: Store, values: Sequence[np.ndarray]) -> Stor
     for block in range(round_.n_blocks):
         rows = round_.rows(block)
         length = rows.stop - rows.start
-        activations = {("prompt", layer): values[layer][rows] for layer in layers}
+        activations = {("prompt", level): values[level][rows] for level in levels}
         round_.write_block(block, Block(activations, [""] * length, np.zeros(length, np.int32)))
     return store
 

@@ -39,7 +39,7 @@ FOUND (SmolLM2-135M, starter pack, 56 concepts): 17 to 22 % of the rows saved an
 prompt mode, where rows are cheap and the last rounds small. F1 +0.010 to +0.017, intervals that
 hold 0; score -0.013 to -0.047, whose interval leaves 0 out at 0.85. `even` in a few more rows: F1
 +0.009 to +0.012, score -0.013 to +0.005. Of the lenses that graduated 8 to 17 % do not hold, and
-say 0.03 to 0.05 too much. Foundation pack, layers 0-3, 185 concepts: 16 % saved at 0.80 (13 % do
+say 0.03 to 0.05 too much. Foundation pack, levels 0-3, 185 concepts: 16 % saved at 0.80 (13 % do
 not hold) and 7 % at 0.95 (half do not hold); F1 as full's, score -0.026 and -0.013.
 """
 
@@ -110,7 +110,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.folder, self.first, self.more = folder, arguments.first, arguments.more
         self.pack = ConceptPack.load(arguments.pack)
-        self.layers: list[int] = arguments.layers or list(self.pack.layers)
+        self.levels: list[int] = arguments.levels or list(self.pack.levels)
         self.loaded: LoadedModel = load_model(arguments.model)
         self.settings: dict[str, Any] = {
             "mode": arguments.mode,
@@ -122,7 +122,7 @@ class Bench:
         """Extract into a new store."""
         settings = ExtractSettings(**self.settings, samples=samples)
         return extract(
-            self.folder / name, self.pack, self.loaded, settings, layers=self.layers, **options
+            self.folder / name, self.pack, self.loaded, settings, levels=self.levels, **options
         )
 
     def dataset(self, name: str) -> LensDataset:
@@ -131,7 +131,7 @@ class Bench:
 
     def rows_of(self, samples: int | None) -> int:
         """Rows of a store with so many samples a concept."""
-        return sum(len(plan_samples(self.pack, [layer], samples=samples)) for layer in self.layers)
+        return sum(len(plan_samples(self.pack, [level], samples=samples)) for level in self.levels)
 
     def full(self, targets: Sequence[float]) -> list[Arm]:
         """Everything for everyone; one pass over the data trains for all targets."""
@@ -203,7 +203,7 @@ def main() -> None:
     with work_folder(arguments.workdir) as folder:
         bench = Bench(arguments, folder)
         print(
-            f"{arguments.pack}, layers {bench.layers}; {bench.loaded.id} in {bench.loaded.dtype}, "
+            f"{arguments.pack}, levels {bench.levels}; {bench.loaded.id} in {bench.loaded.dtype}, "
             f"mode {arguments.mode}, model layers {bench.settings['model_layers']}; first "
             f"{bench.first}, then {bench.more}"
         )
@@ -237,7 +237,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--pack", type=Path, default=Path("data/packs/starter.json"))
     parser.add_argument(
-        "--layers", type=int, nargs="*", help="layers of abstraction (default: all)"
+        "--layers", type=int, nargs="*", help="levels of abstraction (default: all)"
     )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--model-layers", type=int, nargs="*", default=MODEL_LAYERS)
@@ -256,11 +256,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument(
-        "--quick", action="store_true", help="layers 0 and 1, two model layers, target 0.80"
+        "--quick", action="store_true", help="levels 0 and 1, two model layers, target 0.80"
     )
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.layers, arguments.target, arguments.model_layers = [0, 1], [0.80], (15, 25)
+        arguments.levels, arguments.target, arguments.model_layers = [0, 1], [0.80], (15, 25)
     if arguments.workdir and arguments.workdir.exists() and any(arguments.workdir.iterdir()):
         raise SystemExit(
             f"{arguments.workdir} is not empty: rounds that are there would not be extracted again"
@@ -288,7 +288,7 @@ def stopwatch() -> Iterator[list[float]]:
 
 
 def n_tokens(dataset: LensDataset) -> int:
-    """Tokens read and generated for a store; those of a row that two layers hold twice, as the
+    """Tokens read and generated for a store; those of a row that two levels hold twice, as the
     model ran it."""
     samples = [entry.samples() for entry in dataset.store.rounds()]
     return sum(int(s.n_prompt_tokens.sum() + s.n_completion_tokens.sum()) for s in samples)

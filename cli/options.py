@@ -71,7 +71,7 @@ Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")
 ]
 Limit = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Only the first N concepts of each layer.")
+    int | None, typer.Option(min=1, metavar="N", help="Only the first N concepts of each level.")
 ]
 Samples = Annotated[
     int | None,
@@ -79,19 +79,19 @@ Samples = Annotated[
         min=1, metavar="N", help="Only the first N prompts of each concept; a top-up adds more."
     ),
 ]
-Layers = Annotated[
+Levels = Annotated[
     list[int] | None,
     typer.Option(
-        "--layer",
+        "--level",
         min=0,
-        help="Layer of abstraction in the concept hierarchy; repeatable. Default: all.",
+        help="Level of abstraction in the concept hierarchy; repeatable. Default: all.",
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Keys everything that is drawn.")]
-OneLayer = Annotated[
+OneLevel = Annotated[
     int | None,
     typer.Option(
-        "--layer", min=0, metavar="N", help="Only this layer of abstraction. Default: all."
+        "--level", min=0, metavar="N", help="Only this level of abstraction. Default: all."
     ),
 ]
 Jobs = Annotated[

@@ -7,6 +7,7 @@ and importing the package loads neither torch nor zarr. Extraction itself is
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,27 +23,20 @@ if TYPE_CHECKING:
     from lenscache.store.round import Round
     from lenscache.store.store import Store, open_store
 
-_HOMES = {
-    "Concept": "concepts.pack",
-    "ConceptPack": "concepts.pack",
-    "ExtractProgress": "extract.settings",
-    "ExtractReport": "extract.settings",
-    "ExtractSettings": "extract.settings",
-    "Hierarchy": "concepts.hierarchy",
-    "Intervention": "live.steering",
-    "LenscacheError": "errors",
-    "LoadedModel": "model.loading",
-    "Round": "store.round",
-    "SamplePlan": "concepts.plan",
-    "Store": "store.store",
-    "StoreHeader": "store.header",
-    "listen": "live.listening",
-    "load_model": "model.loading",
-    "open_store": "store.store",
-    "plan_samples": "concepts.plan",
-    "steer": "live.steering",
-    "steer_all": "live.steering",
+_MODULES = {
+    "concepts.hierarchy": "Hierarchy",
+    "concepts.pack": "Concept ConceptPack",
+    "concepts.plan": "SamplePlan plan_samples",
+    "errors": "LenscacheError",
+    "extract.settings": "ExtractProgress ExtractReport ExtractSettings",
+    "live.listening": "listen",
+    "live.steering": "Intervention steer steer_all",
+    "model.loading": "LoadedModel load_model",
+    "store.header": "StoreHeader",
+    "store.round": "Round",
+    "store.store": "Store open_store",
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
     "Concept",
@@ -58,6 +52,7 @@ __all__ = [
     "SamplePlan",
     "Store",
     "StoreHeader",
+    "__version__",
     "listen",
     "load_model",
     "open_store",
@@ -68,6 +63,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("lenscache")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -40,7 +40,7 @@ class PackError(LenscacheError, ValueError):
 
 
 class PlanError(LenscacheError, ValueError):
-    """The request names layers, concepts or settings that do not fit the pack."""
+    """The request names levels, concepts or settings that do not fit the pack."""
 
 
 class ModelError(LenscacheError):

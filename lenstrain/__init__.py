@@ -5,6 +5,7 @@ The names below are the public interface; they load on first use.
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from lenstrain.families.linear_lens import LinearLens
     from lenstrain.families.mean_difference import MeanDifferenceLens
     from lenstrain.families.mlp import MlpLens
-    from lenstrain.fit.adaptive import FitResult, FitSettings, fit_lenses
+    from lenstrain.fit.adaptive import FitResult, fit_lenses
     from lenstrain.fit.to_pack import make_lens_pack
     from lenstrain.fit.train import text_settings, train, train_targets
     from lenstrain.live.monitor import Monitor
@@ -21,27 +22,25 @@ if TYPE_CHECKING:
     from lenstrain.metrics.score import Grade
     from lenstrain.pack.lens import Lens
     from lenstrain.pack.pack import LensPack
+    from lenstrain.settings import FitSettings
 
-_HOMES = {
-    "FitResult": "fit.adaptive",
-    "FitSettings": "fit.adaptive",
-    "Grade": "metrics.score",
-    "Lens": "pack.lens",
-    "LensDataset": "data.dataset",
-    "LensPack": "pack.pack",
-    "LenstrainError": "errors",
-    "LinearLens": "families.linear_lens",
-    "fit_lenses": "fit.adaptive",
-    "MeanDifferenceLens": "families.mean_difference",
-    "MlpLens": "families.mlp",
-    "Monitor": "live.monitor",
-    "Rule": "live.naming_rule",
-    "make_lens_pack": "fit.to_pack",
-    "open_dataset": "data.dataset",
-    "text_settings": "fit.train",
-    "train": "fit.train",
-    "train_targets": "fit.train",
+_MODULES = {
+    "data.dataset": "LensDataset open_dataset",
+    "errors": "LenstrainError",
+    "families.linear_lens": "LinearLens",
+    "families.mean_difference": "MeanDifferenceLens",
+    "families.mlp": "MlpLens",
+    "fit.adaptive": "FitResult fit_lenses",
+    "fit.to_pack": "make_lens_pack",
+    "fit.train": "text_settings train train_targets",
+    "live.monitor": "Monitor",
+    "live.naming_rule": "Rule",
+    "metrics.score": "Grade",
+    "pack.lens": "Lens",
+    "pack.pack": "LensPack",
+    "settings": "FitSettings",
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
     "FitResult",
@@ -56,6 +55,7 @@ __all__ = [
     "MlpLens",
     "Monitor",
     "Rule",
+    "__version__",
     "fit_lenses",
     "make_lens_pack",
     "open_dataset",
@@ -66,6 +66,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("lenscache")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

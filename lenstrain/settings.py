@@ -175,11 +175,11 @@ def settings_to_json(settings: FitSettings) -> dict[str, Any]:
 
 def settings_from_json(values: dict[str, Any]) -> FitSettings:
     """Settings as `settings_to_json` wrote them."""
-    layers = values["model_layers"]
+    model_layers = values["model_layers"]
     return FitSettings(
         **values
         | {
-            "model_layers": None if layers is None else tuple(layers),
+            "model_layers": None if model_layers is None else tuple(model_layers),
             "min_grade": Grade(values["min_grade"]),
         }
     )

@@ -19,7 +19,7 @@ _SUBJECTS = (
 
 
 def small_pack(*, n_examples: int = 8, **changes: Any) -> ConceptPack:
-    """Seven concepts on two layers, two branches; every concept has its own words."""
+    """Seven concepts on two levels, two branches; every concept has its own words."""
     words = {
         "nature": "stones and wind and moss",
         "craft": "making and mending",

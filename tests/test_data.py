@@ -57,7 +57,7 @@ def test_ids_are_slugs(pack: ConceptPack) -> None:
 
 def test_every_parent_is_above_and_one_of_them_is_one_layer_up(pack: ConceptPack) -> None:
     above = {
-        c.id: [c.layer - pack[parent].layer for parent in c.parents]
+        c.id: [c.level - pack[parent].level for parent in c.parents]
         for c in pack.concepts
         if c.parents
     }
@@ -66,7 +66,7 @@ def test_every_parent_is_above_and_one_of_them_is_one_layer_up(pack: ConceptPack
 
 def test_only_layer_0_has_no_parents(pack: ConceptPack) -> None:
     assert [
-        concept.id for concept in pack.concepts if (concept.layer == 0) == bool(concept.parents)
+        concept.id for concept in pack.concepts if (concept.level == 0) == bool(concept.parents)
     ] == []
 
 
@@ -93,7 +93,7 @@ def test_no_name_or_alias_means_two_concepts(pack: ConceptPack) -> None:
 
 
 def test_starter_has_three_layers_and_enough_concepts(starter: ConceptPack) -> None:
-    assert starter.layers == (0, 1, 2)
+    assert starter.levels == (0, 1, 2)
     assert len(starter) >= 45
 
 
@@ -135,12 +135,12 @@ def test_near_duplicates_are_found() -> None:
 
 
 def test_foundation_pack_stands_up_to_every_check() -> None:
-    """Six layers; at least 16 unnamed examples, 4 contrasts and 2 confusable concepts each;
+    """Six levels; at least 16 unnamed examples, 4 contrasts and 2 confusable concepts each;
     branches of like size."""
     pack = ConceptPack.load(Path(__file__).parents[1] / "data" / "packs" / "foundation.json")
     settings = CheckSettings(
         min_examples=16, min_contrasts=4, min_confusable=2, max_characters=300, max_branch_ratio=4
     )
     assert check_pack(pack, settings) == []
-    assert pack.layers == (0, 1, 2, 3, 4, 5)
+    assert pack.levels == (0, 1, 2, 3, 4, 5)
     assert len(pack) >= 240

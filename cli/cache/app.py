@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import typer
-
+from ..group import command_group
 from .extract import extract
 from .pack import app as packs
 from .plan import plan
 from .preflight import preflight
 from .stores import export, info, label, repair, verify
 
-app = typer.Typer(
-    help=(
-        "Run a language model once over every prompt of a concept pack and keep its activations "
-        "in a Zarr store."
-    ),
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode="rich",
+app = command_group(
+    "Run a language model once over every prompt of a concept pack and keep its activations in a "
+    "Zarr store.",
 )
 app.add_typer(packs, name="pack")
-
-
-@app.callback()
-def _app() -> None:
-    """Keep the subcommands even when there is one."""
 
 
 app.command(
     epilog=(
         "Example: lenscache extract store.zarr --pack data/packs/starter.json "
-        "--model smollm2-135m --layer 0"
+        "--model smollm2-135m --level 0"
     )
 )(extract)
 app.command(epilog="Example: lenscache info store.zarr")(info)
@@ -55,6 +43,11 @@ app.command(
 )(plan)
 
 
-def main() -> None:
-    """Entry point."""
-    app()
+def main(prog_name: str | None = None) -> None:
+    """Entry point.
+
+    Parameters
+    ----------
+    prog_name : what help calls the command; None for the name it was started by.
+    """
+    app(prog_name=prog_name)

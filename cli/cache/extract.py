@@ -40,7 +40,7 @@ def extract(
     store: options.StorePath,
     pack: options.Pack,
     model: options.Model,
-    layer: options.Layers = None,
+    level: options.Levels = None,
     model_layers: options.ModelLayers = None,
     templates: options.Templates = None,
     mode: Annotated[
@@ -165,11 +165,11 @@ def extract(
         samples=samples,
         partition=None if partition is None else Partition.parse(partition),
     )
-    if top_up is not None and (layer or limit or reuse):
+    if top_up is not None and (level or limit or reuse):
         raise PlanError(
-            "--top-up takes its concepts from the file: leave out --layer, --limit and --reuse"
+            "--top-up takes its concepts from the file: leave out --level, --limit and --reuse"
         )
-    select_concepts(concepts, layer, limit)  # before the model is loaded
+    select_concepts(concepts, level, limit)  # before the model is loaded
     check_place(store)
     for path in reuse or ():
         open_store(path)  # what is no store shows before the model is loaded
@@ -177,7 +177,7 @@ def extract(
         store,
         concepts,
         settings,
-        None if layer is None else tuple(layer),
+        None if level is None else tuple(level),
         limit,
         tuple(reuse or ()),
         None if top_up is None else read_top_up(top_up, samples),
@@ -199,7 +199,7 @@ def extract(
             store,
             to_stderr=log_json,
             device=run.device,
-            layers=layer,
+            levels=level,
             limit=limit,
             **asked,
         ) as log,
@@ -279,7 +279,7 @@ def _show_progress(meter: Meter, begun: float, progress: Any) -> None:
     if progress.memory_bytes is not None:
         facts.append(console.megabytes(progress.memory_bytes))
     meter.update(
-        f"layer {progress.layer}",
+        f"level {progress.level}",
         progress.rows_done,
         progress.rows_total,
         "rows",

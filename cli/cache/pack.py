@@ -126,7 +126,7 @@ def show_pack(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show PACK as a tree with counts a layer, or all there is about one concept."""
+    """Show PACK as a tree with counts a level, or all there is about one concept."""
     from lenscache.concepts.pack import ConceptPack
 
     concepts = ConceptPack.load(pack)
@@ -171,7 +171,7 @@ def _concept_facts(pack: Any, concept: str) -> dict[str, Any]:
             f"concept {concept!r} is not in pack {pack.name!r}: see `lenscache pack show` for all"
         )
     entry = pack[concept]
-    plan = plan_samples(pack, [entry.layer])
+    plan = plan_samples(pack, [entry.level])
     own = plan.label_sample[plan.label_concept == plan.concepts.index(concept)]
     counted = {f"{SPLITS[s]} {KINDS[k]}": 0 for s in range(len(SPLITS)) for k in range(len(KINDS))}
     for row in own:
@@ -179,7 +179,7 @@ def _concept_facts(pack: Any, concept: str) -> dict[str, Any]:
     return {
         "id": entry.id,
         "name": entry.name,
-        "layer": entry.layer,
+        "level": entry.level,
         "definition": entry.definition,
         "aliases": entry.aliases,
         "parents": entry.parents,
@@ -202,18 +202,18 @@ def _print_tree(pack: Any) -> None:
         f"[bold]{escape(pack.name)}[/] {escape(pack.version)}, {len(pack)} concepts ({pack.digest})"
     )
     branches = {concept.id: tree for concept in pack.concepts if not concept.parents}
-    for concept in sorted(pack.concepts, key=lambda concept: concept.layer):
+    for concept in sorted(pack.concepts, key=lambda concept: concept.level):
         above = [branches[parent] for parent in concept.parents if parent in branches] or [tree]
-        label = f"{escape(concept.name)} [dim]{concept.layer}, {len(concept.examples)} examples[/]"
+        label = f"{escape(concept.name)} [dim]{concept.level}, {len(concept.examples)} examples[/]"
         branches[concept.id] = above[0].add(label)  # with several parents, below the first
     out.print(tree)
-    table = console.make_table("layer", "concepts", "examples", "contrasts")
-    for layer in pack.layers:
-        here = pack.in_layer(layer)
+    table = console.make_table("level", "concepts", "examples", "contrasts")
+    for level in pack.levels:
+        here = pack.in_level(level)
         counts = (
             len(here),
             sum(len(c.examples) for c in here),
             sum(len(c.contrasts) for c in here),
         )
-        table.add_row(str(layer), *map(str, counts))
+        table.add_row(str(level), *map(str, counts))
     out.print(table)

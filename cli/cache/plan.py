@@ -26,7 +26,7 @@ class Storage(StrEnum):
 def plan(
     pack: options.Pack,
     model: options.Model,
-    layer: options.Layers = None,
+    level: options.Levels = None,
     model_layers: options.ModelLayers = None,
     templates: options.Templates = None,
     mode: Annotated[Mode, typer.Option(help="As for extract.")] = Mode.combined,
@@ -92,19 +92,19 @@ def plan(
         samples=samples,
         block_rows=block_rows,
     )
-    select_concepts(concepts, layer, limit)  # before the model is loaded
+    select_concepts(concepts, level, limit)  # before the model is loaded
     estimate: Any
     if devices is None and device_kind is None:
         from lenscache.extract.estimate import estimate_run
 
         estimate = estimate_run(
-            concepts, load(model, dtype, device, device_map), settings, layers=layer, limit=limit
+            concepts, load(model, dtype, device, device_map), settings, levels=level, limit=limit
         )
     else:
         from lenscache.forecast.forecast import forecast_run, outline_work
 
         outline, kind = _outline(model, dtype, device, device_kind or "here")
-        work = outline_work(concepts, outline, settings, layers=layer, limit=limit)
+        work = outline_work(concepts, outline, settings, levels=level, limit=limit)
         estimate = forecast_run(work, settings, kind, devices or 1, place=storage.value)
     if json:
         console.print_json(asdict(estimate))

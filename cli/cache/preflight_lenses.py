@@ -116,8 +116,8 @@ def write_steering_lenses(store: Path, request: Request) -> None:
     from lenstrain.fit.transfer import ONE_FIT, at_model_layer
 
     dataset = open_dataset(store)
-    layers = dataset.store.header.model_layers
-    steered, read = layers[(len(layers) - 1) // 2], layers[-1]
+    stored = dataset.store.header.model_layers
+    steered, read = stored[(len(stored) - 1) // 2], stored[-1]
     readers = fit_lenses(dataset, at_model_layer(ONE_FIT, read)).lenses
     best = sorted(readers, key=lambda lens: (-lens.calibration_score, lens.concept))[:_STEERED]
     names = [lens.concept for lens in best]

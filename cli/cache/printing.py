@@ -13,11 +13,11 @@ _SMALLEST_SHARE = 0.01  # of the time, that is worth a word
 
 def print_estimate(estimate: Any) -> None:
     """What an extraction would cost."""
-    layers = (
-        f"layer{'s' if len(estimate.layers) > 1 else ''} {', '.join(map(str, estimate.layers))}"
+    levels = (
+        f"level{'s' if len(estimate.levels) > 1 else ''} {', '.join(map(str, estimate.levels))}"
     )
     for line in (
-        f"{estimate.concepts} concepts on {layers}: {estimate.prompts} prompts, "
+        f"{estimate.concepts} concepts on {levels}: {estimate.prompts} prompts, "
         f"{estimate.prompt_tokens} prompt tokens, at most {estimate.new_tokens} new ones",
         *(
             [f"{estimate.cut_prompts} prompts are longer than the model takes, and would be cut"]
@@ -35,8 +35,8 @@ def print_estimate(estimate: Any) -> None:
 def print_forecast(estimate: Any) -> None:
     """What an extraction would cost on other devices."""
     size = console.megabytes
-    layers = (
-        f"layer{'s' if len(estimate.layers) > 1 else ''} {', '.join(map(str, estimate.layers))}"
+    levels = (
+        f"level{'s' if len(estimate.levels) > 1 else ''} {', '.join(map(str, estimate.levels))}"
     )
     guessed = ", guessed from their letters" if estimate.are_tokens_guessed else ""
     spread = (
@@ -54,7 +54,7 @@ def print_forecast(estimate: Any) -> None:
     largest = sorted(estimate.parts.items(), key=lambda part: -part[1])
     shares = ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= _SMALLEST_SHARE)
     for line in (
-        f"{estimate.concepts} concepts on {layers}: {estimate.prompts} prompts, "
+        f"{estimate.concepts} concepts on {levels}: {estimate.prompts} prompts, "
         f"{estimate.prompt_tokens} prompt tokens{guessed}, at most {estimate.new_tokens} new ones",
         f"{estimate.devices} x {estimate.device_kind}: {copies} of the model{spread}, batches of "
         f"{estimate.batch_size}, {estimate.blocks} blocks of {estimate.block_rows} rows",
@@ -80,9 +80,9 @@ def print_report(store: Any, report: Any) -> None:
         if report.rows_run
         else ""
     )
-    layers = f"layer{'s' if len(report.layers) > 1 else ''} {', '.join(map(str, report.layers))}"
+    levels = f"level{'s' if len(report.levels) > 1 else ''} {', '.join(map(str, report.levels))}"
     out.print(
-        f"{store.path}: {report.rows} rows on {layers}; {report.rows_run} extracted now{rate}",
+        f"{store.path}: {report.rows} rows on {levels}; {report.rows_run} extracted now{rate}",
         markup=False,
         soft_wrap=True,
     )
@@ -225,8 +225,8 @@ def _model_layer_table(summary: dict[str, Any]) -> Any:
 
 def _sizes(summary: dict[str, Any]) -> str:
     stored, raw = summary["stored_bytes"], summary["raw_bytes"]
-    layers = len(summary["settings"]["model_layers"])
+    n_model_layers = len(summary["settings"]["model_layers"])
     return (
-        f"{layers} model layers x {' and '.join(summary['phases'])}: {console.megabytes(stored)} "
+        f"{n_model_layers} model layers x {' and '.join(summary['phases'])}: {console.megabytes(stored)} "
         f"stored, {stored / max(raw, 1):.2f} of the {console.megabytes(raw)} they hold uncompressed"
     )

@@ -124,7 +124,7 @@ def export(
         typer.Option(help="safetensors keeps bfloat16 bit for bit, the others hold float32."),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
-    layer: options.Layers = None,
+    level: options.Levels = None,
     model_layers: options.ModelLayers = None,
     phase: Annotated[
         list[Phase] | None, typer.Option(help="Phase to export; repeatable. Default: all.")
@@ -144,7 +144,7 @@ def export(
             open_store(store),
             out,
             to.value,
-            layers=layer,
+            levels=level,
             model_layers=options.parse_model_layers(model_layers),
             phases=[choice.value for choice in phase] if phase else None,
             overwrite=overwrite,
@@ -176,7 +176,7 @@ def verify(
         ),
     ] = False,
     pack: Annotated[Path | None, typer.Option(help="Compare with this concept pack, too.")] = None,
-    layer: options.OneLayer = None,
+    level: options.OneLevel = None,
     jobs: options.Jobs = None,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -196,7 +196,7 @@ def verify(
             store,
             quick=quick,
             pack=concepts,
-            layer=layer,
+            level=level,
             jobs=jobs,
             on_checked=lambda done, total: meter.update("verify", done, total, "objects"),
         )
@@ -213,7 +213,7 @@ def verify(
 )
 def repair(
     store: options.StorePath,
-    layer: options.OneLayer = None,
+    level: options.OneLevel = None,
     jobs: options.Jobs = None,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -225,7 +225,7 @@ def repair(
     with Meter().running() as meter:
         report = repair_store(
             store,
-            layer=layer,
+            level=level,
             jobs=jobs,
             on_checked=lambda done, total: meter.update("verify", done, total, "objects"),
         )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import typer
-
+from ..group import command_group
 from . import lenses
 from .audit import audit
 from .exchange import export_pack, import_pack
@@ -12,14 +11,8 @@ from .read import read
 from .report import report
 from .steer import steer
 
-app = typer.Typer(
-    help=(
-        "Train, calibrate and grade concept lenses from a lenscache store, with no model in memory."
-    ),
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode="rich",
+app = command_group(
+    "Train, calibrate and grade concept lenses from a lenscache store, with no model in memory.",
 )
 
 app.command(epilog="Example: lenstrain fit store.zarr --f1 0.95 --out lenses-0.95")(fit)
@@ -56,6 +49,11 @@ app.command(epilog="Example: lenstrain report lenses-0.95 --store store.zarr --o
 )
 
 
-def main() -> None:
-    """Entry point."""
-    app()
+def main(prog_name: str | None = None) -> None:
+    """Entry point.
+
+    Parameters
+    ----------
+    prog_name : what help calls the command; None for the name it was started by.
+    """
+    app(prog_name=prog_name)

@@ -16,7 +16,7 @@ _MAX_FINDINGS = 20
 @console.reports_errors
 def audit(
     store: options.StorePath,
-    layer: options.Layers = None,
+    level: options.Levels = None,
     labels: options.Labels = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 where there is a finding.")
@@ -29,7 +29,7 @@ def audit(
     from lenstrain.audit.audit import audit_dataset
     from lenstrain.data.dataset import open_dataset
 
-    dataset = open_dataset(store, layers=layer, labels=labels)
+    dataset = open_dataset(store, levels=level, labels=labels)
     for name in dataset.rounds_left_out:
         console.err().print(f"left out: {name} is not finished", markup=False)
     report = audit_dataset(dataset)

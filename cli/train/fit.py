@@ -72,7 +72,7 @@ def fit(
     family: Annotated[
         list[Family] | None, typer.Option(help="What a lens is; repeatable. Default: linear.")
     ] = None,
-    layer: options.Layers = None,
+    level: options.Levels = None,
     model_layers: Annotated[
         list[str] | None,
         typer.Option(
@@ -277,7 +277,7 @@ def fit(
         families=tuple(each.value for each in family or [Family.linear]),
         targets=tuple(f1 or [0.95]),
         model_layers=tuple(options.parse_model_layers(each) for each in model_layers or ["all"]),
-        layers=None if layer is None else tuple(layer),
+        levels=None if level is None else tuple(level),
         labels=labels,
         concepts=None if concept is None else tuple(concept),
         text=text_settings(settings, text_f1, **changed) if text else None,
@@ -315,7 +315,7 @@ def fit(
                 store,
                 out,
                 its,
-                layers=layer,
+                levels=level,
                 concepts=concept,
                 labels=labels,
                 text=grid.text,
@@ -361,7 +361,7 @@ def sweep(
         list[float], typer.Option(min=0.0, max=1.0, help="Test F1 to graduate at; repeatable.")
     ],
     family: Annotated[Family, typer.Option(help="What a lens is.")] = Family.linear,
-    layer: options.Layers = None,
+    level: options.Levels = None,
     model_layers: options.FitModelLayers = None,
     phase: Annotated[Phase, typer.Option(help="Vectors to train on.")] = Phase.both,
     concept: Annotated[
@@ -403,7 +403,7 @@ def sweep(
         seed=seed,
     )
     start = time.perf_counter()
-    dataset = open_dataset(store, layers=layer, phase=phase.value, seed=seed, labels=labels)
+    dataset = open_dataset(store, levels=level, phase=phase.value, seed=seed, labels=labels)
     tell_left_out(dataset)
     log = RunLog(
         "sweep",

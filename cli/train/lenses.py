@@ -33,7 +33,7 @@ def show(
     agreement = ("agreement",) if any("agreement" in lens.metrics for lens in pack) else ()
     table = console.make_table(
         "concept",
-        "layer",
+        "level",
         "model layer",
         "test F1",
         "unnamed",
@@ -45,14 +45,14 @@ def show(
         *agreement,
         "graduated",
     )
-    for lens in sorted(pack, key=lambda lens: (lens.layer, -lens.metrics["score"])):
+    for lens in sorted(pack, key=lambda lens: (lens.level, -lens.metrics["score"])):
         metrics = lens.metrics
         kappa = (
             (_share(metrics.get("agreement", {}).get("kappa", float("nan"))),) if agreement else ()
         )
         table.add_row(
             _cell(lens.name),
-            str(lens.layer),
+            str(lens.level),
             "+".join(map(str, lens.model_layers)) or "text",
             f"{metrics['test_f1']:.2f}",
             _share(metrics["test_f1_unnamed"]),
@@ -78,7 +78,7 @@ def show(
         "score: average precision at 1 % prevalence, with its 95 % interval; ?: the interval "
         "crosses a grade's boundary; control: the best score of what knows nothing of the concept, "
         "! where the lens is no better; first: share of its samples on which it leads the lenses "
-        "of its layer"
+        "of its level"
         + (
             "; agreement: of the lens with the one that reads what the model wrote (kappa)"
             if agreement
@@ -236,7 +236,7 @@ def check(
         return
     table = console.make_table(
         "concept",
-        "layer",
+        "level",
         "rank",
         "of",
         "first",
@@ -247,12 +247,12 @@ def check(
     )
     table.columns[-1].no_wrap, table.columns[-1].justify = False, "left"
     for concept, found in sorted(
-        checks.items(), key=lambda item: (pack[item[0]].layer, -item[1].first)
+        checks.items(), key=lambda item: (pack[item[0]].level, -item[1].first)
     ):
         names = ", ".join(pack[other].name for other in found.confusers[:3])
         table.add_row(
             _cell(pack[concept].name),
-            str(pack[concept].layer),
+            str(pack[concept].level),
             f"{found.median_rank:g}",
             str(found.n_rivals + 1),
             _share(found.first),
@@ -263,7 +263,7 @@ def check(
         )
     console.out().print(table)
     console.out().print(
-        "rank: of a lens among those of its layer, on its concept's held-out samples (median); "
+        "rank: of a lens among those of its level, on its concept's held-out samples (median); "
         "first: share of them on which it leads; ancestors fire: share on which all its ancestors' "
         "lenses do; fires elsewhere: share of unrelated samples on which it does; confusers: whose "
         "lenses outrank it",
@@ -273,7 +273,7 @@ def check(
     )
     everywhere = [pack[concept].name for concept, found in checks.items() if found.fires_everywhere]
     mean = sum(found.first for found in checks.values()) / max(len(checks), 1)
-    line = f"{len(checks)} lenses: first of their layer on {mean:.0%} of their samples"
+    line = f"{len(checks)} lenses: first of their level on {mean:.0%} of their samples"
     line += f"; {len(everywhere)} fire everywhere" + (
         f": {_named(everywhere)}" if everywhere else ""
     )
@@ -347,7 +347,7 @@ def _row(lens: Any) -> dict[str, Any]:
     return {
         "concept": lens.concept,
         "name": lens.name,
-        "layer": lens.layer,
+        "level": lens.level,
         "model_layers": list(lens.model_layers),
         "grade": lens.grade.value,
         "threshold": lens.threshold,

@@ -89,7 +89,7 @@ def steer(
         for lens in lenses
     ]
     loaded, notes = load_for(pack, model, dtype, device, device_map, allow_other=allow_other_model)
-    model_layers = sorted({layer for lens in lenses for layer in lens.model_layers})
+    model_layers = sorted({i for lens in lenses for i in lens.model_layers})
     results = []
     for amount in [None, *([0.0] if ablate else strength or [4.0])]:
         changes = (
@@ -132,7 +132,7 @@ def _reading(lens: Any, activations: Any) -> tuple[float, float]:
     """Calibrated probability and noise deviations of what was written; NaN if nothing was."""
     import numpy as np
 
-    X = np.hstack([activations[layer] for layer in lens.model_layers])
+    X = np.hstack([activations[i] for i in lens.model_layers])
     if not np.isfinite(X).all():
         return float("nan"), float("nan")
     return float(lens.predict_proba(X)[0, 1]), float(lens.signal(lens.decision_function(X))[0])

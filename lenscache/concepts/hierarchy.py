@@ -16,7 +16,7 @@ class Hierarchy:
 
     Parameters
     ----------
-    layers : layer of abstraction by concept id, in pack order.
+    levels : level of abstraction by concept id, in pack order.
     parents : ids of the parents by concept id.
 
     Raises
@@ -25,13 +25,13 @@ class Hierarchy:
         If a parent is unknown, or the parents form a cycle.
     """
 
-    def __init__(self, layers: Mapping[str, int], parents: Mapping[str, tuple[str, ...]]) -> None:
-        self.layers = dict(layers)
-        self._parents = {concept: tuple(parents.get(concept, ())) for concept in self.layers}
-        self._children: dict[str, list[str]] = {concept: [] for concept in self.layers}
+    def __init__(self, levels: Mapping[str, int], parents: Mapping[str, tuple[str, ...]]) -> None:
+        self.levels = dict(levels)
+        self._parents = {concept: tuple(parents.get(concept, ())) for concept in self.levels}
+        self._children: dict[str, list[str]] = {concept: [] for concept in self.levels}
         for concept, above in self._parents.items():
             for parent in above:
-                if parent not in self.layers:
+                if parent not in self.levels:
                     raise PackError(
                         f"concept {concept!r} names the parent {parent!r}, which is not in the "
                         "pack: add that concept or correct `parents`"
@@ -40,13 +40,13 @@ class Hierarchy:
         self._order = self._topological_order()
 
     def __contains__(self, concept: object) -> bool:
-        return concept in self.layers
+        return concept in self.levels
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.layers)
+        return iter(self.levels)
 
     def __len__(self) -> int:
-        return len(self.layers)
+        return len(self.levels)
 
     def parents(self, concept: str) -> tuple[str, ...]:
         """The concepts directly above."""
@@ -69,7 +69,7 @@ class Hierarchy:
         return self._ancestors[concept] | self._descendants[concept] | {concept}
 
     def siblings(self, concept: str) -> frozenset[str]:
-        """Concepts that share a parent; on layer 0, the other concepts without a parent."""
+        """Concepts that share a parent; on level 0, the other concepts without a parent."""
         if not self._parents[concept]:
             beside: Iterable[str] = (c for c, above in self._parents.items() if not above)
         else:

@@ -32,12 +32,12 @@ class Concept:
     """Identifier, unique in the pack. Never used as a path."""
     name: str
     """What people call it, singular."""
-    layer: int
-    """Layer of abstraction, 0 the most general."""
+    level: int
+    """Level of abstraction, 0 the most general."""
     definition: str = ""
     """One sentence; "" when the source has none."""
     parents: tuple[str, ...] = ()
-    """Ids of the more general concepts it falls under; none on layer 0."""
+    """Ids of the more general concepts it falls under; none on level 0."""
     aliases: tuple[str, ...] = ()
     """Other names for the same thing."""
     examples: tuple[str, ...] = ()
@@ -116,21 +116,19 @@ class ConceptPack:
     def hierarchy(self) -> Hierarchy:
         """Who is above, below and beside whom."""
         return Hierarchy(
-            {concept.id: concept.layer for concept in self.concepts},
+            {concept.id: concept.level for concept in self.concepts},
             {concept.id: concept.parents for concept in self.concepts},
         )
 
     @cached_property
-    def layers(self) -> tuple[int, ...]:
-        """The layers of abstraction that have concepts, ascending."""
-        return tuple(sorted({concept.layer for concept in self.concepts}))
+    def levels(self) -> tuple[int, ...]:
+        """The levels of abstraction that have concepts, ascending."""
+        return tuple(sorted({concept.level for concept in self.concepts}))
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the content, whatever the file's formatting; 16 hex digits."""
-        entries: list[Any] = [
-            _without_empty(asdict(concept), "negatives") for concept in self.concepts
-        ]
+        entries: list[Any] = [_to_entry(concept) for concept in self.concepts]
         if self.prompts != "all" or self.splits:
             entries.append({"prompts": self.prompts, "splits": dict(self.splits)})
         if self.templates:
@@ -138,9 +136,9 @@ class ConceptPack:
         content = json.dumps(entries, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
-    def in_layer(self, layer: int) -> tuple[Concept, ...]:
-        """The concepts of one layer of abstraction, in pack order."""
-        return tuple(concept for concept in self.concepts if concept.layer == layer)
+    def in_level(self, level: int) -> tuple[Concept, ...]:
+        """The concepts of one level of abstraction, in pack order."""
+        return tuple(concept for concept in self.concepts if concept.level == level)
 
     @classmethod
     def load(cls, path: str | Path) -> ConceptPack:
@@ -202,7 +200,7 @@ class ConceptPack:
             head["splits"] = {name: list(texts) for name, texts in self.splits.items()}
         if self.templates:
             head["templates"] = list(self.templates)
-        concepts = [_without_empty(asdict(concept), "negatives") for concept in self.concepts]
+        concepts = [_to_entry(concept) for concept in self.concepts]
         return {"format_version": PACK_FORMAT, **head, "concepts": concepts}
 
     def save(self, path: str | Path) -> None:
@@ -215,7 +213,15 @@ class ConceptPack:
         scratch.replace(path)
 
 
-_CONCEPT_FIELDS = frozenset(Concept.__dataclass_fields__)
+def _to_entry(concept: Concept) -> dict[str, Any]:
+    """A concept as it stands in a file, where its level is called `layer`."""
+    entry = {"layer" if key == "level" else key: value for key, value in asdict(concept).items()}
+    if not concept.negatives:  # a field that most packs do not use
+        del entry["negatives"]
+    return entry
+
+
+_CONCEPT_FIELDS = frozenset(Concept.__dataclass_fields__) - {"level"} | {"layer"}
 
 
 def _parse_concept(entry: object, number: int) -> Concept:
@@ -230,9 +236,9 @@ def _parse_concept(entry: object, number: int) -> Concept:
         raise PackError(
             f"{where} has the unknown field {unknown[0]!r}, expected {sorted(_CONCEPT_FIELDS)}"
         )
-    layer = _require(entry, "layer", int, where)
-    if isinstance(layer, bool) or layer < 0:
-        raise PackError(f"{where}: layer is {layer!r}, expected 0 or more")
+    level = _require(entry, "layer", int, where)
+    if isinstance(level, bool) or level < 0:
+        raise PackError(f"{where}: layer is {level!r}, expected 0 or more")
     for key in ("id", "name"):
         if not _require(entry, key, str, where).strip():
             raise PackError(f"{where}: {key} is empty")
@@ -243,15 +249,10 @@ def _parse_concept(entry: object, number: int) -> Concept:
     return Concept(
         id=entry["id"],
         name=entry["name"],
-        layer=layer,
+        level=level,
         definition=definition,
         **{key: _parse_texts(entry.get(key, []), key, where) for key in lists},
     )
-
-
-def _without_empty(entry: dict[str, Any], key: str) -> dict[str, Any]:
-    """Leave out a field that most packs do not use."""
-    return {name: value for name, value in entry.items() if name != key or value}
 
 
 def _parse_choice(value: object, choices: tuple[str, ...], key: str) -> Any:

@@ -56,7 +56,7 @@ class SamplePlan:
     split: NDArray[np.uint8]
     """(n,) index into `SPLITS`."""
     repeat: NDArray[np.uint16]
-    """(n,) how often the text was sampled before, in earlier rows of its layer."""
+    """(n,) how often the text was sampled before, in earlier rows of its level."""
     sampling_seed: NDArray[np.uint64]
     """(n,) what keys the completion of a row."""
     temperature: NDArray[np.float32]
@@ -90,43 +90,43 @@ class SamplePlan:
 
 
 def select_concepts(
-    pack: ConceptPack, layers: Sequence[int] | None = None, limit: int | None = None
+    pack: ConceptPack, levels: Sequence[int] | None = None, limit: int | None = None
 ) -> list[str]:
-    """The ids of the concepts that a request names, layer by layer in pack order.
+    """The ids of the concepts that a request names, level by level in pack order.
 
     Parameters
     ----------
-    layers : layers of abstraction; None for all of the pack.
-    limit : the first `limit` concepts of each layer; None for all.
+    levels : levels of abstraction; None for all of the pack.
+    limit : the first `limit` concepts of each level; None for all.
 
     Raises
     ------
     PlanError
-        If a layer has no concepts in the pack, or the limit is below 1.
+        If a level has no concepts in the pack, or the limit is below 1.
     """
-    wanted = pack.layers if layers is None else tuple(dict.fromkeys(layers))
-    for layer in wanted:
-        if layer not in pack.layers:
+    wanted = pack.levels if levels is None else tuple(dict.fromkeys(levels))
+    for level in wanted:
+        if level not in pack.levels:
             raise PlanError(
-                f"layer {layer} is not in pack {pack.name!r}, which has the layers "
-                f"{list(pack.layers)}; --layer selects layers of abstraction in the concept "
+                f"level {level} is not in pack {pack.name!r}, which has the levels "
+                f"{list(pack.levels)}; --level selects levels of abstraction in the concept "
                 "hierarchy, --model-layers transformer blocks"
             )
     if limit is not None and limit < 1:
         raise PlanError(f"limit is {limit}, expected 1 or more concepts")
-    return [concept.id for layer in wanted for concept in pack.in_layer(layer)[:limit]]
+    return [concept.id for level in wanted for concept in pack.in_level(level)[:limit]]
 
 
 def plan_samples(
     pack: ConceptPack,
-    layers: Sequence[int] | None = None,
+    levels: Sequence[int] | None = None,
     *,
     seed: int = 0,
     limit: int | None = None,
     samples: int | None = None,
     fractions: Sequence[float] = SPLIT_FRACTIONS,
 ) -> SamplePlan:
-    """Plan the samples of some layers of a pack.
+    """Plan the samples of some levels of a pack.
 
     Splits are drawn by prompt, apart for examples, named prompts and contrasts of each concept, so
     that every split holds its share of each as early as the counts allow. Texts that differ in
@@ -135,16 +135,16 @@ def plan_samples(
     Parameters
     ----------
     pack : the concepts.
-    layers : layers of abstraction to plan for; None for all of the pack.
+    levels : levels of abstraction to plan for; None for all of the pack.
     seed : keys everything that looks random.
-    limit : plan for the first `limit` concepts of each layer only; None for all.
+    limit : plan for the first `limit` concepts of each level only; None for all.
     samples : the first `samples` prompts of each concept only; None for all.
     fractions : shares of train, calibration and test; they sum to 1.
 
     Raises
     ------
     PlanError
-        If a layer has no concepts in the pack, or the fractions do not sum to 1.
+        If a level has no concepts in the pack, or the fractions do not sum to 1.
     """
     if len(fractions) != len(SPLITS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise PlanError(
@@ -152,7 +152,7 @@ def plan_samples(
         )
     if samples is not None and samples < 1:
         raise PlanError(f"samples is {samples}, expected 1 or more prompts a concept")
-    targets = select_concepts(pack, layers, limit)
+    targets = select_concepts(pack, levels, limit)
     prompts = _all_prompts(pack, seed)
     rows = [(prompt.text, 0) for target in targets for prompt in prompts[target][:samples]]
     return _make_plan(pack, targets, rows, prompts, seed=seed, fractions=fractions)
@@ -225,7 +225,7 @@ def _make_plan(
     fractions: Sequence[float] = SPLIT_FRACTIONS,
 ) -> SamplePlan:
     """The plan of some (text, time) rows; `time` counts how often the text was sampled before."""
-    # Splits are assigned over the whole pack, whatever is extracted now: extracting another layer
+    # Splits are assigned over the whole pack, whatever is extracted now: extracting another level
     # later must not find a text that it shares with this one in another split.
     split_of = _assign_splits(prompts.values(), fractions, pack.splits)
     row_of = {place: number for number, place in enumerate(dict.fromkeys(rows))}

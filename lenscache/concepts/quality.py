@@ -38,7 +38,7 @@ class CheckSettings:
     min_characters: int = 15
     max_characters: int = 400
     max_branch_ratio: float | None = None
-    """Largest over smallest branch of layer 0, counted in concepts; None for any."""
+    """Largest over smallest branch of level 0, counted in concepts; None for any."""
 
 
 class Finding(NamedTuple):
@@ -102,11 +102,11 @@ def _check_naming(concept: Concept) -> Iterator[Finding]:
 
 def _check_place(pack: ConceptPack, concept: Concept) -> Iterator[Finding]:
     for parent in concept.parents:
-        if pack[parent].layer >= concept.layer:
-            where = f"layer {pack[parent].layer}, not above layer {concept.layer}"
+        if pack[parent].level >= concept.level:
+            where = f"level {pack[parent].level}, not above level {concept.level}"
             yield Finding("hierarchy", concept.id, f"has the parent {parent!r} on {where}")
-    if concept.layer > 0 and not concept.parents:
-        yield Finding("hierarchy", concept.id, f"is on layer {concept.layer} and has no parent")
+    if concept.level > 0 and not concept.parents:
+        yield Finding("hierarchy", concept.id, f"is on level {concept.level} and has no parent")
     for other in concept.confusable_with:
         if other not in pack.hierarchy:
             yield Finding(

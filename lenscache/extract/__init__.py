@@ -22,16 +22,13 @@ if TYPE_CHECKING:
         OnProgress,
     )
 
-_HOMES = {
-    "TOLERANCE": "batch_check",
-    "ExtractProgress": "settings",
-    "ExtractReport": "settings",
-    "ExtractSettings": "settings",
-    "OnProgress": "settings",
-    "Partition": "partitions",
-    "extract": "api",
-    "extract_top_up": "api",
+_MODULES = {
+    "api": "extract extract_top_up",
+    "batch_check": "TOLERANCE",
+    "partitions": "Partition",
+    "settings": "ExtractProgress ExtractReport ExtractSettings OnProgress",
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
     "TOLERANCE",
@@ -49,3 +46,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -41,18 +41,18 @@ def extract(
     loaded: LoadedModel,
     settings: ExtractSettings | None = None,
     *,
-    layers: Sequence[int] | None = None,
+    levels: Sequence[int] | None = None,
     limit: int | None = None,
     reuse: Sequence[Store] = (),
     on_progress: OnProgress | None = None,
 ) -> ExtractReport:
-    """Extract the activations of a pack's layers into the store at `path`, or continue doing so.
+    """Extract the activations of a pack's levels into the store at `path`, or continue doing so.
 
     Parameters
     ----------
     path : where the store is or shall be.
-    layers : layers of abstraction; None for all of the pack.
-    limit : the first `limit` concepts of each layer only.
+    levels : levels of abstraction; None for all of the pack.
+    limit : the first `limit` concepts of each level only.
     reuse : stores whose rows are copied where they are the same, as those of an earlier version of
         the pack are.
     on_progress : called after every batch.
@@ -70,7 +70,7 @@ def extract(
         path,
         pack,
         settings or ExtractSettings(),
-        None if layers is None else tuple(layers),
+        None if levels is None else tuple(levels),
         limit,
         tuple(reuse),
     )
@@ -86,7 +86,7 @@ def extract_top_up(
     *,
     on_progress: OnProgress | None = None,
 ) -> ExtractReport:
-    """Extract more samples for some concepts, as a further round of their layer, or continue doing
+    """Extract more samples for some concepts, as a further round of their level, or continue doing
     so.
 
     Prompts that were not extracted yet come first; after those, texts are sampled again with
@@ -97,7 +97,7 @@ def extract_top_up(
     PlanError
         If a concept was never extracted, or nothing is left to add.
     StoreIncompleteError
-        If an earlier round of a layer is not finished.
+        If an earlier round of a level is not finished.
     StoreMismatchError, DiskSpaceError, NonFiniteError, BatchMismatchError
         As `extract`.
     """

@@ -52,7 +52,7 @@ def check_batches(target: Round, header: StoreHeader, runner: Runner, rows: Plan
     BatchMismatchError
         If it is above the tolerance; the round is not marked complete.
     """
-    rng = np.random.default_rng([header.seed, target.layer, target.index])
+    rng = np.random.default_rng([header.seed, target.level, target.index])
     chosen = sorted(
         rng.choice(len(rows), size=min(VERIFIED_ROWS, len(rows)), replace=False).tolist()
     )

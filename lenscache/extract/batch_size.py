@@ -222,7 +222,7 @@ def runner_for_rounds(
         partial(make_runner, loaded, header), [rows[number] for number in unfinished], most=most
     )
     first = unfinished[0]
-    tell(ExtractProgress(rounds[first].layer, 0, len(rows[first]), 0, str(choice)))
+    tell(ExtractProgress(rounds[first].level, 0, len(rows[first]), 0, str(choice)))
     for number in unfinished:
         rounds[number].update_attributes(
             {"auto_batch": [choice.rows, choice.tokens, choice.overhead]}

@@ -31,7 +31,7 @@ _BLOCK_ROWS = 256  # of a block, hence of a batch, about
 class RunEstimate:
     """The cost of one extraction. Times are of this device, as measured now."""
 
-    layers: tuple[int, ...]
+    levels: tuple[int, ...]
     concepts: int
     prompts: int
     cut_prompts: int
@@ -57,7 +57,7 @@ def estimate_run(
     loaded: LoadedModel,
     settings: ExtractSettings | None = None,
     *,
-    layers: Sequence[int] | None = None,
+    levels: Sequence[int] | None = None,
     limit: int | None = None,
 ) -> RunEstimate:
     """Estimate what `extract` with the same arguments would cost; a few batches of its prompts are
@@ -71,8 +71,8 @@ def estimate_run(
     settings = settings or ExtractSettings()
     header = make_header(loaded, pack, settings)
     plans = [
-        plan_samples(pack, [layer], seed=settings.seed, limit=limit, samples=settings.samples)
-        for layer in (layers or pack.layers)
+        plan_samples(pack, [level], seed=settings.seed, limit=limit, samples=settings.samples)
+        for level in (levels or pack.levels)
     ]
     tokenized = [tokenize(loaded, plan.texts, header.max_prompt_tokens) for plan in plans]
     rows = [PlannedRows(plan, found) for plan, found in zip(plans, tokenized, strict=True)]
@@ -86,7 +86,7 @@ def estimate_run(
     runner = make_runner(loaded, header, batch_size, batch_tokens=batch_tokens, overhead=overhead)
     seconds_a_row = _pace(runner, [row for each in rows for row in each])
     return RunEstimate(
-        layers=tuple(layers or pack.layers),
+        levels=tuple(levels or pack.levels),
         concepts=sum(plan.n_targets for plan in plans),
         prompts=n_rows,
         cut_prompts=sum(int((found.n_cut > 0).sum()) for found in tokenized),

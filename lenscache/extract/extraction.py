@@ -54,16 +54,16 @@ class Extraction:
             tokenize(loaded, entry.plan.texts, header.max_prompt_tokens) for entry in planned
         ]
         check_disk_space(
-            path, header, {f"layer_{p.layer}/round_{p.index}": len(p.plan) for p in planned}
+            path, header, {f"layer_{p.level}/round_{p.index}": len(p.plan) for p in planned}
         )
         store = create_store(path, header, request.pack)
-        self.report = ExtractReport(layers=[entry.layer for entry in planned])
+        self.report = ExtractReport(levels=[entry.level for entry in planned])
         self.report.cut_prompts = sum(int((found.n_cut > 0).sum()) for found in tokenized)
         # All rounds are laid out first: one that does not fit must not show after hours of
         # extracting another.
         rounds = [
             store.create_round(
-                entry.layer,
+                entry.level,
                 entry.index,
                 entry.plan,
                 keys=sample_keys(header, entry.plan),
@@ -196,16 +196,16 @@ def _planned(request: Request, header: StoreHeader) -> tuple[list[PlannedRound],
     )
     return [
         PlannedRound(
-            layer,
+            level,
             0,
             plan_samples(
                 request.pack,
-                [layer],
+                [level],
                 seed=settings.seed,
                 limit=request.limit,
                 samples=settings.samples,
             ),
             asked,
         )
-        for layer in (request.layers or request.pack.layers)
+        for level in (request.levels or request.pack.levels)
     ], []

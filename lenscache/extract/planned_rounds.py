@@ -1,7 +1,7 @@
 """Top-up: more samples for the concepts whose lenses asked for them, as a further round of their
-layer.
+level.
 
-    hungry.json of a lens pack --read_top_up--> TopUp --plan_rounds--> one SamplePlan a layer, for round k
+    hungry.json of a lens pack --read_top_up--> TopUp --plan_rounds--> one SamplePlan a level, for round k
 
 Rounds are immutable, so more samples are another round. Which round a request belongs to is
 recorded in it: the same request again goes on with that round, or finds it complete.
@@ -47,7 +47,7 @@ class TopUp:
 class PlannedRound:
     """A round to be extracted."""
 
-    layer: int
+    level: int
     index: int
     plan: SamplePlan
     request: Mapping[str, object]
@@ -81,7 +81,7 @@ def read_top_up(path: str | Path, samples: int | None = None) -> TopUp:
 def plan_rounds(
     store: Store, pack: ConceptPack, request: TopUp
 ) -> tuple[list[PlannedRound], list[str]]:
-    """The rounds that a request needs, one a layer, and the concepts for which there is nothing
+    """The rounds that a request needs, one a level, and the concepts for which there is nothing
     left to add.
 
     Raises
@@ -90,22 +90,22 @@ def plan_rounds(
         If a concept is not in the pack or was never extracted, or nothing is left to add for any of
         them.
     StoreIncompleteError
-        If an earlier round of a layer is not finished.
+        If an earlier round of a level is not finished.
     """
     if unknown := [concept for concept in request.concepts if concept not in pack.hierarchy]:
         raise PlanError(
             f"concept {unknown[0]!r} asks for more samples and is not in pack {pack.name!r}"
         )
-    by_layer: dict[int, list[str]] = {}
+    by_level: dict[int, list[str]] = {}
     for concept in request.concepts:
-        by_layer.setdefault(pack[concept].layer, []).append(concept)
+        by_level.setdefault(pack[concept].level, []).append(concept)
     planned: list[PlannedRound] = []
     exhausted: list[str] = []
-    for layer, concepts in sorted(by_layer.items()):
-        index, before = _place(store, layer, request)
+    for level, concepts in sorted(by_level.items()):
+        index, before = _place(store, level, request)
         if strange := [c for c in concepts if not any(c in entry.targets for entry in before)]:
             raise PlanError(
-                f"concept {strange[0]!r} was never extracted into {store.path}: extract its layer "
+                f"concept {strange[0]!r} was never extracted into {store.path}: extract its level "
                 "first"
             )
         taken = _taken(before)
@@ -124,7 +124,7 @@ def plan_rounds(
         )
         if plan is not None:
             planned.append(
-                PlannedRound(layer, index, plan, {"samples": samples, "top_up": request.digest})
+                PlannedRound(level, index, plan, {"samples": samples, "top_up": request.digest})
             )
     if not planned:
         raise PlanError(
@@ -135,13 +135,13 @@ def plan_rounds(
     return planned, exhausted
 
 
-def _place(store: Store, layer: int, request: TopUp) -> tuple[int, list[Round]]:
+def _place(store: Store, level: int, request: TopUp) -> tuple[int, list[Round]]:
     """The index of the round that serves the request, and the rounds before it.
 
     A request says what state of the store it is about, so one that was served before later ones is
     still served.
     """
-    rounds = store.rounds(layer)
+    rounds = store.rounds(level)
     for place, entry in enumerate(rounds):
         if entry.attributes.get("top_up") == request.digest:
             return entry.index, rounds[:place]

@@ -394,7 +394,7 @@ class _Driver:
         ]
         self._on_progress(
             ExtractProgress(
-                shape.layer,
+                shape.level,
                 done,
                 total,
                 sum(run) + sum(each.rows_run for each in self._ended),

@@ -18,9 +18,9 @@ class Request:
     path: str | Path
     pack: ConceptPack
     settings: ExtractSettings
-    layers: tuple[int, ...] | None = None
+    levels: tuple[int, ...] | None = None
     limit: int | None = None
     reuse: tuple[Store | str, ...] = ()
     """Stores, or where they are, whose rows are copied where they are the same."""
     top_up: TopUp | None = None
-    """More samples for some concepts, instead of `layers` and `limit`."""
+    """More samples for some concepts, instead of `levels` and `limit`."""

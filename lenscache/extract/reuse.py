@@ -2,7 +2,7 @@
 for the rest only.
 
 A key is a digest of the text, its sampling, and everything that the activation depends on. Equal
-keys are equal rows, whatever pack, layer or round they were extracted for.
+keys are equal rows, whatever pack, level or round they were extracted for.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class RoundShape(NamedTuple):
     """What an engine needs to know of a round."""
 
     name: str
-    layer: int
+    level: int
     rows_of_blocks: tuple[int, ...]
     """Rows of each block."""
     last_rows: NDArray[np.intp]
@@ -73,7 +73,7 @@ class RoundExtraction:
         rows = [self.target.rows(block) for block in range(self.target.n_blocks)]
         sizes = tuple(each.stop - each.start for each in rows)
         return RoundShape(
-            self.target.name, self.target.layer, sizes, self.last_rows, self.target.is_complete
+            self.target.name, self.target.level, sizes, self.last_rows, self.target.is_complete
         )
 
     def run(self, partition: Partition) -> None:
@@ -196,7 +196,7 @@ class RoundExtraction:
         done = int(np.searchsorted(self.last_rows, self.rows_done))
         self.on_progress(
             ExtractProgress(
-                self.target.layer,
+                self.target.level,
                 self.rows_done,
                 self.rows_total,
                 self.rows_run,

@@ -60,16 +60,16 @@ class ExtractSettings:
 class ExtractProgress(NamedTuple):
     """Where a run stands."""
 
-    layer: int
+    level: int
     rows_done: int
-    """Rows of this layer that are extracted."""
+    """Rows of this level that are extracted."""
     rows_total: int
     rows_run: int
     """Of those, rows this run extracted."""
     message: str = ""
     """Something to tell the user once."""
     concepts_done: int = 0
-    """Concepts of this layer whose every prompt is extracted."""
+    """Concepts of this level whose every prompt is extracted."""
     concepts_total: int = 0
     tokens_run: int = 0
     """Tokens that this run put through the model, of prompts and completions."""
@@ -82,7 +82,7 @@ class ExtractReport:
     """What a run did."""
 
     rows: int = 0
-    """Rows the requested layers hold."""
+    """Rows the requested levels hold."""
     rows_run: int = 0
     """Rows that this run ran the model for."""
     rows_reused: int = 0
@@ -102,7 +102,7 @@ class ExtractReport:
     elapsed_s: float = 0.0
     seconds_to_start: float = 0.0
     """Of those, until the first row ran: laying out rounds, and choosing a batch size."""
-    layers: list[int] = field(default_factory=list)
+    levels: list[int] = field(default_factory=list)
 
 
 OnProgress = Callable[[ExtractProgress], None]

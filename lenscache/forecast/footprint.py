@@ -56,7 +56,7 @@ def expected_objects(
 
     Parameters
     ----------
-    rounds : one a layer of abstraction.
+    rounds : one a level of abstraction.
     concepts, links : of the pack, and of its children to their parents.
     """
     hierarchy = 1 + _HIERARCHY_COLUMNS * (1 + _chunks(concepts)) + 1 + _chunks(links)

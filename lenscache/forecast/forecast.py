@@ -83,7 +83,7 @@ class Workload(NamedTuple):
 
     header: StoreHeader
     shape: Shape
-    layers: tuple[int, ...]
+    levels: tuple[int, ...]
     lengths: tuple[NDArray[np.int32], ...]
     """(rows,) tokens of each prompt, by round."""
     labels: tuple[int, ...]
@@ -99,7 +99,7 @@ class FleetEstimate:
     """The cost of one extraction on other devices: what is expected, and between good and bad
     circumstances."""
 
-    layers: tuple[int, ...]
+    levels: tuple[int, ...]
     concepts: int
     prompts: int
     prompt_tokens: int
@@ -153,7 +153,7 @@ def outline_work(
     model: LoadedModel,
     settings: ExtractSettings,
     *,
-    layers: Sequence[int] | None = None,
+    levels: Sequence[int] | None = None,
     limit: int | None = None,
 ) -> Workload:
     """Plan the rounds and count their tokens.
@@ -164,10 +164,10 @@ def outline_work(
         As `lenscache.extract.extract` would.
     """
     header = make_header(model, pack, settings)
-    chosen = tuple(layers or pack.layers)
+    chosen = tuple(levels or pack.levels)
     plans = [
-        plan_samples(pack, [layer], seed=settings.seed, limit=limit, samples=settings.samples)
-        for layer in chosen
+        plan_samples(pack, [level], seed=settings.seed, limit=limit, samples=settings.samples)
+        for level in chosen
     ]
     return Workload(
         header,
@@ -263,7 +263,7 @@ def _forecast(
     )
     alone = expected_requests(header, rounds, workers=copies, chunks_a_block=chunks, **counted)
     return FleetEstimate(
-        layers=work.layers,
+        levels=work.levels,
         concepts=work.concepts,
         prompts=sum(map(len, work.lengths)),
         prompt_tokens=sum(int(lengths.sum()) for lengths in work.lengths),

@@ -59,14 +59,14 @@ def load_pack(request: Request) -> ConceptPack:
 
 
 def spread(pack: ConceptPack, n: int) -> ConceptPack:
-    """At most `n` concepts of the pack's largest layer, spread over its branches, as a pack without
+    """At most `n` concepts of the pack's largest level, spread over its branches, as a pack without
     a hierarchy.
 
-    Concepts of one layer are never above one another, so that each serves the others as a negative.
+    Concepts of one level are never above one another, so that each serves the others as a negative.
     """
-    largest = max(pack.layers, key=lambda layer: (len(pack.in_layer(layer)), layer))
+    largest = max(pack.levels, key=lambda level: (len(pack.in_level(level)), level))
     by_branch: dict[frozenset[str], list[Concept]] = {}
-    for concept in sorted(pack.in_layer(largest), key=lambda concept: -len(concept.examples)):
+    for concept in sorted(pack.in_level(largest), key=lambda concept: -len(concept.examples)):
         by_branch.setdefault(pack.hierarchy.branches(concept.id), []).append(concept)
     in_turn = (
         c for turn in itertools.zip_longest(*by_branch.values()) for c in turn if c is not None

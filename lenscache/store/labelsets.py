@@ -217,7 +217,7 @@ def _restrict(
 
 
 def _flat(concept: Concept) -> Concept:
-    return replace(concept, layer=0, parents=(), confusable_with=())
+    return replace(concept, level=0, parents=(), confusable_with=())
 
 
 def _plan(

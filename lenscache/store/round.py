@@ -47,7 +47,7 @@ class Samples(NamedTuple):
     kind: NDArray[np.uint8]
     split: NDArray[np.uint8]
     repeat: NDArray[np.uint16]
-    """How often the text was sampled before, in earlier rows of its layer."""
+    """How often the text was sampled before, in earlier rows of its level."""
     n_prompt_tokens: NDArray[np.int32]
     """Tokens that the model was given, special tokens included."""
     n_cut_tokens: NDArray[np.int32]
@@ -88,10 +88,10 @@ def has_position(
 
 
 class Round:
-    """One extraction of samples for a layer of concepts. Immutable once complete."""
+    """One extraction of samples for a level of concepts. Immutable once complete."""
 
-    def __init__(self, group: zarr.Group, header: StoreHeader, layer: int, index: int) -> None:
-        self.layer, self.index, self._group, self._header = layer, index, group, header
+    def __init__(self, group: zarr.Group, header: StoreHeader, level: int, index: int) -> None:
+        self.level, self.index, self._group, self._header = level, index, group, header
         self._opened: dict[str, zarr.Array[Any]] = {}
         self._mark = self._array("complete")
         self._columns_seen: set[str] = set()
@@ -100,7 +100,7 @@ class Round:
     @property
     def name(self) -> str:
         """Path of the round inside the store."""
-        return f"layer_{self.layer}/round_{self.index}"
+        return f"layer_{self.level}/round_{self.index}"
 
     @property
     def attributes(self) -> dict[str, Any]:

@@ -72,13 +72,13 @@ class Store:
     @cached_property
     def hierarchy(self) -> Hierarchy:
         """The hierarchy of the pack the store was extracted for."""
-        ids, layers, links = (
+        ids, levels, links = (
             np.asarray(self._hierarchy_array(key)[:]) for key in ("id", "layer", "parent_links")
         )
         parents: dict[str, tuple[str, ...]] = {}
         for child, parent in links:
             parents[str(ids[child])] = (*parents.get(str(ids[child]), ()), str(ids[parent]))
-        return Hierarchy({str(i): int(n) for i, n in zip(ids, layers, strict=True)}, parents)
+        return Hierarchy({str(i): int(n) for i, n in zip(ids, levels, strict=True)}, parents)
 
     @cached_property
     def concept_names(self) -> dict[str, str]:
@@ -86,21 +86,21 @@ class Store:
         ids, names = (np.asarray(self._hierarchy_array(key)[:]) for key in ("id", "name"))
         return {str(i): str(name) for i, name in zip(ids, names, strict=True)}
 
-    def layers(self) -> list[int]:
-        """Layers of concepts that have at least one round, ascending."""
-        return sorted({layer for layer, _ in self._round_places()})
+    def levels(self) -> list[int]:
+        """Levels of concepts that have at least one round, ascending."""
+        return sorted({level for level, _ in self._round_places()})
 
-    def rounds(self, layer: int | None = None) -> list[Round]:
-        """The rounds of one layer, or of all, in order."""
+    def rounds(self, level: int | None = None) -> list[Round]:
+        """The rounds of one level, or of all, in order."""
         return [
             self.round(*place)
             for place in sorted(self._round_places())
-            if layer in (None, place[0])
+            if level in (None, place[0])
         ]
 
     def to_xarray(
         self,
-        layer: int | None = None,
+        level: int | None = None,
         *,
         model_layers: Sequence[int] | None = None,
         phases: Sequence[Phase] | None = None,
@@ -110,15 +110,15 @@ class Store:
         `lenscache.store.views.xarray_view`."""
         from lenscache.store.views.xarray_view import open_dataset  # not above: xarray is optional
 
-        return open_dataset(self, layer, model_layers=model_layers, phases=phases, chunks=chunks)
+        return open_dataset(self, level, model_layers=model_layers, phases=phases, chunks=chunks)
 
-    def labels_frame(self, layer: int | None = None) -> pd.DataFrame:
+    def labels_frame(self, level: int | None = None) -> pd.DataFrame:
         """The labels of the same rows, one a line; see `lenscache.store.views.xarray_view`."""
         from lenscache.store.views.xarray_view import make_labels_frame
 
-        return make_labels_frame(self, layer)
+        return make_labels_frame(self, level)
 
-    def round(self, layer: int, index: int) -> Round:
+    def round(self, level: int, index: int) -> Round:
         """One round.
 
         Raises
@@ -126,25 +126,25 @@ class Store:
         StoreDamagedError
             If its metadata is gone or does not parse.
         """
-        name = f"layer_{layer}/round_{index}"
+        name = f"layer_{level}/round_{index}"
         if (group := find_node(self.group, name)) is None:
             raise StoreDamagedError(
                 f"{name}/zarr.json is missing from {self.path}: run `lenscache extract` again, "
                 "which writes it anew"
             )
-        return Round(cast("zarr.Group", group), self.header, layer, index)
+        return Round(cast("zarr.Group", group), self.header, level, index)
 
     def places(self) -> list[tuple[int, int]]:
-        """Layer and index of every round that was begun, whether or not it is laid out whole;
+        """Level and index of every round that was begun, whether or not it is laid out whole;
         sorted."""
         # Listed by name: zarr's own listing warns about the .partial files that a killed writer
         # leaves.
         root = self.group.store_path
-        layers = _numbers(root, "layer_")
+        levels = _numbers(root, "layer_")
         return sorted(
-            (layer, index)
-            for layer in layers
-            for index in _numbers(root / f"layer_{layer}", "round_")
+            (level, index)
+            for level in levels
+            for index in _numbers(root / f"layer_{level}", "round_")
         )
 
     def digest(self) -> str:
@@ -161,7 +161,7 @@ class Store:
 
     def create_round(
         self,
-        layer: int,
+        level: int,
         index: int,
         plan: SamplePlan,
         *,
@@ -188,11 +188,11 @@ class Store:
         StoreMismatchError
             If the round was laid out from another plan.
         """
-        name = f"layer_{layer}/round_{index}"
+        name = f"layer_{level}/round_{index}"
         cut = np.zeros(len(plan), np.int32) if n_cut_tokens is None else n_cut_tokens
         with writing(f"{self.path}: the layout of {name}"):
             require_group(
-                self.group, f"layer_{layer}"
+                self.group, f"layer_{level}"
             )  # by itself: a writer may be killed between the two
             created = require_group(self.group, name)
             if block_rows is None:
@@ -211,12 +211,12 @@ class Store:
                 block_rows=block_rows,
                 request={"limit": None, "samples": None, "top_up": None, **(request or {})},
             )
-        return self.round(layer, index)
+        return self.round(level, index)
 
     def _round_places(self) -> Iterator[tuple[int, int]]:
-        for layer, index in self.places():
-            if find_node(self.group, f"layer_{layer}/round_{index}/complete") is not None:
-                yield layer, index
+        for level, index in self.places():
+            if find_node(self.group, f"layer_{level}/round_{index}/complete") is not None:
+                yield level, index
 
     def _hierarchy_array(self, name: str) -> zarr.Array[Any]:
         return cast("zarr.Array[Any]", self.group[f"hierarchy/{name}"])
@@ -288,7 +288,7 @@ def _write_hierarchy(store: Store, pack: ConceptPack) -> None:
         "id": np.array([c.id for c in pack.concepts], dtype=object),
         "name": np.array([c.name for c in pack.concepts], dtype=object),
         "definition": np.array([c.definition for c in pack.concepts], dtype=object),
-        "layer": np.array([c.layer for c in pack.concepts], np.int16),
+        "layer": np.array([c.level for c in pack.concepts], np.int16),
         "parent_links": np.array(links, np.int32).reshape(-1, 2),
     }
     for name, values in columns.items():

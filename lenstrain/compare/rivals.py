@@ -3,7 +3,7 @@ most?
 
 A lens is graded alone, against samples. A monitor runs thousands of them, and asks which concept a
 text is about. So on each concept's held-out samples its own lens is ranked among all lenses of its
-layer of abstraction, by how far each is above its noise floor; and lenses that fire on everything
+level of abstraction, by how far each is above its noise floor; and lenses that fire on everything
 are named.
 """
 
@@ -25,15 +25,15 @@ _MOST_CONFUSERS = 5
 
 
 class LensCheck(NamedTuple):
-    """One lens beside the others of its layer; its ancestors and descendants are no rivals, they
+    """One lens beside the others of its level; its ancestors and descendants are no rivals, they
     ought to speak up."""
 
     median_rank: float
-    """Of its own lens among those of the layer, 1 is first; over the concept's held-out samples."""
+    """Of its own lens among those of the level, 1 is first; over the concept's held-out samples."""
     first: float
     """Share of those samples on which it is first."""
     n_rivals: int
-    """Other lenses of the layer."""
+    """Other lenses of the level."""
     above_siblings: float
     """Share on which it is above the lens of every sibling; NaN if it has none."""
     above_ancestors: float
@@ -91,12 +91,12 @@ class _Checker:
     def _check(self, concept: str, rows: Rows) -> LensCheck:
         hierarchy, own = self.dataset.hierarchy, self.number[concept]
         family = hierarchy.family(concept)
-        layer = self.pack.lenses[own].layer
+        level = self.pack.lenses[own].level
         rivals = np.array(
             [
                 i
                 for i, lens in enumerate(self.pack)
-                if lens.layer == layer and lens.concept not in family
+                if lens.level == level and lens.concept not in family
             ],
             np.intp,
         )

@@ -115,7 +115,7 @@ def compare(
 
 
 def open_for(pack: LensPack, store: str) -> LensDataset:
-    """A store as a pack was fitted on it: the same layers, phase, labels and negatives.
+    """A store as a pack was fitted on it: the same levels, phase, labels and negatives.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def open_for(pack: LensPack, store: str) -> LensDataset:
     settings, labels = pack.provenance["settings"], pack.provenance.get("labels")
     return open_dataset(
         store,
-        layers=pack.provenance.get("layers"),
+        levels=pack.provenance.get("layers"),
         phase=settings["phase"],
         seed=settings["seed"],
         labels=None if labels is None else labels["name"],
@@ -134,7 +134,7 @@ def open_for(pack: LensPack, store: str) -> LensDataset:
 
 def _as_numbered_in(dataset: LensDataset, other: LensDataset, samples: Rows) -> Rows:
     """The numbers that samples of `other` have in `dataset`, -1 where it has none: it may read
-    other layers or labels.
+    other levels or labels.
 
     A sample is known by its text and by how often that was sampled before.
     """

@@ -43,7 +43,7 @@ class LensDataset:
     Parameters
     ----------
     store : an open store.
-    layers : layers of abstraction to read; None for all that the store holds.
+    levels : levels of abstraction to read; None for all that the store holds.
     phase : "both", "prompt" or "completion": what a vector is.
     seed : keys the choice of negatives.
     labels : name of a label set to use instead of the labels that the store was extracted with;
@@ -54,9 +54,9 @@ class LensDataset:
     Raises
     ------
     StoreIncompleteError
-        If a round of these layers is not finished; the message says how far it is.
+        If a round of these levels is not finished; the message says how far it is.
     SettingsError
-        If the store has no such layer or phase.
+        If the store has no such level or phase.
     LabelSetError
         If the store has no such label set.
     """
@@ -65,7 +65,7 @@ class LensDataset:
         self,
         store: Store,
         *,
-        layers: Sequence[int] | None = None,
+        levels: Sequence[int] | None = None,
         phase: PhaseChoice = "both",
         seed: int = 0,
         labels: str | None = None,
@@ -73,14 +73,14 @@ class LensDataset:
     ) -> None:
         self.store, self.seed = store, seed
         self._options: dict[str, Any] = {
-            "layers": layers,
+            "levels": levels,
             "seed": seed,
             "labels": labels,
             "partial": partial,
         }
         self.phases = _phases(store, phase)
         self.label_set = None if labels is None else read_label_set(store, labels)
-        self._rounds = _rounds_of(store, layers) if partial else _complete_rounds(store, layers)
+        self._rounds = _rounds_of(store, levels) if partial else _complete_rounds(store, levels)
         self._done = [
             entry.complete_blocks() for entry in self._rounds
         ]  # before anything else is read
@@ -181,12 +181,12 @@ class LensDataset:
 
     @property
     def rounds_left_out(self) -> tuple[str, ...]:
-        """Later rounds of the same layers that are not finished: a top-up adds to what is there
+        """Later rounds of the same levels that are not finished: a top-up adds to what is there
         when it is done."""
-        layers = {entry.layer for entry in self._rounds}
+        levels = {entry.level for entry in self._rounds}
         return tuple(
             r.name
-            for n in sorted(layers)
+            for n in sorted(levels)
             for r in self.store.rounds(n)
             if r.name not in self.rounds
         )
@@ -403,10 +403,10 @@ class ExtractionState(NamedTuple):
     """Every round is written and verified."""
 
 
-def extraction_state(path: str | Path, layers: Sequence[int] | None = None) -> ExtractionState:
-    """How far the store at `path` is, over some layers or all that are laid out; read anew at every
+def extraction_state(path: str | Path, levels: Sequence[int] | None = None) -> ExtractionState:
+    """How far the store at `path` is, over some levels or all that are laid out; read anew at every
     call."""
-    rounds = _rounds_of(open_store(path), layers)
+    rounds = _rounds_of(open_store(path), levels)
     done = sum(int(entry.complete_blocks().sum()) for entry in rounds)
     return ExtractionState(
         done, sum(entry.n_blocks for entry in rounds), all(entry.is_complete for entry in rounds)
@@ -452,29 +452,29 @@ def _spans(entry: Round, done: NDArray[np.bool_], hidden: int) -> Iterator[slice
             yield slice(entry.rows(int(part[0])).start, entry.rows(int(part[-1])).stop)
 
 
-def _rounds_of(store: Store, layers: Sequence[int] | None) -> list[Round]:
-    held = store.layers()
+def _rounds_of(store: Store, levels: Sequence[int] | None) -> list[Round]:
+    held = store.levels()
     if not held:
         raise StoreIncompleteError(
             f"{store.path} holds no samples yet: run `lenscache extract` again to continue"
         )
-    for layer in layers or ():
-        if layer not in held:
+    for level in levels or ():
+        if level not in held:
             raise SettingsError(
-                f"layer {layer} is not in the store, which has the layers {held}; --layer selects "
-                "layers of abstraction, transformer blocks are selected with --model-layers"
+                f"level {level} is not in the store, which has the levels {held}; --level selects "
+                "levels of abstraction, transformer blocks are selected with --model-layers"
             )
-    return [r for layer in (layers or held) for r in store.rounds(layer)]
+    return [r for level in (levels or held) for r in store.rounds(level)]
 
 
-def _complete_rounds(store: Store, layers: Sequence[int] | None) -> list[Round]:
-    rounds = _rounds_of(store, layers)
+def _complete_rounds(store: Store, levels: Sequence[int] | None) -> list[Round]:
+    rounds = _rounds_of(store, levels)
     for r in rounds:
         if not r.is_complete and r.index == 0:
             done = r.complete_blocks()
             raise StoreIncompleteError(
                 f"{store.path}: {r.name} is not finished, {int(done.sum())} of {done.size} blocks "
                 f"are extracted{' but not verified' if done.all() else ''}: run the same "
-                "`lenscache extract` again to continue, or fit other layers with --layer"
+                "`lenscache extract` again to continue, or fit other levels with --level"
             )
     return [r for r in rounds if r.is_complete]

@@ -43,7 +43,7 @@ def draw_task(dataset: LensDataset, concept: str, n_negatives: Callable[[int], i
 
     Negatives cost nothing, they are other concepts' samples: about 30 % of siblings (then of
     other relatives on the same branch), up to 20 % the concept's own contrast samples, the rest
-    spread evenly over the other branches of layer 0. Where the data names negatives of its own,
+    spread evenly over the other branches of level 0. Where the data names negatives of its own,
     those come first.
 
     Parameters

@@ -2,7 +2,7 @@
 
 What is written, and who in HatCat reads it (https://github.com/p0ss/HatCat and HatCatDev):
 
-    layer<L>/<Concept>_classifier.pt   one folder a layer of abstraction; a state dict (`lenstrain.exchange.statedict`).
+    layer<L>/<Concept>_classifier.pt   one folder a level of abstraction; a state dict (`lenstrain.exchange.statedict`).
                                        `MetadataLoader` in src/hat/monitoring/lens_loader.py looks
                                        for the name there, `load_lens_pack` in
                                        src/map/registry/lens_pack.py scans the folders
@@ -104,17 +104,17 @@ def write_hatcat(pack: LensPack, out: Path, *, overwrite: bool = False) -> dict[
             f"export a pack of {', '.join(_FAMILIES)}"
         )
     stems = {
-        layer: file_stems(lens.concept for lens in pack if lens.layer == layer)
-        for layer in _layers(pack)
+        level: file_stems(lens.concept for lens in pack if lens.level == level)
+        for level in _levels(pack)
     }
     files = {
-        lens.concept: f"layer{lens.layer}/{stems[lens.layer][lens.concept]}{_SUFFIX}.pt"
+        lens.concept: f"layer{lens.level}/{stems[lens.level][lens.concept]}{_SUFFIX}.pt"
         for lens in pack
     }
 
     def write(folder: Path) -> None:
-        for layer in stems:
-            (folder / f"layer{layer}").mkdir()
+        for level in stems:
+            (folder / f"layer{level}").mkdir()
         for lens in pack:
             torch.save(to_state_dict(lens.weights), folder / files[lens.concept])
         write_json(folder / "pack_info.json", _pack_info(pack))
@@ -125,8 +125,8 @@ def write_hatcat(pack: LensPack, out: Path, *, overwrite: bool = False) -> dict[
     return files
 
 
-def _layers(pack: LensPack) -> list[int]:
-    return sorted({lens.layer for lens in pack})
+def _levels(pack: LensPack) -> list[int]:
+    return sorted({lens.level for lens in pack})
 
 
 def _pack_info(pack: LensPack) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _pack_info(pack: LensPack) -> dict[str, Any]:
         "pack_version": "1.0.0",
         "model": store.get("model", {}).get("id", ""),
         "source_pack": store.get("pack", {}).get("name", ""),
-        "trained_layers": _layers(pack),
+        "trained_layers": _levels(pack),
         "hidden_dim": n_inputs(pack.lenses[0].weights) if len(pack) else 0,
         "total_lenses": len(pack),
     }
@@ -193,7 +193,7 @@ class _File(NamedTuple):
     place: str
     """Relative to the folder, with slashes."""
     concept: str
-    layer: int | None
+    level: int | None
     """Of abstraction, if a folder says so."""
 
 
@@ -224,7 +224,7 @@ def read_hatcat(folder: Path, *, model_layer: int | None = None) -> LensPack:
             "lenses.json to read what is there by its weights alone"
         )
     order = {place: number for number, place in enumerate(entries)}
-    files.sort(key=lambda file: (order.get(file.place, len(order)), file.layer or 0, file.concept))
+    files.sort(key=lambda file: (order.get(file.place, len(order)), file.level or 0, file.concept))
     weights = _read_alike(files)
     lenses = []
     for file, each in zip(files, weights, strict=True):
@@ -251,8 +251,8 @@ def _find(folder: Path) -> list[_File]:
                 for part in (folder.resolve().name, *place.split("/"))
                 if (match := _LAYER.fullmatch(part))
             ]
-            layer = int(numbers[-1][1]) if numbers else None
-            found.append(_File(path, place, path.stem.removesuffix(_SUFFIX), layer))
+            level = int(numbers[-1][1]) if numbers else None
+            found.append(_File(path, place, path.stem.removesuffix(_SUFFIX), level))
     if not found:
         raise ForeignFormatError(
             f"{folder} has no <concept>{_SUFFIX}.pt, nor a folder layer0, layer1 ... with any: "
@@ -303,7 +303,7 @@ def _unknown_lens(file: _File, weights: Weights, model_layer: int | None, folder
         "noise_floor",
         "grade",
         "metrics",
-        *(["layer"] if file.layer is None else []),
+        *(["layer"] if file.level is None else []),
     ]
     metrics: dict[str, Any] = dict.fromkeys(_NEVER_MEASURED, math.nan)
     metrics |= {
@@ -320,7 +320,7 @@ def _unknown_lens(file: _File, weights: Weights, model_layer: int | None, folder
     return Lens(
         concept=file.concept,
         name=file.concept,
-        layer=file.layer or 0,
+        level=file.level or 0,
         model_layers=(model_layer,),
         weights=weights,
         threshold=0.0,

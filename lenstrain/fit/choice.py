@@ -52,9 +52,9 @@ def choose_model_layers(
     all samples.
 
     Whatever the family, linear lenses find where a concept can be read. A concept has a handful of
-    calibration samples, and the best of thirty layers on a handful is mostly luck. So a concept's
-    own score is drawn towards the mean score of the layer over all concepts (empirical Bayes), with
-    the weight of `_PRIOR` samples. Equal layers go to the lower one.
+    calibration samples, and the best of thirty model layers on a handful is mostly luck. So a concept's
+    own score is drawn towards the mean score of the model layer over all concepts (empirical Bayes), with
+    the weight of `_PRIOR` samples. Equal ones go to the lower one.
 
     Raises
     ------

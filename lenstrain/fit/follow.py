@@ -52,7 +52,7 @@ def fit_following(
     out: str | Path,
     settings: FitSettings | None = None,
     *,
-    layers: Sequence[int] | None = None,
+    levels: Sequence[int] | None = None,
     concepts: Sequence[str] | None = None,
     labels: str | None = None,
     text: FitSettings | None = None,
@@ -70,7 +70,7 @@ def fit_following(
     path : the store, which must be there.
     out : folder of the lens pack; provisional ones are written to it as they come, marked so in
         their provenance.
-    layers : layers of abstraction to wait for and fit; None for all that are laid out.
+    levels : levels of abstraction to wait for and fit; None for all that are laid out.
     concepts : ids to fit; None for all.
     text, refine, jobs : as for `train`; provisional lenses are neither refined nor accompanied by
         text lenses.
@@ -87,10 +87,10 @@ def fit_following(
     provisional: dict[str, Lens] = {}
     blocks_then, heard = -1, time.monotonic()
     while True:
-        state = extraction_state(path, layers)
+        state = extraction_state(path, levels)
         tell = _Teller(on_progress, state.blocks_done, state.blocks_total, len(provisional))
         options = {
-            "layers": layers,
+            "levels": levels,
             "phase": settings.phase,
             "seed": settings.seed,
             "labels": labels,

@@ -38,7 +38,7 @@ def refine_lenses(
     jobs: int | None = None,
     on_progress: OnProgress = lambda _: None,
 ) -> FitResult:
-    """Refit the lenses that others of their layer outrank on their own samples, or that fire
+    """Refit the lenses that others of their level outrank on their own samples, or that fire
     everywhere.
 
     Parameters

@@ -19,8 +19,8 @@ def make_lens_pack(
 ) -> LensPack:
     """The lens pack of a fit, with its provenance; `text` is the pack of text lenses trained beside
     it."""
-    names, layers = dataset.concept_names, dataset.hierarchy.layers
-    lenses = [_ship(lens, names[lens.concept], layers[lens.concept]) for lens in result.lenses]
+    names, levels = dataset.concept_names, dataset.hierarchy.levels
+    lenses = [_ship(lens, names[lens.concept], levels[lens.concept]) for lens in result.lenses]
     run = {"iterations": {str(number): spent._asdict() for number, spent in result.times.items()}}
     return LensPack(
         lenses,
@@ -32,12 +32,12 @@ def make_lens_pack(
     )
 
 
-def _ship(lens: FittedLens, name: str, layer: int) -> Lens:
+def _ship(lens: FittedLens, name: str, level: int) -> Lens:
     rank, interval, probability = lens.ranking, lens.score_interval, lens.probability
     return Lens(
         concept=lens.concept,
         name=name,
-        layer=layer,
+        level=level,
         model_layers=lens.model_layers,
         weights=lens.weights,
         threshold=lens.threshold,
@@ -90,7 +90,7 @@ def _ship(lens: FittedLens, name: str, layer: int) -> Lens:
 
 
 def pack_provenance(dataset: LensDataset, settings: FitSettings) -> dict[str, Any]:
-    """Where the lenses of a fit come from: store, labels, settings, rounds, layers of abstraction,
+    """Where the lenses of a fit come from: store, labels, settings, rounds, levels of abstraction,
     versions."""
     header = dataset.store.header.to_attributes()
     packages = ("lenscache", "numpy", "torch", "zarr")
@@ -105,7 +105,7 @@ def pack_provenance(dataset: LensDataset, settings: FitSettings) -> dict[str, An
         },
         "settings": settings_to_json(settings),
         "rounds": list(dataset.rounds),
-        "layers": sorted({dataset.hierarchy.layers[concept] for concept in dataset.concepts}),
+        "layers": sorted({dataset.hierarchy.levels[concept] for concept in dataset.concepts}),
         "versions": {
             "python": platform.python_version(),
             **{package: version(package) for package in packages},

@@ -2,7 +2,7 @@
 
 The **score** is the average precision of the lens over all held-out samples, with the negatives
 reweighted so that the concept has a reference prevalence of 1 % (calibrated average precision;
-Siblini et al., "Master your metrics with calibration", 2020). It means the same on a layer of 5
+Siblini et al., "Master your metrics with calibration", 2020). It means the same on a level of 5
 concepts and of 2,687: 1 is perfect and 0.01 is chance, and a lens that fires on everything is at
 chance.
 """

@@ -200,7 +200,7 @@ def lens_to_json(lens: Lens) -> dict[str, Any]:
     return {
         "concept": lens.concept,
         "name": lens.name,
-        "layer": lens.layer,
+        "layer": lens.level,
         "model_layers": list(lens.model_layers),
         "threshold": lens.threshold,
         "calibration": lens.calibrator.to_json(),
@@ -223,7 +223,7 @@ def lens_from_json(data: dict[str, Any], weights: Weights, vectors: NDArray[np.f
     return Lens(
         concept=data["concept"],
         name=data["name"],
-        layer=data["layer"],
+        level=data["layer"],
         model_layers=tuple(data["model_layers"]),
         weights=weights,
         threshold=data["threshold"],

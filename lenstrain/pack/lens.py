@@ -54,8 +54,8 @@ class Lens:
     concept: str
     name: str
     """What people call the concept."""
-    layer: int
-    """Layer of abstraction of the concept."""
+    level: int
+    """Level of abstraction of the concept."""
     model_layers: tuple[int, ...]
     """Transformer blocks whose outputs it reads, side by side; none if it reads text."""
     weights: Weights

@@ -86,7 +86,7 @@ class LensPack:
     @property
     def model_layers(self) -> tuple[int, ...]:
         """Transformer blocks that any lens reads, ascending."""
-        return tuple(sorted({layer for lens in self.lenses for layer in lens.model_layers}))
+        return tuple(sorted({i for lens in self.lenses for i in lens.model_layers}))
 
     @property
     def hungry(self) -> list[str]:

@@ -29,8 +29,8 @@ class ConceptLine:
 
     id: str
     name: str
-    layer: int
-    """Layer of abstraction."""
+    level: int
+    """Level of abstraction."""
     grade: str = ""
     """A, B or C; empty for a concept without a lens."""
     model_layers: tuple[int, ...] = ()
@@ -49,7 +49,7 @@ class ConceptLine:
     unbeaten: bool = False
     """Whether the lens does no better than that."""
     first: float | None = None
-    """Share of its samples on which it leads the lenses of its layer."""
+    """Share of its samples on which it leads the lenses of its level."""
     everywhere: bool = False
     """Whether it fires everywhere."""
     n_samples: int | None = None
@@ -175,7 +175,7 @@ def make_report(
     held = None if dataset is None else read_held_out(pack, dataset)
     lines, tree = [_line(lens) for lens in pack], tree_of(pack, dataset)
     number = {line.id: i for i, line in enumerate(lines)}
-    lines += [ConceptLine(extra.id, extra.name, extra.layer) for extra in tree.without_lens]
+    lines += [ConceptLine(extra.id, extra.name, extra.level) for extra in tree.without_lens]
     model_layers = sorted(
         {int(i) for lens in pack for i in lens.metrics.get("score_by_model_layer") or {}}
     )
@@ -225,7 +225,7 @@ def _line(lens: Lens) -> ConceptLine:
     return ConceptLine(
         id=lens.concept,
         name=lens.name,
-        layer=lens.layer,
+        level=lens.level,
         grade=lens.grade.value,
         model_layers=lens.model_layers,
         score=_figure(metrics.get("score")),

@@ -1,4 +1,4 @@
-"""Which concept stands where: the hierarchy of the store, or without one the layers of abstraction
+"""Which concept stands where: the hierarchy of the store, or without one the levels of abstraction
 alone."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class WithoutLens:
 
     id: str
     name: str
-    layer: int
+    level: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,6 @@ def tree_of(pack: LensPack, dataset: LensDataset | None) -> Tree:
     order += [concept for concept in hierarchy if concept in wanted and concept not in pack]
     number = {concept: i for i, concept in enumerate(order)}
     parents = [[number[p] for p in hierarchy.parents(c)] if c in hierarchy else [] for c in order]
-    extra = [WithoutLens(c, names[c], hierarchy.layers[c]) for c in order[len(pack) :]]
+    extra = [WithoutLens(c, names[c], hierarchy.levels[c]) for c in order[len(pack) :]]
     skipped = {number[concept]: why for concept, why in pack.skipped.items() if concept in number}
     return Tree(parents, extra, skipped, is_flat=not any(parents))

@@ -37,19 +37,21 @@ class Cell(NamedTuple):
     @property
     def label(self) -> str:
         """Family and model layers, for people."""
-        layers = self.settings.model_layers
+        model_layers = self.settings.model_layers
         return (
             self.settings.family
-            if layers is None
-            else f"{self.settings.family} on {ranges(sorted(set(layers)))}"
+            if model_layers is None
+            else f"{self.settings.family} on {ranges(sorted(set(model_layers)))}"
         )
 
     def name(self, target: float) -> str:
         """Folder of the pack for a target: it depends on this combination alone, not on the rest of
         the grid."""
-        layers = self.settings.model_layers
+        model_layers = self.settings.model_layers
         chosen = (
-            "" if layers is None else "-layers-" + ranges(sorted(set(layers))).replace(", ", "+")
+            ""
+            if model_layers is None
+            else "-layers-" + ranges(sorted(set(model_layers))).replace(", ", "+")
         )
         return f"{self.settings.family}-f1-{target:.12g}{chosen}"
 
@@ -68,8 +70,8 @@ class Grid:
     model_layers: tuple[tuple[int, ...] | None, ...] = (None,)
     """Sets of transformer blocks to choose from; None for all that the store holds. Text lenses
     read none and are fitted once beside other families."""
-    layers: tuple[int, ...] | None = None
-    """Layers of abstraction; None for all."""
+    levels: tuple[int, ...] | None = None
+    """Levels of abstraction; None for all."""
     labels: str | None = None
     """Label set; None for the labels that the store was extracted with."""
     concepts: tuple[str, ...] | None = None
@@ -116,7 +118,7 @@ class Grid:
         """The store as training data."""
         return open_dataset(
             self.store,
-            layers=self.layers,
+            levels=self.levels,
             phase=self.settings.phase,
             seed=self.settings.seed,
             labels=self.labels,

@@ -89,6 +89,6 @@ def interrupted_store(tmp_path_factory: pytest.TempPathFactory, pack_file: Path)
     settings = ExtractSettings(max_new_tokens=4, block_rows=8)
     with pytest.raises(_StopError):
         extract(
-            store, ConceptPack.load(pack_file), tiny_model(), settings, layers=[1], on_progress=stop
+            store, ConceptPack.load(pack_file), tiny_model(), settings, levels=[1], on_progress=stop
         )
     return store

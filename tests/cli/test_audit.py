@@ -84,7 +84,7 @@ def test_json_is_the_whole_report(lenstrain: Run, leaky: Path) -> None:
 
 
 def test_layers_select_what_is_audited(lenstrain: Run, leaky: Path) -> None:
-    report = json.loads(lenstrain("audit", leaky, "--layer", 0, "--json").stdout)
+    report = json.loads(lenstrain("audit", leaky, "--level", 0, "--json").stdout)
     assert (sorted(report["names"]), report["findings"]) == (["craft", "nature", "society"], [])
 
 
@@ -142,7 +142,7 @@ def test_an_unfinished_store_says_how_far_it_is_and_how_to_go_on(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--layer", "5"], ["layer 5 is not in the store"]),
+        (["--level", "5"], ["level 5 is not in the store"]),
         (["--labels", "ghost"], ["no label set 'ghost'"]),
     ],
 )

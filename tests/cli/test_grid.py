@@ -16,7 +16,7 @@ from lenstrain.pack.pack import LensPack
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error, tree
 
-OPTIONS = ["--layer", "0", "--max-iterations", "2", "--model-layers", "1", "--f1", "0.5"]
+OPTIONS = ["--level", "0", "--max-iterations", "2", "--model-layers", "1", "--f1", "0.5"]
 
 
 def test_each_combination_has_a_folder_and_a_row_and_the_best_of_calibration_is_marked(

@@ -41,11 +41,11 @@ def test_extract_reports_rows_size_agreement_and_the_next_command(
 ) -> None:
     result = lenscache("extract", tmp_path / "s.zarr", *extract_options)
     assert result.exit_code == 0, result.stderr
-    assert "on layers 0, 1;" in result.stdout
+    assert "on levels 0, 1;" in result.stdout
     assert "of the" in result.stdout
     assert "one by one within" in result.stdout
     assert "next: lenstrain fit" in result.stdout
-    assert "layer 1: " in result.stderr
+    assert "level 1: " in result.stderr
 
 
 def test_extract_again_extracts_nothing(
@@ -65,7 +65,7 @@ def test_extract_selects_layers_model_layers_and_concepts(
         "extract",
         store,
         *extract_options,
-        "--layer",
+        "--level",
         1,
         "--model-layers",
         "0,2",
@@ -76,7 +76,7 @@ def test_extract_selects_layers_model_layers_and_concepts(
     )
     assert result.exit_code == 0, result.stderr
     opened = open_store(store)
-    assert opened.layers() == [1]
+    assert opened.levels() == [1]
     assert opened.header.model_layers == (0, 2)
     assert opened.header.phases == ("prompt",)
     assert opened.rounds()[0].targets == ("bird", "fish")
@@ -107,7 +107,7 @@ def test_info_counts_only_what_is_extracted(lenscache: Run, interrupted_store: P
     [
         (lambda d: "not json", ["is not JSON", "line 1"]),
         (lambda d: [d], ["expected a JSON object"]),
-        (lambda d: {**d, "concepts": [{"id": "x", "name": "x"}]}, ["'x' lacks the field 'layer'"]),
+        (lambda d: {**d, "concepts": [{"id": "x", "name": "x"}]}, ["'x' lacks the field 'level'"]),
         (
             lambda d: {**d, "concepts": [*d["concepts"], d["concepts"][0]]},
             ["'nature' occurs twice"],
@@ -135,7 +135,7 @@ def replace_parents(pack: dict[str, Any], concept: str, parents: list[str]) -> d
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--layer", "7"], ["layer 7 is not in pack", "[0, 1]", "--model-layers"]),
+        (["--level", "7"], ["level 7 is not in pack", "[0, 1]", "--model-layers"]),
         (["--model-layers", "0-3"], ["model layer 3 does not exist", "0 to 2"]),
         (["--model", "/no/such/model"], ["cannot load the model '/no/such/model'"]),
         (["--pack", "/no/such/pack.json"], ["no concept pack at /no/such/pack.json"]),
@@ -223,8 +223,8 @@ def test_plan_counts_what_extract_then_extracts(
     )
     assert planned["concepts"] == 7
     assert planned["seconds"] > 0
-    text = lenscache("plan", *options, "--layer", 1, "--limit", 2).stdout
-    assert "2 concepts on layer 1: " in text
+    text = lenscache("plan", *options, "--level", 1, "--limit", 2).stdout
+    assert "2 concepts on level 1: " in text
     assert "3 model layers: about " in text
     assert "prompts/s" in text
 
@@ -245,7 +245,7 @@ def test_export_writes_what_was_selected_and_says_how_much(
         to,
         "--out",
         tmp_path / "out",
-        "--layer",
+        "--level",
         1,
         "--model-layers",
         "0,2",

@@ -59,9 +59,9 @@ def dual(tmp_path_factory: pytest.TempPathFactory, lenstrain: Run, store: Path) 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory, lenstrain: Run, store: Path) -> Path:
-    """Of one layer, without a record beyond graduation."""
+    """Of one level, without a record beyond graduation."""
     folder = tmp_path_factory.mktemp("lenses") / "other"
-    options = ["--layer", 1, "--family", "mean-difference", "--no-beyond", "--out", folder]
+    options = ["--level", 1, "--family", "mean-difference", "--no-beyond", "--out", folder]
     assert lenstrain("fit", store, *options).exit_code == 0
     return folder
 
@@ -179,9 +179,9 @@ def test_check_prints_a_row_a_lens_and_a_summary(lenstrain: Run, dual: Path, sto
     assert result.exit_code == 0, result.stderr
     row = next(line for line in result.stdout.splitlines() if line.startswith("bird "))
     assert row.split()[1] == "1"
-    assert row.split()[3] == "10"  # lenses of the layer, its own among them
+    assert row.split()[3] == "10"  # lenses of the level, its own among them
     assert re.search(
-        r"13 lenses: first of their layer on \d+% of their samples; \d+ fire everywhere",
+        r"13 lenses: first of their level on \d+% of their samples; \d+ fire everywhere",
         result.stdout,
     )
 

@@ -33,7 +33,7 @@ def test_show_prints_a_row_a_lens_and_a_summary(lenstrain: Run, lens_folder: Pat
     text = lenstrain("show", lens_folder).stdout
     for lens in LensPack.load(lens_folder):
         row = next(line for line in text.splitlines() if line.startswith(f"{lens.name} "))
-        assert row.split()[1:3] == [str(lens.layer), str(lens.model_layer)]
+        assert row.split()[1:3] == [str(lens.level), str(lens.model_layer)]
         assert lens.grade.value in row.replace("?", " ").split()
     assert "target F1 0.9, advisory validation" in text
     assert "7 lenses: " in text
@@ -69,7 +69,7 @@ def test_options_reach_the_provenance(lenstrain: Run, finished_store: Path, tmp_
         finished_store,
         "--out",
         tmp_path / "l",
-        "--layer",
+        "--level",
         1,
         "--model-layers",
         2,
@@ -131,7 +131,7 @@ def test_overwrite_does_not_replace_a_folder_of_something_else(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--layer", "5"], ["layer 5 is not in the store", "[0, 1]", "--model-layers"]),
+        (["--level", "5"], ["level 5 is not in the store", "[0, 1]", "--model-layers"]),
         (["--model-layers", "9"], ["model layer 9 is not in the store", "0-2"]),
         (["--concept", "ghost"], ["'ghost'"]),
         (["--f1", "0"], ["target F1 is 0"]),
@@ -168,7 +168,7 @@ def test_json_has_null_where_nothing_could_be_measured(
         *extract_options,
         "--pack",
         tmp_path / "pack.json",
-        "--layer",
+        "--level",
         1,
     )
     lenstrain("fit", tmp_path / "s.zarr", "--out", tmp_path / "l")
@@ -199,7 +199,7 @@ def test_show_of_something_else_is_one_line(lenstrain: Run, tmp_path: Path) -> N
 def test_sweep_writes_a_pack_for_each_target_and_prints_a_table(
     lenstrain: Run, finished_store: Path, tmp_path: Path
 ) -> None:
-    options = ["--f1", "0.95", "--f1", "0.5", "--layer", "1", "--out", str(tmp_path / "lenses")]
+    options = ["--f1", "0.95", "--f1", "0.5", "--level", "1", "--out", str(tmp_path / "lenses")]
     result = lenstrain("sweep", finished_store, *options)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -234,7 +234,7 @@ def test_progress_that_starts_again_is_timed_from_there(
 def test_lenses_of_every_family_are_fitted_and_shown(
     lenstrain: Run, finished_store: Path, tmp_path: Path, family: str
 ) -> None:
-    options = ["--family", family, "--out", tmp_path / "l", "--layer", 0, "--max-iterations", 2]
+    options = ["--family", family, "--out", tmp_path / "l", "--level", 0, "--max-iterations", 2]
     result = lenstrain("fit", finished_store, *options)
     assert result.exit_code == 0, result.stderr
     pack = LensPack.load(tmp_path / "l")
@@ -254,7 +254,7 @@ def test_text_lenses_are_written_beside_with_a_target_and_schedule_of_their_own(
         finished_store,
         "--out",
         tmp_path / "l",
-        "--layer",
+        "--level",
         0,
         "--text",
         "--text-f1",
@@ -287,7 +287,7 @@ def test_text_lenses_are_written_beside_with_a_target_and_schedule_of_their_own(
 def test_text_lenses_of_a_store_without_completions_are_refused_before_the_work(
     lenscache: Run, lenstrain: Run, extract_options: list[str], tmp_path: Path
 ) -> None:
-    lenscache("extract", tmp_path / "s.zarr", *extract_options, "--mode", "prompt", "--layer", 0)
+    lenscache("extract", tmp_path / "s.zarr", *extract_options, "--mode", "prompt", "--level", 0)
     for option in (["--text"], ["--family", "text"]):
         result = lenstrain("fit", tmp_path / "s.zarr", "--out", tmp_path / "l", *option)
         assert_one_line_error(result, "completion was asked for", "--mode combined")
@@ -327,7 +327,7 @@ def test_thresholds_for_a_false_positive_rate_let_less_through(
 
 
 def test_refine_reaches_the_lenses(lenstrain: Run, finished_store: Path, tmp_path: Path) -> None:
-    options = ["--refine", "--initial-samples", 2, "--max-samples", 2, "--layer", 1, "--json"]
+    options = ["--refine", "--initial-samples", 2, "--max-samples", 2, "--level", 1, "--json"]
     result = lenstrain("fit", finished_store, *options, "--out", tmp_path / "l")
     assert result.exit_code == 0, result.stderr
     json.loads(result.stdout, parse_constant=pytest.fail)
@@ -371,7 +371,7 @@ def test_sweep_json_holds_a_summary_for_each_target(
         0.9,
         "--f1",
         0.5,
-        "--layer",
+        "--level",
         0,
         "--out",
         tmp_path / "s",
@@ -387,7 +387,7 @@ def test_sweep_json_holds_a_summary_for_each_target(
 def test_fit_json_is_the_summary_and_no_nan(
     lenstrain: Run, finished_store: Path, tmp_path: Path
 ) -> None:
-    result = lenstrain("fit", finished_store, "--out", tmp_path / "l", "--layer", 0, "--json")
+    result = lenstrain("fit", finished_store, "--out", tmp_path / "l", "--level", 0, "--json")
     found = json.loads(result.stdout, parse_constant=pytest.fail)
     assert found["out"] == str(tmp_path / "l")
     assert found["n_lenses"] == sum(found["grades"].values()) == 2

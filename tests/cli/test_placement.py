@@ -27,7 +27,7 @@ def test_plan_takes_a_device_map(lenscache: Run, pack_file: Path, model_folder: 
         model_folder,
         "--dtype",
         "float32",
-        "--layer",
+        "--level",
         1,
         "--limit",
         2,

@@ -37,7 +37,7 @@ def test_plan_for_other_devices_needs_no_weights(
     )
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("7 concepts on layers 0, 1: ")
+    assert lines[0].startswith("7 concepts on levels 0, 1: ")
     assert "guessed from their letters" in lines[0]
     assert lines[1].startswith("16 x h100: 16 copies of the model, batches of 4, ")
     assert "device hours" in lines[2]

@@ -171,7 +171,7 @@ def test_packs_of_every_family_are_read(
         0.8,
         "--family",
         family,
-        "--layer",
+        "--level",
         0,
         "--out",
         tmp_path / "p",

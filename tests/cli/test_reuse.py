@@ -86,7 +86,7 @@ def test_top_up_with_layers_of_its_own_is_one_line(
     lenscache: Run, extract_options: list[str], tmp_path: Path
 ) -> None:
     result = lenscache(
-        "extract", tmp_path / "s.zarr", *extract_options, "--top-up", "hungry.json", "--layer", "1"
+        "extract", tmp_path / "s.zarr", *extract_options, "--top-up", "hungry.json", "--level", "1"
     )
     assert result.exit_code == 1
     assert "error: --top-up takes its concepts from the file" in result.stderr
@@ -98,7 +98,7 @@ def test_templates_are_extracted_beside_the_other_prompts(
     templates = tmp_path / "t.txt"
     templates.write_text("Tell me all about {name}.\n")
     result = lenscache(
-        "extract", tmp_path / "s.zarr", *extract_options, "--layer", "0", "--templates", templates
+        "extract", tmp_path / "s.zarr", *extract_options, "--level", "0", "--templates", templates
     )
     assert result.exit_code == 0, result.stderr
     samples = open_store(tmp_path / "s.zarr").rounds(0)[0].samples()
@@ -117,7 +117,7 @@ def test_cut_prompts_are_reported(
         "extract",
         tmp_path / "s.zarr",
         *extract_options,
-        "--layer",
+        "--level",
         "0",
         "--max-prompt-tokens",
         "12",

@@ -21,8 +21,8 @@ def test_an_extraction_says_afterwards_what_happened(
     lenscache: Run, extract_options: list[str], tmp_path: Path
 ) -> None:
     store = tmp_path / "s.zarr"
-    assert lenscache("extract", store, *extract_options, "--layer", "0").exit_code == 0
-    assert lenscache("extract", store, *extract_options, "--layer", "1").exit_code == 0
+    assert lenscache("extract", store, *extract_options, "--level", "0").exit_code == 0
+    assert lenscache("extract", store, *extract_options, "--level", "1").exit_code == 0
     found = lines(tmp_path / "s.zarr.log.jsonl")
     assert [entry["event"] for entry in found if entry["event"] != "progress"] == [
         "start",

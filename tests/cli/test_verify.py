@@ -59,7 +59,7 @@ def test_verify_names_array_rows_and_file_of_damage_in_one_line_and_exits_1(
 
 
 def test_verify_prints_json(lenscache: Run, damaged_store: Path) -> None:
-    result = lenscache("verify", damaged_store, "--layer", 1, "--json")
+    result = lenscache("verify", damaged_store, "--level", 1, "--json")
     assert result.exit_code == 1
     report = json.loads(result.stdout)
     assert (report["damaged"], len(report["findings"])) == (True, 1)
@@ -97,7 +97,7 @@ def test_verify_and_repair_of_something_else_are_one_line(
 
 def test_layer_that_is_not_in_the_store_is_one_line(lenscache: Run, finished_store: Path) -> None:
     assert_one_line_error(
-        lenscache("verify", finished_store, "--layer", 7), "has no layer 7, it has [0, 1]"
+        lenscache("verify", finished_store, "--level", 7), "has no level 7, it has [0, 1]"
     )
 
 

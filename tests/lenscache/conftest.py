@@ -25,7 +25,7 @@ def run_small(
     settings: ExtractSettings = SETTINGS,
     *,
     pack: ConceptPack = PACK,
-    layers: Sequence[int] = (1,),
+    levels: Sequence[int] = (1,),
     limit: int | None = 2,
     on_progress: OnProgress | None = None,
 ) -> ExtractReport:
@@ -35,7 +35,7 @@ def run_small(
         pack,
         loaded or tiny_model(),
         settings,
-        layers=layers,
+        levels=levels,
         limit=limit,
         on_progress=on_progress,
     )

@@ -16,7 +16,7 @@ from tests.packs import small_pack
 
 
 def make_hierarchy(links: dict[str, list[str]]) -> Hierarchy:
-    """A hierarchy from the parents of each concept; layers do not matter to it."""
+    """A hierarchy from the parents of each concept; levels do not matter to it."""
     return Hierarchy(
         dict.fromkeys(links, 0), {concept: tuple(above) for concept, above in links.items()}
     )
@@ -205,8 +205,8 @@ def test_pack_survives_a_round_trip_through_its_file(tmp_path: Path) -> None:
 
 def test_pack_gives_concepts_by_id_and_by_layer() -> None:
     pack = small_pack()
-    assert pack.layers == (0, 1)
-    assert [concept.id for concept in pack.in_layer(0)] == ["nature", "craft"]
+    assert pack.levels == (0, 1)
+    assert [concept.id for concept in pack.in_level(0)] == ["nature", "craft"]
     assert pack["bird"].parents == ("nature",)
     assert len(pack) == 7
 
@@ -255,9 +255,9 @@ def test_error_inside_a_file_names_the_file_and_the_concept(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layer": -1}, "concept 'bird': layer is -1, expected 0 or more"),
-        ({"layer": "0"}, "concept 'bird': layer is str, expected int"),
-        ({"layer": True}, "concept 'bird': layer is True, expected 0 or more"),
+        ({"layer": -1}, "concept 'bird': level is -1, expected 0 or more"),
+        ({"layer": "0"}, "concept 'bird': level is str, expected int"),
+        ({"layer": True}, "concept 'bird': level is True, expected 0 or more"),
         ({"name": 3}, "concept 'bird': name is int, expected str"),
         ({"name": " "}, "concept 'bird': name is empty"),
         ({"id": ""}, "concept '': id is empty"),

@@ -52,7 +52,7 @@ PLACES = [(phase, model_layer) for phase in ("prompt", "completion") for model_l
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Two layers, bfloat16, rows without a completion. Do not change it."""
+    """Two levels, bfloat16, rows without a completion. Do not change it."""
     path = tmp_path_factory.mktemp("export") / "s.zarr"
     return make_planted_store(
         path, planting=Planting(without_completion=0.2), store_dtype="bfloat16"
@@ -61,7 +61,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def unfinished(tmp_path: Path) -> Store:
-    """Layer 1 without block 2 of four; layer 0 laid out and empty."""
+    """Level 1 without block 2 of four; level 0 laid out and empty."""
     pack = planted_pack()
     made = create_store(tmp_path / "unfinished.zarr", planted_header(pack), pack)
     plant_round(made, 0, 0, plan_samples(pack, [0]), n_blocks=0, verified=False)
@@ -220,7 +220,7 @@ def test_texts_of_any_kind_survive(
     folder = tmp_path_factory.mktemp("texts")
     made = make_planted_store(
         folder / "s",
-        layers=[0],
+        levels=[0],
         change_plan=lambda p: dataclasses.replace(p, texts=(*texts, *p.texts[3:])),
     )
     for to in FORMATS:
@@ -237,7 +237,7 @@ def test_concepts_come_along(store: Store, tmp_path: Path) -> None:
     assert list(concepts) == list(store.hierarchy)
     for name, entry in concepts.items():
         assert (entry["layer"], entry["name"]) == (
-            store.hierarchy.layers[name],
+            store.hierarchy.levels[name],
             store.concept_names[name],
         )
         assert tuple(entry["parents"]) == store.hierarchy.parents(name)
@@ -248,7 +248,7 @@ def test_selection_exports_no_more_than_asked_for(
     store: Store, to: ExportFormat, tmp_path: Path
 ) -> None:
     report = export_store(
-        store, tmp_path / "out", to, layers=[0], model_layers=[1], phases=["completion"]
+        store, tmp_path / "out", to, levels=[0], model_layers=[1], phases=["completion"]
     )
     assert list(read_arrays(tmp_path / "out", to, "layer_0/round_0")) == [("completion", 1)]
     assert not (tmp_path / "out/layer_1").exists()
@@ -265,7 +265,7 @@ def test_the_same_store_gives_the_same_bytes(
 
 
 def test_npz_is_what_numpy_writes(store: Store, tmp_path: Path) -> None:
-    export_store(store, tmp_path / "out", "npz", layers=[1])
+    export_store(store, tmp_path / "out", "npz", levels=[1])
     file = tmp_path / "out" / ROUND / "model_layer_1.npz"
     np.savez(tmp_path / "numpy.npz", allow_pickle=False, **np.load(file))
     with zipfile.ZipFile(file) as ours, zipfile.ZipFile(tmp_path / "numpy.npz") as theirs:
@@ -350,14 +350,14 @@ def test_store_without_a_complete_block_is_refused(unfinished: Store, tmp_path: 
     with pytest.raises(
         StoreIncompleteError, match=r"none of 90 rows of .* is in a complete block: run `lenscache"
     ):
-        export_store(unfinished, tmp_path / "out", "npz", layers=[0])
+        export_store(unfinished, tmp_path / "out", "npz", levels=[0])
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("choice", "error", "message"),
     [
-        ({"layers": [5]}, StoreIncompleteError, "layer 5 is not in the store, which holds 0,1"),
+        ({"layers": [5]}, StoreIncompleteError, "level 5 is not in the store, which holds 0,1"),
         (
             {"model_layers": [7]},
             ModelLayerError,
@@ -374,7 +374,7 @@ def test_what_the_store_does_not_hold_is_refused(
 
 
 def test_phase_that_is_not_stored_is_refused(tmp_path: Path) -> None:
-    made = make_planted_store(tmp_path / "s", layers=[0], mode="prompt")
+    made = make_planted_store(tmp_path / "s", levels=[0], mode="prompt")
     with pytest.raises(
         StoreMismatchError, match="written with mode prompt, this run asks for completion"
     ):
@@ -426,8 +426,8 @@ def test_existing_folder_is_refused(store: Store, tmp_path: Path) -> None:
 
 def test_earlier_export_is_replaced_whole(store: Store, tmp_path: Path) -> None:
     export_store(store, tmp_path / "out", "npz")
-    export_store(store, tmp_path / "out", "parquet", layers=[0], overwrite=True)
-    export_store(store, tmp_path / "fresh", "parquet", layers=[0])
+    export_store(store, tmp_path / "out", "parquet", levels=[0], overwrite=True)
+    export_store(store, tmp_path / "fresh", "parquet", levels=[0])
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
     assert {entry.name for entry in tmp_path.iterdir()} == {"out", "fresh"}
 

@@ -55,7 +55,7 @@ def the_round(path: Path) -> Round:
 
 
 def activations(path: Path) -> list[NDArray[np.float64]]:
-    return [the_round(path).read(phase, layer).astype(np.float64) for phase, layer in PLACES]  # type: ignore[arg-type]
+    return [the_round(path).read(phase, level).astype(np.float64) for phase, level in PLACES]  # type: ignore[arg-type]
 
 
 def setting(**changes: Any) -> ExtractSettings:
@@ -163,15 +163,15 @@ def test_progress_counts_rows_up_to_all_of_them(tmp_path: Path) -> None:
     seen: list[ExtractProgress] = []
     report = run_small(tmp_path / "s", on_progress=seen.append)
     assert [progress.rows_done for progress in seen] == [0, 4, 8, 12, 16, 20]
-    assert {(progress.layer, progress.rows_total, progress.message) for progress in seen} == {
+    assert {(progress.level, progress.rows_total, progress.message) for progress in seen} == {
         (1, 20, "")
     }
-    assert (report.rows, report.rows_run, report.layers, report.batch_size) == (20, 20, [1], 4)
+    assert (report.rows, report.rows_run, report.levels, report.batch_size) == (20, 20, [1], 4)
 
 
 def test_layers_are_rounds_of_one_store(store_copy: Path) -> None:
     before = tree(store_copy)
-    report = run_small(store_copy, layers=(0, 1))
+    report = run_small(store_copy, levels=(0, 1))
     rounds = open_store(store_copy).rounds()
     assert [target.name for target in rounds] == ["layer_0/round_0", "layer_1/round_0"]
     assert report.rows_run == rounds[0].n_samples
@@ -409,7 +409,7 @@ def test_disk_too_small_is_refused_before_anything_is_written(
         run_small(
             path,
             limit=None,
-            layers=(0, 1),
+            levels=(0, 1),
             settings=setting(model_layers=None, store_dtype="float32"),
         )
     assert states_of_files(tmp_path) == before
@@ -601,7 +601,7 @@ def test_writers_that_start_at_the_same_time_do_each_other_no_harm(
 def test_round_that_does_not_fit_shows_before_anything_is_extracted(tmp_path: Path) -> None:
     run_small(tmp_path / "s")
     with pytest.raises(StoreMismatchError, match="block rows 8, this run asks for 4"):
-        run_small(tmp_path / "s", settings=setting(block_rows=4), layers=[0, 1])
+        run_small(tmp_path / "s", settings=setting(block_rows=4), levels=[0, 1])
     assert not any(r.complete_blocks().any() for r in open_store(tmp_path / "s").rounds(0))
 
 
@@ -641,12 +641,12 @@ def test_rounds_in_bfloat16_pass_verification(mode: Any, tmp_path: Path) -> None
 def test_bytes_of_another_layer_do_not_count_as_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_small(tmp_path / "s", layers=[1], limit=None)
+    run_small(tmp_path / "s", levels=[1], limit=None)
     header = open_store(tmp_path / "s").header
     needed = estimate_bytes(header, len(plan_samples(PACK, [0])))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed // 2))
     with pytest.raises(DiskSpaceError, match="GB free"):
-        run_small(tmp_path / "s", layers=[0], limit=None)
+        run_small(tmp_path / "s", levels=[0], limit=None)
 
 
 def test_logits_that_are_nan_stop_the_run_even_if_no_stored_block_is(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_model_in_memory_and_on_disk_gives_the_same_activations_bit_for_bit(
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_model_in_parts_is_steered_as_the_whole_one_is(folders: Any, architecture: str) -> None:
     direction = np.random.default_rng(3).normal(size=32)
-    changes = [Intervention(direction, layer, 3.0, positions=slice(1, None)) for layer in LAYERS]
+    changes = [Intervention(direction, level, 3.0, positions=slice(1, None)) for level in LAYERS]
     whole, found = tiny_model(architecture), []
     for loaded in (whole, load_in_parts(folders(architecture), architecture)):
         with steer_all(loaded, changes):

@@ -310,7 +310,7 @@ def test_top_up_and_reuse_give_what_they_give_in_a_folder(
     assert reports[0].rows_run == reports[1].rows_run > 0
     assert objects(s3, BUCKET, prefix) == tree(tmp_path / "s.zarr")
     copied = extract(
-        tmp_path / "copy.zarr", PACK, tiny_model(), few, layers=[1], reuse=[open_store(url)]
+        tmp_path / "copy.zarr", PACK, tiny_model(), few, levels=[1], reuse=[open_store(url)]
     )
     assert (copied.rows_run, copied.rows_reused) == (0, copied.rows)
 
@@ -416,7 +416,7 @@ def test_open_reader_sees_marks_come_and_go_and_rounds_appear(
         if name.startswith("layer_1/")
     }
     upload(s3, BUCKET, prefix, another)
-    assert reader.layers() == [1, 4]
+    assert reader.levels() == [1, 4]
 
 
 def test_store_that_is_created_between_two_looks_is_opened(
@@ -753,7 +753,7 @@ def test_secrets_are_nowhere_in_what_is_written_and_printed(
         "prompt",
         "--model-layers",
         "2",
-        "--layer",
+        "--level",
         "1",
     ]
     printed = ""

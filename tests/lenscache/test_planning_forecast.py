@@ -46,10 +46,10 @@ LLAMA_70B = {
 
 
 def sizes(
-    settings: ExtractSettings, layers: tuple[int, ...], limit: int | None = None
+    settings: ExtractSettings, levels: tuple[int, ...], limit: int | None = None
 ) -> list[RoundSize]:
     assert settings.block_rows is not None
-    plans = [plan_samples(PACK, [layer], limit=limit) for layer in layers]
+    plans = [plan_samples(PACK, [level], limit=limit) for level in levels]
     return [RoundSize(len(plan), len(plan.label_role), settings.block_rows) for plan in plans]
 
 
@@ -65,13 +65,13 @@ def sizes(
     ],
 )
 def test_a_store_has_as_many_objects_as_forecast(
-    change: dict[str, Any], layers: tuple[int, ...], tmp_path: Path
+    change: dict[str, Any], levels: tuple[int, ...], tmp_path: Path
 ) -> None:
     settings = replace(SETTINGS, **change)
-    run_small(tmp_path / "s.zarr", settings=settings, layers=layers)
+    run_small(tmp_path / "s.zarr", settings=settings, levels=levels)
     header = make_header(tiny_model(), PACK, settings)
     seen = sum(file.is_file() for file in (tmp_path / "s.zarr").rglob("*"))
-    assert seen == expected_objects(header, sizes(settings, layers, 2), **COUNTED)
+    assert seen == expected_objects(header, sizes(settings, levels, 2), **COUNTED)
 
 
 @pytest.fixture(scope="module")
@@ -97,20 +97,20 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RequestLog]:
     ],
 )
 def test_an_object_store_is_asked_as_often_as_forecast(
-    change: dict[str, Any], layers: tuple[int, ...], workers: int, served: RequestLog
+    change: dict[str, Any], levels: tuple[int, ...], workers: int, served: RequestLog
 ) -> None:
     """PUT to the request; others within three a round, since which blocks are verified is drawn."""
     settings, before = replace(SETTINGS, **change), served.counts()
     for part in range(1, workers + 1):
         its = replace(settings, partition=Partition(part, workers) if workers > 1 else None)
-        run_small(f"s3://lenses/{len(before)}-{before.total()}/s.zarr", settings=its, layers=layers)
+        run_small(f"s3://lenses/{len(before)}-{before.total()}/s.zarr", settings=its, levels=levels)
     seen = served.counts() - before
-    header, rounds = make_header(tiny_model(), PACK, settings), sizes(settings, layers, 2)
+    header, rounds = make_header(tiny_model(), PACK, settings), sizes(settings, levels, 2)
     assert settings.block_rows is not None
     chunks = settings.block_rows // chunk_rows(header.hidden, settings.block_rows)
     expected = expected_requests(header, rounds, workers=workers, chunks_a_block=chunks, **COUNTED)
     assert Requests(seen["PUT"], 0, seen["HEAD"], seen["LIST"]) == expected._replace(get=0)
-    assert abs(seen["GET"] - expected.get) <= 3 * len(layers)
+    assert abs(seen["GET"] - expected.get) <= 3 * len(levels)
 
 
 # --- seconds
@@ -192,7 +192,7 @@ def test_experts_are_read_once_each_and_multiplied_with_by_few_positions() -> No
     )
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
-    blocks = list(model.model.layers)
+    blocks = list(model.model.levels)
     shape = Shape.of(ModelOutline(model, None, "experts", "float32", torch.device("meta"), blocks))
     experts = 8 * 3 * 64 * 256
     assert shape.block_weights - shape.active_weights == pytest.approx(experts * 6 / 8)
@@ -285,7 +285,7 @@ def test_an_outline_has_the_shapes_of_the_model_and_no_weights(
 
 def test_tokens_are_guessed_where_there_is_no_tokenizer(large: ModelOutline) -> None:
     work = outline_work(PACK, large, SETTINGS)
-    letters = sum(len(text) for layer in PACK.layers for text in plan_samples(PACK, [layer]).texts)
+    letters = sum(len(text) for level in PACK.levels for text in plan_samples(PACK, [level]).texts)
     assert work.are_tokens_guessed
     assert sum(int(lengths.sum()) for lengths in work.lengths) == pytest.approx(
         letters / 4, rel=0.15

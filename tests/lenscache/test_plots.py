@@ -31,7 +31,7 @@ mpl.use("Agg")
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Two layers, rows without a completion, a clear direction for every concept. Do not change
+    """Two levels, rows without a completion, a clear direction for every concept. Do not change
     it."""
     return make_planted_store(
         tmp_path_factory.mktemp("plots") / "s.zarr",
@@ -156,7 +156,7 @@ def test_the_plane_needs_something_to_compare_with(store: Store, tmp_path: Path)
     with pytest.raises(PlanError, match="0 samples of 'bird' and its siblings are of kind x"):
         inspection.principal_components(store, "bird", 1, kind="x")
     alone = planted_pack()
-    alone = replace(alone, concepts=(replace(alone["bird"], parents=(), layer=0),))
+    alone = replace(alone, concepts=(replace(alone["bird"], parents=(), level=0),))
     with pytest.raises(PlanError, match="has no siblings"):
         plots.plot_pca(make_planted_store(tmp_path / "s.zarr", pack=alone), "bird", 1)
     assert plt.get_fignums() == []

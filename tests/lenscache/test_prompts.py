@@ -333,13 +333,13 @@ def test_texts_without_a_letter_are_told_apart() -> None:
 
 def test_split_does_not_depend_on_the_layers_planned(starter: ConceptPack) -> None:
     whole = splits_of(plan_samples(starter))
-    for layer in starter.layers:
-        part = splits_of(plan_samples(starter, [layer]))
+    for level in starter.levels:
+        part = splits_of(plan_samples(starter, [level]))
         assert part == {text: whole[text] for text in part}
 
 
 def test_text_shared_by_two_layers_is_in_the_same_split_of_both(starter: ConceptPack) -> None:
-    parts = [splits_of(plan_samples(starter, [layer])) for layer in starter.layers]
+    parts = [splits_of(plan_samples(starter, [level])) for level in starter.levels]
     shared = [
         (a, b, text) for a, b in itertools.combinations(parts, 2) for text in a.keys() & b.keys()
     ]
@@ -378,7 +378,7 @@ def test_layer_named_twice_is_planned_once() -> None:
 
 def test_unknown_layer_names_the_layers_and_the_other_option() -> None:
     with pytest.raises(
-        PlanError, match=r"layer 5 is not in pack 'small', .* \[0, 1\]; --layer .* --model-layers"
+        PlanError, match=r"level 5 is not in pack 'small', .* \[0, 1\]; --level .* --model-layers"
     ):
         plan_samples(small_pack(), [5])
 

@@ -143,7 +143,7 @@ class Killer:
 
     def __call__(self, progress: ExtractProgress) -> None:
         self.died += "a worker died" in progress.message
-        done = progress.layer * 1000 + progress.rows_done
+        done = progress.level * 1000 + progress.rows_done
         if self.left and progress.rows_done and done > self._done and (here := worker_processes()):
             os.kill(self._random.choice(here), signal.SIGKILL)
             self.left -= 1

@@ -25,7 +25,7 @@ def run(
     path: Path, pack: ConceptPack, *reuse: Path, settings: ExtractSettings = FP32, **options: Any
 ) -> ExtractReport:
     stores = [open_store(old) for old in reuse]
-    return extract(path, pack, tiny_model(), settings, layers=[1], reuse=stores, **options)
+    return extract(path, pack, tiny_model(), settings, levels=[1], reuse=stores, **options)
 
 
 def the_round(path: Path) -> Round:

@@ -259,9 +259,9 @@ def test_store_digest_names_its_content(
     finished_store: Path, store_copy: Path, tmp_path: Path
 ) -> None:
     assert open_store(store_copy).digest() == open_store(finished_store).digest()
-    run_small(store_copy, layers=(0,), limit=1)
+    run_small(store_copy, levels=(0,), limit=1)
     assert open_store(store_copy).digest() != open_store(finished_store).digest()
-    assert open_store(store_copy).layers() == [0, 1]
+    assert open_store(store_copy).levels() == [0, 1]
 
 
 # --- what is written reads back -----------------------------------------------------------------

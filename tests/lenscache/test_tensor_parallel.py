@@ -65,7 +65,7 @@ def options(pack_file: Path, folder: Path, *more: str) -> list[str]:
         str(folder),
         "--dtype",
         "float32",
-        "--layer",
+        "--level",
         "1",
         "--limit",
         "2",
@@ -350,7 +350,7 @@ def test_full_memory_is_an_error_instead_of_a_smaller_batch(
         ModelError, match="process 1 of 1 has no memory left on cpu: lower --batch-size"
     ):
         extract(
-            tmp_path / "s.zarr", PACK, loaded, ExtractSettings(mode="prompt"), layers=[1], limit=2
+            tmp_path / "s.zarr", PACK, loaded, ExtractSettings(mode="prompt"), levels=[1], limit=2
         )
 
 

@@ -208,15 +208,15 @@ def open_rw(path: Path) -> Store:
 
 
 def test_fits_read_all_complete_rounds_and_leave_out_one_under_way(store: Path) -> None:
-    alone = LensDataset(open_store(store), layers=[1])
+    alone = LensDataset(open_store(store), levels=[1])
     top_up(store, TopUp(("bird",), samples=N_PROMPTS))
-    both = LensDataset(open_store(store), layers=[1])
+    both = LensDataset(open_store(store), levels=[1])
     assert alone.rounds == ("layer_1/round_0",)
     assert both.rounds == ("layer_1/round_0", "layer_1/round_1")
     assert both.n_samples == alone.n_samples + N_PROMPTS
     assert both.rounds_left_out == ()
     open_rw(store).rounds(1)[1].unmark_block(0)
-    unfinished = LensDataset(open_store(store), layers=[1])
+    unfinished = LensDataset(open_store(store), levels=[1])
     assert unfinished.rounds == ("layer_1/round_0",)
     assert unfinished.rounds_left_out == ("layer_1/round_1",)
 
@@ -225,7 +225,7 @@ def test_a_text_sampled_again_gives_a_completion_vector_and_no_second_prompt_vec
     store: Path,
 ) -> None:
     top_up(store, TopUp(("bird",), samples=2 * N_PROMPTS))
-    dataset = LensDataset(open_store(store), layers=[1])
+    dataset = LensDataset(open_store(store), levels=[1])
     prompts = dataset.vector_sample[dataset.vector_phase == dataset.phases.index("prompt")]
     texts = [dataset.texts[row] for row in prompts]
     assert len(texts) == len(set(texts)) == len(set(dataset.texts))
@@ -234,7 +234,7 @@ def test_a_text_sampled_again_gives_a_completion_vector_and_no_second_prompt_vec
 
 def test_first_samples_are_never_copies_of_each_other(store: Path) -> None:
     top_up(store, TopUp(("bird",), samples=2 * N_PROMPTS))
-    dataset = LensDataset(open_store(store), layers=[1])
+    dataset = LensDataset(open_store(store), levels=[1])
     task = draw_task(dataset, "bird", lambda n: n)
     for rows in task.positives:
         texts = [dataset.texts[row] for row in rows]

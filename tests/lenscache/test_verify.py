@@ -141,7 +141,7 @@ def test_stores_of_every_mode_and_dtype_are_clean(
     mode: Any, store_dtype: Any, tmp_path: Path
 ) -> None:
     settings = dataclasses.replace(SETTINGS, mode=mode, store_dtype=store_dtype)
-    run_small(tmp_path / "s", settings=settings, layers=(0, 1))
+    run_small(tmp_path / "s", settings=settings, levels=(0, 1))
     report = verify_store(tmp_path / "s", pack=PACK)
     assert (report.findings, [state.state for state in report.rounds]) == (
         [],
@@ -330,12 +330,12 @@ def test_pack_without_the_concepts_is_found(finished_store: Path) -> None:
 
 
 def test_layer_selects_what_is_checked(store_copy: Path) -> None:
-    run_small(store_copy, layers=(0,), limit=1)
+    run_small(store_copy, levels=(0,), limit=1)
     damage(object_file(store_copy, "activations/prompt/0", 1), "flipped", random.Random(0))
-    assert verify_store(store_copy, layer=0).findings == []
-    assert len(verify_store(store_copy, layer=1).findings) == 1
-    with pytest.raises(PlanError, match=r"has no layer 7, it has \[0, 1\]"):
-        verify_store(store_copy, layer=7)
+    assert verify_store(store_copy, level=0).findings == []
+    assert len(verify_store(store_copy, level=1).findings) == 1
+    with pytest.raises(PlanError, match=r"has no level 7, it has \[0, 1\]"):
+        verify_store(store_copy, level=7)
 
 
 def test_missing_store_is_an_error(tmp_path: Path) -> None:

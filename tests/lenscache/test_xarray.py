@@ -39,20 +39,20 @@ PLANTING = Planting(without_completion=0.2)
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Two layers, four blocks and two, bfloat16, rows without a completion. Do not change it."""
+    """Two levels, four blocks and two, bfloat16, rows without a completion. Do not change it."""
     path = tmp_path_factory.mktemp("xarray") / "s.zarr"
     return make_planted_store(path, planting=PLANTING, store_dtype="bfloat16")
 
 
 @pytest.fixture(scope="module")
 def whole(store: Store) -> NDArray[np.float32]:
-    """All of layer 1."""
+    """All of level 1."""
     return read_all(store, 1)
 
 
 @pytest.fixture
 def unfinished(tmp_path: Path) -> Store:
-    """Layer 1 with blocks 0, 1 and 3 of four; layer 0 laid out and empty."""
+    """Level 1 with blocks 0, 1 and 3 of four; level 0 laid out and empty."""
     pack = planted_pack()
     made = create_store(tmp_path / "unfinished.zarr", planted_header(pack), pack)
     plant_round(made, 0, 0, plan_samples(pack, [0]), n_blocks=0, verified=False)
@@ -61,15 +61,15 @@ def unfinished(tmp_path: Path) -> Store:
     return made
 
 
-def read_all(store: Store, layer: int) -> NDArray[np.float32]:
-    """(sample, phase, model layer, hidden) of the rounds of a layer, through `Round.read`."""
+def read_all(store: Store, level: int) -> NDArray[np.float32]:
+    """(sample, phase, model layer, hidden) of the rounds of a level, through `Round.read`."""
     header = store.header
     return np.concatenate(
         [
             np.stack(
                 [np.stack([r.read(p, m) for m in header.model_layers], 1) for p in header.phases], 1
             )
-            for r in store.rounds(layer)
+            for r in store.rounds(level)
         ]
     ).astype(np.float32)
 
@@ -214,7 +214,7 @@ def test_completion_of_a_row_that_is_extracted_while_the_dataset_opens_is_not_lo
 
     def slow(self: Round) -> Any:
         samples = original(self)
-        if self.layer == 1:
+        if self.level == 1:
             self._set_mark(2, 1)
         return samples
 
@@ -246,7 +246,7 @@ def test_object_that_is_gone_is_an_error_and_not_nan(store: Store, tmp_path: Pat
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_other_dtypes_are_exact_in_float32(dtype: Any, tmp_path: Path) -> None:
-    made = make_planted_store(tmp_path / "s.zarr", layers=[0], store_dtype=dtype)
+    made = make_planted_store(tmp_path / "s.zarr", levels=[0], store_dtype=dtype)
     stored = made.rounds(0)[0].read("prompt", 0)
     assert stored.dtype == NATIVE_DTYPES[dtype]
     values = made.to_xarray(0).activation.sel(phase="prompt", model_layer=0).values
@@ -302,7 +302,7 @@ def test_labels_of_rows_that_are_not_extracted_are_left_out(unfinished: Store) -
 def test_what_the_store_does_not_hold_is_an_error(store: Store) -> None:
     with pytest.raises(
         StoreIncompleteError,
-        match=r"layer 4 is not in the store, which holds 0,1: run `lenscache ex",
+        match=r"level 4 is not in the store, which holds 0,1: run `lenscache ex",
     ):
         store.to_xarray(4)
     with pytest.raises(ModelLayerError, match="model layer 9 is not in the store, which holds 0,1"):

@@ -56,7 +56,7 @@ class Planting:
 def planted_pack(
     *, n_examples: int = 20, n_contrasts: int = 4, changes: Sequence[Concept] = ()
 ) -> ConceptPack:
-    """Three branches on layer 0 with three concepts each on layer 1; `changes` replace or add
+    """Three branches on level 0 with three concepts each on level 1; `changes` replace or add
     concepts."""
     concepts = {branch: _concept(branch, 0, (), n_examples, n_contrasts) for branch in BRANCHES}
     for branch, leaves in zip(BRANCHES, LEAVES, strict=True):
@@ -66,12 +66,12 @@ def planted_pack(
 
 
 def _concept(
-    name: str, layer: int, parents: tuple[str, ...], n_examples: int, n_contrasts: int
+    name: str, level: int, parents: tuple[str, ...], n_examples: int, n_contrasts: int
 ) -> Concept:
     return Concept(
         id=name,
         name=name,
-        layer=layer,
+        level=level,
         definition=f"What the {name} is.",
         parents=parents,
         examples=tuple(
@@ -157,7 +157,7 @@ def has_completion(plan: SamplePlan, planting: Planting) -> NDArray[np.bool_]:
 
 def plant_round(
     store: Store,
-    layer: int,
+    level: int,
     index: int,
     plan: SamplePlan,
     planting: Planting | None = None,
@@ -176,7 +176,7 @@ def plant_round(
         hashlib.blake2b((sampling + text).encode(), digest_size=16).digest() for text in plan.texts
     ]
     target = store.create_round(
-        layer,
+        level,
         index,
         plan,
         keys=np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16),
@@ -212,24 +212,24 @@ def make_planted_store(
     *,
     pack: ConceptPack | None = None,
     planting: Planting | None = None,
-    layers: Sequence[int] | None = None,
+    levels: Sequence[int] | None = None,
     change_plan: Callable[[SamplePlan], SamplePlan] = lambda plan: plan,
     **header: Any,
 ) -> Store:
-    """Write a complete store of one round for each layer of the pack.
+    """Write a complete store of one round for each level of the pack.
 
     `change_plan` edits each plan before it is written; `header` changes the store's settings.
     """
     pack = pack or planted_pack()
     store = create_store(path, planted_header(pack, **header), pack)
-    for layer in pack.layers if layers is None else layers:
-        plant_round(store, layer, 0, change_plan(plan_samples(pack, [layer])), planting)
+    for level in pack.levels if levels is None else levels:
+        plant_round(store, level, 0, change_plan(plan_samples(pack, [level])), planting)
     return store
 
 
 @pytest.fixture(scope="session")
 def planted_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Two layers, twelve concepts, clear directions. Shared between tests: do not change it."""
+    """Two levels, twelve concepts, clear directions. Shared between tests: do not change it."""
     return make_planted_store(tmp_path_factory.mktemp("planted") / "store.zarr")
 
 

@@ -77,19 +77,19 @@ def made_up_pack(n: int, *, names: Sequence[str] = (), shift: float = 0.0) -> Le
 def made_up_report(
     n: int, *, names: Sequence[str] = (), texts: Sequence[str] = (), n_beside: int = 1
 ) -> Report:
-    """The report of such a pack as if there were a store: a tree of six layers and twelve samples a
+    """The report of such a pack as if there were a store: a tree of six levels and twelve samples a
     concept."""
     others = {
         f"other {k}": made_up_pack(n, names=names, shift=0.02 * k) for k in range(1, n_beside + 1)
     }
     report = make_report(made_up_pack(n, names=names), label="made up", beside=others)
     rng = np.random.default_rng(8)
-    # Every concept of a layer is below some concept of the layer above it.
-    by_layer = [
-        [i for i, line in enumerate(report.concepts) if line.layer == layer] for layer in range(6)
+    # Every concept of a level is below some concept of the level above it.
+    by_level = [
+        [i for i, line in enumerate(report.concepts) if line.level == level] for level in range(6)
     ]
     parents: list[list[int]] = [[] for _ in report.concepts]
-    for above, here in pairwise(by_layer):
+    for above, here in pairwise(by_level):
         for i in here if above else ():
             parents[i] = sorted({int(p) for p in rng.choice(above, 2 if rng.random() < 0.1 else 1)})
     samples = [[text, f"and so on: {text}"] for text in texts]
@@ -117,8 +117,8 @@ def made_up_report(
 
 
 def _layer(i: int) -> int:
-    """The layer of abstraction of a concept by number; there are more the more special they are."""
-    return next((layer for layer, end in enumerate((5, 40, 300, 1000, 2700)) if i < end), 5)
+    """The level of abstraction of a concept by number; there are more the more special they are."""
+    return next((level for level, end in enumerate((5, 40, 300, 1000, 2700)) if i < end), 5)
 
 
 def _lens(i: int, name: str | None, rng: np.random.Generator, shift: float) -> Lens:
@@ -203,7 +203,7 @@ def _lens(i: int, name: str | None, rng: np.random.Generator, shift: float) -> L
     return Lens(
         concept=concept,
         name=concept.replace("-", " ") if name is None else name,
-        layer=_layer(i),
+        level=_layer(i),
         model_layers=(int(curve.argmax()),),
         weights=LinearWeights(np.zeros(4, np.float32), 0.0),
         threshold=0.0,

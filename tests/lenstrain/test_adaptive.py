@@ -151,7 +151,7 @@ def test_lenses_of_noise_never_grade_well(tmp_path: Path) -> None:
         tmp_path / "s",
         pack=planted_pack(changes=changes),
         planting=Planting(flat=tuple(names)),
-        layers=[1],
+        levels=[1],
     )
     result = fit_lenses(
         LensDataset(store), dataclasses.replace(EAGER, initial_samples=10), concepts=names
@@ -230,7 +230,7 @@ def chosen_layers(dataset: LensDataset) -> list[int]:
         TaskRows(dataset, draw_task(dataset, c, FitSettings().n_negatives), FitSettings())
         for c in CONCEPTS
     ]
-    return [layer for ((layer,), _) in choose_model_layers(dataset, tasks, FitSettings())]
+    return [level for ((level,), _) in choose_model_layers(dataset, tasks, FitSettings())]
 
 
 @pytest.mark.parametrize("change", [shuffle, replace])
@@ -241,7 +241,7 @@ def test_model_layer_is_chosen_without_the_test_split(planted_store: Store, chan
 
 
 def test_model_layer_is_chosen_by_the_calibration_split(planted_store: Store) -> None:
-    """With calibration rows of no use there is nothing to choose by: equal layers go to the lower
+    """With calibration rows of no use there is nothing to choose by: equal levels go to the lower
     one."""
     flat = ChangedDataset(planted_store, lambda X, rows: np.zeros_like(X[rows]), CALIBRATION)
     assert chosen_layers(flat) == [0] * len(CONCEPTS)

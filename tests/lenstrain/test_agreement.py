@@ -38,7 +38,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> LensDataset:
     every row has a completion."""
     planting = Planting(flat=tuple(UNSEEN), without_completion=0.2)
     store = make_planted_store(
-        tmp_path_factory.mktemp("agreement") / "s", planting=planting, layers=[1]
+        tmp_path_factory.mktemp("agreement") / "s", planting=planting, levels=[1]
     )
     chatter = itertools.cycle(
         itertools.product(("moss", "rain", "dust"), ("hums", "rots"), ("again", "alone", "today"))

@@ -198,7 +198,7 @@ def test_a_text_sampled_again_in_its_split_is_no_twin_and_in_another_split_it_is
     tmp_path: Path,
 ) -> None:
     pack = planted_pack()
-    store = make_planted_store(tmp_path / "store.zarr", pack=pack, layers=[1])
+    store = make_planted_store(tmp_path / "store.zarr", pack=pack, levels=[1])
     plan = plan_samples(pack, [1])
     plant_round(store, 1, 1, plan, sampling="again")
     dataset = LensDataset(store)

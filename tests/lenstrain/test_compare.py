@@ -126,7 +126,7 @@ def test_pack_of_another_store_is_refused(
 def test_pack_of_a_store_with_another_seed_is_refused(
     dataset: LensDataset, pack: LensPack, tmp_path: Path
 ) -> None:
-    elsewhere = LensDataset(make_planted_store(tmp_path / "s", seed=1, layers=[1]))
+    elsewhere = LensDataset(make_planted_store(tmp_path / "s", seed=1, levels=[1]))
     with pytest.raises(SettingsError, match="another seed"):
         compare(pack, fit(elsewhere, concepts=["bird"]), dataset)
 
@@ -163,7 +163,7 @@ def test_packs_of_different_layers_of_abstraction_meet_on_the_same_samples(
 ) -> None:
     """A dataset numbers its own samples: those of another dataset have other numbers."""
     leaves = [leaf for each in LEAVES for leaf in each][:3]
-    few = LensDataset(store, layers=[1])
+    few = LensDataset(store, levels=[1])
     clear = fit(few, FitSettings(model_layers=(1,), C=0.1, initial_samples=200), leaves)
     for a, b in (((pack, dataset), (clear, few)), ((clear, few), (pack, dataset))):
         found = compare(a[0], b[0], a[1], b[1])
@@ -175,7 +175,7 @@ def test_packs_of_different_layers_of_abstraction_meet_on_the_same_samples(
 
 
 def test_store_is_opened_as_the_pack_was_fitted_on_it(store: Store) -> None:
-    few = LensDataset(store, layers=[1], phase="prompt", seed=3)
+    few = LensDataset(store, levels=[1], phase="prompt", seed=3)
     pack = fit(
         few, FitSettings(model_layers=(1,), max_iterations=1, phase="prompt", seed=3), ["bird"]
     )

@@ -271,8 +271,8 @@ def test_vectors_are_the_activations_of_their_own_text(
     text."""
     X = planted.vectors(model_layer)
     expected: dict[tuple[str, int], Any] = {}
-    for layer in (1, 0):
-        plan = plan_samples(planted_pack(), [layer])
+    for level in (1, 0):
+        plan = plan_samples(planted_pack(), [level])
         for number, phase in enumerate(planted.phases):
             values = planted_activations(plan, Planting(), phase, model_layer)
             expected |= {(text, number): row for text, row in zip(plan.texts, values, strict=True)}
@@ -285,7 +285,7 @@ def test_vectors_are_the_activations_of_their_own_text(
 
 def test_rows_without_completion_have_no_completion_vector(tmp_path: Path) -> None:
     planting = Planting(without_completion=0.4)
-    dataset = LensDataset(make_planted_store(tmp_path / "s", planting=planting, layers=[1]))
+    dataset = LensDataset(make_planted_store(tmp_path / "s", planting=planting, levels=[1]))
     generated = has_completion(plan_samples(planted_pack(), [1]), planting)
     with_completion = dataset.vector_sample[dataset.vector_phase == 1]
     assert 0 < generated.sum() < len(generated)
@@ -295,7 +295,7 @@ def test_rows_without_completion_have_no_completion_vector(tmp_path: Path) -> No
 
 def test_vectors_of_a_sample_without_completion_are_its_prompt_alone(tmp_path: Path) -> None:
     dataset = LensDataset(
-        make_planted_store(tmp_path / "s", planting=Planting(without_completion=0.4), layers=[1])
+        make_planted_store(tmp_path / "s", planting=Planting(without_completion=0.4), levels=[1])
     )
     row = int(
         np.setdiff1d(
@@ -312,7 +312,7 @@ def test_prompt_of_one_token_has_no_vector_if_the_first_position_is_left_out(
     pack = planted_pack()
     bird = dataclasses.replace(pack["bird"], examples=("Wings!", *pack["bird"].examples))
     store = make_planted_store(
-        tmp_path / "s", pack=planted_pack(changes=[bird]), layers=[1], pool_first_position=False
+        tmp_path / "s", pack=planted_pack(changes=[bird]), levels=[1], pool_first_position=False
     )
     dataset = LensDataset(store, phase="prompt")
     assert set(range(dataset.n_samples)) - set(dataset.vector_sample.tolist()) == {
@@ -321,7 +321,7 @@ def test_prompt_of_one_token_has_no_vector_if_the_first_position_is_left_out(
 
 
 def test_bfloat16_store_reads_as_float32(tmp_path: Path) -> None:
-    dataset = LensDataset(make_planted_store(tmp_path / "s", layers=[1], store_dtype="bfloat16"))
+    dataset = LensDataset(make_planted_store(tmp_path / "s", levels=[1], store_dtype="bfloat16"))
     exact = planted_activations(
         plan_samples(planted_pack(), [1]), Planting(), "prompt", SIGNAL_LAYER
     )
@@ -341,7 +341,7 @@ def test_one_phase_alone_is_one_vector_a_sample(planted_store: Store, phase: Any
 
 
 def test_both_phases_of_a_prompt_store_are_its_prompts(tmp_path: Path) -> None:
-    dataset = LensDataset(make_planted_store(tmp_path / "s", layers=[1], mode="prompt"))
+    dataset = LensDataset(make_planted_store(tmp_path / "s", levels=[1], mode="prompt"))
     assert dataset.phases == ("prompt",)
     assert dataset.vectors(0).shape == (dataset.n_samples, HIDDEN)
 
@@ -389,14 +389,14 @@ def test_label_of_another_round_keeps_a_text_out_of_the_negatives(tmp_path: Path
 
 
 def test_layers_select_the_concepts_that_are_read(planted_store: Store) -> None:
-    assert LensDataset(planted_store, layers=[0]).concepts == BRANCHES
-    assert set(LensDataset(planted_store, layers=[1]).concepts) == set(CONCEPTS) - set(BRANCHES)
+    assert LensDataset(planted_store, levels=[0]).concepts == BRANCHES
+    assert set(LensDataset(planted_store, levels=[1]).concepts) == set(CONCEPTS) - set(BRANCHES)
     assert set(LensDataset(planted_store).concepts) == set(CONCEPTS)
 
 
 def test_later_round_adds_samples(tmp_path: Path) -> None:
     pack = planted_pack()
-    store = make_planted_store(tmp_path / "s", layers=[1])
+    store = make_planted_store(tmp_path / "s", levels=[1])
     before = draw_task(LensDataset(store), "bird", ten_times)
     more = dataclasses.replace(pack["bird"], examples=tuple(f"More wings {i}." for i in range(10)))
     plant_round(store, 1, 1, plan_samples(planted_pack(changes=[more]), [1], limit=1))
@@ -425,7 +425,7 @@ def test_negatives_that_the_data_names_come_first(tmp_path: Path) -> None:
     ]
     rows = [int(row) for row in of_loom if plan.split[row] == TRAIN][:6]
     store = make_planted_store(
-        tmp_path / "s", layers=[1], change_plan=lambda p: with_negatives(p, "bird", rows)
+        tmp_path / "s", levels=[1], change_plan=lambda p: with_negatives(p, "bird", rows)
     )
     dataset = LensDataset(store)
     negatives = draw_task(dataset, "bird", lambda n: 10).negatives[TRAIN]
@@ -440,7 +440,7 @@ def test_given_negatives_alone_suffice_if_there_are_enough(tmp_path: Path) -> No
     ]
     rows = [int(row) for row in of_loom]
     store = make_planted_store(
-        tmp_path / "s", layers=[1], change_plan=lambda p: with_negatives(p, "bird", rows)
+        tmp_path / "s", levels=[1], change_plan=lambda p: with_negatives(p, "bird", rows)
     )
     dataset = LensDataset(store)
     negatives = draw_task(dataset, "bird", lambda n: 3).negatives
@@ -476,11 +476,11 @@ def test_round_that_was_not_verified_is_not_read(tmp_path: Path) -> None:
 
 
 def test_finished_layer_is_read_while_another_is_not(tmp_path: Path) -> None:
-    store = make_planted_store(tmp_path / "s", layers=[0])
+    store = make_planted_store(tmp_path / "s", levels=[0])
     plant_round(store, 1, 0, plan_samples(planted_pack(), [1]), n_blocks=1, verified=False)
-    assert LensDataset(store, layers=[0]).concepts == BRANCHES
-    with pytest.raises(StoreIncompleteError, match="or fit other layers with --layer"):
-        LensDataset(store, layers=[0, 1])
+    assert LensDataset(store, levels=[0]).concepts == BRANCHES
+    with pytest.raises(StoreIncompleteError, match="or fit other levels with --level"):
+        LensDataset(store, levels=[0, 1])
 
 
 def test_store_without_a_round_asks_for_extraction(tmp_path: Path) -> None:
@@ -493,9 +493,9 @@ def test_store_without_a_round_asks_for_extraction(tmp_path: Path) -> None:
 
 def test_unknown_layer_names_those_of_the_store_and_the_other_option(planted_store: Store) -> None:
     with pytest.raises(
-        SettingsError, match=r"layer 15 is not in the store, .* \[0, 1\]; .* with --model-layers"
+        SettingsError, match=r"level 15 is not in the store, .* \[0, 1\]; .* with --model-layers"
     ):
-        LensDataset(planted_store, layers=[15])
+        LensDataset(planted_store, levels=[15])
 
 
 def test_unknown_phase_names_the_choices(planted_store: Store) -> None:
@@ -506,7 +506,7 @@ def test_unknown_phase_names_the_choices(planted_store: Store) -> None:
 
 
 def test_phase_that_was_not_extracted_says_how_to_get_it(tmp_path: Path) -> None:
-    store = make_planted_store(tmp_path / "s", layers=[1], mode="prompt")
+    store = make_planted_store(tmp_path / "s", levels=[1], mode="prompt")
     with pytest.raises(
         SettingsError, match=r"holds the phase prompt only, completion .* --mode combined"
     ):
@@ -542,7 +542,7 @@ def test_concept_alone_in_the_store_has_no_negatives(tmp_path: Path) -> None:
 
 
 def test_dataset_opens_by_path(planted_store: Store) -> None:
-    assert open_dataset(planted_store.path, layers=[0]).concepts == BRANCHES
+    assert open_dataset(planted_store.path, levels=[0]).concepts == BRANCHES
 
 
 @pytest.mark.parametrize("split", [TRAIN, CALIBRATION, TEST])
@@ -575,8 +575,8 @@ def test_nested_order_does_not_depend_on_the_other_layers_of_the_store(tmp_path:
     front."""
     pack = ConceptPack.load(Path(__file__).parents[2] / "data" / "packs" / "starter.json")
     store = make_planted_store(tmp_path / "s", pack=pack)
-    for layer in (1, 2):
-        alone, together = LensDataset(store, layers=[layer]), LensDataset(store)
+    for level in (1, 2):
+        alone, together = LensDataset(store, levels=[level]), LensDataset(store)
         for concept in alone.concepts:
             orders = [
                 [d.texts[row] for row in d.rows_with_role(concept, POSITIVE)]

@@ -122,7 +122,7 @@ def test_no_family_finds_a_concept_that_is_not_there(family: str, tmp_path: Path
         tmp_path / "s",
         pack=planted_pack(changes=changes),
         planting=Planting(flat=tuple(names)),
-        layers=[1],
+        levels=[1],
         n_layers=3,
         model_layers=(0, 1, 2),
     )
@@ -147,7 +147,7 @@ def test_two_hundred_concepts_without_signal_get_not_one_grade_A(tmp_path: Path)
         tmp_path / "s",
         pack=planted_pack(changes=changes),
         planting=Planting(flat=tuple(names)),
-        layers=[1],
+        levels=[1],
     )
     result = fit_lenses(LensDataset(noisy), FitSettings(), concepts=names)
     grades = [lens.grade for lens in result.lenses]

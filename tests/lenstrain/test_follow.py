@@ -28,7 +28,7 @@ EAGER = FollowSettings(poll_s=0.01, patience_s=30)
 
 
 def begin(path: Path, n_blocks: int = 0) -> Store:
-    """A store whose layer 1 is laid out and has some blocks."""
+    """A store whose level 1 is laid out and has some blocks."""
     store = create_store(path, planted_header(PACK), PACK)
     plant_round(store, 1, 0, plan_samples(PACK, [1]), n_blocks=n_blocks, verified=False)
     return store
@@ -169,5 +169,5 @@ def test_a_folder_that_is_taken_is_refused_before_waiting(tmp_path: Path) -> Non
 
 def test_a_layer_that_is_not_there_is_refused_before_waiting(tmp_path: Path) -> None:
     begin(tmp_path / "s")
-    with pytest.raises(SettingsError, match="layer 7 is not in the store"):
-        fit_following(tmp_path / "s", tmp_path / "out", SETTINGS, layers=[7], waiting=EAGER)
+    with pytest.raises(SettingsError, match="level 7 is not in the store"):
+        fit_following(tmp_path / "s", tmp_path / "out", SETTINGS, levels=[7], waiting=EAGER)

@@ -39,9 +39,9 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
-    """Of a store of layer 0: three concepts, which keeps each fit short."""
+    """Of a store of level 0: three concepts, which keeps each fit short."""
     path = tmp_path_factory.mktemp("grid") / "store.zarr"
-    make_planted_store(path, pack=planted_pack(n_examples=12), layers=[0])
+    make_planted_store(path, pack=planted_pack(n_examples=12), levels=[0])
     return dataclasses.replace(GRID, store=str(path))
 
 
@@ -239,7 +239,7 @@ def test_refined_packs_and_text_lenses_are_known_again(grid: Grid, tmp_path: Pat
 
 def test_a_store_that_grew_is_another_store(tmp_path: Path) -> None:
     pack = planted_pack(n_examples=12)
-    store = make_planted_store(tmp_path / "s", pack=pack, layers=[0])
+    store = make_planted_store(tmp_path / "s", pack=pack, levels=[0])
     some = dataclasses.replace(GRID, store=str(tmp_path / "s"), families=("mean-difference",))
     run(some, tmp_path / "out")
     make_planted_store(tmp_path / "t", pack=pack)

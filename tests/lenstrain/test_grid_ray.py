@@ -32,7 +32,7 @@ BASE = FitSettings(max_iterations=2)
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
     path = tmp_path_factory.mktemp("grid") / "store.zarr"
-    make_planted_store(path, pack=planted_pack(n_examples=12), layers=[0])
+    make_planted_store(path, pack=planted_pack(n_examples=12), levels=[0])
     return Grid(
         str(path),
         BASE,
@@ -47,7 +47,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Grid:
     """One combination that takes more than a second: nine concepts, and ten small iterations of
     each."""
     path = tmp_path_factory.mktemp("slow") / "store.zarr"
-    make_planted_store(path, pack=planted_pack(n_examples=25), layers=[1])
+    make_planted_store(path, pack=planted_pack(n_examples=25), levels=[1])
     settings = FitSettings(initial_samples=2, first_increment=1, increment=1, min_iterations=10)
     return Grid(str(path), settings, families=("mlp",), targets=(0.95,), model_layers=((0, 1),))
 
@@ -133,7 +133,7 @@ def test_an_error_of_a_worker_is_that_very_error_and_the_others_are_written(
 
 def test_an_error_of_the_store_is_that_very_error(engine: RayEngine, tmp_path: Path) -> None:
     """The store is opened where it is fitted: what a worker finds there reaches the user, too."""
-    store = make_planted_store(tmp_path / "s", pack=planted_pack(n_examples=12), layers=[0])
+    store = make_planted_store(tmp_path / "s", pack=planted_pack(n_examples=12), levels=[0])
     grid = Grid(store.path, BASE, families=("linear",), targets=(0.5,))
     open_store(store.path, mode="r+").rounds(0)[0].unmark_block(0)
     with pytest.raises(StoreIncompleteError, match="layer_0/round_0 is not finished"):

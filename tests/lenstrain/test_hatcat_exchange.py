@@ -145,9 +145,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def named(pack: LensPack, concepts: list[str]) -> LensPack:
-    """Lenses of these concepts, all on one layer."""
+    """Lenses of these concepts, all on one level."""
     lenses = [
-        dataclasses.replace(pack.lenses[i % len(pack)], concept=concept, name=concept, layer=1)
+        dataclasses.replace(pack.lenses[i % len(pack)], concept=concept, name=concept, level=1)
         for i, concept in enumerate(concepts)
     ]
     return LensPack(lenses, pack.provenance, {})
@@ -175,7 +175,7 @@ def test_classifiers_lie_in_a_folder_a_layer_of_abstraction(
 ) -> None:
     write_hatcat(linear, tmp_path / "out")
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.pt")}
-    assert found == {f"layer{lens.layer}/{lens.concept}_classifier.pt" for lens in linear}
+    assert found == {f"level{lens.level}/{lens.concept}_classifier.pt" for lens in linear}
 
 
 def test_hatcats_descriptions_name_model_files_kinds_and_model_layers(
@@ -321,7 +321,7 @@ def test_a_classifier_with_nothing_beside_it_scores_as_hatcat_does(
     np.testing.assert_allclose(
         lens.predict_proba(X)[:, 1], torch.sigmoid(logits).numpy(), rtol=1e-4
     )
-    assert (lens.concept, lens.layer, lens.model_layers, lens.grade) == ("Bird", 2, (15,), Grade.C)
+    assert (lens.concept, lens.level, lens.model_layers, lens.grade) == ("Bird", 2, (15,), Grade.C)
     assert math.isnan(lens.metrics["score"])
     assert lens.metrics["unknown"] == [
         "threshold",
@@ -338,12 +338,12 @@ def test_a_classifier_outside_a_layers_folder_has_an_unknown_layer(
 ) -> None:
     save(tmp_path / "them" / place, theirs(mlp=False))
     (lens,) = read_hatcat(tmp_path / "them", model_layer=3)
-    assert lens.layer == 0
+    assert lens.level == 0
     assert "layer" in lens.metrics["unknown"]
 
 
 def test_one_layers_folder_can_be_given_alone(folder: Path) -> None:
-    assert [lens.layer for lens in read_hatcat(folder / "layer2", model_layer=3)] == [2, 2]
+    assert [lens.level for lens in read_hatcat(folder / "layer2", model_layer=3)] == [2, 2]
 
 
 def test_files_without_the_prefix_of_the_sequence_are_read(

@@ -43,7 +43,7 @@ def lens(concept: str, f1: Sequence[float], scores: Sequence[float]) -> Lens:
     return Lens(
         concept=concept,
         name=concept,
-        layer=0,
+        level=0,
         model_layers=(0,),
         weights=LinearWeights(np.zeros(2, np.float32), 0.0),
         threshold=0.0,

@@ -186,18 +186,18 @@ def test_lenses_of_several_model_layers_keep_apart(
     planted: LensDataset, activations: NDArray[np.float32]
 ) -> None:
     results = [
-        fit_lenses(planted, FitSettings(max_iterations=1, model_layers=(layer,)))
-        for layer in (0, 1)
+        fit_lenses(planted, FitSettings(max_iterations=1, model_layers=(level,)))
+        for level in (0, 1)
     ]
     mixed = FitResult([results[i % 2].lenses[i] for i in range(12)])
     pack = make_lens_pack(mixed, planted, FitSettings())
     assert pack.model_layers == (0, 1)
-    for layer in (0, 1):
-        columns = np.stack([lens.decision_function(activations) for lens in pack.at(layer)], axis=1)
-        assert {lens.concept for lens in pack.at(layer)} == {
-            lens.concept for lens in mixed.lenses[layer::2]
+    for level in (0, 1):
+        columns = np.stack([lens.decision_function(activations) for lens in pack.at(level)], axis=1)
+        assert {lens.concept for lens in pack.at(level)} == {
+            lens.concept for lens in mixed.lenses[level::2]
         }
-        np.testing.assert_allclose(pack.score(activations, layer), columns, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(pack.score(activations, level), columns, rtol=1e-5, atol=1e-5)
 
 
 def test_probabilities_are_a_distribution_and_follow_the_calibration(
@@ -382,7 +382,7 @@ def test_concept_ids_never_become_paths(tmp_path: Path) -> None:
         )
         for i, name in enumerate(names)
     ]
-    store = make_planted_store(tmp_path / "s", pack=planted_pack(changes=changes), layers=[1])
+    store = make_planted_store(tmp_path / "s", pack=planted_pack(changes=changes), levels=[1])
     dataset = LensDataset(store)
     settings = FitSettings(model_layers=(1,), max_iterations=1)
     make_lens_pack(fit_lenses(dataset, settings, concepts=names), dataset, settings).save(

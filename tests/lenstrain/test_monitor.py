@@ -59,15 +59,15 @@ def random_weights(family: str, rng: np.random.Generator) -> Any:
 def random_pack(family: str = "linear", n: int = 7, **settings: Any) -> LensPack:
     """Lenses on three model layers; `settings` are those of the store."""
     rng = np.random.default_rng(3)
-    layers: list[tuple[int, ...]] = (
+    levels: list[tuple[int, ...]] = (
         [(0, 2), (1, 2), (0, 1)] if family == "ensemble" else [(2,), (0,), (1,)]
     )
     lenses = [
         Lens(
             concept=f"c{i}",
             name=f"Concept {i}",
-            layer=0,
-            model_layers=layers[i % 3],
+            level=0,
+            model_layers=levels[i % 3],
             weights=random_weights(family, rng),
             threshold=0.0,
             calibrator=Calibrator("sigmoid", (1.0, 0.0)),
@@ -135,7 +135,7 @@ def test_a_window_scores_the_mean_of_the_positions_it_covers(family: str) -> Non
     for position in range(1, len(scores)):
         covered = slice(max(position - 2, 1), position + 1)  # without the first of the text
         expected = pack.score_all(
-            {layer: values[covered].mean(0, keepdims=True) for layer, values in hidden.items()}
+            {level: values[covered].mean(0, keepdims=True) for level, values in hidden.items()}
         )
         assert_same(scores[position], expected[0])
     assert np.isnan(scores[0]).all()
@@ -215,7 +215,7 @@ def test_pooled_scores_are_those_of_the_pooled_activation(pooling: str) -> None:
     }
     hidden = captured(loaded, token_ids(loaded))
     expected = pack.score_all(
-        {layer: pools[pooling](values[1:])[None] for layer, values in hidden.items()}
+        {level: pools[pooling](values[1:])[None] for level, values in hidden.items()}
     )
     assert_same(numbers(monitor.pooled("prompt")), expected)
     assert monitor.pooled("completion").isnan().all()
@@ -250,8 +250,8 @@ def test_a_stored_sample_run_live_scores_as_from_the_store_in_both_phases(
             runner.run([row])
         for phase in PHASES:
             X = {
-                layer: np.asarray(stored.read(phase, layer)[[number]], np.float32)
-                for layer in pack.model_layers
+                level: np.asarray(stored.read(phase, level)[[number]], np.float32)
+                for level in pack.model_layers
             }
             bound = [
                 np.abs(lens.weight) @ np.abs(X[lens.model_layer][0]) * rounding for lens in pack

@@ -123,15 +123,15 @@ def test_lens_that_fires_on_everything_is_named_and_outranks_the_others(
 
 
 def test_ancestors_and_descendants_are_no_rivals(planted_store: Store, pack: LensPack) -> None:
-    """In a hierarchy in which a concept stands on the layer of its parent."""
+    """In a hierarchy in which a concept stands on the level of its parent."""
     dataset, below = LensDataset(planted_store), {"bird": ("fish",)}
-    layers = {**dict.fromkeys(BRANCHES, 0), **dict.fromkeys(LEAF_NAMES, 1)}
+    levels = {**dict.fromkeys(BRANCHES, 0), **dict.fromkeys(LEAF_NAMES, 1)}
     parents = {
         leaf: (branch,) for branch, leaves in zip(BRANCHES, LEAVES, strict=True) for leaf in leaves
     } | below
     loud = changed(pack, shouting(pack["fish"]))
     beside = check_pack(loud, dataset)["bird"]
-    dataset.__dict__["hierarchy"] = Hierarchy(layers, parents)
+    dataset.__dict__["hierarchy"] = Hierarchy(levels, parents)
     under = check_pack(loud, dataset)
     assert (beside.n_rivals, beside.first, beside.confusers) == (8, 0, ["fish"])
     assert (under["bird"].n_rivals, under["bird"].first, under["bird"].confusers) == (7, 1, [])

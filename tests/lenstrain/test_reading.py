@@ -28,7 +28,7 @@ def lens(
     return Lens(
         concept=concept,
         name=name or concept,
-        layer=0,
+        level=0,
         model_layers=(1,),
         weights=LinearWeights(np.ones(4, np.float32), 0.0),
         threshold=threshold,

@@ -108,7 +108,7 @@ def test_intervals_are_drawn_over_concepts_and_always_the_same(found: Transfer) 
 def test_stores_of_other_samples_are_refused(
     stores: tuple[LensDataset, LensDataset], tmp_path: Path
 ) -> None:
-    other = LensDataset(make_planted_store(tmp_path / "other", layers=[1]))
+    other = LensDataset(make_planted_store(tmp_path / "other", levels=[1]))
     with pytest.raises(SettingsError, match="hold other samples"):
         transfer(stores[0], other)
 

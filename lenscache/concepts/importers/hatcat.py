@@ -42,8 +42,8 @@ def import_hatcat(folder: str | Path) -> Imported:
     parents = _parents(entries, report)
     cut_cycles(parents, report)
     concepts = tuple(
-        _concept(name, entry, layer, parents[name], entries, report)
-        for name, (layer, entry) in entries.items()
+        _concept(name, entry, level, parents[name], entries, report)
+        for name, (level, entry) in entries.items()
     )
     if not concepts:
         raise PackError(f"{folder} holds no usable concept")
@@ -54,7 +54,7 @@ def import_hatcat(folder: str | Path) -> Imported:
     )
 
 
-_Entries = dict[str, tuple[int, dict[str, Any]]]  # layer and entry by name
+_Entries = dict[str, tuple[int, dict[str, Any]]]  # level and entry by name
 
 
 def _read_entries(folder: Path, report: ImportReport) -> _Entries:
@@ -68,7 +68,7 @@ def _read_entries(folder: Path, report: ImportReport) -> _Entries:
             f"{folder} has no layer0.json, layer1.json ...: give the folder of the layer files"
         )
     entries: _Entries = {}
-    for layer, file in sorted(files):
+    for level, file in sorted(files):
         try:
             data = json.loads(file.read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError) as error:
@@ -84,7 +84,7 @@ def _read_entries(folder: Path, report: ImportReport) -> _Entries:
             elif name in entries:
                 report.leave_out("second entry of a name", f"{name} in {file.name}")
             else:
-                entries[name] = layer, entry
+                entries[name] = level, entry
     report.read["layer files"] = len(files)
     return entries
 
@@ -109,14 +109,14 @@ def _parents(entries: _Entries, report: ImportReport) -> dict[str, list[str]]:
                 parents[child][name] = None
     for name, above in parents.items():
         if not above and entries[name][0] > 0:
-            report.repair("concept below layer 0 without a parent, kept as a root", name)
+            report.repair("concept below level 0 without a parent, kept as a root", name)
     return {name: list(above) for name, above in parents.items()}
 
 
 def _concept(
     name: str,
     entry: dict[str, Any],
-    layer: int,
+    level: int,
     parents: list[str],
     entries: _Entries,
     report: ImportReport,
@@ -137,7 +137,7 @@ def _concept(
     concept = Concept(
         id=name,
         name=words,
-        layer=layer,
+        level=level,
         definition=_definition(name, entry, report),
         parents=tuple(parents),
         aliases=tuple(alias for alias in aliases if alias.casefold() != words.casefold()),

@@ -69,10 +69,10 @@ def import_kif(path: str | Path, *, roots: Sequence[str] | None = None) -> Impor
         raise PackError(f"{path} holds no concept: no subclass or documentation is stated in it")
     if roots is not None:
         parents = _below(roots, parents, path)
-    layers = depths_below(
+    levels = depths_below(
         (term for term, above in parents.items() if not above), children_of(parents)
     )
-    concepts = tuple(_concept(term, layers[term], parents[term], facts, report) for term in parents)
+    concepts = tuple(_concept(term, levels[term], parents[term], facts, report) for term in parents)
     report.read.update({"files": len(files), "concepts": len(concepts)})
     return Imported(
         ConceptPack(name=path.stem, version="1", concepts=concepts, origin=f"KIF, {path.name}"),
@@ -244,7 +244,7 @@ def _below(roots: Iterable[str], parents: dict[str, list[str]], path: Path) -> d
 
 
 def _concept(
-    term: str, layer: int, parents: list[str], facts: _Facts, report: ImportReport
+    term: str, level: int, parents: list[str], facts: _Facts, report: ImportReport
 ) -> Concept:
     name, *others = facts.names.get(term) or [spoken(term) or term]
     aliases = {
@@ -255,7 +255,7 @@ def _concept(
     return Concept(
         id=term,
         name=name,
-        layer=layer,
+        level=level,
         definition=facts.definitions.get(term, ""),
         parents=tuple(parents),
         aliases=tuple(reversed(aliases.values())),

@@ -112,7 +112,7 @@ def _concepts(
             Concept(
                 id=label,
                 name=label,
-                layer=0,
+                level=0,
                 examples=tuple(text for text, found in labels.items() if label in found),
             )
             for label in classes
@@ -131,7 +131,7 @@ def _concepts(
             f"no row is labelled true in {columns.label!r}: a concept needs texts that express it"
         )
     name = columns.concept or columns.label
-    return (Concept(id=name, name=name, layer=0, examples=texts[True], negatives=texts[False]),)
+    return (Concept(id=name, name=name, level=0, examples=texts[True], negatives=texts[False]),)
 
 
 def _classes(label: Any, separator: str | None) -> list[str]:

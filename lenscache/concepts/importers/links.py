@@ -1,4 +1,4 @@
-"""What importers of ontologies share: the links between concepts, their layers, and their terms as
+"""What importers of ontologies share: the links between concepts, their levels, and their terms as
 words."""
 
 from __future__ import annotations

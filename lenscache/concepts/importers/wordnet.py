@@ -41,12 +41,12 @@ def import_wordnet(
 ) -> Imported:
     """Make a pack of the nouns below some synsets.
 
-    Concepts are in order of layer, and of their place in the file within a layer.
+    Concepts are in order of level, and of their place in the file within a level.
 
     Parameters
     ----------
     folder : where data.noun and index.noun are, or a folder `dict` with them.
-    roots : ids of the synsets on layer 0.
+    roots : ids of the synsets on level 0.
     max_depth : the last layer, counted in links from the nearest root.
     max_concepts : take the first so many; None for all.
 
@@ -75,9 +75,9 @@ def import_wordnet(
     taken = sorted((depth, offset) for offset, depth in depths.items() if depth <= max_depth)
     for _, offset in taken[max_concepts:] if max_concepts is not None else ():
         report.leave_out("concept over the limit", ids[offset])
-    layers = {offset: depth for depth, offset in taken[:max_concepts]}
+    levels = {offset: depth for depth, offset in taken[:max_concepts]}
     concepts = tuple(
-        _concept(synsets[offset], layers, parents[offset], ids, report) for offset in layers
+        _concept(synsets[offset], levels, parents[offset], ids, report) for offset in levels
     )
     report.read.update({"synsets": len(synsets), "concepts": len(concepts)})
     return Imported(
@@ -202,16 +202,16 @@ def _parents(
 
 def _concept(
     synset: _Synset,
-    layers: dict[str, int],
+    levels: dict[str, int],
     parents: list[str],
     ids: dict[str, str],
     report: ImportReport,
 ) -> Concept:
-    name, layer = ids[synset.offset], layers[synset.offset]
-    inside = [parent for parent in parents if parent in layers]
+    name, level = ids[synset.offset], levels[synset.offset]
+    inside = [parent for parent in parents if parent in levels]
     for parent in inside:
-        if layers[parent] >= layer:
-            report.leave_out("hypernym that is not on a layer above", f"{ids[parent]} of {name}")
+        if levels[parent] >= level:
+            report.leave_out("hypernym that is not on a level above", f"{ids[parent]} of {name}")
     first, *others = (word.replace("_", " ") for word in synset.words)
     aliases = {
         word.casefold(): word for word in reversed(others) if word.casefold() != first.casefold()
@@ -222,9 +222,9 @@ def _concept(
     concept = Concept(
         id=name,
         name=first,
-        layer=layer,
+        level=level,
         definition=definition,
-        parents=tuple(ids[parent] for parent in inside if layers[parent] < layer),
+        parents=tuple(ids[parent] for parent in inside if levels[parent] < level),
         aliases=tuple(reversed(aliases.values())),
     )
     examples = []

@@ -150,20 +150,20 @@ def _rows_finding(
 
 def check_hierarchy(columns: Columns) -> Iterator[Finding]:
     """Whether the hierarchy's columns fit together."""
-    ids, layers, links = columns["id"], columns["layer"], columns["parent_links"]
+    ids, levels, links = columns["id"], columns["layer"], columns["parent_links"]
     fault = None
-    if not len(ids) == len(columns["name"]) == len(columns["definition"]) == len(layers):
+    if not len(ids) == len(columns["name"]) == len(columns["definition"]) == len(levels):
         fault = "columns of unequal length"
     elif links.ndim != 2 or ((links < 0) | (links >= len(ids))).any():
         fault = "parent_links points outside the concepts"
-    elif len(set(ids)) < len(ids) or (layers < 0).any():
-        fault = "ids that occur twice, or layers below 0"
+    elif len(set(ids)) < len(ids) or (levels < 0).any():
+        fault = "ids that occur twice, or levels below 0"
     else:
         try:
             parents: dict[str, tuple[str, ...]] = {}
             for child, parent in links:
                 parents[str(ids[child])] = (*parents.get(str(ids[child]), ()), str(ids[parent]))
-            Hierarchy({str(i): int(n) for i, n in zip(ids, layers, strict=True)}, parents)
+            Hierarchy({str(i): int(n) for i, n in zip(ids, levels, strict=True)}, parents)
         except LenscacheError as error:
             fault = str(error)
     if fault:

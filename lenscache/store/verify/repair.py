@@ -33,7 +33,7 @@ class RepairReport:
 def repair_store(
     path: str | Path,
     *,
-    layer: int | None = None,
+    level: int | None = None,
     jobs: int | None = None,
     on_checked: OnChecked | None = None,
 ) -> RepairReport:
@@ -46,7 +46,7 @@ def repair_store(
     StoreWriteError
         If a mark cannot be taken off, because the store is read-only or the disk is full.
     """
-    found = verify_store(path, layer=layer, jobs=jobs, on_checked=on_checked).findings
+    found = verify_store(path, level=level, jobs=jobs, on_checked=on_checked).findings
     report = RepairReport(str(path))
     damaged = sorted(
         {
@@ -63,8 +63,8 @@ def repair_store(
         return report
     store = open_store(path, mode="r+")
     for name, block in damaged:
-        layer_number, index = (int(part.rpartition("_")[2]) for part in name.split("/"))
-        target = store.round(layer_number, index)
+        level_number, index = (int(part.rpartition("_")[2]) for part in name.split("/"))
+        target = store.round(level_number, index)
         target.unmark_block(block)
         rows = target.rows(block)
         report.unmarked.append(f"{name} block {block}, rows {rows.start}-{rows.stop - 1}")

@@ -77,11 +77,11 @@ class RoundCheck:
     """
 
     def __init__(
-        self, root: zarr.Group, header: StoreHeader, layer: int, index: int, *, quick: bool
+        self, root: zarr.Group, header: StoreHeader, level: int, index: int, *, quick: bool
     ) -> None:
         self.root, self.header, self.quick = root, header, quick
-        self.layer, self.index = layer, index
-        self.name = f"layer_{layer}/round_{index}"
+        self.level, self.index = level, index
+        self.name = f"layer_{level}/round_{index}"
         self.findings: list[Finding] = []
         self.notes: list[str] = []
         self.attributes: dict[str, Any] = {}
@@ -140,7 +140,7 @@ class RoundCheck:
             f"/{name}{place}" for name in vector_arrays(self.header) for place in ("", *phases)
         ]
         for place in ("", "/samples", "/labels", *vectors):
-            self._check_group(f"layer_{self.layer}" if place == "" else f"{self.name}{place}")
+            self._check_group(f"layer_{self.level}" if place == "" else f"{self.name}{place}")
         if not self._is_laid_out:
             return  # nothing can be missing or damaged that the next run would not write anyway
         for name, (shape, data_type) in self._expected().items():

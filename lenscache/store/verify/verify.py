@@ -45,7 +45,7 @@ def verify_store(
     *,
     quick: bool = False,
     pack: ConceptPack | None = None,
-    layer: int | None = None,
+    level: int | None = None,
     jobs: int | None = None,
     on_checked: OnChecked | None = None,
 ) -> VerifyReport:
@@ -56,7 +56,7 @@ def verify_store(
     quick : only look at marks, metadata, and presence and size of objects; decode nothing but the
         marks.
     pack : compare the store with this pack, too.
-    layer : only the rounds of one layer of abstraction.
+    level : only the rounds of one level of abstraction.
     jobs : threads; None for one a core, eight at most.
     on_checked : called after every object.
 
@@ -65,15 +65,15 @@ def verify_store(
     StoreNotFoundError, StoreFormatError
         If there is no store, or its own metadata is damaged.
     PlanError
-        If the store has no round of this layer.
+        If the store has no round of this level.
     """
     start = time.perf_counter()
     store = open_store(path)
     report = VerifyReport(str(path), quick)
-    places = [place for place in store.places() if layer in (None, place[0])]
-    if layer is not None and not places:
+    places = [place for place in store.places() if level in (None, place[0])]
+    if level is not None and not places:
         raise PlanError(
-            f"{path} has no layer {layer}, it has {sorted({n for n, _ in store.places()})}"
+            f"{path} has no level {level}, it has {sorted({n for n, _ in store.places()})}"
         )
     checks = [RoundCheck(store.group, store.header, *place, quick=quick) for place in places]
     for check in checks:

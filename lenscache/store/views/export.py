@@ -1,7 +1,7 @@
 """A store for those who do not read Zarr: safetensors, npz or Parquet, in a folder.
 
     manifest.json                     what was exported from which store; every file with size, SHA-256 and shapes
-    concepts.jsonl                    id, name, layer and parents of each concept
+    concepts.jsonl                    id, name, level and parents of each concept
     layer_0/round_0/
       samples.jsonl                   one line a row: texts, split, kind, labels     (with safetensors and npz)
       model_layer_15.safetensors      one array a phase, (n, hidden), rows as in samples.jsonl
@@ -69,7 +69,7 @@ def export_store(
     out: str | Path,
     to: ExportFormat,
     *,
-    layers: Sequence[int] | None = None,
+    levels: Sequence[int] | None = None,
     model_layers: Sequence[int] | None = None,
     phases: Sequence[Phase] | None = None,
     overwrite: bool = False,
@@ -83,7 +83,7 @@ def export_store(
     Parameters
     ----------
     out : the folder, which must not exist.
-    layers, model_layers, phases : what to export; None for all that the store holds.
+    levels, model_layers, phases : what to export; None for all that the store holds.
     overwrite : replace an export that is there; it stays until the new one is complete.
     on_progress : called with vectors written and vectors in all.
 
@@ -94,7 +94,7 @@ def export_store(
     MissingPackageError
         If Parquet is asked for and pyarrow is not installed.
     StoreIncompleteError
-        If there is no complete block, or no such layer.
+        If there is no complete block, or no such level.
     ModelLayerError, StoreMismatchError
         If the store holds no such model layer or phase.
     DiskSpaceError
@@ -106,7 +106,7 @@ def export_store(
         _import_pyarrow()
     out = Path(out)
     check_target(out, store.path, overwrite=overwrite)
-    selection = select(store, layers, model_layers=model_layers, phases=phases)
+    selection = select(store, levels, model_layers=model_layers, phases=phases)
     if not len(selection):
         raise StoreIncompleteError(
             f"none of {selection.n_left_out} rows of {store.path} is in a complete block: "
@@ -258,11 +258,11 @@ class _Writer:
 
     def _concepts(self) -> Iterator[dict[str, Any]]:
         hierarchy, names = self.store.hierarchy, self.store.concept_names
-        for concept, layer in hierarchy.layers.items():
+        for concept, level in hierarchy.levels.items():
             yield {
                 "id": concept,
                 "name": names[concept],
-                "layer": layer,
+                "level": level,
                 "parents": list(hierarchy.parents(concept)),
             }
 

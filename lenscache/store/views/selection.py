@@ -83,7 +83,7 @@ class RoundSelection:
         }
         return {
             "sample": np.array([f"{self.source.name}/{row}" for row in self.rows], dtype=object),
-            "layer": np.full(n, self.source.layer, np.int32),
+            "level": np.full(n, self.source.level, np.int32),
             "round": np.full(n, self.source.index, np.int32),
             "row": self.rows,
             **{**samples._asdict(), **named},
@@ -121,7 +121,7 @@ class Selection:
 
 def select(
     store: Store,
-    layers: Sequence[int] | None = None,
+    levels: Sequence[int] | None = None,
     *,
     model_layers: Sequence[int] | None = None,
     phases: Sequence[Phase] | None = None,
@@ -130,23 +130,23 @@ def select(
 
     Parameters
     ----------
-    layers : layers of abstraction; None for all that the store holds.
+    levels : levels of abstraction; None for all that the store holds.
     model_layers : transformer blocks, in the order wanted; None for all that are stored.
     phases : phases, in the order wanted; None for all that are stored.
 
     Raises
     ------
     StoreIncompleteError
-        If a layer has no round yet.
+        If a level has no round yet.
     ModelLayerError, StoreMismatchError
         If the store holds no such model layer or phase.
     """
-    header, found = store.header, store.layers()
-    for layer in layers or ():
-        if layer not in found:
+    header, found = store.header, store.levels()
+    for level in levels or ():
+        if level not in found:
             raise StoreIncompleteError(
-                f"layer {layer} is not in the store, which holds {show_value(tuple(found))}: "
-                f"run `lenscache extract {store.path} --layer {layer}` first"
+                f"level {level} is not in the store, which holds {show_value(tuple(found))}: "
+                f"run `lenscache extract {store.path} --level {level}` first"
             )
     for model_layer in model_layers or ():
         if model_layer not in header.model_layers:
@@ -160,7 +160,7 @@ def select(
     return Selection(
         rounds=tuple(
             _select_round(entry)
-            for n in (found if layers is None else sorted(set(layers)))
+            for n in (found if levels is None else sorted(set(levels)))
             for entry in store.rounds(n)
         ),
         phases=header.phases if phases is None else tuple(dict.fromkeys(phases)),

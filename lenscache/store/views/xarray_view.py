@@ -41,7 +41,7 @@ DIMS = ("sample", "phase", "model_layer", "hidden")
 
 def open_dataset(
     store: Store,
-    layer: int | None = None,
+    level: int | None = None,
     *,
     model_layers: Sequence[int] | None = None,
     phases: Sequence[Phase] | None = None,
@@ -51,13 +51,13 @@ def open_dataset(
 
     The variable `activation` is float32 (sample, phase, model_layer, hidden); a sample that has no
     position in a phase is NaN there. `sample` is the name of the row in the store
-    (`layer_1/round_0/17`). Coordinates along it are layer, round, row and the columns that the
+    (`layer_1/round_0/17`). Coordinates along it are level, round, row and the columns that the
     store has of a sample: key, text, completion, kind, split, n_prompt_tokens, n_completion_tokens,
     temperature ... The attribute `rows_not_extracted` says how many rows are left out.
 
     Parameters
     ----------
-    layer : layer of abstraction; None for all that the store holds.
+    level : level of abstraction; None for all that the store holds.
     model_layers, phases : which transformer blocks and phases; None for all that are stored.
     chunks : sizes of dask chunks by dimension, which needs dask; {} for the blocks of the store.
         None reads without dask, when values are asked for.
@@ -67,11 +67,11 @@ def open_dataset(
     MissingPackageError
         If xarray, or with `chunks` dask, is not installed.
     StoreIncompleteError, ModelLayerError, StoreMismatchError
-        If the store holds no such layer, model layer or phase.
+        If the store holds no such level, model layer or phase.
     """
     if chunks is not None and importlib.util.find_spec("dask") is None:
         raise MissingPackageError("chunks= needs dask: run `pip install 'lenscache[dask]'`")
-    selection = select(store, _as_layers(layer), model_layers=model_layers, phases=phases)
+    selection = select(store, _as_levels(level), model_layers=model_layers, phases=phases)
     header = store.header
     source = _Activations(selection, header.hidden, store.digest())
     columns = [part.columns() for part in selection.rounds]
@@ -109,7 +109,7 @@ def open_dataset(
     return dataset
 
 
-def make_labels_frame(store: Store, layer: int | None = None) -> pd.DataFrame:
+def make_labels_frame(store: Store, level: int | None = None) -> pd.DataFrame:
     """The labels that the rows of `open_dataset` carry, in the order in which the store holds them.
 
     The index is `sample`, as in the dataset; columns: `key`, `concept` (its id), `role`
@@ -122,10 +122,10 @@ def make_labels_frame(store: Store, layer: int | None = None) -> pd.DataFrame:
     MissingPackageError
         If pandas is not installed.
     StoreIncompleteError
-        If the store holds no such layer.
+        If the store holds no such level.
     """
     lines = [
-        line for part in select(store, _as_layers(layer)).rounds for line in _label_lines(part)
+        line for part in select(store, _as_levels(level)).rounds for line in _label_lines(part)
     ]
     columns = ("sample", "key", *(name for name in SampleLabel._fields if name != "row"))
     return pd.DataFrame(lines, columns=list(columns)).set_index("sample")
@@ -139,8 +139,8 @@ def _label_lines(part: RoundSelection) -> Iterator[tuple[Any, ...]]:
         yield (f"{part.source.name}/{row}", key_of[row], *label)
 
 
-def _as_layers(layer: int | None) -> list[int] | None:
-    return None if layer is None else [layer]
+def _as_levels(level: int | None) -> list[int] | None:
+    return None if level is None else [level]
 
 
 class _Activations(BackendArray):

@@ -8,7 +8,7 @@ const FIGURES = {
   expected_calibration_error: "calibration error", expected_calibration_error_before: "calibration error, uncalibrated",
   n_test: "positive test samples", n_judged: "rows it was judged on", test_looks: "looks at the test split",
       C: "inverse L2 strength",
-  converged: "solver converged", median_rank: "median rank in its layer", n_rivals: "other lenses of its layer",
+  converged: "solver converged", median_rank: "median rank in its level", n_rivals: "other lenses of its level",
   above_siblings: "above all siblings (share of samples)", above_ancestors: "above all ancestors (share)",
   ancestors_fire: "all ancestors fire (share)", firing_rate: "fires on other samples (share)",
       threshold: "threshold (logit)",
@@ -60,7 +60,7 @@ function heading(section, i) {
     section.append(el("details", {}, el("summary", {}, "The whole name"),
         el("p", { className: "full" }, el("bdi", {}, shown(C.name[i]))),
         el("p", { className: "full" }, el("bdi", {}, shown(C.id[i])))));
-  const line = [`layer of abstraction ${C.layer[i]}`];
+  const line = [`level of abstraction ${C.level[i]}`];
   if (i < R.nLenses) line.push(C.model_layers[i].length ? `reads model layer ${C.model_layers[i].join(" + ")}` : "reads what the model writes");
   section.append(el("p", { className: "quiet" }, el("bdi", {}, shown(C.id[i], 120)), ` · ${line.join(" · ")}`));
   const relatives = [["Above", R.tree.parents[i]], ["Below", children]].filter(([, numbers]) => numbers.length);
@@ -92,7 +92,7 @@ function figures(section, i, detail) {
     ["test F1, unnamed and named samples", `${fixed(C.unnamed[i])} and ${fixed(C.named[i])}`],
     ["graduated", C.graduated[i] ? `at iteration ${C.iterations[i]}` : `no, after ${plural(C.iterations[i] ?? 0, "iteration")}`],
     ["positive training samples", String(C.n_samples[i] ?? "–")],
-    ["leads the lenses of its layer on", C.first[i] === null ? "–" : `${percent(C.first[i])} of its samples`],
+    ["leads the lenses of its level on", C.first[i] === null ? "–" : `${percent(C.first[i])} of its samples`],
   ];
   const add = (label, value) => {
     if (value !== null && typeof value === "object") {

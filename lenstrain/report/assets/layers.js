@@ -25,9 +25,9 @@ function renderLayers(section) {
     return;
   }
   const groups = new Map();
-  const layers = [...new Set(measured.map((i) => C.layer[i]))].sort((a, b) => a - b);
-  for (const layer of layers) groups.set(`L${layer}`,
-      [isNarrow() ? `layer ${layer}` : `layer of abstraction ${layer}`, measured.filter((i) => C.layer[i] === layer)]);
+  const levels = [...new Set(measured.map((i) => C.level[i]))].sort((a, b) => a - b);
+  for (const level of levels) groups.set(`L${level}`,
+      [isNarrow() ? `level ${level}` : `level of abstraction ${level}`, measured.filter((i) => C.level[i] === level)]);
   if (!R.tree.is_flat) {
     const branches = new Map();
     for (const i of measured) {
@@ -59,7 +59,7 @@ function conceptRows(section, groups, measured) {
   const chosen = layerState.group === "all" ? measured : groups.get(layerState.group)[1];
   const peaks = new Map(chosen.map((i) => [i, peakOf(scoresOf(i))]));
   const order = [...chosen].sort((a,
-      b) => C.layer[a] - C.layer[b] || peaks.get(a) - peaks.get(b) || C.score[b] - C.score[a]);
+      b) => C.level[a] - C.level[b] || peaks.get(a) - peaks.get(b) || C.score[b] - C.score[a]);
   const pages = Array.from({ length: Math.ceil(order.length / ROWS) },
       (_, k) => [String(k), `${k * ROWS + 1} to ${Math.min(order.length, (k + 1) * ROWS)}`]);
   section.append(el("div", { className: "filters" },
@@ -75,10 +75,10 @@ function conceptRows(section, groups, measured) {
   const dots = here.flatMap((i, row) => C.model_layers[i].map((k) => [R.modelLayers.indexOf(k),
       row])).filter(([x]) => x >= 0);
   heatMap(section, "Where each concept can be read: bright is good, a ring is the model layer that its lens reads",
-    here.map((i) => `${plotText(nameOf(i), isNarrow() ? 12 : 28)} · ${C.layer[i]} ${C.grade[i]}`), here.map(scoresOf),
+    here.map((i) => `${plotText(nameOf(i), isNarrow() ? 12 : 28)} · ${C.level[i]} ${C.grade[i]}`), here.map(scoresOf),
         dots, (row) => open(here[row]),
     "By layer of abstraction, then by the best model layer; the number behind a name is its layer, the letter its grade. Click a row to open the concept.",
-    "concept", here.map((i, row) => (row && C.layer[i] !== C.layer[here[row - 1]] ? row : 0)).filter(Boolean));
+    "concept", here.map((i, row) => (row && C.level[i] !== C.level[here[row - 1]] ? row : 0)).filter(Boolean));
 }
 
 function readBy(section) {

@@ -39,24 +39,24 @@ function renderOverview(section) {
 }
 
 function gradesByLayer(parent) {
-  const layers = [...new Set(concepts().map((i) => C.layer[i]))].sort((a, b) => a - b);
-  const count = (grade, layer) => concepts().filter((i) => C.grade[i] === grade && C.layer[i] === layer).length;
-  const all = layers.map((layer) => concepts().filter((i) => C.layer[i] === layer).length);
+  const levels = [...new Set(concepts().map((i) => C.level[i]))].sort((a, b) => a - b);
+  const count = (grade, level) => concepts().filter((i) => C.grade[i] === grade && C.level[i] === level).length;
+  const all = levels.map((level) => concepts().filter((i) => C.level[i] === level).length);
   const traces = GRADES.map((grade) => {
-    const n = layers.map((layer) => count(grade, layer));
+    const n = levels.map((level) => count(grade, level));
     return {
-      type: "bar", name: `grade ${grade}`, x: layers.map(String), y: n.map((k, place) => (100 * k) / all[place]),
+      type: "bar", name: `grade ${grade}`, x: levels.map(String), y: n.map((k, place) => (100 * k) / all[place]),
           text: n.map((k) => (k ? `${grade} ${k}` : "")),
       textposition: "inside", insidetextanchor: "middle", textangle: 0, marker: { color: colour(grade) },
       insidetextfont: { color: colour(`${grade}-ink`) || "#000" }, hoverinfo: "none",
     };
   });
-  const ticks = { type: "category", tickvals: layers.map(String),
-      ticktext: layers.map((layer, place) => `${layer}<br>${plural(all[place], "lens", "lenses")}`) };
-  chart(parent, "Grades by layer of abstraction: how many lenses can be trusted, from general concepts to special ones",
+  const ticks = { type: "category", tickvals: levels.map(String),
+      ticktext: levels.map((level, place) => `${level}<br>${plural(all[place], "lens", "lenses")}`) };
+  chart(parent, "Grades by level of abstraction: how many lenses can be trusted, from general concepts to special ones",
     traces, { barmode: "stack", uniformtext: { minsize: 9, mode: "hide" },
-        xaxis: axis("layer of abstraction (0 is the most general)", ticks),
-      yaxis: axis("share of the layer's lenses (%)", { range: [0, 100] }) });
+        xaxis: axis("level of abstraction (0 is the most general)", ticks),
+      yaxis: axis("share of the level's lenses (%)", { range: [0, 100] }) });
 }
 
 function scoreHistogram(parent) {

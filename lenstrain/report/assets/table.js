@@ -1,6 +1,6 @@
 // The table, by DataTables. It reads strings with an ampersand as HTML when it searches: so it gets none.
 
-const tableState = { text: "", grade: "", layer: "", modelLayer: "", show: "", order: null };
+const tableState = { text: "", grade: "", level: "", modelLayer: "", show: "", order: null };
 const searchable = (text) => text.replace(/[&<>]/g, " ");
 
 const SHOW = {
@@ -12,13 +12,13 @@ const SHOW = {
   uncertain: ["grade uncertain", (i) => C.uncertain[i]],
 };
 
-const UPWARDS = new Set(["Concept", "Layer", "Model layer", "Grade", "Graduated"]); // others show the best first
+const UPWARDS = new Set(["Concept", "Level", "Model layer", "Grade", "Graduated"]); // others show the best first
 
 const number = (title, about, value, text) => ({ title, about, value, text: text || ((i) => fixed(value(i))) });
 const COLUMNS = [
   { title: "Concept", about: "What the lens detects", node: (i) => link(i),
       string: (i) => `${nameOf(i, 200)} ${shown(C.id[i], 200)}` },
-  number("Layer", "Layer of abstraction: 0 is the most general", (i) => C.layer[i], (i) => String(C.layer[i])),
+  number("Level", "Level of abstraction: 0 is the most general", (i) => C.level[i], (i) => String(C.level[i])),
   number("Model layer", "Transformer block that the lens reads, 0-based", (i) => C.model_layers[i][0] ?? -1,
       (i) => C.model_layers[i].join("+") || "text"),
   { title: "Grade", about: "A: score 0.5 or more, B: 0.2 or more; ? where the interval crosses a boundary",
@@ -30,7 +30,7 @@ const COLUMNS = [
   number("Unnamed", "Test F1 on samples that do not name the concept", (i) => C.unnamed[i]),
   number("Control", "Best score of what knows nothing of the concept; ! where the lens is no better",
       (i) => C.control[i], (i) => fixed(C.control[i]) + (C.unbeaten[i] ? "!" : "")),
-  number("First", "Share of its samples on which the lens leads its layer", (i) => C.first[i],
+  number("First", "Share of its samples on which the lens leads its level", (i) => C.first[i],
       (i) => percent(C.first[i])),
   number("Samples", "Positive training samples", (i) => C.n_samples[i], (i) => String(C.n_samples[i] ?? "–")),
   number("Graduated", "Iteration at which the lens reached the target F1",
@@ -38,7 +38,7 @@ const COLUMNS = [
 ];
 
 async function renderTable(section, query) {
-  for (const key of ["grade", "layer", "modelLayer", "show"]) if (query.size) tableState[key] = query.get(key) || "";
+  for (const key of ["grade", "level", "modelLayer", "show"]) if (query.size) tableState[key] = query.get(key) || "";
   const distinct = (values) => [...new Set(values)].sort((a, b) => a - b).map((value) => [String(value),
       String(value)]);
   const any = (options) => [["", "any"], ...options];
@@ -54,14 +54,14 @@ async function renderTable(section, query) {
       el("div", { className: "filters" },
     el("label", {}, "Concept", search),
     select("Grade", any(GRADES.map((g) => [g, g])), tableState.grade, update("grade")),
-    select("Layer of abstraction", any(distinct(concepts().map((i) => C.layer[i]))), tableState.layer, update("layer")),
+    select("Level of abstraction", any(distinct(concepts().map((i) => C.level[i]))), tableState.level, update("level")),
     select("Model layer", any(distinct(concepts().flatMap((i) => C.model_layers[i]))), tableState.modelLayer,
         update("modelLayer")),
     select("Show", [["", "all lenses"], ...Object.entries(SHOW).map(([key, [text]]) => [key, text])], tableState.show,
         update("show"))));
   const keep = (_, i) =>
     (!tableState.grade || C.grade[i] === tableState.grade) &&
-    (!tableState.layer || C.layer[i] === Number(tableState.layer)) &&
+    (!tableState.level || C.level[i] === Number(tableState.level)) &&
     (!tableState.modelLayer || C.model_layers[i].includes(Number(tableState.modelLayer))) &&
     (!tableState.show || SHOW[tableState.show][1](i));
   const columns = COLUMNS.map(({ title, about, value, text, node, string }) => ({

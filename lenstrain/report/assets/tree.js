@@ -11,14 +11,14 @@ function fieldsOfTree() {
     ids.push(id); labels.push(label); parents.push(parent); grades.push(grade); numbers.push(number);
   };
   if (R.tree.is_flat) {
-    // Nothing is known of who is above whom: by layer of abstraction and grade it is still a picture.
-    for (const layer of [...new Set(C.layer)].sort((a, b) => a - b)) {
-      add(`L${layer}`, `layer ${layer}`, "root", "", -1);
+    // Nothing is known of who is above whom: by level of abstraction and grade it is still a picture.
+    for (const level of [...new Set(C.level)].sort((a, b) => a - b)) {
+      add(`L${level}`, `level ${level}`, "root", "", -1);
       for (const grade of [...GRADES, ""])
-        if (C.grade.some((g, i) => g === grade && C.layer[i] === layer))
-          add(`L${layer}${grade || "-"}`, grade ? `grade ${grade}` : "no lens", `L${layer}`, grade, -1);
+        if (C.grade.some((g, i) => g === grade && C.level[i] === level))
+          add(`L${level}${grade || "-"}`, grade ? `grade ${grade}` : "no lens", `L${level}`, grade, -1);
     }
-    for (let i = 0; i < n; i++) add(`c${i}`, C.name[i], `L${C.layer[i]}${C.grade[i] || "-"}`, C.grade[i], i);
+    for (let i = 0; i < n; i++) add(`c${i}`, C.name[i], `L${C.level[i]}${C.grade[i] || "-"}`, C.grade[i], i);
   } else {
     for (let i = 0; i < n; i++)
       add(`c${i}`, C.name[i], R.tree.parents[i].length ? `c${R.tree.parents[i][0]}` : "root", C.grade[i], i);
@@ -60,7 +60,7 @@ function renderTree(section) {
   const describe = (k) => {
     const i = all.numbers[k];
     picked.replaceChildren(...(i < 0 ? ["Click a field to zoom in, the bar above to zoom out; a click on a field without fields opens its page."]
-      : ["Open the page of ", link(i), ` (layer ${C.layer[i]}, grade ${C.grade[i] || "none"}).`]));
+      : ["Open the page of ", link(i), ` (level ${C.level[i]}, grade ${C.grade[i] || "none"}).`]));
   };
   const grade = (k) => all.grades[k];
   const labels = all.labels.map((label, k) => plotText(label.trim() || "(no name)",
@@ -70,7 +70,7 @@ function renderTree(section) {
     const below = hasChildren.has(all.ids[k]) ? `<br>${plural(size[k], "concept")} without children below` : "";
     if (i < 0) return plotText(label, 60) + below;
     const score = C.grade[i] ? `grade ${C.grade[i]}, score ${fixed(C.score[i])}, test F1 ${fixed(C.test_f1[i])}` : "no lens";
-    return `${plotText(label, 60)}<br>layer ${C.layer[i]} · ${score}${below}`;
+    return `${plotText(label, 60)}<br>level ${C.level[i]} · ${score}${below}`;
   });
   const colours = { A: colour("A"), B: colour("B"), C: colour("C"), "": colour("track") };
   const inks = { A: colour("A-ink"), B: colour("B-ink"), C: colour("C-ink"), "": colour("ink") };
@@ -111,8 +111,8 @@ function renderTree(section) {
   chart(section, "Concept tree: each field is a concept as large as what is below it; its colour and letter are the grade of its lens",
     [trace], { margin: { l: 2, r: 2, t: 4, b: 4 }, ...(few ? {} : { uniformtext: { minsize: 9, mode: "hide" } }) },
     { height, tools: false, on: { [`plotly_${treeState.shape}click`]: click }, note: R.tree.is_flat
-      ? (R.hasStore ? "No concept of this store is above another: the fields are layers of abstraction and grades."
-        : "The hierarchy is in the store, which this report was made without: the fields are layers of abstraction and grades. " +
+      ? (R.hasStore ? "No concept of this store is above another: the fields are levels of abstraction and grades."
+        : "The hierarchy is in the store, which this report was made without: the fields are levels of abstraction and grades. " +
           "`lenstrain report PACK --store STORE` shows who is above whom.")
       : R.tree.parents.some((above) => above.length > 1) ? "A concept with several parents stands below the first of them." : null });
 }

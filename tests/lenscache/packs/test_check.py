@@ -17,7 +17,7 @@ SMALL = CheckSettings(min_examples=3)
 BIRD = Concept(
     id="bird",
     name="bird",
-    layer=1,
+    level=1,
     definition="A feathered animal that lays eggs.",
     parents=("nature",),
     aliases=("fowl",),
@@ -32,7 +32,7 @@ BIRD = Concept(
 FISH = Concept(
     id="fish",
     name="fish",
-    layer=1,
+    level=1,
     definition="An animal with fins that breathes water.",
     parents=("nature",),
     examples=(
@@ -45,7 +45,7 @@ FISH = Concept(
 NATURE = Concept(
     id="nature",
     name="nature",
-    layer=0,
+    level=0,
     definition="What was there before people.",
     examples=(
         "Moss had grown over the stones by the lake.",
@@ -105,8 +105,8 @@ def test_a_clean_pack_has_no_findings() -> None:
             "contrast",
             "not named in its contrast: 'The logo",
         ),
-        ({"layer": 0}, "hierarchy", "the parent 'nature' on layer 0, not above layer 0"),
-        ({"parents": ()}, "hierarchy", "is on layer 1 and has no parent"),
+        ({"layer": 0}, "hierarchy", "the parent 'nature' on level 0, not above level 0"),
+        ({"parents": ()}, "hierarchy", "is on level 1 and has no parent"),
         ({"confusable_with": ("bat",)}, "confusable", "names 'bat', which is not in the pack"),
         ({"confusable_with": ("bird",)}, "confusable", "names itself as confusable"),
     ],
@@ -161,12 +161,12 @@ def test_texts_of_the_same_words_in_another_order_are_not_duplicates() -> None:
 
 
 def leaf(name: str, branch: str) -> Concept:
-    return Concept(id=name, name=name, layer=1, parents=(branch,))
+    return Concept(id=name, name=name, level=1, parents=(branch,))
 
 
 @pytest.mark.parametrize(("ratio", "found"), [(None, 0), (2.0, 0), (1.9, 1)])
 def test_branches_are_held_against_the_balance_ratio(ratio: float | None, found: int) -> None:
-    craft = Concept(id="craft", name="craft", layer=0)
+    craft = Concept(id="craft", name="craft", level=0)
     pack = pack_of(craft, leaf("boat", "craft"), leaf("tree", "nature"))  # 4 concepts and 2
     findings = [
         f for f in check_pack(pack, CheckSettings(max_branch_ratio=ratio)) if f.rule == "balance"
@@ -198,7 +198,7 @@ def test_2000_concepts_are_checked_in_seconds_and_the_one_copy_is_found() -> Non
         Concept(
             id=f"c{i}",
             name=f"c{i}",
-            layer=0,
+            level=0,
             definition="x",
             examples=tuple(sentence() for _ in range(8)),
         )

@@ -1,4 +1,4 @@
-"""Layer files of HatCat: whatever is wrong in them, a usable pack and a report of it."""
+"""Level files of HatCat: whatever is wrong in them, a usable pack and a report of it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def entry(name: Any, parents: Any = (), children: Any = (), **more: Any) -> dict
     return {"sumo_term": name, "definition": "A thing of some kind.", **links, **more}
 
 
-def imported(folder: Path, *layers: list[Any]) -> Imported:
-    """Write layer files and read them; the result must load again as it is, and be of use."""
-    for number, entries in enumerate(layers):
-        (folder / f"layer{number}.json").write_text(
+def imported(folder: Path, *levels: list[Any]) -> Imported:
+    """Write level files and read them; the result must load again as it is, and be of use."""
+    for number, entries in enumerate(levels):
+        (folder / f"level{number}.json").write_text(
             json.dumps({"layer": number, "concepts": entries})
         )
     result = import_hatcat(folder)
@@ -59,7 +59,7 @@ def test_a_tidy_folder_is_read_whole_with_nothing_to_report(tmp_path: Path) -> N
     assert result.pack["WaterBird"] == Concept(
         id="WaterBird",
         name="water bird",
-        layer=1,
+        level=1,
         definition="A thing of some kind.",
         parents=("Animal",),
         aliases=("Fowl", "swimmer"),
@@ -68,7 +68,7 @@ def test_a_tidy_folder_is_read_whole_with_nothing_to_report(tmp_path: Path) -> N
         negatives=("The cat slept.",),
     )
     assert result.report.to_dict() == {
-        "read": {"layer files": 2, "concepts": 2},
+        "read": {"level files": 2, "concepts": 2},
         "repaired": {},
         "left_out": {},
     }
@@ -127,9 +127,9 @@ def test_several_parents_are_kept(tmp_path: Path) -> None:
 
 def test_a_concept_without_a_parent_below_layer_0_is_a_root_and_reported(tmp_path: Path) -> None:
     result = imported(tmp_path, [entry("Animal")], [entry("Stray", ["Gone"])])
-    assert result.pack["Stray"].layer == 1
+    assert result.pack["Stray"].level == 1
     assert result.report.repaired == {
-        "concept below layer 0 without a parent, kept as a root": ["Stray"]
+        "concept below level 0 without a parent, kept as a root": ["Stray"]
     }
 
 
@@ -263,7 +263,7 @@ def test_a_value_of_the_wrong_type_is_as_good_as_none(tmp_path: Path, key: str, 
         tmp_path, {**entry("Bird", sumo_definition="A thing of some kind."), key: wrong}
     )
     expected = "text" if (key, wrong) == ("definition", "text") else "A thing of some kind."
-    assert concept == Concept(id="Bird", name="bird", layer=0, definition=expected)
+    assert concept == Concept(id="Bird", name="bird", level=0, definition=expected)
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda value: type(value).__name__)
@@ -296,12 +296,12 @@ def test_entries_that_are_not_objects_or_have_no_name_are_left_out(tmp_path: Pat
 def test_a_file_without_a_list_is_left_out_and_reported(tmp_path: Path, content: str) -> None:
     (tmp_path / "layer1.json").write_text(content)
     result = imported(tmp_path, [entry("Real")])
-    assert result.report.left_out == {"layer file without a list of concepts": ["layer1.json"]}
+    assert result.report.left_out == {"level file without a list of concepts": ["layer1.json"]}
 
 
 def test_a_bare_list_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     (tmp_path / "layer0.json").write_text(json.dumps([entry("Bare")]), encoding="utf-8-sig")
-    assert import_hatcat(tmp_path).pack["Bare"].layer == 0
+    assert import_hatcat(tmp_path).pack["Bare"].level == 0
 
 
 def test_layers_come_by_number_and_other_files_are_not_read(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_layers_come_by_number_and_other_files_are_not_read(tmp_path: Path) -> N
         ("pack", "No"),
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps([entry(term)]))
-    assert [(c.id, c.layer) for c in import_hatcat(tmp_path).pack.concepts] == [
+    assert [(c.id, c.level) for c in import_hatcat(tmp_path).pack.concepts] == [
         ("High", 2),
         ("Low", 10),
     ]
@@ -347,11 +347,11 @@ def test_a_folder_without_a_usable_concept_is_an_error(tmp_path: Path, entries: 
 
 
 def untidy_layers() -> list[list[Any]]:
-    """8,000 concepts on six layers: dangling names, second parents, cycles, gaps."""
-    layers: list[list[Any]] = []
+    """8,000 concepts on six levels: dangling names, second parents, cycles, gaps."""
+    levels: list[list[Any]] = []
     above = [""]
-    for layer, n in enumerate((10, 90, 900, 2000, 3000, 2000)):
-        names = [f"L{layer}Concept{i}" for i in range(n)]
+    for level, n in enumerate((10, 90, 900, 2000, 3000, 2000)):
+        names = [f"L{level}Concept{i}" for i in range(n)]
         made = [
             entry(
                 name,
@@ -360,15 +360,15 @@ def untidy_layers() -> list[list[Any]]:
                 [names[i - 1]] * (i % 50 == 1),
                 definition="" if i % 9 == 0 else f"The &%Thing\nnumber {i}.",
                 training_hints={
-                    "positive_examples": [f"Sight {i} of {layer}."],
+                    "positive_examples": [f"Sight {i} of {level}."],
                     "confusable_with": ["Ghost", names[0]],
                 },
             )
             for i, name in enumerate(names)
         ]
-        layers.append([*made, None, made[0]])
+        levels.append([*made, None, made[0]])
         above = names
-    return layers
+    return levels
 
 
 @pytest.mark.slow

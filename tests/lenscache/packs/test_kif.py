@@ -45,7 +45,7 @@ def test_kif_files_and_their_folders_are_known(tmp_path: Path) -> None:
 
 def test_subclasses_and_instances_make_the_hierarchy(tmp_path: Path) -> None:
     pack = import_text(tmp_path, ANIMALS).pack
-    assert {c.id: (c.layer, c.parents) for c in pack.concepts} == {
+    assert {c.id: (c.level, c.parents) for c in pack.concepts} == {
         "Entity": (0, ()),
         "Physical": (1, ("Entity",)),
         "Animal": (2, ("Physical",)),
@@ -70,21 +70,21 @@ def test_names_are_english_formats_or_else_the_words_of_the_term(tmp_path: Path)
 
 def test_roots_take_only_what_is_below_them(tmp_path: Path) -> None:
     pack = import_text(tmp_path, ANIMALS, ["Animal"]).pack
-    assert {c.id: c.layer for c in pack.concepts} == {"Animal": 0, "DomesticAnimal": 1, "Laika": 2}
+    assert {c.id: c.level for c in pack.concepts} == {"Animal": 0, "DomesticAnimal": 1, "Laika": 2}
     assert pack["Animal"].parents == ()
 
 
 def test_a_root_below_another_keeps_its_place(tmp_path: Path) -> None:
     pack = import_text(tmp_path, ANIMALS, ["DomesticAnimal", "Animal"]).pack
     assert pack["DomesticAnimal"].parents == ("Animal",)
-    assert pack["DomesticAnimal"].layer == 1
+    assert pack["DomesticAnimal"].level == 1
 
 
 def test_the_layer_is_one_below_the_highest_parent(tmp_path: Path) -> None:
     pack = import_text(
         tmp_path, "(subclass B A)\n(subclass C B)\n(subclass D C)\n(subclass D A)\n"
     ).pack
-    assert (pack["D"].layer, pack["D"].parents) == (1, ("C", "A"))
+    assert (pack["D"].level, pack["D"].parents) == (1, ("C", "A"))
 
 
 def test_what_is_only_mentioned_as_a_parent_exists_and_is_reported(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_eight_thousand_concepts_and_long_chains_are_read(tmp_path: Path) -> Non
     chain = [f"(subclass C{n} C{n + 1})\n" for n in range(4000)]
     pack = import_text(tmp_path, "".join(tree + chain) + "(" * 20_000).pack
     assert len(pack) == 4000 + 4001
-    assert pack["C0"].layer == 4000
+    assert pack["C0"].level == 4000
 
 
 def test_an_unknown_root_names_close_ones(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_every_format_gives_the_same_pack(tmp_path: Path, suffix: str) -> None:
         "dog": ("It barks,\nloudly.",),
     }
     assert pack.digest == imported(tmp_path, ANIMALS, ".jsonl").pack.digest
-    assert (pack.name, pack.layers, pack.prompts) == ("rows", (0,), "examples")
+    assert (pack.name, pack.levels, pack.prompts) == ("rows", (0,), "examples")
 
 
 def test_import_is_deterministic_and_the_pack_survives_its_file(tmp_path: Path) -> None:

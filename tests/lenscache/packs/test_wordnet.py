@@ -123,7 +123,7 @@ def test_the_folder_or_a_dict_folder_in_it_is_known(tmp_path: Path) -> None:
 
 def test_ids_layers_and_parents(animals: Path) -> None:
     imported = import_wordnet(animals)
-    assert {c.id: (c.layer, c.parents) for c in imported.pack.concepts} == {
+    assert {c.id: (c.level, c.parents) for c in imported.pack.concepts} == {
         "entity.n.01": (0, ()),
         "thing.n.01": (1, ("entity.n.01",)),
         "animal.n.01": (2, ("thing.n.01",)),
@@ -139,7 +139,7 @@ def test_ids_layers_and_parents(animals: Path) -> None:
 
 def test_a_hypernym_that_is_not_higher_up_is_reported(animals: Path) -> None:
     left_out = import_wordnet(animals).report.left_out
-    assert left_out["hypernym that is not on a layer above"] == ["animal.n.01 of person.n.01"]
+    assert left_out["hypernym that is not on a level above"] == ["animal.n.01 of person.n.01"]
 
 
 def test_names_and_at_most_three_aliases(animals: Path) -> None:
@@ -176,7 +176,7 @@ def test_depth_and_number_limit_the_selection(animals: Path) -> None:
 
 def test_roots_are_on_layer_0(animals: Path) -> None:
     pack = import_wordnet(animals, roots=["dog.n.01", "person.n.01"]).pack
-    assert {c.id: (c.layer, c.parents) for c in pack.concepts} == {
+    assert {c.id: (c.level, c.parents) for c in pack.concepts} == {
         "person.n.01": (0, ()),
         "dog.n.01": (0, ()),
         "frump.n.01": (1, ("person.n.01",)),
@@ -292,6 +292,6 @@ def test_the_real_wordnet_is_read() -> None:
     imported = import_wordnet(REAL)
     assert imported.report.read["synsets"] > 80_000
     assert len(imported.pack) > 1000
-    assert imported.pack["entity.n.01"].layer == 0
+    assert imported.pack["entity.n.01"].level == 0
     assert imported.pack["physical_entity.n.01"].parents == ("entity.n.01",)
     assert all(c.definition for c in imported.pack.concepts)
