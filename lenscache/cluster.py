@@ -1,7 +1,7 @@
-"""A Ray cluster: being connected to it, and what it has.
+"""A Ray cluster: how to connect to it, and what its machines have.
 
-Ray itself starts workers, restarts them and carries messages; nothing here imports it before it is
-asked for.
+Ray itself starts workers, restarts them and carries messages. Nothing here imports it before a
+function is called. Callers in other packages name the errors that they want raised.
 """
 
 from __future__ import annotations
@@ -18,51 +18,60 @@ from lenscache.errors import MissingPackageError, PlanError
 _CONNECT_S = 10.0
 
 
-def require_ray() -> None:
-    """Raise MissingPackageError unless Ray is there: before a model is loaded, not after.
+def require_ray(missing: type[Exception] = MissingPackageError) -> None:
+    """Raise an error, unless Ray is installed: before a model or store is read, not after.
 
-    Ray looks at its environment when it is imported. It is told to report nothing to its makers,
-    and not to print what becomes of its workers among our own lines.
+    Ray reads its environment when it is imported. It is told to report nothing to its makers,
+    and not to print among our own lines what happens to its workers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     try:
         import ray  # noqa: F401
     except ImportError:
-        raise MissingPackageError(
-            "--engine ray needs Ray: run `pip install 'lenscache[ray]'`"
-        ) from None
+        raise missing("--engine ray needs Ray: run `pip install 'lenscache[ray]'`") from None
 
 
 @contextmanager
-def connected(address: str | None, workers: int | None = None) -> Iterator[None]:
-    """Be connected to Ray, without its dashboard.
+def connected(
+    address: str | None,
+    workers: int | None = None,
+    *,
+    verb: str = "extract",
+    missing: type[Exception] = MissingPackageError,
+    refused: type[Exception] = PlanError,
+) -> Iterator[None]:
+    """Be connected to Ray, without its dashboard. A connection that is there already is used, and
+    left open.
 
-    Raises
-    ------
-    MissingPackageError
-        If Ray is not installed.
-    PlanError
-        If no cluster answers at the address.
+    Parameters
+    ----------
+    address : of a running cluster, as for `ray.init`; None to start one on this machine.
+    workers : fewest cores that Ray counts on for this machine, if the cluster is started here.
+    verb : what the error recommends to do with ``--engine local``.
+    missing : error to raise if Ray is not installed.
+    refused : error to raise if no cluster answers at the address.
     """
-    require_ray()
+    require_ray(missing)
     import ray
 
     if ray.is_initialized():
         yield
         return
-    _check_answers(address)
-    cores = None if address else max(os.cpu_count() or 1, workers or 1)
     try:
+        _check_answers(address)
         ray.init(
             address or "local",
-            num_cpus=cores,
+            num_cpus=None if address else max(os.cpu_count() or 1, workers or 1),
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.CRITICAL,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _no_cluster(address, error) from error
+        where = f"no Ray cluster answers at {address}" if address else "Ray cannot be started here"
+        raise refused(
+            f"{where} ({error}): start one with `ray start --head`, or {verb} with --engine local"
+        ) from error
     try:
         yield
     finally:
@@ -70,21 +79,21 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[None]
 
 
 def _check_answers(address: str | None) -> None:
-    """Raise PlanError if nobody listens at a host and port: Ray itself would go on asking for
-    minutes."""
+    """Raise ConnectionError if nothing listens at a host and port: Ray would retry for minutes."""
     host, colon, port = (address or "").rpartition(":")
     if colon and "/" not in host and port.isdecimal():
         try:
             socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
         except (OSError, OverflowError) as error:
-            raise _no_cluster(address, error) from error
+            raise ConnectionError(str(error)) from error
 
 
-def _no_cluster(address: str | None, error: Exception) -> PlanError:
-    where = f"no Ray cluster answers at {address}" if address else "Ray cannot be started here"
-    return PlanError(
-        f"{where} ({error}): start one with `ray start --head`, or extract with --engine local"
-    )
+def machines() -> list[dict[str, float]]:
+    """The resources of each machine that is alive, such as CPU or GPU."""
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 def resource(name: str) -> int:
@@ -97,10 +106,7 @@ def resource(name: str) -> int:
 
 def cores_of_a_worker(workers: int) -> int:
     """Cores that a worker on a CPU may claim: its share, and no more than one machine has."""
-    import ray
-
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    largest = max(int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"])
+    largest = max(int(machine.get("CPU", 0)) for machine in machines())
     return max(1, min(resource("CPU") // workers, largest))
 
 

@@ -1,8 +1,6 @@
-"""What all plots share: axes to draw into, colours that everybody can tell apart, names that do no
-harm.
+"""What all plots share: axes to draw into, colours everybody can tell apart, names that do no harm.
 
-matplotlib is imported when the first plot is drawn and not before: it is an extra, and slow to
-load.
+matplotlib is an extra and slow to load, so it is imported when the first plot is drawn.
 """
 
 from __future__ import annotations
@@ -18,8 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette without its yellow, which a white page swallows; grey is for what is left
-over."""
+"""Okabe and Ito's palette without its yellow, invisible on white; grey is for what is left over."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 """One for each colour: no plot tells two things apart by colour alone."""
 
@@ -40,24 +37,21 @@ def visible(text: str, width: int = 60) -> str:
 
 
 def label(text: str, width: int = 32) -> str:
-    r"""A name for matplotlib: `visible`, and with dollars that are dollars.
+    r"""A name for matplotlib: `visible`, and with dollar signs escaped.
 
-    matplotlib reads what stands between two of them as a formula, and fails where it is none (``$\frac$``).
+    matplotlib reads text between dollar signs as a formula, and fails on others (``$\frac$``).
     """
     shown = visible(text, width).replace("$", r"\$")
-    return (
-        f"\u2009{shown}" if shown.startswith("_") else shown
-    )  # a legend leaves out what begins with an underscore
+    # A legend leaves out names that begin with an underscore.
+    return f"\u2009{shown}" if shown.startswith("_") else shown
 
 
-def require_matplotlib() -> None:
-    """Raise MissingPackageError unless matplotlib is there: before a store is read, not after."""
+def require_matplotlib(error: type[ImportError] = MissingPackageError) -> None:
+    """Raise `error` unless matplotlib is there: before a store is read, not after."""
     try:
         import matplotlib.pyplot  # noqa: F401
     except ImportError:
-        raise MissingPackageError(
-            "plots need matplotlib: run `pip install 'lenscache[plots]'`"
-        ) from None
+        raise error("plots need matplotlib: run `pip install 'lenscache[plots]'`") from None
 
 
 def make_axes(ax: Axes | None, *, width: float = 8.0, height: float = 4.5) -> Axes:
@@ -71,15 +65,11 @@ def make_axes(ax: Axes | None, *, width: float = 8.0, height: float = 4.5) -> Ax
 
 
 def describe(ax: Axes, title: str, x: str, y: str) -> None:
-    """Say what is to be seen, and what the axes are; names in these texts must have been through
-    `label`."""
+    """Set the title and the names of the axes; concept names in them have been through `label`."""
     # As long as the axes are wide: a letter is a little over half as wide as it is high.
     letters = ax.get_window_extent().width / ax.figure.dpi * 72 / (0.58 * _TITLE_PT)
-    ax.set_title(
-        textwrap.fill(title, max(20, int(letters)), break_long_words=False),
-        loc="left",
-        fontsize=_TITLE_PT,
-    )
+    wrapped = textwrap.fill(title, max(20, int(letters)), break_long_words=False)
+    ax.set_title(wrapped, loc="left", fontsize=_TITLE_PT)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
 
@@ -125,10 +115,5 @@ def name_ticks(ax: Axes, names: Sequence[str], which: Literal["x", "y"]) -> str:
 
 
 def _is_plain(character: str) -> bool:
-    return character in _JOINERS or unicodedata.category(character) not in (
-        "Cc",
-        "Cf",
-        "Cs",
-        "Zl",
-        "Zp",
-    )
+    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return character in _JOINERS or unicodedata.category(character) not in hidden

@@ -2,16 +2,16 @@
 
     LenstrainError
       SettingsError (ValueError)         settings that contradict each other or the store
-      TooFewSamplesError (ValueError)    a concept, or a whole store, without enough samples to fit and judge a lens
+      TooFewSamplesError (ValueError)    a concept or store with too few samples for a lens
       LeakageError (ValueError)          a row held out for calibration or test would be trained on
       StalledError (TimeoutError)        a store that is followed does not grow any more
-      WorkerError (RuntimeError)         a process that was to fit elsewhere died each time, or could not begin
+      WorkerError (RuntimeError)         a worker process died each time, or could not begin
       NotFittedError (ValueError)        a lens was used before `fit`
       LensPackError
         LensPackNotFoundError (FileNotFoundError)
         LensPackExistsError (FileExistsError)
         LensPackFormatError              not a lens pack, or one of a newer format
-      ForeignFormatError (ValueError)    a file of another program that is damaged, or not what it is taken for
+      ForeignFormatError (ValueError)    a file of another program, damaged or of another kind
       MissingPackageError (ImportError)  an optional package is not installed
 
 What lenscache raises while a store is read (`lenscache.errors`) passes through unchanged.
@@ -63,8 +63,7 @@ class LensPackFormatError(LensPackError):
 
 
 class ForeignFormatError(LenstrainError, ValueError):
-    """A file of another program cannot be read; the message names it, what was found and what was
-    expected."""
+    """A file of another program cannot be read; the message says what was found and expected."""
 
 
 class MissingPackageError(LenstrainError, ImportError):

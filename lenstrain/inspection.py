@@ -1,5 +1,4 @@
-"""What a lens pack looks like from inside, as numbers: by model layer, among siblings, and lens
-beside lens.
+"""What a lens pack looks like as numbers: by model layer, among siblings, and lens beside lens.
 
     LensPack --recorded_by_model_layer--> what the fit noted of each model layer
     LensDataset --fit_by_model_layer----> F1 and score of a lens fitted on each model layer alone
@@ -46,8 +45,7 @@ class Tree(Protocol):
 
 
 class LayerFit(NamedTuple):
-    """A lens fitted on one model layer alone, with all training samples, and judged on the test
-    split."""
+    """A lens fitted on one model layer with all training samples, judged on the test split."""
 
     concept: str
     model_layer: int
@@ -80,17 +78,14 @@ class Similarity(NamedTuple):
 
 
 def recorded_by_model_layer(pack: LensPack, metric: Metric = "score") -> ByModelLayer:
-    """What the fit noted of each model layer, or where it noted nothing the value at the model
-    layer of the lens.
+    """What the fit noted of each model layer, or if nothing, the value at that of the lens.
 
-    Lenses that read several model layers, or none, have no value.
+    Lenses that read several model layers, or none, have no value of their own.
     """
     found: ByModelLayer = {}
     for lens in pack:
         noted: Mapping[str, float | None] = lens.metrics.get(f"{metric}_by_model_layer") or {}
-        found[lens.concept] = {
-            int(i): math.nan if value is None else value for i, value in noted.items()
-        }
+        found[lens.concept] = {int(i): math.nan if v is None else v for i, v in noted.items()}
         if not noted and len(lens.model_layers) == 1:
             found[lens.concept] = {lens.model_layer: lens.metrics[metric]}
     return found
@@ -148,6 +143,14 @@ def by_model_layer(fits: Sequence[LayerFit], metric: Metric = "test_f1") -> ByMo
     return found
 
 
+def known_lenses(pack: LensPack, concepts: Sequence[str]) -> list[Lens]:
+    """The lenses of some concepts; SettingsError if the pack has none for one of them."""
+    for concept in concepts:
+        if concept not in pack:
+            raise SettingsError(f"the pack has no lens for {concept!r:.80}: see `lenstrain show`")
+    return [pack[concept] for concept in concepts]
+
+
 def siblings_of(pack: LensPack, dataset: LensDataset, concept: str) -> list[str]:
     """A concept and those of its siblings that have a lens, the concept first.
 
@@ -156,7 +159,7 @@ def siblings_of(pack: LensPack, dataset: LensDataset, concept: str) -> list[str]
     SettingsError
         If the pack has no lens for it, or none for a sibling.
     """
-    _check_known(pack, [concept])
+    known_lenses(pack, [concept])
     found = [other for other in sorted(dataset.hierarchy.siblings(concept)) if other in pack]
     if not found:
         raise SettingsError(
@@ -168,8 +171,7 @@ def siblings_of(pack: LensPack, dataset: LensDataset, concept: str) -> list[str]
 def confusion(
     pack: LensPack, dataset: LensDataset, concepts: Sequence[str], *, split: int = TEST
 ) -> Confusion:
-    """On the held-out samples of each of some concepts, how often each of their lenses is the
-    strongest.
+    """How often the lens of each of some concepts is the strongest on held-out samples of each.
 
     Lenses are compared by their signal, how far each is above its own noise floor. Equal ones go to
     the first.
@@ -177,14 +179,14 @@ def confusion(
     Raises
     ------
     SettingsError
-        If the pack has no lens for a concept, or these are not the samples that were held out from
-        it.
+        If the pack has no lens for a concept, or these samples were not held out from it.
     """
     concepts = list(dict.fromkeys(concepts))
-    _check_known(pack, concepts)
+    lenses = known_lenses(pack, concepts)
     held = held_out_logits(pack, dataset, split)
     number = {lens.concept: i for i, lens in enumerate(pack)}
-    signal = np.stack([pack[c].signal(held.logits[:, number[c]]) for c in concepts], axis=1)
+    columns = [lens.signal(held.logits[:, number[lens.concept]]) for lens in lenses]
+    signal = np.stack(columns, axis=1)
     rows = [held.rows_of(dataset.positives(concept)) for concept in concepts]
     times = np.bincount(np.concatenate(rows), minlength=len(held.samples))
     share = np.full((len(concepts), len(concepts)), np.nan)
@@ -204,11 +206,8 @@ def hierarchy_order(hierarchy: Tree, concepts: Sequence[str]) -> list[tuple[str,
     know comes last, as its own branch.
     """
     wanted, seen = set(concepts), dict[str, str]()
-    # A stack and not recursion, since real ontologies are deep; reversed, since it gives back the
-    # last first.
-    waiting = [
-        (root, root) for root in reversed([c for c in hierarchy if not hierarchy.parents(c)])
-    ]
+    # A stack, since real ontologies are too deep for recursion. Reversed: its last is taken first.
+    waiting = [(root, root) for root in hierarchy if not hierarchy.parents(root)][::-1]
     while waiting:
         concept, branch = waiting.pop()
         if concept not in seen:
@@ -226,37 +225,32 @@ def lens_similarity(
 ) -> Similarity:
     """Cosines of the lenses of a pack.
 
-    All model layers write to one residual stream, so lenses of different ones can be compared; the
-    further they are apart, the nearer to 0 it comes out.
+    All model layers write to one residual stream, so lenses of different model layers can be
+    compared; the further apart they are, the nearer to 0 is the cosine.
 
     Parameters
     ----------
     hierarchy : who is above whom; None leaves lenses in the order of the pack.
-    of : "weights", what tells a concept apart; or "directions", which way it lies, as steering uses
-        it.
+    of : "weights", what tells a concept apart; or "directions", along which it is steered.
 
     Raises
     ------
     SettingsError
-        If fewer than two lenses have such a vector: weights are those of linear lenses of one model
-        layer.
+        If fewer than two lenses have one: weights are those of linear lenses of one model layer.
     """
     vectors = {lens.concept: v for lens in pack if (v := _vector(lens, of)) is not None}
     if len(vectors) < 2:
         raise SettingsError(
-            f"{len(vectors)} lenses of the pack are linear and read one model layer: two are "
-            "compared"
+            f"{len(vectors)} lenses of the pack are linear and read one model layer: "
+            "two are compared"
         )
-    order = (
-        [(c, "") for c in vectors]
-        if hierarchy is None
-        else hierarchy_order(hierarchy, list(vectors))
-    )
+    order = [(c, "") for c in vectors]
+    if hierarchy is not None:
+        order = hierarchy_order(hierarchy, list(vectors))
     V = np.stack([vectors[concept] for concept, _ in order])
     V = V / np.maximum(np.linalg.norm(V, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return Similarity(
-        tuple(c for c, _ in order), np.asarray(V @ V.T), tuple(branch for _, branch in order)
-    )
+    ordered, branches = zip(*order, strict=True)
+    return Similarity(ordered, np.asarray(V @ V.T), branches)
 
 
 def _vector(lens: Lens, of: Literal["weights", "directions"]) -> NDArray[np.float64] | None:
@@ -265,9 +259,3 @@ def _vector(lens: Lens, of: Literal["weights", "directions"]) -> NDArray[np.floa
     if of == "directions":
         return lens.directions[0].vector.astype(np.float64) if lens.directions else None
     return lens.weight.astype(np.float64) if isinstance(lens.weights, LinearWeights) else None
-
-
-def _check_known(pack: LensPack, concepts: Sequence[str]) -> None:
-    for concept in concepts:
-        if concept not in pack:
-            raise SettingsError(f"the pack has no lens for {concept!r:.80}: see `lenstrain show`")

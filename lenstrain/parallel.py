@@ -29,13 +29,9 @@ def cores(jobs: int | None = None) -> Iterator[Executor]:
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    n = jobs or min(os.cpu_count() or 1, _MOST_JOBS)
     try:
-        with (
-            threadpool_limits(1),
-            ThreadPoolExecutor(
-                jobs or min(os.cpu_count() or 1, _MOST_JOBS), initializer=_one_thread
-            ) as pool,
-        ):
+        with threadpool_limits(1), ThreadPoolExecutor(n, initializer=_one_thread) as pool:
             yield pool
     finally:
         torch.set_num_threads(before)
@@ -54,7 +50,7 @@ def chunks_by_size(
 ) -> list[list[int]]:
     """Numbers of problems, the longest first, in chunks that stay within some memory.
 
-    Problems of a chunk are padded to its longest, so those of like length go together.
+    Problems of a chunk are padded to its longest, so those of similar length go together.
 
     Parameters
     ----------
@@ -65,9 +61,8 @@ def chunks_by_size(
     chunks: list[list[int]] = []
     width = 0
     for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        size = (len(chunks[-1]) + 1 if chunks else 1) * (
-            problem_bytes + width * (row_bytes + 3 * 8 * width)
-        )
+        many = len(chunks[-1]) + 1 if chunks else 1
+        size = many * (problem_bytes + width * (row_bytes + 3 * 8 * width))
         if not chunks or size > _CHUNK_BYTES or len(chunks[-1]) == _CHUNK_CONCEPTS:
             chunks.append([])
             width = lengths[number]

@@ -11,6 +11,7 @@ from lenstrain.metrics.score import REFERENCE_PREVALENCE, Grade
 
 Validation = Literal["advisory", "blocking", "falloff"]
 PhaseChoice = Literal["both", "prompt", "completion"]
+Stage = Literal["choosing model layers", "fitting", "fitting text lenses", "refining", "checking"]
 FamilyName = Literal["linear", "mlp", "mean-difference", "ensemble", "text"]
 
 
@@ -27,8 +28,7 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How to train. Samples are rows of the store; in a combined store each gives a vector a
-    phase."""
+    """How to train. Samples are rows of the store, which give a vector for each phase."""
 
     target_f1: float = 0.95
     """Test F1 at which a lens graduates."""
@@ -46,11 +46,10 @@ class FitSettings:
     min_iterations: int = 1
     """Iterations before a lens may graduate, as far as there are samples for them."""
     min_test_samples: int = 1
-    """Positive test samples that graduation asks for. F1 on one or two is luck; a concept with
-    fewer asks for more."""
+    """Positive test samples that graduation asks for: F1 on one or two is luck. A concept with
+    fewer asks for more samples."""
     negatives_per_positive: float = 10.0
-    """Negatives cost nothing, and a lens that saw few of them fires at everything. Classes are
-    weighed alike."""
+    """Negatives cost nothing, and a lens that saw few fires at everything. Classes weigh alike."""
     max_negatives: int = 300
     """Negative training samples at most (never fewer than positives)."""
     validation: Validation = "advisory"
@@ -59,17 +58,14 @@ class FitSettings:
     min_grade: Grade = Grade.B
     """Grade that "blocking" asks for."""
     C: float | None = None
-    """Inverse L2 strength on standardised features; None to choose it for each concept, from
-    `STRENGTHS`."""
+    """Inverse L2 strength on standardised features; None to choose it from `STRENGTHS`."""
     family: FamilyName = "linear"
-    """What a lens is: see `lenstrain.families.contract`. "text" reads what the model wrote, not its
-    activations."""
+    """See `lenstrain.families.contract`; "text" reads what the model wrote, not its activations."""
     fpr: float | None = None
     """Share of all unrelated calibration samples that the decision threshold may let through; None
     for the threshold with the best F1 on the concept's own calibration samples."""
     beyond_graduation: bool = True
-    """Whether to go on after graduation, for the record, as long as another validation mode would
-    have."""
+    """Whether to go on after graduation, for the record, as long as other modes would have."""
     phase: PhaseChoice = "both"
     model_layers: tuple[int, ...] | None = None
     """Transformer blocks to choose from; None for all that the store holds."""
@@ -82,21 +78,16 @@ class FitSettings:
     def __post_init__(self) -> None:
         if not 0 < self.target_f1 <= 1:
             raise SettingsError(f"target F1 is {self.target_f1}, expected above 0 and at most 1")
-        counts = (
-            self.initial_samples,
-            self.first_increment,
-            self.increment,
-            self.max_iterations,
-            self.min_iterations,
-        )
-        if min(*counts, self.min_test_samples) < 1:
+        samples = self.initial_samples, self.first_increment, self.increment
+        iterations = self.max_iterations, self.min_iterations
+        if min(*samples, *iterations, self.min_test_samples) < 1:
             raise SettingsError(
                 "initial samples, increments, iterations and test samples must be 1 or more"
             )
         if self.min_iterations > self.max_iterations:
             raise SettingsError(
-                f"min_iterations {self.min_iterations} is above max_iterations "
-                f"{self.max_iterations}"
+                f"min_iterations {self.min_iterations} is above "
+                f"max_iterations {self.max_iterations}"
             )
         if self.fpr is not None and not 0 < self.fpr < 1:
             raise SettingsError(f"the false-positive rate is {self.fpr}, expected between 0 and 1")
@@ -104,11 +95,8 @@ class FitSettings:
             raise SettingsError(
                 f"max_samples {self.max_samples} is below initial_samples {self.initial_samples}"
             )
-        if (
-            (self.C is not None and self.C <= 0)
-            or self.negatives_per_positive <= 0
-            or not 0 < self.prevalence < 1
-        ):
+        has_strength = self.C is None or self.C > 0
+        if not (has_strength and self.negatives_per_positive > 0 and 0 < self.prevalence < 1):
             raise SettingsError(
                 "C and negatives per positive must be above 0, prevalence between 0 and 1"
             )
@@ -120,12 +108,12 @@ class FitSettings:
             raise SettingsError(
                 "no model layers to choose from: name at least one, or None for all that are stored"
             )
-        for what, value, choices in (
-            ("validation", self.validation, Validation),
-            ("family", self.family, FamilyName),
+        for what, choices in (
+            ("validation", get_args(Validation)),
+            ("family", get_args(FamilyName)),
         ):
-            if value not in get_args(choices):
-                raise SettingsError(f"{what} is {value!r}, expected {', '.join(get_args(choices))}")
+            if (value := getattr(self, what)) not in choices:
+                raise SettingsError(f"{what} is {value!r}, expected {', '.join(choices)}")
 
     def required_grade(self, iteration: int) -> Grade:
         """The grade that graduation asks for at an iteration, counted from 1."""
@@ -138,8 +126,7 @@ class FitSettings:
     def graduates(
         self, step: Step, iteration: int, *, is_last: bool = False, n_test: int | None = None
     ) -> bool:
-        """Whether a lens is done at an iteration, counted from 1: F1 at the target, no overfitting,
-        and the grade.
+        """Whether a lens is done at an iteration, counted from 1: by F1, overfitting and grade.
 
         `is_last` says that there are no samples for another iteration: then there need not be as
         many as asked for. `n_test` is how many positive test samples there are; None for enough.
@@ -161,9 +148,8 @@ class FitSettings:
 
     def n_negatives(self, n_positives: int) -> int:
         """Negative samples that go with some positives."""
-        return max(
-            n_positives, min(round(self.negatives_per_positive * n_positives), self.max_negatives)
-        )
+        wanted = round(self.negatives_per_positive * n_positives)
+        return max(n_positives, min(wanted, self.max_negatives))
 
 
 def settings_to_json(settings: FitSettings) -> dict[str, Any]:
@@ -175,22 +161,15 @@ def settings_to_json(settings: FitSettings) -> dict[str, Any]:
 
 def settings_from_json(values: dict[str, Any]) -> FitSettings:
     """Settings as `settings_to_json` wrote them."""
-    model_layers = values["model_layers"]
-    return FitSettings(
-        **values
-        | {
-            "model_layers": None if model_layers is None else tuple(model_layers),
-            "min_grade": Grade(values["min_grade"]),
-        }
-    )
+    model_layers, min_grade = values["model_layers"], Grade(values["min_grade"])
+    model_layers = None if model_layers is None else tuple(model_layers)
+    return FitSettings(**values | {"model_layers": model_layers, "min_grade": min_grade})
 
 
 class FitProgress(NamedTuple):
     """Where a fit stands."""
 
-    stage: Literal[
-        "choosing model layers", "fitting", "fitting text lenses", "refining", "checking"
-    ]
+    stage: Stage
     done: int
     total: int
     """Model layers, or concepts to fit."""

@@ -57,7 +57,6 @@ RULES = {
     "lenstrain/__main__.py": "cli",
     "lenstrain/errors.py": "",
     "lenstrain/parallel.py": "",
-    "lenstrain/drawing.py": "",
     "lenstrain/metrics": "",
     "lenstrain/settings.py": "metrics",
     "lenstrain/families": "parallel.py",
@@ -73,8 +72,9 @@ RULES = {
     "lenstrain/report": "data pack compare",
     "lenstrain/exchange": "metrics settings.py families pack live",
     "lenstrain/sweeps": "settings.py data pack fit",
+    "lenstrain/sweeps/ray.py": "lenscache/cluster.py",
     "lenstrain/inspection.py": "settings.py families data pack compare fit",
-    "lenstrain/plots.py": "metrics data pack inspection.py drawing.py",
+    "lenstrain/plots.py": "metrics data pack inspection.py lenscache/drawing.py",
     # console, options < runlog, models < meter < cache, train
     "cli/__init__.py": "",
     "cli/console.py": "",
@@ -113,9 +113,7 @@ OUTSIDE = {
     "pyarrow": "lenscache/store/views/export.py lenscache/concepts/importers/labelled.py",
     "xarray": "lenscache/store/views/xarray_view.py lenscache/store/store.py",
     "pandas": "lenscache/store/views/xarray_view.py lenscache/store/store.py",
-    "matplotlib": (
-        "lenscache/drawing.py lenscache/plots.py lenstrain/drawing.py lenstrain/plots.py"
-    ),
+    "matplotlib": "lenscache/drawing.py lenscache/plots.py lenstrain/plots.py",
     "ray": "lenscache/cluster.py lenscache/extract/ray_driver.py lenstrain/sweeps/ray.py",
     "scipy": (
         "lenstrain/metrics lenstrain/families lenstrain/data/words.py lenstrain/audit "

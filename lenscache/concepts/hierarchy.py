@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 from lenscache.errors import PackError
@@ -11,8 +11,7 @@ from lenscache.errors import PackError
 class Hierarchy:
     """Who is above, below and beside whom, for every concept of a pack.
 
-    Several parents are allowed. Ancestor and descendant sets are computed once, when first asked
-    for: a query costs a dictionary access however large the pack is.
+    Several parents are allowed. Ancestors and descendants are computed once, when first asked for.
 
     Parameters
     ----------
@@ -70,13 +69,10 @@ class Hierarchy:
 
     def siblings(self, concept: str) -> frozenset[str]:
         """Concepts that share a parent; on level 0, the other concepts without a parent."""
-        if not self._parents[concept]:
-            beside: Iterable[str] = (c for c, above in self._parents.items() if not above)
-        else:
-            beside = (
-                child for parent in self._parents[concept] for child in self._children[parent]
-            )
-        return frozenset(beside) - self.family(concept)
+        above = self._parents[concept]
+        beside = [child for parent in above for child in self._children[parent]]
+        roots = [] if above else [c for c, its in self._parents.items() if not its]
+        return frozenset(beside + roots) - self.family(concept)
 
     def branches(self, concept: str) -> frozenset[str]:
         """The concepts without a parent that it falls under; itself if it has none."""
@@ -84,19 +80,11 @@ class Hierarchy:
 
     @cached_property
     def _ancestors(self) -> dict[str, frozenset[str]]:
-        found: dict[str, frozenset[str]] = {}
-        for concept in self._order:
-            above = self._parents[concept]
-            found[concept] = frozenset(above).union(*(found[parent] for parent in above))
-        return found
+        return _reached(self._order, self._parents)
 
     @cached_property
     def _descendants(self) -> dict[str, frozenset[str]]:
-        found: dict[str, frozenset[str]] = {}
-        for concept in reversed(self._order):
-            below = self._children[concept]
-            found[concept] = frozenset(below).union(*(found[child] for child in below))
-        return found
+        return _reached(reversed(self._order), self._children)
 
     def _topological_order(self) -> list[str]:
         """Parents before children; iterative, since real ontologies outgrow the recursion limit."""
@@ -108,10 +96,8 @@ class Hierarchy:
                 if waiting[child] == 0:
                     order.append(child)
         if len(order) < len(waiting):
-            stuck = {concept for concept, n in waiting.items() if n > 0}
-            raise PackError(
-                f"the parents form a cycle: {self._show_cycle(stuck)}: remove one of these links"
-            )
+            cycle = self._show_cycle({concept for concept, n in waiting.items() if n > 0})
+            raise PackError(f"the parents form a cycle: {cycle}: remove one of these links")
         return order
 
     def _show_cycle(self, stuck: set[str]) -> str:
@@ -120,3 +106,11 @@ class Hierarchy:
             path.append(concept)
             concept = next(parent for parent in self._parents[concept] if parent in stuck)
         return " -> ".join([*path[path.index(concept) :], concept])
+
+
+def _reached(order: Iterable[str], links: Mapping[str, Sequence[str]]) -> dict[str, frozenset[str]]:
+    """All that each concept reaches by links, at any distance; `order` has their ends first."""
+    found: dict[str, frozenset[str]] = {}
+    for concept in order:
+        found[concept] = frozenset(links[concept]).union(*(found[c] for c in links[concept]))
+    return found

@@ -1,9 +1,8 @@
 """Concept packs: the concepts a user wants lenses for, and the hierarchy between them.
 
-    pack.json --ConceptPack.load--> ConceptPack --.hierarchy--> Hierarchy (parents, ancestors, siblings, branches)
+    pack.json --ConceptPack.load--> ConceptPack --.hierarchy--> Hierarchy
 
-A pack is read once, checked whole, and immutable afterwards. The schema is documented in
-``data/README.md``.
+A pack is read once, checked as a whole, and never changed. Its schema: ``data/README.md``.
 """
 
 from __future__ import annotations
@@ -50,8 +49,7 @@ class Concept:
     """Texts that the source names as not expressing the concept, as a binary labelled set does."""
 
     def is_named_in(self, text: str) -> bool:
-        """Whether `text` holds the name or an alias: whole words, any case, plural and possessive
-        included."""
+        """Whether `text` has the name or an alias: whole words, any case, plural or possessive."""
         return self._naming.search(text) is not None
 
     @cached_property
@@ -72,8 +70,7 @@ class ConceptPack:
     Raises
     ------
     PackError
-        If an id occurs twice, a parent is unknown, the parents form a cycle, or a concept is
-        malformed.
+        If an id occurs twice, a parent is unknown, parents form a cycle, or a concept is malformed.
     """
 
     name: str
@@ -83,14 +80,11 @@ class ConceptPack:
     license: str = ""
     origin: str = ""
     prompts: Literal["all", "examples"] = "all"
-    """Whether definitions, relations and contrasts become prompts, or only the texts given: a
-    labelled set is judged on its own texts."""
+    """What becomes a prompt: all that is said of a concept, or only its texts (labelled sets)."""
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Texts whose split the source gives, by "train", "calibration" or "test"; the others are
-    drawn."""
+    """Texts by given split ("train", "calibration", "test"); other texts are assigned at random."""
     templates: tuple[str, ...] = ()
-    """Prompts of the user's own, to be filled for every concept; see
-    `lenscache.concepts.templates`."""
+    """The user's own prompts, filled for every concept; see `lenscache.concepts.templates`."""
     _by_id: dict[str, Concept] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -147,16 +141,14 @@ class ConceptPack:
         Raises
         ------
         PackError
-            If the file is missing or is not a valid pack; the message names the file and the
-            concept.
+            If the file is missing or not a valid pack; the message names file and concept.
         """
         path = Path(path)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise PackError(
-                f"no concept pack at {path}: give the path of a pack's JSON file"
-            ) from None
+            hint = "give the path of a pack's JSON file"
+            raise PackError(f"no concept pack at {path}: {hint}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise PackError(f"cannot read the concept pack {path}: {error}") from error
         except json.JSONDecodeError as error:
@@ -190,10 +182,8 @@ class ConceptPack:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, as `from_dict` reads it."""
-        head: dict[str, Any] = {
-            key: getattr(self, key)
-            for key in ("name", "version", "description", "license", "origin")
-        }
+        keys = ("name", "version", "description", "license", "origin")
+        head: dict[str, Any] = {key: getattr(self, key) for key in keys}
         if self.prompts != "all":
             head["prompts"] = self.prompts
         if self.splits:
@@ -207,9 +197,8 @@ class ConceptPack:
         """Write the pack as JSON: complete, or not at all."""
         path = Path(path)
         scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        scratch.write_text(
-            json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+        scratch.write_text(f"{text}\n", encoding="utf-8")
         scratch.replace(path)
 
 
@@ -227,11 +216,8 @@ _CONCEPT_FIELDS = frozenset(Concept.__dataclass_fields__) - {"level"} | {"layer"
 def _parse_concept(entry: object, number: int) -> Concept:
     if not isinstance(entry, dict):
         raise PackError(f"concept number {number} is {type(entry).__name__}, expected an object")
-    where = (
-        f"concept {entry['id']!r}"
-        if isinstance(entry.get("id"), str)
-        else f"concept number {number}"
-    )
+    given = entry.get("id")
+    where = f"concept {given!r}" if isinstance(given, str) else f"concept number {number}"
     if unknown := sorted(set(entry) - _CONCEPT_FIELDS):
         raise PackError(
             f"{where} has the unknown field {unknown[0]!r}, expected {sorted(_CONCEPT_FIELDS)}"
@@ -264,9 +250,7 @@ def _parse_choice(value: object, choices: tuple[str, ...], key: str) -> Any:
 def _parse_splits(value: object) -> dict[str, tuple[str, ...]]:
     if not isinstance(value, dict) or not set(value) <= {"train", "calibration", "test"}:
         raise PackError(f"splits is {value!r:.60}, expected texts by train, calibration and test")
-    splits = {
-        name: _parse_texts(texts, f"splits.{name}", "the pack") for name, texts in value.items()
-    }
+    splits = {k: _parse_texts(texts, f"splits.{k}", "the pack") for k, texts in value.items()}
     if len({text for texts in splits.values() for text in texts}) < sum(map(len, splits.values())):
         raise PackError("splits gives one text to two splits: a text belongs to one")
     return splits

@@ -1,15 +1,13 @@
-"""From concepts to samples: which texts a round extracts, what they are labelled with, and in which
-split.
+"""From concepts to samples: the texts that a round extracts, with their labels and splits.
 
     ConceptPack --concept_prompts--> prompts of each concept, in a fixed order
                 --plan_samples-----> SamplePlan: each text once, with every label it carries
                 --plan_top_up------> SamplePlan of a later round: other texts, or sampled again
 
-The plan is deterministic. Whatever looks random is keyed by a stable hash of the seed and of what
-it belongs to: the order of a concept's prompts by (seed, concept, text); the sampling seed and
-temperature of a row by (seed, text). The digest of the pack is left out of these keys on purpose:
-editing one concept must not reshuffle the samples of concepts that have nothing to do with it, and
-a text that was extracted before must get the completion it got then, or nothing could be reused.
+The plan is deterministic. Whatever looks random is keyed by a stable hash: the order of a concept's
+prompts by (seed, concept, text); the sampling seed and temperature of a row by (seed, text). These
+keys leave out the pack's digest on purpose: editing one concept must not reshuffle the samples of
+others, and a text that was extracted before must get the same completion, or it cannot be reused.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,28 +24,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenscache.concepts.pack import ConceptPack
-from lenscache.concepts.prompts import Prompt, concept_prompts, group_of, stable_hash
+from lenscache.concepts.prompts import Prompt, concept_prompts, folded_words, group_of, stable_hash
 from lenscache.errors import PlanError
 
 SPLITS = ("train", "calibration", "test")
 SPLIT_FRACTIONS = (0.6, 0.2, 0.2)
 
 TEMPERATURE_RANGE = (0.3, 0.9)
-"""Sampling temperatures, spread evenly over the rows by hash so that they are independent of any
-label."""
+"""Sampling temperatures, spread evenly over the rows by hash: independent of any label."""
 
 
 @dataclass(frozen=True)
 class SamplePlan:
     """The rows of one round, n samples and m labels, in the order in which they are stored.
 
-    The labels of a concept stand together, in its nested order: the first ten are part of the first
-    thirty.
+    A concept's labels stand together, in nested order: the first ten are part of the first thirty.
     """
 
     concepts: tuple[str, ...]
-    """What `label_concept` points into. The first `n_targets` are the concepts the round was
-    planned for; the others share a text with them."""
+    """The `n_targets` concepts that the round was planned for, then others that share a text."""
     n_targets: int
     texts: tuple[str, ...]
     kind: NDArray[np.uint8]
@@ -75,15 +69,8 @@ class SamplePlan:
     def digest(self) -> str:
         """SHA-256 of everything in the plan; 16 hex digits."""
         digest = hashlib.sha256(json.dumps([self.concepts, self.n_targets, self.texts]).encode())
-        columns: tuple[NDArray[Any], ...] = (
-            self.kind,
-            self.split,
-            self.sampling_seed,
-            self.temperature,
-            self.label_sample,
-            self.label_concept,
-            self.label_role,
-        )
+        columns: list[NDArray[Any]] = [self.kind, self.split, self.sampling_seed, self.temperature]
+        columns += [self.label_sample, self.label_concept, self.label_role]
         for column in columns:
             digest.update(column.astype(column.dtype.newbyteorder("<")).tobytes())
         return digest.hexdigest()[:16]
@@ -128,9 +115,9 @@ def plan_samples(
 ) -> SamplePlan:
     """Plan the samples of some levels of a pack.
 
-    Splits are drawn by prompt, apart for examples, named prompts and contrasts of each concept, so
-    that every split holds its share of each as early as the counts allow. Texts that differ in
-    case, punctuation or spacing only go to the same split.
+    Examples, named prompts and contrasts of each concept are split separately, so that every split
+    holds its share of each as early as the counts allow. Texts that differ only in case,
+    punctuation or spacing go to the same split.
 
     Parameters
     ----------
@@ -167,10 +154,9 @@ def plan_top_up(
     seed: int = 0,
     resample: bool,
 ) -> SamplePlan | None:
-    """Plan more samples for some concepts: prompts that were not extracted yet, then others sampled
-    once more.
+    """Plan more samples for some concepts: prompts not extracted yet, then others sampled again.
 
-    A text that is sampled again gets another seed and temperature, and stays in its split: its
+    A text that is sampled again gets a new seed and temperature, and stays in its split: its
     completion is new, its prompt is not.
 
     Parameters
@@ -178,8 +164,7 @@ def plan_top_up(
     concepts : ids of the concepts that asked for more.
     taken : how often each text was sampled in the rounds before.
     samples : prompts to add for each concept.
-    resample : whether texts may be sampled again, which gives something new where completions are
-        stored.
+    resample : whether texts may be sampled again: of use where completions are stored.
 
     Returns
     -------
@@ -233,17 +218,13 @@ def _make_plan(
     for (text, _), row in row_of.items():
         rows_of_text.setdefault(text, []).append(row)
     kind_of: dict[str, int] = {}
-    for concept in (
-        *targets,
-        *prompts,
-    ):  # what a text is to the first concept that it was planned for
+    for concept in (*targets, *prompts):  # the first concept with a text decides its kind
         for prompt in prompts[concept]:
             kind_of.setdefault(prompt.text, prompt.kind)
     known = set(targets)
-    beside = [
-        c for c in prompts if c not in known and any(p.text in rows_of_text for p in prompts[c])
-    ]
-    concepts = (*targets, *beside)
+    beside = (c for c in prompts if c not in known)
+    sharing = (c for c in beside if any(p.text in rows_of_text for p in prompts[c]))
+    concepts = (*targets, *sharing)
     labels = [
         (row, number, prompt.role)
         for number, concept in enumerate(concepts)
@@ -252,10 +233,8 @@ def _make_plan(
     ]
     label_sample, label_concept, label_role = zip(*labels, strict=True)
     low, high = TEMPERATURE_RANGE
-    temperature = [
-        low + (high - low) * stable_hash("temperature", *_draw(seed, text, time)) / 2**64
-        for text, time in row_of
-    ]
+    draws = (stable_hash("temperature", *_draw(seed, *place)) / 2**64 for place in row_of)
+    seeds = [sampling_seed(seed, *place) for place in row_of]
     return SamplePlan(
         concepts=concepts,
         n_targets=len(targets),
@@ -263,10 +242,8 @@ def _make_plan(
         kind=np.array([kind_of[text] for text, _ in row_of], np.uint8),
         split=np.array([split_of[_normalised(text)] for text, _ in row_of], np.uint8),
         repeat=np.array([time for _, time in row_of], np.uint16),
-        sampling_seed=np.array(
-            [sampling_seed(seed, text, time) for text, time in row_of], np.uint64
-        ),
-        temperature=np.array(temperature, np.float32),
+        sampling_seed=np.array(seeds, np.uint64),
+        temperature=np.array([low + (high - low) * drawn for drawn in draws], np.float32),
         label_sample=np.array(label_sample, np.int32),
         label_concept=np.array(label_concept, np.int32),
         label_role=np.array(label_role, np.uint8),
@@ -278,11 +255,10 @@ def _assign_splits(
     fractions: Sequence[float],
     given: Mapping[str, Sequence[str]],
 ) -> dict[str, int]:
-    """Split of each normalised text: as given, else the one that lags furthest behind its share of
-    the group.
+    """Split of each normalised text: as given, else the one furthest behind its share of a group.
 
-    Where the source gives training and test texts but none for calibration, those are drawn from
-    the training texts in the same way: a test set stays what it is.
+    Where the source gives training and test texts but none for calibration, the training texts are
+    divided in the same way: a test set stays what it is.
     """
     split_of = {_normalised(text): SPLITS.index(name) for name in given for text in given[name]}
     allowed: dict[str, tuple[int, ...]] = {}
@@ -296,10 +272,8 @@ def _assign_splits(
             text = _normalised(prompt.text)
             if text not in split_of:
                 choice = allowed.get(text, range(len(SPLITS)))
-                n, whole = (
-                    sum(taken[split] for split in choice) + 1,
-                    sum(fractions[split] for split in choice),
-                )
+                n = sum(taken[split] for split in choice) + 1
+                whole = sum(fractions[split] for split in choice)
                 lag = {split: fractions[split] / whole * n - taken[split] for split in choice}
                 # On a tie, test comes first: a lens that cannot be judged is worth nothing.
                 split_of[text] = max(choice, key=lambda split: (round(lag[split], 9), split))
@@ -308,6 +282,4 @@ def _assign_splits(
 
 
 def _normalised(text: str) -> str:
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    words = "".join(char if char.isalnum() else " " for char in folded).split()
-    return " ".join(words) or text
+    return " ".join(folded_words(text)) or text

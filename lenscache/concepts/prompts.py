@@ -6,9 +6,9 @@ Whatever looks random is keyed by `stable_hash`.
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.concepts.templates import parse_templates
@@ -18,8 +18,7 @@ KINDS = ("example", "definition", "relation", "contrast", "template")
 EXAMPLE = KINDS.index("example")
 
 POSITIVE, CONTRAST, NEGATIVE = 0, 1, 2
-"""Roles of a label: expresses the concept; names it without expressing it; given as a negative by
-the data."""
+"""Roles of a label: expresses the concept; names it only; is a negative that the data gives."""
 
 _MAX_CHILD_PROMPTS = 3
 _MAX_ALIAS_PROMPTS = 2
@@ -35,6 +34,12 @@ def stable_hash(*parts: object) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
+def folded_words(text: str) -> list[str]:
+    """The words of a text without case, punctuation and variants of characters (NFKC)."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(char if char.isalnum() else " " for char in folded).split()
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One text of one concept."""
@@ -46,12 +51,10 @@ class Prompt:
 
 
 def concept_prompts(pack: ConceptPack, concept: Concept, *, seed: int = 0) -> list[Prompt]:
-    """All prompts of one concept in nested order: any first n of them are a fair sample of the
-    kinds.
+    """All prompts of one concept in nested order: the first n are a fair sample of the kinds.
 
     Examples express the concept without naming it; definitions and relations name it; contrasts
-    name it and are about something else. A relation reads the same from both of its ends, so that
-    child and parent share one text.
+    name it and are about something else. Child and parent share the text of their relation.
     """
     texts: dict[str, Prompt] = {}
 
@@ -66,39 +69,28 @@ def concept_prompts(pack: ConceptPack, concept: Concept, *, seed: int = 0) -> li
     for template in parse_templates(pack.templates):
         role = CONTRAST if template.is_contrast else POSITIVE
         add(role, "template", *template.fill(_fields(pack, concept, seed)))
-    return _interleave(
-        texts.values(), key=lambda prompt: stable_hash(seed, concept.id, prompt.text)
-    )
+    return _interleave(sorted(texts.values(), key=lambda p: stable_hash(seed, concept.id, p.text)))
 
 
 def _add_named_prompts(
     pack: ConceptPack, concept: Concept, seed: int, add: Callable[..., None]
 ) -> None:
-    name = concept.name
+    name, near = concept.name, _fields(pack, concept, seed)
     if concept.definition:
         add(POSITIVE, "definition", f"{name[0].upper()}{name[1:]}: {concept.definition}")
-    add(POSITIVE, "definition", f'What does "{name}" mean?')
-    add(
-        POSITIVE,
-        "definition",
-        f'Here is a short explanation of the concept "{name}", with an example.',
-    )
-    near = _fields(pack, concept, seed)
+    explain = f'Here is a short explanation of the concept "{name}", with an example.'
+    add(POSITIVE, "definition", f'What does "{name}" mean?', explain)
     add(POSITIVE, "relation", *(_kind_of(name, parent) for parent in near["parent"]))
     add(POSITIVE, "relation", *(_kind_of(child, name) for child in near["child"]))
-    add(
-        POSITIVE,
-        "relation",
-        *(f'Another word for "{name}" is "{alias}".' for alias in near["alias"]),
-    )
+    words = (f'Another word for "{name}" is "{alias}".' for alias in near["alias"])
+    add(POSITIVE, "relation", *words)
     add(CONTRAST, "contrast", *concept.contrasts)
 
 
 def _fields(pack: ConceptPack, concept: Concept, seed: int) -> dict[str, list[str]]:
     """What a prompt may say about a concept."""
-    below = sorted(
-        pack.hierarchy.children(concept.id), key=lambda child: stable_hash(seed, concept.id, child)
-    )
+    children = pack.hierarchy.children(concept.id)
+    below = sorted(children, key=lambda child: stable_hash(seed, concept.id, child))
     return {
         "name": [concept.name],
         "definition": [concept.definition] if concept.definition else [],
@@ -112,11 +104,10 @@ def _kind_of(narrow: str, broad: str) -> str:
     return f'The idea of "{narrow}" falls under the broader idea of "{broad}".'
 
 
-def _interleave(prompts: Iterable[Prompt], key: Any) -> list[Prompt]:
-    """Shuffle each group by `key`, then merge the groups so that every prefix has their
-    proportions."""
+def _interleave(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """Merge the groups of prompts so that every prefix has their proportions."""
     groups: dict[int, list[Prompt]] = {}
-    for prompt in sorted(prompts, key=key):
+    for prompt in prompts:
         groups.setdefault(group_of(prompt), []).append(prompt)
     place = [
         ((i + 0.5) / len(group), number, p)
@@ -127,8 +118,7 @@ def _interleave(prompts: Iterable[Prompt], key: Any) -> list[Prompt]:
 
 
 def group_of(prompt: Prompt) -> int:
-    """Prompts that must each be spread over the splits: unnamed, named, contrast, given
-    negatives."""
+    """The group that is spread over the splits: unnamed, named, contrast or given negative."""
     if prompt.role != POSITIVE:
         return 1 + prompt.role
     return 0 if prompt.kind == EXAMPLE else 1

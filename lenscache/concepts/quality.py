@@ -2,14 +2,12 @@
 
     ConceptPack --check_pack--> Findings, one for every rule that a text or a concept breaks
 
-Reading a pack already refuses what contradicts itself (`lenscache.concepts.pack`); these checks are
-about quality: a lens trained on examples that name the concept learns the name, and texts that
-stand in two concepts teach neither.
+`lenscache.concepts.pack` already refuses packs that contradict themselves. These checks are about
+quality: examples that name the concept teach a lens the name, texts in two concepts teach neither.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,19 +15,17 @@ from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from lenscache.concepts.pack import Concept, ConceptPack
+from lenscache.concepts.prompts import folded_words
 
 _SHINGLE = 3  # words
-_SHARED_RUNS = (
-    0.25  # of the runs of three words in a text; texts with fewer in common are not near-duplicates
-)
+_SHARED_RUNS = 0.25  # least share of a text's runs of three words that its near-duplicate has, too
 _NEAR = 0.8
 """Share of characters, in order, that near-duplicates have in common."""
 
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """How much a pack must hold. The defaults ask what a lens needs to be fitted, calibrated and
-    judged."""
+    """How much a pack must hold; by default, what fitting, calibrating and judging a lens takes."""
 
     min_examples: int = 8
     """Examples a concept; about a fifth of them is the test split."""
@@ -60,15 +56,23 @@ def check_pack(pack: ConceptPack, settings: CheckSettings | None = None) -> list
     settings = settings or CheckSettings()
     found: list[Finding] = []
     for concept in pack.concepts:
-        found.extend(_check_amounts(concept, settings))
-        found.extend(_check_naming(concept))
-        found.extend(_check_place(pack, concept))
+        checks = (
+            _check_amounts(concept, settings),
+            _check_naming(concept),
+            _check_place(pack, concept),
+        )
+        found.extend(
+            Finding(rule, concept.id, message) for check in checks for rule, message in check
+        )
     found.extend(_check_duplicates(pack))
     found.extend(_check_balance(pack, settings))
     return found
 
 
-def _check_amounts(concept: Concept, settings: CheckSettings) -> Iterator[Finding]:
+_Faults = Iterator[tuple[str, str]]  # rules and messages
+
+
+def _check_amounts(concept: Concept, settings: CheckSettings) -> _Faults:
     wanted = (
         ("examples", concept.examples, settings.min_examples),
         ("contrasts", concept.contrasts, settings.min_contrasts),
@@ -76,46 +80,36 @@ def _check_amounts(concept: Concept, settings: CheckSettings) -> Iterator[Findin
     )
     for name, texts, least in wanted:
         if len(texts) < least:
-            yield Finding(
-                "amount", concept.id, f"has {len(texts)} {name}, at least {least} are needed"
-            )
+            yield "amount", f"has {len(texts)} {name}, at least {least} are needed"
     if not concept.definition:
-        yield Finding("definition", concept.id, "has no definition")
+        yield "definition", "has no definition"
     for text in (*concept.examples, *concept.contrasts):
         if not settings.min_characters <= len(text) <= settings.max_characters:
             bounds = f"{settings.min_characters} to {settings.max_characters}"
-            yield Finding(
-                "length",
-                concept.id,
-                f"has a text of {len(text)} characters, not {bounds}: {text!r:.60}",
-            )
+            yield "length", f"has a text of {len(text)} characters, not {bounds}: {text!r:.60}"
 
 
-def _check_naming(concept: Concept) -> Iterator[Finding]:
+def _check_naming(concept: Concept) -> _Faults:
     for text in concept.examples:
         if concept.is_named_in(text):
-            yield Finding("naming", concept.id, f"is named in its own example: {text!r:.80}")
+            yield "naming", f"is named in its own example: {text!r:.80}"
     for text in concept.contrasts:
         if not concept.is_named_in(text):
-            yield Finding("contrast", concept.id, f"is not named in its contrast: {text!r:.80}")
+            yield "contrast", f"is not named in its contrast: {text!r:.80}"
 
 
-def _check_place(pack: ConceptPack, concept: Concept) -> Iterator[Finding]:
+def _check_place(pack: ConceptPack, concept: Concept) -> _Faults:
     for parent in concept.parents:
         if pack[parent].level >= concept.level:
             where = f"level {pack[parent].level}, not above level {concept.level}"
-            yield Finding("hierarchy", concept.id, f"has the parent {parent!r} on {where}")
+            yield "hierarchy", f"has the parent {parent!r} on {where}"
     if concept.level > 0 and not concept.parents:
-        yield Finding("hierarchy", concept.id, f"is on level {concept.level} and has no parent")
+        yield "hierarchy", f"is on level {concept.level} and has no parent"
     for other in concept.confusable_with:
         if other not in pack.hierarchy:
-            yield Finding(
-                "confusable",
-                concept.id,
-                f"names {other!r}, which is not in the pack, as confusable",
-            )
+            yield "confusable", f"names {other!r}, which is not in the pack, as confusable"
         elif other == concept.id:
-            yield Finding("confusable", concept.id, "names itself as confusable")
+            yield "confusable", "names itself as confusable"
 
 
 def _check_duplicates(pack: ConceptPack) -> Iterator[Finding]:
@@ -124,9 +118,8 @@ def _check_duplicates(pack: ConceptPack) -> Iterator[Finding]:
     Only texts that share enough runs of three words are compared: many texts begin alike, and
     comparing all of those takes minutes in a pack of 2,000 concepts.
     """
-    texts = [
-        (c.id, text, _words(text)) for c in pack.concepts for text in (*c.examples, *c.contrasts)
-    ]
+    shown = ((c.id, text) for c in pack.concepts for text in (*c.examples, *c.contrasts))
+    texts = [(concept, text, folded_words(text)) for concept, text in shown]
     seen: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for number, (concept, text, words) in enumerate(texts):
         runs = {tuple(words[i : i + _SHINGLE]) for i in range(max(1, len(words) - _SHINGLE + 1))}
@@ -135,39 +128,25 @@ def _check_duplicates(pack: ConceptPack) -> Iterator[Finding]:
             other, other_text, other_words = texts[earlier]
             if _alike(" ".join(words), " ".join(other_words)):
                 where = "its own text" if other == concept else f"a text of {other!r}"
-                yield Finding(
-                    "duplicate", concept, f"{text!r:.70} is nearly {where}: {other_text!r:.70}"
-                )
+                message = f"{text!r:.70} is nearly {where}: {other_text!r:.70}"
+                yield Finding("duplicate", concept, message)
                 break
         for run in runs:
             seen[run].append(number)
 
 
 def _check_balance(pack: ConceptPack, settings: CheckSettings) -> Iterator[Finding]:
-    hierarchy = pack.hierarchy
-    sizes = Counter(
-        branch for concept in pack.concepts for branch in hierarchy.branches(concept.id)
-    )
+    sizes = Counter(branch for c in pack.concepts for branch in pack.hierarchy.branches(c.id))
     if settings.max_branch_ratio is None or len(sizes) < 2:
         return
     (large, most), (small, fewest) = sizes.most_common(1)[0], sizes.most_common()[-1]
     if most > settings.max_branch_ratio * fewest:
-        ratio = (
-            f"{most} concepts and {small!r} {fewest}, more than {settings.max_branch_ratio:g} "
-            "times as many"
-        )
-        yield Finding("balance", "", f"the branch {large!r} has {ratio}")
-
-
-def _words(text: str) -> list[str]:
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(char if char.isalnum() else " " for char in folded).split()
+        counts = f"{most} concepts and {small!r} {fewest}"
+        ratio = f"more than {settings.max_branch_ratio:g} times as many"
+        yield Finding("balance", "", f"the branch {large!r} has {counts}, {ratio}")
 
 
 def _alike(one: str, other: str) -> bool:
     matcher = SequenceMatcher(None, one, other, autojunk=False)
-    return (
-        matcher.real_quick_ratio() >= _NEAR
-        and matcher.quick_ratio() >= _NEAR
-        and matcher.ratio() >= _NEAR
-    )
+    ratios = matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio  # the cheapest first
+    return all(ratio() >= _NEAR for ratio in ratios)

@@ -1,14 +1,13 @@
-"""Prompt templates of the user's own: a text file, one template a line, filled for every concept of
-a pack.
+"""The user's own prompt templates: a text file, one template a line, filled for every concept.
 
     # how our users talk about it
     Tell me about {name}.
     Is {alias} the same as {name}?
     contrast: My dog is called {name}.
 
-A line that begins with "contrast:" names the concept without being about it. Lines that begin with
-"#" and empty lines are passed over. A template is left out for a concept that lacks one of its
-fields, and filled several times for one that has several parents, children or aliases.
+A line that begins with "contrast:" names the concept without being about it. Empty lines and lines
+that begin with "#" are skipped. A concept that lacks a field of a template gets no prompt from it;
+one with several parents, children or aliases gets several.
 """
 
 from __future__ import annotations
@@ -45,13 +44,10 @@ class Template:
 
     def fill(self, values: Mapping[str, Sequence[str]]) -> list[str]:
         """One text for each combination of values; none if a field has no value."""
-        filled = []
-        for choice in itertools.product(*(values[name] for name in self.fields)):
-            chosen = dict(zip(self.fields, choice, strict=True))
-            filled.append(
-                "".join(_fill_part(part, chosen) for part in _FIELD_OR_TEXT.findall(self.text))
-            )
-        return filled
+        parts = _FIELD_OR_TEXT.findall(self.text)
+        choices = itertools.product(*(values[name] for name in self.fields))
+        chosen = (dict(zip(self.fields, choice, strict=True)) for choice in choices)
+        return ["".join(_fill_part(part, one) for part in parts) for one in chosen]
 
 
 def _fill_part(part: str, chosen: Mapping[str, str]) -> str:
@@ -76,17 +72,11 @@ def _parse(lines: tuple[str, ...]) -> tuple[Template, ...]:
     for line in lines:
         is_contrast = line.casefold().startswith(_CONTRAST)
         template = Template(line[len(_CONTRAST) :].strip() if is_contrast else line, is_contrast)
-        known = ", ".join(f"{{{name}}}" for name in FIELDS)
+        known, has = ", ".join(f"{{{name}}}" for name in FIELDS), f"the template {line!r:.80} has"
         if unknown := [name for name in template.fields if name not in FIELDS]:
-            raise PackError(
-                f"the template {line!r:.80} has the unknown field {{{unknown[0]}}}, expected "
-                f"{known}"
-            )
+            raise PackError(f"{has} the unknown field {{{unknown[0]}}}, expected {known}")
         if not template.fields:
-            raise PackError(
-                f"the template {line!r:.80} has no field, it would say the same of every concept: "
-                f"{known}"
-            )
+            raise PackError(f"{has} no field, it would say the same of every concept: {known}")
         found.append(template)
     return tuple(found)
 
@@ -106,9 +96,8 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
     lines = tuple(dict.fromkeys(line.strip() for line in text.splitlines()))
     templates = tuple(line for line in lines if line and not line.startswith("#"))
     if not templates:
-        raise PackError(
-            f"{path} holds no template: give one a line, such as: Tell me about {{name}}."
-        )
+        hint = "give one a line, such as: Tell me about {name}."
+        raise PackError(f"{path} holds no template: {hint}")
     try:
         parse_templates(templates)
     except PackError as error:

@@ -1,5 +1,4 @@
-"""What devices can do, by their makers' figures or as measured here: all that an estimate of time
-needs of them.
+"""What devices can do, by their makers' figures or as measured here, for estimates of time.
 
 Public figures, without sparsity: memory, bandwidth, and FLOP/s of matrix products by dtype.
 
@@ -8,10 +7,11 @@ Public figures, without sparsity: memory, bandwidth, and FLOP/s of matrix produc
     a100      NVIDIA A100 80GB SXM data sheet: 80 GB, 2.04 TB/s, 312, 19.5
     l40s      NVIDIA L40S data sheet: 48 GB, 864 GB/s, 362 (half of the figure with sparsity), 91.6
     rtx4090   NVIDIA Ada architecture whitepaper: 24 GB, 1.01 TB/s, 165 (sums in float32), 82.6
-    cpu       one socket of an Intel Xeon Platinum 8480+ (Intel ARK; optimisation manual): 56 cores at 2.0 GHz, eight
-              channels of DDR5-4800 make 307 GB/s, 229 by AMX, 7.2 by AVX-512; 256 GB
+    cpu       one socket of an Intel Xeon Platinum 8480+ (Intel ARK; optimisation manual): 256 GB,
+              307 GB/s by eight channels of DDR5-4800, 229 by AMX and 7.2 by AVX-512 (56 cores at
+              2.0 GHz)
 
-Nobody gets these in full: `Efficiency` says what share an estimate counts on.
+No program reaches these figures: `Efficiency` says what share an estimate counts on.
 """
 
 from __future__ import annotations
@@ -77,12 +77,8 @@ DEVICES: dict[str, Device] = {
 }
 
 _MEASURED = Efficiency(0.85, 0.85), Efficiency(1.0, 1.0), Efficiency(0.5, 0.5)
-"""Of what was measured: large products and long reads, next to which those of a model are smaller
-and come in turns."""
-_MATRIX, _LONG_READ = (
-    {True: 8192, False: 1024},
-    {True: 2**30, False: 2**26},
-)  # by whether it is a GPU
+"""Of what was measured: a model has smaller products and shorter reads, which alternate."""
+_MATRIX, _LONG_READ = {True: 8192, False: 1024}, {True: 2**30, False: 2**26}  # by "is a GPU"
 _CALLS, _TURNS = 500, 5
 
 
@@ -105,13 +101,11 @@ def find_device(name: str) -> Device:
 def measure_device(
     place: torch.device, dtype: str, *, clock: Callable[[], float] = time.perf_counter
 ) -> Device:
-    """Measure the bandwidth, FLOP/s and cost of a call of a device of this machine, in a second or
-    two.
+    """Measure bandwidth, FLOP/s and cost of a call of a device here, in a second or two.
 
     Parameters
     ----------
-    clock : tells seconds; one of CPU time leaves out what other processes take, where there is one
-        thread.
+    clock : seconds; with one thread, a clock of CPU time leaves out what other processes take.
     """
     on_gpu = place.type == "cuda"
     kind: torch.dtype = getattr(torch, dtype)
@@ -125,9 +119,8 @@ def measure_device(
         for _ in range(_CALLS):
             few.add(few)
 
-    seconds_a_call = (
-        _seconds(calls, torch.device("cpu"), clock) / _CALLS * (2 if on_gpu else 1)
-    )  # a launch is slower
+    of_launch = 2 if on_gpu else 1  # a launch is slower
+    seconds_a_call = _seconds(calls, torch.device("cpu"), clock) / _CALLS * of_launch
     if on_gpu:
         memory = float(torch.cuda.get_device_properties(place).total_memory)
     else:

@@ -1,13 +1,12 @@
-"""Many workers on one store, simulated: stragglers, failures, a driver and an object store that
-take only so much.
+"""Many workers on one store, simulated: stragglers, failures, limits of driver and object store.
 
-    block seconds, Fleet, Storage --events in order of time--> Outcome: makespan, efficiency, blocks redone, tail
+    block seconds, Fleet, Storage --events in order of time--> Outcome
 
-"dynamic" hands out blocks one by one, as a Ray driver does, and anew where a worker dies; "static"
+"dynamic" hands out blocks one by one, as a Ray driver does, and again if a worker dies; "static"
 gives worker k of n the blocks k, k + n, ... of every round, as `--partition` does, and a worker
-that dies begins again with what is left. A worker writes a block while it runs the next one, as
-extraction does, and whoever dies loses both. Everything is drawn from one seed: how long a block
-takes belongs to the block, how slow a worker is to the worker.
+that dies starts again with what is left. A worker writes a block while it runs the next one, as
+extraction does, and loses both if it dies. One seed draws everything: how long each block takes,
+and how slow each worker is.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ class Fleet:
 
     workers: int
     load_seconds: float = 0.0
-    """From the start of a worker's process to its first block: the model, the layout of the
-    store."""
+    """From a worker's start to its first block: loading the model, laying out the store."""
     spread: float = 0.0
     """Sigma of the logarithm of how long blocks take."""
     slow_share: float = 0.0
@@ -102,10 +100,8 @@ def simulate(
     PlanError
         If workers die so fast that the run would not end.
     """
-    run = _Simulation(
-        np.asarray(block_seconds, float), fleet, storage or Storage(), engine, rounds, seed
-    )
-    return run.outcome()
+    seconds = np.asarray(block_seconds, float)
+    return _Simulation(seconds, fleet, storage or Storage(), engine, rounds, seed).outcome()
 
 
 class _Simulation:
@@ -120,19 +116,14 @@ class _Simulation:
     ) -> None:
         self._rng = np.random.default_rng(seed)
         n, workers = len(block_seconds), fleet.workers
-        self._fleet, self._storage, self._engine, self._ideal = (
-            fleet,
-            storage,
-            engine,
-            float(block_seconds.sum()),
-        )
+        self._fleet, self._storage, self._engine = fleet, storage, engine
+        self._ideal = float(block_seconds.sum())
         # The mean is one, whatever the spread.
         drawn = self._rng.lognormal(-(fleet.spread**2) / 2, fleet.spread, n)
         self._seconds = block_seconds * drawn
         self._speed = np.ones(workers)
-        self._speed[self._rng.permutation(workers)[: round(fleet.slow_share * workers)]] = (
-            fleet.slow_factor
-        )
+        slow = self._rng.permutation(workers)[: round(fleet.slow_share * workers)]
+        self._speed[slow] = fleet.slow_factor
         self._shares = _shares(n, workers, engine, rounds)
         self._events: list[tuple[float, int, str, int, int]] = []
         self._order = itertools.count()
@@ -186,10 +177,8 @@ class _Simulation:
             self._at(now + float(self._rng.exponential(self._fleet.lifetime)), "dies", worker)
         ready = now + self._fleet.load_seconds
         if self._storage.gets_per_second and self._storage.gets_a_start:
-            self._gets_free = (
-                max(self._gets_free, now)
-                + self._storage.gets_a_start / self._storage.gets_per_second
-            )
+            taken = self._storage.gets_a_start / self._storage.gets_per_second
+            self._gets_free = max(self._gets_free, now) + taken
             ready = max(ready, self._gets_free)
         self._at(ready, "free", worker)
 
@@ -203,9 +192,8 @@ class _Simulation:
             return
         start = now
         if self._engine == "dynamic" and self._fleet.tasks_per_second:
-            self._driver_free = start = (
-                max(self._driver_free, now) + 1 / self._fleet.tasks_per_second
-            )
+            start = max(self._driver_free, now) + 1 / self._fleet.tasks_per_second
+            self._driver_free = start
         self._running[worker] = block = share.popleft()
         self._at(start + float(self._seconds[block] * self._speed[worker]), "computed", worker)
 
@@ -220,14 +208,12 @@ class _Simulation:
         storage, done = self._storage, now + self._storage.seconds_a_block
         free = done
         if storage.puts_per_second:
-            self._puts_free = (
-                max(self._puts_free, now) + storage.puts_a_block / storage.puts_per_second
-            )
+            taken = storage.puts_a_block / storage.puts_per_second
+            self._puts_free = max(self._puts_free, now) + taken
             done = max(done, self._puts_free)
         if storage.gets_per_second:
-            self._gets_free = (
-                max(self._gets_free, now) + storage.gets_a_block / storage.gets_per_second
-            )
+            taken = storage.gets_a_block / storage.gets_per_second
+            self._gets_free = max(self._gets_free, now) + taken
             done = max(done, self._gets_free)
         self._throttled += done - free
         self._writing[worker] = block, done
@@ -249,11 +235,8 @@ class _Simulation:
                 "machines that last"
             )
         writing = self._writing[worker]
-        lost = [
-            block
-            for block in (self._running[worker], writing[0] if writing else None)
-            if block is not None
-        ]
+        held = self._running[worker], writing[0] if writing else None
+        lost = [block for block in held if block is not None]
         self._running[worker] = self._writing[worker] = None
         self._redone += len(lost)
         self._shares[worker].extendleft(lost)

@@ -1,11 +1,10 @@
-"""What a store is made of: how many objects it has, and how many requests an object store is asked
-for to make it.
+"""What a store is made of: how many objects it has, and how many requests it takes to make it.
 
     rows and blocks of each round --expected_objects--> objects
-                                  --expected_requests--> PUT, GET, HEAD and LIST, of one worker or of many
+                                  --expected_requests--> PUT, GET, HEAD and LIST of all workers
 
 Objects are exact: they follow from `lenscache.store.layout`. Requests are those of zarr 3.1 as
-counted against a real server (`benchmarks/scaling.py`), written down here by what they are for.
+counted against a real server (`benchmarks/scaling.py`), listed here by what they are for.
 """
 
 from __future__ import annotations
@@ -22,9 +21,7 @@ Engine = Literal["partitions", "ray"]
 
 _SAMPLE_COLUMNS, _LABEL_COLUMNS, _BLOCK_COLUMNS, _HIERARCHY_COLUMNS = 8, 3, 2, 4
 _COLUMNS = _SAMPLE_COLUMNS + _LABEL_COLUMNS
-_WRITES_OF_ROUND_ATTRIBUTES = (
-    3  # as the group is created, with what was asked for, and with its verification
-)
+_WRITES_OF_ROUND_ATTRIBUTES = 3  # on creation, with the request, and with the verification
 
 
 class RoundSize(NamedTuple):
@@ -73,13 +70,11 @@ def expected_requests(
     engine: Engine = "partitions",
     chunks_a_block: int = 1,
 ) -> Requests:
-    """Requests of an undisturbed run, from nothing to a complete store; the workers start one after
-    the other.
+    """Requests of an undisturbed run to a complete store; workers start one after the other.
 
     Parameters
     ----------
-    chunks_a_block : inner chunks of a shard; where there are several, a row is read with two
-        requests.
+    chunks_a_block : inner chunks of a shard; if there are several, a row takes two requests.
     """
     put = expected_objects(header, rounds, concepts=concepts, links=links)
     put += (_WRITES_OF_ROUND_ATTRIBUTES - 1) * len(rounds)
@@ -88,12 +83,8 @@ def expected_requests(
         get += _gets_of_round(header, each, chunks_a_block) + each.blocks * _looks_at_marks(engine)
         head += _heads_of_round(header, each)
     later = requests_to_join(header, rounds, concepts=concepts, links=links, engine=engine)
-    return Requests(
-        put,
-        get + (workers - 1) * later.get,
-        head + (workers - 1) * later.head,
-        listed + (workers - 1) * later.list,
-    )
+    totals = zip((put, get, head, listed), later, strict=True)
+    return Requests(*(first + (workers - 1) * joined for first, joined in totals))
 
 
 def requests_to_join(
@@ -104,8 +95,7 @@ def requests_to_join(
     links: int,
     engine: Engine = "partitions",
 ) -> Requests:
-    """Requests of a worker that finds the store laid out, beside those for its blocks: it compares
-    every column."""
+    """Requests of a worker that joins, without those for blocks: it compares every column."""
     get = 2 + _HIERARCHY_COLUMNS + 1 + _HIERARCHY_COLUMNS * _chunks(concepts) + _chunks(links)
     for each in rounds:
         get += 23 + _groups(header) + 2 * _arrays(header) + _column_chunks(each)
@@ -120,25 +110,16 @@ def requests_of_block(header: StoreHeader, engine: Engine = "partitions") -> Req
 
 
 def _gets_of_round(header: StoreHeader, size: RoundSize, chunks_a_block: int) -> int:
-    """Of whoever lays a round out, of all its blocks, and of its verification; without looks at
-    marks."""
+    """For the layout, the blocks and the verification of a round; without looks at marks."""
     arrays, verified = _arrays(header), min(VERIFIED_ROWS, size.rows)
     kinds = len(vector_arrays(header))
-    laying_out = (
-        123 + 6 * kinds + 7 * (_groups(header) - kinds) + 8 * arrays
-    )  # every group above what is created
+    # of every group above what is created
+    laying_out = 123 + 6 * kinds + 7 * (_groups(header) - kinds) + 8 * arrays
     blocks = size.blocks * requests_of_block(header).get
-    seen = size.blocks * (
-        1 - (1 - 1 / size.blocks) ** verified
-    )  # blocks that some verified row is of
     columns = _SAMPLE_COLUMNS * _chunks(size.rows) + _BLOCK_COLUMNS * size.blocks
-    return (
-        laying_out
-        + blocks
-        + columns
-        + round(seen)
-        + arrays * verified * (1 if chunks_a_block == 1 else 2)
-    )
+    seen = size.blocks * (1 - (1 - 1 / size.blocks) ** verified)  # blocks with a verified row
+    read = arrays * verified * (1 if chunks_a_block == 1 else 2)
+    return laying_out + blocks + columns + round(seen) + read
 
 
 def _heads_of_round(header: StoreHeader, size: RoundSize) -> int:
@@ -148,8 +129,7 @@ def _heads_of_round(header: StoreHeader, size: RoundSize) -> int:
 
 
 def _looks_at_marks(engine: Engine) -> int:
-    """How often a worker looks at the mark of each block: of all at its start and end, or of the
-    one it is given."""
+    """Looks of a worker at the mark of a block: of all at start and end, or of its own alone."""
     return 2 if engine == "partitions" else 1
 
 

@@ -1,10 +1,9 @@
-"""What an extraction would cost on other machines than this one: time, bytes, objects and requests;
-nothing is run.
+"""What an extraction would cost on other machines: time, bytes, objects and requests; not run.
 
     pack, settings, outline of a model --outline_work--> Workload: prompt lengths, by round
-                                       --forecast_run--> FleetEstimate, by `roofline`, `footprint` and `fleet`
+        --forecast_run, by `roofline`, `footprint` and `fleet`--> FleetEstimate
 
-Where every device holds a copy of the model, blocks are handed out as `--engine ray` does. A model
+If every device holds a copy of the model, blocks are handed out as `--engine ray` does. A model
 that does not fit one device is spread over as few as hold it, which work one after the other, as
 with `--device-map auto`; Ray gives each worker one device, so such copies divide the blocks with
 `--partition`.
@@ -59,10 +58,8 @@ LETTERS_A_TOKEN = 4.0
 # Amazon's "Best practices design patterns: optimizing Amazon S3 performance": 3,500 PUT and 5,500
 # GET a second and prefix, 100 to 200 ms until the first byte, 85 MB/s a connection.
 PUTS_PER_SECOND, GETS_PER_SECOND = 3500.0, 5500.0
-_REQUEST_SECONDS: dict[Place, tuple[float, float, float]] = {
-    "s3": (0.1, 0.03, 0.2),
-    "disk": (5e-4, 2e-4, 5e-3),
-}
+_REQUEST_SECONDS: dict[Place, tuple[float, float, float]]
+_REQUEST_SECONDS = {"s3": (0.1, 0.03, 0.2), "disk": (5e-4, 2e-4, 5e-3)}
 """Expected, best and worst, as all triples here."""
 _STREAM_BYTES_PER_SECOND: dict[Place, float] = {"s3": 85e6, "disk": 1e9}
 _ENCODED_BYTES_PER_SECOND = 250e6  # of one thread: Blosc with zstd, measured 200 to 340 MB/s
@@ -93,11 +90,20 @@ class Workload(NamedTuple):
     pack_links: int
     are_tokens_guessed: bool
 
+    @property
+    def prompts(self) -> int:
+        """Number of prompts."""
+        return sum(map(len, self.lengths))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(int(lengths.max(initial=1)) for lengths in self.lengths)
+
 
 @dataclass(frozen=True)
 class FleetEstimate:
-    """The cost of one extraction on other devices: what is expected, and between good and bad
-    circumstances."""
+    """The cost of one extraction on other devices: expected, in good and in bad circumstances."""
 
     levels: tuple[int, ...]
     concepts: int
@@ -113,14 +119,12 @@ class FleetEstimate:
     copies: int
     """Of the model, that is workers."""
     engine: Engine
-    """How they divide the blocks: ray where it can; partitions for one worker, and for copies over
-    several devices."""
+    """How they divide the blocks: partitions for one worker or copies over several devices."""
     batch_size: int
     blocks: int
     block_rows: int
     seconds: float
-    """From the start to the last block, expected: some machines are slow, and now and then one
-    dies."""
+    """From start to last block, expected: some machines are slow, and now and then one dies."""
     seconds_low: float
     seconds_high: float
     seconds_with_partitions: float
@@ -217,58 +221,25 @@ def _forecast(
 ) -> FleetEstimate:
     header, shape = work.header, work.shape
     block_rows = settings.block_rows or default_block_rows(header.hidden)
-    rounds = [
-        RoundSize(len(n), m, block_rows) for n, m in zip(work.lengths, work.labels, strict=True)
-    ]
-    done = _work(header, shape, device, one_device=True)
-    longest = max(int(lengths.max(initial=1)) for lengths in work.lengths)
-    spread_over = devices_of_a_copy(shape, device, done, longest)
-    if spread_over > devices:
-        raise PlanError(
-            f"{header.model_id} takes {shape.weight_bytes / 1e9:.0f} GB in {header.model_dtype} "
-            f"and room for a row, a {device.name} has {device.memory_bytes / 1e9:.0f}: give "
-            f"--devices {spread_over} or more"
-        )
-    done = _work(header, shape, device, one_device=spread_over == 1)
+    sizes = zip(work.lengths, work.labels, strict=True)
+    rounds = [RoundSize(len(lengths), labels, block_rows) for lengths, labels in sizes]
+    spread_over = _spread_over(work, device, devices)
     copies = devices // spread_over
+    engine: Engine = "ray" if spread_over == 1 < copies else "partitions"
+    done = _work(header, shape, device, one_device=spread_over == 1)
     batch = _batch_size(work, settings, device, done, spread_over, block_rows)
     costs = [_Costs.of(work, device, each, done, batch, block_rows) for each in device.efficiencies]
-    expected, best, worst = costs
-    raw = estimate_bytes(header, sum(map(len, work.lengths)))
+    raw = estimate_bytes(header, work.prompts)
     stored = int(raw * (COMPRESSED_SHARE if header.store_dtype == "bfloat16" else 1.0))
-    blocks = [each.blocks for each in rounds]
-    engine: Engine = "ray" if spread_over == 1 < copies else "partitions"
-    storages = [
-        _storage(work, rounds, stored, seconds, place, engine)
-        for seconds in _REQUEST_SECONDS[place]
-    ]
-    divided = _storage(work, rounds, stored, _REQUEST_SECONDS[place][0], place, "partitions")
-    loads = [
-        start + shape.weight_bytes / read + shape.weight_bytes / hashed
-        for start, read, hashed in zip(
-            _START_SECONDS, _READ_BYTES_PER_SECOND, _HASHED_BYTES_PER_SECOND, strict=True
-        )
-    ]
-    fleet = Fleet(copies, loads[0], **_STRAGGLING, lifetime=_LIFETIME_SECONDS)
-    way: Any = {"engine": "dynamic" if engine == "ray" else "static", "rounds": blocks}
-    outcome = simulate(expected.block_seconds, fleet, storages[0], **way)
-    shares = simulate(expected.block_seconds, fleet, divided, engine="static", rounds=blocks)
-    low = simulate(best.block_seconds, Fleet(copies, loads[1]), storages[1], **way)
-    high = simulate(worst.block_seconds, replace(fleet, load_seconds=loads[2]), storages[2], **way)
-    seconds = outcome.makespan + expected.verifying
-    counted: dict[str, Any] = {"concepts": work.pack_concepts, "links": work.pack_links}
-    chunks = block_rows // chunk_rows(header.hidden, block_rows)
-    asked = expected_requests(
-        header, rounds, workers=copies, engine=engine, chunks_a_block=chunks, **counted
-    )
-    alone = expected_requests(header, rounds, workers=copies, chunks_a_block=chunks, **counted)
+    times = _simulated(work, rounds, costs, stored, copies, engine, place)
+    total, block_seconds = copies * times.expected, costs[0].block_seconds
     return FleetEstimate(
         levels=work.levels,
         concepts=work.concepts,
-        prompts=sum(map(len, work.lengths)),
+        prompts=work.prompts,
         prompt_tokens=sum(int(lengths.sum()) for lengths in work.lengths),
         are_tokens_guessed=work.are_tokens_guessed,
-        new_tokens=header.max_new_tokens * sum(map(len, work.lengths)),
+        new_tokens=header.max_new_tokens * work.prompts,
         model_layers=len(header.model_layers),
         device_kind=device.name,
         devices=devices,
@@ -276,26 +247,101 @@ def _forecast(
         copies=copies,
         engine=engine,
         batch_size=batch,
-        blocks=sum(blocks),
+        blocks=sum(each.blocks for each in rounds),
         block_rows=block_rows,
-        seconds=seconds,
-        seconds_low=low.makespan + best.verifying,
-        seconds_high=high.makespan + worst.verifying,
-        seconds_with_partitions=shares.makespan + expected.verifying,
-        device_hours=devices * seconds / 3600,
-        seconds_to_load=loads[0],
-        seconds_a_block=float(expected.block_seconds.mean()),
-        seconds_to_write_a_block=storages[0].seconds_a_block,
-        efficiency=float(expected.block_seconds.sum()) / (copies * seconds),
-        parts=_parts(expected, copies * seconds, copies * loads[0], storages[0].seconds_a_block),
+        seconds=times.expected,
+        seconds_low=times.low,
+        seconds_high=times.high,
+        seconds_with_partitions=times.with_partitions,
+        device_hours=devices * times.expected / 3600,
+        seconds_to_load=times.loading,
+        seconds_a_block=float(block_seconds.mean()),
+        seconds_to_write_a_block=times.writing,
+        efficiency=float(block_seconds.sum()) / total,
+        parts=_parts(costs[0], total, copies * times.loading, times.writing),
         raw_bytes=raw,
         stored_bytes=stored,
-        objects=expected_objects(header, rounds, **counted),
-        puts=asked.put,
-        gets=asked.get + asked.head,
-        gets_with_partitions=alone.get + alone.head,
-        lists=asked.list,
+        **_objects_and_requests(work, rounds, copies, engine),
     )
+
+
+def _spread_over(work: Workload, device: Device, devices: int) -> int:
+    """Devices that hold one copy of the model, if there are so many."""
+    header, shape = work.header, work.shape
+    done = _work(header, shape, device, one_device=True)
+    needed = devices_of_a_copy(shape, device, done, work.longest)
+    if needed > devices:
+        raise PlanError(
+            f"{header.model_id} takes {shape.weight_bytes / 1e9:.0f} GB in {header.model_dtype} "
+            f"and room for a row, a {device.name} has {device.memory_bytes / 1e9:.0f}: give "
+            f"--devices {needed} or more"
+        )
+    return needed
+
+
+class _Times(NamedTuple):
+    """Seconds, as simulated."""
+
+    expected: float
+    low: float
+    high: float
+    with_partitions: float
+    loading: float
+    """Of each worker, expected."""
+    writing: float
+    """Of a block, expected."""
+
+
+def _simulated(
+    work: Workload,
+    rounds: Sequence[RoundSize],
+    costs: Sequence[_Costs],
+    stored: int,
+    copies: int,
+    engine: Engine,
+    place: Place,
+) -> _Times:
+    """Simulate a run in expected, good and bad circumstances, and one with `--partition`."""
+    expected, best, worst = costs
+    waits, size = _REQUEST_SECONDS[place], work.shape.weight_bytes
+    storages = [_storage(work, rounds, stored, wait, place, engine) for wait in waits]
+    divided = _storage(work, rounds, stored, waits[0], place, "partitions")
+    steps = zip(_START_SECONDS, _READ_BYTES_PER_SECOND, _HASHED_BYTES_PER_SECOND, strict=True)
+    loads = [start + size / read + size / hashed for start, read, hashed in steps]
+    fleet = Fleet(copies, loads[0], **_STRAGGLING, lifetime=_LIFETIME_SECONDS)
+    blocks = [each.blocks for each in rounds]
+    way: Any = {"engine": "dynamic" if engine == "ray" else "static", "rounds": blocks}
+    usual = simulate(expected.block_seconds, fleet, storages[0], **way)
+    shares = simulate(expected.block_seconds, fleet, divided, engine="static", rounds=blocks)
+    low = simulate(best.block_seconds, Fleet(copies, loads[1]), storages[1], **way)
+    high = simulate(worst.block_seconds, replace(fleet, load_seconds=loads[2]), storages[2], **way)
+    return _Times(
+        expected=usual.makespan + expected.verifying,
+        low=low.makespan + best.verifying,
+        high=high.makespan + worst.verifying,
+        with_partitions=shares.makespan + expected.verifying,
+        loading=loads[0],
+        writing=storages[0].seconds_a_block,
+    )
+
+
+def _objects_and_requests(
+    work: Workload, rounds: Sequence[RoundSize], workers: int, engine: Engine
+) -> dict[str, Any]:
+    """Counts of a whole run, by the names of `FleetEstimate`."""
+    header, block_rows = work.header, rounds[0].block_rows
+    pack: dict[str, Any] = {"concepts": work.pack_concepts, "links": work.pack_links}
+    chunks = block_rows // chunk_rows(header.hidden, block_rows)
+    run = {**pack, "workers": workers, "chunks_a_block": chunks}
+    asked = expected_requests(header, rounds, engine=engine, **run)
+    divided = expected_requests(header, rounds, **run)
+    return {
+        "objects": expected_objects(header, rounds, **pack),
+        "puts": asked.put,
+        "gets": asked.get + asked.head,
+        "gets_with_partitions": divided.get + divided.head,
+        "lists": asked.list,
+    }
 
 
 class _Costs(NamedTuple):
@@ -322,9 +368,8 @@ class _Costs(NamedTuple):
         parts = batch_seconds(work.shape, device, efficiency, done, dtype, sizes, widths)
         middling = np.full(1 + VERIFIED_ROWS, float(np.mean(widths)))
         again = np.array([VERIFIED_ROWS] + [1] * VERIFIED_ROWS, float)
-        verifying = batch_seconds(
-            work.shape, device, efficiency, done._replace(is_recorded=False), dtype, again, middling
-        )
+        called = done._replace(is_recorded=False)
+        verifying = batch_seconds(work.shape, device, efficiency, called, dtype, again, middling)
         return cls(
             np.bincount(blocks, sum(parts.values())).astype(float),
             {part: float(parts[part].sum()) for part in PARTS},
@@ -335,8 +380,7 @@ class _Costs(NamedTuple):
 def _batches(
     lengths: Sequence[NDArray[np.int32]], batch: int, block_rows: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp]]:
-    """Rows, padded positions and block of every batch: the rows of a block in order of length, in
-    full batches."""
+    """Rows, padded positions and block of every batch: full batches, by length in each block."""
     sizes, widths, blocks, first = [], [], [], 0
     for each in lengths:
         rows = np.arange(len(each))
@@ -348,19 +392,15 @@ def _batches(
         widths.append(np.maximum.reduceat(ordered, starts))
         blocks.append(first + block[starts])
         first += int(block[-1]) + 1
-    return (
-        np.concatenate(sizes).astype(float),
-        np.concatenate(widths).astype(float),
-        np.concatenate(blocks),
-    )
+    rows_of, width_of = np.concatenate(sizes).astype(float), np.concatenate(widths).astype(float)
+    return rows_of, width_of, np.concatenate(blocks)
 
 
 def _work(header: StoreHeader, shape: Shape, device: Device, *, one_device: bool) -> Work:
     is_prompt = header.mode == "prompt"
     depth = max(header.model_layers) + 1 if is_prompt else shape.n_layers
-    return Work(
-        depth, len(header.model_layers), header.max_new_tokens, device.is_gpu and one_device
-    )
+    is_recorded = device.is_gpu and one_device
+    return Work(depth, len(header.model_layers), header.max_new_tokens, is_recorded)
 
 
 def _batch_size(
@@ -371,10 +411,8 @@ def _batch_size(
     spread_over: int,
     block_rows: int,
 ) -> int:
-    """Rows a forward pass: as asked for, or the smallest that no larger one that fits beats by a
-    margin."""
-    longest = max(int(lengths.max(initial=1)) for lengths in work.lengths)
-    most = min(block_rows, rows_that_fit(work.shape, device, done, longest, spread_over))
+    """Rows a forward pass: as asked for, or the smallest number that is about the fastest."""
+    most = min(block_rows, rows_that_fit(work.shape, device, done, work.longest, spread_over))
     if settings.batch_size != "auto":
         return min(settings.batch_size, most)
     sizes = [4]
@@ -382,14 +420,11 @@ def _batch_size(
         sizes.append(2 * sizes[-1])
     tried = np.array(sizes, float)
     widths = np.full(len(sizes), float(np.median(np.concatenate(work.lengths))))
-    parts = batch_seconds(
-        work.shape, device, device.efficiencies[0], done, work.header.model_dtype, tried, widths
-    )
+    efficiency, dtype = device.efficiencies[0], work.header.model_dtype
+    parts = batch_seconds(work.shape, device, efficiency, done, dtype, tried, widths)
     rates = tried / sum(parts.values())
-    return min(
-        most,
-        next(size for size, rate in zip(sizes, rates, strict=True) if rate * PAYS >= rates.max()),
-    )
+    good = (size for size, rate in zip(sizes, rates, strict=True) if rate * PAYS >= rates.max())
+    return min(most, next(good))
 
 
 def _storage(
@@ -401,28 +436,22 @@ def _storage(
     engine: Engine,
 ) -> Storage:
     """Writing: one request after the other, as `Round.write_block` does."""
-    blocks, raw = (
-        sum(each.blocks for each in rounds),
-        estimate_bytes(work.header, sum(each.rows for each in rounds)),
-    )
+    blocks = sum(each.blocks for each in rounds)
+    raw = estimate_bytes(work.header, work.prompts)
     block = requests_of_block(work.header, engine)
-    join = requests_to_join(
-        work.header, rounds, concepts=work.pack_concepts, links=work.pack_links, engine=engine
-    )
+    encoding = raw / blocks / _ENCODED_BYTES_PER_SECOND
     seconds = (block.put + block.get) * request_seconds
-    seconds += (
-        stored / blocks / _STREAM_BYTES_PER_SECOND[place] + raw / blocks / _ENCODED_BYTES_PER_SECOND
-    )
+    seconds += stored / blocks / _STREAM_BYTES_PER_SECOND[place] + encoding
     if place == "disk":
         return Storage(seconds)
-    return Storage(
-        seconds, block.put, block.get, join.get + join.list, PUTS_PER_SECOND, GETS_PER_SECOND
-    )
+    pack: dict[str, Any] = {"concepts": work.pack_concepts, "links": work.pack_links}
+    join = requests_to_join(work.header, rounds, engine=engine, **pack)
+    limits = PUTS_PER_SECOND, GETS_PER_SECOND
+    return Storage(seconds, block.put, block.get, join.get + join.list, *limits)
 
 
 def _parts(expected: _Costs, total: float, loading: float, writing: float) -> dict[str, float]:
-    """Shares of the workers' time; what is left was waited for others, for slow machines, and
-    redone."""
+    """Shares of the workers' time; the rest is waiting for others and blocks done again."""
     held_up = float(np.maximum(writing - expected.block_seconds, 0).sum())
     found = {**expected.parts, "loading": loading, "waiting for writes": held_up}
     shares = {name: seconds / total for name, seconds in found.items()}
@@ -441,14 +470,11 @@ def _cheaper(
 
     def consider(
         what: str, changed: Workload, its: ExtractSettings, devices: int = now.devices
-    ) -> FleetEstimate:
+    ) -> None:
         then = _forecast(changed, its, device, devices, place)
         if then.device_hours < now.device_hours / PAYS:
-            found.append(
-                f"{what}: {then.device_hours / now.device_hours:.2f} of the device hours, in "
-                f"{then.seconds / now.seconds:.2f} of the time"
-            )
-        return then
+            hours, time = then.device_hours / now.device_hours, then.seconds / now.seconds
+            found.append(f"{what}: {hours:.2f} of the device hours, in {time:.2f} of the time")
 
     if settings.batch_size != "auto":
         consider("--batch-size auto", work, replace(settings, batch_size="auto"))

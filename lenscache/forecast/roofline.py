@@ -1,10 +1,11 @@
 """How long batches take, from the shape of a model and the figures of a device: nothing is run.
 
-    blocks, head, cache --Shape--> bytes and operations of a pass --Device, Efficiency--> seconds of each batch, by part
+    blocks, head, cache --Shape--> bytes and operations of a pass
+        --Device, Efficiency--> seconds of each batch, by part
 
 A prefill multiplies every weight with every position and is bound by FLOP/s; a decode step reads
-every weight for one position a row and is bound by bandwidth. On a GPU what Python asks for runs
-behind its back, and counts only where it takes longer; on a CPU it comes on top.
+every weight for one position a row and is bound by bandwidth. A GPU computes while Python launches
+the next operation, so launching counts only where it takes longer; on a CPU it is added.
 """
 
 from __future__ import annotations
@@ -29,23 +30,17 @@ PARTS = (
 )
 """Where the seconds of a batch go."""
 
-# About ninety operations a block, each with three times as much Python around it; measured 240 to
-# 300 on a CPU.
+# About ninety operations a block and three times as much Python; measured 240 to 300 on a CPU.
 _CALLS_A_BLOCK = 280
 _CALLS_A_PASS = 500  # embedding, masks, head, sampling
 _RECORDED_SECONDS_A_BLOCK = 40e-6  # a dozen kernels or so of a recorded graph, one after the other
 _LENGTH_STEP = 64  # positions that a cache of fixed size is rounded up to, as in the runner
 _SAMPLING_PASSES = 12  # times that sampling reads or writes a float of each logit
 _POOLING_PASSES = 3  # the same, of each value that is pooled
-_ELEMENTWISE = (
-    12,
-    5,
-)  # values read and written a position beside matrix products, in hidden and in inner sizes
+_ELEMENTWISE = 12, 5  # values a position beside matrix products, in hidden and in inner sizes
 _USABLE_MEMORY = 0.9
 _LOGIT_BYTES = 4 * 4
-_WEIGHT_PASSES_ON_A_CPU = (
-    3  # BLAS reads weights, writes them as it likes them and reads that, for every product
-)
+_WEIGHT_PASSES_ON_A_CPU = 3  # for each product, BLAS reads weights, rearranges and reads them again
 
 Floats = NDArray[np.float64]
 
@@ -91,17 +86,13 @@ class Shape:
             )
         size = getattr(config, "head_dim", None) or model.hidden // heads
         key_heads = getattr(config, "num_key_value_heads", None) or heads
-        weights = [
-            (name, w.numel()) for block in model.blocks for name, w in block.named_parameters()
-        ]
+        named = [entry for block in model.blocks for entry in block.named_parameters()]
+        weights = [(name, weight.numel()) for name, weight in named]
         block_weights = sum(n for _, n in weights) / model.n_layers
-        experts = (
-            sum(n for name, n in weights if "experts" in name and "shared" not in name)
-            / model.n_layers
-        )
-        n_experts = (
-            getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
-        )
+        in_experts = (n for name, n in weights if "experts" in name and "shared" not in name)
+        experts = sum(in_experts) / model.n_layers
+        n_experts = getattr(config, "num_local_experts", None)
+        n_experts = n_experts or getattr(config, "num_experts", None) or 1
         share = min(1.0, (getattr(config, "num_experts_per_tok", None) or n_experts) / n_experts)
         return cls(
             n_layers=model.n_layers,
@@ -151,10 +142,8 @@ def batch_seconds(
     ----------
     sizes, widths : (batches,)
     """
-    flops, bandwidth = (
-        device.flops(dtype) * efficiency.flops,
-        device.bandwidth * efficiency.bandwidth,
-    )
+    flops = device.flops(dtype) * efficiency.flops
+    bandwidth = device.bandwidth * efficiency.bandwidth
     depth, item = work.depth, shape.itemsize
     calls = device.seconds_a_call * (_CALLS_A_BLOCK * depth + _CALLS_A_PASS)
     zero = np.zeros(len(sizes))
@@ -176,15 +165,12 @@ def batch_seconds(
 
     # then as many passes over one position a row, save that the last token is never fed back
     steps = work.new_tokens - 1
-    kept = (
-        -(-(widths + work.new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
-        if work.is_recorded
-        else widths + steps / 2
-    )
+    kept = widths + steps / 2
+    if work.is_recorded:
+        kept = -(-(widths + work.new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
     read = depth * _read_weights(shape, device, sizes) * item / bandwidth
     arithmetic = 2 * shape.active_weights * depth * sizes / flops
-    # Attention with a mask repeats keys for the query heads that share them; a growing cache is
-    # copied each time.
+    # Masked attention repeats keys for the query heads that share them; growing copies the cache.
     passes = (1 + 2 * shape.head_groups * (shape.head_groups > 1)) + (0 if work.is_recorded else 2)
     cache = depth * sizes * kept * shape.cache_values * item * passes / bandwidth
     cache = cache + work.captured * _POOLING_PASSES * sizes * shape.hidden * 4 / bandwidth
@@ -200,8 +186,7 @@ def batch_seconds(
 
 
 def _read_weights(shape: Shape, device: Device, positions: Floats) -> Floats:
-    """Weights of a block that are read for so many positions: each expert that at least one of them
-    goes through."""
+    """Weights of a block that so many positions read, with every expert that any position uses."""
     touched = np.minimum(shape.active_weights * np.maximum(positions, 1), shape.block_weights)
     return np.asarray(touched * (1 if device.is_gpu else _WEIGHT_PASSES_ON_A_CPU))
 
@@ -223,9 +208,7 @@ def row_bytes(shape: Shape, work: Work, width: int) -> float:
     """Memory that one more row of a batch takes."""
     positions = width + work.new_tokens
     kept = positions * shape.cache_values * shape.itemsize if work.new_tokens else 0
-    cache = kept * (
-        shape.n_layers + 2 * shape.head_groups
-    )  # and the repeated keys of one block at a time
+    cache = kept * (shape.n_layers + 2 * shape.head_groups)  # with one block's repeated keys
     passing = width * (6 * shape.hidden + 3 * shape.inner) * shape.itemsize
     pooled = 2 * work.captured * shape.hidden * 4
     return float(cache + passing + pooled + _LOGIT_BYTES * shape.vocab * bool(work.new_tokens))

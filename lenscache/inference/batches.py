@@ -2,10 +2,9 @@
 
     lengths, ascending --the cheapest cuts--> sizes of the batches
 
-A batch costs the positions it has, padding included, and something beside them: its passes read
-every weight of the model, and each asks for every operation once, however many rows there are.
-Where that is known, it is told in positions, and a batch ends where what its padding would cost is
-more.
+A batch costs its positions, padding included, and a fixed overhead: each pass reads every weight
+and launches every operation once, however many rows there are. Where the overhead is known, it is
+given in positions, and a batch ends where more padding would cost more than another batch.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ def batch_sizes(
     lengths : tokens of each prompt, ascending.
     most : rows of a batch at most.
     new_tokens : positions that every row gets beside its prompt.
-    max_positions : positions of a batch at most, padding included, unless it has one row; None for
-        no limit.
+    max_positions : most positions of a batch of several rows, with padding; None for no limit.
     overhead : positions that cost as much as a batch does beside its own; None to fill every batch.
     """
     n, widths = len(lengths), np.asarray(lengths, np.int64) + new_tokens

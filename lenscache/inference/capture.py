@@ -2,20 +2,18 @@
 
 A `Capture` listens to transformer blocks and pools each one's output, the residual stream after the
 block (``resid_post``), as it comes: over one forward pass of many positions, or over many passes of
-one position each. Nothing is kept a token or a step. Which positions count is a mask of the
-caller's, never a padding side.
+one position each. Nothing is kept per token or step. A mask from the caller says which positions
+count, never a padding side.
 
-    block --hook: one vector a row, copied--> _Bank.stage --all blocks of the pass at once--> _Bank.pooled
+    block --hook: copy one vector a row--> _Bank.stage --all blocks at once--> _Bank.pooled
 
-At a decode step the arithmetic of a block's pooling is smaller than the cost of asking for it; so a
-hook does no more than copy, and what a pass brought is taken in for all blocks together before the
-next one begins.
+At a decode step, pooling one block takes less time than launching it. So a hook only copies, and
+the results of a pass are pooled for all blocks together before the next pass begins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -33,8 +31,7 @@ _NOTHING: dict[Pooling, float] = {"mean": 0.0, "max": float("-inf"), "last": 0.0
 
 
 class _Bank(NamedTuple):
-    """What the blocks of one device put out: (model layer, batch, hidden) in float32, unused for
-    other devices."""
+    """Output of one device's blocks: (model layer, batch, hidden) in float32, else unused."""
 
     stage: torch.Tensor
     """Of the last pass, its rows first."""
@@ -78,12 +75,7 @@ class Capture:
             self._handles.append(self._blocks[model_layer].register_forward_hook(hook))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -103,18 +95,15 @@ class Capture:
         self._staged = None
 
     def select(self, rows: torch.Tensor) -> None:
-        """Say which rows of the batch the next forward passes hold: their numbers, as `start`
-        counted them."""
+        """Say which rows of the batch that was started the next forward passes hold."""
         self._take_in()
         self._rows = rows
 
     def count(self, mask: torch.Tensor) -> None:
         """Say which positions (rows, position) of the next forward pass are pooled."""
         self._take_in()
-        self._mask, self._staged = (
-            mask,
-            mask.any(dim=1),
-        )  # of its own: the caller may write the next mask into this one
+        self._mask = mask
+        self._staged = mask.any(dim=1)  # a copy: the caller may write the next mask into this one
         if self._counts.device != mask.device:
             self._counts = self._counts.to(mask.device)
         n = mask.sum(dim=1).to(self._counts.dtype)
@@ -124,8 +113,7 @@ class Capture:
             self._counts.index_add_(0, self._rows, n)
 
     def run_to_deepest(self, model: nn.Module, **inputs: Any) -> None:
-        """Run `model` up to the deepest captured block; the blocks above it and the head are not
-        computed."""
+        """Run `model` up to the deepest captured block, without later blocks and the head."""
 
         def stop(*_: object) -> None:
             raise _DeepestBlockReached
@@ -149,14 +137,11 @@ class Capture:
         return not self._banks
 
     def pooled(self) -> torch.Tensor:
-        """(model layer, batch, hidden) in float32, in the order of `model_layers`; NaN for rows
-        without a position."""
+        """(model layer, batch, hidden) float32, as `model_layers`; NaN without a position."""
         self._take_in()
         device = self._counts.device
-        places = [self._places[model_layer] for model_layer in self.model_layers]
-        stacked = torch.stack(
-            [self._banks[place].pooled[k].to(device) for k, place in enumerate(places)]
-        )
+        banks = [self._banks[self._places[model_layer]] for model_layer in self.model_layers]
+        stacked = torch.stack([bank.pooled[k].to(device) for k, bank in enumerate(banks)])
         if self._pooling == "mean":
             stacked = stacked.div_(self._counts[:, None])
         return stacked.masked_fill_((self._counts == 0)[:, None], float("nan"))
@@ -177,10 +162,8 @@ class Capture:
     def _open_bank(self, hidden: torch.Tensor) -> _Bank:
         shape = len(self.model_layers), len(self._counts), hidden.shape[2]
         stage = torch.zeros(shape, device=hidden.device)
-        bank = self._banks[hidden.device] = _Bank(
-            stage, torch.full_like(stage, _NOTHING[self._pooling])
-        )
-        return bank
+        bank = _Bank(stage, pooled=torch.full_like(stage, _NOTHING[self._pooling]))
+        return self._banks.setdefault(hidden.device, bank)
 
     def _reduce(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(batch, hidden) of one pass; anything in rows without a counted position."""
@@ -199,10 +182,8 @@ class Capture:
         if self._staged is None:
             return
         for place, bank in self._banks.items():
-            counted, rows = (
-                self._staged.to(place),
-                None if self._rows is None else self._rows.to(place),
-            )
+            counted = self._staged.to(place)
+            rows = None if self._rows is None else self._rows.to(place)
             new = bank.stage[:, : len(counted)]
             if self._pooling != "last":
                 new.masked_fill_(~counted[:, None], _NOTHING[self._pooling])
@@ -210,10 +191,7 @@ class Capture:
                 bank.pooled.add_(new) if rows is None else bank.pooled.index_add_(1, rows, new)
                 continue
             old = bank.pooled if rows is None else bank.pooled[:, rows]
-            new = (
-                torch.maximum(old, new)
-                if self._pooling == "max"
-                else torch.where(counted[:, None], new, old)
-            )
+            is_max = self._pooling == "max"
+            new = torch.maximum(old, new) if is_max else torch.where(counted[:, None], new, old)
             bank.pooled.copy_(new) if rows is None else bank.pooled.index_copy_(1, rows, new)
         self._staged = None

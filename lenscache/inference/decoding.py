@@ -1,9 +1,8 @@
-"""Prefill and decode of one batch: where keys and values of earlier positions are kept, and how a
-step is launched.
+"""Prefill and decode of one batch: where keys and values are kept, and how a step is launched.
 
-    Growing    the model's own cache, one position longer with every step; rows that have ended leave the batch
-    Replayed   a cache of fixed size; on CUDA one step is recorded as a graph and replayed for every token of every
-               batch of its shape, hooks included, so that no kernel is launched from Python
+    Growing    the model's own cache, a position longer with every step; ended rows leave the batch
+    Replayed   a cache of fixed size; on CUDA one step is recorded as a graph, hooks included, and
+               replayed for every token of every batch of its shape: Python launches no kernel
 
 Both take and give the same tensors. A model that cannot be recorded is left to `Growing`.
 """
@@ -18,9 +17,7 @@ import torch
 from lenscache.inference.capture import Capture
 from lenscache.model.loading import LoadedModel, fixed_cache
 
-_WARM_UP_STEPS = (
-    3  # workspaces that kernels allocate on first use must be there before a graph is recorded
-)
+_WARM_UP_STEPS = 3  # before a graph is recorded, kernels must have allocated their workspaces
 
 
 class Decoding(Protocol):
@@ -34,12 +31,10 @@ class Decoding(Protocol):
     def prefill(
         self, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
     ) -> torch.Tensor:
-        """(batch, vocab) logits after the prompts (batch, position); begins the completion
-        phase."""
+        """(batch, vocab) logits after prompts (batch, position); begins the completion phase."""
 
     def step(self, tokens: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-        """(batch, vocab) logits after feeding back one token a row; `counted` (batch,) says which
-        rows pool it."""
+        """(batch, vocab) logits after one more token a row, pooled where `counted` (batch,)."""
 
     def drop(self, kept: torch.Tensor) -> None:
         """Go on with the rows `kept` alone, numbers in the present batch."""
@@ -48,8 +43,7 @@ class Decoding(Protocol):
 def model_inputs(
     loaded: LoadedModel, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
 ) -> dict[str, Any]:
-    """What the model's forward pass takes; logits of the last position alone, where it can tell
-    them apart."""
+    """What the model's forward pass takes; if possible, logits of the last position only."""
     inputs: dict[str, Any] = {"input_ids": token_ids, "attention_mask": mask.long()}
     if loaded.accepts("position_ids"):  # models without it derive positions from the mask
         inputs["position_ids"] = positions
@@ -71,9 +65,8 @@ class Growing:
         self, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
     ) -> torch.Tensor:
         """As `Decoding.prefill`."""
-        output = self._loaded.model(
-            **model_inputs(self._loaded, token_ids, mask, positions), use_cache=True
-        )
+        inputs = model_inputs(self._loaded, token_ids, mask, positions)
+        output = self._loaded.model(**inputs, use_cache=True)
         self._cache, self._mask, self._last = output.past_key_values, mask, positions[:, -1:]
         self.can_drop_rows = hasattr(self._cache, "batch_select_indices")
         self.capture.start(len(token_ids))
@@ -99,11 +92,9 @@ class Growing:
 
 
 class Replayed:
-    """Decode in tensors of fixed shape and place; one object serves all batches of its shape, one
-    after the other.
+    """Decode in tensors of fixed shape and place, for all batches of a shape, one after the other.
 
-    On a CPU nothing is recorded and every step is called, which is how the arithmetic is tested
-    without a GPU.
+    On a CPU nothing is recorded and every step is called: tests of the arithmetic need no GPU.
 
     Parameters
     ----------
@@ -137,10 +128,7 @@ class Replayed:
         self._mask.zero_()
         self._mask[:, : self._width] = mask
         self._positions.copy_(positions[:, -1:])
-        inputs = model_inputs(self._loaded, token_ids, mask, positions)
-        logits = _last_logits(
-            self._loaded.model(**inputs, past_key_values=self._cache, use_cache=True)
-        )
+        logits = self._run(token_ids, mask, positions)
         if self._steps:
             self.capture.restart()
         else:
@@ -155,11 +143,8 @@ class Replayed:
         self._width += 1
         self._positions += 1
         self.capture.count(self._counted)
-        if (
-            self._loaded.device.type == "cuda"
-            and self._replay is None
-            and self._steps >= _WARM_UP_STEPS
-        ):
+        is_warm = self._loaded.device.type == "cuda" and self._steps >= _WARM_UP_STEPS
+        if is_warm and self._replay is None:
             self._replay = self._record()
         self._steps += 1
         (self._replay or self._forward)()
@@ -170,14 +155,16 @@ class Replayed:
         raise NotImplementedError
 
     def _forward(self) -> None:
-        inputs = model_inputs(self._loaded, self._tokens, self._mask, self._positions)
-        self._logits = _last_logits(
-            self._loaded.model(**inputs, past_key_values=self._cache, use_cache=True)
+        self._logits = self._run(self._tokens, self._mask, self._positions)
+
+    def _run(self, *inputs: torch.Tensor) -> torch.Tensor:
+        given = model_inputs(self._loaded, *inputs)
+        return _last_logits(
+            self._loaded.model(**given, past_key_values=self._cache, use_cache=True)
         )
 
     def _record(self) -> Callable[[], None]:
-        """Record one step, without running it; the steps before have left every tensor where it
-        stays."""
+        """Record one step without running it, once every tensor has its final place."""
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._loaded.device)
         with torch.cuda.device(self._loaded.device), torch.cuda.graph(graph):

@@ -1,12 +1,11 @@
 """Rows through the model: token ids in, pooled activations and completions out.
 
-    rows --left-padded batches, by length--> one prefill (prompt phase) --> token by token (completion phase)
+    rows --left-padded batches, by length--> prefill (prompt phase) --> tokens (completion phase)
          --copied to the host while the next batch runs--> RowResult
 
 One prefill serves both phases: the hooks pool the prompt positions on the first forward pass and
-each generated token as it is fed back. The last token of a completion is never fed back, and
-neither is an end-of-sequence token, so a completion of k tokens has k - 1 pooled positions, or k if
-the sequence ended after it.
+each generated token as it is fed back. The last token of a completion and an end-of-sequence token
+are not fed back: a completion of k tokens has k - 1 pooled positions, or k if the sequence ended.
 """
 
 from __future__ import annotations
@@ -29,9 +28,7 @@ from lenscache.model.tensor_parallel import Order
 from lenscache.terms import Mode, Phase, Pooling
 
 _SAMPLE, _END = -1, -2  # no token ids
-_KEPT_SHARE = 0.75
-"""Rows that have ended leave once no more than this share goes on: each time, the cache is
-copied."""
+_KEPT_SHARE = 0.75  # ended rows leave once so few go on: the cache is copied each time
 _STEPS_BETWEEN_LOOKS = 4  # on a GPU, where asking who has ended makes it wait for the answer
 _LENGTH_STEP = 64  # positions that lengths are rounded up to, so that batches share a recorded step
 _MOST_RECORDED = 4  # shapes whose caches are kept
@@ -66,16 +63,13 @@ class Runner:
     ----------
     loaded : the model.
     model_layers : blocks to capture.
-    mode : phases to pool; in "prompt" mode nothing is generated and nothing past the deepest
-        captured block computed.
+    mode : phases to pool; "prompt" generates nothing and stops after the deepest captured block.
     max_new_tokens : tokens to generate a row, at most.
     pooling, pool_first_position : how and over which prompt positions to pool.
     batch_size : rows a forward pass. Halved, for good, whenever the device runs out of memory.
     batch_tokens : positions a batch may have, padding and completions included; None for no limit.
-    overhead : positions that cost as much as a batch does beside its own, to end one where padding
-        costs more; None to fill every batch.
-    replay : whether to decode in fixed tensors, recorded as a CUDA graph; None for where there is
-        CUDA.
+    overhead : positions that cost as much as a batch does beside its own, see `batch_sizes`.
+    replay : whether to decode in fixed tensors, recorded as a CUDA graph; None: if there is CUDA.
     """
 
     def __init__(
@@ -92,20 +86,15 @@ class Runner:
         overhead: float | None = None,
         replay: bool | None = None,
     ) -> None:
-        self.loaded, self.model_layers, self.mode, self.max_new_tokens = (
-            loaded,
-            model_layers,
-            mode,
-            max_new_tokens,
-        )
+        self.loaded, self.model_layers = loaded, model_layers
+        self.mode, self.max_new_tokens = mode, max_new_tokens
         self.pooling, self.pool_first_position = pooling, pool_first_position
         self.batch_size, self.batch_tokens, self.overhead = batch_size, batch_tokens, overhead
         self.out_of_memory = 0
         self.tokens_run = 0
         """Tokens put through the model so far, without padding."""
-        self._replay = (
-            loaded.device.type == "cuda" and loaded.is_whole if replay is None else replay
-        )
+        on_one_gpu = loaded.device.type == "cuda" and loaded.is_whole
+        self._replay = on_one_gpu if replay is None else replay
         self._recorded: dict[tuple[Any, ...], Replayed] = {}
         self._capture = self._new_capture()
         self._eos = torch.tensor(sorted(loaded.eos_ids), dtype=torch.long, device=loaded.device)
@@ -127,8 +116,7 @@ class Runner:
         Parameters
         ----------
         on_rows : called after every batch with the number of its rows.
-        replay : whether these rows may be decoded by a recorded step; None for the runner's own
-            choice.
+        replay : whether these rows may use a recorded step; None for the runner's own choice.
 
         Raises
         ------
@@ -145,13 +133,9 @@ class Runner:
             chosen = order[done : done + sizes[0]] if sizes else []
             begun: tuple[list[int], _Pending] | None = None
             if chosen:
+                may_replay = self._replay and replay is not False
                 try:
-                    begun = (
-                        chosen,
-                        self.run_batch(
-                            [rows[row] for row in chosen], self._replay and replay is not False
-                        ),
-                    )
+                    begun = chosen, self.run_batch([rows[row] for row in chosen], may_replay)
                 except torch.OutOfMemoryError as error:
                     self._halve(error, len(chosen))
                     sizes = self._batch_sizes(rows, order[done:])
@@ -234,25 +218,20 @@ class Runner:
             return _Pending(pooled, counts, len(rows))
         with decoding.capture as capture:
             written, lost = self._generate(decoding, rows, logits)
-            pooled["completion"], counts["completion"] = (
-                self._pooled_or_nan(capture, len(rows)),
-                capture.counts.clone(),
-            )
+            pooled["completion"] = self._pooled_or_nan(capture, len(rows))
+            counts["completion"] = capture.counts.clone()
         return _Pending(pooled, counts, len(rows), written, lost, self.loaded.dtype)
 
     def _decoding(self, n_rows: int, width: int, replay: bool) -> Decoding:
-        """A recorded step for full batches, where the model has one; the rest is not worth a
-        recording."""
+        """A recorded step for full batches, if the model has one; others are not worth it."""
         shape = n_rows, -(-(width + self.max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
         if not replay or self.mode == "prompt" or n_rows != self.batch_size:
             return Growing(self.loaded, self._new_capture())
-        # A recorded step does what hooks did when it was recorded, such as steering, whatever has
-        # become of them.
+        # A recorded step repeats what hooks, such as steering, did when it was recorded.
         key = (*shape, tuple(tuple(block._forward_hooks) for block in self.loaded.blocks))
+        found = self._recorded.pop(key, None)
         try:
-            found = self._recorded.pop(key, None) or Replayed(
-                self.loaded, self._new_capture(), *shape
-            )
+            found = found or Replayed(self.loaded, self._new_capture(), *shape)
         except UnsupportedModelError:
             self._replay = False
             return Growing(self.loaded, self._new_capture())
@@ -268,8 +247,7 @@ class Runner:
 
         Returns
         -------
-        (batch, max_new_tokens) what each row wrote, `_END` after its last; and whether a live row's
-        logits were NaN.
+        (batch, max_new_tokens) tokens, then `_END`; and whether a live row's logits were NaN.
         """
         device, steps = self.loaded.device, self.max_new_tokens
         seeds = np.array([row.sampling_seed for row in rows], np.uint64)
@@ -306,18 +284,15 @@ class Runner:
         return written, lost
 
     def _given(self, rows: Sequence[Row]) -> torch.Tensor | None:
-        """(batch, step) tokens to follow, `_END` after the last and `_SAMPLE` in rows that are
-        sampled."""
+        """(batch, step) tokens to follow, then `_END`; `_SAMPLE` in rows that are sampled."""
         if all(row.completion_ids is None for row in rows):
             return None
         given = torch.full((len(rows), self.max_new_tokens), _END)
         for number, row in enumerate(rows):
-            if row.completion_ids is None:
+            if (ids := row.completion_ids) is None:
                 given[number] = _SAMPLE
             else:
-                given[number, : len(row.completion_ids)] = torch.tensor(
-                    row.completion_ids, dtype=torch.long
-                )
+                given[number, : len(ids)] = torch.tensor(ids, dtype=torch.long)
         return given.to(self.loaded.device)
 
     def _pooled_or_nan(self, capture: Capture, n_rows: int) -> torch.Tensor:
@@ -361,16 +336,16 @@ class _Pending:
         Raises
         ------
         NonFiniteError
-            If logits were NaN: what was sampled is invented. Where a captured block is NaN, too,
-            the store says so, and in which row.
+            If logits were NaN, so that samples mean nothing. If a captured block is NaN, too, the
+            store says so instead, and in which row.
         """
         for event in self._events:
             event.synchronize()
         if self._lost is not None and bool(self._lost) and self._is_finite():
             raise NonFiniteError(
                 f"the model's logits are NaN in {self._dtype}, so no token can be sampled: compute "
-                "in another "
-                "dtype (--dtype bfloat16 has the range of float32), or extract with --mode prompt"
+                "in another dtype (--dtype bfloat16 has the range of float32), or extract with "
+                "--mode prompt"
             )
         host = {phase: vectors.numpy() for phase, vectors in self._pooled.items()}
         completions = [[]] * self._n_rows if self._written is None else self._written.tolist()
@@ -385,19 +360,16 @@ class _Pending:
         ]
 
     def _is_finite(self) -> bool:
-        return all(
-            bool(v[:, self._counts[phase] > 0].isfinite().all())
-            for phase, v in self._pooled.items()
-        )
+        counted = (v[:, self._counts[phase] > 0] for phase, v in self._pooled.items())
+        return all(bool(vectors.isfinite().all()) for vectors in counted)
 
 
 def _to_host(values: torch.Tensor) -> torch.Tensor:
     """A copy in the host's memory; from a GPU one that is still being made."""
     if values.device.type != "cuda":
         return values.cpu()
-    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(
-        values, non_blocking=True
-    )
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return copy.copy_(values, non_blocking=True)
 
 
 def _left_pad(
@@ -426,8 +398,6 @@ def follow(loaded: LoadedModel) -> None:
         If the memory of this process's device is full, or the leader is gone.
     """
     assert loaded.team is not None  # noqa: S101 - for the type checker
-    for order in loaded.team.orders():
-        runner = Runner(
-            loaded, order.model_layers, mode=order.mode, max_new_tokens=order.max_new_tokens
-        )
-        runner.run_batch(order.rows)
+    for rows, model_layers, mode, max_new_tokens in loaded.team.orders():
+        runner = Runner(loaded, model_layers, mode=mode, max_new_tokens=max_new_tokens)
+        runner.run_batch(rows)

@@ -1,8 +1,7 @@
 """Batch-invariant sampling: what a row says does not depend on which rows share its batch.
 
 Each row draws from its own stream, keyed by (row seed, step), and turns one uniform number into a
-token through the inverse of its cumulative distribution. Nothing is drawn from a generator that
-other rows advance too.
+token through the inverse of its cumulative distribution. No generator is shared between rows.
 """
 
 from __future__ import annotations
@@ -27,9 +26,8 @@ def row_uniforms(seeds: NDArray[np.uint64], n_steps: int) -> NDArray[np.float64]
     -------
     (rows, n_steps) : entry [i, t] depends on seeds[i] and t alone (Philox, Salmon et al. 2011).
     """
-    return np.stack(
-        [np.random.Generator(np.random.Philox(key=int(seed))).random(n_steps) for seed in seeds]
-    )
+    streams = (np.random.Generator(np.random.Philox(key=int(seed))) for seed in seeds)
+    return np.stack([stream.random(n_steps) for stream in streams])
 
 
 def sample_tokens(
@@ -53,26 +51,22 @@ def sample_tokens(
     (batch,) : token ids.
     """
     scaled = logits.float() / temperature.float().unsqueeze(1)
-    # In place: a fresh megabyte for every step of every operation costs several times its
-    # arithmetic.
+    # In place: a fresh megabyte for every operation costs several times its arithmetic.
     weights = scaled.sub_(scaled.amax(dim=1, keepdim=True)).exp_()
     missing = -logits.shape[1] % _CHUNK
-    chunks = (torch.nn.functional.pad(weights, (0, missing)) if missing else weights).reshape(
-        len(logits), -1, _CHUNK
-    )
+    padded = torch.nn.functional.pad(weights, (0, missing)) if missing else weights
+    chunks = padded.reshape(len(logits), -1, _CHUNK)
     totals = chunks.sum(dim=2, dtype=torch.float64)
     cumulative = totals.cumsum(dim=1)
     chunk, before = _invert(cumulative, uniform.double().unsqueeze(1) * cumulative[:, -1:])
-    inside = (
-        chunks[torch.arange(len(logits), device=logits.device), chunk[:, 0]].double().cumsum(dim=1)
-    )
+    rows = torch.arange(len(logits), device=logits.device)
+    inside = chunks[rows, chunk[:, 0]].double().cumsum(dim=1)
     within, _ = _invert(inside, before)
     return (chunk * _CHUNK + within).squeeze(1).clamp_(max=logits.shape[1] - 1)
 
 
 def _invert(cumulative: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(batch, 1) where a cumulative sum (batch, n) passes `target` (batch, 1), and what of `target`
-    lies inside."""
+    """(batch, 1) where a sum (batch, n) passes `target` (batch, 1), and how far into that entry."""
     # Rounding must not carry a target to the end of the sum, where what follows has no weight.
     target = torch.minimum(target, cumulative[:, -1:] * _BELOW_ONE)
     place = torch.searchsorted(cumulative, target, right=True).clamp_(max=cumulative.shape[1] - 1)

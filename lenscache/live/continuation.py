@@ -2,8 +2,8 @@
 
     prompt --steered--> completion --read again, not steered--> pooled activations, perplexity
 
-The text is read again without steering: activations that were just pushed along a direction would
-say so whatever the model wrote.
+The text is read again without steering: activations that were pushed along a direction show the
+push, whatever the model wrote.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ class Continuation(NamedTuple):
     perplexity: float
     """Of what it wrote, to the model as it is; NaN if it wrote nothing."""
     activations: dict[int, NDArray[np.float32]]
-    """(1, hidden) by model layer: pooled over what it wrote, by the model as it is; NaN if there is
-    no position."""
+    """(1, hidden) by model layer, pooled over what it wrote, unsteered; NaN without a position."""
 
 
 def continue_prompt(
@@ -49,8 +48,7 @@ def continue_prompt(
 ) -> Continuation:
     """Let the model continue a prompt under some interventions.
 
-    The same seed draws the same uniform numbers, so that two continuations differ by what steering
-    does to the model.
+    The same seed draws the same uniform numbers: two continuations differ by steering alone.
 
     Parameters
     ----------
@@ -64,22 +62,18 @@ def continue_prompt(
         If prompt and completion do not fit the model, or the prompt is empty.
     """
     token_ids = _token_ids(loaded, prompt, max_new_tokens)
-    layers = sorted(set(model_layers))
-    row = Row(token_ids, seed, temperature)
+    blocks = sorted(set(model_layers))
+    writer = Runner(loaded, blocks, mode="completion", max_new_tokens=max_new_tokens, batch_size=1)
     with steer_all(loaded, interventions):
-        (written,) = Runner(
-            loaded, layers, mode="completion", max_new_tokens=max_new_tokens, batch_size=1
-        ).run([row])
+        (written,) = writer.run([Row(token_ids, seed, temperature)])
     completion = tuple(written.completion_ids)
-    reader = Runner(
-        loaded, layers, mode="completion", max_new_tokens=len(completion) + 1, pooling=pooling
-    )
+    n = len(completion) + 1
+    reader = Runner(loaded, blocks, mode="completion", max_new_tokens=n, pooling=pooling)
     (read,) = reader.run([Row(token_ids, completion_ids=completion)])
-    vectors = dict(zip(layers, read.pooled["completion"][:, None], strict=True))
+    vectors = dict(zip(blocks, read.pooled["completion"][:, None], strict=True))
     text = loaded.tokenizer.decode(completion, skip_special_tokens=True)
-    return Continuation(
-        prompt, text, list(completion), _perplexity(loaded, token_ids, completion), vectors
-    )
+    perplexity = _perplexity(loaded, token_ids, completion)
+    return Continuation(prompt, text, list(completion), perplexity, vectors)
 
 
 def _token_ids(loaded: LoadedModel, prompt: str, max_new_tokens: int) -> list[int]:

@@ -1,11 +1,9 @@
-"""Listen to a model while it runs: what chosen blocks put out, pass by pass, with nothing kept and
-nothing changed.
+"""Listen to a model while it runs: what chosen blocks put out, pass by pass; nothing is changed.
 
     model.generate(...) --forward pass--> begin_pass --> take, once a model layer --> end_pass
 
-A forward pass over a prompt has many positions, one that generates has one. Which of them are text
-rather than padding, or what a finished row is still fed while the others go on, is told here once,
-so that no listener has to guess.
+A forward pass over a prompt has many positions, one that generates has one. Listeners are told
+which positions are text, and not padding or what a finished row is still fed.
 """
 
 from __future__ import annotations
@@ -18,15 +16,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from lenscache.errors import ModelError, ModelLayerError
+from lenscache.errors import ModelError
 from lenscache.inference.capture import Capture
-from lenscache.model.loading import LoadedModel, find_blocks
+from lenscache.model.loading import LoadedModel, check_model_layers, find_blocks, flat_ids
 from lenscache.terms import Phase
 
 
 class Listener(Protocol):
-    """What is told of every forward pass. It runs inside of the pass: what it raises ends the
-    pass."""
+    """What is told of every forward pass, while the pass runs: an error that it raises ends it."""
 
     @property
     def model_layers(self) -> Sequence[int]:
@@ -40,10 +37,8 @@ class Listener(Protocol):
         Parameters
         ----------
         phase : "prompt" for what is given, "completion" for generated tokens that are fed back.
-        real : (batch, position) whether a position is text: no padding, and not at or after the end
-            of the sequence.
-        first : (batch, position) whether it is the first of its row's text, in many models an
-            attention sink.
+        real : (batch, position) whether a position is text: no padding, not at or after the end.
+        first : (batch, position) whether it is the first of a row's text, often an attention sink.
         is_new : whether a text begins here rather than goes on.
         """
 
@@ -55,8 +50,7 @@ class Listener(Protocol):
         """
 
     def end_pass(self) -> None:
-        """Every model layer was taken. The blocks above the deepest of them, and the head, are
-        still to run."""
+        """Every model layer was taken; deeper blocks and the head are still to run."""
 
 
 @contextmanager
@@ -72,29 +66,24 @@ def listen(
 
     Parameters
     ----------
-    model : a loaded model, or a transformers model; passes are heard when it is called itself, not
-        a part of it.
-    end_ids : tokens that end a sequence; None for those of the model's generation settings, padding
-        included.
+    model : a loaded model, or a transformers model; calls of a part of it are not heard.
+    end_ids : tokens that end a sequence; None for the model's own, with the padding token.
 
     Raises
     ------
     ModelLayerError
         If the model has no such model layer.
     UnsupportedModelError
-        If its transformer blocks cannot be told.
+        If its transformer blocks cannot be found.
 
     Examples
     --------
     >>> with listen(model, monitor):  # doctest: +SKIP
     ...     model.generate(**inputs, max_new_tokens=200)
     """
-    module, blocks = (
-        (model.model, model.blocks)
-        if isinstance(model, LoadedModel)
-        else (model, find_blocks(model))
-    )
-    model_layers = _check_model_layers(listener.model_layers, len(blocks))
+    module: nn.Module = model.model if isinstance(model, LoadedModel) else model
+    blocks = model.blocks if isinstance(model, LoadedModel) else find_blocks(module)
+    model_layers = check_model_layers(listener.model_layers, len(blocks), "this model")
     ends = _end_ids(model) if end_ids is None else set(end_ids)
     ears = _Ears(module, listener, ends, deepest=model_layers[-1])
     handles = []
@@ -121,8 +110,7 @@ class TokenizedText(NamedTuple):
 def read_text(loaded: LoadedModel, text: str, listener: Listener) -> TokenizedText:
     """Run a text through a model once, up to the deepest model layer that the listener wants.
 
-    Tokenised as `lenscache.extract` does. A text beyond the model's positions is cut, and the
-    result says so.
+    Tokenised as in `lenscache.extract`. A text beyond the model's positions is cut.
 
     Raises
     ------
@@ -136,13 +124,11 @@ def read_text(loaded: LoadedModel, text: str, listener: Listener) -> TokenizedTe
         raise ModelError("the text is empty: give one with at least one token")
     ids = torch.tensor([kept], device=loaded.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    capture = Capture(loaded.blocks, listener.model_layers)
     with listen(loaded, listener):
-        Capture(loaded.blocks, listener.model_layers).run_to_deepest(
-            loaded.model, **inputs, use_cache=False
-        )
-    return TokenizedText(
-        _pieces(loaded, text, kept, encoded.get("offset_mapping")), len(token_ids) - len(kept)
-    )
+        capture.run_to_deepest(loaded.model, **inputs, use_cache=False)
+    pieces = _pieces(loaded, text, kept, encoded.get("offset_mapping"))
+    return TokenizedText(pieces, len(token_ids) - len(kept))
 
 
 class _Ears:
@@ -165,14 +151,12 @@ class _Ears:
         inputs: Any = tokens if given.get("inputs_embeds") is None else given["inputs_embeds"]
         (n_batch, n_positions), device = inputs.shape[:2], inputs.device
         is_new = cache is None or int(cache.get_seq_length()) == 0
-        generates = (
-            not is_new and n_positions == 1
-        )  # more at once are given: the next part of a prompt, or a next turn
+        # several positions at once are given: the next part of a prompt, or a next turn
+        generates = not is_new and n_positions == 1
         if not generates:
             self._alive = torch.ones(n_batch, dtype=torch.bool, device=device)
-        real, first = _positions(
-            given.get("attention_mask"), n_batch, n_positions, device, is_new=is_new
-        )
+        mask = given.get("attention_mask")
+        real, first = _positions(mask, n_batch, n_positions, device, is_new=is_new)
         if generates and tokens is not None:
             self._end_ids = self._end_ids.to(device)
             self._alive = self._alive & ~torch.isin(tokens[:, 0], self._end_ids)
@@ -186,13 +170,10 @@ class _Ears:
 
         def hook(_block: nn.Module, _inputs: Any, output: Any) -> None:
             if not self._is_open:
-                raise ModelError(
-                    "the model's blocks ran without the model: call the model that `listen` was "
-                    "given"
-                )
-            self._listener.take(
-                model_layer, (output[0] if isinstance(output, tuple) else output).detach()
-            )
+                ran = "the model's blocks ran without the model"
+                raise ModelError(f"{ran}: call the model that `listen` was given")
+            hidden = output[0] if isinstance(output, tuple) else output
+            self._listener.take(model_layer, hidden.detach())
             if model_layer == self._deepest:
                 self._is_open = False
                 self._listener.end_pass()
@@ -203,8 +184,7 @@ class _Ears:
 def _positions(
     mask: Any, n_batch: int, n_positions: int, device: torch.device, *, is_new: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(batch, position) each: which positions of a pass are real, and which are the first of their
-    row."""
+    """(batch, position) each: which positions of a pass are real, which are first in their row."""
     if mask is None:
         first = torch.zeros(n_batch, n_positions, dtype=torch.bool, device=device)
         first[:, 0] = is_new
@@ -219,38 +199,19 @@ def _positions(
     return real[:, -n_positions:], first[:, -n_positions:]
 
 
-def _check_model_layers(wanted: Sequence[int], n_layers: int) -> list[int]:
-    found = sorted(set(wanted))
-    for model_layer in found:
-        if not 0 <= model_layer < n_layers:
-            raise ModelLayerError(
-                f"model layer {model_layer} does not exist: this model has {n_layers} transformer "
-                f"blocks, numbered 0 to {n_layers - 1}"
-            )
-    if not found:
-        raise ModelLayerError("no model layers asked for: name at least one")
-    return found
-
-
 def _end_ids(model: LoadedModel | nn.Module) -> set[int]:
-    """Tokens that end a sequence; with the one that finished rows are fed while others go on."""
-    config: Any = getattr(
-        model.model if isinstance(model, LoadedModel) else model, "generation_config", None
-    )
-    entries = [getattr(config, name, None) for name in ("eos_token_id", "pad_token_id")]
-    flat = {
-        one for entry in entries for one in (entry if isinstance(entry, list | tuple) else [entry])
-    }
-    return {int(one) for one in flat if one is not None} | (
-        set(model.eos_ids) if isinstance(model, LoadedModel) else set()
-    )
+    """Tokens that end a sequence, with the token that finished rows are fed while others go on."""
+    own = model.eos_ids if isinstance(model, LoadedModel) else frozenset()
+    module = model.model if isinstance(model, LoadedModel) else model
+    config: Any = getattr(module, "generation_config", None)
+    entries = (getattr(config, name, None) for name in ("eos_token_id", "pad_token_id"))
+    return {*own, *flat_ids(*entries)}
 
 
 def _pieces(
     loaded: LoadedModel, text: str, token_ids: Sequence[int], spans: Any
 ) -> tuple[str, ...]:
-    """The text of each token: slices of the text where the tokenizer says which, so that no
-    character is lost."""
+    """The text of each token: slices of the text, if the tokenizer has offsets, so none is lost."""
     names: list[str] = loaded.tokenizer.convert_ids_to_tokens(token_ids)
     special = set(loaded.tokenizer.all_special_ids)
     if spans is None:
@@ -260,8 +221,7 @@ def _pieces(
         )
     pieces, shown = [], 0
     for (start, stop), token_id, name in zip(spans, token_ids, names, strict=False):
-        # A character of several tokens belongs to the first of them; spaces that no span covers, to
-        # the next token.
+        # A character of several tokens goes to the first; spaces outside of all spans, to the next.
         pieces.append(name if token_id in special and start == stop else text[shown:stop])
         shown = max(shown, stop)
     return tuple(pieces)

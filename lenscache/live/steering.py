@@ -5,9 +5,8 @@
 
 Adds a direction to the output of a transformer block, or projects it out (activation addition,
 Turner et al. 2023; directional ablation, Arditi et al. 2024). Strengths are in standard deviations
-of the activations along the direction, so that 4 means the same on every model layer and model. The
-sum is computed in float32 and rounded to the model's type once: in float16 or bfloat16 a small
-change of a large feature would be rounded away.
+of the activations along the direction: 4 means the same on every model layer and model. Sums are in
+float32 and rounded once: float16 or bfloat16 would round small changes of large features away.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lenscache.errors import ModelLayerError, SteeringError
-from lenscache.model.loading import LoadedModel, find_blocks
+from lenscache.errors import SteeringError
+from lenscache.model.loading import LoadedModel, check_model_layers, find_blocks
 
 Positions = Literal["all", "prompt", "completion"] | slice
 """What to change: every position, those of the first forward pass, those fed back after it, or a
@@ -39,8 +38,7 @@ class Intervention:
     model_layer : the transformer block whose output is changed, counted from 0.
     strength : how far to go along the direction, in deviations; negative to go against it.
     deviation : standard deviation of the activations along the direction, in activation units.
-    ablate : first bring the projection on the direction to `level`, whatever it was; `strength` is
-        added to that.
+    ablate : first set the projection on the direction to `level`, then add `strength`.
     level : projection that stands for "nothing of it", in activation units.
     positions : which positions to change.
     """
@@ -92,20 +90,19 @@ def steer(
 ) -> Iterator[None]:
     """Steer `model` along one direction while the block runs; parameters as for `Intervention`.
 
-    Nests: changes of one model layer are made in the order in which they were entered. The model is
-    what it was afterwards, bit for bit, and after an exception, too.
+    Can be nested: changes of one model layer are made in the order of the contexts. Afterwards, and
+    after an exception, the model is what it was, bit for bit.
 
     Raises
     ------
     ModelLayerError
         If the model has no such transformer block.
     SteeringError
-        If the direction does not fit the model or is not finite, or a number is not; or if
-        processes share the model.
+        If the direction does not fit the model, or it or a number is not finite; or if processes
+        share the model.
     """
-    with steer_all(
-        model, [Intervention(direction, model_layer, strength, deviation, ablate, level, positions)]
-    ):
+    change = Intervention(direction, model_layer, strength, deviation, ablate, level, positions)
+    with steer_all(model, [change]):
         yield
 
 
@@ -161,12 +158,8 @@ class _Change:
 
     def __init__(self, intervention: Intervention, n_layers: int, hidden: int) -> None:
         self._unit, self._ask = intervention.unit(), intervention
-        self.model_layer, self.positions = intervention.model_layer, intervention.positions
-        if not 0 <= self.model_layer < n_layers:
-            raise ModelLayerError(
-                f"model layer {self.model_layer} does not exist: the model has {n_layers} "
-                f"transformer blocks, numbered 0 to {n_layers - 1}"
-            )
+        self.positions = intervention.positions
+        (self.model_layer,) = check_model_layers([intervention.model_layer], n_layers, "the model")
         if len(self._unit) != hidden:
             raise SteeringError(
                 f"the direction has {len(self._unit)} features, the model's residual stream "
@@ -208,12 +201,11 @@ class _Change:
 def _check_positions(wanted: Positions) -> None:
     if not isinstance(wanted, slice):
         if wanted not in ("all", "prompt", "completion"):
-            raise SteeringError(
-                f"positions is {wanted!r}: expected all, prompt, completion or a slice"
-            )
-    elif any(end is not None and end < 0 for end in (wanted.start, wanted.stop)) or (
-        wanted.step is not None and wanted.step < 1
-    ):
+            kinds = "all, prompt, completion or a slice"
+            raise SteeringError(f"positions is {wanted!r}: expected {kinds}")
+        return
+    step = 1 if wanted.step is None else wanted.step
+    if min(wanted.start or 0, wanted.stop or 0) < 0 or step < 1:
         raise SteeringError(
             f"positions is {wanted}: expected a slice that counts forwards from 0, as a completion "
             "has no end yet"

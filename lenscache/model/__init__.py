@@ -1,5 +1,5 @@
 """A causal language model, and what tells it from others.
 
-folder, Hugging Face id or built-in name (builtin) --loading--> LoadedModel, spread over devices (placement)
-fingerprint: a digest of the weights      outline: shapes without weights      memory: of process and machine
+folder, Hugging Face id or built-in name --loading--> LoadedModel, spread over devices (placement)
+fingerprint: a digest of the weights; outline: shapes without weights; memory: held and available
 """

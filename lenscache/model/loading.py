@@ -87,24 +87,16 @@ class LoadedModel:
     def eos_ids(self) -> frozenset[int]:
         """Tokens that end a completion."""
         config = getattr(self.model, "generation_config", None)
-        ids = [getattr(config, "eos_token_id", None), self.tokenizer.eos_token_id]
-        flat = (
-            one for entry in ids for one in (entry if isinstance(entry, list | tuple) else [entry])
-        )
-        return frozenset(int(one) for one in flat if one is not None)
+        return flat_ids(getattr(config, "eos_token_id", None), self.tokenizer.eos_token_id)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over configuration and weights as loaded: names, shapes, dtypes and every byte;
-        16 hex digits.
-
-        The same wherever the weights are.
-        """
+        """`model_fingerprint` of the model: the same wherever its weights are."""
         return model_fingerprint(self.model, at_once=None if self.is_whole else _HASHED_AT_ONCE)
 
     @cached_property
     def tokenizer_fingerprint(self) -> str:
-        """SHA-256 over what the tokenizer does to a text; 16 hex digits."""
+        """`lenscache.model.fingerprint.tokenizer_fingerprint` of the tokenizer."""
         return tokenizer_fingerprint(self.tokenizer)
 
     def accepts(self, argument: str) -> bool:
@@ -123,16 +115,8 @@ class LoadedModel:
         ModelLayerError
             If one does not exist: there is no counting from the end and no fallback to another one.
         """
-        wanted = range(self.n_layers) if model_layers is None else sorted(set(model_layers))
-        for model_layer in wanted:
-            if not 0 <= model_layer < self.n_layers:
-                raise ModelLayerError(
-                    f"model layer {model_layer} does not exist: {self.id} has {self.n_layers} "
-                    f"transformer blocks, numbered 0 to {self.n_layers - 1}"
-                )
-        if not wanted:
-            raise ModelLayerError("no model layers asked for: name at least one")
-        return tuple(wanted)
+        wanted = range(self.n_layers) if model_layers is None else model_layers
+        return check_model_layers(wanted, self.n_layers, self.id)
 
 
 def load_model(
@@ -150,8 +134,7 @@ def load_model(
 
     Parameters
     ----------
-    name : path of a model folder, Hugging Face model id, or a built-in alias such as
-        "smollm2-135m".
+    name : path of a model folder, Hugging Face model id, or built-in alias such as "smollm2-135m".
     dtype : "float32", "bfloat16", "float16", or "auto": bfloat16 where the device computes in it,
         else float32.
     device : "cpu", "cuda", "cuda:1" ..., or "auto": CUDA where there is any.
@@ -168,8 +151,7 @@ def load_model(
     ModelNotFoundError
         If nothing can be loaded under this name.
     UnsupportedModelError
-        If its transformer blocks cannot be told, or nobody knows how to share it among the
-        processes.
+        If its transformer blocks cannot be found, or it cannot be shared among the processes.
     MissingPackageError
         If a device map is given without accelerate.
     """
@@ -197,8 +179,7 @@ def load_model(
 
 
 def _put_together(loaded: LoadedModel, team: Team) -> None:
-    """Have the leader know the fingerprint: it takes the slices of every process, while every
-    process is at it."""
+    """Compute the leader's fingerprint: it takes the slices of every process at the same time."""
     if team.is_leader:
         loaded.fingerprint  # noqa: B018 - kept from now on
     else:
@@ -217,14 +198,13 @@ def _load(
     try:
         folder = built_in_folder(name, cache_dir) if name in BUILT_IN else name
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        how: dict[str, Any] = {"dtype": DTYPES[dtype], "trust_remote_code": False}
         if device_map is not None:
-            model = _spread(folder, dtype, device_map)
+            model = _spread(folder, device_map, how)
             place = input_device(model)
         else:
-            spread = {} if team is None else {"distributed_config": _shared(folder, team)}
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=DTYPES[dtype], trust_remote_code=False, **spread
-            )
+            how |= {} if team is None else {"distributed_config": _shared(folder, team)}
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, **how)
             if team is None:
                 model.to(place)
         model.eval().requires_grad_(False)
@@ -245,28 +225,15 @@ def _load(
             f"Face id, or one of: {', '.join(BUILT_IN)}"
         ) from error
     label = Path(name).name if Path(name).exists() else name
-    blocks = list(find_blocks(model))
-    return LoadedModel(
-        model=model,
-        tokenizer=tokenizer,
-        id=label,
-        dtype=dtype,
-        device=place,
-        blocks=blocks,
-        team=team,
-    )
+    return LoadedModel(model, tokenizer, label, dtype, place, list(find_blocks(model)), team)
 
 
-def _spread(folder: str | Path, dtype: str, device_map: str | Mapping[str, Any]) -> Any:
+def _spread(folder: str | Path, device_map: str | Mapping[str, Any], how: dict[str, Any]) -> Any:
     """A model whose parts are on several devices."""
     given = device_map if isinstance(device_map, str) else dict(device_map)
     with offload_folder() as (offloaded, keep_for):
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=DTYPES[dtype],
-            trust_remote_code=False,
-            device_map=given,
-            offload_folder=offloaded,
+            folder, device_map=given, offload_folder=offloaded, **how
         )
         keep_for(model)
     return model
@@ -278,14 +245,12 @@ def _shared(folder: str | Path, team: Team) -> Any:
     Raises
     ------
     UnsupportedModelError
-        If the model comes without a plan for that, or its attention heads cannot be dealt out
-        evenly.
+        If the model has no plan for that, or its attention heads cannot be shared evenly.
     ModelError
         If transformers is too old.
     """
-    config = transformers.AutoConfig.from_pretrained(
-        folder, trust_remote_code=False
-    ).get_text_config()
+    whole = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = whole.get_text_config()
     if not getattr(config, "base_model_tp_plan", None):
         raise UnsupportedModelError(
             f"transformers has no tensor-parallel plan for {config.model_type} models: use "
@@ -314,9 +279,34 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def flat_ids(*entries: Any) -> frozenset[int]:
+    """Token ids from settings, each of which is an id, a list of ids or None."""
+    lists = (entry if isinstance(entry, list | tuple) else [entry] for entry in entries)
+    return frozenset(int(one) for some in lists for one in some if one is not None)
+
+
+def check_model_layers(wanted: Iterable[int], n_layers: int, model: str) -> tuple[int, ...]:
+    """The model layers asked for, ascending; `model` is what the error calls the model.
+
+    Raises
+    ------
+    ModelLayerError
+        If one does not exist, or none is asked for.
+    """
+    found = tuple(sorted(set(wanted)))
+    for model_layer in found:
+        if not 0 <= model_layer < n_layers:
+            raise ModelLayerError(
+                f"model layer {model_layer} does not exist: {model} has {n_layers} transformer "
+                f"blocks, numbered 0 to {n_layers - 1}"
+            )
+    if not found:
+        raise ModelLayerError("no model layers asked for: name at least one")
+    return found
+
+
 def find_blocks(model: nn.Module) -> nn.ModuleList:
-    """The list of transformer blocks of a model: the one module list with as many entries as the
-    model has layers.
+    """The transformer blocks of a model: its one module list of `num_hidden_layers` entries.
 
     Raises
     ------
@@ -330,13 +320,9 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == n_layers
     }
-    # A list inside a block (experts, say) may have the same length by chance; the blocks are the
-    # outermost one.
-    outermost = {
-        name: m
-        for name, m in found.items()
-        if not any(name.startswith(f"{other}.") for other in found)
-    }
+    # A list inside a block (experts, say) may be as long by chance; the blocks are the outermost.
+    inner = {name for name in found if any(name.startswith(f"{other}.") for other in found)}
+    outermost = {name: module for name, module in found.items() if name not in inner}
     if len(outermost) != 1:
         raise UnsupportedModelError(
             f"{type(model).__name__} has {len(outermost)} module lists of {n_layers} entries "
@@ -346,8 +332,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def fixed_cache(loaded: LoadedModel, length: int) -> Any:
-    """A cache of keys and values with room for `length` positions, which stays where it is in
-    memory.
+    """A cache of keys and values for `length` positions, which stays in its place in memory.
 
     Raises
     ------
@@ -357,11 +342,9 @@ def fixed_cache(loaded: LoadedModel, length: int) -> Any:
     try:
         cache = transformers.StaticCache(config=loaded.model.config, max_cache_len=length)
     except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
-        raise UnsupportedModelError(
-            f"{loaded.id} has no cache of fixed size: {first_line(error)}"
-        ) from error
-    # What a sliding window does once it is full is decided in Python, which a recorded step no
-    # longer asks.
+        why = f"{loaded.id} has no cache of fixed size: {first_line(error)}"
+        raise UnsupportedModelError(why) from error
+    # What a full sliding window does is decided in Python, which a recorded step does not run.
     shortest = min((int(layer.max_cache_len) for layer in cache.layers), default=0)
     if shortest < length or not all(layer.is_compileable for layer in cache.layers):
         raise UnsupportedModelError(
@@ -395,8 +378,7 @@ def _device(name: str) -> torch.device:
 def _native_dtype(device: torch.device) -> str:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    capabilities: Callable[[], dict[str, Any]] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )  # torch >= 2.10
+    # torch 2.10 and later
+    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
     has_bfloat16 = any(capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
     return "bfloat16" if device.type == "cpu" and has_bfloat16 else "float32"

@@ -9,11 +9,8 @@ from pathlib import Path
 
 import torch
 
-_STATUS, _MEMINFO, _CGROUP = (
-    Path("/proc/self/status"),
-    Path("/proc/meminfo"),
-    Path("/sys/fs/cgroup"),
-)
+_STATUS, _MEMINFO = Path("/proc/self/status"), Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def resident_bytes() -> int | None:
@@ -40,8 +37,7 @@ def release() -> None:
 
 
 def available_bytes() -> int | None:
-    """What can be allocated without swapping: of the machine, or of the container if that is
-    less."""
+    """What the machine, or the container if that is less, can allocate without swapping."""
     machine, container = _field(_MEMINFO, "MemAvailable"), _left_in_container()
     known = [value for value in (machine, container) if value is not None]
     return min(known) if known else None
@@ -54,11 +50,8 @@ def _left_in_container() -> int | None:
             return None
         used = int((_CGROUP / "memory.current").read_text())
         # Cached files count as used, and are given up when memory is asked for.
-        cached = next(
-            int(line.split()[1])
-            for line in (_CGROUP / "memory.stat").read_text().splitlines()
-            if line.startswith("inactive_file ")
-        )
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+        cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
         return max(int(limit) - used + cached, 0)
     except (OSError, ValueError, StopIteration):
         return None
@@ -75,7 +68,6 @@ def _field(file: Path, name: str) -> int | None:
 
 
 def memory_held(*devices: torch.device) -> int | None:
-    """Bytes held on GPUs together, or by this process if none is one; None where the system does
-    not say."""
+    """Bytes held on all GPUs, or by this process if there is none; None if the system is silent."""
     cards = [device for device in devices if device.type == "cuda"]
     return sum(torch.cuda.memory_allocated(card) for card in cards) if cards else resident_bytes()

@@ -15,8 +15,7 @@ from lenscache.model.loading import DTYPES, LoadedModel, find_blocks, first_line
 
 @dataclass(frozen=True)
 class ModelOutline(LoadedModel):
-    """A model on torch's meta device: all shapes and no weights, to plan with. Its tokenizer may be
-    None."""
+    """A model on torch's meta device, to plan with: no weights. Its tokenizer may be None."""
 
     @property
     def fingerprint(self) -> str:
@@ -42,7 +41,7 @@ def outline_model(name: str, *, dtype: str = "auto", cache_dir: Path | None = No
     ModelNotFoundError
         If there is no configuration under this name.
     UnsupportedModelError
-        If its transformer blocks cannot be told.
+        If its transformer blocks cannot be found.
     """
     dtype = "bfloat16" if dtype == "auto" else dtype
     try:
@@ -69,6 +68,5 @@ def outline_model(name: str, *, dtype: str = "auto", cache_dir: Path | None = No
         tokenizer = None  # some are made of nothing where there are no files
     model.eval().requires_grad_(False)
     label = Path(name).name if Path(name).exists() else name
-    return ModelOutline(
-        model, tokenizer, label, dtype, torch.device("meta"), list(find_blocks(model))
-    )
+    blocks = list(find_blocks(model))
+    return ModelOutline(model, tokenizer, label, dtype, torch.device("meta"), blocks)

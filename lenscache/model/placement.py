@@ -1,8 +1,7 @@
-"""Models whose weights are not all on one device: what maps there are, and where a weight is to be
-found.
+"""Models whose weights are not all on one device: device maps, and where a weight is found.
 
-A map says for each part of a model which device computes it; accelerate brings inputs there, and
-the weights of what no card holds, which wait in memory or in files.
+A map says which device computes each part of a model. Accelerate brings inputs there, and the
+weights that no card holds, which wait in memory or in files.
 """
 
 from __future__ import annotations
@@ -40,24 +39,22 @@ def check_device_map(device_map: str | Mapping[str, Any]) -> None:
         )
     if importlib.util.find_spec("accelerate") is None:
         raise MissingPackageError(
-            "spreading a model over devices needs accelerate: run `pip install "
-            "'lenscache[multi-gpu]'`"
+            "spreading a model over devices needs accelerate: "
+            "run `pip install 'lenscache[multi-gpu]'`"
         )
 
 
 @contextmanager
 def offload_folder() -> Iterator[tuple[str, Callable[[Any], object]]]:
-    """A folder for weights that neither cards nor memory hold, and how to keep it for as long as an
-    object lives."""
+    """A folder for weights that fit nowhere else, and how to keep it while an object lives."""
     folder = tempfile.mkdtemp(prefix="lenscache-offload-")
     keepers: list[Any] = []
+
+    def keep_for(owner: Any) -> None:
+        keepers.append(weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True))
+
     try:
-        yield (
-            folder,
-            lambda owner: keepers.append(
-                weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
-            ),
-        )
+        yield folder, keep_for
     finally:
         if not keepers:
             shutil.rmtree(folder, ignore_errors=True)
@@ -72,8 +69,7 @@ def input_device(model: Any) -> torch.device:
 
 
 def whole_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a model's state holds, by name: slices put together, and read what waits elsewhere, when
-    they are asked for.
+    """The tensors of a model's state by name: slices put together, offloaded ones read, lazily.
 
     Raises
     ------

@@ -1,17 +1,16 @@
-"""One model shared by several processes: each has a slice of every large weight, the first of them
-leads.
+"""One model shared by several processes: each has a slice of every large weight, the first leads.
 
     torchrun --nproc-per-node N --no-python lenscache extract ... --tensor-parallel
 
-    process 1       plans, reads and writes the store  --Order: rows, and what to do with them--> the others
+    process 1       plans, reads and writes the store  --Order: rows, model layers--> the others
     every process   runs the same batch in lockstep and feeds back the tokens that process 1 drew
 
-What a block computes is summed over the processes before it leaves the block, so that the residual
-stream is whole in each of them. The sum is taken in another order than by one device: it is another
-device, and agrees to rounding.
+What a block computes is summed over the processes before it leaves the block: the residual stream
+is whole in each process. The order of the sum differs from one device's, so results agree to
+rounding only.
 
-A process that dies ends the others, if it was within a batch with an error that says so:
-connections close at once, and what hangs on is given up after `PATIENCE`.
+A process that dies ends the others; those within a batch say so in an error. Connections close at
+once, and a process that hangs is given up after `PATIENCE`.
 """
 
 from __future__ import annotations
@@ -32,9 +31,7 @@ from lenscache.terms import Mode
 PATIENCE = timedelta(minutes=5)
 """How long a process waits for the others within a batch."""
 
-_BETWEEN_BATCHES = timedelta(
-    days=30
-)  # the leader may read a large store again, or wait for a slow one
+_BETWEEN_BATCHES = timedelta(days=30)  # the leader may read a large store, or wait for a slow one
 
 
 class Order(NamedTuple):
@@ -78,20 +75,14 @@ class Team:
         place, device = int(os.environ.get("LOCAL_RANK", "0")), torch.device("cpu")
         if torch.cuda.is_available():
             if place >= torch.cuda.device_count():
-                raise ModelError(
-                    f"there are {torch.cuda.device_count()} CUDA devices for more processes: lower "
-                    "--nproc-per-node"
-                )
+                found = f"there are {torch.cuda.device_count()} CUDA devices for more processes"
+                raise ModelError(f"{found}: lower --nproc-per-node")
             device = torch.device("cuda", place)
             torch.cuda.set_device(device)
         try:
             if not dist.is_initialized():
-                on_gpu = device.type == "cuda"
-                dist.init_process_group(
-                    "nccl" if on_gpu else "gloo",
-                    timeout=PATIENCE,
-                    device_id=device if on_gpu else None,
-                )
+                backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+                dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
             return cls(device)
         except (RuntimeError, ValueError) as error:
             raise ModelError(
@@ -114,22 +105,19 @@ class Team:
             If it is another process that has one.
         """
         found: list[str | None] = [None] * self.size
+        own = None if error is None else _first_line(error)
         with self._same_fate("while the model was loaded"):
-            dist.all_gather_object(
-                found, None if error is None else _first_line(error), group=self._talk
-            )
+            dist.all_gather_object(found, own, group=self._talk)
         if error is not None:
             raise error
         for number, message in enumerate(found, start=1):
             if message is not None:
-                raise ModelError(
-                    f"process {number} of {self.size} cannot load the model: {message}"
-                )
+                who = f"process {number} of {self.size}"
+                raise ModelError(f"{who} cannot load the model: {message}")
 
     @contextmanager
     def leading(self) -> Iterator[None]:
-        """As the leader: while this is open there are batches to come, and then the others may
-        go."""
+        """As the leader: batches may come while this is open; the other processes end with it."""
         try:
             yield
         finally:
@@ -155,8 +143,7 @@ class Team:
         Raises
         ------
         ModelError
-            If the memory of a device is full, which no process can mend alone; or if another
-            process is gone.
+            If the memory of a device is full, or another process is gone.
         """
         if self.is_leader:
             with self._same_fate("between two batches"):
@@ -177,13 +164,12 @@ class Team:
         if not self._is_in_step:
             raise ModelError(
                 "a model that several processes share runs only in `lenscache extract` and "
-                "`lenscache plan`: load it "
-                "without tensor parallelism, with --device-map auto if it is large"
+                "`lenscache plan`: load it without tensor parallelism, with --device-map auto if "
+                "it is large"
             )
 
     def share(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The leader's tokens: logits agree to rounding, and one other token would be another
-        text."""
+        """The leader's tokens: logits agree to rounding only, and tokens must be the same."""
         dist.broadcast(tokens, src=0)
         return tokens
 
@@ -204,9 +190,8 @@ class Team:
         except RuntimeError as error:
             if not _is_lost(error):
                 raise
-            raise ModelError(
-                f"{who} lost another one {when}: what that one says is the cause"
-            ) from error
+            why = f"{who} lost another one {when}: what that one says is the cause"
+            raise ModelError(why) from error
 
 
 def _is_lost(error: RuntimeError) -> bool:

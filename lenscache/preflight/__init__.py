@@ -1,10 +1,11 @@
 """Preflight: what this model does on this device, answered with numbers before hours are spent.
 
-    run_preflight --Request--> one process a check --progress, Outcome--> CheckResult --draw_conclusion--> a paragraph
+    run_preflight --Request--> one process a check --progress, Outcome--> CheckResult
+    all CheckResults --draw_conclusion--> a paragraph
 
-Each check runs in a process of its own, so that a crash or a lack of memory takes down that check
-alone. `run` starts them, `process` talks to one, `worker` is the other end, and every other module
-is one check or what checks share.
+Each check runs in a process of its own: a crash or a lack of memory ends that check alone. `run`
+starts them, `process` talks to one, `worker` is the other end. Every other module is one check, or
+shared by checks.
 """
 
 from lenscache.preflight.results import CheckResult, Outcome, Request, Verdict

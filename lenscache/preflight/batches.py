@@ -26,7 +26,6 @@ WANTED = 4
 _PROMPT_TOKENS = 64
 _NEW_TOKENS = {False: 20, True: 8}  # by whether it is to be quick
 _SHARE = 0.8  # of free memory that an estimate counts on
-_UNKNOWN = -1
 
 
 def check(request: Request, tell: Tell) -> Outcome:
@@ -37,13 +36,9 @@ def check(request: Request, tell: Tell) -> Outcome:
     probe = _Probe(loaded, footprint.weights, new_tokens)
     probe.run(1)  # what a device sets up once is no cost of a batch
     details = _on_card(probe, tell) if loaded.device.type == "cuda" else _on_host(probe, tell)
-    details |= {
-        "dtype": loaded.dtype,
-        "device": str(loaded.device),
-        "prompt_tokens": probe.n_prompt,
-        "new_tokens": new_tokens,
-        "weights": footprint.weights,
-    }
+    details |= {"dtype": loaded.dtype, "device": str(loaded.device)}
+    details |= {"prompt_tokens": probe.n_prompt, "new_tokens": new_tokens}
+    details["weights"] = footprint.weights
     fits = {row["batch"]: row["fits"] for row in details["batches"]}
     largest, how = details["largest"], "about " if details["estimated"] else ""
     most = f"at least {largest}" if largest == MOST_TRIED else f"{how}{largest}"
@@ -52,10 +47,8 @@ def check(request: Request, tell: Tell) -> Outcome:
         return Outcome.failed(why, **details)
     peak = next(row["peak"] for row in details["batches"] if row["batch"] == WANTED)
     at_peak = "" if peak is None else f", {peak / 1e6:.0f} MB at its peak"
-    return Outcome.passed(
-        f"batch {WANTED} fits in {loaded.dtype}{at_peak}; the largest that fits is {most}",
-        **details,
-    )
+    why = f"batch {WANTED} fits in {loaded.dtype}{at_peak}; the largest that fits is {most}"
+    return Outcome.passed(why, **details)
 
 
 class _Probe:
@@ -70,12 +63,8 @@ class _Probe:
 
     def run(self, batch: int) -> bool:
         """Run one batch; false if it does not fit the card."""
-        runner = Runner(
-            self.loaded,
-            range(self.loaded.n_layers),
-            max_new_tokens=self.new_tokens,
-            batch_size=batch,
-        )
+        blocks = range(self.loaded.n_layers)
+        runner = Runner(self.loaded, blocks, max_new_tokens=self.new_tokens, batch_size=batch)
         try:
             runner.run([self.row] * batch)
         except ModelError:
@@ -120,9 +109,8 @@ def _on_card(probe: _Probe, tell: Tell) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
         fits = probe.run(batch)
         peak = torch.cuda.max_memory_allocated(device) if fits else None
-        return probe.describe(
-            batch, fits=fits, peak=peak, reserved=torch.cuda.max_memory_reserved(device)
-        )
+        reserved = torch.cuda.max_memory_reserved(device)
+        return probe.describe(batch, fits=fits, peak=peak, reserved=reserved)
 
     rows = {batch: measured(batch) for batch in (1, WANTED)}
 
@@ -132,20 +120,14 @@ def _on_card(probe: _Probe, tell: Tell) -> dict[str, Any]:
         return bool(rows[batch]["fits"])
 
     largest = largest_that_fits(fits, most=MOST_TRIED)
-    shown = sorted({1, WANTED, largest} & set(rows))
+    shown = [rows[batch] for batch in sorted({1, WANTED, largest} & set(rows))]
     free, total = torch.cuda.mem_get_info(device)
-    return {
-        "batches": [rows[b] for b in shown],
-        "largest": largest,
-        "estimated": False,
-        "free": free,
-        "total": total,
-    }
+    found = {"batches": shown, "largest": largest, "estimated": False}
+    return {**found, "free": free, "total": total}
 
 
 def _on_host(probe: _Probe, tell: Tell) -> dict[str, Any]:
-    """Measure small batches, and reckon from what each row adds: a machine must not be driven into
-    swap."""
+    """Measure small batches and extrapolate from what a row adds: the machine must not swap."""
     rows: list[dict[str, Any]] = []
     peaks: dict[int, int] = {}
     free = available_bytes()
@@ -153,13 +135,8 @@ def _on_host(probe: _Probe, tell: Tell) -> dict[str, Any]:
     base = resident_bytes()
     program = max((base or 0) - probe.weights, 0)
     for batch in (1, WANTED, 2 * WANTED):
-        grown = max(peaks.values(), default=_UNKNOWN)
-        if (
-            free is not None
-            and base is not None
-            and grown != _UNKNOWN
-            and (grown - base) * WANTED > _SHARE * free
-        ):
+        grown = 0 if base is None else max(peaks.values(), default=base) - base
+        if free is not None and grown * WANTED > _SHARE * free:
             rows.append(probe.describe(batch, fits=False, peak=None, program=program))
             continue
         tell(f"batch {batch}", 0, 1)
@@ -175,14 +152,8 @@ def _on_host(probe: _Probe, tell: Tell) -> dict[str, Any]:
     fitting = max((row["batch"] for row in rows if row["fits"]), default=0)
     room = int(_SHARE * (free or 0) / per_row) if known else fitting
     largest = min(max(room, fitting), MOST_TRIED) if all(row["fits"] for row in rows) else fitting
-    return {
-        "batches": rows,
-        "largest": largest,
-        "estimated": True,
-        "free": free,
-        "per_row": per_row if known else None,
-        "after_loading": base,
-    }
+    found = {"batches": rows, "largest": largest, "estimated": True, "free": free}
+    return {**found, "per_row": per_row if known else None, "after_loading": base}
 
 
 def bytes_per_row(peaks: dict[int, int]) -> float:
@@ -197,8 +168,7 @@ def bytes_per_row(peaks: dict[int, int]) -> float:
 
 
 def largest_that_fits(fits: Callable[[int], bool], *, most: int) -> int:
-    """The largest batch for which `fits` holds, to an eighth of it: doubled until one does not,
-    then bisected; 0 if not even one row does."""
+    """The largest batch that fits, to an eighth of it, by doubling and bisection; 0 for none."""
     low, high = 0, 1
     while high <= most and fits(high):
         low, high = high, high * 2

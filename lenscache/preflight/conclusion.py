@@ -1,5 +1,4 @@
-"""What follows from the checks, in plain words: which dtype, batch size and steering precision to
-use."""
+"""What follows from the checks: which dtype, batch size and steering precision to use."""
 
 from __future__ import annotations
 
@@ -18,19 +17,17 @@ MOST_TRIED = 1024
 """The largest batch that is looked at: a device is busy long before."""
 
 _DTYPES = {"float32": "float32", "bfloat16": "bf16", "float16": "fp16"}
+_USE_FLOAT32 = "Compute in float32 (--dtype float32)"
+_USE_BF16 = "Compute in bf16 (--dtype bfloat16)"
 
 
 def draw_conclusion(results: Sequence[CheckResult]) -> str:
     """One paragraph from whatever checks were run, whatever came of them."""
     by_name = {result.name: result for result in results}
     dtype, why = choose_dtype(by_name)
-    sentences = [
-        why,
-        _batch_sentence(by_name, dtype),
-        _lens_sentence(by_name),
-        _steering_sentence(by_name, dtype),
-    ]
-    return " ".join(sentence for sentence in [*sentences, _open_sentence(results)] if sentence)
+    sentences = [why, _batch_sentence(by_name, dtype), _lens_sentence(by_name)]
+    sentences += [_steering_sentence(by_name, dtype), _open_sentence(results)]
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def choose_dtype(results: Mapping[str, CheckResult]) -> tuple[str | None, str]:
@@ -39,31 +36,15 @@ def choose_dtype(results: Mapping[str, CheckResult]) -> tuple[str | None, str]:
     no_float32 = _no_float32(results)
     if narrow is not None and narrow.verdict is Verdict.failed:
         if no_float32:
-            return (
-                None,
-                (
-                    f"Neither precision can be used here: bf16 fails ({narrow.why}), and float32: "
-                    f"{no_float32}."
-                ),
-            )
-        return (
-            "float32",
-            f"Compute in float32 (--dtype float32): bf16 does not work here ({narrow.why}).",
-        )
+            faults = f"bf16 fails ({narrow.why}), and float32: {no_float32}"
+            return None, f"Neither precision can be used here: {faults}."
+        return "float32", f"{_USE_FLOAT32}: bf16 does not work here ({narrow.why})."
     if lenses is not None and lenses.verdict is Verdict.failed and "difference" in lenses.details:
-        return (
-            "float32",
-            "Compute in float32 (--dtype float32): lenses trained on bf16 activations are worse.",
-        )
+        return "float32", f"{_USE_FLOAT32}: lenses trained on bf16 activations are worse."
     runs = narrow is not None and narrow.verdict is Verdict.passed
     if no_float32:
-        return (
-            "bfloat16",
-            (
-                f"Compute in bf16 (--dtype bfloat16){'' if runs else ', untested'}: float32: "
-                f"{no_float32}."
-            ),
-        )
+        untested = "" if runs else ", untested"
+        return "bfloat16", f"{_USE_BF16}{untested}: float32: {no_float32}."
     has_hardware, gain = _has_hardware(results), _gain_of_bf16(results)
     if has_hardware is False or (gain is not None and gain < SLOWER):
         return "float32", _emulated_sentence(gain, has_hardware=has_hardware)
@@ -73,16 +54,13 @@ def choose_dtype(results: Mapping[str, CheckResult]) -> tuple[str | None, str]:
     share = _share_of_memory(narrow)
     memory = "" if share is None else f" in {share:.2f} of its memory"
     tested = "it loads and runs" if runs else "whether it runs was not answered"
-    return "bfloat16", f"Compute in bf16 (--dtype bfloat16): {tested}{measured}{memory}."
+    return "bfloat16", f"{_USE_BF16}: {tested}{measured}{memory}."
 
 
 def _emulated_sentence(gain: float | None, *, has_hardware: bool | None) -> str:
-    emulated = has_hardware is False
-    reason = (
-        "this device has no arithmetic for bf16 and emulates it"
-        if emulated
-        else "bf16 is slower here"
-    )
+    reason = "bf16 is slower here"
+    if has_hardware is False:
+        reason = "this device has no arithmetic for bf16 and emulates it"
     measured = "" if gain is None else f" (measured at {gain:.2f} times the speed of float32)"
     return (
         "Compute in float32 and store bf16 (--dtype float32 --store-dtype bfloat16): "
@@ -106,10 +84,8 @@ def _batch_sentence(results: Mapping[str, CheckResult], dtype: str | None) -> st
         size = min(4, largest or 0)
         if not size:
             return "Not even one prompt fits memory."
-        return (
-            f"Use --batch-size {size}: {_at_most(memory)} fit, and which is fastest was not "
-            "measured."
-        )
+        unknown = "which is fastest was not measured"
+        return f"Use --batch-size {size}: {_at_most(memory)} fit, and {unknown}."
     fits = f"; {_at_most(memory)} fit" if largest is not None else ""
     speedup = "" if timing is timings[0] else f", {timing['ratio']:.1f} times {timings[0]['name']}"
     return f"Use --batch-size {best}: {timing['median']:.2f} prompts/s{speedup}{fits}."
@@ -117,10 +93,8 @@ def _batch_sentence(results: Mapping[str, CheckResult], dtype: str | None) -> st
 
 def _at_most(memory: Mapping[str, Any]) -> str:
     more = " or more" if memory["largest"] >= MOST_TRIED else ""
-    return (
-        f"{'by estimate ' if memory.get('estimated') else ''}up to {memory['largest']} "
-        f"prompts{more}"
-    )
+    estimate = "by estimate " if memory.get("estimated") else ""
+    return f"{estimate}up to {memory['largest']} prompts{more}"
 
 
 def _lens_sentence(results: Mapping[str, CheckResult]) -> str:
@@ -137,10 +111,8 @@ def _lens_sentence(results: Mapping[str, CheckResult]) -> str:
     if min(f1["low"], score["low"]) < -TOLERATED:
         doubt = "show no clear loss at float32, but so few concepts leave room for one"
         return f"Lenses trained on bf16 activations {doubt}: {numbers}."
-    return (
-        "Lenses trained on bf16 activations are as good at float32 as those trained there: "
-        f"{numbers}."
-    )
+    equal = "are as good at float32 as those trained there"
+    return f"Lenses trained on bf16 activations {equal}: {numbers}."
 
 
 def _steering_sentence(results: Mapping[str, CheckResult], dtype: str | None) -> str:
@@ -163,19 +135,16 @@ def _steering_sentence(results: Mapping[str, CheckResult], dtype: str | None) ->
         if _details(results, "steering").get("lenses")
         else " (judged by finite values alone: there were no lenses)"
     )
-    return (
-        "; ".join([f"Steer in {_DTYPES[chosen]}{how}{beside}{_room_in_float16(tried)}", *others])
-        + "."
-    )
+    best = f"Steer in {_DTYPES[chosen]}{how}{beside}{_room_in_float16(tried)}"
+    return f"{'; '.join([best, *others])}."
 
 
 def _why_not(found: Mapping[str, Any], tried: Mapping[str, Any]) -> str:
     if not found["runs"] or "not finite" not in found["why"]:
         return str(found["why"])
     # What overflows cannot say how far it would have got; a wider type can.
-    reached = max(
-        other["unsteered"]["largest_activation"] for other in tried.values() if other["runs"]
-    )
+    running = (other["unsteered"] for other in tried.values() if other["runs"])
+    reached = max(unsteered["largest_activation"] for unsteered in running)
     return f"{found['why']}; activations reach {reached:,.0f}"
 
 
@@ -188,9 +157,8 @@ def _room_in_float16(tried: Mapping[str, Any]) -> str:
 
 
 def _open_sentence(results: Sequence[CheckResult]) -> str:
-    unanswered = [
-        r for r in results if r.verdict in (Verdict.crashed, Verdict.skipped) or not r.details
-    ]
+    without = Verdict.crashed, Verdict.skipped
+    unanswered = [r for r in results if r.verdict in without or not r.details]
     if not unanswered:
         return ""
     listed = "; ".join(f"{r.number} ({r.name}: {r.verdict}, {r.why})" for r in unanswered)

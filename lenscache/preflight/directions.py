@@ -1,10 +1,10 @@
-"""What the check of lenses leaves for the check of steering: directions, and lenses to read them
-with."""
+"""What the check of lenses leaves for the check of steering: directions and lenses."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,7 @@ class SteeringLenses:
     """(k,) of the activations along each direction."""
     read_layer: int
     weights: NDArray[np.float32]
-    """(k, hidden) at `read_layer`; none of them where there are no lenses, and directions are
-    random."""
+    """(k, hidden) at `read_layer`; (0, hidden) without lenses, when directions are random."""
     biases: NDArray[np.float64]
     """(k,)"""
     noise: NDArray[np.float64]
@@ -37,17 +36,8 @@ class SteeringLenses:
 
     def save(self, folder: str | Path) -> None:
         """Write them where the check of steering looks for them."""
-        np.savez(
-            Path(folder) / LENS_FILE,
-            concepts=np.array(self.concepts),
-            steered_layer=self.steered_layer,
-            directions=self.directions,
-            deviations=self.deviations,
-            read_layer=self.read_layer,
-            weights=self.weights,
-            biases=self.biases,
-            noise=self.noise,
-        )
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        np.savez(Path(folder) / LENS_FILE, **values)
 
     @classmethod
     def load(cls, folder: str | Path) -> SteeringLenses | None:
@@ -56,13 +46,7 @@ class SteeringLenses:
         if not folder or not file.exists():
             return None
         with np.load(file, allow_pickle=False) as held:
-            return cls(
-                tuple(map(str, held["concepts"])),
-                int(held["steered_layer"]),
-                held["directions"],
-                held["deviations"],
-                int(held["read_layer"]),
-                held["weights"],
-                held["biases"],
-                held["noise"],
-            )
+            values: dict[str, Any] = {field.name: held[field.name] for field in fields(cls)}
+        values["concepts"] = tuple(map(str, values["concepts"]))
+        numbers = {key: int(values[key]) for key in ("steered_layer", "read_layer")}
+        return cls(**{**values, **numbers})

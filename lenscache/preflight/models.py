@@ -42,8 +42,7 @@ def load(name: str, dtype: str, device: str) -> tuple[LoadedModel, Footprint]:
 
 
 def check_room(held: Footprint, dtype: str) -> None:
-    """Raise ModelError if the same model in `dtype` would not fit the memory that is left on this
-    machine.
+    """Raise ModelError if the same model in `dtype` would not fit the memory left on this machine.
 
     A card says so by itself; a machine without one would swap, or end the process.
     """
@@ -58,9 +57,7 @@ def check_room(held: Footprint, dtype: str) -> None:
 def _weight_bytes(loaded: LoadedModel) -> int:
     """Bytes of parameters and buffers; tied ones are counted once."""
     tensors = (*loaded.model.parameters(), *loaded.model.buffers())
-    return sum(
-        {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values()
-    )
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
 
 def cached_bytes(cache: object) -> int | None:
@@ -71,7 +68,7 @@ def cached_bytes(cache: object) -> int | None:
         for name in ("keys", "values")
         if isinstance(tensor := getattr(layer, name, None), torch.Tensor)
     ]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) if tensors else None
+    return sum(tensor.nbytes for tensor in tensors) if tensors else None
 
 
 def bytes_in_use(device: str) -> int | None:

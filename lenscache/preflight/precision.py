@@ -18,10 +18,8 @@ from lenscache.preflight.watch import FLOAT16_LIMIT, ResidualWatch
 
 _EASY = 8
 _NEW_TOKENS = {False: 6, True: 3}  # by whether it is to be quick
-_MOST_TOKENS = {
-    "cpu": 64,
-    "cuda": 512,
-}  # of a prompt, by kind of device; a processor would take minutes
+# Tokens of a prompt by kind of device; more take a processor minutes.
+_MOST_TOKENS = {"cpu": 64, "cuda": 512}
 _LONGEST = {"cpu": 128, "cuda": 4096}
 
 
@@ -52,27 +50,17 @@ def check(request: Request, tell: Tell) -> Outcome:
         "float16_limit": FLOAT16_LIMIT,
     }
     if broken:
-        first = broken[0]
-        place = (
-            "its logits"
-            if first["first_broken"] is None
-            else f"model layer {first['first_broken']}"
-        )
-        also = (
-            " (so it does in float32: the model itself is at fault)"
-            if check_fp32.get("broken")
-            else ""
-        )
-        return Outcome.failed(
-            f"{len(broken)} of {len(found)} prompts give values that are not finite, first "
-            f"{first['prompt']!r} at {place}{also}",
-            **details,
-        )
+        why = f"{len(broken)} of {len(found)} prompts give values that are not finite"
+        layer = broken[0]["first_broken"]
+        place = "its logits" if layer is None else f"model layer {layer}"
+        also = " (so it does in float32: the model itself is at fault)"
+        also = also if check_fp32.get("broken") else ""
+        why = f"{why}, first {broken[0]['prompt']!r} at {place}{also}"
+        return Outcome.failed(why, **details)
     if generation is not None:
         return Outcome.failed(f"the prompts run, generation does not: {generation}", **details)
-    return Outcome.passed(
-        _good_news(len(found), footprint, details["memory"], check_fp32), **details
-    )
+    why = _good_news(len(found), footprint, details["memory"], check_fp32)
+    return Outcome.passed(why, **details)
 
 
 def _prompts(loaded: LoadedModel, request: Request, new_tokens: int) -> dict[str, list[int]]:
@@ -92,13 +80,11 @@ def _prompts(loaded: LoadedModel, request: Request, new_tokens: int) -> dict[str
 
 @torch.inference_mode()
 def run_prompt(loaded: LoadedModel, token_ids: list[int]) -> dict[str, Any]:
-    """One prompt, alone: whether all activations and logits are finite, and how large activations
-    get."""
+    """One prompt, alone: are all activations and logits finite, and how large are activations?"""
     ids = torch.tensor([token_ids], device=loaded.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with ResidualWatch(loaded.blocks) as watch:
-        logits = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[
-            0
-        ]  # (position, vocab)
+        logits = loaded.model(**inputs).logits[0]  # (position, vocab)
     finite = watch.first_broken is None and bool(logits.isfinite().all())
     return {
         "finite": finite,
@@ -111,15 +97,10 @@ def run_prompt(loaded: LoadedModel, token_ids: list[int]) -> dict[str, Any]:
 def _generation_fault(
     loaded: LoadedModel, prompts: list[list[int]], new_tokens: int, tell: Tell
 ) -> str | None:
-    """What goes wrong in writing a completion of each prompt, in batches of 4; None if nothing
-    does."""
-    runner = Runner(
-        loaded,
-        range(loaded.n_layers),
-        max_new_tokens=new_tokens,
-        pool_first_position=True,
-        batch_size=4,
-    )
+    """The fault in writing a completion of each prompt, in batches of 4; None if there is none."""
+    how: dict[str, Any] = {"pool_first_position": True, "batch_size": 4}
+    runner = Runner(loaded, range(loaded.n_layers), max_new_tokens=new_tokens, **how)
+    rows = [Row(ids, seed, 0.8) for seed, ids in enumerate(prompts)]
     done = 0
 
     def advance(n: int) -> None:
@@ -128,17 +109,12 @@ def _generation_fault(
         tell("completions in bfloat16", done, len(prompts))
 
     try:
-        results = runner.run(
-            [Row(ids, seed, 0.8) for seed, ids in enumerate(prompts)], on_rows=advance
-        )
+        results = runner.run(rows, on_rows=advance)
     except NonFiniteError as error:
         return str(error)
-    bad = [
-        number
-        for number, result in enumerate(results)
-        if result.n_completion_tokens and not np.isfinite(result.pooled["completion"]).all()
-    ]
-    return f"activations of {len(bad)} completions are not finite" if bad else None
+    pooled = (each.pooled["completion"] for each in results if each.n_completion_tokens)
+    bad = sum(not np.isfinite(vectors).all() for vectors in pooled)
+    return f"activations of {bad} completions are not finite" if bad else None
 
 
 def _in_float32(
@@ -148,8 +124,7 @@ def _in_float32(
     next_tokens: list[int],
     tell: Tell,
 ) -> dict[str, Any]:
-    """The same prompts in float32, where that fits: memory, whether it is finite, how often it goes
-    on alike."""
+    """The same prompts in float32, if it fits: memory, finite values, equal next tokens."""
     tell("loading float32", 0, 1)
     try:
         check_room(narrow, "float32")
@@ -162,9 +137,8 @@ def _in_float32(
     for number, token_ids in enumerate(prompts.values()):
         tell("prompts in float32", number + 1, len(prompts))
         found.append(run_prompt(wide, token_ids))
-    same = sum(
-        entry["next_token"] == token for entry, token in zip(found, next_tokens, strict=True)
-    )
+    pairs = zip(found, next_tokens, strict=True)
+    same = sum(entry["next_token"] == token for entry, token in pairs)
     broken = sum(not entry["finite"] for entry in found)
     before = bytes_in_use(footprint.device)
     del wide
@@ -175,8 +149,7 @@ def _in_float32(
 def describe_memory(footprint: Footprint, before: int | None) -> dict[str, Any]:
     """What a model took that was just let go of; bytes.
 
-    What letting go of it gives back is measured, not what loading took: the first load imports half
-    of a library, too.
+    Measured by letting go of it, since the first load also imports half of a library.
     """
     after = bytes_in_use(footprint.device)
     held = None if before is None or after is None else max(before - after, 0)
@@ -186,18 +159,13 @@ def describe_memory(footprint: Footprint, before: int | None) -> dict[str, Any]:
 def _good_news(
     n: int, footprint: Footprint, memory: list[dict[str, Any]], fp32: dict[str, Any]
 ) -> str:
-    others = {
+    counts = {
         kind: count for kind, count in footprint.parameter_dtypes.items() if kind != "bfloat16"
     }
-    kept = (
-        f", but for {', '.join(f'{count} parameters in {kind}' for kind, count in others.items())}"
-        if others
-        else ""
-    )
-    text = (
-        f"{n} prompts and their completions are finite{kept}; weights "
-        f"{footprint.weights / 1e6:.0f} MB"
-    )
+    others = ", ".join(f"{count} parameters in {kind}" for kind, count in counts.items())
+    kept = f", but for {others}" if others else ""
+    weights = f"weights {footprint.weights / 1e6:.0f} MB"
+    text = f"{n} prompts and their completions are finite{kept}; {weights}"
     if not fp32["loaded"]:
         return f"{text}; float32 does not load: {fp32['why']}"
     share = footprint.weights / memory[1]["weights"]

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import IO, Any
 
 from lenscache.errors import ModelNotFoundError
@@ -28,8 +28,7 @@ def run_check(
 ) -> Outcome:
     """Run ``python -m command`` on a request and wait for its answer.
 
-    A process that is killed, ends without an answer, or takes longer than `time_limit_s` is an
-    outcome, "crashed".
+    The outcome is "crashed" if the process is killed, ends without an answer, or takes too long.
 
     Raises
     ------
@@ -53,14 +52,10 @@ def run_check(
             _stop(process)
         if outcome.verdict is Verdict.crashed:
             lines = _tail(stderr)
-            last = (
-                f"; its last words: {lines[-1][:200]}"
-                if lines and "fault" not in outcome.details
-                else ""
-            )
-            return Outcome(
-                outcome.verdict, f"{outcome.why}{last}", {**outcome.details, "stderr": lines}
-            )
+            is_unexplained = lines and "fault" not in outcome.details
+            last = f"; its last words: {lines[-1][:200]}" if is_unexplained else ""
+            details = {**outcome.details, "stderr": lines}
+            return replace(outcome, why=f"{outcome.why}{last}", details=details)
         return outcome
 
 
@@ -74,11 +69,8 @@ def _answer(
         process.stdin.flush()  # and left open: a process that sees it closed ends
     for message in _messages(process, time.monotonic() + time_limit_s):
         if message is None:
-            return Outcome(
-                Verdict.crashed,
-                f"no answer within {time_limit_s:.0f} s: stopped",
-                {"fault": "hung"},
-            )
+            why = f"no answer within {time_limit_s:.0f} s: stopped"
+            return Outcome(Verdict.crashed, why, {"fault": "hung"})
         match message[MARK], message:
             case "progress", {"what": str(what), "done": int(done), "total": int(total)}:
                 tell(what, done, total)
@@ -91,8 +83,7 @@ def _answer(
 
 
 def _messages(process: subprocess.Popen[str], deadline: float) -> Iterator[Any]:
-    """What a process sends, as parsed; None when the time is up. What is no message of ours is
-    passed over."""
+    """Messages of a process, parsed; None when the time is up. Any other output is ignored."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:

@@ -1,5 +1,4 @@
-"""What a check is asked, and what it answers: plain values, since both cross a process boundary as
-JSON."""
+"""What a check is asked, and what it answers: plain values, sent between processes as JSON."""
 
 from __future__ import annotations
 
@@ -12,8 +11,7 @@ MARK = "preflight"
 """The key that tells a message between processes from anything else that looks like JSON."""
 
 LENS_FILE = "steering.npz"
-"""Where the check of lenses leaves what the check of steering steers along, in the folder of a
-preflight."""
+"""File of the directions that the check of lenses leaves for the check of steering."""
 
 
 class Verdict(StrEnum):

@@ -66,12 +66,8 @@ class PreflightReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "model": self.model,
-            "passed": self.passed,
-            "conclusion": self.conclusion,
-            "checks": [asdict(check) for check in self.checks],
-        }
+        head = {"model": self.model, "passed": self.passed, "conclusion": self.conclusion}
+        return {**head, "checks": [asdict(check) for check in self.checks]}
 
 
 def run_preflight(
@@ -105,18 +101,15 @@ def run_preflight(
     known = {check.number for check in checks}
     wanted = sorted(known if numbers is None else set(numbers))
     if unknown := [number for number in wanted if number not in known]:
-        raise PlanError(
-            f"there is no check {unknown[0]}, only {', '.join(map(str, sorted(known)))}"
-        )
+        choices = ", ".join(map(str, sorted(known)))
+        raise PlanError(f"there is no check {unknown[0]}, only {choices}")
     by_number = {check.number: check for check in checks}
     if lens_command and _LENSES in by_number:
         by_number[_LENSES] = by_number[_LENSES]._replace(command=tuple(lens_command))
     with TemporaryDirectory(prefix="lenscache-preflight-") as scratch:
         folder = Path(scratch) if keep is None else Path(keep)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / LENS_FILE).unlink(
-            missing_ok=True
-        )  # of an earlier run, perhaps with another model
+        (folder / LENS_FILE).unlink(missing_ok=True)  # of an earlier run, maybe of another model
         run = _Run(replace(request, folder=str(folder.absolute())), time_limit_s, on_progress)
         if _STEERING in wanted and _LENSES not in wanted and lens_command:
             run.ask(by_number[_LENSES]._replace(command=(*lens_command, "steering")))
@@ -141,17 +134,10 @@ class _Run:
 
         if check.command:
             tell("starting", 0, 1)
-            outcome = run_check(
-                check.command, self.request, time_limit_s=self.time_limit_s, tell=tell
-            )
+            limit = self.time_limit_s
+            outcome = run_check(check.command, self.request, time_limit_s=limit, tell=tell)
         else:
             outcome = Outcome(Verdict.skipped, "lenstrain is not at hand to fit lenses")
-        return CheckResult(
-            check.number,
-            check.name,
-            check.question,
-            outcome.verdict,
-            outcome.why,
-            outcome.details,
-            time.perf_counter() - start,
-        )
+        asked = check.number, check.name, check.question
+        answer = outcome.verdict, outcome.why, outcome.details
+        return CheckResult(*asked, *answer, elapsed_s=time.perf_counter() - start)

@@ -21,10 +21,7 @@ from lenscache.preflight.texts import load_pack, prompt_ids
 
 _NEW_TOKENS = {False: 20, True: 5}  # by whether it is to be quick
 _REPEATS = {False: 5, True: 3}
-_BUDGET_S = {
-    False: 75.0,
-    True: 12.0,
-}  # of the repeats; finding the batch size may take half as much
+_BUDGET_S = {False: 75.0, True: 12.0}  # of the repeats; half as much to find the batch size
 _SIZES = (8, 16, 32, 64, 128, 256)
 _PROMPTS = 64
 _WORTH = 1.05  # a larger batch must be so many times as fast
@@ -67,20 +64,15 @@ def check(request: Request, tell: Tell) -> Outcome:
         paces[timing.name] = bench.rate(timing.runner, timing.batch)
     by_four = {timing.dtype: paces[timing.name] for timing in timings if timing.batch > 1}
     fastest = models[max(by_four, key=lambda dtype: by_four[dtype])]
-    known = {
-        timing.batch: paces[timing.name] for timing in timings if timing.dtype == fastest.dtype
-    }
+    known = {t.batch: paces[t.name] for t in timings if t.dtype == fastest.dtype}
     batch, probed = bench.best_batch(fastest, known, _BUDGET_S[request.quick] / 2, tell)
-    timings.append(
-        Timing(f"batch auto ({batch}) {fastest.dtype}", batch, bench.runner(fastest, batch))
-    )
-    paces[timings[-1].name] = probed[batch]
+    name = f"batch auto ({batch}) {fastest.dtype}"
+    timings.append(Timing(name, batch, bench.runner(fastest, batch)))
+    paces[name] = probed[batch]
     n = bench.affordable(list(paces.values()), _REPEATS[request.quick], _BUDGET_S[request.quick])
     repeats = _time_in_turn(bench, timings, n, request, tell)
-    lines = [
-        summarise(timing.name, timing.dtype, timing.batch, timing.rates, timings[0].rates)
-        for timing in timings
-    ]
+    base = timings[0].rates
+    lines = [summarise(t.name, t.dtype, t.batch, t.rates, base) for t in timings]
     details = {
         "device": str(first.device),
         "timings": lines,
@@ -101,8 +93,7 @@ def check(request: Request, tell: Tell) -> Outcome:
 def _time_in_turn(
     bench: _Bench, timings: Sequence[Timing], n: int, request: Request, tell: Tell
 ) -> int:
-    """Time every way to run once a repeat, so that what else the machine does meets them all; how
-    many repeats."""
+    """Time all ways in every repeat, so that other load meets them all; the number of repeats."""
     repeats, start = _REPEATS[request.quick], time.perf_counter()
     if timings[0].runner.loaded.device.type == "cuda":
         bench.rate(timings[-1].runner, timings[-1].batch)  # records what the repeats replay
@@ -143,17 +134,14 @@ class _Bench:
 
     def runner(self, loaded: LoadedModel, batch: int) -> Runner:
         """What `lenscache extract` runs prompts with."""
-        return Runner(
-            loaded, range(loaded.n_layers), max_new_tokens=self._new_tokens, batch_size=batch
-        )
+        blocks, new_tokens = range(loaded.n_layers), self._new_tokens
+        return Runner(loaded, blocks, max_new_tokens=new_tokens, batch_size=batch)
 
     def rate(self, runner: Runner, n: int) -> float:
-        """Prompts a second over about `n` prompts: whole batches. 0 if a batch does not fit the
-        card."""
+        """Prompts a second over about `n` prompts, in whole batches; 0 if a batch does not fit."""
         batch, loaded = runner.batch_size, runner.loaded
-        rows = list(
-            itertools.islice(itertools.cycle(self._prompts(loaded)), -(-n // batch) * batch)
-        )
+        prompts = itertools.cycle(self._prompts(loaded))
+        rows = list(itertools.islice(prompts, -(-n // batch) * batch))
         _synchronise(loaded)
         start = time.perf_counter()
         runner.run(rows)
@@ -164,8 +152,7 @@ class _Bench:
     def best_batch(
         self, loaded: LoadedModel, known: Mapping[int, float], budget_s: float, tell: Tell
     ) -> tuple[int, dict[int, float]]:
-        """The batch size with the most prompts a second, among those that fit memory and are worth
-        their wait.
+        """The batch size with most prompts a second that fits memory, within the time to search.
 
         `known` has the rates of small batches; 0 for one that does not fit.
         """
@@ -181,9 +168,7 @@ class _Bench:
                 break
             tell(f"looking for the best batch size: {size}", 0, 1)
             runner = self.runner(loaded, size)
-            if (
-                loaded.device.type == "cuda"
-            ):  # the first run of a size records what the later ones replay
+            if loaded.device.type == "cuda":  # the first run records what later ones replay
                 self.rate(runner, size)
             rates[size] = self.rate(runner, size)
             if rates[size] < _WORTH * max(rate for other, rate in rates.items() if other < size):
@@ -198,14 +183,11 @@ class _Bench:
 
     def _prompts(self, loaded: LoadedModel) -> list[Row]:
         if not self._rows:
-            found = prompt_ids(
-                loaded, self._pack, _PROMPTS, seed=self._request.seed, new_tokens=self._new_tokens
-            )
+            n, seed = self._new_tokens, self._request.seed
+            found = prompt_ids(loaded, self._pack, _PROMPTS, seed=seed, new_tokens=n)
             # A completion of full length is given, so that every way to run writes as much.
-            follow = tuple(
-                token for token in found[0] * self._new_tokens if token not in loaded.eos_ids
-            )
-            self._rows = [Row(ids, completion_ids=follow[: self._new_tokens]) for ids in found]
+            follow = tuple(token for token in found[0] * n if token not in loaded.eos_ids)
+            self._rows = [Row(ids, completion_ids=follow[:n]) for ids in found]
         return self._rows
 
 

@@ -1,16 +1,10 @@
 """Check 5: can the model be steered, and in which precision?
 
-    directions of lenses --steer, at several strengths--> one pass over neutral texts --> logits finite?
-                                                                                          own lens,
-                                                                                          another
-                                                                                          lens
-                                                                                          perplexity
-                                                                                          of the
-                                                                                          texts
+    directions of lenses --steer, at several strengths--> one pass over neutral texts
+        --> finite logits? own lens, another lens, perplexity of the texts
     and on, to strengths at which something overflows
 
-All of it is computed on texts that are given (teacher forcing): nothing is sampled, so precisions
-can be compared.
+All texts are given (teacher forcing): nothing is sampled, so precisions can be compared.
 """
 
 from __future__ import annotations
@@ -35,11 +29,7 @@ from lenscache.preflight.watch import FLOAT16_LIMIT, ResidualWatch
 STRENGTHS = (-8.0, -4.0, 4.0, 8.0)
 """In deviations of the activations along the direction."""
 DTYPES = ("float32", "bfloat16", "float16")
-_ORDER = (
-    "bfloat16",
-    "float32",
-    "float16",
-)  # what a narrow one takes says whether a wide one has room
+_ORDER = ("bfloat16", "float32", "float16")  # the narrow one tells whether the wide one has room
 _POSITIONS = 24
 _PROBED = tuple(4.0**power for power in range(2, 11))  # 16 to a million deviations
 _CLOSE = 0.25  # of the change in float32: what another precision may be off by
@@ -68,9 +58,8 @@ def check(request: Request, tell: Tell) -> Outcome:
     tried, lenses = {dtype: by_dtype[dtype] for dtype in DTYPES}, attempts.lenses
     for dtype, found in tried.items():
         if found["runs"]:
-            found["works"], found["why"] = judge(
-                found, tried["float32"] if dtype != "float32" else None
-            )
+            in_float32 = tried["float32"] if dtype != "float32" else None
+            found["works"], found["why"] = judge(found, in_float32)
     details = {
         "precisions": tried,
         "float16_limit": FLOAT16_LIMIT,
@@ -79,9 +68,8 @@ def check(request: Request, tell: Tell) -> Outcome:
         "read_layer": None if lenses is None else lenses.read_layer,
         "strengths": sorted((*STRENGTHS, 0.0)),
     }
-    why = "; ".join(
-        f"{dtype}: {'works' if found['works'] else found['why']}" for dtype, found in tried.items()
-    )
+    answers = {dtype: "works" if found["works"] else found["why"] for dtype, found in tried.items()}
+    why = "; ".join(f"{dtype}: {answer}" for dtype, answer in answers.items())
     if not any(found["works"] for found in tried.values()):
         return Outcome.failed(f"no precision can be steered in: {why}", **details)
     return Outcome.passed(why, **details)
@@ -108,16 +96,12 @@ class _Attempts:
         except ModelNotFoundError:
             raise
         except (ModelError, RuntimeError) as error:  # some devices lack operations in some types
-            return {
-                "works": False,
-                "runs": False,
-                "why": f"it does not run: {str(error).splitlines()[0]}",
-            }
+            why = f"it does not run: {str(error).splitlines()[0]}"
+            return {"works": False, "runs": False, "why": why}
 
 
 def judge(found: dict[str, Any], in_float32: dict[str, Any] | None) -> tuple[bool, str]:
-    """Whether steering works in a precision, and why not: all is finite, the concept's own lens
-    follows, as far as it does in float32."""
+    """Whether all is finite and a concept's own lens follows as in float32; and if not, why."""
     if not found["unsteered"]["finite"]:
         layer = found["unsteered"]["first_broken"]
         place = "in the logits" if layer is None else f"at model layer {layer}"
@@ -161,20 +145,17 @@ def _try_precision(
         for strength in STRENGTHS if plain.finite else ():
             steered = read(loaded, lenses, texts, number, strength)
             change = steered.logits - plain.logits
-            other = (number + 1) % len(lenses.concepts)
+            other, has_other = (number + 1) % len(lenses.concepts), len(change) > 1
+            ratio = steered.perplexity / plain.perplexity
             steps.append(
                 {
                     "concept": lenses.concepts[number],
                     "strength": strength,
                     "finite": steered.finite,
                     "own": float(change[number]) if len(change) and steered.finite else None,
-                    "unrelated": float(change[other])
-                    if len(change) > 1 and steered.finite
-                    else None,
-                    "unrelated_concept": lenses.concepts[other] if len(change) > 1 else None,
-                    "perplexity_ratio": steered.perplexity / plain.perplexity
-                    if steered.finite
-                    else None,
+                    "unrelated": float(change[other]) if has_other and steered.finite else None,
+                    "unrelated_concept": lenses.concepts[other] if has_other else None,
+                    "perplexity_ratio": ratio if steered.finite else None,
                     "largest_activation": steered.largest,
                 }
             )
@@ -203,14 +184,9 @@ def read(
     inputs = {"input_ids": texts, "attention_mask": torch.ones_like(texts)}
     counted = torch.ones_like(texts, dtype=torch.bool)
     counted[:, 0] = texts.shape[1] == 1  # the attention sink is read where there is nothing else
+    direction, deviation = lenses.directions[number], float(lenses.deviations[number])
     with (
-        steer(
-            loaded,
-            lenses.directions[number],
-            lenses.steered_layer,
-            strength,
-            deviation=float(lenses.deviations[number]),
-        ),
+        steer(loaded, direction, lenses.steered_layer, strength, deviation=deviation),
         Capture(loaded.blocks, [lenses.read_layer]) as capture,
         ResidualWatch(loaded.blocks) as watch,
     ):
@@ -220,15 +196,13 @@ def read(
         pooled = capture.pooled()[0].double().cpu().numpy()  # (text, hidden)
     finite = watch.first_broken is None and bool(logits.isfinite().all())
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), texts[:, 1:].flatten())
-    read_by_lens = (
-        (pooled @ lenses.weights.T.astype(np.float64) + lenses.biases) / lenses.noise
-    ).mean(axis=0)
-    return Reading(finite, float(loss.exp()), read_by_lens, watch.largest, watch.first_broken)
+    read_by_lens = (pooled @ lenses.weights.T.astype(np.float64) + lenses.biases) / lenses.noise
+    logits_of_lens = read_by_lens.mean(axis=0)
+    return Reading(finite, float(loss.exp()), logits_of_lens, watch.largest, watch.first_broken)
 
 
 def find_overflow(loaded: LoadedModel, lenses: SteeringLenses, texts: torch.Tensor) -> float | None:
-    """The strength from which on something is not finite, to a factor of 2; None if nothing is up
-    to a million."""
+    """The least strength that overflows, to a factor of 2; None if none does up to a million."""
     low = 0.0
     for strength in _PROBED:
         if not read(loaded, lenses, texts, 0, strength).finite:
@@ -240,11 +214,10 @@ def find_overflow(loaded: LoadedModel, lenses: SteeringLenses, texts: torch.Tens
 
 @torch.inference_mode()
 def random_directions(loaded: LoadedModel, *, seed: int) -> SteeringLenses:
-    """Two directions that mean nothing, for want of lenses: they tell what overflows and what
-    becomes of perplexity."""
-    layer = loaded.n_layers // 2
+    """Two random directions, for want of lenses: they show overflow and changes of perplexity."""
+    model_layer = loaded.n_layers // 2
     texts = as_batch(loaded, NEUTRAL, _POSITIONS)
-    with Capture(loaded.blocks, [layer]) as capture:
+    with Capture(loaded.blocks, [model_layer]) as capture:
         capture.start(len(texts))
         capture.count(torch.ones_like(texts, dtype=torch.bool))
         capture.run_to_deepest(loaded.model, input_ids=texts)
@@ -252,14 +225,9 @@ def random_directions(loaded: LoadedModel, *, seed: int) -> SteeringLenses:
     drawn = np.random.default_rng(seed).normal(size=(2, loaded.hidden))
     units = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
     deviations = np.maximum((vectors @ units.T).std(axis=0), 1e-6)
-    none = np.zeros(0)
+    names = "a random direction", "another random direction"
+    none, no_weights = np.zeros(0), np.zeros((0, loaded.hidden), np.float32)
+    directions = units.astype(np.float32)
     return SteeringLenses(
-        ("a random direction", "another random direction"),
-        layer,
-        units.astype(np.float32),
-        deviations,
-        layer,
-        np.zeros((0, loaded.hidden), np.float32),
-        none,
-        none,
+        names, model_layer, directions, deviations, model_layer, no_weights, none, none
     )

@@ -1,5 +1,4 @@
-"""What the checks let a model read: concepts, everyday texts, and what is hard on a tokenizer or a
-number type."""
+"""What the checks let a model read: concepts, everyday texts, and texts that are hard to handle."""
 
 from __future__ import annotations
 
@@ -29,8 +28,9 @@ NEUTRAL = (
 """Texts about nothing in particular, in the language that most models know best."""
 
 HARD = {
-    "unicode": "Ünïcödé, 你好，世界, שלום עולם, नमस्ते, 🙂 \U0001f469\u200d\U0001f469\u200d\U0001f467, "
-    "a\u0301\u0323\u0302, \u200b\ufeff, 𝔣𝔯𝔞𝔨𝔱𝔲𝔯, \U0001f9ec",
+    "unicode": "Ünïcödé, 你好，世界, שלום עולם, नमस्ते, 🙂 "
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467, a\u0301\u0323\u0302, \u200b\ufeff, 𝔣𝔯𝔞𝔨𝔱𝔲𝔯, "
+    "\U0001f9ec",
     "repeated character": "a" * 300,
     "repeated word": "again " * 120,
     "whitespace": "x" + " \n\t" * 60 + "y",
@@ -52,25 +52,21 @@ def load_pack(request: Request) -> ConceptPack:
     """
     if request.pack is not None:
         return ConceptPack.load(request.pack)
-    text = (
-        resources.files("lenscache.preflight").joinpath("concepts.json").read_text(encoding="utf-8")
-    )
-    return ConceptPack.from_dict(json.loads(text))
+    file = resources.files("lenscache.preflight").joinpath("concepts.json")
+    return ConceptPack.from_dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def spread(pack: ConceptPack, n: int) -> ConceptPack:
-    """At most `n` concepts of the pack's largest level, spread over its branches, as a pack without
-    a hierarchy.
+    """At most `n` concepts of a pack's largest level, spread over branches, without a hierarchy.
 
-    Concepts of one level are never above one another, so that each serves the others as a negative.
+    Concepts of one level are never above one another: each serves the others as a negative.
     """
     largest = max(pack.levels, key=lambda level: (len(pack.in_level(level)), level))
     by_branch: dict[frozenset[str], list[Concept]] = {}
     for concept in sorted(pack.in_level(largest), key=lambda concept: -len(concept.examples)):
         by_branch.setdefault(pack.hierarchy.branches(concept.id), []).append(concept)
-    in_turn = (
-        c for turn in itertools.zip_longest(*by_branch.values()) for c in turn if c is not None
-    )
+    turns = itertools.zip_longest(*by_branch.values())
+    in_turn = (concept for turn in turns for concept in turn if concept is not None)
     chosen = [replace(c, parents=(), confusable_with=()) for c in itertools.islice(in_turn, n)]
     return replace(pack, concepts=tuple(chosen))
 
@@ -78,8 +74,7 @@ def spread(pack: ConceptPack, n: int) -> ConceptPack:
 def prompt_ids(
     loaded: LoadedModel, pack: ConceptPack, n: int, *, seed: int, new_tokens: int
 ) -> list[list[int]]:
-    """Token ids of `n` prompts of a pack, short and long ones in turn: any first few are as long as
-    the others."""
+    """Token ids of `n` prompts of a pack: short and long in turn, so any first few are typical."""
     texts = plan_samples(pack, seed=seed, samples=max(2, n // len(pack) + 1)).texts
     found = sorted((fit(loaded, text, new_tokens) for text in texts), key=len)
     steps = max(len(found) // 8, 1)
@@ -96,16 +91,13 @@ def fit(loaded: LoadedModel, text: str, new_tokens: int) -> list[int]:
 
 def of_length(loaded: LoadedModel, n: int) -> list[int]:
     """`n` token ids of everyday text, over and over if need be."""
-    ids = [
-        token for text in NEUTRAL for token in loaded.tokenizer(text, verbose=False)["input_ids"]
-    ]
-    usable = [token for token in ids if token not in loaded.eos_ids] or [0]
+    encoded = (loaded.tokenizer(text, verbose=False)["input_ids"] for text in NEUTRAL)
+    usable = [token for ids in encoded for token in ids if token not in loaded.eos_ids] or [0]
     return list(itertools.islice(itertools.cycle(usable), n))
 
 
 def as_batch(loaded: LoadedModel, texts: Sequence[str], most: int) -> torch.Tensor:
-    """(texts, position) token ids, all cut to the length of the shortest, and to `most`: nothing is
-    padding."""
+    """(texts, position) token ids, cut to the shortest text and to `most`: no padding."""
     found = [fit(loaded, text, 0) for text in texts]
     length = min(most, *map(len, found))
     return torch.tensor([ids[:length] for ids in found], device=loaded.device)

@@ -1,10 +1,8 @@
-"""Look at the residual stream while a model runs: how large it gets, and where it stops being a
-number."""
+"""Watch the residual stream while a model runs: how large it gets, and where it is not finite."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -35,12 +33,7 @@ class ResidualWatch:
             self._handles.append(block.register_forward_hook(self._hook(number)))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -50,9 +43,8 @@ class ResidualWatch:
             hidden = (output[0] if isinstance(output, tuple) else output).detach().float()
             largest = float(hidden.abs().nan_to_num(posinf=0.0).max())
             self.largest = max(self.largest, largest)
-            if not bool(hidden.isfinite().all()) and (
-                self.first_broken is None or number < self.first_broken
-            ):
-                self.first_broken = number
+            if not bool(hidden.isfinite().all()):
+                known = number if self.first_broken is None else self.first_broken
+                self.first_broken = min(number, known)
 
         return look

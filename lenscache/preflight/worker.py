@@ -1,9 +1,10 @@
 """The process of one check: a request comes in, lines of progress and one result go out.
 
-    request, one line on standard input --python -m lenscache.preflight.worker precision--> messages on standard output
+    standard input: a request, one line
+        --python -m lenscache.preflight.worker precision--> standard output: messages
 
 Whatever a library prints goes to standard error: standard output belongs to the answer. Standard
-input stays open as long as somebody waits for it.
+input stays open as long as somebody waits for the answer.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ def serve(check: CheckFunction, refusals: tuple[type[Exception], ...] = (Lenscac
 
     request = Request(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def tell(what: str, done: int, total: int) -> None:
+        send("progress", what=what, done=done, total=total)
+
     try:
-        outcome = check(
-            request, lambda what, done, total: send("progress", what=what, done=done, total=total)
-        )
+        outcome = check(request, tell)
     except ModelNotFoundError as error:
         send("not found", why=str(error))
     except refusals as error:

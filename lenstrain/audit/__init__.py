@@ -1,2 +1,1 @@
-"""Can a data set be trusted: leaks between splits, twins (near-duplicates), labels that contradict
-each other."""
+"""Can a data set be trusted: leaks between splits, near-duplicates, labels that contradict."""

@@ -12,7 +12,6 @@ large and, after Bonferroni's correction for all tests of the report, beyond cha
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -33,7 +32,6 @@ SIGNIFICANCE = 0.05
 """Chance that a report on labels that depend on nothing flags anything."""
 
 _NAME_LENGTH = 60  # characters; a name in the store may be of any length
-
 _WORDS = {
     "prompt length": (
         "its positives are longer than its negatives",
@@ -106,33 +104,24 @@ class AuditReport:
         for pair in self.splits:
             for number, what in ((pair.exact, "exact"), (pair.near, "near")):
                 if number:
-                    twins = _counted(
-                        number, f"pair of {what} twins lies", f"pairs of {what} twins lie"
+                    one, many = f"pair of {what} twins lies", f"pairs of {what} twins lie"
+                    lines.append(
+                        f"{_counted(number, one, many)} across {' and '.join(pair.splits)}"
                     )
-                    lines.append(f"{twins} across {' and '.join(pair.splits)}")
         flagged = [found for factor in self.factors for found in factor.flagged]
-        return lines + [
-            self._correlation_line(found)
-            for found in sorted(flagged, key=lambda found: -abs(found.r))
-        ]
+        return lines + [self._correlation_line(c) for c in sorted(flagged, key=lambda c: -abs(c.r))]
 
     def _twin_line(self, twins: ConceptTwins) -> str:
-        found = (
-            f"{twins.exact + twins.near} of "
-            f"{_counted(twins.n_test, 'test positive', 'test positives')}"
-        )
+        n, of = twins.exact + twins.near, _counted(twins.n_test, "test positive", "test positives")
         return (
-            f"{self.short_name(twins.concept)}: {found} "
-            f"{'has' if twins.exact + twins.near == 1 else 'have'} a twin "
+            f"{self.short_name(twins.concept)}: {n} of {of} {'has' if n == 1 else 'have'} a twin "
             f"among its train positives ({twins.exact} exact, {twins.near} near)"
         )
 
     def _correlation_line(self, found: Correlation) -> str:
-        words = _WORDS[found.factor][found.r < 0]
+        name, words = self.short_name(found.concept), _WORDS[found.factor][found.r < 0]
         measure = f"V = {found.r:.2f}" if found.factor == "prompt kind" else f"r = {found.r:+.2f}"
-        return (
-            f"{self.short_name(found.concept)}: {words} ({found.factor}, {measure}, n = {found.n})"
-        )
+        return f"{name}: {words} ({found.factor}, {measure}, n = {found.n})"
 
     def short_name(self, concept: str) -> str:
         """What people call a concept, cut where it is very long."""
@@ -145,26 +134,20 @@ class AuditReport:
         if not self.names:
             return "nothing can be said of any score: no concept has enough samples for a lens"
         twins = {found.concept for found in self.twins}
-        factors = Counter(
-            factor.name
-            for factor in self.factors
-            for _ in {found.concept for found in factor.flagged}
-        )
+        by_factor = {f.name: {c.concept for c in f.flagged} for f in self.factors if f.flagged}
+        confounded = set[str]().union(*by_factor.values())
         doubts = []
         if twins:
             doubts.append(f"{len(twins)} may score higher for texts seen in training")
-        if factors:
-            confounded = {found.concept for factor in self.factors for found in factor.flagged}
-            doubts.append(
-                f"{len(confounded)} may be told by "
-                f"{_listed([name for name, _ in factors.most_common()])}"
-            )
+        if confounded:
+            names = sorted(by_factor, key=lambda name: -len(by_factor[name]))
+            doubts.append(f"{len(confounded)} may be told by {_listed(names)}")
         if doubts:
             return f"of {_counted(len(self.names), 'concept', 'concepts')}, {', and '.join(doubts)}"
         if any(pair.exact or pair.near for pair in self.splits):
             return (
-                "splits share texts, but no concept's test positives have a twin among its train "
-                "positives"
+                "splits share texts, "
+                "but no concept's test positives have a twin among its train positives"
             )
         return "no findings: neither twins nor the factors above raise a held-out score"
 
@@ -188,12 +171,11 @@ def audit_dataset(dataset: LensDataset, settings: FitSettings | None = None) -> 
         except TooFewSamplesError:
             left_out.append(concept)
     splits, twins = find_twins(dataset, tasks)
+    names = dataset.concept_names
     return AuditReport(
         path=str(dataset.store.path),
         n_samples=dataset.n_samples,
-        names={
-            task.concept: dataset.concept_names.get(task.concept, task.concept) for task in tasks
-        },
+        names={task.concept: names.get(task.concept, task.concept) for task in tasks},
         left_out=tuple(left_out),
         splits=tuple(splits),
         twins=tuple(sorted(twins, key=lambda found: -(found.exact + found.near) / found.n_test)),
@@ -209,25 +191,19 @@ def _factors(dataset: LensDataset, tasks: Sequence[Task]) -> list[Factor]:
         "temperature": dataset.temperature,
     }
     found = {
-        name: [_rank_correlation(name, values, task) for task in tasks]
-        for name, values in ranked.items()
+        name: [_rank_correlation(name, x, task) for task in tasks] for name, x in ranked.items()
     }
-    # A concept's contrasts are of a kind that no positive has, by design: what counts as a negative
-    # here is what expresses some other concept.
+    # By design, a concept's contrasts are of a kind that no positive has: only samples that express
+    # another concept count as negatives here.
     expressing = np.zeros(dataset.n_samples, np.bool_)
     for task in tasks:
         expressing[np.concatenate(task.positives)] = True
     found["prompt kind"] = [_kind_association(dataset.kind, expressing, task) for task in tasks]
-    # A store is laid out concept by concept: where the positives stand says nothing, unless labels
-    # came later.
+    # A store is laid out concept by concept: the position says nothing, unless labels came later.
     by_design = {"position"} if dataset.label_set is None else set()
-    n_tests = sum(
-        c is not None for name, several in found.items() if name not in by_design for c in several
-    )
-    return [
-        _summarise(name, [c for c in found[name] if c], n_tests, name in by_design)
-        for name in found
-    ]
+    measured = {name: [c for c in several if c] for name, several in found.items()}
+    n_tests = sum(len(several) for name, several in measured.items() if name not in by_design)
+    return [_summarise(name, c, n_tests, name in by_design) for name, c in measured.items()]
 
 
 def _summarise(name: str, found: Sequence[Correlation], n_tests: int, by_design: bool) -> Factor:
@@ -258,8 +234,7 @@ def _rank_correlation(factor: str, values: NDArray[Any], task: Task) -> Correlat
 def _kind_association(
     kind: NDArray[np.uint8], expressing: NDArray[np.bool_], task: Task
 ) -> Correlation | None:
-    """Cramer's V between being positive and the kind of a prompt; None where there is nothing to
-    tell apart."""
+    """Cramer's V between being positive and the prompt kind; None where there is one kind only."""
     rows, positive = _labelled(task)
     rows, positive = rows[expressing[rows]], positive[expressing[rows]]
     kinds, column = np.unique(kind[rows], return_inverse=True)
@@ -268,27 +243,19 @@ def _kind_association(
     table = np.zeros((2, len(kinds)))
     np.add.at(table, (positive.astype(np.intp), column), 1)
     chi2, p, degrees, _ = stats.chi2_contingency(table, correction=False)
-    return Correlation(
-        task.concept,
-        "prompt kind",
-        math.sqrt(chi2 / len(rows)),
-        len(rows),
-        float(p),
-        _chance(degrees, len(rows)),
-    )
+    n = len(rows)
+    V, by_chance = math.sqrt(chi2 / n), _chance(degrees, n)
+    return Correlation(task.concept, "prompt kind", V, n, float(p), by_chance)
 
 
 def _labelled(task: Task) -> tuple[Rows, NDArray[np.bool_]]:
     """(n,) the rows of a task over all splits, and which of them are positive."""
-    positives, negatives = np.concatenate(task.positives), np.concatenate(task.negatives)
-    return np.concatenate([positives, negatives]), np.arange(len(positives) + len(negatives)) < len(
-        positives
-    )
+    rows = np.concatenate([*task.positives, *task.negatives])
+    return rows, np.arange(len(rows)) < sum(map(len, task.positives))
 
 
 def _chance(degrees: int, n: int) -> float:
-    """Mean of a chi variable over sqrt(n): |r| to expect by chance, with one degree of freedom, or
-    V, with more."""
+    """Mean |r| (one degree of freedom) or V (more) by chance: of a chi variable over sqrt(n)."""
     return float(math.sqrt(2 / n) * special.poch(degrees / 2, 0.5))
 
 

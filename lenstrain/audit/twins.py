@@ -1,6 +1,6 @@
 """Twins: texts that are the same, or nearly, and lie in different splits.
 
-    texts --normalise--> distinct texts --near_pairs--> pairs that are alike --find_twins--> those across splits
+    texts --normalise--> distinct texts --near_pairs--> similar pairs --find_twins--> across splits
 
 Two texts are *exact* twins if they differ in case, punctuation and spacing only, and *near* twins
 if the cosine between their words and word pairs, weighted by inverse document frequency, is at
@@ -30,19 +30,16 @@ SPLIT_NAMES = ("train", "calibration", "test")
 
 NEAR = 0.75
 """Least similarity of near twins. On the natural examples of the foundation pack, 99 of 100
-sentences of 10 to 14 words stay above it when one word is replaced; of 11 million pairs that nobody
-changed, 6 reach it, all of them templates that differ in the concepts they name, which `near_pairs`
-leaves out."""
+sentences of 10 to 14 words stay above it when one word is replaced. Of 11 million unchanged pairs,
+6 reach it: templates that differ in the concepts they name, which `near_pairs` leaves out."""
 COPY = 0.9
-"""Similarity from which two texts are near twins whatever it is that they differ in."""
+"""Similarity from which two texts are near twins, whatever they differ in."""
 EXAMPLES = 5
 """Twins that are kept to be shown, of each pair of splits, exact and near apart."""
 
-# what more texts share weighs next to nothing, and comparing by it is what would take long
+# A feature of more texts weighs next to nothing, and comparing by it would take long.
 _MAX_DOCUMENTS = 1000
-_ROWS_AT_ONCE = (
-    128  # of the cosines with all n texts: at most 4 kB a text at once, and far less of short texts
-)
+_ROWS_AT_ONCE = 128  # of the cosines with all n texts: at most 4 kB for each text
 _WORD = re.compile(
     r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W_\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+"
 )
@@ -70,8 +67,7 @@ class Twin:
 
 @dataclass(frozen=True)
 class SplitPair:
-    """How many twins two splits share, counted over distinct texts: a text that was sampled again
-    counts once."""
+    """How many twins two splits share, each text counted once however often it was sampled."""
 
     splits: tuple[str, str]
     exact: int
@@ -92,12 +88,10 @@ class ConceptTwins:
 
 
 def normalise(text: str) -> str:
-    """The text without what twins may differ in; a text without a letter or digit stays as it
-    is."""
+    """The text without case, punctuation and spacing; unchanged if it has no letter or digit."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return (
-        " ".join(_WORD.findall(folded)) or text
-    )  # scripts without spaces: each character is a word
+    # In scripts without spaces each character is a word.
+    return " ".join(_WORD.findall(folded)) or text
 
 
 def near_pairs(texts: Sequence[str], names: Iterable[str] = ()) -> Pairs:
@@ -110,18 +104,15 @@ def near_pairs(texts: Sequence[str], names: Iterable[str] = ()) -> Pairs:
         numbers, are one template about different things.
     """
     features = _tfidf(texts)
-    alike = features[
-        :, np.diff(features.tocsc().indptr) <= _MAX_DOCUMENTS
-    ]  # the norm is that of all features
+    # The norm stays that of all features.
+    alike = features[:, np.diff(features.tocsc().indptr) <= _MAX_DOCUMENTS]
     found: list[tuple[Rows, Rows, NDArray[np.float64]]] = []
     other = alike.T.tocsr()
     for start in range(0, len(texts), _ROWS_AT_ONCE):
         cosine = (alike[start : start + _ROWS_AT_ONCE] @ other).tocoo()
-        first = cosine.row + start
-        kept = (cosine.data >= NEAR) & (first < cosine.col)
-        found.append(
-            (first[kept].astype(np.intp), cosine.col[kept].astype(np.intp), cosine.data[kept])
-        )
+        first, second = (cosine.row + start).astype(np.intp), cosine.col.astype(np.intp)
+        kept = (cosine.data >= NEAR) & (first < second)
+        found.append((first[kept], second[kept], cosine.data[kept]))
     pairs = Pairs(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
     in_names = {word for name in names for word in normalise(name).split()}
 
@@ -129,19 +120,15 @@ def near_pairs(texts: Sequence[str], names: Iterable[str] = ()) -> Pairs:
         differing = set(texts[first].split()) ^ set(texts[second].split())
         return bool(differing) and all(word in in_names or word.isnumeric() for word in differing)
 
-    kept = np.array(
-        [value >= COPY or not is_template(a, b) for a, b, value in zip(*pairs, strict=True)],
-        np.bool_,
-    )
+    rows = zip(*pairs, strict=True)
+    kept = np.array([value >= COPY or not is_template(a, b) for a, b, value in rows], np.bool_)
     return Pairs(*(column[kept] for column in pairs))
 
 
 def _tfidf(texts: Sequence[str]) -> sparse.csr_matrix:
-    """(texts, features) words and pairs of neighbours, present or not, times log((1 + n) / df);
-    rows of length 1."""
-    counted = CountVectorizer(
-        analyzer=_words_and_pairs, binary=True, dtype=np.float64
-    ).fit_transform(texts)
+    """(texts, features) words and word pairs, 0 or 1 times log((1 + n) / df); rows of length 1."""
+    counter = CountVectorizer(analyzer=_words_and_pairs, binary=True, dtype=np.float64)
+    counted = counter.fit_transform(texts)
     documents = np.asarray(counted.sum(axis=0)).ravel()
     return normalize(counted.multiply(np.log((1 + len(texts)) / documents)).tocsr())
 
@@ -154,23 +141,20 @@ def _words_and_pairs(text: str) -> list[str]:
 def find_twins(
     dataset: LensDataset, tasks: Iterable[Task]
 ) -> tuple[list[SplitPair], list[ConceptTwins]]:
-    """Find the twins across splits: by pair of splits, and for the positives of each task that has
-    any.
+    """Find the twins across splits: by pair of splits, and for the positives of each task.
 
-    A text that was sampled again lies in one split by design, and is no twin of itself.
+    A task without twins is left out. A text that was sampled again lies in one split by design, and
+    is no twin of itself.
     """
     place: dict[str, int] = {}
-    number = np.array(
-        [place.setdefault(normalise(text), len(place)) for text in dataset.texts], np.intp
-    )
-    row_in = np.full(
-        (len(place), len(SPLIT_NAMES)), -1, np.intp
-    )  # a sample of each text in each split, -1 if none
+    texts = map(normalise, dataset.texts)
+    number = np.array([place.setdefault(text, len(place)) for text in texts], np.intp)
+    # The first sample of each text in each split, -1 if there is none.
+    row_in = np.full((len(place), len(SPLIT_NAMES)), -1, np.intp)
     row_in[number[::-1], dataset.split[::-1]] = np.arange(dataset.n_samples)[::-1]
     pairs = near_pairs(list(place), dataset.concept_names.values())
-    splits = [
-        _between(a, b, row_in, pairs, dataset) for a, b in combinations(range(len(SPLIT_NAMES)), 2)
-    ]
+    across = combinations(range(len(SPLIT_NAMES)), 2)
+    splits = [_between(a, b, row_in, pairs, dataset) for a, b in across]
     near: dict[int, list[int]] = {}
     for first, second in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
         near.setdefault(first, []).append(second)
@@ -187,23 +171,19 @@ def find_twins(
 
 
 def _between(a: int, b: int, row_in: Rows, pairs: Pairs, dataset: LensDataset) -> SplitPair:
+    text, names = dataset.texts, (SPLIT_NAMES[a], SPLIT_NAMES[b])
+
     def twin(row_a: int, row_b: int, similarity: float) -> Twin:
-        return Twin(
-            dataset.texts[row_a],
-            SPLIT_NAMES[a],
-            dataset.texts[row_b],
-            SPLIT_NAMES[b],
-            round(min(similarity, 1.0), 3),
-        )
+        shown = round(min(similarity, 1.0), 3)
+        return Twin(text[row_a], names[0], text[row_b], names[1], shown)
 
     exact = row_in[(row_in[:, a] >= 0) & (row_in[:, b] >= 0)]
     near: list[tuple[float, int, int]] = []
     lies = row_in >= 0
     across = np.zeros(len(pairs.first), np.bool_)
     for one, other in permutations((pairs.first, pairs.second)):
-        found = (
-            lies[one, a] & lies[other, b] & ~across
-        )  # a text in both splits makes one pair with its near twin
+        # A text in both splits makes one pair with its near twin.
+        found = lies[one, a] & lies[other, b] & ~across
         across |= found
         best = np.flatnonzero(found)[np.argsort(-pairs.similarity[found], kind="stable")][:EXAMPLES]
         near += [
@@ -213,6 +193,4 @@ def _between(a: int, b: int, row_in: Rows, pairs: Pairs, dataset: LensDataset) -
     nearest = sorted(near, key=lambda entry: -entry[0])[:EXAMPLES]
     examples = [twin(int(rows[a]), int(rows[b]), 1.0) for rows in exact[:EXAMPLES]]
     examples += [twin(row_a, row_b, similarity) for similarity, row_a, row_b in nearest]
-    return SplitPair(
-        (SPLIT_NAMES[a], SPLIT_NAMES[b]), len(exact), int(across.sum()), tuple(examples)
-    )
+    return SplitPair(names, len(exact), int(across.sum()), tuple(examples))

@@ -1,9 +1,7 @@
-"""What the model represents against what it writes: the activation lens and the text lens of a
-concept, side by side.
+"""What the model represents against what it writes: a concept's activation and text lens compared.
 
-Both are asked about the same held-out samples. A concept that is represented and not written is one
-that reading the output would miss; one that is written and not represented was found in words
-alone.
+Both are asked about the same held-out samples. Reading the output would miss a concept that is
+represented and not written; a concept that is written and not represented was found in words alone.
 """
 
 from __future__ import annotations
@@ -23,8 +21,7 @@ class Agreement(NamedTuple):
     """Two lenses of one concept, on held-out samples with a completion."""
 
     kappa: float
-    """Cohen's kappa of their decisions, positives and negatives weighing alike: 1 agree, 0 as by
-    chance."""
+    """Cohen's kappa of their decisions, classes weighing alike: 1 agree, 0 as by chance."""
     correlation: float
     """Spearman's rank correlation of their logits over all these samples."""
     both: float
@@ -41,8 +38,7 @@ class Agreement(NamedTuple):
 def agreements(
     activations: LensPack, text: LensPack, dataset: LensDataset, texts: LensDataset
 ) -> dict[str, Agreement]:
-    """The agreement of two packs, by concept; concepts without both lenses or without samples are
-    left out.
+    """The agreement of two packs, by concept, where there are both lenses and samples.
 
     Parameters
     ----------
@@ -57,9 +53,8 @@ def agreements(
             continue
         j, threshold = columns[lens.concept]
         positives = dataset.positives(lens.concept)
-        related = np.concatenate(
-            [dataset.labelled(c) for c in sorted(dataset.hierarchy.family(lens.concept))]
-        )
+        family = sorted(dataset.hierarchy.family(lens.concept))
+        related = np.concatenate([dataset.labelled(c) for c in family])
         y = np.isin(shared, positives)
         keep = y | ~np.isin(shared, related)
         one, other = a.logits[rows_a[keep], i], b.logits[rows_b[keep], j]

@@ -1,5 +1,4 @@
-"""What all lenses of a pack say about the held-out samples: the matrix that packs are checked and
-compared by."""
+"""Logits of all lenses of a pack on the held-out samples: what packs are compared by."""
 
 from __future__ import annotations
 
@@ -52,8 +51,7 @@ def held_out_logits(pack: LensPack, dataset: LensDataset, split: int) -> HeldOut
 
 
 def check_same_source(pack: LensPack, dataset: LensDataset) -> None:
-    """Raise SettingsError unless a pack was trained on this model's activations, with these
-    splits."""
+    """Raise SettingsError unless a pack was trained on this model, with these splits."""
     trained, header = pack.provenance.get("store", {}), dataset.store.header.to_attributes()
     for what, *path in (
         ("model", "model", "fingerprint"),
@@ -63,9 +61,9 @@ def check_same_source(pack: LensPack, dataset: LensDataset) -> None:
         found, expected = _at(trained, path), _at(header, path)
         if found is not None and found != expected:
             raise SettingsError(
-                f"the lens pack was trained on a store with another {what} ({found}) than this one "
-                f"({expected}): "
-                "which samples were held out is not known; give it the store it was fitted on"
+                f"the lens pack was trained on a store with another {what} ({found}) than this "
+                f"one ({expected}): which samples were held out is not known; "
+                "give it the store it was fitted on"
             )
 
 

@@ -43,11 +43,9 @@ class ModeCost(NamedTuple):
     extra_samples: int
     """Positive training samples, over all lenses."""
     extra_seconds: float
-    """Of one core, fitting and judging; NaN if the pack does not say how long its iterations
-    took."""
+    """Of one core, fitting and judging; NaN if the pack has no times of its iterations."""
     mean_score_gain: float
-    """Calibration score at the end minus that at advisory graduation, over the lenses forced on;
-    NaN if none was."""
+    """Score at the end minus that at advisory graduation, over lenses forced on; NaN if none."""
 
 
 class _End(NamedTuple):
@@ -67,8 +65,8 @@ def impact(pack: LensPack) -> list[ModeCost]:
     settings = settings_from_json(pack.provenance["settings"])
     if not settings.beyond_graduation:
         raise SettingsError(
-            "this pack was fitted without going on after graduation: fit it again without "
-            "--no-beyond"
+            "this pack was fitted without going on after graduation: "
+            "fit it again without --no-beyond"
         )
     if not len(pack):
         raise SettingsError("this pack has no lenses")
@@ -76,26 +74,19 @@ def impact(pack: LensPack) -> list[ModeCost]:
         int(number): spent["seconds"] / spent["fits"]
         for number, spent in pack.run.get("iterations", {}).items()
     }
-    free = [_end(lens, replace(settings, validation="advisory")) for lens in pack]
-    return [
-        _cost(
-            name,
-            free,
-            [_end(lens, replace(settings, validation=mode, min_grade=grade)) for lens in pack],
-            seconds,
-        )
-        for name, mode, grade in MODES
-    ]
+    ends = {}
+    for name, mode, grade in MODES:
+        asked = replace(settings, validation=mode, min_grade=grade)
+        ends[name] = [_end(lens, asked) for lens in pack]
+    return [_cost(name, ends["advisory"], of, seconds) for name, of in ends.items()]
 
 
 def _end(lens: Lens, settings: FitSettings) -> _End:
     """Where the training of a lens ends under some settings."""
     steps = [*lens.trajectory, *lens.beyond]
-    last = len(steps)
+    last, n_test = len(steps), lens.metrics.get("n_test")
     for number, step in enumerate(steps, start=1):
-        if settings.graduates(
-            step, number, is_last=number == last, n_test=lens.metrics.get("n_test")
-        ):
+        if settings.graduates(step, number, is_last=number == last, n_test=n_test):
             return _End(number, True, step)
     return _End(last, False, steps[-1])
 
@@ -103,15 +94,12 @@ def _end(lens: Lens, settings: FitSettings) -> _End:
 def _cost(
     name: str, free: Sequence[_End], ends: Sequence[_End], seconds: dict[int, float]
 ) -> ModeCost:
-    forced = [
-        (a, b)
-        for a, b in zip(free, ends, strict=True)
-        if a.graduated and (b.iteration, b.graduated) != a[:2]
-    ]
+    both = zip(free, ends, strict=True)
+    forced = [(a, b) for a, b in both if a.graduated and b[:2] != a[:2]]
     extra = [b.iteration - a.iteration for a, b in forced]
-    spent = [
-        seconds.get(k, np.nan) for a, b in forced for k in range(a.iteration + 1, b.iteration + 1)
-    ]
+    gains = [b.step.score - a.step.score for a, b in forced]
+    iterations = (k for a, b in forced for k in range(a.iteration + 1, b.iteration + 1))
+    spent = [seconds.get(k, np.nan) for k in iterations]
     return ModeCost(
         mode=name,
         graduated=sum(end.graduated for end in ends),
@@ -121,7 +109,5 @@ def _cost(
         extra_iterations=sum(extra),
         extra_samples=sum(b.step.n_samples - a.step.n_samples for a, b in forced),
         extra_seconds=float(np.sum(spent)) if seconds else np.nan,
-        mean_score_gain=float(np.mean([b.step.score - a.step.score for a, b in forced]))
-        if forced
-        else np.nan,
+        mean_score_gain=float(np.mean(gains)) if gains else np.nan,
     )

@@ -1,10 +1,9 @@
-"""How the lenses of a pack do beside each other: on samples of one concept, whose lens speaks up
-most?
+"""The lenses of a pack beside each other: on samples of one concept, whose lens is strongest?
 
 A lens is graded alone, against samples. A monitor runs thousands of them, and asks which concept a
 text is about. So on each concept's held-out samples its own lens is ranked among all lenses of its
-level of abstraction, by how far each is above its noise floor; and lenses that fire on everything
-are named.
+level of abstraction, by how far each is above its noise floor. Lenses that fire on everything are
+named.
 """
 
 from __future__ import annotations
@@ -20,13 +19,14 @@ from lenstrain.pack.pack import LensPack
 
 FIRES_EVERYWHERE = 0.25
 """Share of unrelated samples from which on a lens is said to fire everywhere."""
-
 _MOST_CONFUSERS = 5
 
 
 class LensCheck(NamedTuple):
-    """One lens beside the others of its level; its ancestors and descendants are no rivals, they
-    ought to speak up."""
+    """One lens beside the others of its level.
+
+    Its ancestors and descendants are no rivals: they ought to be strong on the same samples.
+    """
 
     median_rank: float
     """Of its own lens among those of the level, 1 is first; over the concept's held-out samples."""
@@ -37,14 +37,11 @@ class LensCheck(NamedTuple):
     above_siblings: float
     """Share on which it is above the lens of every sibling; NaN if it has none."""
     above_ancestors: float
-    """Share on which it is above the lens of every ancestor; NaN if it has none. They are true
-    there, too."""
+    """Share on which it is above the lens of every ancestor, true there, too; NaN if none."""
     ancestors_fire: float
-    """Share on which the lens of every ancestor says that its concept is present; NaN if it has
-    none."""
+    """Share on which the lenses of all ancestors say that theirs is present; NaN if it has none."""
     confusers: list[str]
-    """Concepts whose lens is most often above its own, the worst first; of equals the one that is
-    further up."""
+    """Concepts whose lens is most often above its own, the most frequent, then strongest, first."""
     firing_rate: float
     """Share of all unrelated samples on which it says that its concept is present."""
 
@@ -55,8 +52,7 @@ class LensCheck(NamedTuple):
 
 
 def check_pack(pack: LensPack, dataset: LensDataset, split: int = TEST) -> dict[str, LensCheck]:
-    """Check every lens of a pack on a split, by concept; lenses without a sample there are left
-    out.
+    """Check every lens of a pack on a split, by concept, but those without a sample there.
 
     Raises
     ------
@@ -64,10 +60,8 @@ def check_pack(pack: LensPack, dataset: LensDataset, split: int = TEST) -> dict[
         If these are not the samples that were held out from the pack.
     """
     held = held_out_logits(pack, dataset, split)
-    signal = np.stack(
-        [lens.signal(held.logits[:, i]) for i, lens in enumerate(pack)], axis=1
-    ).astype(np.float32)
-    return _Checker(pack, dataset, held, signal).run()
+    columns = [lens.signal(held.logits[:, i]) for i, lens in enumerate(pack)]
+    return _Checker(pack, dataset, held, np.stack(columns, axis=1).astype(np.float32)).run()
 
 
 class _Checker:
@@ -84,26 +78,17 @@ class _Checker:
                 self.concepts_of.setdefault(row, []).append(self.number[concept])
 
     def run(self) -> dict[str, LensCheck]:
-        return {
-            concept: self._check(concept, rows) for concept, rows in self.rows.items() if len(rows)
-        }
+        return {c: self._check(c, rows) for c, rows in self.rows.items() if len(rows)}
 
     def _check(self, concept: str, rows: Rows) -> LensCheck:
         hierarchy, own = self.dataset.hierarchy, self.number[concept]
         family = hierarchy.family(concept)
-        level = self.pack.lenses[own].level
-        rivals = np.array(
-            [
-                i
-                for i, lens in enumerate(self.pack)
-                if lens.level == level and lens.concept not in family
-            ],
-            np.intp,
-        )
+        lenses, level = self.pack.lenses, self.pack.lenses[own].level
+        on_level = [i for i, lens in enumerate(lenses) if lens.level == level]
+        rivals = np.array([i for i in on_level if lenses[i].concept not in family], np.intp)
         above = self.signal[rows][:, rivals] >= self.signal[rows, own][:, None]
-        for place, row in enumerate(
-            rows.tolist()
-        ):  # a rival whose concept the sample expresses as well is right
+        # A rival whose concept the sample expresses as well is right.
+        for place, row in enumerate(rows.tolist()):
             above[place] &= ~np.isin(rivals, self.concepts_of[row])
         rank = 1 + above.sum(axis=1)
         unrelated = np.ones(len(self.held.samples), np.bool_)
@@ -118,17 +103,14 @@ class _Checker:
             above_siblings=self._above(rows, own, hierarchy.siblings(concept)),
             above_ancestors=self._above(rows, own, hierarchy.ancestors(concept)),
             ancestors_fire=self._fire(rows, hierarchy.ancestors(concept)),
-            confusers=[self.pack.lenses[rivals[i]].concept for i in worst],
+            confusers=[lenses[rivals[i]].concept for i in worst],
             firing_rate=float(self.fires[unrelated, own].mean()) if unrelated.any() else np.nan,
         )
 
     def _above(self, rows: Rows, own: int, others: frozenset[str]) -> float:
         numbers = [self.number[other] for other in others if other in self.number]
-        if not numbers:
-            return np.nan
-        return float(
-            (self.signal[rows, own][:, None] > self.signal[rows][:, numbers]).all(axis=1).mean()
-        )
+        above = self.signal[rows, own][:, None] > self.signal[rows][:, numbers]
+        return float(above.all(axis=1).mean()) if numbers else np.nan
 
     def _fire(self, rows: Rows, others: frozenset[str]) -> float:
         numbers = [self.number[other] for other in others if other in self.number]

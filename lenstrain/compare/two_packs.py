@@ -1,5 +1,4 @@
-"""Two lens packs on the same held-out samples: families, thresholds, model layers or whatever else
-differs."""
+"""Two lens packs on the same held-out samples, whatever it is that they differ in."""
 
 from __future__ import annotations
 
@@ -96,10 +95,8 @@ def compare(
         if lens.concept in columns:
             j = columns[lens.concept]
             logits = held_a.logits[rows_a, i], held_b.logits[rows_b, j]
-            pair = _measure(
-                dataset, lens.concept, shared, logits, (lens.threshold, b.lenses[j].threshold)
-            )
-            if pair is not None:
+            thresholds = lens.threshold, b.lenses[j].threshold
+            if pair := _measure(dataset, lens.concept, shared, logits, thresholds):
                 pairs.append(Pair(lens.concept, lens.name, *pair))
     if not pairs:
         raise SettingsError("the two packs have no concept in common that has held-out samples")
@@ -133,10 +130,9 @@ def open_for(pack: LensPack, store: str) -> LensDataset:
 
 
 def _as_numbered_in(dataset: LensDataset, other: LensDataset, samples: Rows) -> Rows:
-    """The numbers that samples of `other` have in `dataset`, -1 where it has none: it may read
-    other levels or labels.
+    """The numbers that samples of `other` have in `dataset`, -1 where it does not read them.
 
-    A sample is known by its text and by how often that was sampled before.
+    A sample is known by its text and by how often that text was sampled before.
     """
     number = {sample: i for i, sample in enumerate(_times_sampled(dataset.texts))}
     names = _times_sampled(other.texts)
@@ -162,19 +158,21 @@ def _measure(
     settings = FitSettings()
     rows = TaskRows(dataset, draw_task(dataset, concept, settings.n_negatives), settings)
     drawn, judged = rows.drawn(TEST), rows.judged(TEST)
-    found = []
-    for values, threshold in zip(logits, thresholds, strict=True):
-        own = {int(s): bool(y) for s, y in zip(drawn.samples, drawn.y, strict=True)}
-        every = {int(s): bool(y) for s, y in zip(judged.samples, judged.y, strict=True)}
-        of_own = np.array([int(s) in own for s in samples])
-        of_all = np.array([int(s) in every for s in samples])
-        y_own = np.array([own[int(s)] for s in samples[of_own]], np.bool_)
-        y_all = np.array([every[int(s)] for s in samples[of_all]], np.bool_)
-        if y_own.all() or not y_own.any():
-            return None
-        f1 = classify(y_own, values[of_own].astype(np.float64), threshold).f1
-        found.append(Measured(f1, ranking(y_all, values[of_all].astype(np.float64)).score))
-    return found[0], found[1]
+    own = dict(zip(drawn.samples.tolist(), drawn.y.tolist(), strict=True))
+    every = dict(zip(judged.samples.tolist(), judged.y.tolist(), strict=True))
+    of_own = np.array([s in own for s in samples.tolist()])
+    of_all = np.array([s in every for s in samples.tolist()])
+    y_own = np.array([own[s] for s in samples[of_own].tolist()], np.bool_)
+    y_all = np.array([every[s] for s in samples[of_all].tolist()], np.bool_)
+    if y_own.all() or not y_own.any():
+        return None
+
+    def measured(values: NDArray[np.float64], threshold: float) -> Measured:
+        f1 = classify(y_own, values[of_own], threshold).f1
+        return Measured(f1, ranking(y_all, values[of_all]).score)
+
+    a, b = (values.astype(np.float64) for values in logits)
+    return measured(a, thresholds[0]), measured(b, thresholds[1])
 
 
 def _difference(values: list[float], rng: np.random.Generator) -> Difference:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -24,7 +25,7 @@ from lenscache.concepts.plan import SPLITS
 from lenscache.concepts.prompts import EXAMPLE, POSITIVE, stable_hash
 from lenscache.errors import StoreIncompleteError
 from lenscache.store.labelsets import LabelSet, read_label_set
-from lenscache.store.round import Labels, Round
+from lenscache.store.round import Round
 from lenscache.store.store import Store, open_store
 from lenscache.terms import Phase
 from lenstrain.errors import SettingsError
@@ -33,6 +34,7 @@ from lenstrain.settings import PhaseChoice
 TRAIN, CALIBRATION, TEST = range(len(SPLITS))
 
 _SPAN_BYTES = 64 * 2**20
+_COLUMNS = ("key", "text", "kind", "split", "n_prompt_tokens", "n_completion_tokens", "temperature")
 
 Rows = NDArray[np.intp]
 
@@ -46,8 +48,8 @@ class LensDataset:
     levels : levels of abstraction to read; None for all that the store holds.
     phase : "both", "prompt" or "completion": what a vector is.
     seed : keys the choice of negatives.
-    labels : name of a label set to use instead of the labels that the store was extracted with;
-        samples that carry none of its labels are left out.
+    labels : name of a label set to use instead of the labels of the extraction; samples that carry
+        none of its labels are left out.
     partial : read the complete blocks of rounds that are still being extracted, too. The dataset is
         what was complete when it was opened, and has the concepts of which every sample was.
 
@@ -72,92 +74,80 @@ class LensDataset:
         partial: bool = False,
     ) -> None:
         self.store, self.seed = store, seed
-        self._options: dict[str, Any] = {
-            "levels": levels,
-            "seed": seed,
-            "labels": labels,
-            "partial": partial,
-        }
+        self._options: dict[str, Any] = {"levels": levels, "seed": seed, "labels": labels}
+        self._options["partial"] = partial
         self.phases = _phases(store, phase)
         self.label_set = None if labels is None else read_label_set(store, labels)
         self._rounds = _rounds_of(store, levels) if partial else _complete_rounds(store, levels)
-        self._done = [
-            entry.complete_blocks() for entry in self._rounds
-        ]  # before anything else is read
-        self._join(self._rounds)
+        # Which blocks are complete is read first: others may be written while the rest is read.
+        self._done = [entry.complete_blocks() for entry in self._rounds]
+        keys, texts = self._join()
+        self._label(texts)
+        if self.label_set is not None:
+            self._use_label_set(self.label_set, keys)
 
-    def _join(self, rounds: Sequence[Round]) -> None:
+    def _join(self) -> tuple[NDArray[np.uint8], list[list[str]]]:
+        """Keep the first complete row of each sample.
+
+        Returns
+        -------
+        The keys (samples, 16), and the texts of each round with the rows that are not kept.
+        """
+        wanted = None if self.label_set is None else set(map(bytes, self.label_set.key))
         seen: set[bytes] = set()
-        labelled = (
-            None
-            if self.label_set is None
-            else {bytes(key): i for i, key in enumerate(self.label_set.key)}
-        )
-        kept: list[Rows] = []
-        columns: dict[str, list[NDArray[Any]]] = {
-            name: []
-            for name in (
-                "key",
-                "text",
-                "kind",
-                "split",
-                "n_prompt_tokens",
-                "n_completion_tokens",
-                "temperature",
-            )
-        }
-        labels: dict[str, dict[str, int]] = {}
-        targets: dict[str, None] = {}
-        unfinished: set[str] = set()
-        held: list[tuple[Round, list[str], Labels]] = []
-        for entry, done in zip(rounds, self._done, strict=True):
-            samples, marks = entry.samples(), entry.labels()
-            fresh = []
-            is_done = np.repeat(done, entry.block_rows)[: entry.n_samples]
+        self._kept: list[Rows] = []
+        texts: list[list[str]] = []
+        columns: dict[str, list[NDArray[Any]]] = {name: [] for name in _COLUMNS}
+        for entry, done in zip(self._rounds, self._done, strict=True):
+            samples, is_done, fresh = entry.samples(), _by_row(entry, done), []
             for row, key in enumerate(map(bytes, samples.key)):
-                if is_done[row] and key not in seen and (labelled is None or key in labelled):
+                if is_done[row] and key not in seen and (wanted is None or key in wanted):
                     seen.add(key)
                     fresh.append(row)
-            kept.append(np.array(fresh, np.intp))
+            self._kept.append(np.array(fresh, np.intp))
+            texts.append([str(text) for text in samples.text])
             for name, column in columns.items():
-                column.append(getattr(samples, name)[kept[-1]])
-            waiting = set(marks.concept[~is_done[marks.sample]].tolist())
-            targets.update({c: None for i, c in enumerate(entry.targets) if i not in waiting})
-            unfinished.update(c for i, c in enumerate(entry.targets) if i in waiting)
-            held.append((entry, [str(text) for text in samples.text], marks))
+                column.append(getattr(samples, name)[self._kept[-1]])
+        joined = {name: np.concatenate(column) for name, column in columns.items()}
+        self.texts: list[str] = [str(text) for text in joined["text"]]
+        self.kind: NDArray[np.uint8] = joined["kind"]
+        self.split: NDArray[np.uint8] = joined["split"]
+        self.n_prompt_tokens: NDArray[np.int32] = joined["n_prompt_tokens"]
+        self.n_completion_tokens: NDArray[np.int32] = joined["n_completion_tokens"]
+        """(samples,) generated tokens that were fed back."""
+        self.temperature: NDArray[np.float32] = joined["temperature"]
+        return joined["key"], texts
+
+    def _label(self, texts: Sequence[Sequence[str]]) -> None:
+        """Take up the labels of all rounds by concept and text, given the texts of each round."""
+        marks = [entry.labels() for entry in self._rounds]
+        self._labels = defaultdict[str, dict[str, int]](dict)
         # A concept's order is that of the rounds planned for it. Rounds of other concepts know some
         # of its texts, too, and must not bring those to the front.
         for planned in (True, False):
-            for entry, texts, marks in held:
-                for sample, concept, role in zip(*marks, strict=True):
+            for entry, own, of in zip(self._rounds, texts, marks, strict=True):
+                for sample, concept, role in zip(*of, strict=True):
                     if (concept < len(entry.targets)) == planned:
-                        labels.setdefault(entry.concepts[concept], {}).setdefault(
-                            texts[sample], int(role)
-                        )
-        self._kept, self._labels = kept, labels
-        self.texts: list[str] = [str(text) for text in np.concatenate(columns["text"])]
-        self.kind: NDArray[np.uint8] = np.concatenate(columns["kind"])
-        self.split: NDArray[np.uint8] = np.concatenate(columns["split"])
-        self.n_prompt_tokens: NDArray[np.int32] = np.concatenate(columns["n_prompt_tokens"])
-        self._n_completion_tokens: NDArray[np.int32] = np.concatenate(
-            columns["n_completion_tokens"]
-        )
-        self.temperature: NDArray[np.float32] = np.concatenate(columns["temperature"])
+                        labels = self._labels[entry.concepts[concept]]
+                        labels.setdefault(own[sample], int(role))
+        targets: dict[str, None] = {}
+        unfinished: set[str] = set()
+        for entry, done, of in zip(self._rounds, self._done, marks, strict=True):
+            waiting = set(of.concept[~_by_row(entry, done)[of.sample]].tolist())
+            targets.update(dict.fromkeys(entry.targets))
+            unfinished.update(c for i, c in enumerate(entry.targets) if i in waiting)
         self.concepts = tuple(concept for concept in targets if concept not in unfinished)
-        if self.label_set is not None and labelled is not None:
-            self._use_label_set(
-                self.label_set, [labelled[bytes(key)] for key in np.concatenate(columns["key"])]
-            )
 
-    def _use_label_set(self, label_set: LabelSet, numbers: Sequence[int]) -> None:
-        """Label the samples anew; `numbers` says which sample of the set each of them is."""
+    def _use_label_set(self, label_set: LabelSet, keys: NDArray[np.uint8]) -> None:
+        """Label the samples anew, each as the sample of the set that has its key."""
+        number = {bytes(key): i for i, key in enumerate(label_set.key)}
+        numbers = [number[bytes(key)] for key in keys]
         text_of = dict(zip(numbers, self.texts, strict=True))
-        self._labels = {}
+        self._labels = defaultdict(dict)
         for sample, concept, role in zip(*label_set.labels, strict=True):
             if sample in text_of:
-                self._labels.setdefault(label_set.concepts[concept], {}).setdefault(
-                    text_of[sample], int(role)
-                )
+                labels = self._labels[label_set.concepts[concept]]
+                labels.setdefault(text_of[sample], int(role))
         self.split = label_set.split[np.array(numbers, np.intp)]
         self.kind = np.full(len(numbers), EXAMPLE, np.uint8)
         self.concepts = tuple(concept for concept in label_set.concepts if concept in self._labels)
@@ -181,39 +171,26 @@ class LensDataset:
 
     @property
     def rounds_left_out(self) -> tuple[str, ...]:
-        """Later rounds of the same levels that are not finished: a top-up adds to what is there
-        when it is done."""
-        levels = {entry.level for entry in self._rounds}
-        return tuple(
-            r.name
-            for n in sorted(levels)
-            for r in self.store.rounds(n)
-            if r.name not in self.rounds
-        )
+        """Later rounds of the same levels that are not finished, such as those of a top-up."""
+        levels = sorted({entry.level for entry in self._rounds})
+        names = [r.name for level in levels for r in self.store.rounds(level)]
+        return tuple(name for name in names if name not in self.rounds)
 
     @property
     def n_samples(self) -> int:
         """Samples over all rounds."""
         return len(self.texts)
 
-    @property
-    def n_completion_tokens(self) -> NDArray[np.int32]:
-        """(samples,) generated tokens that were fed back."""
-        return self._n_completion_tokens
-
     @cached_property
     def completions(self) -> list[str]:
         """What the model wrote after each sample; read when first asked for."""
-        read = [
-            entry.samples().completion[kept]
-            for entry, kept in zip(self._rounds, self._kept, strict=True)
-        ]
-        return [str(completion) for completion in np.concatenate(read)]
+        rounds = zip(self._rounds, self._kept, strict=True)
+        read = np.concatenate([entry.samples().completion[kept] for entry, kept in rounds])
+        return [str(completion) for completion in read]
 
     @cached_property
     def hierarchy(self) -> Hierarchy:
-        """Who is above, below and beside whom; the concepts of a label set are all beside each
-        other."""
+        """Who is above, below and beside whom; the concepts of a label set are all siblings."""
         if self.label_set is not None:
             return Hierarchy(dict.fromkeys(self.label_set.concepts, 0), {})
         return self.store.hierarchy
@@ -232,8 +209,7 @@ class LensDataset:
 
     @cached_property
     def vector_sample(self) -> Rows:
-        """(vectors,) the sample of each vector. Samples without a position in a phase have no
-        vector there."""
+        """(vectors,) the sample of each vector; without a position in a phase it has none there."""
         return np.concatenate([self._samples_with(phase) for phase in self.phases])
 
     @cached_property
@@ -273,17 +249,14 @@ class LensDataset:
     def split_slices(self) -> tuple[slice, ...]:
         """The places of each split in `split_order`."""
         ends = np.cumsum(np.bincount(self.split[self.vector_sample], minlength=len(SPLITS)))
-        return tuple(
-            slice(int(start), int(end)) for start, end in zip([0, *ends], ends, strict=False)
-        )
+        return tuple(slice(int(start), int(end)) for start, end in pairwise([0, *ends]))
 
     def vectors(self, model_layer: int, place: Rows | None = None) -> NDArray[np.float32]:
         """(vectors, hidden) raw activations of one model layer.
 
         Parameters
         ----------
-        place : (vectors,) the row of the result that each vector is to have; None for the order of
-            `vector_sample`.
+        place : (vectors,) the row of each vector in the result; None for that of `vector_sample`.
         """
         X = np.empty((len(self.vector_sample), self.store.header.hidden), np.float32)
         for number, phase in enumerate(self.phases):
@@ -294,9 +267,8 @@ class LensDataset:
                 for rows in _spans(entry, done, X.shape[1]):
                     here = (vector >= 0) & (kept >= rows.start) & (kept < rows.stop)
                     read = entry.read(phase, model_layer, rows)
-                    X[vector[here] if place is None else place[vector[here]]] = read[
-                        kept[here] - rows.start
-                    ]
+                    target = vector[here] if place is None else place[vector[here]]
+                    X[target] = read[kept[here] - rows.start]
         return X
 
     def vectors_of(self, samples: Rows) -> Rows:
@@ -310,15 +282,13 @@ class LensDataset:
         return rows[self.has_vector[rows]]
 
     def labelled(self, concept: str) -> Rows:
-        """Samples with any label of a concept: what its ancestors and descendants are not judged
-        by."""
+        """Samples with any label of a concept: its ancestors and descendants are judged without."""
         return self._labelled_rows.get(concept, NO_ROWS)
 
     def rows_with_role(self, concept: str, role: int) -> Rows:
         """Rows that carry a label in this role, in the concept's nested order."""
         texts = (text for text, found in self._labels.get(concept, {}).items() if found == role)
-        # Texts that were sampled again come after all the others: the first samples must not be
-        # copies of each other.
+        # Repeated texts come after all others: the first samples must not be copies of each other.
         places = [
             (time, i, row)
             for i, text in enumerate(texts)
@@ -340,8 +310,7 @@ class LensDataset:
 
     @cached_property
     def _labelled_rows(self) -> dict[str, Rows]:
-        """Rows with any label of a concept, contrasts included: what is kept from its ancestors and
-        descendants."""
+        """Rows with any label of a concept, contrasts included."""
         rows = self._rows_of_text
         return {
             concept: np.array([row for text in texts for row in rows.get(text, ())], np.intp)
@@ -350,8 +319,7 @@ class LensDataset:
 
     @cached_property
     def branch_rows(self) -> list[dict[str, Rows]]:
-        """For each split, the rows that express anything on a branch, by the concept at its
-        root."""
+        """For each split, the rows that express anything on a branch, by the root concept."""
         found: dict[str, list[Rows]] = {}
         for concept, rows in self.positive_rows.items():
             for branch in self.hierarchy.branches(concept):
@@ -376,13 +344,12 @@ class LensDataset:
 
     def _samples_with(self, phase: Phase) -> Rows:
         if phase == "completion":
-            return np.flatnonzero(self._n_completion_tokens > 0)
+            return np.flatnonzero(self.n_completion_tokens > 0)
         return np.flatnonzero(self._has_prompt_position & self._is_first_of_text)
 
     @cached_property
     def _is_first_of_text(self) -> NDArray[np.bool_]:
-        """(samples,) A text that was sampled again has another completion and the same prompt: that
-        is one vector."""
+        """(samples,) False for a text sampled again: its prompt is the same and has its vector."""
         first = np.zeros(self.n_samples, np.bool_)
         first[[rows[0] for rows in self._rows_of_text.values() if rows]] = True
         return first
@@ -404,13 +371,11 @@ class ExtractionState(NamedTuple):
 
 
 def extraction_state(path: str | Path, levels: Sequence[int] | None = None) -> ExtractionState:
-    """How far the store at `path` is, over some levels or all that are laid out; read anew at every
-    call."""
+    """How far the store at `path` is, over some levels or all; read anew at every call."""
     rounds = _rounds_of(open_store(path), levels)
     done = sum(int(entry.complete_blocks().sum()) for entry in rounds)
-    return ExtractionState(
-        done, sum(entry.n_blocks for entry in rounds), all(entry.is_complete for entry in rounds)
-    )
+    total = sum(entry.n_blocks for entry in rounds)
+    return ExtractionState(done, total, all(entry.is_complete for entry in rounds))
 
 
 def stable_seed(*parts: object) -> int:
@@ -427,19 +392,23 @@ NO_ROWS: Rows = np.zeros(0, np.intp)
 
 
 def _phases(store: Store, phase: PhaseChoice) -> tuple[Phase, ...]:
-    if phase not in get_args(PhaseChoice):
-        raise SettingsError(
-            f"phase is {phase!r}, expected one of {', '.join(get_args(PhaseChoice))}"
-        )
+    choices = get_args(PhaseChoice)
+    if phase not in choices:
+        raise SettingsError(f"phase is {phase!r}, expected one of {', '.join(choices)}")
     held = store.header.phases
     if phase == "both":
         return held
     if phase not in held:
         raise SettingsError(
-            f"the store holds the phase {held[0]} only, {phase} was asked for: extract with --mode "
-            "combined"
+            f"the store holds the phase {held[0]} only, {phase} was asked for: "
+            "extract with --mode combined"
         )
     return (phase,)
+
+
+def _by_row(entry: Round, done: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(rows,) of a value for each block."""
+    return np.repeat(done, entry.block_rows)[: entry.n_samples]
 
 
 def _spans(entry: Round, done: NDArray[np.bool_], hidden: int) -> Iterator[slice]:

@@ -21,7 +21,7 @@ from lenstrain.families.contract import Scores
 from lenstrain.families.linear import LinearFit
 from lenstrain.families.standardizer import Matrix, Standardizer
 
-# rows of a product: the same on any number of cores, since other slices may round differently
+# Rows of a product: the same on any number of cores, since other slices may round differently.
 _SLICE = 1024
 
 
@@ -75,18 +75,14 @@ class Features:
     def logits(
         self, fits: Sequence[Scores], split: int, pool: Executor | None = None
     ) -> NDArray[np.float64]:
-        """(lenses, rows of the split) of the lenses of some fits, in their order; rows are shared
-        out over a pool.
+        """(lenses, rows of the split) logits of some fits, in their order; a pool shares the rows.
 
-        A product with four columns costs as much as one with sixty, so linear lenses are put side
-        by side.
+        A product with 4 columns costs as much as with 60, so linear lenses are put side by side.
         """
         wide, rows = side_by_side(fits), self.dataset.split_slices[split]
         step = _SLICE if self._is_on_cpu else max(1, rows.stop - rows.start)
-        slices = [
-            slice(start, min(start + step, rows.stop))
-            for start in range(rows.start, rows.stop, step)
-        ]
+        starts = range(rows.start, rows.stop, step)
+        slices = [slice(start, min(start + step, rows.stop)) for start in starts]
 
         def of(some: slice) -> NDArray[np.float64]:
             return np.vstack([decide(self.Z[some]).T for decide in wide])
@@ -94,8 +90,7 @@ class Features:
         return np.hstack([*(pool.map if pool else map)(of, slices)])
 
     def logits_of(self, fit: Scores, number: int, split: int, rows: Rows) -> NDArray[np.float64]:
-        """(rows,) logits of one lens of a fit on a few rows of a split, which are copied; for most
-        see `logits`."""
+        """(rows,) logits of one lens of a fit on a few rows of a split; for many see `logits`."""
         chosen = self.dataset.split_slices[split].start + rows
         Z = self.Z[torch.from_numpy(chosen)] if isinstance(self.Z, torch.Tensor) else self.Z[chosen]
         return fit.some([number]).decision_function(Z)[:, 0]
@@ -117,10 +112,7 @@ def check_device(device: str) -> None:
     """Raise SettingsError unless torch can compute on a device."""
     try:
         torch.empty(1, device=device)
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # what torch raises, depending on how it was built
+    except (RuntimeError, AssertionError) as error:  # torch's, depending on its build
         reason = str(error).splitlines()[0]
         raise SettingsError(
             f"device {device!r} cannot be used ({reason}): use cpu, or see `nvidia-smi`"
@@ -128,8 +120,7 @@ def check_device(device: str) -> None:
 
 
 def _finite_rows(X: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """(rows,) without a mask of the size of X: a sum of squares is finite if, short of overflow,
-    all of it is."""
+    """(rows,) finite or not, without a mask of the size of X: by the sum of squares of each row."""
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("ij,ij->i", X, X)
     found: NDArray[np.bool_] = np.isfinite(squares)

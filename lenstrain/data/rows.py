@@ -1,8 +1,8 @@
 """The rows of one concept: what it learns at each iteration, and what it is judged by.
 
     Task (samples) --TaskRows--> training: rows in the order in which iterations take them up
-                                 drawn(split): its own positives and negatives judged(split):
-                                 everything but its ancestors' and descendants' samples
+                                 drawn(split): its own positives and negatives
+                                 judged(split): all but its ancestors' and descendants' samples
 
 Rows are those of the dataset's vectors sorted by split (`LensDataset.split_place`); those of a
 held-out split are counted from its first.
@@ -10,6 +10,7 @@ held-out split are counted from its first.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -80,20 +81,11 @@ class TaskRows:
         return len(self.training.ends)
 
     def without(self, samples: Rows) -> TaskRows:
-        """The same but for some samples, which are neither learned from nor judged by; not the
-        concept's own."""
-        task = self.task
-        negatives = [rows[~np.isin(rows, samples)] for rows in task.negatives]
-        return TaskRows(
-            self.dataset,
-            Task(
-                task.concept,
-                task.positives,
-                (negatives[0], negatives[1], negatives[2]),
-                np.union1d(task.related, samples),
-            ),
-            self._settings,
-        )
+        """The same without some samples, for training and judging; not for the concept's own."""
+        negatives = tuple(rows[~np.isin(rows, samples)] for rows in self.task.negatives)
+        related = np.union1d(self.task.related, samples)
+        task = replace(self.task, negatives=negatives, related=related)
+        return TaskRows(self.dataset, task, self._settings)
 
     def drawn_from(self, split: int, positives: Rows) -> HeldOut:
         """Some of its positive samples in a split, and its negatives there."""
@@ -128,22 +120,17 @@ class TaskRows:
             mark[self.task.positives[split]] = 1
             mark[self.task.related] = 2
             here = mark[_samples(self.dataset, split)]
-            is_negative = here == 0
-            self._sides[split] = Sides(
-                np.flatnonzero(here == 1), is_negative, int(is_negative.sum())
-            )
+            positives, is_negative = np.flatnonzero(here == 1), here == 0
+            self._sides[split] = Sides(positives, is_negative, int(is_negative.sum()))
         return self._sides[split]
 
     def score(self, split: int, logits: NDArray[np.float64], prevalence: float) -> float:
         """The score of logits (rows of the split,) among everything that it is judged by."""
         positives, is_negative, n_negative = self.sides(split)
         own = logits[positives]
-        # Whatever is below all of its positives does not count, and that is nearly everything.
-        reaching = (
-            is_negative
-            if np.isnan(own).any()
-            else is_negative & (logits >= own.min(initial=np.inf))
-        )
+        # Negatives below all positives, nearly all of them, do not count.
+        lowest = own.min(initial=np.inf)  # NaN if there is one among them
+        reaching = is_negative if np.isnan(lowest) else is_negative & (logits >= lowest)
         return ranking_score(own, logits[reaching], n_negative, prevalence)
 
     def forget(self) -> None:
@@ -162,10 +149,9 @@ def _training_rows(dataset: LensDataset, task: Task, settings: FitSettings) -> T
     parts: list[Rows] = []
     targets: list[NDArray[np.bool_]] = []
     ends: list[int] = []
-    n_positives: list[int] = []
-    n_negatives: list[int] = []
-    p = n = 0
+    n_positives, n_negatives = [0], [0]
     for iteration in range(1, settings.max_iterations + 1):
+        p, n = n_positives[-1], n_negatives[-1]
         more_p = settings.n_samples(iteration, len(positives))
         more_n = min(settings.n_negatives(more_p), len(negatives))
         if ends and more_p == p:
@@ -173,23 +159,17 @@ def _training_rows(dataset: LensDataset, task: Task, settings: FitSettings) -> T
         for rows, target in ((positives[p:more_p], True), (negatives[n:more_n], False)):
             parts.append(dataset.vectors_of(rows))
             targets.append(np.full(len(parts[-1]), target))
-        p, n = more_p, more_n
         ends.append(sum(map(len, parts)))
-        n_positives.append(p)
-        n_negatives.append(n)
+        n_positives.append(more_p)
+        n_negatives.append(more_n)
     vectors = np.concatenate(parts)
     samples = dataset.vector_sample[vectors]
     if (strange := dataset.split[samples] != TRAIN).any():
         raise LeakageError(
             f"{task.concept}: {int(strange.sum())} of {len(strange)} rows to train on are held out "
-            "for calibration or "
-            "test: the splits of the dataset were changed after its tasks were made"
+            "for calibration or test: the splits of the dataset were changed after its tasks were "
+            "made"
         )
-    return TrainingRows(
-        dataset.split_place[vectors],
-        np.concatenate(targets),
-        samples,
-        ends,
-        n_positives,
-        n_negatives,
-    )
+    counts = n_positives[1:], n_negatives[1:]
+    place, y = dataset.split_place[vectors], np.concatenate(targets)
+    return TrainingRows(place, y, samples, ends, *counts)

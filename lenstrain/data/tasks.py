@@ -28,14 +28,12 @@ class Task:
     """What the samples of a store are to one concept. All rows index the dataset's samples."""
 
     concept: str
-    positives: tuple[Rows, Rows, Rows]
-    """Rows that express the concept, by split, each in nested order: the first ten are part of the
-    first thirty."""
-    negatives: tuple[Rows, Rows, Rows]
+    positives: tuple[Rows, ...]
+    """Rows that express the concept, by split, nested: the first ten are among the first thirty."""
+    negatives: tuple[Rows, ...]
     """Rows that do not, by split, in nested order; never of its ancestors or descendants."""
     related: Rows
-    """Rows of its ancestors and descendants, in any role: left out when the lens is judged against
-    everything."""
+    """Rows of its ancestors and descendants, in any role: left out when the lens is judged."""
 
 
 def draw_task(dataset: LensDataset, concept: str, n_negatives: Callable[[int], int]) -> Task:
@@ -58,9 +56,7 @@ def draw_task(dataset: LensDataset, concept: str, n_negatives: Callable[[int], i
     """
     positive = dataset.positives(concept)
     relatives = sorted(dataset.hierarchy.family(concept) - {concept})
-    related = np.setdiff1d(
-        _concatenate(dataset.labelled(relative) for relative in relatives), positive
-    )
+    related = np.setdiff1d(_concatenate(map(dataset.labelled, relatives)), positive)
     by_split = [positive[dataset.split[positive] == split] for split in range(len(SPLITS))]
     allowed = dataset.has_vector.copy()
     allowed[related] = allowed[positive] = False
@@ -69,12 +65,7 @@ def draw_task(dataset: LensDataset, concept: str, n_negatives: Callable[[int], i
         for split, rows in enumerate(by_split)
     ]
     _check_enough(concept, by_split, negatives)
-    return Task(
-        concept,
-        (by_split[0], by_split[1], by_split[2]),
-        (negatives[0], negatives[1], negatives[2]),
-        related,
-    )
+    return Task(concept, tuple(by_split), tuple(negatives), related)
 
 
 def _draw_negatives(
@@ -83,35 +74,24 @@ def _draw_negatives(
     rng = np.random.default_rng([stable_hash("negatives", dataset.seed, concept), split])
 
     def pool(rows: Rows) -> Rows:
-        if len(rows) > 16 * (
-            n + 1
-        ):  # a store of thousands of concepts: a few of its many rows will do
+        # In a store of thousands of concepts, a few of its many rows will do.
+        if len(rows) > 16 * (n + 1):
             some = rows[np.unique(rng.integers(len(rows), size=8 * (n + 1)))]
             if len(found := some[allowed[some] & (dataset.split[some] == split)]) >= n:
                 return rng.permutation(found)
         return rng.permutation(rows[allowed[rows] & (dataset.split[rows] == split)])
 
-    branches = dataset.hierarchy.branches(concept)
-    siblings = _concatenate(
-        dataset.positive_rows.get(sibling)
-        for sibling in sorted(dataset.hierarchy.siblings(concept))
-    )
-    same_branch = _concatenate(
-        dataset.branch_rows[split].get(branch) for branch in sorted(branches)
-    )
-    others = [
-        pool(rows) for branch, rows in dataset.branch_rows[split].items() if branch not in branches
-    ]
-    by_share = _merge_by_share(
-        [
-            (CONTRAST_SHARE, iter(pool(dataset.rows_with_role(concept, CONTRAST)))),
-            (SIBLING_SHARE, chain(pool(np.unique(siblings)), pool(same_branch))),
-            (
-                1 - CONTRAST_SHARE - SIBLING_SHARE,
-                _round_robin([others[i] for i in rng.permutation(len(others))]),
-            ),
-        ]
-    )
+    branches, by_branch = dataset.hierarchy.branches(concept), dataset.branch_rows[split]
+    siblings = sorted(dataset.hierarchy.siblings(concept))
+    of_siblings = np.unique(_concatenate(map(dataset.positive_rows.get, siblings)))
+    same_branch = _concatenate(map(by_branch.get, sorted(branches)))
+    # Each pool draws from the generator, so their order counts.
+    others = [pool(rows) for branch, rows in by_branch.items() if branch not in branches]
+    contrasts = iter(pool(dataset.rows_with_role(concept, CONTRAST)))
+    related = chain(pool(of_siblings), pool(same_branch))
+    rest = _round_robin([others[i] for i in rng.permutation(len(others))])
+    shares = (CONTRAST_SHARE, SIBLING_SHARE, 1 - CONTRAST_SHARE - SIBLING_SHARE)
+    by_share = _merge_by_share(list(zip(shares, (contrasts, related, rest), strict=True)))
     given = pool(dataset.rows_with_role(concept, NEGATIVE))
     distinct = dict.fromkeys(given.tolist()[:n])
     while len(distinct) < n and (row := next(by_share, None)) is not None:
@@ -146,8 +126,7 @@ def _round_robin(lists: Sequence[Rows]) -> Iterator[int]:
 
 
 def _merge_by_share(streams: Sequence[tuple[float, Iterator[int]]]) -> Iterator[int]:
-    """Merge so that every prefix has the shares given; a stream that ends leaves its share to the
-    others."""
+    """Merge so that every prefix has the shares given; the others share that of an ended stream."""
     remaining = list(streams)
     taken = [0] * len(remaining)
     while remaining:

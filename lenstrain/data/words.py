@@ -18,8 +18,7 @@ from lenstrain.data.dataset import TRAIN, LensDataset
 from lenstrain.data.features import Features
 from lenstrain.errors import SettingsError
 
-_MAX_TERMS = 20_000
-_OPTIONS: dict[str, Any] = {"ngram_range": (1, 2), "sublinear_tf": True, "max_features": _MAX_TERMS}
+_OPTIONS: dict[str, Any] = {"ngram_range": (1, 2), "sublinear_tf": True, "max_features": 20_000}
 
 
 class Vocabulary(NamedTuple):
@@ -39,16 +38,14 @@ class Vocabulary(NamedTuple):
 
 
 def learn_vocabulary(texts: Sequence[str]) -> Vocabulary:
-    """Words and pairs of words that occur in at least two of the texts (in one, where that leaves
-    none)."""
+    """Words and word pairs that occur in at least two of the texts (or one, if that is none)."""
     for least in (2, 1):
         try:
             vectorizer = TfidfVectorizer(**_OPTIONS, min_df=least).fit(texts)
         except ValueError:  # what scikit-learn raises when no term is left
             continue
-        return Vocabulary(
-            tuple(map(str, vectorizer.get_feature_names_out())), np.asarray(vectorizer.idf_)
-        )
+        terms = tuple(map(str, vectorizer.get_feature_names_out()))
+        return Vocabulary(terms, np.asarray(vectorizer.idf_))
     raise SettingsError(
         "the training texts hold not a single word: there is nothing to learn from them"
     )

@@ -1,2 +1,1 @@
-"""Lens packs in the formats of other programs: HatCat's classifiers, and control vectors for
-llama.cpp and repeng."""
+"""Lens packs for other programs: HatCat's classifiers, control vectors of llama.cpp and repeng."""

@@ -112,14 +112,11 @@ def select_lenses(pack: LensPack, concepts: Sequence[str] | None, min_grade: Gra
         raise SettingsError(
             f"no lens to export has grade {min_grade.value} or better: see `lenstrain show`"
         )
-    text = pack.text
+    text, ids = pack.text, {lens.concept for lens in chosen}
     if text is not None:
-        beside = [lens for lens in text if lens.concept in {lens.concept for lens in chosen}]
-        text = (
-            LensPack(beside, text.provenance, {}, vocabulary=text.vocabulary, run=text.run)
-            if beside
-            else None
-        )
+        beside = [lens for lens in text if lens.concept in ids]
+        some = LensPack(beside, text.provenance, {}, vocabulary=text.vocabulary, run=text.run)
+        text = some if beside else None
     skipped = pack.skipped if concepts is None else {}
     return LensPack(
         chosen, pack.provenance, skipped, vocabulary=pack.vocabulary, text=text, run=pack.run
@@ -127,8 +124,7 @@ def select_lenses(pack: LensPack, concepts: Sequence[str] | None, min_grade: Gra
 
 
 def _check_apart(folder: Path, out: Path) -> None:
-    """Refuse to replace a folder by what is made of it: what the other format cannot hold would be
-    lost."""
+    """Refuse to replace a folder by its own export: what that format cannot hold would be lost."""
     if out.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise LensPackExistsError(f"{out} holds the lenses that are read: choose another --out")
 

@@ -8,12 +8,10 @@ from collections.abc import Iterable
 from urllib.parse import quote
 
 _KEPT = " ()+,'&="
-_LONGEST = (
-    150  # characters; with a mark and an ending far below the 255 bytes that file systems take
-)
-_RESERVED = re.compile(
-    r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?"
-)  # device names of Windows, with any ending
+# Characters: with a mark and an ending far below the 255 bytes that file systems allow.
+_LONGEST = 150
+# Device names of Windows, with any ending.
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
 
 def file_stems(concepts: Iterable[str]) -> dict[str, str]:
@@ -40,6 +38,6 @@ def _escaped(concept: str) -> str:
     stem = quote(concept, safe=_KEPT).replace("~", "%7E")
     if not stem:
         return "%"  # which no other concept gets
-    return (
-        f"%{ord(stem[0]):02X}{stem[1:]}" if stem[0] in ". " or _RESERVED.fullmatch(stem) else stem
-    )
+    if stem[0] in ". " or _RESERVED.fullmatch(stem):
+        return f"%{ord(stem[0]):02X}{stem[1:]}"
+    return stem

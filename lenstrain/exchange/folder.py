@@ -1,12 +1,11 @@
-"""Folders that lenses are exported to: written beside their place, with what the format itself
-cannot hold.
+"""Folders that lenses are exported to, with what the format itself cannot hold.
 
-    lenses.json              as in a lens pack (`lenstrain.pack.folder`): provenance, and for each lens its concept, model
-                             layers, threshold, calibration, noise floor, metrics and grade; and
-                             `file`, where it is
-    directions.safetensors   directions to steer along, one row a lens, where the pack has them
+    lenses.json              as in a lens pack (`lenstrain.pack.folder`): provenance, and for each
+                             lens its concept, model layers, threshold, calibration, noise floor,
+                             metrics and grade; and the `file` that it is in
+    directions.safetensors   directions to steer along, one row a lens, if the pack has them
 
-The weights are in the files of the format alone.
+Only the files of the format hold the weights.
 """
 
 from __future__ import annotations
@@ -34,6 +33,8 @@ from lenstrain.pack.folder import (
 from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
 from lenstrain.pack.tensors import pack_directions, unpack_directions
+
+_DAMAGE = (KeyError, TypeError, ValueError, OSError, RecursionError, safetensors.SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,7 @@ def write_export(out: Path, write: Callable[[Path], None], *, overwrite: bool) -
 
 
 def write_sidecar(folder: Path, pack: LensPack, files: Mapping[str, str], format_name: str) -> None:
-    """Write what is known of the lenses in `files`: their places, relative to the folder, by
-    concept."""
+    """Write what is known of the lenses in `files`: paths, relative to the folder, by concept."""
     lenses = [lens for lens in pack if lens.concept in files]
     data = {
         "format_version": FORMAT_VERSION,
@@ -115,19 +115,10 @@ def read_sidecar(folder: Path) -> Sidecar | None:
             raise ValueError(f"format version {data['format_version']}, expected {FORMAT_VERSION}")
         tensors = safetensors.numpy.load_file(beside) if beside.exists() else {}
         vectors = unpack_directions(tensors, len(data["lenses"]))
-        entries = {
-            str(entry["file"]): (entry, row)
-            for entry, row in zip(data["lenses"], vectors, strict=True)
-        }
+        rows = zip(data["lenses"], vectors, strict=True)
+        entries = {str(entry["file"]): (entry, row) for entry, row in rows}
         return Sidecar(dict(data["provenance"]), dict(data["skipped"]), entries, path)
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        OSError,
-        RecursionError,
-        safetensors.SafetensorError,
-    ) as error:
+    except _DAMAGE as error:
         raise _unreadable(path, repr(error)) from error
 
 

@@ -3,7 +3,8 @@
     general.architecture         "controlvector"
     controlvector.model_hint     name of the model; repeng asks for it, llama.cpp does not look
     controlvector.layer_count    how many directions there are, as repeng writes it; read by neither
-    direction.<N>                (hidden,) float32: what is added to the output of transformer block N, counted from 0
+    direction.<N>                (hidden,) float32: what is added to the output of transformer
+                                 block N, counted from 0
 
 **Numbering.** direction.N belongs to our model layer N, with the same number:
 
@@ -15,10 +16,10 @@
 - repeng adds it to the output of ``model.layers[N]`` (ControlModule in repeng/control.py) and
   learns it from ``hidden_states[N + 1]`` (repeng/extract.py).
 - Block 0 has none: llama.cpp refuses a file that names direction.0 ("invalid (zero) direction
-    tensor layer index").
-- llama.cpp's own cvector-generator names what it learned from the output of block i ``direction.(i
-  + 1)`` (tools/cvector-generator/mean.hpp), so its files steer one block later than they were
-  learned. What is read here is where a direction is added.
+  tensor layer index").
+- llama.cpp's own cvector-generator calls what it learned from the output of block i
+  ``direction.(i + 1)`` (tools/cvector-generator/mean.hpp), so its files steer one block later than
+  they were learned. Here the number is that of the block that a direction is added to.
 
 **Length.** Strength 1 goes one deviation, as ``--strength`` of `lenstrain steer` does: see
 `steering_vectors`.
@@ -59,29 +60,22 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class ControlVector:
-    """A control vector as it was read: it steers, and says nothing about when its concept is
-    there."""
+    """A control vector as it was read: it steers, but does not tell if its concept is present."""
 
     model_hint: str
-    """The model it was made for, in the words of whoever wrote it; empty if the file does not
-    say."""
+    """Name of the model that it was made for; empty if the file does not say."""
     vectors: Mapping[int, NDArray[np.float32]]
-    """(hidden,) by model layer: what is added to the output of that transformer block, at strength
-    1."""
+    """(hidden,) by model layer: what strength 1 adds to the output of that transformer block."""
 
     @property
     def directions(self) -> tuple[Direction, ...]:
-        """What to steer along, one for each model layer; a strength of 1 adds the vector as it
-        is."""
-        lengths = {
-            layer: float(np.linalg.norm(vector.astype(np.float64)))
-            for layer, vector in self.vectors.items()
-        }
-        return tuple(
-            Direction(layer, (vector / lengths[layer]).astype(np.float32), lengths[layer])
-            for layer, vector in self.vectors.items()
-            if lengths[layer] > 0
-        )
+        """What to steer along, one for each model layer; strength 1 adds the vector as it is."""
+        found = []
+        for model_layer, vector in self.vectors.items():
+            if length := float(np.linalg.norm(vector.astype(np.float64))):
+                unit = (vector / length).astype(np.float32)
+                found.append(Direction(model_layer, unit, length))
+        return tuple(found)
 
 
 def steering_vectors(lens: Lens, kind: Kind = "mean-difference") -> dict[int, NDArray[np.float32]]:
@@ -102,9 +96,7 @@ def steering_vectors(lens: Lens, kind: Kind = "mean-difference") -> dict[int, ND
             f"the noise floor of the lens of {lens.concept} is not known: its vector has no length"
         )
     found = directions_of(lens, kind, allow_grade_c=True)
-    return {
-        each.model_layer: np.asarray(each.vector * each.deviation, np.float32) for each in found
-    }
+    return {d.model_layer: np.asarray(d.vector * d.deviation, np.float32) for d in found}
 
 
 def write_gguf(
@@ -166,9 +158,8 @@ def read_control_vector(file: str | Path) -> ControlVector:
     gguf, file = _import_gguf(), Path(file)
     try:
         reader = gguf.GGUFReader(file)
-        architecture, hint = (
-            _text(reader, key) for key in ("general.architecture", f"{ARCHITECTURE}.model_hint")
-        )
+        architecture = _text(reader, "general.architecture")
+        hint = _text(reader, f"{ARCHITECTURE}.model_hint")
         tensors = [(str(t.name), t.tensor_type.name, np.array(t.data)) for t in reader.tensors]
     except _DAMAGE as error:
         raise ForeignFormatError(

@@ -2,15 +2,17 @@
 
 What is written, and who in HatCat reads it (https://github.com/p0ss/HatCat and HatCatDev):
 
-    layer<L>/<Concept>_classifier.pt   one folder a level of abstraction; a state dict (`lenstrain.exchange.statedict`).
-                                       `MetadataLoader` in src/hat/monitoring/lens_loader.py looks
-                                       for the name there, `load_lens_pack` in
-                                       src/map/registry/lens_pack.py scans the folders
-    pack_info.json                     model, source_pack, pack_version, trained_layers: `load_lens_pack` needs it
-    version_manifest.json              for each concept its classifiers by *model* layer, with file, technique (mlp or
-                                       linear) and F1: `LensManifest` in
-                                       src/map/data/version_manifest.py
-    lenses.json, directions.safetensors   ours, see `lenstrain.exchange.folder`; HatCat passes over them
+    layer<L>/<Concept>_classifier.pt
+        One folder a level of abstraction; a state dict (`lenstrain.exchange.statedict`).
+        `MetadataLoader` in src/hat/monitoring/lens_loader.py looks for the name there,
+        `load_lens_pack` in src/map/registry/lens_pack.py scans the folders.
+    pack_info.json
+        model, source_pack, pack_version, trained_layers: `load_lens_pack` needs it.
+    version_manifest.json
+        For each concept its classifiers by *model* layer, with file, technique (mlp or linear) and
+        F1: `LensManifest` in src/map/data/version_manifest.py.
+    lenses.json, directions.safetensors
+        Ours, see `lenstrain.exchange.folder`; HatCat ignores them.
 
 HatCat's `load_classifier` reads both kinds; its live monitor (`DynamicLensManager`) reads MLPs
 alone, and by default scales each hidden state to mean 0 and deviation 1 first, which lenses on raw
@@ -20,8 +22,8 @@ is found by the registry alone.
 
 What is read: the above, the same without the suffix ``_classifier``, in ``layer<L>/classifiers/``
 and in ``activation_lenses/``, and files that lie in the folder itself. Where there is no
-``lenses.json``, threshold 0 and a plain sigmoid stand in, with which HatCat reads its classifiers,
-and grade C and NaN for all that was never measured.
+``lenses.json``, a lens gets threshold 0 and a plain sigmoid, as HatCat reads its classifiers, and
+grade C and NaN for all that was never measured.
 """
 
 from __future__ import annotations
@@ -55,29 +57,11 @@ _THIRDS = ("early", "mid", "late")
 _UNKNOWN = "unknown"
 
 _NEVER_MEASURED = (
-    "test_f1",
-    "test_f1_unnamed",
-    "test_f1_named",
-    "train_f1",
-    "precision",
-    "recall",
-    "false_positive_rate",
-    "score",
-    "score_low",
-    "score_high",
-    "average_precision",
-    "auroc",
-    "score_unnamed",
-    "brier",
-    "brier_before",
-    "expected_calibration_error",
-    "expected_calibration_error_before",
-    "n_samples",
-    "n_test",
-    "n_judged",
-    "iterations",
-    "test_looks",
-    "converged",
+    *("test_f1", "test_f1_unnamed", "test_f1_named", "train_f1", "precision", "recall"),
+    *("false_positive_rate", "score", "score_low", "score_high", "average_precision", "auroc"),
+    *("score_unnamed", "brier", "brier_before", "expected_calibration_error"),
+    *("expected_calibration_error_before", "n_samples", "n_test", "n_judged", "iterations"),
+    *("test_looks", "converged"),
 )
 
 
@@ -103,17 +87,14 @@ def write_hatcat(pack: LensPack, out: Path, *, overwrite: bool = False) -> dict[
             f"{pack.family} lenses have no form in HatCat, whose classifiers read one model layer: "
             f"export a pack of {', '.join(_FAMILIES)}"
         )
-    stems = {
-        level: file_stems(lens.concept for lens in pack if lens.level == level)
-        for level in _levels(pack)
-    }
-    files = {
-        lens.concept: f"layer{lens.level}/{stems[lens.level][lens.concept]}{_SUFFIX}.pt"
-        for lens in pack
-    }
+    files: dict[str, str] = {}
+    for level in _levels(pack):
+        stems = file_stems(lens.concept for lens in pack if lens.level == level)
+        files |= {c: f"layer{level}/{stem}{_SUFFIX}.pt" for c, stem in stems.items()}
+    files = {lens.concept: files[lens.concept] for lens in pack}
 
     def write(folder: Path) -> None:
-        for level in stems:
+        for level in _levels(pack):
             (folder / f"layer{level}").mkdir()
         for lens in pack:
             torch.save(to_state_dict(lens.weights), folder / files[lens.concept])
@@ -157,14 +138,10 @@ def _version_manifest(pack: LensPack, files: dict[str, str]) -> dict[str, Any]:
 
 def _manifest_entry(lens: Lens, file: str, pack: LensPack) -> dict[str, Any]:
     known = {"f1": "test_f1", "precision": "precision", "recall": "recall"}
-    metrics = {
-        theirs: lens.metrics[ours]
-        for theirs, ours in known.items()
-        if not math.isnan(lens.metrics[ours])
-    }
-    n_layers = max(
-        pack.provenance.get("store", {}).get("model", {}).get("n_layers", 0), lens.model_layer + 1
-    )
+    ours = {theirs: lens.metrics[name] for theirs, name in known.items()}
+    metrics = {theirs: value for theirs, value in ours.items() if not math.isnan(value)}
+    model = pack.provenance.get("store", {}).get("model", {})
+    n_layers = max(model.get("n_layers", 0), lens.model_layer + 1)
     classifier = {
         "layer": lens.model_layer,
         "category": _THIRDS[3 * lens.model_layer // n_layers],
@@ -215,9 +192,8 @@ def read_hatcat(folder: Path, *, model_layer: int | None = None) -> LensPack:
     """
     files, sidecar = _find(folder), read_sidecar(folder)
     entries = {} if sidecar is None else sidecar.entries
-    missing = next(
-        (place for place in entries if place not in {file.place for file in files}), None
-    )
+    there = {file.place for file in files}
+    missing = next((place for place in entries if place not in there), None)
     if missing is not None:
         raise ForeignFormatError(
             f"{folder / missing} is listed in lenses.json and not there: bring it back, or delete "
@@ -234,11 +210,8 @@ def read_hatcat(folder: Path, *, model_layer: int | None = None) -> LensPack:
             lenses.append(_unknown_lens(file, each, model_layer, folder))
     _check_once(lenses, files)
     family = "linear" if isinstance(weights[0], LinearWeights) else "mlp"
-    return LensPack(
-        lenses,
-        _provenance(folder, sidecar, family, n_inputs(weights[0])),
-        {} if sidecar is None else sidecar.skipped,
-    )
+    provenance = _provenance(folder, sidecar, family, n_inputs(weights[0]))
+    return LensPack(lenses, provenance, {} if sidecar is None else sidecar.skipped)
 
 
 def _find(folder: Path) -> list[_File]:
@@ -246,12 +219,9 @@ def _find(folder: Path) -> list[_File]:
     for pattern in _PATTERNS:
         for path in sorted(folder.glob(pattern)):
             place = path.relative_to(folder).as_posix()
-            numbers = [
-                match
-                for part in (folder.resolve().name, *place.split("/"))
-                if (match := _LAYER.fullmatch(part))
-            ]
-            level = int(numbers[-1][1]) if numbers else None
+            parts = (folder.resolve().name, *place.split("/"))
+            numbers = [int(match[1]) for part in parts if (match := _LAYER.fullmatch(part))]
+            level = numbers[-1] if numbers else None
             found.append(_File(path, place, path.stem.removesuffix(_SUFFIX), level))
     if not found:
         raise ForeignFormatError(
@@ -275,10 +245,8 @@ def _read_alike(files: Sequence[_File]) -> list[Weights]:
 
 
 def _described(weights: Weights) -> str:
-    return (
-        f"{'linear' if isinstance(weights, LinearWeights) else 'an MLP'} on {n_inputs(weights)} "
-        "features"
-    )
+    kind = "linear" if isinstance(weights, LinearWeights) else "an MLP"
+    return f"{kind} on {n_inputs(weights)} features"
 
 
 def _checked(lens: Lens, model_layer: int | None, file: _File) -> Lens:
@@ -297,14 +265,8 @@ def _unknown_lens(file: _File, weights: Weights, model_layer: int | None, folder
             f"nothing in {folder} says which transformer block {file.place} was trained on: give "
             "its number, counted from 0, with --model-layer"
         )
-    unknown = [
-        "threshold",
-        "calibration",
-        "noise_floor",
-        "grade",
-        "metrics",
-        *(["layer"] if file.level is None else []),
-    ]
+    unknown = ["threshold", "calibration", "noise_floor", "grade", "metrics"]
+    unknown += ["layer"] if file.level is None else []
     metrics: dict[str, Any] = dict.fromkeys(_NEVER_MEASURED, math.nan)
     metrics |= {
         "grade_uncertain": False,
@@ -325,9 +287,8 @@ def _unknown_lens(file: _File, weights: Weights, model_layer: int | None, folder
         weights=weights,
         threshold=0.0,
         calibrator=Calibrator("temperature", (1.0,)),
-        noise=NoiseFloor(
-            0.0, 1.0
-        ),  # signals are then logits; null on disk would not come back as a number
+        # Signals are then logits; NaN is null on disk, which would not come back as a number.
+        noise=NoiseFloor(0.0, 1.0),
         grade=Grade.C,
         metrics=metrics,
         trajectory=(),
@@ -347,13 +308,9 @@ def _check_once(lenses: Sequence[Lens], files: Sequence[_File]) -> None:
 def _provenance(folder: Path, sidecar: Sidecar | None, family: str, hidden: int) -> dict[str, Any]:
     if sidecar is not None:
         return {**sidecar.provenance, "imported": {"from": "hatcat"}}
-    # Settings of a fit that never was, for whatever reads a pack's; 0 is no target that a fit could
-    # have had.
-    settings = {
-        **settings_to_json(FitSettings(beyond_graduation=False)),
-        "family": family,
-        "target_f1": 0.0,
-    }
+    # Settings for readers of a pack, though there was no fit; no fit can have the target 0.
+    settings = settings_to_json(FitSettings(beyond_graduation=False))
+    settings |= {"family": family, "target_f1": 0.0}
     model = {
         "id": _model_id(folder),
         "fingerprint": _UNKNOWN,

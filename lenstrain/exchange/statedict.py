@@ -4,9 +4,9 @@ Read in `src/hat/classifiers/classifier.py` (LinearProbe, MLPClassifier, load_cl
 `src/hat/monitoring/lens_types.py` (SimpleMLP) of HatCat:
 
     linear   linear.weight (1, hidden), linear.bias (1,)
-    MLP      net.0.weight (128, hidden), net.3.weight (64, 128), net.6.weight (1, 64), and the bias of each;
-             numbers 1, 2, 4, 5 of the sequence are ReLU and dropout. Older files lack the prefix
-             ``net.``
+    MLP      net.0.weight (128, hidden), net.3.weight (64, 128), net.6.weight (1, 64), and the bias
+             of each; numbers 1, 2, 4, 5 of the sequence are ReLU and dropout. Older files lack the
+             prefix ``net.``
 
 Both give logits; what reads them applies the sigmoid. HatCat copies the tensors into float32
 parameters, so other floating types are read there and here, and b1 is written as the float64 that
@@ -43,13 +43,7 @@ _MLP = {
 }
 _GLOBAL = re.compile(r"GLOBAL ([\w.]{1,80})")
 _DAMAGE = (
-    RuntimeError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    OSError,
+    *(RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, OSError),
     pickle.UnpicklingError,
 )
 
@@ -71,8 +65,7 @@ def to_state_dict(weights: Weights) -> dict[str, torch.Tensor]:
             "net.6.weight": w3[None],
             "net.6.bias": np.reshape(b3, 1),
         }
-    # Copies in the order in which torch itself writes; arrays that were read may be read-only,
-    # which tensors cannot be.
+    # Copies, in the order that torch itself writes: arrays may be read-only, tensors never are.
     return {name: torch.from_numpy(np.array(values, order="C")) for name, values in arrays.items()}
 
 

@@ -30,7 +30,7 @@ def check_rows(X: ArrayLike, y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.boo
 
 
 def check_both_classes(targets: Sequence[NDArray[np.bool_]]) -> None:
-    """Look for positives and negatives among the training rows of each concept.
+    """Check that the training rows of each concept hold positives and negatives.
 
     Raises
     ------
@@ -39,7 +39,5 @@ def check_both_classes(targets: Sequence[NDArray[np.bool_]]) -> None:
     """
     for number, target in enumerate(targets):
         if not 0 < target.sum() < len(target):
-            raise TooFewSamplesError(
-                f"concept number {number}: {target.sum()} of {len(target)} training rows are "
-                "positive"
-            )
+            found = f"{target.sum()} of {len(target)} training rows are positive"
+            raise TooFewSamplesError(f"concept number {number}: {found}")

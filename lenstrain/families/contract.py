@@ -4,7 +4,7 @@
     Trainer --fit(which, counts, ...)--> Fitted --ship--> Weights
 
 To add a family, write a `Trainer` and give it a line in `kinds.py`: adaptive training, calibration,
-controls and lens packs know families through this page alone. `tests/lenstrain/contract.py` holds
+controls and lens packs know families through this module alone. `tests/lenstrain/contract.py` tests
 what each of them promises.
 """
 

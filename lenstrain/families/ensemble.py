@@ -31,19 +31,15 @@ class EnsembleTrainer:
 
     def path(self, strengths: Sequence[float]) -> list[LinearFit]:
         """As `PathTrainer.path`."""
-        return [
-            _mean(fits)
-            for fits in zip(*(member.path(strengths) for member in self._members), strict=True)
-        ]
+        paths = [member.path(strengths) for member in self._members]
+        return [_mean(fits) for fits in zip(*paths, strict=True)]
 
 
 def _mean(fits: Sequence[LinearFit]) -> LinearFit:
+    weights, intercepts, logits, converged = zip(*fits, strict=True)
     return LinearFit(
-        np.hstack([fit.weight for fit in fits]) / len(fits),
-        np.mean([fit.intercept for fit in fits], axis=0),
-        [
-            np.mean(logits, axis=0)
-            for logits in zip(*(fit.training_logits for fit in fits), strict=True)
-        ],
-        np.all([fit.converged for fit in fits], axis=0),
+        np.hstack(weights) / len(fits),
+        np.mean(intercepts, axis=0),
+        [np.mean(each, axis=0) for each in zip(*logits, strict=True)],
+        np.all(converged, axis=0),
     )

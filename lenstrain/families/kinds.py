@@ -29,25 +29,13 @@ class Family:
 STRENGTHS = (0.01, 0.1, 1.0)
 """Inverse L2 strengths to choose from on standardised activations."""
 
-FAMILIES = {
-    family.name: family
-    for family in (
-        Family("linear", lambda job: LinearTrainer(job.Z, job.rows, job.targets), STRENGTHS),
-        Family("mean-difference", lambda job: MeanDifferenceTrainer(job.Z, job.rows, job.targets)),
-        Family(
-            "mlp",
-            lambda job: MlpTrainer(job.Z, job.rows, job.targets, job.seeds),
-            bytes_per_feature=4 * 128 * 4,
-        ),
-        # The best model layer of each third, as the system that this one succeeds selects them.
-        Family("ensemble", lambda job: EnsembleTrainer(job, 3), STRENGTHS, n_model_layers=3),
-        # Rows of TF-IDF have length 1, those of standardised activations the square root of the
-        # hidden size.
-        Family(
-            "text",
-            lambda job: LinearTrainer(job.Z, job.rows, job.targets),
-            (1.0, 10.0, 100.0),
-            n_model_layers=0,
-        ),
-    )
-}
+_ALL = (
+    Family("linear", lambda job: LinearTrainer(*job[:3]), STRENGTHS),
+    Family("mean-difference", lambda job: MeanDifferenceTrainer(*job[:3])),
+    Family("mlp", lambda job: MlpTrainer(*job), bytes_per_feature=4 * 128 * 4),
+    # The best model layer of each third, as the system that this one succeeds selects them.
+    Family("ensemble", lambda job: EnsembleTrainer(job, 3), STRENGTHS, n_model_layers=3),
+    # Rows of TF-IDF have length 1, standardised activations the square root of the hidden size.
+    Family("text", lambda job: LinearTrainer(*job[:3]), (1.0, 10.0, 100.0), n_model_layers=0),
+)
+FAMILIES = {family.name: family for family in _ALL}

@@ -1,11 +1,10 @@
-"""The linear lens: L2-regularised logistic regression on standardised features, one vector and one
-number on raw ones.
+"""The linear lens: L2-regularised logistic regression on standardised features.
 
     Z, rows, targets of many concepts --LinearTrainer--> Gram matrices, once
                                       --.fit(counts, strengths)--> LinearFit, again and again
 
-Gram matrices serve every sample count, strength and set of targets: what
-`lenstrain.families.logistic` solves is small.
+On raw features it is one vector and one number. Gram matrices serve every sample count, strength
+and set of targets: what `lenstrain.families.logistic` solves is small.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from lenstrain.families.logistic import ROUGHLY, Solution, balanced_weights, sol
 from lenstrain.families.standardizer import Matrix, Standardizer
 
 DEFAULT_C = 1.0
-"""Inverse L2 strength on standardised features; 1 to 10 was best for every pooling and model
-measured."""
+"""Inverse L2 strength on standardised features; 1 to 10 was best for all poolings and models."""
 _SMALL_PRODUCT = 2**21  # multiplications; OpenBLAS has another way for up to 10**6
 _EVEN = 16  # columns: what its kernels take at a time
 
@@ -58,12 +56,10 @@ class LinearFit(NamedTuple):
         With `even`, those of a concept on float32 rows on a CPU are the same bits whatever other
         concepts are here.
         """
-        # Turned over, so that the logits of a concept lie side by side.
+        # Transposed, so that the logits of a concept lie side by side.
         if not isinstance(Z, torch.Tensor):
             product = (Z @ self.weight.T).T
-        elif (
-            Z.device.type == "cpu"
-        ):  # numpy's library is the faster one on some processors, by a third
+        elif Z.device.type == "cpu":  # numpy's library is a third faster on some processors
             rows = Z.numpy()
             weight = _even(self.weight, rows) if even else self.weight.astype(rows.dtype)
             product = (weight @ rows.T)[: len(self.weight)].astype(np.float64)
@@ -74,10 +70,9 @@ class LinearFit(NamedTuple):
     def some(self, numbers: Sequence[int]) -> LinearFit:
         """The lenses of some of the concepts."""
         chosen = list(numbers)
-        logits = [self.training_logits[number] for number in chosen] if self.training_logits else []
-        return LinearFit(
-            self.weight[chosen], self.intercept[chosen], logits, self.converged[chosen]
-        )
+        weight, intercept, logits, converged = self
+        some = [logits[number] for number in chosen] if logits else []
+        return LinearFit(weight[chosen], intercept[chosen], some, converged[chosen])
 
     @classmethod
     def joined(cls, fits: Sequence[LinearFit]) -> LinearFit:
@@ -106,8 +101,8 @@ class LinearFit(NamedTuple):
 def _even(weight: NDArray[np.float64], rows: NDArray[Any]) -> NDArray[Any]:
     """(more lenses, features) with zeros after the others, in the precision of the rows.
 
-    Which way a product is computed, and so how it rounds, depends on its size: that of a single
-    vector, a small one, and the last columns of a large one all go ways of their own. So it is made
+    How a product is computed, and so how it rounds, depends on its size: a single vector, a small
+    product and the last columns of a large one are each treated in their own way. So it is made
     large, and even.
     """
     width = max(len(weight), _SMALL_PRODUCT // max(1, rows.size))
@@ -173,21 +168,14 @@ class LinearTrainer:
         chosen = [self._targets[number] for number in which] if targets is None else targets
         problem = self._problem(which, counts, chosen)
         solution = solve(*problem, self._strengths(strengths))
-        duals = solution.dual.cpu().numpy()
-        weight = np.stack(
-            [
-                _weights(self._parts[number], duals[place, None, :count])[0]
-                for place, (number, count) in enumerate(zip(which, counts, strict=True))
-            ]
-        )
-        return _fit(weight, solution, counts)
+        problems = zip(which, solution.dual.cpu().numpy(), counts, strict=True)
+        weight = [_weights(self._parts[i], dual[None, :n])[0] for i, dual, n in problems]
+        return _fit(np.stack(weight), solution, counts)
 
     def path(self, strengths: Sequence[float]) -> list[LinearFit]:
-        """Fit all concepts on all of their rows with each of some strengths; well enough to choose
-        one of them.
+        """Fit all concepts on all of their rows, well enough to choose one of the strengths.
 
-        Each starts where the one before it ended: the strongest penalty, the smallest number, comes
-        first.
+        Each starts where the one before it ended: the strongest penalty, the smallest, comes first.
         """
         counts = [len(target) for target in self._targets]
         problem = self._problem(range(len(counts)), counts, self._targets)
@@ -197,21 +185,14 @@ class LinearTrainer:
             start = solutions[-1] if solutions else None
             solutions.append(solve(*problem, C, start=start, tolerance=ROUGHLY))
         duals = torch.stack([solution.dual for solution in solutions], dim=1).cpu().numpy()
-        weight = np.stack(
-            [
-                _weights(part, dual[:, :count])
-                for part, dual, count in zip(self._parts, duals, counts, strict=True)
-            ]
-        )
-        return [
-            _fit(weight[:, number], solution, counts) for number, solution in enumerate(solutions)
-        ]
+        problems = zip(self._parts, duals, counts, strict=True)
+        weight = np.stack([_weights(part, dual[:, :n]) for part, dual, n in problems], axis=1)
+        return [_fit(*each, counts) for each in zip(weight, solutions, strict=True)]
 
     def _problem(
         self, which: Sequence[int], counts: Sequence[int], targets: Sequence[NDArray[np.bool_]]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Gram matrices, targets and weights of the first rows of some concepts, padded to the same
-        number."""
+        """Gram matrices, targets and weights of the first rows of some concepts, padded."""
         width = max(counts)
         y = np.zeros((len(which), width))
         known = [target[:count] for target, count in zip(targets, counts, strict=True)]
@@ -233,27 +214,22 @@ class LinearTrainer:
 
 
 def _fit(weight: NDArray[np.float64], solution: Solution, counts: Sequence[int]) -> LinearFit:
-    intercept, logits, converged = (part.cpu().numpy() for part in solution[1:])
-    return LinearFit(
-        weight, intercept, [f[:n] for f, n in zip(logits, counts, strict=True)], converged
-    )
+    intercept, padded, converged = (part.cpu().numpy() for part in solution[1:])
+    logits = [f[:n] for f, n in zip(padded, counts, strict=True)]
+    return LinearFit(weight, intercept, logits, converged)
 
 
 def _gram(part: Matrix) -> torch.Tensor:
     """(n, n) products of all rows with all."""
     if not isinstance(part, torch.Tensor):
         return torch.from_numpy((part @ part.T).toarray())
-    if part.device.type == "cpu":
-        rows = part.numpy()
-        return torch.from_numpy(
-            rows @ rows.T
-        )  # numpy sees that it is symmetric and computes one half
+    if part.device.type == "cpu":  # numpy sees that it is symmetric and computes one half
+        return torch.from_numpy(part.numpy() @ part.numpy().T)
     return part @ part.T
 
 
 def _weights(part: Matrix, duals: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(problems, features) the rows, weighted by the dual variables (problems, rows) of each
-    problem."""
+    """(problems, features) the rows, weighted by each problem's dual variables (problems, rows)."""
     if isinstance(part, torch.Tensor):
         rows = part[: duals.shape[1]]
         return np.asarray((torch.from_numpy(duals).to(rows) @ rows).double().cpu().numpy())

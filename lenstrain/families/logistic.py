@@ -1,8 +1,7 @@
-"""L2-regularised logistic regression, intercept unpenalised, solved exactly in the space of
-samples, many at a time.
+"""L2-regularised logistic regression, solved exactly in the space of samples, many at a time.
 
-Samples are few and features are many. With rows Z (n, features) and K = Z Z^T the optimum has the
-form w = Z^T a, and Newton's method on
+Samples are few, features are many, and the intercept is not penalised. With rows Z (n, features)
+and K = Z Z^T the optimum has the form w = Z^T a, and Newton's method on
 
     sum_i v_i log(1 + exp(-y_i f_i)) + |w|^2 / (2 C),    f = K a + b
 
@@ -22,9 +21,7 @@ _TOLERANCE = 1e-7  # on the optimality condition, relative to the largest dual v
 ROUGHLY = 1e-3
 """A tolerance that is enough to rank rows by: what is chosen by it is fitted again."""
 _MAX_STEPS = 100
-_CACHED_BYTES = (
-    2**23
-)  # of systems that are solved together: more would not stay in a core's cache from step to step
+_CACHED_BYTES = 2**23  # of systems solved together: more would not stay in a core's cache
 _ROUGH_STEPS = 30  # in float32; whatever took more gets float64
 _SMALLEST_CURVATURE = 1e-15  # of p(1-p), so that it can be divided by
 _FLAT = 0.01  # share of the slope at the start of a step at which its length is good enough
@@ -45,8 +42,7 @@ class Solution(NamedTuple):
 
 
 def balanced_weights(y: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Weights (batch, n) with which both classes count alike and the mean is 1; 0 where a row is
-    not present."""
+    """Weights (batch, n): classes count alike, the mean is 1, and 0 where a row is not present."""
     share = (y * present).sum(dim=1, keepdim=True) / present.sum(dim=1, keepdim=True)
     return torch.where(y > 0, 0.5 / share, 0.5 / (1 - share)) * present
 
@@ -79,9 +75,8 @@ def solve(
     if start is None:
         cost = C.unsqueeze(1) * importance
         prior = torch.logit((y * cost).sum(dim=1) / cost.sum(dim=1))
-        start = Solution(
-            torch.zeros_like(y), prior, prior.unsqueeze(1).expand_as(y), torch.zeros_like(C)
-        )
+        logits = prior.unsqueeze(1).expand_as(y)
+        start = Solution(torch.zeros_like(y), prior, logits, torch.zeros_like(C))
     split = [torch.split(values, n) for values in (gram, y, importance, C, *start[:3])]
     solutions = [_solve(*part, tolerance=tolerance) for part in zip(*split, strict=True)]
     return Solution(*(torch.cat(values) for values in zip(*solutions, strict=True)))
@@ -99,16 +94,11 @@ def _solve(
     tolerance: float,
 ) -> Solution:
     cost = C.unsqueeze(1) * importance
-    found = Solution(
-        torch.zeros_like(y),
-        torch.empty_like(C),
-        torch.empty_like(y),
-        torch.zeros(len(y), dtype=torch.bool, device=y.device),
-    )
+    unsolved = torch.zeros_like(C, dtype=torch.bool)
+    found = Solution(torch.zeros_like(y), torch.empty_like(C), torch.empty_like(y), unsolved)
     live, rough = torch.arange(len(y), device=y.device), gram.float()
     for step in range(_MAX_STEPS + 1):
-        # At the optimum each dual variable is its row's weighted residual, and the intercept has no
-        # gradient.
+        # At the optimum each dual variable is its row's weighted residual, and residuals sum to 0.
         pull = cost * _residual(f, y)
         slack = torch.maximum((dual - pull).abs().amax(dim=1), pull.sum(dim=1).abs())
         done = slack <= tolerance * pull.abs().amax(dim=1)
@@ -119,40 +109,29 @@ def _solve(
             going = ~finished
             if not bool(going.any()):
                 break
-            live, gram, rough, y, cost = (
-                live[going],
-                gram[going],
-                rough[going],
-                y[going],
-                cost[going],
-            )
-            dual, intercept, f, pull = dual[going], intercept[going], f[going], pull[going]
+            live, gram, rough = live[going], gram[going], rough[going]
+            y, cost, pull = y[going], cost[going], pull[going]
+            dual, intercept, f = dual[going], intercept[going], f[going]
         if step == _ROUGH_STEPS:
             rough = gram
+        system = f, pull - dual, dual.sum(dim=1), cost
         try:
-            by, shift = _correction(rough, f, pull - dual, dual.sum(dim=1), cost)
-        except (
-            RuntimeError
-        ):  # of a penalty so weak that float32 cannot tell the system from a singular one
+            by, shift = _correction(rough, *system)
+        except RuntimeError:  # with a weak penalty, float32 may take the system for a singular one
             rough = gram
-            by, shift = _correction(rough, f, pull - dual, dual.sum(dim=1), cost)
+            by, shift = _correction(rough, *system)
         new_dual, new_intercept = dual + by, intercept + shift
         new_f = (gram @ new_dual.unsqueeze(2)).squeeze(2) + new_intercept.unsqueeze(1)
         turn = new_f - f
-        t = _step_length(
-            y, cost, (dual, f - intercept.unsqueeze(1), f), (by, turn - shift.unsqueeze(1), turn)
-        )
-        dual, f, intercept = (
-            dual + t.unsqueeze(1) * by,
-            f + t.unsqueeze(1) * turn,
-            intercept + t * shift,
-        )
+        at = dual, f - intercept.unsqueeze(1), f
+        t = _step_length(y, cost, at, (by, turn - shift.unsqueeze(1), turn))
+        dual, f = dual + t.unsqueeze(1) * by, f + t.unsqueeze(1) * turn
+        intercept = intercept + t * shift
     return found
 
 
-_Line = tuple[
-    torch.Tensor, torch.Tensor, torch.Tensor
-]  # dual variables, logits without intercept, logits
+# Dual variables, logits without intercept, logits.
+_Line = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _step_length(y: torch.Tensor, cost: torch.Tensor, at: _Line, by: _Line) -> torch.Tensor:
@@ -207,7 +186,7 @@ def _correction(
     Parameters
     ----------
     rough : (batch, n, n) K in the precision to solve in.
-    lack : (batch, n) what each dual variable is short of its row's weighted residual.
+    lack : (batch, n) how far each dual variable is below its row's weighted residual.
     excess : (batch,) sum of the dual variables, which is 0 at the optimum.
     """
     curvature = (torch.sigmoid(f) * torch.sigmoid(-f)).clamp_(min=_SMALLEST_CURVATURE)

@@ -1,5 +1,4 @@
-"""The mean-difference lens: the direction from the mean of the negatives to the mean of the
-positives.
+"""The mean-difference lens: the direction from the mean of the negatives to that of the positives.
 
 This is mass-mean probing (Marks and Tegmark 2023, The Geometry of Truth, arXiv:2310.06824); nothing
 is searched for. The logit is that of the linear discriminant (Fisher 1936, The use of multiple
@@ -8,8 +7,7 @@ equally likely. For standardised rows z, with d = mean+ - mean- and m = (mean+ +
 
     t = (z - m) . d / |d|,    logit = t |d| / s^2,    s^2 = (var+(t) + var-(t)) / 2
 
-Standardisation is folded into the result, so a lens is one vector and one number on raw
-activations.
+Standardisation is folded in, so a lens is one vector and one number on raw activations.
 """
 
 from __future__ import annotations
@@ -41,8 +39,7 @@ def fit_mean_difference_batch(
     *,
     standardizer: Standardizer | None = None,
 ) -> LinearBatch:
-    """Fit one lens for each entry of `rows`. A concept whose class means are the same gets the
-    logit 0 everywhere.
+    """Fit one lens for each entry of `rows`; where both class means are equal, its logit is 0.
 
     Parameters
     ----------
@@ -140,8 +137,7 @@ def _fit(problems: Iterable[tuple[NDArray[np.float64], NDArray[np.bool_]]]) -> L
 def _discriminant(
     Z: NDArray[np.float64], target: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights d / s^2 on the standardised rows Z, and the point m where the logit is 0; both
-    (hidden,)."""
+    """Weights d / s^2 on rows Z, and the point m where the logit is 0; both (hidden,)."""
     present, absent = Z[target].mean(axis=0), Z[~target].mean(axis=0)
     d, middle = present - absent, (present + absent) / 2
     length = float(np.linalg.norm(d))

@@ -1,5 +1,4 @@
-"""The MLP lens: a hidden-128-64-1 network with rectified linear units, trained for many concepts at
-once.
+"""The MLP lens: a hidden-128-64-1 network with rectified linear units, for many concepts at once.
 
 It sees what no direction can, such as a concept that is present on either side of a plane, at a
 hundred times the numbers of a linear lens. All networks of a batch take their steps together, as
@@ -35,20 +34,16 @@ WIDTHS = (128, 64)
 
 _STEP = 5e-3
 _WEIGHT_DECAY = 1e-2  # decoupled: 50 steps shrink a weight by 0.25 %
-_SMALLEST_SPREAD = (
-    1e-6  # of a standardised feature over a concept's rows; what varies less is rounding
-)
+_SMALLEST_SPREAD = 1e-6  # of a standardised feature over a concept's rows; less is rounding
 _BATCH_BYTES = 256 * 2**20
 _CHUNK_BYTES = 64 * 2**20
 
-_Network = tuple[
-    torch.Tensor, ...
-]  # w1, b1, w2, b2, w3, b3, each with the concepts of a batch as first axis
+# w1, b1, w2, b2, w3, b3, each with the concepts of a batch as first axis
+_Network = tuple[torch.Tensor, ...]
 
 
 class MlpWeights(NamedTuple):
-    """One network as it is shipped, on raw activations; shapes as in `MlpBatch`, without the
-    concepts."""
+    """One network as shipped, on raw activations; shapes as in `MlpBatch`, without concepts."""
 
     w1: NDArray[np.float32]
     b1: NDArray[np.float64]
@@ -75,8 +70,7 @@ class MlpBatch(NamedTuple):
     w1: NDArray[np.float32]
     """(concepts, hidden, 128), 0 where a feature does not vary over a concept's rows."""
     b1: NDArray[np.float64]
-    """(concepts, 128), in float64: a feature far from 0 puts a large number here that the product
-    takes away again."""
+    """(concepts, 128), float64: a feature far from 0 adds much here that the product takes away."""
     w2: NDArray[np.float32]
     """(concepts, 128, 64)"""
     b2: NDArray[np.float32]
@@ -101,14 +95,7 @@ class MlpBatch(NamedTuple):
 
     def network(self, number: int) -> MlpWeights:
         """The network of one concept."""
-        return MlpWeights(
-            self.w1[number],
-            self.b1[number],
-            self.w2[number],
-            self.b2[number],
-            self.w3[number],
-            self.b3[number],
-        )
+        return MlpWeights(*(part[number] for part in self[:6]))
 
 
 class MlpFit:
@@ -131,8 +118,7 @@ class MlpFit:
         return MlpSome(self._batch, numbers)
 
     def ship(self, number: int, standardizer: Standardizer | None) -> MlpWeights:
-        """The network of one concept, on raw features; None where features were not
-        standardised."""
+        """The network of one concept on raw features; None where features were not standardised."""
         network = self._batch.network(number)
         if standardizer is None:
             return network
@@ -194,14 +180,11 @@ class MlpTrainer:
         """As `lenstrain.families.contract.Trainer.fit`."""
         chosen = [self._targets[i] for i in which] if targets is None else targets
         rows = [self._rows[i][:count] for i, count in zip(which, counts, strict=True)]
-        hidden = self._Z.shape[1]
+        known = [target[:count] for target, count in zip(chosen, counts, strict=True)]
+        keys, device = [self._seeds[i] for i in which], str(self._Z.device)
+        as_it_is = Standardizer(np.zeros(self._Z.shape[1]), np.ones(self._Z.shape[1]))
         batch = fit_mlp_batch(
-            self._Z.cpu().numpy(),
-            rows,
-            [target[:count] for target, count in zip(chosen, counts, strict=True)],
-            standardizer=Standardizer(np.zeros(hidden), np.ones(hidden)),
-            keys=[self._seeds[i] for i in which],
-            device=str(self._Z.device),
+            self._Z.cpu().numpy(), rows, known, standardizer=as_it_is, keys=keys, device=device
         )
         return MlpFit(batch, [self._Z[torch.from_numpy(r)] for r in rows])
 
@@ -217,8 +200,7 @@ def fit_mlp_batch(
     keys: Sequence[int] | None = None,
     device: str = "cpu",
 ) -> MlpBatch:
-    """Fit one network for each entry of `rows`. A concept in whose rows no feature varies gets the
-    logit 0 everywhere.
+    """Fit one network for each entry of `rows`; where no feature varies, its logit is 0.
 
     Besides the result and X, this needs about 0.3 GB, or what one concept needs if that is more.
 
@@ -250,15 +232,13 @@ def fit_mlp_batch(
     hidden = X.shape[1]
     fitted = _zeros(len(rows), hidden)
     for chosen in _batches([len(r) for r in rows], hidden):
-        Z, y, importance = _gather(
-            X, [rows[i] for i in chosen], [targets[i] for i in chosen], standardizer
-        )
+        own = [rows[i] for i in chosen], [targets[i] for i in chosen]
+        Z, y, importance = _gather(X, *own, standardizer)
         varying = np.ptp(Z, axis=1) > _SMALLEST_SPREAD  # padding repeats a row
         Z *= varying[:, None]
         used = np.flatnonzero(varying.any(axis=0))
-        network = _draw(
-            varying[:, used], [np.random.default_rng([seed, keys[i]]) for i in chosen], device
-        )
+        generators = [np.random.default_rng([seed, keys[i]]) for i in chosen]
+        network = _draw(varying[:, used], generators, device)
         problem = [torch.from_numpy(part).to(device) for part in (Z[:, :, used], y, importance)]
         fitted.converged[chosen] = _train(network, problem, epochs).cpu().numpy()
         w1, b1, w2, b2, w3, b3 = (part.detach().cpu().numpy() for part in network)
@@ -273,8 +253,7 @@ def fit_mlp_batch(
 
 
 class MlpLens:
-    """One MLP lens, as a scikit-learn style estimator. The same rows in any order give the same
-    lens.
+    """One MLP lens, a scikit-learn style estimator; rows in any order give the same lens.
 
     Parameters
     ----------
@@ -283,7 +262,7 @@ class MlpLens:
 
     Attributes
     ----------
-    network_ : the fitted network, on raw activations: a batch of one concept.
+    network_ : the fitted network on raw activations, a batch of one concept.
     converged_ : bool, whether the loss stayed finite.
     """
 
@@ -298,9 +277,8 @@ class MlpLens:
         # Training blows up the rounding of sums, which hangs on the order of the rows.
         order = np.lexsort((target, *X.T[::-1]))
         rows = np.arange(len(X))
-        self.network_ = fit_mlp_batch(
-            X[order], [rows], [target[order]], epochs=self.epochs, seed=self.seed
-        )
+        options: dict[str, Any] = {"epochs": self.epochs, "seed": self.seed}
+        self.network_ = fit_mlp_batch(X[order], [rows], [target[order]], **options)
         self.converged_ = bool(self.network_.converged[0])
         return self
 
@@ -331,8 +309,7 @@ def _zeros(n_concepts: int, hidden: int) -> MlpBatch:
 
 
 def _batches(lengths: Sequence[int], hidden: int) -> list[list[int]]:
-    """Concepts of similar length together, few enough that their rows and networks fit in
-    memory."""
+    """Concepts of similar length together, few enough that their rows and networks fit memory."""
     batches: list[list[int]] = []
     width = 0
     for concept in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -352,10 +329,9 @@ def _gather(
     targets: Sequence[NDArray[np.bool_]],
     standardizer: Standardizer,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Standardised rows (batch, n, hidden), targets and row weights (batch, n) that sum to 1 for
-    each concept.
+    """Standardised rows (batch, n, hidden), targets and row weights (batch, n).
 
-    Padding repeats a concept's first row with weight 0.
+    The weights of a concept sum to 1. Padding repeats its first row with weight 0.
     """
     width = max(len(r) for r in rows)
     Z = np.empty((len(rows), width, X.shape[1]), np.float32)
@@ -372,24 +348,19 @@ def _gather(
 def _draw(
     varying: NDArray[np.bool_], generators: Sequence[np.random.Generator], device: str
 ) -> _Network:
-    """First weights: 0 for a feature that does not vary, and drawn for the others as if it were not
-    there.
+    """First weights, 0 for a feature that does not vary, drawn for the others as if it were absent.
 
     `varying` is (concepts, features).
     """
     first, second = WIDTHS
     w1 = np.zeros((*varying.shape, first), np.float32)
-    w2, w3 = (
-        np.empty((len(varying), first, second), np.float32),
-        np.empty((len(varying), second, 1), np.float32),
-    )
+    w2 = np.empty((len(varying), first, second), np.float32)
+    w3 = np.empty((len(varying), second, 1), np.float32)
     for i, generator in enumerate(generators):
-        n = int(varying[i].sum())
-        w1[i, varying[i]] = generator.standard_normal((n, first), np.float32) * np.sqrt(
-            2 / max(n, 1)
-        )
-        w2[i] = generator.standard_normal((first, second), np.float32) * np.sqrt(2 / first)
-        w3[i] = generator.standard_normal((second, 1), np.float32) * np.sqrt(1 / second)
+        n, draw = int(varying[i].sum()), generator.standard_normal
+        w1[i, varying[i]] = draw((n, first), np.float32) * np.sqrt(2 / max(n, 1))
+        w2[i] = draw((first, second), np.float32) * np.sqrt(2 / first)
+        w3[i] = draw((second, 1), np.float32) * np.sqrt(1 / second)
     layers = [(torch.from_numpy(w), torch.zeros(len(w), 1, w.shape[2])) for w in (w1, w2, w3)]
     return tuple(part.to(device).requires_grad_() for layer in layers for part in layer)
 

@@ -1,6 +1,6 @@
 """From a dataset to a lens pack.
 
-dataset --choice--> model layer and strength --adaptive, iterations--> one fit after the other, until graduation
+dataset --choice--> model layer and strength --adaptive, iterations--> fits, until graduation
         --controls, directions, measure--> FittedLens (fitted) --refine--> --to_pack--> LensPack
-train: all of it      follow: while extraction is still running      transfer: lenses judged at another dtype
+train: all of it      follow: while extraction still runs      transfer: judged at another dtype
 """

@@ -82,8 +82,7 @@ def fit_lenses(
     Parameters
     ----------
     concepts : which concepts; None for all that the store was extracted for.
-    jobs : threads; None for one a core, 8 at most. The lenses are the same, bit for bit, whatever
-        it is.
+    jobs : threads; None for one a core, 8 at most. It changes no bit of the lenses.
 
     Raises
     ------
@@ -93,15 +92,10 @@ def fit_lenses(
         If not one concept has enough samples.
     """
     settings = settings or FitSettings()
-    (result,) = fit_targets(
-        dataset,
-        settings,
-        [settings.target_f1],
-        concepts=concepts,
-        jobs=jobs,
-        on_progress=on_progress,
-    )
-    return result
+    target = [settings.target_f1]
+    return fit_targets(
+        dataset, settings, target, concepts=concepts, jobs=jobs, on_progress=on_progress
+    )[0]
 
 
 def fit_targets(
@@ -113,11 +107,10 @@ def fit_targets(
     jobs: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[FitResult]:
-    """Train for several target F1 in one pass: what `fit_lenses` gives for each of them, in their
-    order.
+    """Train for several target F1 in one pass: the result of `fit_lenses` for each, in order.
 
-    The iterations of a concept are the same whatever the target is, which only says where to stop.
-    So each is fitted and judged once, until the last target is reached.
+    The target only decides where training stops: the iterations of a concept are the same. So each
+    is fitted and judged once, until the last target is reached.
 
     Raises
     ------
@@ -133,57 +126,41 @@ def fit_targets(
     tasks = [
         TaskRows(dataset, task, settings) for task in _tasks(dataset, settings, concepts, skipped)
     ]
-    family, controls = FAMILIES[settings.family], Controls(dataset, settings)
-    vocabulary = None
-    lenses: dict[str, list[FittedLens]] = {}
-    times: dict[int, IterationTime] = {}
+    chosen = [ModelLayerChoice((), {})] * len(tasks)
+    if tasks and (n := FAMILIES[settings.family].n_model_layers):
+        chosen = choose_model_layers(dataset, tasks, settings, n, jobs=jobs, on_progress=tell)
     through: list[list[FittedLens]] = []
 
     def on_through(found: list[list[FittedLens]]) -> None:
         through.extend(found)
         tell(_progress(through, len(tasks)))
 
-    if tasks and family.n_model_layers:
-        chosen = choose_model_layers(
-            dataset, tasks, settings, family.n_model_layers, jobs=jobs, on_progress=tell
-        )
-    else:
-        chosen = [ModelLayerChoice((), {})] * len(tasks)
-    scores = {
-        task.task.concept: each.score_by_model_layer
-        for task, each in zip(tasks, chosen, strict=True)
-    }
+    times: dict[int, IterationTime] = {}
+    controls = Controls(dataset, settings)
+    lenses: dict[str, list[FittedLens]] = {}
+    vocabulary = None
     for model_layers in sorted({each.model_layers for each in chosen}):
         features, vocabulary = _features(dataset, model_layers, settings)
-        here = [
-            task
-            for task, its in zip(tasks, chosen, strict=True)
-            if its.model_layers == model_layers
-        ]
+        here = [t for t, its in zip(tasks, chosen, strict=True) if its.model_layers == model_layers]
         training = AdaptiveTraining(
-            features,
-            here,
-            model_layers,
-            wanted,
-            controls,
-            jobs,
-            skipped,
-            on_through=on_through,
+            features, here, model_layers, wanted, controls, jobs, skipped, on_through=on_through
         )
-        for found in training.run(times):
-            for lens in found:
-                lens.score_by_model_layer = scores[lens.concept]
-            lenses[found[0].concept] = found
+        lenses |= {found[0].concept: found for found in training.run(times)}
         del features, training
     if not lenses:
         reason = next(iter(skipped.values()), "the store holds no concepts")
         raise TooFewSamplesError(
             f"no concept has enough samples to fit a lens; the first: {reason}"
         )
+    in_order = []
+    for task, its in zip(tasks, chosen, strict=True):
+        found = lenses.get(task.task.concept, [])
+        for lens in found:
+            lens.score_by_model_layer = its.score_by_model_layer
+        in_order += [found] if found else []
     times = dict(sorted(times.items()))
-    order = [task.task.concept for task in tasks if task.task.concept in lenses]
     return [
-        FitResult([lenses[concept][number] for concept in order], dict(skipped), times, vocabulary)
+        FitResult([found[number] for found in in_order], dict(skipped), times, vocabulary)
         for number in range(len(wanted))
     ]
 
@@ -197,40 +174,25 @@ def fit_again(
     *,
     jobs: int | None = None,
 ) -> list[FittedLens]:
-    """Fit tasks that read the same model layers once, with all of their rows; nothing is chosen
-    anew.
+    """Fit tasks once that read the same model layers, with all of their rows; nothing is chosen.
 
     Parameters
     ----------
     strengths : inverse L2 strength of each concept.
     """
-    skipped: dict[str, str] = {}
-    wanted = [replace(settings, beyond_graduation=False)]
-    training = AdaptiveTraining(
-        _features(dataset, model_layers, settings)[0],
-        tasks,
-        model_layers,
-        wanted,
-        Controls(dataset, settings),
-        jobs,
-        skipped,
-    )
-    known = [
-        np.nan if (C := strengths[task.task.concept]) is None else C for task in training.tasks
-    ]
-    return [lens for (lens,) in training.run({}, known)]
+    features, controls = _features(dataset, model_layers, settings)[0], Controls(dataset, settings)
+    once = [replace(settings, beyond_graduation=False)]
+    training = AdaptiveTraining(features, tasks, model_layers, once, controls, jobs, {})
+    known = [strengths[task.task.concept] for task in training.tasks]
+    return [lens for (lens,) in training.run({}, [np.nan if C is None else C for C in known])]
 
 
 def _progress(through: Sequence[Sequence[FittedLens]], total: int) -> FitProgress:
     first = [found[0] for found in through]
-    grades = Counter(lens.grade.value for lens in first)
-    return FitProgress(
-        "fitting",
-        len(first),
-        total,
-        sum(lens.graduated for lens in first),
-        tuple((grade.value, grades[grade.value]) for grade in Grade),
-    )
+    counts = Counter(lens.grade.value for lens in first)
+    grades = tuple((grade.value, counts[grade.value]) for grade in Grade)
+    graduated = sum(lens.graduated for lens in first)
+    return FitProgress("fitting", len(first), total, graduated, grades)
 
 
 def _features(

@@ -1,5 +1,4 @@
-"""What is chosen on the calibration split before training: each concept's model layers and L2
-strength."""
+"""Choices on the calibration split before training: a concept's model layers and L2 strength."""
 
 from __future__ import annotations
 
@@ -20,13 +19,12 @@ from lenstrain.parallel import chunks_by_size, in_parallel
 from lenstrain.settings import FitProgress, FitSettings, OnProgress
 
 _MIDDLE_STRENGTH = 0.1  # for choosing the model layer, before the strength is chosen
-# Average precision at 1 % hangs on the few best negatives, and a calibration split is small: at one
-# half it chose lenses with a better test F1 (0.808 against 0.795 over 75 concepts,
-# benchmarks/choice.py) and no worse a score at 1 %.
+# Average precision at 1 % depends on the few best negatives, and a calibration split is small. At
+# one half it chose lenses with a better test F1 (0.808 against 0.795 over 75 concepts,
+# benchmarks/choice.py) and a score at 1 % that is no worse.
 CHOICE_PREVALENCE = 0.5
-_PRIOR = (
-    12  # calibration samples that the mean over concepts is worth; 4 to 36 chose about equally well
-)
+# Calibration samples that the mean over concepts is worth; 4 to 36 chose about equally well.
+_PRIOR = 12
 
 
 class ModelLayerChoice(NamedTuple):
@@ -34,9 +32,9 @@ class ModelLayerChoice(NamedTuple):
 
     model_layers: tuple[int, ...]
     score_by_model_layer: dict[int, float]
-    """Calibration score of a linear lens on each candidate alone, on the calibration split and with
-    all samples; empty where there was nothing to choose. Its prevalence is that of the score, so
-    that it can be read beside it."""
+    """Score of a linear lens on each candidate alone, on the calibration split and with all
+    samples; empty where there was nothing to choose. At the prevalence of the lens's own score, so
+    that the two can be compared."""
 
 
 def choose_model_layers(
@@ -48,24 +46,22 @@ def choose_model_layers(
     jobs: int | None = None,
     on_progress: OnProgress = lambda _: None,
 ) -> list[ModelLayerChoice]:
-    """The n model layers of each task: the best of each of n parts, on the calibration split, with
-    all samples.
+    """The n model layers of each task: the best of each of n parts, on the calibration split.
 
-    Whatever the family, linear lenses find where a concept can be read. A concept has a handful of
-    calibration samples, and the best of thirty model layers on a handful is mostly luck. So a concept's
-    own score is drawn towards the mean score of the model layer over all concepts (empirical Bayes), with
-    the weight of `_PRIOR` samples. Equal ones go to the lower one.
+    Linear lenses, fitted on all samples, find where a concept can be read, whatever the family. A
+    concept has few calibration samples, and the best of thirty model layers on a few samples is
+    mostly luck. So a concept's own score is drawn towards the mean score of the model layer over
+    all concepts (empirical Bayes), with the weight of `_PRIOR` samples. Of equal ones, the lowest
+    model layer is chosen.
 
     Raises
     ------
     SettingsError
         If a model layer asked for is not in the store, or there are fewer than n.
     """
-    candidates = (
-        dataset.model_layers
-        if settings.model_layers is None
-        else tuple(sorted(set(settings.model_layers)))
-    )
+    candidates = dataset.model_layers
+    if settings.model_layers is not None:
+        candidates = tuple(sorted(set(settings.model_layers)))
     for model_layer in candidates:
         if model_layer not in dataset.model_layers:
             raise SettingsError(
@@ -85,9 +81,8 @@ def choose_model_layers(
     for number, model_layer in enumerate(candidates):
         on_progress(FitProgress("choosing model layers", number, len(candidates)))
         features = Features.of_model_layers(dataset, (model_layer,), settings.device)
-        scores[number], shown[number] = _scores_of_layer(
-            features, tasks, strength, jobs, settings.prevalence
-        )
+        prevalences = (CHOICE_PREVALENCE, settings.prevalence)
+        scores[number], shown[number] = _linear_scores(features, tasks, strength, jobs, prevalences)
     on_progress(FitProgress("choosing model layers", len(candidates), len(candidates)))
     best = [
         [int(part[0]) + chosen for chosen in best_for_each(scores[part], tasks)] for part in parts
@@ -101,31 +96,27 @@ def choose_model_layers(
     ]
 
 
-def _scores_of_layer(
+def _linear_scores(
     features: Features,
     tasks: Sequence[TaskRows],
     strength: float,
     jobs: int | None,
-    prevalence: float,
+    prevalences: Sequence[float],
 ) -> NDArray[np.float64]:
-    """(2, tasks): what is chosen by, and the score that the report shows."""
-    scores = np.empty((2, len(tasks)))
+    """(prevalences, tasks) calibration scores of linear lenses fitted on all samples."""
+    scores = np.empty((len(prevalences), len(tasks)))
 
     def score(chosen: list[int]) -> None:
         here = [tasks[i] for i in chosen]
-        trainer = LinearTrainer(
-            features.Z, [t.training.rows for t in here], [t.training.targets for t in here]
-        )
+        rows, targets = [t.training.rows for t in here], [t.training.targets for t in here]
+        trainer = LinearTrainer(features.Z, rows, targets)
         fitted = trainer.fit(range(len(here)), [len(task) for task in here], [strength] * len(here))
-        scores[:, chosen] = calibration_scores(
-            features, [fitted], here, (CHOICE_PREVALENCE, prevalence)
-        )
+        scores[:, chosen] = calibration_scores(features, [fitted], here, prevalences)
         for task in here:
             task.forget()
 
-    for _ in in_parallel(
-        score, chunks_by_size([len(task) for task in tasks], features.row_bytes), jobs
-    ):
+    chunks = chunks_by_size([len(task) for task in tasks], features.row_bytes)
+    for _ in in_parallel(score, chunks, jobs):
         pass
     return scores
 
@@ -137,14 +128,11 @@ def calibration_scores(
     prevalences: Sequence[float] = (CHOICE_PREVALENCE,),
     pool: Executor | None = None,
 ) -> NDArray[np.float64]:
-    """(prevalences, tasks) average precision on the calibration split of some fits, whose lenses
-    are those of tasks."""
+    """(prevalences, tasks) average precision on the calibration split; `fits` hold the lenses of
+    `tasks`, in order."""
     judged = [*zip(tasks, features.logits(fits, CALIBRATION, pool), strict=True)]
     return np.array(
-        [
-            [task.score(CALIBRATION, logits, prevalence) for task, logits in judged]
-            for prevalence in prevalences
-        ]
+        [[t.score(CALIBRATION, logits, p) for t, logits in judged] for p in prevalences]
     )
 
 

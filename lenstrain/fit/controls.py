@@ -1,5 +1,4 @@
-"""What a lens has to beat: the same fit with shuffled labels, a random direction, text length, and
-the prompt's words.
+"""What a lens has to beat: shuffled labels, a random direction, text length, the prompt's words.
 
 A concept whose prompts are longer than others', or that is always named, gets a good lens from any
 model. The controls are judged exactly as the lens is, on the same rows (Hewitt and Liang,
@@ -34,8 +33,7 @@ _LENGTH_C = 1.0
 
 
 class Controls:
-    """The controls of a dataset's lenses; what they need of the texts is made when first asked
-    for."""
+    """The controls of a dataset's lenses; features of the texts are made when first needed."""
 
     def __init__(self, dataset: LensDataset, settings: FitSettings) -> None:
         self.dataset, self.settings = dataset, settings
@@ -47,16 +45,14 @@ class Controls:
 
     @cached_property
     def lengths(self) -> Features:
-        """Logarithm of each text's length in tokens, and its square: a concept may be of middling
-        length."""
-        dataset = self.dataset
-        is_completion = np.array([phase == "completion" for phase in dataset.phases])[
-            dataset.phases_by_split
-        ]
+        """Logarithm of each text's length in tokens, and its square: texts of a concept may be of
+        middling length."""
+        dataset, samples = self.dataset, self.dataset.samples_by_split
+        is_completion = np.array([phase == "completion" for phase in dataset.phases])
         counts = np.where(
-            is_completion,
-            dataset.n_completion_tokens[dataset.samples_by_split],
-            dataset.n_prompt_tokens[dataset.samples_by_split],
+            is_completion[dataset.phases_by_split],
+            dataset.n_completion_tokens[samples],
+            dataset.n_prompt_tokens[samples],
         )
         length = np.log1p(counts.astype(np.float32))
         centred = length - length.mean()
@@ -81,34 +77,31 @@ class Controls:
         counts : how many of its rows each concept's lens learned.
         strengths : inverse L2 strength of each lens.
         """
-        rows = [task.training.rows[:count] for task, count in zip(tasks, counts, strict=True)]
-        targets = [task.training.targets[:count] for task, count in zip(tasks, counts, strict=True)]
+        learned = [*zip(tasks, counts, strict=True)]
+        rows = [task.training.rows[:count] for task, count in learned]
+        targets = [task.training.targets[:count] for task, count in learned]
 
         def fit_alone(other: Features, C: float) -> LinearFit:
             return LinearTrainer(other.Z, rows, targets).path([C])[
                 0
-            ]  # to compare with, not to ship
+            ]  # compared with, never shipped
 
-        shuffled = [self._shuffled(task, count) for task, count in zip(tasks, counts, strict=True)]
+        shuffled = [self._shuffled(task, count) for task, count in learned]
+        of_features: dict[str, Scores] = {
+            "shuffled labels": trainer.fit(which, counts, strengths, shuffled),
+            "random direction": self._random_directions(features, tasks, rows, targets),
+        }
         fits: list[tuple[Features, dict[str, Scores]]] = [
-            (
-                features,
-                {
-                    "shuffled labels": trainer.fit(which, counts, strengths, shuffled),
-                    "random direction": self._random_directions(features, tasks, rows, targets),
-                },
-            ),
+            (features, of_features),
             (self.lengths, {"text length": fit_alone(self.lengths, _LENGTH_C)}),
             (self.words, {"words of the prompt": fit_alone(self.words, _WORDS_C)}),
         ]
         found: list[dict[str, Control]] = [{} for _ in tasks]
         for seen, named in fits:
-            test = seen.logits([*named.values()], TEST)
-            # A threshold for a false positive rate is chosen on nearly all rows, any other on a
-            # few.
-            every = (
-                None if self.settings.fpr is None else seen.logits([*named.values()], CALIBRATION)
-            )
+            alone = [*named.values()]
+            test = seen.logits(alone, TEST)
+            # A threshold for a false positive rate is chosen on nearly all rows, others on a few.
+            every = None if self.settings.fpr is None else seen.logits(alone, CALIBRATION)
             for column, (name, number) in enumerate(product(named, range(len(tasks)))):
                 task, drawn, logits = tasks[number], tasks[number].drawn(TEST), test[column]
                 held = deciding(task, self.settings)
@@ -118,14 +111,12 @@ class Controls:
                     chosen = every[column, held.rows]
                 threshold = decide(held, chosen, self.settings)
                 score = task.score(TEST, logits, self.settings.prevalence)
-                found[number][name] = Control(
-                    score, classify(drawn.y, logits[drawn.rows], threshold).f1
-                )
+                f1 = classify(drawn.y, logits[drawn.rows], threshold).f1
+                found[number][name] = Control(score, f1)
         return found
 
     def _shuffled(self, task: TaskRows, count: int) -> NDArray[np.bool_]:
-        """Targets of the rows, dealt out anew among their samples: both phases of a sample stay
-        alike."""
+        """Targets of the rows, shuffled among samples: both phases of a sample stay alike."""
         samples, target = task.training.samples[:count], task.training.targets[:count]
         distinct, first, place = np.unique(samples, return_index=True, return_inverse=True)
         rng = np.random.default_rng(stable_seed("shuffled", self.settings.seed, task.task.concept))
@@ -138,23 +129,21 @@ class Controls:
         rows: Sequence[NDArray[np.intp]],
         targets: Sequence[NDArray[np.bool_]],
     ) -> LinearFit:
-        """A direction for each concept, turned so that its training positives are above its
+        """A direction for each concept, along which its training positives lie above its
         negatives."""
-        weight = np.empty((len(tasks), features.Z.shape[1]))
+        Z, weight = features.Z, np.empty((len(tasks), features.Z.shape[1]))
         for number, (task, chosen, target) in enumerate(zip(tasks, rows, targets, strict=True)):
-            rng = np.random.default_rng(
-                stable_seed("direction", self.settings.seed, task.task.concept)
-            )
-            direction = rng.normal(size=weight.shape[1]) / np.sqrt(weight.shape[1])
-            part = (
-                features.Z[torch.from_numpy(chosen)]
-                if isinstance(features.Z, torch.Tensor)
-                else features.Z[chosen]
-            )
-            along = LinearFit(
-                direction[None], np.zeros(1), [], np.ones(1, np.bool_)
-            ).decision_function(part)[:, 0]
-            weight[number] = direction * (
-                1 if along[target].mean() >= along[~target].mean() else -1
-            )
-        return LinearFit(weight, np.zeros(len(tasks)), [], np.ones(len(tasks), np.bool_))
+            seed = stable_seed("direction", self.settings.seed, task.task.concept)
+            direction = np.random.default_rng(seed).normal(size=weight.shape[1])
+            direction /= np.sqrt(weight.shape[1])
+            part = Z[torch.from_numpy(chosen)] if isinstance(Z, torch.Tensor) else Z[chosen]
+            along = _unfitted(direction[None]).decision_function(part)[:, 0]
+            is_right = along[target].mean() >= along[~target].mean()
+            weight[number] = direction if is_right else -direction
+        return _unfitted(weight)
+
+
+def _unfitted(weight: NDArray[np.float64]) -> LinearFit:
+    """Weights (lenses, features) as a fit, without biases."""
+    n = len(weight)
+    return LinearFit(weight, np.zeros(n), [], np.ones(n, np.bool_))

@@ -1,10 +1,10 @@
 """Which way a concept lies: the direction to steer along.
 
 The difference of means: from the mean of all training vectors to the mean of the concept's
-(contrastive activation addition, Rimsky et al. 2024; Marks and Tegmark 2023). What tells a concept
-apart best, the weights of a lens, is another direction, which leans away from whatever else varies
-(Haufe et al. 2014 on why weights are not patterns), and a deviation along it is a far shorter way.
-Which of the two costs a model less fluency for the same effect is not settled:
+(contrastive activation addition, Rimsky et al. 2024; Marks and Tegmark 2023). The weights of a lens
+tell a concept apart best, but are another direction: they lean away from whatever else varies
+(Haufe et al. 2014 on why weights are not patterns), and one deviation along them is a much shorter
+step. It is not settled which of the two costs a model less fluency for the same effect:
 `benchmarks/steering.py` has both, side by side.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from lenstrain.data.dataset import TRAIN
@@ -36,25 +35,18 @@ def steering_directions(
         return [()] * len(tasks)
     training = features.dataset.split_slices[TRAIN]
     # Standardised, the mean of all training vectors is 0.
-    means = torch.stack(
-        [
-            Z[torch.from_numpy(task.training.rows[task.training.targets])].mean(dim=0)
-            for task in tasks
-        ]
-    )
+    positives = [torch.from_numpy(t.training.rows[t.training.targets]) for t in tasks]
+    means = torch.stack([Z[rows].mean(dim=0) for rows in positives])
     scale = torch.from_numpy(standardizer.scale).to(Z)
     every = max(1, (training.stop - training.start) // _REFERENCE_ROWS)
     reference = Z[training][::every]
     found: list[list[Direction]] = [[] for _ in tasks]
-    for model_layer, columns in zip(
-        model_layers, np.split(np.arange(Z.shape[1]), len(model_layers)), strict=True
-    ):
-        part = slice(int(columns[0]), int(columns[-1]) + 1)
+    width = Z.shape[1] // len(model_layers)
+    for number, model_layer in enumerate(model_layers):
+        part = slice(number * width, (number + 1) * width)
         vectors = torch.nn.functional.normalize(means[:, part] * scale[part], dim=1)
         along = reference[:, part] @ (vectors * scale[part]).T
         deviations = along.double().std(dim=0, correction=0).cpu().numpy()
-        for place, (vector, deviation) in enumerate(
-            zip(vectors.cpu().numpy(), deviations, strict=True)
-        ):
-            found[place].append(Direction(model_layer, vector, float(deviation)))
+        for its, vector, deviation in zip(found, vectors.cpu().numpy(), deviations, strict=True):
+            its.append(Direction(model_layer, vector, float(deviation)))
     return [tuple(each) for each in found]

@@ -6,15 +6,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lenstrain.families.weights import Weights
-from lenstrain.metrics.calibrators import (
-    Calibrator,
-    Reliability,
-)
-from lenstrain.metrics.score import (
-    Grade,
-    Interval,
-    Ranking,
-)
+from lenstrain.metrics.calibrators import Calibrator, Reliability
+from lenstrain.metrics.score import Grade, Interval, Ranking
 from lenstrain.pack.lens import Direction, Iteration, NoiseFloor
 
 
@@ -26,8 +19,8 @@ class Control(NamedTuple):
 
 
 class ProbabilityQuality(NamedTuple):
-    """Calibrated probabilities on test samples, both classes alike in prevalence, beside those of
-    the bare logits."""
+    """Calibrated probabilities on test samples, both classes alike in prevalence, and those of the
+    bare logits ("before")."""
 
     brier: float
     brier_before: float
@@ -35,8 +28,7 @@ class ProbabilityQuality(NamedTuple):
     expected_calibration_error_before: float
     reliability: Reliability
     held_out_log_loss: dict[str, float]
-    """Of each kind of calibrator, cross-validated on the calibration split: the lowest was
-    chosen."""
+    """By kind of calibrator, cross-validated on the calibration split: the lowest was chosen."""
 
 
 @dataclass
@@ -67,8 +59,8 @@ class FittedLens:
     train_f1: float
     test_f1: float
     f1_unnamed: float
-    """Test F1 of the positives that do not name the concept, against the same negatives; NaN if
-    there are none."""
+    """Test F1 of positives that do not name the concept, against the same negatives; NaN without
+    any."""
     f1_named: float
     """Test F1 of those that do."""
     precision: float
@@ -80,19 +72,16 @@ class FittedLens:
     """Positive test samples."""
     converged: bool
     score_by_model_layer: dict[int, float] = field(default_factory=dict)
-    """Score on the calibration split at each model layer that it was chosen from; empty where there
-    was one."""
+    """Calibration score at each model layer that it was chosen from; empty if there was one."""
     graduated: bool = False
     hungry: bool = False
     """Every cached sample was used and the lens did not graduate."""
     controls: dict[str, Control] = field(default_factory=dict)
     trajectory: list[Iteration] = field(default_factory=list)
     refined: tuple[str, ...] = ()
-    """Concepts whose samples it was fitted against once more, because their lenses spoke up on its
-    own."""
+    """Concepts whose samples it was fitted again with, because their lenses fired on its own."""
     beyond: list[Iteration] = field(default_factory=list)
-    """Iterations after graduation, recorded for what another validation mode would have asked
-    for."""
+    """Iterations after graduation, recorded to tell what other validation modes would have cost."""
     directions: tuple[Direction, ...] = ()
     """What to steer along, one for each model layer."""
 
@@ -104,11 +93,8 @@ class FittedLens:
     @property
     def unbeaten(self) -> list[str]:
         """Controls whose score the lens does not exceed."""
-        return [
-            name
-            for name, control in self.controls.items()
-            if not self.ranking.score > control.score
-        ]
+        score = self.ranking.score
+        return [name for name, control in self.controls.items() if not score > control.score]
 
     @property
     def n_samples(self) -> int:

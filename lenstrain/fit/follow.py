@@ -1,12 +1,12 @@
 """Fitting while extraction still runs: lenses appear as the samples of their concepts are complete.
 
-    store, growing --LensDataset(partial=True)--> concepts that are complete --fit_lenses--> provisional lens pack
-    store, complete --LensDataset------------------------------------------> all concepts --> the lens pack
+    growing store --open_dataset(partial=True)--> complete concepts --train--> provisional lens pack
+    complete store --open_dataset---------------> all concepts -------train--> the lens pack
 
 A provisional lens knows only the negatives that are there so far. When the last round is complete,
-every concept is fitted once more on all of it, so that what following leaves is, bit for bit, what
-a fit afterwards would have made. Waves of provisional fits grow by half each time: reading the
-store again for every new concept would cost more than the fits.
+every concept is fitted once more on all of it, so the lens pack is the same, bit for bit, as one
+fitted afterwards. Waves of provisional fits grow by half each time: reading the store again for
+every new concept would cost more than the fits.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,18 +63,16 @@ def fit_following(
     waiting: FollowSettings | None = None,
     on_progress: Callable[[FollowProgress], None] = lambda _: None,
 ) -> LensPack:
-    """Fit the concepts of a store as they are extracted, and all of them when the store is
-    complete.
+    """Fit the concepts of a store as they are extracted, and all of them when it is complete.
 
     Parameters
     ----------
     path : the store, which must be there.
-    out : folder of the lens pack; provisional ones are written to it as they come, marked so in
-        their provenance.
+    out : folder of the lens pack; provisional packs, marked so in their provenance, are written to
+        it before.
     levels : levels of abstraction to wait for and fit; None for all that are laid out.
     concepts : ids to fit; None for all.
-    text, refine, jobs : as for `train`; provisional lenses are neither refined nor accompanied by
-        text lenses.
+    text, refine, jobs : as for `train`; provisional lenses are not refined, nor have text lenses.
 
     Raises
     ------
@@ -84,44 +83,28 @@ def fit_following(
     """
     settings, waiting, out = settings or FitSettings(), waiting or FollowSettings(), Path(out)
     check_output(out, overwrite=overwrite)
+    opened = partial(
+        open_dataset, path, levels=levels, phase=settings.phase, seed=settings.seed, labels=labels
+    )
     provisional: dict[str, Lens] = {}
     blocks_then, heard = -1, time.monotonic()
     while True:
         state = extraction_state(path, levels)
-        tell = _Teller(on_progress, state.blocks_done, state.blocks_total, len(provisional))
-        options = {
-            "levels": levels,
-            "phase": settings.phase,
-            "seed": settings.seed,
-            "labels": labels,
-        }
+        tell = _teller(on_progress, state.blocks_done, state.blocks_total, len(provisional))
+        fit = partial(train, settings=settings, jobs=jobs, on_progress=tell)
         if state.complete:
-            dataset = open_dataset(path, **options)
-            pack = train(
-                dataset,
-                settings,
-                text=text,
-                refine=refine,
-                concepts=concepts,
-                jobs=jobs,
-                on_progress=tell,
-            )
+            pack = fit(opened(), text=text, refine=refine, concepts=concepts)
             pack.save(out, overwrite=overwrite or bool(provisional))
             return pack
         if state.blocks_done > blocks_then:
             blocks_then, heard = state.blocks_done, time.monotonic()
             tell(None)
-            dataset = open_dataset(path, partial=True, **options)
-            wanted = (
-                dataset.concepts
-                if concepts is None
-                else [c for c in dataset.concepts if c in concepts]
-            )
-            fresh = [concept for concept in wanted if concept not in provisional]
-            # Text lenses share one vocabulary, which grows with the texts: those of two waves do
-            # not go together.
+            dataset = opened(partial=True)
+            wanted = set(dataset.concepts if concepts is None else concepts)
+            fresh = [c for c in dataset.concepts if c in wanted and c not in provisional]
+            # Not for text lenses: a pack has one vocabulary, and that of each wave is another one.
             if settings.family != "text" and fresh and len(fresh) >= len(provisional) / 2:
-                pack = _fit_provisional(dataset, settings, fresh, provisional, tell, jobs)
+                pack = _fit_provisional(fit, dataset, fresh, provisional)
                 if len(pack):
                     pack.save(out, overwrite=overwrite or bool(provisional))
                     provisional = {lens.concept: lens for lens in pack}
@@ -136,27 +119,20 @@ def fit_following(
 
 
 def _fit_provisional(
+    fit: Callable[..., LensPack],
     dataset: LensDataset,
-    settings: FitSettings,
     fresh: Sequence[str],
     before: dict[str, Lens],
-    tell: _Teller,
-    jobs: int | None,
 ) -> LensPack:
     try:
-        new = train(dataset, settings, concepts=fresh, jobs=jobs, on_progress=tell)
+        new = fit(dataset, concepts=fresh)
     except TooFewSamplesError:  # nothing to tell them from yet
         return LensPack([], {}, {})
     return LensPack([*before.values(), *new.lenses], {**new.provenance, "provisional": True}, {})
 
 
-class _Teller:
-    """Passes on where a fit stands, with where the store stands."""
-
-    def __init__(
-        self, on_progress: Callable[[FollowProgress], None], done: int, total: int, lenses: int
-    ) -> None:
-        self._on_progress, self._state = on_progress, (done, total, lenses)
-
-    def __call__(self, progress: FitProgress | None) -> None:
-        self._on_progress(FollowProgress(*self._state, progress))
+def _teller(
+    on_progress: Callable[[FollowProgress], None], done: int, total: int, lenses: int
+) -> Callable[[FitProgress | None], None]:
+    """Adds where the store stands to where a fit stands."""
+    return lambda progress: on_progress(FollowProgress(done, total, lenses, progress))

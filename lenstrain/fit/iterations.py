@@ -6,8 +6,8 @@
 
 A chunk is what a core fits at once: the products of its rows are computed once, and every iteration
 is a batch of small problems. A wave is as many chunks as fit in memory. Its concepts take each
-iteration together, since a product of all held-out rows with the four lenses of a chunk that are
-left costs hardly less than one with sixty.
+iteration together, since a product of all held-out rows costs hardly less with the last four lenses
+of a chunk than with all sixty.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Run:
         self.steps: list[Iteration] = []
         self.stopped: dict[int, int] = {}  # number of the settings: iteration
         self.lenses: dict[int, FittedLens] = {}  # by iteration
-        # Whoever satisfies this has satisfied every other mode before.
+        # A concept that satisfies these settings has satisfied every other mode before.
         self._strictest = replace(
             max(wanted, key=lambda s: s.target_f1), validation="blocking", min_grade=Grade.A
         )
@@ -92,23 +92,18 @@ class _Run:
 
     def result(self) -> list[FittedLens]:
         """The lens for each of the settings."""
-        return [
-            self._lens(settings, self.stopped[number])
-            for number, settings in enumerate(self.wanted)
-        ]
+        return [self._lens(settings, self.stopped[i]) for i, settings in enumerate(self.wanted)]
 
     def _lens(self, settings: FitSettings, end: int) -> FittedLens:
-        last = self.rows.last_iteration
+        def graduates(step: Iteration, number: int) -> bool:
+            is_last = number == self.rows.last_iteration
+            return settings.graduates(step, number, is_last=is_last, n_test=self._n_test)
+
         steps = [
-            step._replace(
-                graduated=settings.graduates(
-                    step, number, is_last=number == last, n_test=self._n_test
-                )
-            )
+            step._replace(graduated=graduates(step, number))
             for number, step in enumerate(self.steps, start=1)
         ]
-        graduated = steps[end - 1].graduated
-        used = steps[end - 1].n_samples
+        graduated, used = steps[end - 1].graduated, steps[end - 1].n_samples
         is_spent = used == len(self.rows.task.positives[TRAIN])
         return replace(
             self.lenses[end],
@@ -179,8 +174,8 @@ class _Ended(NamedTuple):
 
 
 class AdaptiveTraining:
-    """The iterations of all tasks that read the same features, for settings that differ in their
-    target F1 alone.
+    """The iterations of all tasks that read the same features, for settings with different target
+    F1.
 
     Parameters
     ----------
@@ -199,25 +194,19 @@ class AdaptiveTraining:
         skipped: dict[str, str],
         on_through: Callable[[list[list[FittedLens]]], None] = lambda _: None,
     ) -> None:
-        self.features, self.model_layers, self.wanted, self.controls = (
-            features,
-            model_layers,
-            wanted,
-            controls,
-        )
-        self.settings, self.jobs, self._on_through = wanted[0], jobs, on_through
+        self.features, self.model_layers, self.controls = features, model_layers, controls
+        self.wanted, self.settings, self.jobs = wanted, wanted[0], jobs
+        self._on_through = on_through
         self.family = FAMILIES[self.settings.family]
-        self.tasks = [
-            usable for task in tasks if (usable := self._usable(task, skipped)) is not None
-        ]
+        self.tasks = [rows for task in tasks if (rows := self._usable(task, skipped)) is not None]
         self.waves = self._waves()
         self._kept: list[Trainer] = []
 
     def run(
         self, times: dict[int, IterationTime], strengths: Sequence[float] | None = None
     ) -> Iterator[list[FittedLens]]:
-        """For each concept its lens for each of the settings; what each iteration cost is added to
-        `times`."""
+        """The lenses of each concept, one for each of the settings; `times` gets what each
+        iteration cost."""
         with cores(self.jobs) as pool:
             strengths = strengths or self._choose_strengths(pool)
             for wave in self.waves:
@@ -244,35 +233,27 @@ class AdaptiveTraining:
         self, wave: list[list[int]], strengths: Sequence[float], pool: Executor
     ) -> list[_Chunk]:
         trainers, self._kept = self._kept or self._trainers(wave, pool), []
-        return [
-            _Chunk(
-                trainer,
-                [_Run(self.tasks[i], self.wanted) for i in here],
-                [strengths[i] for i in here],
-            )
-            for trainer, here in zip(trainers, wave, strict=True)
-        ]
+        chunks = []
+        for trainer, here in zip(trainers, wave, strict=True):
+            runs = [_Run(self.tasks[i], self.wanted) for i in here]
+            chunks.append(_Chunk(trainer, runs, [strengths[i] for i in here]))
+        return chunks
 
     def _trainers(self, wave: list[list[int]], pool: Executor) -> list[Trainer]:
         def trainer(chunk: list[int]) -> Trainer:
             here = [self.tasks[i] for i in chunk]
-            return self.family.trainer(
-                Job(
-                    self.features.Z,
-                    [task.training.rows for task in here],
-                    [task.training.targets for task in here],
-                    [stable_seed("lens", self.settings.seed, task.task.concept) for task in here],
-                )
-            )
+            rows, targets = [t.training.rows for t in here], [t.training.targets for t in here]
+            seeds = [stable_seed("lens", self.settings.seed, t.task.concept) for t in here]
+            return self.family.trainer(Job(self.features.Z, rows, targets, seeds))
 
         return [*pool.map(trainer, wave)]
 
     def _choose_strengths(self, pool: Executor) -> list[float]:
         """The L2 strength of each task: the best of the family's on the calibration split.
 
-        With a dozen samples they hardly differ; with hundreds of labelled texts a weak penalty
+        With a dozen samples they hardly differ. With hundreds of labelled texts a weak penalty
         costs 0.02-0.05 of AUROC (`benchmarks/labelled.py`), so it is chosen as the model layer is.
-        Equal ones go to the stronger penalty.
+        Of equal ones, the strongest penalty is chosen.
         """
         if not self.family.strengths or self.settings.C is not None:
             return [self.settings.C or np.nan] * len(self.tasks)
@@ -285,18 +266,15 @@ class AdaptiveTraining:
         self, wave: list[list[int]], scores: NDArray[np.float64], pool: Executor
     ) -> None:
         """Fill in `scores` (strengths, tasks) for the tasks of a wave."""
-        trainers = self._trainers(wave, pool)
-        paths = pool.map(
-            lambda trainer: cast(PathTrainer, trainer).path(self.family.strengths), trainers
-        )
+        trainers, strengths = self._trainers(wave, pool), self.family.strengths
+        paths = pool.map(lambda trainer: cast(PathTrainer, trainer).path(strengths), trainers)
         for block in _blocks([*zip(wave, paths, strict=True)], lambda each: len(each[0])):
             numbers = [i for chunk, _ in block for i in chunk]
             tasks = [self.tasks[i] for i in numbers]
             for strength in range(len(scores)):
                 fits = [path[strength] for _, path in block]
-                scores[strength, numbers] = calibration_scores(
-                    self.features, fits, tasks, pool=pool
-                )[0]
+                (found,) = calibration_scores(self.features, fits, tasks, pool=pool)
+                scores[strength, numbers] = found
         if len(self.waves) == 1:
             self._kept = trainers
 
@@ -313,10 +291,8 @@ class AdaptiveTraining:
                 seconds += time.process_time() - start
                 self._keep(ended, pool, iteration)
                 start = time.process_time()
-            known, n = (
-                times.get(iteration, IterationTime(0, 0.0)),
-                sum(len(fit.places) for fit in fits),
-            )
+            known = times.get(iteration, IterationTime(0, 0.0))
+            n = sum(len(fit.places) for fit in fits)
             times[iteration] = IterationTime(known.fits + n, known.seconds + seconds)
             runs = (chunk.runs[place] for chunk, places in going for place in places)
             if through := [run.result() for run in runs if run.is_through]:
@@ -325,20 +301,14 @@ class AdaptiveTraining:
                 _Going(chunk, [i for i in places if not chunk.runs[i].is_through])
                 for chunk, places in going
             ]
-            going = [each for each in left if each.places]
-            if not going:
+            if not (going := [each for each in left if each.places]):
                 break
         yield from pool.map(self._finish, chunks)
 
     def _fit(self, going: _Going, iteration: int) -> _Fit:
-        chunk, places = going
-        n_rows = going.n_rows(iteration)
-        return _Fit(
-            chunk,
-            places,
-            n_rows,
-            chunk.trainer.fit(places, n_rows, [chunk.C[place] for place in places]),
-        )
+        (chunk, places), n_rows = going, going.n_rows(iteration)
+        fitted = chunk.trainer.fit(places, n_rows, [chunk.C[place] for place in places])
+        return _Fit(chunk, places, n_rows, fitted)
 
     def _judge(self, fits: Sequence[_Fit], pool: Executor, iteration: int) -> list[_Ended]:
         """Judge the lenses of some fits; those that are the last of their concept."""
@@ -358,9 +328,8 @@ class AdaptiveTraining:
         self, fits: Sequence[_Fit], lenses: Sequence[tuple[_Fit, int]], pool: Executor
     ) -> Iterable[float]:
         settings = self.settings
-        if (
-            settings.fpr is not None
-        ):  # chosen on nearly all rows, which are gathered for no lens of its own
+        # For a false positive rate nearly all rows count: one product for all lenses.
+        if settings.fpr is not None:
             every = self.features.logits([fit.fitted for fit in fits], CALIBRATION, pool)
             judged = (deciding(fit.run(number).rows, settings) for fit, number in lenses)
             return [
@@ -410,17 +379,13 @@ class AdaptiveTraining:
         """Controls and directions for all lenses of a chunk at once, and its lenses."""
         runs, ends = chunk.runs, sorted(chunk.ends, key=lambda end: (end.place, end.n_rows))
         which = [end.place for end in ends]
+        tasks, strengths = [runs[i].rows for i in which], [chunk.C[i] for i in which]
+        counts = [end.n_rows for end in ends]
         controls = self.controls.measure(
-            chunk.trainer,
-            self.features,
-            [runs[i].rows for i in which],
-            which,
-            [end.n_rows for end in ends],
-            [chunk.C[i] for i in which],
+            chunk.trainer, self.features, tasks, which, counts, strengths
         )
-        directions = steering_directions(
-            self.features, [run.rows for run in runs], self.model_layers
-        )
+        every = [run.rows for run in runs]
+        directions = steering_directions(self.features, every, self.model_layers)
         for end, found in zip(ends, controls, strict=True):
             end.lens.controls, end.lens.directions = found, directions[end.place]
         for run in runs:
@@ -428,8 +393,8 @@ class AdaptiveTraining:
         return [run.result() for run in runs]
 
     def _usable(self, task: TaskRows, skipped: dict[str, str]) -> TaskRows | None:
-        """A task without the samples whose activations are no numbers; None, and a line, if they
-        are its own."""
+        """A task without the samples that have NaN or infinite activations. If some are its own,
+        None, and the reason in `skipped`."""
         dataset, finite = self.features.dataset, self.features.finite
         if finite.all():
             return task
@@ -440,15 +405,15 @@ class AdaptiveTraining:
         where = ", ".join(map(str, self.model_layers))
         skipped[task.task.concept] = (
             f"{task.task.concept}: {own} of its samples have activations at model layer {where} "
-            "that are NaN or "
-            "infinite: run `lenscache verify`, then `lenscache repair` and extract again"
+            "that are NaN or infinite: run `lenscache verify`, then `lenscache repair` and extract "
+            "again"
         )
         return None
 
 
 def _pieces(going: Sequence[_Going], iteration: int) -> list[_Going]:
-    """The same in pieces of about as much work: concepts with many rows go on longest, and are in
-    one chunk."""
+    """The same in pieces of about equal work: the concepts with most rows, which go on longest, are
+    all in one chunk."""
     pieces = []
     for chunk, places in going:
         systems = 4 * len(places) * max(_Going(chunk, places).n_rows(iteration)) ** 2
@@ -461,8 +426,7 @@ _Part = TypeVar("_Part")
 
 
 def _blocks(parts: Sequence[_Part], size: Callable[[_Part], int]) -> Iterator[list[_Part]]:
-    """Neighbours together, about `_COLUMNS` in each block and about as many in one as in the
-    other."""
+    """Neighbours in blocks of about `_COLUMNS`, all of about the same size."""
     total = sum(map(size, parts))
     most = total / max(1, round(total / _COLUMNS))
     ends = np.cumsum([size(part) for part in parts])

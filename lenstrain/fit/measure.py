@@ -1,4 +1,4 @@
-"""What is measured of a lens that is through with training.
+"""What is measured of a lens when its training has ended.
 
 Thresholds, probabilities and the noise floor come from the calibration split; what the test split
 says is reported and used for nothing else.
@@ -63,11 +63,8 @@ def judge(
     train_f1 = classify(training.targets[: len(training_logits)], training_logits, threshold).f1
     test_f1 = classify(drawn.y, test[drawn.rows], threshold).f1
     score = rows.score(TEST, test, settings.prevalence)
-    n_positives, n_negatives = (
-        training.n_positives[iteration - 1],
-        training.n_negatives[iteration - 1],
-    )
-    return Iteration(n_positives, n_negatives, train_f1, test_f1, score, Grade.of(score), False)
+    counts = training.n_positives[iteration - 1], training.n_negatives[iteration - 1]
+    return Iteration(*counts, train_f1, test_f1, score, Grade.of(score), False)
 
 
 def measure(
@@ -84,25 +81,25 @@ def measure(
     converged: bool,
 ) -> FittedLens:
     """Everything else about a lens, once."""
-    task, dataset, test = rows.task, features.dataset, logits[TEST]
+    task, dataset, prevalence = rows.task, features.dataset, settings.prevalence
+    test, calibration = logits[TEST], logits[CALIBRATION]
     drawn, judged = rows.drawn(TEST), rows.judged(TEST)
     of_test = classify(drawn.y, test[drawn.rows], threshold)
     seed = stable_seed("measure", settings.seed, task.concept)
     own, unrelated = rows.drawn(CALIBRATION), rows.judged(CALIBRATION)
-    calibrator, losses = choose_calibrator(
-        own.y, logits[CALIBRATION][own.rows], own.samples, seed=seed
-    )
-    background = logits[CALIBRATION][unrelated.rows[~unrelated.y]]
-    phase = dataset.phases_by_split[dataset.split_slices[TEST]]
+    calibrator, losses = choose_calibrator(own.y, calibration[own.rows], own.samples, seed=seed)
+    background = calibration[unrelated.rows[~unrelated.y]]
+    in_test = dataset.split_slices[TEST]
+    phase, unnamed = dataset.phases_by_split[in_test], dataset.unnamed
 
     def score_of(chosen: NDArray[np.bool_]) -> float:
         """Score on some of the judged rows; `chosen` (rows of the test split,)."""
         keep = chosen[judged.rows]
-        return float(ranking(judged.y[keep], test[judged.rows[keep]], settings.prevalence).score)
+        return float(ranking(judged.y[keep], test[judged.rows[keep]], prevalence).score)
 
     def f1_of(named: bool) -> float:
         positives = task.positives[TEST]
-        chosen = positives[dataset.unnamed[positives] != named]
+        chosen = positives[unnamed[positives] != named]
         held = rows.drawn_from(TEST, chosen)
         return float(classify(held.y, test[held.rows], threshold).f1) if len(chosen) else np.nan
 
@@ -114,19 +111,13 @@ def measure(
         threshold=threshold,
         calibrator=calibrator,
         noise=NoiseFloor(float(background.mean()), float(background.std())),
-        ranking=ranking(judged.y, test[judged.rows], settings.prevalence),
+        ranking=ranking(judged.y, test[judged.rows], prevalence),
         score_interval=score_interval(
-            judged.y, test[judged.rows], settings.prevalence, groups=judged.samples, seed=seed
+            judged.y, test[judged.rows], prevalence, groups=judged.samples, seed=seed
         ),
-        calibration_score=ranking(
-            unrelated.y, logits[CALIBRATION][unrelated.rows], settings.prevalence
-        ).score,
-        unnamed_score=score_of(
-            dataset.unnamed[dataset.samples_by_split[dataset.split_slices[TEST]]]
-        ),
-        phase_scores={
-            name: score_of(phase == number) for number, name in enumerate(dataset.phases)
-        },
+        calibration_score=ranking(unrelated.y, calibration[unrelated.rows], prevalence).score,
+        unnamed_score=score_of(unnamed[dataset.samples_by_split[in_test]]),
+        phase_scores={name: score_of(phase == i) for i, name in enumerate(dataset.phases)},
         train_f1=step.train_f1,
         test_f1=step.test_f1,
         f1_unnamed=f1_of(False),

@@ -1,10 +1,10 @@
-"""Refine lenses with their confusers: fit once more, with samples of the concepts that set them off
-as extra negatives.
+"""Refine lenses: fit once more, with samples of the concepts that set them off as extra negatives.
 
-    FittedLens --check on the calibration split--> confusers --fit again--> kept if its calibration score improves
+    FittedLens --check on the calibration split--> confusers --fit again--> FittedLens
+                                                         kept if its calibration score is better
 
-Which concepts confuse a lens, and whether the second fit is better, is seen on the calibration
-split; the test split reports what came of it and has no say.
+The calibration split decides which concepts confuse a lens, and whether the second fit is better.
+The test split only reports the result.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from lenstrain.fit.adaptive import FitResult, fit_again
 from lenstrain.fit.fitted import FittedLens
 from lenstrain.settings import FitProgress, FitSettings, OnProgress
 
-_MOST_EXTRA = 100  # samples of confusers, over all of them
-_RARELY_FIRST = (
-    0.5  # share of its own samples on which a lens in need of refinement is first, at most
-)
+_MOST_EXTRA = 100  # samples of all confusers together
+# A lens is refined that is first on this share of its own samples, or less.
+_RARELY_FIRST = 0.5
 
 
 def refine_lenses(
@@ -38,7 +37,7 @@ def refine_lenses(
     jobs: int | None = None,
     on_progress: OnProgress = lambda _: None,
 ) -> FitResult:
-    """Refit the lenses that others of their level outrank on their own samples, or that fire
+    """Refit lenses that others of their level outrank on their own samples, or that fire
     everywhere.
 
     Parameters
@@ -47,28 +46,23 @@ def refine_lenses(
 
     Returns
     -------
-    The lenses, with the better ones in place of the old; `FittedLens.refined` says of which
-    confusers they learned.
+    The lenses, the better ones in place of the old; `FittedLens.refined` names the confusers.
     """
-    chosen = [
-        lens for lens in result.lenses if lens.concept in checks and _needs_it(checks[lens.concept])
-    ]
+    before = {lens.concept: lens for lens in result.lenses}
+    confusers = {name: check.confusers for name, check in checks.items() if _needs_it(check)}
     tasks: dict[tuple[int, ...], list[TaskRows]] = {}
-    for lens in chosen:
-        rows = _with_confusers(dataset, settings, lens, checks[lens.concept].confusers)
+    for lens in (lens for lens in result.lenses if lens.concept in confusers):
+        rows = _with_confusers(dataset, settings, lens, confusers[lens.concept])
         if rows is not None:
             tasks.setdefault(lens.model_layers, []).append(rows)
-    strengths = {lens.concept: lens.C for lens in chosen}
+    strengths = {concept: lens.C for concept, lens in before.items()}
     better: dict[str, FittedLens] = {}
-    before = {lens.concept: lens for lens in result.lenses}
     for done, (model_layers, here) in enumerate(sorted(tasks.items())):
         on_progress(FitProgress("refining", done, len(tasks)))
         for lens in fit_again(dataset, here, model_layers, settings, strengths, jobs=jobs):
             old = before[lens.concept]
             if lens.calibration_score > old.calibration_score:
-                better[lens.concept] = _in_place_of(
-                    old, lens, checks[lens.concept].confusers, settings
-                )
+                better[lens.concept] = _in_place_of(old, lens, confusers[lens.concept], settings)
     return replace(result, lenses=[better.get(lens.concept, lens) for lens in result.lenses])
 
 
@@ -79,8 +73,7 @@ def _needs_it(check: LensCheck) -> bool:
 def _in_place_of(
     old: FittedLens, new: FittedLens, confusers: Sequence[str], settings: FitSettings
 ) -> FittedLens:
-    """The new lens with the history of the old; refining is one more iteration, at which it may
-    graduate."""
+    """The new lens with the history of the old. Refining is one more iteration: it may graduate."""
     graduated = old.graduated or settings.graduates(
         new.trajectory[-1], len(old.trajectory) + 1, is_last=True
     )
@@ -98,8 +91,8 @@ def _in_place_of(
 def _with_confusers(
     dataset: LensDataset, settings: FitSettings, lens: FittedLens, confusers: Sequence[str]
 ) -> TaskRows | None:
-    """The rows of a lens's last iteration and, in turn, those of its confusers; None if they have
-    none to give."""
+    """The rows of a lens's last iteration, and those of its confusers in turn; None if they have
+    none."""
     task = draw_task(dataset, lens.concept, settings.n_negatives)
     n = lens.n_samples
     used = task.negatives[TRAIN][: settings.n_negatives(n)]

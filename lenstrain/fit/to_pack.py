@@ -17,19 +17,12 @@ from lenstrain.pack.pack import LensPack
 def make_lens_pack(
     result: FitResult, dataset: LensDataset, settings: FitSettings, *, text: LensPack | None = None
 ) -> LensPack:
-    """The lens pack of a fit, with its provenance; `text` is the pack of text lenses trained beside
-    it."""
+    """The lens pack of a fit, with its provenance; `text` is the pack of its text lenses."""
     names, levels = dataset.concept_names, dataset.hierarchy.levels
     lenses = [_ship(lens, names[lens.concept], levels[lens.concept]) for lens in result.lenses]
     run = {"iterations": {str(number): spent._asdict() for number, spent in result.times.items()}}
-    return LensPack(
-        lenses,
-        pack_provenance(dataset, settings),
-        result.skipped,
-        vocabulary=result.vocabulary,
-        text=text,
-        run=run,
-    )
+    provenance, vocabulary = pack_provenance(dataset, settings), result.vocabulary
+    return LensPack(lenses, provenance, result.skipped, vocabulary=vocabulary, text=text, run=run)
 
 
 def _ship(lens: FittedLens, name: str, level: int) -> Lens:
@@ -61,9 +54,7 @@ def _ship(lens: FittedLens, name: str, level: int) -> Lens:
             "calibration_score": lens.calibration_score,
             "score_unnamed": lens.unnamed_score,
             "score_by_phase": lens.phase_scores,
-            "score_by_model_layer": {
-                str(number): score for number, score in lens.score_by_model_layer.items()
-            },
+            "score_by_model_layer": {str(n): s for n, s in lens.score_by_model_layer.items()},
             "controls": {name: control._asdict() for name, control in lens.controls.items()},
             "unbeaten_controls": lens.unbeaten,
             "brier": probability.brier,
@@ -90,24 +81,17 @@ def _ship(lens: FittedLens, name: str, level: int) -> Lens:
 
 
 def pack_provenance(dataset: LensDataset, settings: FitSettings) -> dict[str, Any]:
-    """Where the lenses of a fit come from: store, labels, settings, rounds, levels of abstraction,
-    versions."""
-    header = dataset.store.header.to_attributes()
+    """Where lenses come from: store, labels, settings, rounds, levels of abstraction, versions."""
+    header, labels = dataset.store.header.to_attributes(), None
+    if (used := dataset.label_set) is not None:
+        labels = {"name": used.name, "digest": used.digest, "source": used.source}
     packages = ("lenscache", "numpy", "torch", "zarr")
     return {
         "store": {"digest": dataset.store.digest(), **header},
-        "labels": None
-        if (used := dataset.label_set) is None
-        else {
-            "name": used.name,
-            "digest": used.digest,
-            "source": used.source,
-        },
+        "labels": labels,
         "settings": settings_to_json(settings),
         "rounds": list(dataset.rounds),
         "layers": sorted({dataset.hierarchy.levels[concept] for concept in dataset.concepts}),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in packages},
-        },
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in packages},
     }

@@ -1,9 +1,8 @@
-"""From a dataset to finished lens packs: fit, refine, compare with what is written, check beside
-each other.
+"""From a dataset to finished lens packs: fit, refine, compare with text lenses and each other.
 
-LensDataset --fit_targets--> FitResult --refine--> FitResult --make_lens_pack--> LensPack
-            --fit_targets, text--> LensPack of text lenses --agreements--> |
-                                                   --check_pack--> metrics of each lens
+LensDataset --fit_targets--> FitResult --refine_lenses--> FitResult --make_lens_pack--> LensPack
+            --fit_targets, text--> LensPack of text lenses --agreements--> metrics of each lens
+                                          the LensPack itself --check_pack--> metrics of each lens
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lenstrain.compare.agreement import agreements
@@ -24,22 +24,17 @@ from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FamilyName, FitProgress, FitSettings, OnProgress
 
 TEXT_TARGET_F1 = 0.80
-"""Default target of text lenses: what a model writes says less than what it represents."""
+"""Default target of text lenses: the words that a model writes tell less than its activations."""
 
 
 def text_settings(
     settings: FitSettings, target_f1: float = TEXT_TARGET_F1, **changes: Any
 ) -> FitSettings:
-    """Settings for the text lenses that go with activation lenses; `changes` give them a schedule
-    of their own."""
-    fixed: dict[str, Any] = {
-        "family": "text",
-        "phase": "completion",
-        "model_layers": None,
-        "C": None,
-        "device": "cpu",
-    }
-    return replace(settings, **fixed | {"target_f1": target_f1} | changes)
+    """Settings of the text lenses beside activation lenses; `changes` give them their own
+    schedule."""
+    reads_text = {"family": "text", "phase": "completion", "model_layers": None, "device": "cpu"}
+    fixed: dict[str, Any] = {**reads_text, "C": None, "target_f1": target_f1}
+    return replace(settings, **fixed | changes)
 
 
 def train(
@@ -60,8 +55,7 @@ def train(
         none.
     refine : whether to fit lenses again with their confusers as extra negatives.
     concepts : which concepts; None for all that the store was extracted for.
-    jobs : threads; None for one a core, 8 at most. The lenses are the same, bit for bit, whatever
-        it is.
+    jobs : threads; None for one a core, 8 at most. It changes no bit of the lenses.
 
     Raises
     ------
@@ -71,15 +65,9 @@ def train(
         If not one concept has enough samples.
     """
     settings = settings or FitSettings()
+    shared: dict[str, Any] = {"concepts": concepts, "jobs": jobs, "on_progress": on_progress}
     (pack,) = train_targets(
-        dataset,
-        settings,
-        [settings.target_f1],
-        text=text,
-        refine=refine,
-        concepts=concepts,
-        jobs=jobs,
-        on_progress=on_progress,
+        dataset, settings, [settings.target_f1], text=text, refine=refine, **shared
     )
     return pack
 
@@ -104,23 +92,20 @@ def train_targets(
     """
     tell, start = on_progress or (lambda _: None), time.perf_counter()
     check_family(settings.family, text=text is not None, refine=refine)
+    own = dataset
     if settings.family == "text":
-        settings = replace(settings, phase="completion")
-    own = dataset.with_phase("completion") if settings.family == "text" else dataset
-    texts = (
-        None if text is None else dataset.with_phase("completion")
-    )  # a store without any is refused before the work
-    results = fit_targets(own, settings, targets, concepts=concepts, jobs=jobs, on_progress=tell)
+        settings, own = replace(settings, phase="completion"), dataset.with_phase("completion")
+    # Before the fit: a store without completions is refused at once.
+    texts = None if text is None else dataset.with_phase("completion")
+    fit = partial(fit_targets, concepts=concepts, jobs=jobs)
+    results = fit(own, settings, targets, on_progress=tell)
     beside = None
     if text is not None and texts is not None:
-        (written,) = fit_targets(
-            texts,
-            text,
-            [text.target_f1],
-            concepts=concepts,
-            jobs=jobs,
-            on_progress=lambda progress: tell(progress._replace(stage="fitting text lenses")),
-        )
+
+        def tell_text(progress: FitProgress) -> None:
+            tell(progress._replace(stage="fitting text lenses"))
+
+        (written,) = fit(texts, text, [text.target_f1], on_progress=tell_text)
         beside = _finished(written, texts, text, None, None, tell)
     packs = []
     for target, result in zip(targets, results, strict=True):
@@ -138,8 +123,7 @@ def train_targets(
 
 
 def check_family(family: FamilyName, *, text: bool, refine: bool) -> None:
-    """Raise SettingsError if lenses of a family cannot be refined, or have text lenses beside them,
-    as asked for."""
+    """Raise SettingsError if a family cannot be refined, or have text lenses beside it."""
     if family == "text" and text:
         raise SettingsError(
             "text lenses beside text lenses: choose another family for those that read activations"
@@ -159,14 +143,12 @@ def _finished(
     texts: LensDataset | None,
     tell: OnProgress,
 ) -> LensPack:
-    """The pack of a fit, each lens with what the others make of it."""
+    """The pack of a fit, each lens checked beside the others and the text lenses."""
     pack = make_lens_pack(result, dataset, settings, text=text)
     tell(FitProgress("checking", 0, 1))
     for concept, check in check_pack(pack, dataset).items():
-        pack[concept].metrics["beside_others"] = {
-            **check._asdict(),
-            "fires_everywhere": check.fires_everywhere,
-        }
+        found = {**check._asdict(), "fires_everywhere": check.fires_everywhere}
+        pack[concept].metrics["beside_others"] = found
     if text is not None and texts is not None:
         for concept, agreement in agreements(pack, text, dataset, texts).items():
             pack[concept].metrics["agreement"] = agreement._asdict()

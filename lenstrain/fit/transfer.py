@@ -1,13 +1,11 @@
 """Do lenses keep what they are worth when activations are computed in another precision?
 
-    store a (float32) --fit, model layers chosen--> lenses of a --\\
-                                                                   both judged on the test samples
-                                                                   of both stores
-    store b (bfloat16) --fit, same model layers---> lenses of b --/
+    store a (float32) --fit, model layers chosen--> lenses of a --> each judged on the test samples
+    store b (bfloat16) --fit, same model layers---> lenses of b --> of both stores
 
 Both stores hold the same prompts with the same splits, so each concept is compared with itself. The
 model layer of a concept is chosen once, on the calibration split of a, and every lens is fitted
-once on all training samples with one L2 strength: what differs is the precision and nothing else.
+once on all training samples with one L2 strength: only the precision differs.
 """
 
 from __future__ import annotations
@@ -32,8 +30,7 @@ from lenstrain.settings import FitSettings
 ONE_FIT = FitSettings(
     initial_samples=200, max_samples=200, max_iterations=1, C=0.1, beyond_graduation=False
 )
-"""All training samples at once, one strength: no choice that could fall differently on either
-side."""
+"""All training samples at once, one strength: no choice that could differ between the stores."""
 
 _RESAMPLES = 2000
 
@@ -77,9 +74,8 @@ class Transfer:
         """F1 and score of those lenses, less what lenses of a are worth on a; paired by concept."""
         difference = self.measured[fitted, judged] - self.measured["a", "a"]
         rng = np.random.default_rng(stable_seed("transfer", self.seed))
-        drawn = difference[rng.integers(len(difference), size=(_RESAMPLES, len(difference)))].mean(
-            axis=1
-        )
+        n = len(difference)
+        drawn = difference[rng.integers(n, size=(_RESAMPLES, n))].mean(axis=1)
         low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
         return {
             name: Change(float(difference[:, i].mean()), float(low[i]), float(high[i]))
@@ -107,19 +103,16 @@ def transfer(
     }
     concepts = [concept for concept in lenses["a"] if concept in lenses["b"]]
     found = {
-        (fitted, judged): _judge(
-            [lenses[fitted][concept] for concept in concepts], dataset, settings
-        )
-        for fitted in lenses
+        (fitted, judged): _judge([its[concept] for concept in concepts], dataset, settings)
+        for fitted, its in lenses.items()
         for judged, dataset in (("a", a), ("b", b))
     }
-    layers = tuple(lenses["a"][concept].model_layers[0] for concept in concepts)
-    return Transfer(tuple(concepts), layers, found, of_a.skipped, settings.seed)
+    model_layers = tuple(lenses["a"][concept].model_layers[0] for concept in concepts)
+    return Transfer(tuple(concepts), model_layers, found, of_a.skipped, settings.seed)
 
 
 def check_same_samples(a: LensDataset, b: LensDataset) -> None:
-    """Raise SettingsError unless two datasets hold the same samples, phases and splits, in one
-    order."""
+    """Raise SettingsError unless two datasets hold the same samples and splits, in order."""
     if a.texts != b.texts or a.phases != b.phases or a.concepts != b.concepts or a.seed != b.seed:
         raise SettingsError(
             "the two stores hold other samples: extract both from one pack with the same settings"
@@ -137,10 +130,9 @@ def _fit_alike(
     found: dict[str, FittedLens] = {}
     for model_layers in sorted({lens.model_layers for lens in lenses}):
         here = [lens.concept for lens in lenses if lens.model_layers == model_layers]
-        fitted = fit_lenses(
-            dataset, replace(settings, model_layers=model_layers), concepts=here, jobs=jobs
-        )
-        found.update({lens.concept: lens for lens in fitted.lenses})
+        alike = replace(settings, model_layers=model_layers)
+        fitted = fit_lenses(dataset, alike, concepts=here, jobs=jobs)
+        found |= {lens.concept: lens for lens in fitted.lenses}
     return found
 
 
@@ -155,15 +147,12 @@ def _judge(
         for number, lens in enumerate(lenses):
             if lens.model_layers == model_layers:
                 logits = lens.weights.decision_function(X).astype(np.float64)
-                rows = TaskRows(
-                    dataset, draw_task(dataset, lens.concept, settings.n_negatives), settings
-                )
+                task = draw_task(dataset, lens.concept, settings.n_negatives)
+                rows = TaskRows(dataset, task, settings)
                 drawn, judged = rows.drawn(TEST), rows.judged(TEST)
                 f1 = classify(drawn.y, logits[drawn.rows], lens.threshold).f1
-                measured[number] = (
-                    f1,
-                    ranking(judged.y, logits[judged.rows], settings.prevalence).score,
-                )
+                rank = ranking(judged.y, logits[judged.rows], settings.prevalence)
+                measured[number] = f1, rank.score
     return measured
 
 

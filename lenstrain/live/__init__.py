@@ -1,5 +1,6 @@
 """Lenses on a running model.
 
-activations --running_pool--> a text as it grows --device_lenses--> logits --naming_rule--> lenses that are named
-monitor: while a model generates      reading, page: a text, for people      steering: what to steer along
+activations --running_pool--> pooled, as a text grows --device_lenses--> logits
+            --naming_rule--> lenses that are named
+monitor: while a model generates      reading, page: of a text      steering: directions to steer by
 """

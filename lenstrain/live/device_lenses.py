@@ -1,5 +1,4 @@
-"""Lenses as torch tensors: logits of activations on the device where they are, one matrix product a
-model layer."""
+"""Lenses as torch tensors: logits on the device of the activations, a product a model layer."""
 
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ class _Networks(NamedTuple):
 
 
 class LensScorer:
-    """Scores activations with many lenses at once, in float32: a product for each model layer, then
-    their sum.
+    """Scores activations with many lenses at once, in float32: the sum of a product for each model
+    layer.
 
     Parameters
     ----------
@@ -41,11 +40,7 @@ class LensScorer:
     def __init__(self, lenses: Sequence[Lens], device: torch.device) -> None:
         self.device = device
         self.model_layers = tuple(sorted({layer for lens in lenses for layer in lens.model_layers}))
-        parts = {
-            layer: [lens for lens in lenses if layer in lens.model_layers]
-            for layer in self.model_layers
-        }
-        self._weights = {layer: _weights(here, layer, device) for layer, here in parts.items()}
+        self._weights = {layer: _weights(lenses, layer, device) for layer in self.model_layers}
         place, n_products = _places(lenses, self.model_layers)
         self._is_ragged = bool((place == n_products).any())
         self._place = torch.from_numpy(place).to(device)
@@ -66,8 +61,7 @@ class LensScorer:
     def combine(self, products: Sequence[torch.Tensor]) -> torch.Tensor:
         """(n, lenses) logits from the products of all model layers, in the order of `model_layers`.
 
-        Gathered rather than added in place, so that on a GPU, too, the sum of an ensemble has one
-        order.
+        Gathered rather than added in place: so the sum of an ensemble has one order on a GPU, too.
         """
         ragged = [products[0].new_zeros(len(products[0]), 1)] * self._is_ragged
         side_by_side = torch.cat([*products, *ragged], dim=1)
@@ -80,34 +74,32 @@ class LensScorer:
 def hidden_size(lens: Lens) -> int:
     """Size of the activations that a lens reads."""
     weights = lens.weights
-    return len(weights.weight if isinstance(weights, LinearWeights) else weights.w1) // len(
-        lens.model_layers
-    )
+    n_inputs = len(weights.weight if isinstance(weights, LinearWeights) else weights.w1)
+    return n_inputs // len(lens.model_layers)
 
 
 def _weights(
     lenses: Sequence[Lens], model_layer: int, device: torch.device
 ) -> torch.Tensor | _Networks:
-    """Of the lenses that read one model layer: (lenses, hidden), or networks."""
-    networks = [lens.weights for lens in lenses if isinstance(lens.weights, MlpWeights)]
+    """Of the lenses that read a model layer: (lenses, hidden), or networks."""
+    here = [lens for lens in lenses if model_layer in lens.model_layers]
+    networks = [lens.weights for lens in here if isinstance(lens.weights, MlpWeights)]
     if networks:
-        stacked = (
-            np.stack([getattr(each, name) for each in networks]) for name in MlpWeights._fields
-        )
+        stacked = (np.stack(values) for values in zip(*networks, strict=True))
         return _Networks(*(torch.from_numpy(values).to(device) for values in stacked))
     rows = [
         np.split(lens.weights.weight, len(lens.model_layers))[lens.model_layers.index(model_layer)]
-        for lens in lenses
+        for lens in here
         if isinstance(lens.weights, LinearWeights)
     ]
     return torch.from_numpy(np.array(rows, np.float32)).to(device)
 
 
 def _places(lenses: Sequence[Lens], model_layers: Sequence[int]) -> tuple[NDArray[np.int64], int]:
-    """(most model layers of a lens, lenses) where the products of each lens stand, all side by
-    side, and their number.
+    """(most model layers of a lens, lenses) the columns of each lens's products, when all products
+    stand side by side; and their number.
 
-    Where a lens reads fewer, the column past the last.
+    A lens that reads fewer model layers gets the column past the last instead.
     """
     found: list[list[int]] = [[] for _ in lenses]
     column = 0
@@ -132,10 +124,8 @@ def _forward(networks: _Networks, X: torch.Tensor) -> torch.Tensor:
 
 
 def _forward_rows(networks: _Networks, X: torch.Tensor) -> Any:
-    # b1 takes a large number away again that a feature far from 0 puts there: added in its own
-    # precision.
-    inner = torch.relu(
-        torch.matmul(X, networks.w1).double() + networks.b1[:, None]
-    ).float()  # (networks, n, 128)
+    # A feature far from 0 adds a large number, and b1 subtracts it again: in the precision of b1.
+    inner = torch.matmul(X, networks.w1).double() + networks.b1[:, None]
+    inner = torch.relu(inner).float()  # (networks, n, 128)
     inner = torch.relu(torch.baddbmm(networks.b2[:, None], inner, networks.w2))  # (networks, n, 64)
     return (torch.bmm(inner, networks.w3[:, :, None])[:, :, 0] + networks.b3[:, None]).T

@@ -1,9 +1,9 @@
 """A lens pack that listens to a model while it reads or generates.
 
-A lens is trained on activations pooled over a whole prompt or completion. So that is what a monitor
-scores: activations pooled over all positions so far, and over a window of the last few. Of each
-text it keeps those sums and that window, so its memory stays the same however long a generation
-gets, and nothing leaves the device before somebody asks.
+A lens is trained on activations pooled over a whole prompt or completion. So a monitor scores
+activations pooled over all positions so far, and over a window of the last few. Of each text it
+keeps only those sums and that window, so its memory does not grow with the text, and nothing leaves
+the device before somebody asks.
 """
 
 from __future__ import annotations
@@ -44,12 +44,11 @@ class Monitor:
     ----------
     concepts : whose lenses to use; None for all.
     window : positions that a token's score is pooled over, itself included; 1 for the bare token.
-    keep : how many of the last positions of a text to keep the scores of; None for all, as for
-        reading a text.
-    rule : what a lens needs for being named by `firing`; None for the usual.
+    keep : scores are kept of so many of the last positions; None for all, as for reading a text.
+    rule : what a lens needs for being named by `firing`; None for the default.
     device : where to compute; None for where the activations are.
     on_scores : called with the monitor after every forward pass, before the model's next token is
-        known. What it reads from the device makes the model wait.
+        known. The model waits while it reads from the device.
 
     Raises
     ------
@@ -69,7 +68,8 @@ class Monitor:
     >>> class Stop(StoppingCriteria):  # doctest: +SKIP
     ...     def __call__(self, input_ids, scores, **kwargs):
     ...         rows = [said.row for said in monitor.firing() if said.finding.concept == "weapon"]
-    ...         return torch.tensor([row in rows for row in range(len(input_ids))], device=input_ids.device)
+    ...         stops = [row in rows for row in range(len(input_ids))]
+    ...         return torch.tensor(stops, device=input_ids.device)
     """
 
     def __init__(
@@ -135,8 +135,7 @@ class Monitor:
                 f"{hidden.shape[2]}: give the model that the pack was made for"
             )
         self._waiting.append(hidden)
-        # A token's activations are small: all model layers in one go. Those of a long prompt are
-        # let go of at once.
+        # Of one token all model layers are pooled at once; of a long prompt each, to free memory.
         if hidden.shape[1] > 1 or model_layer == self.model_layers[-1]:
             with torch.inference_mode():
                 self._work_off()
@@ -151,9 +150,8 @@ class Monitor:
         self._waiting = []
         for window in windows:
             model_layer = self.model_layers[len(self._products)]
-            self._products.append(
-                self._scorer.product(model_layer, window.reshape(-1, self._hidden))
-            )
+            X = window.reshape(-1, self._hidden)
+            self._products.append(self._scorer.product(model_layer, X))
 
     def end_pass(self) -> None:
         """All model layers were taken: see `lenscache.live.listening.Listener`."""
@@ -162,10 +160,8 @@ class Monitor:
             scores = self._combine(self._products).view(*self._skipped.shape[:2], -1)
             self._products = []
             self._kept.append(scores.masked_fill_(self._skipped, torch.nan))
-            while (
-                self._keep is not None
-                and sum(each.shape[1] for each in self._kept[1:]) >= self._keep
-            ):
+            keep = self._keep or torch.inf
+            while sum(each.shape[1] for each in self._kept[1:]) >= keep:
                 del self._kept[0]
         if self._on_scores is not None:
             self._on_scores(self)
@@ -176,10 +172,9 @@ class Monitor:
 
     @property
     def latest(self) -> torch.Tensor:
-        """(batch, lenses) logits of the window that ends with the last position; NaN in rows that
-        have ended.
+        """(batch, lenses) logits of the window that ends with the last position, on the device.
 
-        On the device, as all scores; NaN throughout in a text of one position that is not pooled.
+        NaN in rows that have ended, and all NaN in a text of one position that is not pooled.
 
         Raises
         ------
@@ -191,8 +186,8 @@ class Monitor:
 
     @property
     def scores(self) -> torch.Tensor:
-        """(batch, position, lenses) logits of the positions kept, the last one last; NaN where none
-        is counted.
+        """(batch, position, lenses) logits of the last positions, in order; NaN where none is
+        counted.
 
         Raises
         ------
@@ -203,8 +198,7 @@ class Monitor:
         return torch.cat(self._kept, dim=1)[:, -(self._keep or 0) :]
 
     def pooled(self, phase: Phase = "completion") -> torch.Tensor:
-        """(batch, lenses) logits of a phase as a whole so far, as its stored activation would have
-        them.
+        """(batch, lenses) logits of a whole phase so far, pooled as a stored activation.
 
         NaN in rows without a position, and before the phase began.
 
@@ -218,12 +212,8 @@ class Monitor:
             values = self._trail.pooled(phase)
             if values is None or self._scorer is None:
                 return torch.full_like(self.latest, torch.nan)
-            return self._combine(
-                [
-                    self._scorer.product(layer, X)
-                    for layer, X in zip(self.model_layers, values, strict=True)
-                ]
-            )
+            product, layers = self._scorer.product, self.model_layers
+            return self._combine([product(*each) for each in zip(layers, values, strict=True)])
 
     def firing(self, over: Literal["window", "prompt", "completion"] = "window") -> list[Firing]:
         """The lenses that say their concept is there, in each row the strongest signal first.
@@ -239,18 +229,14 @@ class Monitor:
         SettingsError
             If nothing was read yet.
         """
-        logits, bars = (
-            (self.latest, self._bars) if over == "window" else (self.pooled(over), self._whole_bars)
-        )
-        places = (logits >= bars).nonzero()
+        logits = self.latest if over == "window" else self.pooled(over)
+        places = (logits >= (self._bars if over == "window" else self._whole_bars)).nonzero()
         values, positions = logits[places[:, 0], places[:, 1]].tolist(), (self._n_read - 1).tolist()
         found = [
             Firing(row, positions[row], self.presence.finding(lens, value))
             for (row, lens), value in zip(places.tolist(), values, strict=True)
         ]
-        return sorted(
-            found, key=lambda said: (said.row, -said.finding.signal, said.finding.concept)
-        )
+        return sorted(found, key=lambda f: (f.row, -f.finding.signal, f.finding.concept))
 
     def _check_read(self) -> None:
         if not self._kept:

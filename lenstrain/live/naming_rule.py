@@ -1,14 +1,13 @@
-"""When a lens is said to find its concept: its grade, its threshold and its noise floor all have to
-allow it.
+"""When a lens is said to find its concept: if its grade, threshold and noise floor all allow it.
 
-The threshold alone is no bar: it is where the F1 of a lens is best if its concept is as often there
-as not, and of a text about something else a tenth of all lenses are above it. What the bars below
-let through was measured on SmolLM2 with the 51 lenses of grade A and B of the starter pack and 400
-held-out prompts; for tokens see `lenstrain.live.reading`.
+The threshold alone is not enough: there the F1 of a lens is best if its concept is present in half
+of the texts, and on a text about something else a tenth of all lenses are above it. How many lenses
+each bar lets through was measured on SmolLM2 with the 51 lenses of grade A and B of the starter
+pack and 400 held-out prompts; for tokens see `lenstrain.live.reading`.
 
-    whole text          no bar   2      2.5    3      4     deviations above the noise floor
-    own lens is named   86 %     71 %   53 %   41 %   16 %  of prompts that express a concept
-    another one is      100 %    49 %   23 %   11 %   2 %   of prompts, any that has nothing to do with them
+    bar, in deviations above the noise floor   none    2      2.5    3      4
+    prompts of a concept: its lens is named    86 %    71 %   53 %   41 %   16 %
+    all prompts: an unrelated lens is named    100 %   49 %   23 %   11 %   2 %
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
 
 MIN_SIGNAL = 4.0
-"""Deviations above the noise floor that a token asks for, since a text has many; a whole text asks
-for one less."""
+"""Deviations above the noise floor that a lens needs at a token; over a whole text one less."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ class Rule:
 
     min_grade: Grade = Grade.B
     min_signal: float = MIN_SIGNAL
-    """Deviations above its noise floor at a token; one less over a whole text. Its threshold has to
-    be reached, too."""
+    """Deviations above its noise floor at a token; one less over a whole text. Its threshold has
+    to be reached, too."""
 
 
 class Finding(NamedTuple):
@@ -66,13 +64,11 @@ class Presence:
         """Lenses whose grade is good enough."""
 
         def bars(min_signal: float) -> NDArray[np.float32]:
-            return np.where(
-                graded, np.maximum(threshold, mean + min_signal * deviation), np.inf
-            ).astype(np.float32)
+            bar = np.maximum(threshold, mean + min_signal * deviation)
+            return np.where(graded, bar, np.inf).astype(np.float32)
 
         self.bars = bars(rule.min_signal)
-        """(lenses,) logit from which on each is named at a token; infinite where its grade is too
-        low."""
+        """(lenses,) least logit at which it is named for a token; infinite if its grade is low."""
         self.whole_bars = bars(rule.min_signal - 1)
         """(lenses,) the same over a whole text."""
 
@@ -85,11 +81,8 @@ class Presence:
     def strongest(
         self, logits: NDArray[np.float32], top: int, *, whole: bool = False
     ) -> tuple[Finding, ...]:
-        """The lenses that are named at logits (lenses,), of a token or a whole text, the strongest
-        signal first.
-
-        NaN names none.
-        """
+        """The lenses that are named at logits (lenses,) of a token or a whole text, the strongest
+        signal first; NaN names none."""
         numbers = np.flatnonzero(logits >= (self.whole_bars if whole else self.bars))
         named = [self.finding(int(number), float(logits[number])) for number in numbers]
         return tuple(sorted(named, key=lambda found: (-found.signal, found.concept))[:top])
@@ -108,8 +101,9 @@ def choose_lenses(pack: LensPack, concepts: Sequence[str] | None) -> list[Lens]:
             "the lenses of this pack read what a model wrote, not its activations: give a pack of "
             "another family, or use LensPack.score_texts"
         )
-    wanted = {lens.concept for lens in pack} if concepts is None else set(concepts)
-    if unknown := sorted(wanted - {lens.concept for lens in pack}):
+    known = {lens.concept for lens in pack}
+    wanted = known if concepts is None else set(concepts)
+    if unknown := sorted(wanted - known):
         raise SettingsError(
             f"no lens for the concept {unknown[0]!r} in this pack: `lenstrain show` lists its "
             "concepts"

@@ -13,8 +13,8 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e6e6; --page: #161618; --card: #26262a; --line: #55555c; --mark: 86, 180, 233; }
 }
-body { color: var(--ink); background: var(--page); font: 16px/2 system-ui, sans-serif; max-width: 52rem;
-  margin: 2rem auto; padding: 0 1rem; }
+body { color: var(--ink); background: var(--page); font: 16px/2 system-ui, sans-serif;
+  max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.2rem; } p, table { line-height: 1.5; } table { border-collapse: collapse; }
 th, td { text-align: left; padding: 0.2rem 1rem 0.2rem 0; border-bottom: 1px solid var(--line); }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -22,20 +22,19 @@ th, td { text-align: left; padding: 0.2rem 1rem 0.2rem 0; border-bottom: 1px sol
 .token.named { background: rgba(var(--mark), 0.15); border-bottom-width: 2px; cursor: help; }
 .token.strong { background: rgba(var(--mark), 0.35); border-bottom-width: 4px; }
 .token:focus { outline: 2px solid rgb(var(--mark)); }
-.card { display: none; position: absolute; left: 0; top: 1.9em; z-index: 1; width: max-content; max-width: 20rem;
-  padding: 0.3rem 0.6rem; font-size: 0.85rem; line-height: 1.5; background: var(--card); border: 1px solid var(--line);
-  white-space: normal; }
+.card { display: none; position: absolute; left: 0; top: 1.9em; z-index: 1; width: max-content;
+  max-width: 20rem; padding: 0.3rem 0.6rem; font-size: 0.85rem; line-height: 1.5;
+  background: var(--card); border: 1px solid var(--line); white-space: normal; }
 .token:hover .card, .token:focus .card { display: block; }
 .name { unicode-bidi: isolate; overflow-wrap: anywhere; }
 """
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-_STRONG = 2.0  # deviations above the bar from which on a token is marked twice as heavily
+_STRONG = 2.0  # deviations above the bar at which a token is marked twice as heavily
 
 
 def reading_page(reading: Reading, *, title: str, notes: tuple[str, ...] = ()) -> str:
-    """The page of a reading; hovering over a token, or going to it by click or tabulator, shows its
-    lenses.
+    """The page of a reading; hovering over a token, a click or the tab key shows its lenses.
 
     Parameters
     ----------
@@ -44,13 +43,14 @@ def reading_page(reading: Reading, *, title: str, notes: tuple[str, ...] = ()) -
     """
     body = "".join(_token(token, reading.rule.min_signal) for token in reading.tokens)
     remarks = "".join(f"<p>{_shown(note)}</p>\n" for note in notes)
+    name = _shown(title)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_shown(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{_shown(title)}</h1>\n"
-        f"{remarks}<p>{_shown(legend(reading))}</p>\n"
-        f'<div class="text">{body}</div>\n<h1>The text as a whole</h1>\n{_table(reading.whole)}\n</body>\n</html>\n'
+        f"<title>{name}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{name}</h1>\n"
+        f'{remarks}<p>{_shown(legend(reading))}</p>\n<div class="text">{body}</div>\n'
+        f"<h1>The text as a whole</h1>\n{_table(reading.whole)}\n</body>\n</html>\n"
     )
 
 
@@ -72,32 +72,30 @@ def _token(token: TokenReading, bar: float) -> str:
     strong = " strong" if token.findings[0].signal >= bar + _STRONG else ""
     lines = "<br>".join(_line(found) for found in token.findings)
     text = _shown(token.text, breaks=True) or "&hellip;"
-    return f'<span class="token named{strong}" tabindex="0">{text}<span class="card">{lines}</span></span>'
+    card = f'<span class="card">{lines}</span>'
+    return f'<span class="token named{strong}" tabindex="0">{text}{card}</span>'
 
 
 def _line(found: Finding) -> str:
-    figures = (
-        f"grade {found.grade.value}, p {found.probability:.2f}, {found.signal:+.1f} deviations"
-    )
-    return f'<span class="name">{_shown(found.name)}</span>: {figures}'
+    figures = f"p {found.probability:.2f}, {found.signal:+.1f} deviations"
+    name = f'<span class="name">{_shown(found.name)}</span>'
+    return f"{name}: grade {found.grade.value}, {figures}"
 
 
 def _table(findings: tuple[Finding, ...]) -> str:
     if not findings:
         return "<p>No lens is sure that its concept is there.</p>"
     rows = "".join(
-        f'<tr><td class="name">{_shown(f.name)}</td><td>{f.grade.value}</td><td>{f.probability:.2f}</td>'
-        f"<td>{f.signal:+.1f}</td></tr>"
+        f'<tr><td class="name">{_shown(f.name)}</td><td>{f.grade.value}</td>'
+        f"<td>{f.probability:.2f}</td><td>{f.signal:+.1f}</td></tr>"
         for f in findings
     )
-    return f"<table><tr><th>concept</th><th>grade</th><th>probability</th><th>signal</th></tr>{rows}</table>"
+    head = "<tr><th>concept</th><th>grade</th><th>probability</th><th>signal</th></tr>"
+    return f"<table>{head}{rows}</table>"
 
 
 def _shown(text: str, *, breaks: bool = False) -> str:
-    """Text as HTML, with an escape for what would steer the page: control characters, reading
-    direction."""
+    """Text as HTML, with escapes for control characters and changes of the reading direction."""
     kept = "\n" if breaks else ""
-    plain = "".join(
-        c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text
-    )
-    return escape(plain)
+    parts = [c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text]
+    return escape("".join(parts))

@@ -1,5 +1,4 @@
-"""What a lens pack finds in a text: for each token the strongest lenses, and those of the text as a
-whole.
+"""What a lens pack finds in a text: the strongest lenses of each token, and of the whole text.
 
 Lenses are trained on activations pooled over a whole prompt or completion, and so are their noise
 floors. A single token scatters more, so a token's score is pooled over a trailing window. Measured
@@ -12,10 +11,10 @@ tokens), scores of lenses that have nothing to do with a text:
     tokens naming one, bar 4         26 %   15 %   9 %    5 %    3 %    3 %
     own lens named, 0.5 % unrelated  25 %   29 %   32 %   32 %   29 %   29 %  of tokens
 
-With 8 positions the noise floor of a pack is the one that tokens have, and a lens finds its own
-concept as often as with any window at the same rate of false alarms. A bar of 4 deviations still
-names something unrelated at one token in twenty: what is named once, for a token, is a hint, and
-what stays over a stretch is a finding.
+With 8 positions tokens scatter as much as the noise floor of a pack says, and at the same rate of
+false alarms a lens finds its own concept as often as with any window. A bar of 4 deviations still
+names something unrelated at one token in twenty: a concept that is named at a single token is a
+hint, one that is named over a stretch is a finding.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ class TokenReading:
     """One token of a text and the lenses that are named there."""
 
     text: str
-    """Its piece of the text; empty where it completes a character that began in the token
-    before."""
+    """Its piece of the text; empty if it completes a character that began in the token before."""
     findings: tuple[Finding, ...]
     """The strongest signal first; none where no lens is sure enough."""
 
@@ -111,9 +109,9 @@ def make_reading(
 def check_model(
     pack: LensPack, model: Mapping[str, Any], tokenizer: str, *, allow_other: bool = False
 ) -> str | None:
-    """Whether a pack may read with a model: a remark on what differs, None where nothing does.
+    """Check that a pack may read with a model; a remark on the difference, None if there is none.
 
-    The same model in another floating point type is welcome; its activations differ by rounding.
+    The same model in another floating point type is allowed: its activations differ by rounding.
 
     Parameters
     ----------
@@ -128,47 +126,37 @@ def check_model(
     """
     store = pack.provenance.get("store", {})
     made: Mapping[str, Any] = store.get("model", {})
-    if made.get("fingerprint") == model["fingerprint"] and _tokenizer_of(store) in (
-        None,
-        tokenizer,
-    ):
+    same_weights = made.get("fingerprint") == model["fingerprint"]
+    same_tokenizer = store.get("tokenizer", {}).get("fingerprint") in (None, tokenizer)
+    if same_weights and same_tokenizer:
         return None
     ours, theirs = (
         f"{m.get('id')} (weights {m.get('fingerprint')}, {m.get('dtype')})" for m in (made, model)
     )
-    same_shape = all(made.get(name) == model[name] for name in ("hidden", "n_layers"))
-    same_but_dtype = (
-        same_shape and made.get("id") == model["id"] and made.get("dtype") != model["dtype"]
-    )
-    if same_but_dtype and _tokenizer_of(store) in (None, tokenizer):
+    same_model = all(made.get(name) == model[name] for name in ("id", "hidden", "n_layers"))
+    if same_model and made.get("dtype") != model["dtype"] and same_tokenizer:
         return (
             f"computed in {model['dtype']}, the pack's activations in {made.get('dtype')}: scores "
             "differ by rounding"
         )
-    what = "tokenizer" if made.get("fingerprint") == model["fingerprint"] else "model"
+    what = "tokenizer" if same_weights else "model"
     if not allow_other:
         raise SettingsError(
             f"the pack was made with another {what}: {ours}, not {theirs}: read with the one it "
-            "was made for, or pass "
-            "--allow-other-model if you know that the activations mean the same"
+            "was made for, or pass --allow-other-model if you know that the activations mean the "
+            "same"
         )
-    if made.get("hidden") != model["hidden"] or max(pack.model_layers, default=0) >= int(
-        model["n_layers"]
-    ):
+    last = max(pack.model_layers, default=0)
+    if made.get("hidden") != model["hidden"] or last >= int(model["n_layers"]):
         raise SettingsError(
             f"the lenses cannot read this model: they were made for {made.get('n_layers')} "
-            "transformer blocks of size "
-            f"{made.get('hidden')}, it has {model['n_layers']} of size {model['hidden']}"
+            f"transformer blocks of size {made.get('hidden')}, it has {model['n_layers']} of size "
+            f"{model['hidden']}"
         )
     return (
         f"the pack was made with another {what}, {ours}: no grade or probability of it is known to "
         "hold here"
     )
-
-
-def _tokenizer_of(store: Mapping[str, Any]) -> str | None:
-    found: str | None = store.get("tokenizer", {}).get("fingerprint")
-    return found
 
 
 def _finding_json(found: Finding) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""Activations of a running text, pooled as they come: over each phase so far, and over a window of
-the last positions.
+"""Activations of a growing text, pooled over each phase so far, and over a window of the last
+positions.
 
-What a store does over a whole prompt or completion (`lenscache.inference.capture`), here for what
-is still growing. Kept of a text are one vector a phase and model layer, and the last positions of
-the window.
+`lenscache.inference.capture` does this for a whole prompt or completion, here it is done pass by
+pass. Kept of a text are one vector a phase and model layer, and the last positions of the window.
 """
 
 from __future__ import annotations
@@ -29,40 +28,30 @@ class Trail:
     def __init__(self, pooling: str, window: int) -> None:
         self.pooling, self.window = pooling, 1 if pooling == "last" else window
         self._nothing = -torch.inf if pooling == "max" else 0.0
-        self._tail: torch.Tensor | None = (
-            None  # (model layer, batch, window - 1, hidden) before this pass
-        )
+        # (model layer, batch, window - 1, hidden) before this pass
+        self._tail: torch.Tensor | None = None
         self._values: dict[Phase, torch.Tensor] = {}  # (model layer, batch, hidden)
         self._counts: dict[Phase, torch.Tensor] = {}  # (batch,)
 
     def begin(self, phase: Phase, counted: torch.Tensor, n_scored: int) -> None:
-        """A pass begins whose `counted` (batch, position) positions are pooled, the last `n_scored`
-        in windows, too."""
+        """A pass begins: `counted` (batch, position) positions are pooled, the last `n_scored` also
+        in windows."""
         self._phase, self._counted, self._n_scored = phase, counted, n_scored
         if self._tail is None:
             self._before = counted.new_zeros(len(counted), self.window - 1)
         along = torch.cat([self._before, counted], dim=1)
-        self._before = along[:, along.shape[1] - self.window + 1 :]
-        counts = (
-            along[:, along.shape[1] - self.window + 1 - n_scored :]
-            .unfold(1, self.window, 1)
-            .sum(dim=2)
-        )
+        start = along.shape[1] - self.window + 1
+        self._before = along[:, start:]
+        counts = along[:, start - n_scored :].unfold(1, self.window, 1).sum(dim=2)
         self._shares = 1 / counts.clamp(min=1)[:, :, None]  # (batch, scored, 1)
         self._tails: list[torch.Tensor] = []
         self._sums: list[torch.Tensor] = []
 
     def add(self, hidden: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(model layer, batch, scored, hidden) windows of the next few model layers' activations,
-        in float32.
-
-        `hidden` are their outputs (batch, position, hidden).
-        """
-        x = (
-            torch.stack(list(hidden))
-            .float()
-            .masked_fill_(~self._counted[:, :, None], self._nothing)
-        )
+        """(model layer, batch, scored, hidden) windows of the next few model layers, in float32;
+        `hidden` are their outputs (batch, position, hidden)."""
+        x = torch.stack(list(hidden)).float()
+        x.masked_fill_(~self._counted[:, :, None], self._nothing)
         self._sums.append(self._pool(x))
         along = torch.cat([self._tail_of(x), x], dim=2)
         start = along.shape[2] - self.window + 1
@@ -86,8 +75,8 @@ class Trail:
         self._values[self._phase], self._counts[self._phase] = now, count
 
     def pooled(self, phase: Phase) -> torch.Tensor | None:
-        """(model layer, batch, hidden) over a phase so far, NaN in rows without a position; None
-        before it began."""
+        """(model layer, batch, hidden) over a phase so far, NaN in rows without a position; None if
+        it has not begun."""
         if phase not in self._values:
             return None
         values, counts = self._values[phase], self._counts[phase][:, None]

@@ -1,5 +1,4 @@
-"""What to steer a model along: the directions of a lens pack, refused where a lens cannot be
-trusted."""
+"""Directions to steer a model along, from a lens pack; refused if a lens cannot be trusted."""
 
 from __future__ import annotations
 
@@ -26,14 +25,11 @@ def find_lens(pack: LensPack, concept: str) -> Lens:
     SettingsError
         If the pack has none; the message names those that are spelled alike.
     """
-    named = [
-        lens
-        for lens in pack
-        if concept == lens.concept or concept.casefold() == lens.name.casefold()
-    ]
-    exact = [lens for lens in named if lens.concept == concept]
-    if len(exact or named) == 1:
-        return (exact or named)[0]
+    if concept in pack:
+        return pack[concept]
+    named = [lens for lens in pack if concept.casefold() == lens.name.casefold()]
+    if len(named) == 1:
+        return named[0]
     if named:
         ids = ", ".join(lens.concept for lens in named)
         raise SettingsError(
@@ -74,8 +70,8 @@ def directions_of(
 
 
 def _across(lens: Lens) -> tuple[Direction, ...]:
-    """The weights of a linear lens; one model layer moves its logit by a noise deviation for each
-    unit of strength."""
+    """The weights of a linear lens: a unit of strength on one model layer moves its logit by a
+    noise deviation."""
     if not lens.model_layers:
         return ()
     if not isinstance(lens.weights, LinearWeights):

@@ -1,2 +1,1 @@
-"""How good a lens is: its score and grade, its threshold and F1, and its probabilities
-(calibrators)."""
+"""How good a lens is: its score and grade, threshold and F1, and calibrated probabilities."""

@@ -20,6 +20,7 @@ from scipy.optimize import isotonic_regression
 Kind = Literal["sigmoid", "temperature", "isotonic"]
 
 _KINDS: tuple[Kind, ...] = get_args(Kind)
+_NAMES = {"sigmoid": ("slope", "intercept"), "temperature": ("slope",)}  # of parameters, in JSON
 _TINY = 1e-12  # no probability is nearer to 0 or 1
 
 Labels = NDArray[np.bool_]
@@ -32,8 +33,7 @@ class Calibrator:
 
     kind: Kind
     x: tuple[float, ...]
-    """Slope and intercept (sigmoid), slope (temperature), or logits of the knots, ascending
-    (isotonic)."""
+    """Sigmoid: slope, intercept. Temperature: slope. Isotonic: logits of the knots, ascending."""
     p: tuple[float, ...] = ()
     """Probabilities at the knots (isotonic)."""
 
@@ -43,16 +43,14 @@ class Calibrator:
         if self.kind == "isotonic":
             return np.asarray(np.interp(values, self.x, self.p))
         slope, intercept = (*self.x, 0.0)[:2]
-        return np.asarray(
-            np.clip(scipy.special.expit(slope * values + intercept), _TINY, 1 - _TINY)
-        )
+        p = scipy.special.expit(slope * values + intercept)
+        return np.asarray(np.clip(p, _TINY, 1 - _TINY))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        names = {"sigmoid": ("slope", "intercept"), "temperature": ("slope",)}
         if self.kind == "isotonic":
             return {"kind": self.kind, "logits": list(self.x), "probabilities": list(self.p)}
-        return {"kind": self.kind, **dict(zip(names[self.kind], self.x, strict=True))}
+        return {"kind": self.kind, **dict(zip(_NAMES[self.kind], self.x, strict=True))}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Calibrator:
@@ -66,16 +64,11 @@ class Calibrator:
         """
         try:
             if data["kind"] == "isotonic":
-                found = cls(
-                    "isotonic",
-                    tuple(map(float, data["logits"])),
-                    tuple(map(float, data["probabilities"])),
-                )
-                if found._is_rising():
+                x, p = (tuple(map(float, data[name])) for name in ("logits", "probabilities"))
+                if (found := cls("isotonic", x, p))._is_rising():
                     return found
-            elif data["kind"] in ("sigmoid", "temperature"):
-                names = ("slope", "intercept") if data["kind"] == "sigmoid" else ("slope",)
-                values = tuple(float(data[name]) for name in names)
+            elif data["kind"] in _KINDS:
+                values = tuple(float(data[name]) for name in _NAMES[data["kind"]])
                 if values[0] >= 0 and all(map(math.isfinite, values)):
                     return cls(data["kind"], values)
         except (KeyError, TypeError, ValueError) as error:
@@ -85,10 +78,8 @@ class Calibrator:
     def _is_rising(self) -> bool:
         """Whether knots are finite and ascending, and lead from (0, 1) to (0, 1)."""
         x, p = np.array(self.x), np.array(self.p)
-        fits = 0 < len(x) == len(p) and bool(np.isfinite(x).all())
-        return fits and bool(
-            (np.diff(x) > 0).all() and (np.diff(p) >= 0).all() and 0 < p[0] <= p[-1] < 1
-        )
+        fits = 0 < len(x) == len(p) and np.isfinite(x).all() and 0 < p[0] <= p[-1] < 1
+        return bool(fits and (np.diff(x) > 0).all() and (np.diff(p) >= 0).all())
 
 
 def fit_calibrator(kind: Kind, y: Labels, logits: Floats) -> Calibrator:
@@ -129,12 +120,10 @@ def choose_calibrator(
     fold = _folds(y, groups, n_folds, seed)
     if fold is None:
         return fit_calibrator("sigmoid", y, logits), {}
-    losses = {}
+    losses, used = {}, fold != np.arange(fold.max() + 1)[:, None]
     for kind in _KINDS:
         p = np.empty(len(y))
-        for number, calibrator in enumerate(
-            _fit_each(kind, y, logits, fold != np.arange(fold.max() + 1)[:, None])
-        ):
+        for number, calibrator in enumerate(_fit_each(kind, y, logits, used)):
             p[fold == number] = calibrator(logits[fold == number])
         losses[str(kind)] = log_loss(y, p)
     best = min(_KINDS, key=lambda kind: round(losses[kind], 12))
@@ -142,8 +131,7 @@ def choose_calibrator(
 
 
 def log_loss(y: Labels, p: Floats) -> float:
-    """Mean of -log of the probability given to the truth, both classes weighing alike; log 2 is
-    guessing.
+    """Mean -log of the probability of the truth, both classes weighing alike; log 2 is guessing.
 
     y, p : (n,). In nats. NaN if a class is missing; certainty counts as one in 1e12.
     """
@@ -152,8 +140,7 @@ def log_loss(y: Labels, p: Floats) -> float:
 
 
 def brier_score(y: Labels, p: Floats) -> float:
-    """Mean squared distance from the truth, both classes weighing alike; 0.25 is guessing (Brier,
-    1950).
+    """Mean squared distance from the truth, classes weighing alike; 0.25 is guessing (Brier, 1950).
 
     y, p : (n,). NaN if a class is missing.
     """
@@ -180,8 +167,7 @@ class Reliability(NamedTuple):
 
 
 def reliability(y: Labels, p: Floats, n_bins: int = 10) -> Reliability:
-    """What was observed in bins of equal width, as a reliability diagram shows it (Guo et al.,
-    2017).
+    """What was observed in bins of equal width, as in a reliability diagram (Guo et al., 2017).
 
     y, p : (n,), both classes present.
     """
@@ -192,14 +178,12 @@ def reliability(y: Labels, p: Floats, n_bins: int = 10) -> Reliability:
     with np.errstate(invalid="ignore"):
         predicted = np.bincount(place, balanced * p, n_bins) / weight
         observed = np.bincount(place, balanced * y, n_bins) / weight
-    return Reliability(
-        edges, predicted, observed, np.bincount(place, minlength=n_bins).astype(np.float64), weight
-    )
+    rows = np.bincount(place, minlength=n_bins).astype(np.float64)
+    return Reliability(edges, predicted, observed, rows, weight)
 
 
 def expected_calibration_error(y: Labels, p: Floats, n_bins: int = 10) -> float:
-    """Mean distance of predicted and observed over bins (Naeini et al., 2015), both classes
-    weighing alike.
+    """Mean distance of predicted and observed over bins (Naeini et al., 2015), classes alike.
 
     y, p : (n,). From 0 to 1; NaN if a class is missing.
     """
@@ -224,17 +208,12 @@ def _fit_each(kind: Kind, y: Labels, logits: Floats, used: NDArray[np.bool_]) ->
 
     Parametric ones are fitted together: what a step costs is the call, not the arithmetic.
     """
-    n_positive, n_negative = (
-        (used & y).sum(axis=1, keepdims=True),
-        (used & ~y).sum(axis=1, keepdims=True),
-    )
+    n_positive, n_negative = ((used & own).sum(axis=1, keepdims=True) for own in (y, ~y))
     target = np.where(y, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
     weight = used * np.where(y, 0.5 / n_positive, 0.5 / n_negative)
     if kind == "isotonic":
-        return [
-            _fit_isotonic(t[u], w[u], logits[u])
-            for t, w, u in zip(target, weight, used, strict=True)
-        ]
+        sets = zip(target, weight, used, strict=True)
+        return [_fit_isotonic(t[u], w[u], logits[u]) for t, w, u in sets]
     if kind == "temperature":
         unit = float(np.abs(logits).max()) or 1.0
         theta = _newton((logits / unit)[:, None], target, weight)
@@ -244,19 +223,17 @@ def _fit_each(kind: Kind, y: Labels, logits: Floats, used: NDArray[np.bool_]) ->
     theta = _newton(np.stack([(logits - middle) / unit, np.ones(len(y))], axis=1), target, weight)
     flat = scipy.special.logit((weight * target).sum(axis=1))
     is_flat = (theta[:, 0] <= 0) | (np.ptp(logits) == 0)
-    return [
-        Calibrator(
-            kind, (0.0, float(level)) if none else (slope / unit, intercept - slope / unit * middle)
-        )
-        for (slope, intercept), level, none in zip(theta.tolist(), flat, is_flat, strict=True)
-    ]
+    theta[:, 0] /= unit
+    theta[:, 1] -= theta[:, 0] * middle
+    theta[is_flat] = np.stack([np.zeros_like(flat), flat], axis=1)[is_flat]
+    return [Calibrator(kind, (slope, intercept)) for slope, intercept in theta.tolist()]
 
 
 def _folds(
     y: Labels, groups: NDArray[np.integer], n_folds: int, seed: int
 ) -> NDArray[np.intp] | None:
-    """(n,) fold of each row; None if a class has fewer than two samples. One with rows of both
-    counts as positive."""
+    """(n,) fold of each row; None if a class has fewer than two samples, one with any positive row
+    counting as positive."""
     samples, place = np.unique(groups, return_inverse=True)
     positive = np.bincount(place, y) > 0
     n_folds = min(n_folds, int(positive.sum()), int((~positive).sum()))
@@ -279,10 +256,9 @@ def _fit_isotonic(target: Floats, weight: Floats, logits: Floats) -> Calibrator:
 
 
 def _newton(x: Floats, target: Floats, weight: Floats) -> Floats:
-    """(sets, columns) coefficients of least weighted logistic loss on x (n, columns), by Newton's
-    method with halving.
+    """(sets, columns) coefficients of least weighted logistic loss on x (n, columns).
 
-    `target` and `weight` are (sets, n).
+    Newton's method with halving; `target` and `weight` are (sets, n).
     """
     theta, f = np.zeros((len(target), x.shape[1])), np.zeros_like(target)
 
@@ -295,9 +271,8 @@ def _newton(x: Floats, target: Floats, weight: Floats) -> Floats:
         gradient = (weight * (p - target)) @ x
         if np.abs(gradient).max() < 1e-10:
             break
-        hessian = np.einsum("sn,ni,nj->sij", weight * p * (1 - p), x, x) + 1e-12 * np.eye(
-            x.shape[1]
-        )
+        hessian = np.einsum("sn,ni,nj->sij", weight * p * (1 - p), x, x)
+        hessian += 1e-12 * np.eye(x.shape[1])
         step, scale = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0], np.ones(len(target))
         along = step @ x.T
         # Near the optimum the loss is flat to rounding, and a full step is right whatever it says.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# of a logit: shipped lenses are float32, and what lies on the bound must stay below it there
+# Of a logit: shipped lenses are float32, and a logit on the bound must stay below it there, too.
 _ABOVE_ALL = 1e-3
 
 
@@ -36,8 +36,7 @@ def classify(y: NDArray[np.bool_], logits: NDArray[np.float64], threshold: float
 
 
 def best_threshold(y: NDArray[np.bool_], logits: NDArray[np.float64]) -> float:
-    """The logit that maximises F1 as `classify` defines it; among equals the one nearest to 0, the
-    fit's own choice."""
+    """The logit that maximises F1 as `classify` defines it; among equals the one nearest to 0."""
     order = np.argsort(logits)
     ascending = logits[order]
     positives_below = np.concatenate([[0], np.cumsum(y[order])])
@@ -53,8 +52,7 @@ def best_threshold(y: NDArray[np.bool_], logits: NDArray[np.float64]) -> float:
 
 
 def threshold_for_fpr(y: NDArray[np.bool_], logits: NDArray[np.float64], fpr: float) -> float:
-    """The lowest threshold at which `logit >= threshold` lets at most a share of the negatives
-    through.
+    """The lowest threshold at which `logit >= threshold` passes at most a share of the negatives.
 
     Midway between the highest negative that is kept out and the next logit of either class above
     it; 1 below the lowest logit if all may pass.
@@ -76,9 +74,7 @@ def threshold_for_fpr(y: NDArray[np.bool_], logits: NDArray[np.float64], fpr: fl
     if not 0 <= fpr <= 1:
         raise ValueError(f"a false positive rate is a share, 0 to 1, not {fpr}")
     allowed = int(fpr * n) + 1
-    while (
-        allowed / n > fpr
-    ):  # by the quotient, since a product may round: 0.29 * 100 is less than 29
+    while allowed / n > fpr:  # by the quotient, since a product rounds: 0.29 * 100 is below 29
         allowed -= 1
     negatives = negatives[~np.isnan(negatives)]
     if allowed >= len(negatives):
@@ -89,7 +85,5 @@ def threshold_for_fpr(y: NDArray[np.bool_], logits: NDArray[np.float64], fpr: fl
     if not len(above):
         return bound + _ABOVE_ALL * max(1.0, abs(bound))
     following = float(above.min())
-    middle = bound / 2 + following / 2
-    return (
-        middle if bound < middle <= following else following
-    )  # neighbouring floats have no middle
+    middle = bound / 2 + following / 2  # neighbouring floats have none
+    return middle if bound < middle <= following else following

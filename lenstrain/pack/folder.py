@@ -1,13 +1,12 @@
-"""Lens packs on disk: a folder of lenses trained from one store, as safetensors and JSON. Nothing
-in it is pickled.
+"""Lens packs on disk: a folder of lenses from one store, as safetensors and JSON, never pickled.
 
-    lenses.safetensors    the weights of all lenses, one row a lens: see `lenstrain.pack.tensors`
-    lenses.json           for each row: concept, model layers, threshold, calibration, metrics, grade, trajectory;
-                          and the provenance of all: store, model, settings, versions
-    hungry.json           concepts that used every cached sample and did not graduate
-    run.json              when and how long the fit ran: what differs from run to run, and nothing else does
-    vocabulary.json       of lenses that read text: the terms of their rows
-    text/                 of dual training: a pack of its own, the lenses that read what the model wrote
+    lenses.safetensors  the weights of all lenses, one row a lens: see `lenstrain.pack.tensors`
+    lenses.json         for each row: concept, model layers, threshold, calibration, metrics, grade,
+                        trajectory; and the provenance of all: store, model, settings, versions
+    hungry.json         concepts that used every cached sample and did not graduate
+    run.json            when and how long the fit ran: nothing else differs from run to run
+    vocabulary.json     of lenses that read text: the terms of their rows
+    text/               of dual training: a pack of the lenses that read what the model wrote
 
 The folder is written beside its final place and moved there when it is complete.
 """
@@ -72,49 +71,39 @@ def read_folder(folder: Path) -> PackContent:
         As `LensPack.load`.
     """
     try:
-        data = json.loads((folder / "lenses.json").read_text(encoding="utf-8"))
+        data = _read_json(folder / "lenses.json")
         tensors = safetensors.numpy.load_file(folder / "lenses.safetensors")
     except (FileNotFoundError, NotADirectoryError):
         raise LensPackNotFoundError(
             f"no lens pack at {folder}: make one with `lenstrain fit`"
         ) from None
     except (ValueError, safetensors.SafetensorError) as error:
-        raise LensPackFormatError(
-            f"{folder} is not a readable lens pack ({error}): fit it again"
-        ) from error
+        raise _unreadable(folder, error) from error
     found = data.get("format_version") if isinstance(data, dict) else None
     if found != FORMAT_VERSION:
-        todo = (
-            "fit it again"
-            if isinstance(found, int) and found < FORMAT_VERSION
-            else "upgrade lenstrain"
-        )
+        is_older = isinstance(found, int) and found < FORMAT_VERSION
         raise LensPackFormatError(
-            f"{folder} has format version {found}, this lenstrain reads {FORMAT_VERSION}: {todo}"
+            f"{folder} has format version {found}, this lenstrain reads {FORMAT_VERSION}: "
+            f"{'fit it again' if is_older else 'upgrade lenstrain'}"
         )
     try:
         vocabulary = _read_vocabulary(folder / "vocabulary.json", tensors)
-        weights = unpack_weights(
-            tensors,
-            family_of(data["provenance"]),
-            0 if vocabulary is None else len(vocabulary.terms),
-        )
-        if len(data["lenses"]) != len(weights):
-            raise ValueError(
-                f"{len(data['lenses'])} lenses in JSON and {len(weights)} in safetensors"
-            )
-        provenance, skipped = data["provenance"], data["skipped"]
+        n_terms = 0 if vocabulary is None else len(vocabulary.terms)
+        rows, provenance, skipped = data["lenses"], data["provenance"], data["skipped"]
+        weights = unpack_weights(tensors, family_of(provenance), n_terms)
+        if len(rows) != len(weights):
+            raise ValueError(f"{len(rows)} lenses in JSON and {len(weights)} in safetensors")
         path = folder / "run.json"
-        run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        run = _read_json(path) if path.exists() else {}
         vectors = unpack_directions(tensors, len(weights))
-        lenses = [
-            lens_from_json(*row) for row in zip(data["lenses"], weights, vectors, strict=True)
-        ]
+        lenses = [lens_from_json(*row) for row in zip(rows, weights, vectors, strict=True)]
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise LensPackFormatError(
-            f"{folder} is not a readable lens pack ({error}): fit it again"
-        ) from error
+        raise _unreadable(folder, error) from error
     return PackContent(lenses, provenance, skipped, vocabulary, run)
+
+
+def _unreadable(folder: Path, error: Exception) -> LensPackFormatError:
+    return LensPackFormatError(f"{folder} is not a readable lens pack ({error}): fit it again")
 
 
 def write_beside(folder: Path, write: Callable[[Path], None], *, overwrite: bool) -> None:
@@ -163,13 +152,11 @@ def write_folder(folder: Path, content: PackContent, *, short: Sequence[str]) ->
         "lenses": [lens_to_json(lens) for lens in content.lenses],
     }
     _write_json(folder / "lenses.json", data)
-    hungry = {
-        lens.concept: lens.metrics["n_samples"] for lens in content.lenses if lens.metrics["hungry"]
-    }
+    measured = {lens.concept: lens.metrics for lens in content.lenses}
+    hungry = {concept: m["n_samples"] for concept, m in measured.items() if m["hungry"]}
     hungry |= dict.fromkeys(short, 0)
-    _write_json(
-        folder / "hungry.json", {"concepts": hungry, "store": content.provenance.get("store")}
-    )
+    store = content.provenance.get("store")
+    _write_json(folder / "hungry.json", {"concepts": hungry, "store": store})
     if content.run:
         _write_json(folder / "run.json", content.run)
 
@@ -186,13 +173,12 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         raise LensPackFormatError(
             f"a lens pack cannot be written to a URL ({folder}): choose a folder, and copy it"
         )
-    if folder.exists() and not (overwrite and (folder / "lenses.json").exists()):
-        hint = (
-            "choose another --out, or pass --overwrite"
-            if (folder / "lenses.json").exists()
-            else "choose another --out"
+    is_pack = (folder / "lenses.json").exists()
+    if folder.exists() and not (overwrite and is_pack):
+        raise LensPackExistsError(
+            f"the output folder {folder} exists already: choose another --out"
+            f"{', or pass --overwrite' if is_pack else ''}"
         )
-        raise LensPackExistsError(f"the output folder {folder} exists already: {hint}")
 
 
 def lens_to_json(lens: Lens) -> dict[str, Any]:
@@ -214,12 +200,10 @@ def lens_to_json(lens: Lens) -> dict[str, Any]:
 
 
 def lens_from_json(data: dict[str, Any], weights: Weights, vectors: NDArray[np.float32]) -> Lens:
-    """A lens from its JSON; `vectors` (hidden,) are its directions, those of several model layers
-    side by side."""
+    """A lens from its JSON; `vectors` (hidden,) are the directions, model layers side by side."""
     deviations = data.get("deviations", [])
-    found = zip(
-        data["model_layers"], np.split(vectors, len(deviations) or 1), deviations, strict=False
-    )
+    parts = np.split(vectors, len(deviations) or 1)
+    found = zip(data["model_layers"], parts, deviations, strict=False)
     return Lens(
         concept=data["concept"],
         name=data["name"],
@@ -240,17 +224,19 @@ def lens_from_json(data: dict[str, Any], weights: Weights, vectors: NDArray[np.f
 def _read_vocabulary(path: Path, tensors: dict[str, NDArray[Any]]) -> Vocabulary | None:
     if "idf" not in tensors:
         return None
-    terms = tuple(json.loads(path.read_text(encoding="utf-8")))
+    terms = tuple(_read_json(path))
     if len(terms) != len(tensors["idf"]):
         raise ValueError(f"{len(terms)} terms in JSON and {len(tensors['idf'])} in safetensors")
     return Vocabulary(terms, tensors["idf"])
 
 
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def _write_json(path: Path, data: Any) -> None:
-    path.write_text(
-        json.dumps(none_for_nan(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        encoding="utf-8",
-    )
+    text = json.dumps(none_for_nan(data), indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def none_for_nan(value: Any) -> Any:

@@ -1,5 +1,4 @@
-"""One concept's lens, as it is shipped: what it weighs, what it is worth, and which way its concept
-lies."""
+"""One concept's lens, as it is shipped: its weights, its measurements and its direction."""
 
 from __future__ import annotations
 
@@ -48,8 +47,7 @@ class Direction(NamedTuple):
 
 @dataclass(frozen=True)
 class Lens:
-    """One concept's lens, as shipped: a small classifier over raw pooled activations of its model
-    layers."""
+    """One concept's lens, as shipped: a small classifier of raw pooled activations."""
 
     concept: str
     name: str
@@ -102,8 +100,10 @@ class Lens:
         return self.weights
 
     def decision_function(self, X: NDArray[Any]) -> NDArray[np.float32]:
-        """(n,) logits of raw activations X (n, hidden); of several model layers side by side (n,
-        layers * hidden)."""
+        """(n,) logits of raw activations X (n, hidden).
+
+        Those of several model layers lie side by side: (n, model layers * hidden).
+        """
         return np.asarray(self.weights.decision_function(np.asarray(X)), np.float32)
 
     def predict_proba(self, X: NDArray[Any]) -> NDArray[np.float64]:

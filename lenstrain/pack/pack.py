@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lenstrain.data.tasks import SHORT
 from lenstrain.data.words import Vocabulary
 from lenstrain.families.linear import LinearWeights
+from lenstrain.families.weights import Weights
 from lenstrain.metrics.score import Grade
 from lenstrain.pack.folder import PackContent, family_of, read_folder, write_beside, write_folder
 from lenstrain.pack.lens import Lens
@@ -29,10 +30,10 @@ class _Readers(NamedTuple):
 
     linear: list[int]
     weight: NDArray[np.float32]
-    """(linear, hidden) what they weigh this model layer with"""
+    """(linear, hidden) their weights of this model layer."""
     others: list[int]
     alone: list[int]
-    """those that read no other model layer"""
+    """Those that read no other model layer."""
 
 
 class LensPack:
@@ -64,7 +65,7 @@ class LensPack:
         self.lenses, self.provenance, self.skipped = tuple(lenses), provenance, skipped
         self.vocabulary, self.text, self.run = vocabulary, text, run or {}
         self._by_concept = {lens.concept: lens for lens in self.lenses}
-        self._by_layer: dict[int, _Readers] = {}
+        self._by_model_layer: dict[int, _Readers] = {}
 
     def __len__(self) -> int:
         return len(self.lenses)
@@ -103,8 +104,7 @@ class LensPack:
         return [lens for lens in self.lenses if lens.model_layers == (model_layer,)]
 
     def score(self, X: NDArray[Any], model_layer: int) -> NDArray[np.float32]:
-        """(n, lenses at this model layer) logits of raw activations X (n, hidden), in one matrix
-        product."""
+        """(n, lenses at this model layer) logits of raw activations X (n, hidden)."""
         X = np.asarray(X)
         scores = self.no_scores(len(X))
         self.add_scores(scores, X, model_layer)
@@ -112,8 +112,7 @@ class LensPack:
         return scores if len(here) == len(self) else scores[:, here]
 
     def score_all(self, activations: Mapping[int, NDArray[Any]]) -> NDArray[np.float32]:
-        """(n, lenses) logits of raw activations (n, hidden) of every model layer that a lens of the
-        pack reads.
+        """(n, lenses) logits of raw activations (n, hidden) of every model layer that lenses read.
 
         Raises
         ------
@@ -140,8 +139,7 @@ class LensPack:
         """
         readers = self._readers(model_layer)
         if len(readers.linear):
-            # One vector: a product with a matrix is several times slower than with a vector, for
-            # the same numbers.
+            # For one row, a product with a vector is several times faster, with the same numbers.
             X = X.astype(np.float32, copy=False)
             product = (readers.weight @ X[0])[None] if len(X) == 1 else X @ readers.weight.T
             if len(readers.linear) == len(self):
@@ -164,23 +162,20 @@ class LensPack:
                 "the lenses of this pack read activations: `LensPack.text` has those that read text"
             )
         rows = self.vocabulary.transform(texts)
-        weight = np.array(
-            [lens.weights.weight for lens in self.lenses if isinstance(lens.weights, LinearWeights)]
-        )
+        weight = np.array([w.weight for w in self._weights if isinstance(w, LinearWeights)])
         return np.asarray(rows @ weight.T + self._biases, np.float32)
 
     @cached_property
     def _biases(self) -> NDArray[np.float32]:
-        return np.array(
-            [
-                lens.weights.bias if isinstance(lens.weights, LinearWeights) else 0.0
-                for lens in self.lenses
-            ],
-            np.float32,
-        )
+        biases = [w.bias if isinstance(w, LinearWeights) else 0.0 for w in self._weights]
+        return np.array(biases, np.float32)
+
+    @property
+    def _weights(self) -> list[Weights]:
+        return [lens.weights for lens in self.lenses]
 
     def _readers(self, model_layer: int) -> _Readers:
-        if model_layer not in self._by_layer:
+        if model_layer not in self._by_model_layer:
             linear, rows, others, alone = [], [], [], []
             for number, lens in enumerate(self.lenses):
                 if lens.model_layers == (model_layer,):
@@ -194,8 +189,8 @@ class LensPack:
                         others.append(number)
             hidden = len(rows[0]) if rows else 0
             weight = np.array(rows, np.float32).reshape(len(rows), hidden)
-            self._by_layer[model_layer] = _Readers(linear, weight, others, alone)
-        return self._by_layer[model_layer]
+            self._by_model_layer[model_layer] = _Readers(linear, weight, others, alone)
+        return self._by_model_layer[model_layer]
 
     def grades(self) -> dict[str, int]:
         """How many lenses have each grade."""
@@ -206,23 +201,18 @@ class LensPack:
         """The pack in a few numbers."""
 
         def mean(metric: str) -> float:
-            values = [
-                value for lens in self.lenses if not math.isnan(value := lens.metrics[metric])
-            ]
+            values = [lens.metrics[metric] for lens in self.lenses]
+            values = [value for value in values if not math.isnan(value)]
             return float(np.mean(values)) if values else math.nan
 
+        of = ("test_f1", "test_f1_unnamed", "test_f1_named", "score", "n_samples", "iterations")
         return {
             "n_lenses": len(self),
             "grades": self.grades(),
             "graduated": sum(lens.metrics["graduated"] for lens in self.lenses),
             "hungry": self.hungry,
             "skipped": self.skipped,
-            "mean_test_f1": mean("test_f1"),
-            "mean_test_f1_unnamed": mean("test_f1_unnamed"),
-            "mean_test_f1_named": mean("test_f1_named"),
-            "mean_score": mean("score"),
-            "mean_samples": mean("n_samples"),
-            "mean_iterations": mean("iterations"),
+            **{f"mean_{metric.removeprefix('n_')}": mean(metric) for metric in of},
         }
 
     @classmethod
@@ -237,16 +227,10 @@ class LensPack:
             If the folder holds something else, or a pack of a newer format.
         """
         folder = Path(folder)
-        content = read_folder(folder)
+        own = read_folder(folder)
         text = cls.load(folder / "text") if (folder / "text").exists() else None
-        return cls(
-            content.lenses,
-            content.provenance,
-            content.skipped,
-            vocabulary=content.vocabulary,
-            text=text,
-            run=content.run,
-        )
+        beside: dict[str, Any] = {"vocabulary": own.vocabulary, "text": text, "run": own.run}
+        return cls(own.lenses, own.provenance, own.skipped, **beside)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the pack to a folder that does not exist yet.

@@ -1,10 +1,13 @@
 """The weights of lenses as named tensors, by family.
 
-    linear, mean-difference    weight (lenses, hidden) and bias (lenses,), on raw activations
-    ensemble                   the same, hidden being that of its model layers side by side
-    mlp                        w1 (lenses, hidden, 128), b1, w2 (lenses, 128, 64), b2, w3 (lenses, 64), b3 (lenses,)
-    text                       weight as compressed sparse rows (weight.indptr, .indices, .data) and bias; idf (terms,)
-    all but text               direction (lenses, hidden), float16: what to steer along, as `lenstrain.pack.lens.Direction`
+    linear, mean-difference  weight (lenses, hidden) and bias (lenses,), on raw activations
+    ensemble                 the same, hidden being that of its model layers side by side
+    mlp                      w1 (lenses, hidden, 128), b1 (lenses, 128), w2 (lenses, 128, 64),
+                             b2 (lenses, 64), w3 (lenses, 64), b3 (lenses,)
+    text                     weight as compressed sparse rows (weight.indptr, .indices, .data),
+                             bias; idf (terms,)
+    all but text             direction (lenses, hidden), float16: what to steer along, as
+                             `lenstrain.pack.lens.Direction`
 
 float32 but for b1 of the MLP, where a feature far from 0 needs more.
 """
@@ -30,11 +33,8 @@ def pack_weights(weights: Sequence[Weights], family: str) -> dict[str, NDArray[A
     """Named tensors of some lenses of one family."""
     if family == "mlp":
         networks = [each for each in weights if isinstance(each, MlpWeights)]
-        return {
-            name: np.stack([getattr(each, name) for each in networks])
-            for name in MlpWeights._fields
-            if networks
-        }
+        fields = MlpWeights._fields if networks else ()
+        return {name: np.stack([getattr(each, name) for each in networks]) for name in fields}
     linear = [each for each in weights if isinstance(each, LinearWeights)]
     weight = np.array([each.weight for each in linear], np.float32)
     bias = np.array([each.bias for each in linear], np.float32)
@@ -63,36 +63,26 @@ def unpack_weights(tensors: Tensors, family: str, n_terms: int = 0) -> list[Weig
     if family == "text":
         parts = tensors["weight.data"], tensors["weight.indices"], tensors["weight.indptr"]
         sparse = scipy.sparse.csr_array(parts, shape=(len(tensors["bias"]), n_terms))
-        sparse.check_format(
-            full_check=True
-        )  # else an index that is too large would be written past the end
+        sparse.check_format(full_check=True)  # else too large an index is written past the end
         weight = sparse.toarray()
     else:
         weight = tensors["weight"]
-    return [
-        LinearWeights(row, float(bias)) for row, bias in zip(weight, tensors["bias"], strict=True)
-    ]
+    rows = zip(weight, tensors["bias"], strict=True)
+    return [LinearWeights(row, float(bias)) for row, bias in rows]
 
 
 def pack_directions(lenses: Sequence[Lens]) -> dict[str, NDArray[Any]]:
     """Steering directions as a named tensor; none where no lens has any."""
-    rows = [
-        np.concatenate([each.vector for each in lens.directions])
-        for lens in lenses
-        if lens.directions
-    ]
-    # Entries of unit vectors: half precision turns them by a thousandth of their length, and halves
-    # their bytes.
-    return (
-        {"direction": np.stack(rows).astype(np.float16)}
-        if rows and len(rows) == len(lenses)
-        else {}
-    )
+    found = [lens.directions for lens in lenses if lens.directions]
+    if not found or len(found) != len(lenses):
+        return {}
+    rows = [np.concatenate([each.vector for each in directions]) for directions in found]
+    # Half precision turns unit vectors by a thousandth of their length, and halves their bytes.
+    return {"direction": np.stack(rows).astype(np.float16)}
 
 
 def unpack_directions(tensors: Tensors, n: int) -> NDArray[np.float32]:
-    """(lenses, hidden) steering directions, those of several model layers side by side; (lenses, 0)
-    if there are none.
+    """(lenses, hidden) steering directions, model layers side by side; (lenses, 0) without any.
 
     Raises
     ------

@@ -1,5 +1,4 @@
-"""A lens pack as one HTML file: what it holds, where each concept is represented, and how far each
-lens can be trusted.
+"""A lens pack as one HTML file: its lenses, where concepts are represented, how far to trust them.
 
 LensPack (+ LensDataset, + other packs) --make_report--> Report --render_page--> one HTML page
 """

@@ -24,8 +24,7 @@ _DIGITS = 4  # of the figures shown: more than anybody reads, and half the file
 
 @dataclass(frozen=True)
 class ConceptLine:
-    """One concept in a line: a row of the table, a field of the tree. Figures are null where there
-    is none."""
+    """One concept in a line: a row of the table, a field of the tree. Figures may be missing."""
 
     id: str
     name: str
@@ -82,8 +81,7 @@ class ConceptDetail:
 
 @dataclass(frozen=True)
 class Beside:
-    """Another pack that this one is compared with; lists are by concept, empty or null where it has
-    no lens."""
+    """Another pack to compare with; lists are by concept, empty or null where it has no lens."""
 
     label: str
     about: dict[str, Any]
@@ -104,8 +102,7 @@ class Report:
     about: dict[str, Any]
     summary: dict[str, Any]
     warnings: list[dict[str, Any]]
-    """What to know before the lenses are trusted: n, text, and which rows of the table are
-    meant."""
+    """What to know before the lenses are trusted: n, text, and which rows of the table it means."""
     iterations: list[dict[str, float]]
     impact: list[dict[str, Any]]
     """What each validation mode would have cost; empty where it was not recorded."""
@@ -123,30 +120,27 @@ class Report:
     def overview(self) -> dict[str, Any]:
         """What is read when the page opens."""
         names = [field.name for field in fields(ConceptLine)]
-        columns = {name: [getattr(line, name) for line in self.concepts] for name in names}
-        return _plain_all(
-            {
-                "label": self.label,
-                "about": self.about,
-                "summary": self.summary,
-                "warnings": self.warnings,
-                "iterations": self.iterations,
-                "impact": self.impact,
-                "modelLayers": self.model_layers,
-                "byModelLayer": self.by_model_layer,
-                "columns": columns,
-                "tree": asdict(self.tree),
-                "beside": [asdict(pack) for pack in self.beside],
-                "hasStore": self.has_store,
-                "nLenses": len(self.details),
-            }
-        )
+        shown: dict[str, Any] = {
+            "label": self.label,
+            "about": self.about,
+            "summary": self.summary,
+            "warnings": self.warnings,
+            "iterations": self.iterations,
+            "impact": self.impact,
+            "modelLayers": self.model_layers,
+            "byModelLayer": self.by_model_layer,
+            "columns": {name: [getattr(line, name) for line in self.concepts] for name in names},
+            "tree": asdict(self.tree),
+            "beside": [asdict(pack) for pack in self.beside],
+            "hasStore": self.has_store,
+            "nLenses": len(self.details),
+        }
+        return {key: plain(value) for key, value in shown.items()}
 
     def rest(self) -> dict[str, Any]:
         """What the pages of the concepts need."""
-        return _plain_all(
-            {"details": [asdict(detail) for detail in self.details], "texts": self.texts}
-        )
+        details = [asdict(detail) for detail in self.details]
+        return {"details": plain(details), "texts": plain(self.texts)}
 
 
 def make_report(
@@ -176,9 +170,8 @@ def make_report(
     lines, tree = [_line(lens) for lens in pack], tree_of(pack, dataset)
     number = {line.id: i for i, line in enumerate(lines)}
     lines += [ConceptLine(extra.id, extra.name, extra.level) for extra in tree.without_lens]
-    model_layers = sorted(
-        {int(i) for lens in pack for i in lens.metrics.get("score_by_model_layer") or {}}
-    )
+    scored = [lens.metrics.get("score_by_model_layer") or {} for lens in pack]
+    model_layers = sorted({int(i) for scores in scored for i in scores})
     others = (beside or {}).items()
     return Report(
         label=label,
@@ -209,17 +202,12 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _plain_all(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: plain(value) for key, value in values.items()}
-
-
 def _figure(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _line(lens: Lens) -> ConceptLine:
-    # Lenses that another program trained say less of themselves: nothing is taken for granted but
-    # what a lens must be.
+    # A lens of another program may have none of these metrics.
     metrics, beside = lens.metrics, lens.metrics.get("beside_others") or {}
     controls = [value for c in _controls(lens) if (value := c[1]) is not None]
     return ConceptLine(
@@ -247,23 +235,10 @@ def _line(lens: Lens) -> ConceptLine:
 
 
 _SHOWN_ELSEWHERE = {
-    "score",
-    "score_low",
-    "score_high",
-    "grade_uncertain",
-    "test_f1",
-    "test_f1_named",
-    "test_f1_unnamed",
-    "controls",
-    "reliability",
-    "score_by_model_layer",
-    "beside_others",
-    "refined_against",
-    "graduated",
-    "hungry",
-    "n_samples",
-    "iterations",
-    "calibration_log_loss",
+    *("score", "score_low", "score_high", "grade_uncertain", "calibration_log_loss"),
+    *("test_f1", "test_f1_named", "test_f1_unnamed", "controls", "reliability"),
+    *("score_by_model_layer", "beside_others", "refined_against", "graduated", "hungry"),
+    *("n_samples", "iterations", "confusers", "first", "fires_everywhere"),
 }
 
 
@@ -277,16 +252,13 @@ def _detail(
     bins = metrics.get("reliability") or {}
     columns = [bins.get(name, []) for name in ("predicted", "observed", "rows", "weight")]
     shown = ([], [], []) if held is None else held.of(lens, number, texts)
-    figures = {name: value for name, value in metrics.items() if name not in _SHOWN_ELSEWHERE}
-    others = {
-        k: v for k, v in beside.items() if k not in ("confusers", "first", "fires_everywhere")
-    }
+    figures = {k: v for k, v in {**metrics, **beside}.items() if k not in _SHOWN_ELSEWHERE}
     return ConceptDetail(
         steps=steps,
         n_steps=len(lens.trajectory),
         reliability=[list(b) for b in zip(*columns, strict=True) if b[2]],
         controls=_controls(lens),
-        figures=figures | others | {"threshold": lens.threshold},
+        figures=figures | {"threshold": lens.threshold},
         confusers=[number[c] for c in beside.get("confusers", ()) if c in number],
         refined_against=[number[c] for c in metrics.get("refined_against") or () if c in number],
         best=shown[0],
@@ -325,35 +297,21 @@ def _summary(pack: LensPack) -> dict[str, Any]:
 
 
 def _warnings(lines: Sequence[ConceptLine]) -> list[dict[str, Any]]:
-    found = [
-        (
-            "unbeaten",
-            "do no better than a control, whatever their grade",
-            sum(line.unbeaten for line in lines),
-        ),
-        ("everywhere", "fire everywhere", sum(line.everywhere for line in lines)),
-        (
-            "uncertain",
-            "have a grade that is uncertain: the 95 % interval of the score crosses a boundary",
-            sum(line.uncertain for line in lines),
-        ),
-        (
-            "hungry",
-            (
-                "used every cached sample and did not graduate: `lenscache extract --top-up` adds "
-                "more for them"
-            ),
-            sum(line.hungry for line in lines),
-        ),
-    ]
-    return [{"which": which, "text": text, "n": n} for which, text, n in found if n]
+    texts = {
+        "unbeaten": "do no better than a control, whatever their grade",
+        "everywhere": "fire everywhere",
+        "uncertain": "have a grade that is uncertain: the 95 % interval of the score crosses a "
+        "boundary",
+        "hungry": "used every cached sample and did not graduate: `lenscache extract --top-up` "
+        "adds more for them",
+    }
+    counts = {which: sum(getattr(line, which) for line in lines) for which in texts}
+    return [{"which": w, "text": text, "n": counts[w]} for w, text in texts.items() if counts[w]]
 
 
 def _iterations(pack: LensPack) -> list[dict[str, float]]:
-    return [
-        {"iteration": int(number), **spent}
-        for number, spent in pack.run.get("iterations", {}).items()
-    ]
+    iterations: Mapping[str, Any] = pack.run.get("iterations", {})
+    return [{"iteration": int(number), **spent} for number, spent in iterations.items()]
 
 
 def _impact(pack: LensPack) -> list[dict[str, Any]]:

@@ -1,9 +1,7 @@
-"""The report as one HTML file: the data, the libraries that draw it, and the few lines that join
-them.
+"""The report as one HTML file: the data, the libraries that draw it, and our scripts.
 
-Nothing in it is fetched from anywhere, and nothing that a pack says is ever HTML: data is carried
-compressed, reaches the page as text, and a content security policy lets no script run but the ones
-written here.
+It fetches nothing, and no text of a pack is ever read as HTML: data is carried compressed, reaches
+the page as text, and a content security policy lets only the scripts run that are written here.
 """
 
 from __future__ import annotations
@@ -24,15 +22,8 @@ from lenstrain.report.data import Report
 
 # In this order they are one script.
 _SCRIPTS = (
-    "text.js",
-    "charts.js",
-    "overview.js",
-    "tree.js",
-    "table.js",
-    "layers.js",
-    "concept.js",
-    "compare.js",
-    "main.js",
+    *("text.js", "charts.js", "overview.js", "tree.js", "table.js"),
+    *("layers.js", "concept.js", "compare.js", "main.js"),
 )
 
 
@@ -48,7 +39,7 @@ def render_page(report: Report) -> str:
     glue = "".join(_asset(name) for name in _SCRIPTS)
     scripts = [_inline(script) for script in (plotly, tables, glue)]
     hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)
-    # Styles are let in, since both libraries write them; they can neither run nor fetch anything.
+    # Styles are allowed, since both libraries write them; they can neither run nor fetch anything.
     policy = (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
@@ -67,8 +58,7 @@ def render_page(report: Report) -> str:
 
 
 def require_report_packages() -> None:
-    """Raise MissingPackageError unless plotly and itables are there: before a store is read, not
-    after."""
+    """Raise MissingPackageError unless plotly and itables are there, before a store is read."""
     for package in ("plotly", "itables"):
         if find_spec(package) is None:
             raise MissingPackageError(
@@ -77,30 +67,25 @@ def require_report_packages() -> None:
 
 
 def _libraries() -> tuple[str, str, str]:
-    """plotly.js, DataTables as a script that leaves its class behind, and the style of
-    DataTables."""
+    """plotly.js, DataTables as a script that defines a global class, and its style."""
     require_report_packages()
     tables = _shipped("itables", "html/dt_bundle.js")
-    # A module cannot be imported from within a file; so what it would export, it leaves behind.
+    # A module inside a page cannot be imported: its export becomes a global variable.
     found = re.search(r"export\s*\{([^{}]*)\};?", tables)
     exported = re.search(r"([\w$]+) as default\b", found[1]) if found else None
     if found is None or exported is None:
         raise MissingPackageError(
-            "this itables ships DataTables in a form that is not known here: run `pip install "
-            "'itables<3'`"
+            "this itables ships DataTables in a form that is not known here: "
+            "run `pip install 'itables<3'`"
         )
     leave = f"globalThis.DataTable={exported[1]};"
     tables = f"(()=>{{'use strict';{tables[: found.start()]}{leave}{tables[found.end() :]}}})();"
-    return (
-        _shipped("plotly", "package_data/plotly.min.js"),
-        tables,
-        _shipped("itables", "html/dt_bundle.css"),
-    )
+    style = _shipped("itables", "html/dt_bundle.css")
+    return _shipped("plotly", "package_data/plotly.min.js"), tables, style
 
 
 def _shipped(package: str, path: str) -> str:
-    # Found rather than imported: both packages load half of scientific Python, and all that is
-    # asked for is a file.
+    # Found rather than imported: both packages load half of scientific Python, for one file.
     spec = find_spec(package)
     (folder, *_) = (spec and spec.submodule_search_locations) or [""]
     try:
@@ -116,8 +101,8 @@ def _asset(name: str) -> str:
 
 
 def _inline(script: str) -> str:
-    """A script as it may stand in HTML, where these would end it, with line ends of which its hash
-    does not depend."""
+    """A script as it may stand in HTML: without what would end it there, and with line ends that do
+    not change its hash."""
     safe = re.sub(r"<(?=/script|script|!--)", r"\\x3C", script, flags=re.IGNORECASE)
     return re.sub(r"\r\n?", "\n", safe)
 
@@ -131,6 +116,5 @@ def _json(value: dict[str, Any]) -> str:
 
 
 def _packed(text: str) -> str:
-    # Texts may hold half a surrogate pair, which is no UTF-8. A fixed time: the same pack, the same
-    # file.
+    # Texts may hold half a surrogate pair, which is no UTF-8. A fixed time makes the file the same.
     return base64.b64encode(gzip.compress(text.encode(errors="replace"), 6, mtime=0)).decode()

@@ -1,5 +1,4 @@
-"""Held-out samples for the page of a concept: those its lens is surest of, misses, and false
-alarms."""
+"""Held-out samples for the page of a concept: the best, the worst, and false alarms."""
 
 from __future__ import annotations
 
@@ -17,9 +16,7 @@ from lenstrain.pack.pack import LensPack
 N_SHOWN = 4
 """Samples of each kind that are shown for a concept."""
 
-_TEXT_LENGTH = (
-    1000  # characters: a page of thousands of concepts has to stay small, whatever the texts are
-)
+_TEXT_LENGTH = 1000  # characters, so that a page of thousands of concepts stays small
 _MOST_CONCEPTS = 3  # of a false alarm that are named
 
 
@@ -69,7 +66,7 @@ class HeldOutSamples:
     def of(
         self, lens: Lens, number: Mapping[str, int], texts: Texts
     ) -> tuple[list[SampleLine], list[SampleLine], list[SampleLine]]:
-        """Its own samples that it ranks highest and lowest, and the unrelated samples that it ranks
+        """Its own samples that it ranks highest and lowest, and unrelated samples that it ranks
         highest."""
         logits, own = self.held.logits[:, self._column[lens.concept]], self._rows[lens.concept]
         unrelated = np.ones(len(self.held.samples), np.bool_)
@@ -77,9 +74,7 @@ class HeldOutSamples:
             unrelated[self.held.rows_of(self.dataset.labelled(relative))] = False
         others = np.flatnonzero(unrelated)
         down = own[np.argsort(-logits[own], kind="stable")]
-        n_best = min(
-            N_SHOWN, (len(down) + 1) // 2
-        )  # no sample is shown as one of the best and of the worst
+        n_best = min(N_SHOWN, (len(down) + 1) // 2)  # no sample is both a best and a worst one
         chosen = down[:n_best], down[n_best:][::-1][:N_SHOWN], _highest(others, logits[others])
         best, worst, alarms = (
             [self._line(lens, logits, row, number, texts) for row in rows] for rows in chosen
@@ -118,9 +113,9 @@ def read_held_out(pack: LensPack, dataset: LensDataset) -> HeldOutSamples:
 
 
 def _highest(rows: NDArray[np.intp], logits: NDArray[np.float32]) -> Sequence[int]:
-    few = (
-        np.argpartition(-logits, N_SHOWN)[:N_SHOWN] if len(rows) > N_SHOWN else np.arange(len(rows))
-    )
+    few = np.arange(len(rows))
+    if len(rows) > N_SHOWN:
+        few = np.argpartition(-logits, N_SHOWN)[:N_SHOWN]
     found = rows[few[np.lexsort((rows[few], -logits[few]))]]
     return [int(row) for row in found]
 

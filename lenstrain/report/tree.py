@@ -1,5 +1,4 @@
-"""Which concept stands where: the hierarchy of the store, or without one the levels of abstraction
-alone."""
+"""Where concepts stand: in the hierarchy of the store, or else only their level of abstraction."""
 
 from __future__ import annotations
 
@@ -11,8 +10,8 @@ from lenstrain.pack.pack import LensPack
 
 @dataclass(frozen=True)
 class WithoutLens:
-    """A concept that has no lens, and is shown because one below it has, or because a lens was to
-    be fitted."""
+    """A concept without a lens; shown because a concept below it has one, or a lens was to be
+    fitted."""
 
     id: str
     name: str
@@ -37,9 +36,7 @@ def tree_of(pack: LensPack, dataset: LensDataset | None) -> Tree:
     if dataset is None:
         return Tree([[] for _ in pack], [], {}, is_flat=True)
     hierarchy, names = dataset.hierarchy, dataset.concept_names
-    wanted = {lens.concept for lens in pack} | {
-        concept for concept in pack.skipped if concept in hierarchy
-    }
+    wanted = {lens.concept for lens in pack} | {c for c in pack.skipped if c in hierarchy}
     for concept in tuple(wanted):
         wanted |= hierarchy.ancestors(concept) if concept in hierarchy else frozenset()
     order = [lens.concept for lens in pack]

@@ -1,2 +1,1 @@
-"""Many fits: a grid of families, model layers and targets, here or on Ray; packs that are there
-already are kept."""
+"""A grid of fits: families, model layers and targets, here or on Ray; existing packs are kept."""

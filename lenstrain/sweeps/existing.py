@@ -1,9 +1,8 @@
-"""Whether a lens pack that is there is the one that a fit would write: by its own manifest, field
-by field.
+"""Whether an existing lens pack is the one that a fit would write: by the fields of its manifest.
 
-Everything that decides about a lens is in the manifest: the store by the digest of its header and
-of every plan, the settings, the rounds that were read, the label set, the versions of what
-computes. A field that differs, is missing or is unknown makes it another pack.
+Everything that a lens depends on is in the manifest: the store, by the digest of its header and of
+every plan, the settings, the rounds that were read, the label set, the versions of the packages
+that compute. A field that differs, is missing or is unknown makes it another pack.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ def difference(
     text: FitSettings | None = None,
     refine: bool = False,
 ) -> str | None:
-    """The first thing that the fit of a pack was asked for otherwise; None if fitting now would
-    write the same.
+    """The first difference between a pack and what this fit would write; None if there is none.
 
     Parameters
     ----------
@@ -45,11 +43,9 @@ def difference(
     ):
         found = f"{len(pack) + len(pack.skipped)} concepts, now {len(asked)} or others"
     if found is None and (pack.text is None) != (text is None):
-        found = (
-            "without text lenses, now with them"
-            if pack.text is None
-            else "with text lenses, now without"
-        )
+        found = "with text lenses, now without"
+        if pack.text is None:
+            found = "without text lenses, now with them"
     if found is None and pack.text is not None and text is not None:
         beside = difference(pack.text, dataset, text, concepts=concepts)
         found = beside and f"its text lenses: {beside}"

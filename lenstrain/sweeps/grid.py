@@ -1,12 +1,11 @@
 """A grid of fits: a lens pack for every combination of family, model layers and target F1.
 
-    Grid --cells--> Cell: one family on some model layers, all targets in one pass --Engine--> its packs
-         --fit_grid--> DIR/linear-f1-0.95, DIR/mlp-f1-0.95-layers-5 ..., each written when it is there
+    Grid --cells--> Cell: a family on some model layers, all targets in one pass --Engine--> packs
+         --fit_grid--> DIR/linear-f1-0.95, DIR/mlp-f1-0.95-layers-5 ..., each written when fitted
 
-A pass for several targets costs little more than one for the highest (benchmarks/sweep.py), so a
-cell is what an engine is given, and what is fitted again where its worker dies. Engines differ in
-where they fit, not in what: the packs are the same, bit for bit, and the same as those of
-`lenstrain.fit.train.train`.
+A pass for several targets costs little more than one for the highest (benchmarks/sweep.py). So an
+engine is given whole cells, and fits a cell again if its worker dies. With any engine the packs are
+the same, bit for bit, as those of `lenstrain.fit.train.train`.
 """
 
 from __future__ import annotations
@@ -37,23 +36,18 @@ class Cell(NamedTuple):
     @property
     def label(self) -> str:
         """Family and model layers, for people."""
-        model_layers = self.settings.model_layers
-        return (
-            self.settings.family
-            if model_layers is None
-            else f"{self.settings.family} on {ranges(sorted(set(model_layers)))}"
-        )
+        chosen = self._model_layers
+        return self.settings.family + (f" on {chosen}" if chosen is not None else "")
 
     def name(self, target: float) -> str:
-        """Folder of the pack for a target: it depends on this combination alone, not on the rest of
-        the grid."""
+        """Folder of the pack for a target; the rest of the grid does not change it."""
+        name, chosen = f"{self.settings.family}-f1-{target:.12g}", self._model_layers
+        return name if chosen is None else f"{name}-layers-{chosen.replace(', ', '+')}"
+
+    @property
+    def _model_layers(self) -> str | None:
         model_layers = self.settings.model_layers
-        chosen = (
-            ""
-            if model_layers is None
-            else "-layers-" + ranges(sorted(set(model_layers))).replace(", ", "+")
-        )
-        return f"{self.settings.family}-f1-{target:.12g}{chosen}"
+        return None if model_layers is None else ranges(sorted(set(model_layers)))
 
 
 @dataclass(frozen=True)
@@ -96,16 +90,12 @@ class Grid:
         families = tuple(dict.fromkeys(self.families))
         cells: dict[str, Cell] = {}
         for family in families:
-            for model_layers in (
-                (None,) if family == "text" and len(families) > 1 else self.model_layers
-            ):
-                # Text lenses are fitted on completions; said here, so that a pack that is there can
-                # be compared.
-                phase = "completion" if family == "text" else self.settings.phase
-                settings = replace(
-                    self.settings, family=family, model_layers=model_layers, phase=phase
-                )
-                cell = Cell(replace(settings, target_f1=targets[-1]), targets)
+            own = replace(self.settings, family=family, model_layers=None, target_f1=targets[-1])
+            if family == "text":  # `train` does the same; here, to compare with packs that exist
+                own = replace(own, phase="completion")
+            once = family == "text" and len(families) > 1
+            for model_layers in (None,) if once else self.model_layers:
+                cell = Cell(replace(own, model_layers=model_layers), targets)
                 cells.setdefault(cell.label, cell)
         return list(cells.values())
 
@@ -206,24 +196,19 @@ class GridResult:
     """Why there is no pack, by name."""
 
     def calibration_scores(self) -> dict[str, float]:
-        """By name: the mean score on the calibration split, over the concepts of which all compared
-        packs have a lens.
+        """By name: the mean score on the calibration split, over the concepts that all compared
+        packs have a lens of.
 
-        It is what packs may be chosen by: whoever takes the one with the best test figures has
-        fitted to the test split, and those figures promise too much. Text lenses are judged on
-        other vectors than those that read activations, and not compared with them. NaN where packs
-        have no concept in common.
+        Packs may be chosen by this score. Choosing by test figures would fit to the test split, and
+        those figures would then be too good. Text lenses are judged on other vectors than lenses
+        that read activations, and are not compared with them. NaN if packs have no concept in
+        common.
         """
         means: dict[str, float] = {}
         for reads_text in (False, True):
-            compared = [
-                pack for pack in self.packs if (pack.settings.family == "text") == reads_text
-            ]
-            common = (
-                set[str].intersection(*(set(pack.calibration_scores) for pack in compared))
-                if compared
-                else ()
-            )
+            compared = [p for p in self.packs if (p.settings.family == "text") == reads_text]
+            concepts = [set(pack.calibration_scores) for pack in compared]
+            common = set[str].intersection(*concepts) if concepts else ()
             for pack in compared:
                 scores = [pack.calibration_scores[concept] for concept in sorted(common)]
                 means[pack.name] = sum(scores) / len(scores) if scores else math.nan
@@ -232,10 +217,7 @@ class GridResult:
     @property
     def best(self) -> str | None:
         """Name of the pack with the highest of `calibration_scores`, the first of equals; None
-        unless two compare.
-
-        Text lenses are left out where there are others.
-        """
+        unless two compare. Text lenses are left out if there are others."""
         compared = [pack for pack in self.packs if pack.settings.family != "text"] or self.packs
         means = self.calibration_scores()
         scored = [pack.name for pack in compared if not math.isnan(means[pack.name])]
@@ -381,8 +363,6 @@ def _checked(folder: Path, grid: Grid, settings: FitSettings, dataset: LensDatas
 def _in_numbers(pack: LensPack, folder: Path, *, kept: bool) -> FittedCombination:
     scores = {lens.concept: float(lens.metrics.get("calibration_score", math.nan)) for lens in pack}
     known = {concept: score for concept, score in scores.items() if not math.isnan(score)}
-    settings, elapsed_s = (
-        settings_from_json(pack.provenance["settings"]),
-        float(pack.run.get("elapsed_s", math.nan)),
-    )
+    settings = settings_from_json(pack.provenance["settings"])
+    elapsed_s = float(pack.run.get("elapsed_s", math.nan))
     return FittedCombination(folder.name, folder, settings, kept, elapsed_s, pack.summary(), known)

@@ -1,27 +1,25 @@
-"""Cells of a grid on the workers of a Ray cluster: the only module here that imports Ray.
+"""Cells of a grid on the workers of a Ray cluster: the only module of lenstrain that imports Ray.
 
-    RayEngine.run --Grid, Cell--> task in a worker process: opens the store, fits --packs--> this process, which writes
-                  <------- FitProgress, through a queue -------
+    RayEngine.run, here  --Grid, Cell-->                      task in a worker process: opens the
+    (writes the packs)   <--packs; FitProgress by a queue--   store, fits
 
-A task whose worker dies is run again by Ray, elsewhere if need be. What travels are settings and
-lenses: the store must be where every worker reaches it, and every machine of a cluster needs
-lenscache installed, with ``pip install 'lenscache[ray]'``.
+If the worker of a task dies, Ray runs the task again, if necessary on another machine. Only
+settings and lenses are sent: every worker must be able to reach the store, and every machine of a
+cluster needs lenscache installed, with ``pip install 'lenscache[ray]'``.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
-import os
-import socket
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lenscache import cluster
 from lenstrain.errors import MissingPackageError, SettingsError, WorkerError
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitProgress
@@ -31,37 +29,24 @@ RETRIES = 3
 """How often a cell is begun again after its worker died."""
 
 _POLL_S = 0.25
-_CONNECT_S = 10.0
 _MOST_THREADS = 8  # that a fit makes use of
 
 
 def require_ray() -> None:
-    """Raise MissingPackageError unless Ray is there: before a store is read, not after.
-
-    Ray is told to keep to itself here, since it looks when it is imported: nothing is reported to
-    its makers, and that a worker died is not printed among the results, but told by the error of
-    the fit.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        raise MissingPackageError(
-            "--engine ray needs Ray: run `pip install 'lenscache[ray]'`"
-        ) from None
+    """Raise MissingPackageError unless Ray is installed: before a store is read, not after."""
+    cluster.require_ray(MissingPackageError)
 
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Fits on workers, as many cells at a time as there are of them.
+    """Fits on workers, one cell on each at a time.
 
-    A Ray that this process is connected to already is used as it is, and left running.
+    If this process is connected to Ray already, that connection is used and left open.
 
     Parameters
     ----------
-    workers : cells at a time; None for one for every 8 cores of a machine, or part of them, or
-        for every GPU if the settings ask for one.
+    workers : cells at a time. None for one for every 8 cores of a machine, rounded up; or one for
+        every GPU if the settings ask for a GPU.
     address : of a running cluster, as for `ray.init`; None to start one on this machine for the
         time of the run.
     jobs : threads of a worker; None for an even share of the cores.
@@ -87,10 +72,8 @@ class RayEngine:
         gpus = _gpus(grid)
         if not cells:
             return
-        if "://" not in grid.store:
-            grid = replace(
-                grid, store=str(Path(grid.store).absolute())
-            )  # workers start in other folders
+        if "://" not in grid.store:  # workers start in other folders
+            grid = replace(grid, store=str(Path(grid.store).absolute()))
         with self.connected():
             import ray
             from ray.util.queue import Queue
@@ -117,18 +100,13 @@ class RayEngine:
                     for cell, reference in ended:
                         yield cell, _outcome(reference, cell)
                     if tasks:
-                        told = {
-                            cell.label: running[cell.label]
-                            for cell in tasks.values()
-                            if cell.label in running
-                        }
-                        on_progress(told)
+                        labels = [cell.label for cell in tasks.values()]
+                        on_progress({label: running[label] for label in labels if label in running})
             finally:  # a cluster that is left running is not left fitting
                 for reference in tasks:
                     ray.cancel(reference, force=True)
 
-    @contextmanager
-    def connected(self) -> Iterator[None]:
+    def connected(self) -> AbstractContextManager[None]:
         """Be connected to Ray, without its dashboard.
 
         Raises
@@ -138,75 +116,28 @@ class RayEngine:
         SettingsError
             If no cluster answers at the address.
         """
-        require_ray()
-        import ray
-
-        if ray.is_initialized():
-            yield
-            return
-        _check_answers(self.address)
-        cores = (
-            None
-            if self.address
-            else max(os.cpu_count() or 1, (self.workers or 1) * (self.jobs or 1))
+        cores = (self.workers or 1) * (self.jobs or 1)
+        return cluster.connected(
+            self.address, cores, verb="fit", missing=MissingPackageError, refused=SettingsError
         )
-        try:
-            ray.init(
-                self.address or "local",
-                num_cpus=cores,
-                include_dashboard=None if self.address else False,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise _no_cluster(self.address, error) from error
-        try:
-            yield
-        finally:
-            ray.shutdown()
 
     def _share(self, gpus: int) -> tuple[int, int]:
         """Workers, and threads of each."""
-        import ray
-
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        held = [node["Resources"] for node in nodes if node["Alive"]]
+        held = cluster.machines()
         cores = [int(each.get("CPU", 0)) for each in held]
-        usual = (
-            [int(each.get("GPU", 0)) for each in held]
-            if gpus
-            else [-(-n // _MOST_THREADS) for n in cores]
-        )
-        if (
-            gpus and not sum(usual) and self.address is None
-        ):  # a cluster may grow, this machine does not
+        usual = [-(-n // _MOST_THREADS) for n in cores]
+        if gpus:
+            usual = [int(each.get("GPU", 0)) for each in held]
+        # A cluster may grow, this machine does not.
+        if gpus and not sum(usual) and self.address is None:
             raise SettingsError(
                 "Ray finds no GPU on this machine: fit with --device cpu, or name a cluster with "
                 "--address"
             )
         workers = self.workers or max(1, sum(usual))
         share = min(sum(cores) // workers, _MOST_THREADS)
-        return workers, max(
-            1, min(self.jobs or share, max(cores))
-        )  # more than a machine has would never be found
-
-
-def _check_answers(address: str | None) -> None:
-    """Raise SettingsError if nobody listens at a host and port: Ray itself would go on asking for
-    minutes."""
-    host, colon, port = (address or "").rpartition(":")
-    if colon and "/" not in host and port.isdecimal():
-        try:
-            socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
-        except (OSError, OverflowError) as error:
-            raise _no_cluster(address, error) from error
-
-
-def _no_cluster(address: str | None, error: Exception) -> SettingsError:
-    where = f"no Ray cluster answers at {address}" if address else "Ray cannot be started here"
-    return SettingsError(
-        f"{where} ({error}): start one with `ray start --head`, or fit with --engine local"
-    )
+        # Ray waits for ever for a worker that asks for more cores than any machine has.
+        return workers, max(1, min(self.jobs or share, max(cores)))
 
 
 def _gpus(grid: Grid) -> int:
@@ -228,10 +159,10 @@ def _fit(grid: Grid, cell: Cell, threads: int, messages: Any) -> list[LensPack]:
         nonlocal told
         if time.monotonic() - told > _POLL_S or progress.done == progress.total:
             told = time.monotonic()
-            with suppress(RayError):  # a fit is not lost because nobody hears of it
-                messages.put(
-                    (cell.label, tuple(progress))
-                )  # plain: the queue need not load what we are made of
+            # A plain tuple, so that the queue's process need not import lenstrain. A fit goes on
+            # if its progress cannot be told.
+            with suppress(RayError):
+                messages.put((cell.label, tuple(progress)))
 
     return fit_cell(grid.open(), grid, cell, jobs=threads, on_progress=tell)
 
@@ -241,10 +172,8 @@ def _received(messages: Any) -> dict[str, FitProgress]:
     from ray.exceptions import RayError
 
     with suppress(RayError):
-        return {
-            label: FitProgress(*plain)
-            for label, plain in messages.get_nowait_batch(messages.qsize())
-        }
+        batch = messages.get_nowait_batch(messages.qsize())
+        return {label: FitProgress(*plain) for label, plain in batch}
     return {}
 
 

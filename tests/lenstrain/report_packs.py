@@ -116,7 +116,7 @@ def made_up_report(
     )
 
 
-def _layer(i: int) -> int:
+def _level(i: int) -> int:
     """The level of abstraction of a concept by number; there are more the more special they are."""
     return next((level for level, end in enumerate((5, 40, 300, 1000, 2700)) if i < end), 5)
 
@@ -203,7 +203,7 @@ def _lens(i: int, name: str | None, rng: np.random.Generator, shift: float) -> L
     return Lens(
         concept=concept,
         name=concept.replace("-", " ") if name is None else name,
-        level=_layer(i),
+        level=_level(i),
         model_layers=(int(curve.argmax()),),
         weights=LinearWeights(np.zeros(4, np.float32), 0.0),
         threshold=0.0,

@@ -128,7 +128,7 @@ def test_planted_directions_are_recovered(tmp_path: Path) -> None:
     assert max(strangers) < 0.4
 
 
-def test_clear_concepts_graduate_with_grade_A_whatever_their_layer(fitted: FitResult) -> None:  # noqa: N802
+def test_clear_concepts_graduate_with_grade_A_whatever_their_level(fitted: FitResult) -> None:  # noqa: N802
     assert {lens.concept for lens in fitted.lenses} == set(CONCEPTS)
     assert {lens.grade for lens in fitted.lenses} == {Grade.A}
     assert sum(lens.graduated for lens in fitted.lenses) >= 10
@@ -225,26 +225,28 @@ def test_training_activations_do_reach_the_weights(
     assert weights_of(changed) != weights_of(fit_lenses(planted, EAGER))
 
 
-def chosen_layers(dataset: LensDataset) -> list[int]:
+def chosen_model_layers(dataset: LensDataset) -> list[int]:
     tasks = [
         TaskRows(dataset, draw_task(dataset, c, FitSettings().n_negatives), FitSettings())
         for c in CONCEPTS
     ]
-    return [level for ((level,), _) in choose_model_layers(dataset, tasks, FitSettings())]
+    return [
+        model_layer for ((model_layer,), _) in choose_model_layers(dataset, tasks, FitSettings())
+    ]
 
 
 @pytest.mark.parametrize("change", [shuffle, replace])
 def test_model_layer_is_chosen_without_the_test_split(planted_store: Store, change: Change) -> None:
-    assert chosen_layers(ChangedDataset(planted_store, change, TEST)) == [SIGNAL_LAYER] * len(
+    assert chosen_model_layers(ChangedDataset(planted_store, change, TEST)) == [SIGNAL_LAYER] * len(
         CONCEPTS
     )
 
 
 def test_model_layer_is_chosen_by_the_calibration_split(planted_store: Store) -> None:
-    """With calibration rows of no use there is nothing to choose by: equal levels go to the lower
-    one."""
+    """With calibration rows of no use there is nothing to choose by: of equal model layers the
+    lowest is taken."""
     flat = ChangedDataset(planted_store, lambda X, rows: np.zeros_like(X[rows]), CALIBRATION)
-    assert chosen_layers(flat) == [0] * len(CONCEPTS)
+    assert chosen_model_layers(flat) == [0] * len(CONCEPTS)
 
 
 # --- schedule -----------------------------------------------------------------------------------

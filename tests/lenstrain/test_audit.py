@@ -145,9 +145,7 @@ def test_a_template_about_several_concepts_makes_no_twins(tmp_path: Path, templa
     assert audit_dataset(dataset).findings == []
 
 
-def test_texts_that_differ_in_a_concept_name_alone_are_one_template_in_a_store_of_two_concepts() -> (
-    None
-):
+def test_texts_that_differ_in_a_name_alone_are_one_template_in_a_store_of_two_concepts() -> None:
     filled = [
         normalise(f"Here is what everybody ought to know about the {name} today")
         for name in ("loom", "oven")

@@ -158,7 +158,7 @@ def test_text_lenses_are_compared_on_samples_with_a_completion(
     assert found.score.low >= 0
 
 
-def test_packs_of_different_layers_of_abstraction_meet_on_the_same_samples(
+def test_packs_of_different_levels_of_abstraction_meet_on_the_same_samples(
     store: Store, dataset: LensDataset, pack: LensPack
 ) -> None:
     """A dataset numbers its own samples: those of another dataset have other numbers."""

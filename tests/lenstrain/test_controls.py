@@ -38,9 +38,8 @@ def test_controls_do_not_depend_on_activations_where_they_read_texts(
     tmp_path: Path, planted: LensDataset
 ) -> None:
     loud = LensDataset(make_planted_store(tmp_path / "s", planting=Planting(strength=30.0)))
-    settings = dataclasses.replace(
-        SETTINGS, initial_samples=200
-    )  # all samples at once: the same rows
+    # all samples at once: the same rows
+    settings = dataclasses.replace(SETTINGS, initial_samples=200)
     a, b = fit_lenses(planted, settings), fit_lenses(loud, settings)
     for one, other in zip(a.lenses, b.lenses, strict=True):
         for control in ("text length", "words of the prompt"):

@@ -61,7 +61,7 @@ def text_set(dataset: LensDataset, rows: Rows) -> set[str]:
     return {dataset.texts[row] for row in rows}
 
 
-def all_rows(parts: tuple[Rows, Rows, Rows]) -> Rows:
+def all_rows(parts: tuple[Rows, ...]) -> Rows:
     return np.concatenate(parts)
 
 
@@ -369,7 +369,7 @@ def test_label_of_another_round_keeps_a_text_out_of_the_negatives(tmp_path: Path
     ]
     pack = planted_pack(changes=changes)
 
-    def forget_other_layers(plan: SamplePlan) -> SamplePlan:
+    def forget_other_levels(plan: SamplePlan) -> SamplePlan:
         known = plan.label_concept < plan.n_targets
         return dataclasses.replace(
             plan,
@@ -380,7 +380,7 @@ def test_label_of_another_round_keeps_a_text_out_of_the_negatives(tmp_path: Path
         )
 
     dataset = LensDataset(
-        make_planted_store(tmp_path / "s", pack=pack, change_plan=forget_other_layers)
+        make_planted_store(tmp_path / "s", pack=pack, change_plan=forget_other_levels)
     )
     for concept in ("nature", "vote"):
         task = draw_task(dataset, concept, many)
@@ -388,7 +388,7 @@ def test_label_of_another_round_keeps_a_text_out_of_the_negatives(tmp_path: Path
         assert shared not in text_set(dataset, all_rows(task.negatives))
 
 
-def test_layers_select_the_concepts_that_are_read(planted_store: Store) -> None:
+def test_levels_select_the_concepts_that_are_read(planted_store: Store) -> None:
     assert LensDataset(planted_store, levels=[0]).concepts == BRANCHES
     assert set(LensDataset(planted_store, levels=[1]).concepts) == set(CONCEPTS) - set(BRANCHES)
     assert set(LensDataset(planted_store).concepts) == set(CONCEPTS)
@@ -475,7 +475,7 @@ def test_round_that_was_not_verified_is_not_read(tmp_path: Path) -> None:
         LensDataset(store)
 
 
-def test_finished_layer_is_read_while_another_is_not(tmp_path: Path) -> None:
+def test_finished_level_is_read_while_another_is_not(tmp_path: Path) -> None:
     store = make_planted_store(tmp_path / "s", levels=[0])
     plant_round(store, 1, 0, plan_samples(planted_pack(), [1]), n_blocks=1, verified=False)
     assert LensDataset(store, levels=[0]).concepts == BRANCHES
@@ -491,7 +491,7 @@ def test_store_without_a_round_asks_for_extraction(tmp_path: Path) -> None:
         LensDataset(store)
 
 
-def test_unknown_layer_names_those_of_the_store_and_the_other_option(planted_store: Store) -> None:
+def test_unknown_level_names_those_of_the_store_and_the_other_option(planted_store: Store) -> None:
     with pytest.raises(
         SettingsError, match=r"level 15 is not in the store, .* \[0, 1\]; .* with --model-layers"
     ):
@@ -552,9 +552,9 @@ def test_concept_whose_positives_of_a_split_have_no_vector_is_told_by_name(
     """Samples are counted as training will see them: a row that generated nothing is no completion
     sample."""
     rows = draw_task(fresh, "bird", ten_times).positives[split]
-    fresh._n_completion_tokens[rows] = 0
+    fresh.n_completion_tokens[rows] = 0
     completions = LensDataset(fresh.store, phase="completion")
-    monkeypatch.setattr(completions, "_n_completion_tokens", fresh._n_completion_tokens)
+    monkeypatch.setattr(completions, "n_completion_tokens", fresh.n_completion_tokens)
     with pytest.raises(
         TooFewSamplesError, match=f"bird: 0 positive samples in the {SPLITS[split]} split"
     ):
@@ -564,13 +564,13 @@ def test_concept_whose_positives_of_a_split_have_no_vector_is_told_by_name(
 
 def test_negatives_all_have_a_vector(fresh: LensDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     used = draw_task(fresh, "bird", ten_times).negatives[TRAIN]
-    fresh._n_completion_tokens[used[:5]] = 0
+    fresh.n_completion_tokens[used[:5]] = 0
     completions = LensDataset(fresh.store, phase="completion")
-    monkeypatch.setattr(completions, "_n_completion_tokens", fresh._n_completion_tokens)
+    monkeypatch.setattr(completions, "n_completion_tokens", fresh.n_completion_tokens)
     assert not set(draw_task(completions, "bird", ten_times).negatives[TRAIN]) & set(used[:5])
 
 
-def test_nested_order_does_not_depend_on_the_other_layers_of_the_store(tmp_path: Path) -> None:
+def test_nested_order_does_not_depend_on_the_other_levels_of_the_store(tmp_path: Path) -> None:
     """A parent's round shares relation prompts with the child; they must not jump to the child's
     front."""
     pack = ConceptPack.load(Path(__file__).parents[2] / "data" / "packs" / "starter.json")

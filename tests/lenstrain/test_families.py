@@ -197,9 +197,8 @@ def test_samples_that_run_out_before_the_iterations_asked_for_are_no_obstacle(
 def test_threshold_lets_through_the_share_of_unrelated_calibration_samples_that_was_asked_for(
     dataset: LensDataset, fpr: float
 ) -> None:
-    result = fit_lenses(
-        dataset, FitSettings(model_layers=(0,), fpr=fpr)
-    )  # noise: any threshold would be exceeded
+    # noise: any threshold would be exceeded
+    result = fit_lenses(dataset, FitSettings(model_layers=(0,), fpr=fpr))
     for lens in result.lenses:
         logits = lens.weights.decision_function(inputs_of(lens, dataset))
         rows = TaskRows(
@@ -236,9 +235,8 @@ def test_lens_with_too_few_test_samples_does_not_graduate_and_asks_for_more(
         c: len(draw_task(dataset, c, settings.n_negatives).positives[TEST])
         for c in dataset.concepts
     }
-    least = (
-        sorted(n_test.values())[len(n_test) // 2] + 1
-    )  # above the median: some have as many, some do not
+    # above the median: some have as many, some do not
+    least = sorted(n_test.values())[len(n_test) // 2] + 1
     result = fit_lenses(dataset, dataclasses.replace(settings, min_test_samples=least))
     assert all(lens.graduated for lens in fit_lenses(dataset, settings).lenses)
     assert {lens.concept for lens in result.lenses if lens.graduated} == {

@@ -167,7 +167,7 @@ def test_a_folder_that_is_taken_is_refused_before_waiting(tmp_path: Path) -> Non
         fit_following(tmp_path / "s", tmp_path / "out", SETTINGS, waiting=EAGER)
 
 
-def test_a_layer_that_is_not_there_is_refused_before_waiting(tmp_path: Path) -> None:
+def test_a_level_that_is_not_there_is_refused_before_waiting(tmp_path: Path) -> None:
     begin(tmp_path / "s")
     with pytest.raises(SettingsError, match="level 7 is not in the store"):
         fit_following(tmp_path / "s", tmp_path / "out", SETTINGS, levels=[7], waiting=EAGER)

@@ -156,7 +156,7 @@ def test_metadata_is_that_of_a_control_vector(pack: LensPack, tmp_path: Path) ->
         "controlvector.layer_count": 3,
     }
     assert {name: (shape, kind) for name, (shape, kind, _) in tensors.items()} == {
-        f"direction.{layer}": ([HIDDEN], 0) for layer in (3, 14, 29)
+        f"direction.{block}": ([HIDDEN], 0) for block in (3, 14, 29)
     }
 
 
@@ -357,17 +357,15 @@ def write(
     return path
 
 
-def test_vectors_of_others_are_read_in_the_order_of_their_layers(tmp_path: Path) -> None:
-    vectors = {layer: np.full(8, layer, np.float32) for layer in (12, 2, 0)}
+def test_vectors_of_others_are_read_in_the_order_of_their_model_layers(tmp_path: Path) -> None:
+    vectors = {block: np.full(8, block, np.float32) for block in (12, 2, 0)}
     path = write(
-        tmp_path / "v.gguf", {f"direction.{layer}": v for layer, v in vectors.items()}, hint=None
+        tmp_path / "v.gguf", {f"direction.{block}": v for block, v in vectors.items()}, hint=None
     )
     found = read_control_vector(path)
     assert (found.model_hint, list(found.vectors)) == ("", [0, 2, 12])
-    assert [direction.model_layer for direction in found.directions] == [
-        2,
-        12,
-    ]  # one of zeros points nowhere
+    # a vector of zeros points nowhere
+    assert [direction.model_layer for direction in found.directions] == [2, 12]
 
 
 ONES = np.ones(8, np.float32)

@@ -170,12 +170,12 @@ def test_hatcats_modules_load_what_is_written_and_say_the_same(
         np.testing.assert_allclose(logits, lens.decision_function(X), rtol=1e-4, atol=1e-3)
 
 
-def test_classifiers_lie_in_a_folder_a_layer_of_abstraction(
+def test_classifiers_lie_in_a_folder_a_level_of_abstraction(
     linear: LensPack, tmp_path: Path
 ) -> None:
     write_hatcat(linear, tmp_path / "out")
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.pt")}
-    assert found == {f"level{lens.level}/{lens.concept}_classifier.pt" for lens in linear}
+    assert found == {f"layer{lens.level}/{lens.concept}_classifier.pt" for lens in linear}
 
 
 def test_hatcats_descriptions_name_model_files_kinds_and_model_layers(
@@ -228,7 +228,7 @@ def test_round_trip_keeps_scores_bit_for_bit_and_everything_known(
         assert after.decision_function(X).tobytes() == before.decision_function(X).tobytes()
         for name in (
             "name",
-            "layer",
+            "level",
             "model_layers",
             "threshold",
             "calibrator",
@@ -333,7 +333,7 @@ def test_a_classifier_with_nothing_beside_it_scores_as_hatcat_does(
 
 
 @pytest.mark.parametrize("place", ["Bird_classifier.pt", "activation_lenses/Bird_classifier.pt"])
-def test_a_classifier_outside_a_layers_folder_has_an_unknown_layer(
+def test_a_classifier_outside_the_folder_of_a_level_has_an_unknown_level(
     tmp_path: Path, place: str
 ) -> None:
     save(tmp_path / "them" / place, theirs(mlp=False))
@@ -342,7 +342,7 @@ def test_a_classifier_outside_a_layers_folder_has_an_unknown_layer(
     assert "layer" in lens.metrics["unknown"]
 
 
-def test_one_layers_folder_can_be_given_alone(folder: Path) -> None:
+def test_the_folder_of_one_level_can_be_given_alone(folder: Path) -> None:
     assert [lens.level for lens in read_hatcat(folder / "layer2", model_layer=3)] == [2, 2]
 
 

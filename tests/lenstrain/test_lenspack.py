@@ -96,7 +96,7 @@ def test_saved_pack_keeps_everything_known_about_a_lens(pack: LensPack, saved: P
         for name in (
             "concept",
             "name",
-            "layer",
+            "level",
             "model_layers",
             "bias",
             "threshold",
@@ -186,18 +186,20 @@ def test_lenses_of_several_model_layers_keep_apart(
     planted: LensDataset, activations: NDArray[np.float32]
 ) -> None:
     results = [
-        fit_lenses(planted, FitSettings(max_iterations=1, model_layers=(level,)))
-        for level in (0, 1)
+        fit_lenses(planted, FitSettings(max_iterations=1, model_layers=(model_layer,)))
+        for model_layer in (0, 1)
     ]
     mixed = FitResult([results[i % 2].lenses[i] for i in range(12)])
     pack = make_lens_pack(mixed, planted, FitSettings())
     assert pack.model_layers == (0, 1)
-    for level in (0, 1):
-        columns = np.stack([lens.decision_function(activations) for lens in pack.at(level)], axis=1)
-        assert {lens.concept for lens in pack.at(level)} == {
-            lens.concept for lens in mixed.lenses[level::2]
+    for model_layer in (0, 1):
+        here = pack.at(model_layer)
+        columns = np.stack([lens.decision_function(activations) for lens in here], axis=1)
+        assert {lens.concept for lens in here} == {
+            lens.concept for lens in mixed.lenses[model_layer::2]
         }
-        np.testing.assert_allclose(pack.score(activations, level), columns, rtol=1e-5, atol=1e-5)
+        scores = pack.score(activations, model_layer)
+        np.testing.assert_allclose(scores, columns, rtol=1e-5, atol=1e-5)
 
 
 def test_probabilities_are_a_distribution_and_follow_the_calibration(

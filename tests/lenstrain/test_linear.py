@@ -249,9 +249,8 @@ def test_fit_that_is_cut_short_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_converged_is_told_for_each_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    X, rows, targets = make_batch(
-        [100, 8]
-    )  # many rows for few features, and few rows that any weights separate
+    # many rows for few features, and few rows that any weights separate
+    X, rows, targets = make_batch([100, 8])
     finished = []
     for steps in range(1, 20):
         monkeypatch.setattr(lenstrain.families.logistic, "_MAX_STEPS", steps)

@@ -59,7 +59,7 @@ def random_weights(family: str, rng: np.random.Generator) -> Any:
 def random_pack(family: str = "linear", n: int = 7, **settings: Any) -> LensPack:
     """Lenses on three model layers; `settings` are those of the store."""
     rng = np.random.default_rng(3)
-    levels: list[tuple[int, ...]] = (
+    model_layers: list[tuple[int, ...]] = (
         [(0, 2), (1, 2), (0, 1)] if family == "ensemble" else [(2,), (0,), (1,)]
     )
     lenses = [
@@ -67,7 +67,7 @@ def random_pack(family: str = "linear", n: int = 7, **settings: Any) -> LensPack
             concept=f"c{i}",
             name=f"Concept {i}",
             level=0,
-            model_layers=levels[i % 3],
+            model_layers=model_layers[i % 3],
             weights=random_weights(family, rng),
             threshold=0.0,
             calibrator=Calibrator("sigmoid", (1.0, 0.0)),
@@ -135,7 +135,7 @@ def test_a_window_scores_the_mean_of_the_positions_it_covers(family: str) -> Non
     for position in range(1, len(scores)):
         covered = slice(max(position - 2, 1), position + 1)  # without the first of the text
         expected = pack.score_all(
-            {level: values[covered].mean(0, keepdims=True) for level, values in hidden.items()}
+            {m: values[covered].mean(0, keepdims=True) for m, values in hidden.items()}
         )
         assert_same(scores[position], expected[0])
     assert np.isnan(scores[0]).all()
@@ -214,9 +214,7 @@ def test_pooled_scores_are_those_of_the_pooled_activation(pooling: str) -> None:
         "last": lambda v: v[-1],
     }
     hidden = captured(loaded, token_ids(loaded))
-    expected = pack.score_all(
-        {level: pools[pooling](values[1:])[None] for level, values in hidden.items()}
-    )
+    expected = pack.score_all({m: pools[pooling](values[1:])[None] for m, values in hidden.items()})
     assert_same(numbers(monitor.pooled("prompt")), expected)
     assert monitor.pooled("completion").isnan().all()
 
@@ -250,8 +248,8 @@ def test_a_stored_sample_run_live_scores_as_from_the_store_in_both_phases(
             runner.run([row])
         for phase in PHASES:
             X = {
-                level: np.asarray(stored.read(phase, level)[[number]], np.float32)
-                for level in pack.model_layers
+                m: np.asarray(stored.read(phase, m)[[number]], np.float32)
+                for m in pack.model_layers
             }
             bound = [
                 np.abs(lens.weight) @ np.abs(X[lens.model_layer][0]) * rounding for lens in pack
@@ -300,9 +298,8 @@ def test_a_whole_phase_asks_for_one_deviation_less_than_a_token() -> None:
     lens = dataclasses.replace(
         base.lenses[1], grade=Grade.A, threshold=logit - 9, noise=NoiseFloor(logit - 3.5, 1.0)
     )
-    monitor = Monitor(
-        LensPack([lens], base.provenance, {}), window=100
-    )  # a window of the whole text: the same logit
+    # a window of the whole text: the same logit
+    monitor = Monitor(LensPack([lens], base.provenance, {}), window=100)
     read_text(loaded, TEXT, monitor)
     assert monitor.firing() == []
     assert [said.finding.concept for said in monitor.firing("prompt")] == ["c1"]
@@ -346,9 +343,8 @@ def test_memory_stays_the_same_however_long_a_text_gets() -> None:
             ids, attention_mask=torch.ones_like(ids), min_new_tokens=40, max_new_tokens=40
         )
     assert out.shape[1] == ids.shape[1] + 40
-    assert (
-        len(sizes) <= 4
-    )  # the prompt, the first token with a phase of its own, the window as it fills
+    # the prompt, the first token with a phase of its own, the window as it fills
+    assert len(sizes) <= 4
 
 
 # --- what is refused ----------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def test_clear_concepts_lead_on_their_own_samples(
     assert np.mean([check.first for check in checks.values()]) > 0.98
 
 
-def test_rivals_are_the_other_lenses_of_the_layer(planted: LensDataset, pack: LensPack) -> None:
+def test_rivals_are_the_other_lenses_of_the_level(planted: LensDataset, pack: LensPack) -> None:
     checks = check_pack(pack, planted)
     assert {concept: check.n_rivals for concept, check in checks.items()} == {
         **dict.fromkeys(BRANCHES, 2),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,12 +15,10 @@ import pytest
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-import lenscache.drawing
-import lenstrain.drawing
 from lenscache.concepts.hierarchy import Hierarchy
+from lenscache.drawing import make_axes
 from lenstrain import inspection, plots
 from lenstrain.data.dataset import TEST, LensDataset
-from lenstrain.drawing import make_axes
 from lenstrain.errors import SettingsError
 from lenstrain.fit.train import train
 from lenstrain.pack.lens import Lens
@@ -338,12 +335,6 @@ def test_a_hostile_name_does_no_harm_in_title_and_legend(pack: LensPack, name: s
         assert len(legend.get_texts()) >= 2
         texts = [ax.get_title(loc="left"), *(text.get_text() for text in legend.get_texts())]
         assert not any(sign in text for sign in HIDDEN for text in texts)
-
-
-def test_both_packages_draw_alike() -> None:
-    one, other = (inspect.getsource(module) for module in (lenscache.drawing, lenstrain.drawing))
-    start = "if TYPE_CHECKING:"
-    assert one[one.index(start) :] == other[other.index(start) :]
 
 
 def test_without_matplotlib_one_line_names_the_extra() -> None:

@@ -357,9 +357,8 @@ def test_measures_of_a_missing_class_are_nan(y: NDArray[np.bool_]) -> None:
 
 def test_calibration_error_of_a_planted_bias_is_the_bias() -> None:
     y = np.arange(1000) < 500
-    p = np.where(
-        np.arange(1000) % 500 < 350, 0.55, 0.15
-    )  # as many of either class in both bins: one half is true
+    # as many of either class in both bins: one half is true
+    p = np.where(np.arange(1000) % 500 < 350, 0.55, 0.15)
     assert expected_calibration_error(y, p) == pytest.approx(0.7 * 0.05 + 0.3 * 0.35)
 
 

@@ -89,9 +89,8 @@ def test_where_there_is_one_model_layer_nothing_is_recorded(dataset: LensDataset
 
 
 def test_refined_lenses_keep_it(dataset: LensDataset) -> None:
-    few = replace(
-        SETTINGS, initial_samples=2, max_samples=2, negatives_per_positive=1.0
-    )  # so that some are confused
+    # so that some are confused
+    few = replace(SETTINGS, initial_samples=2, max_samples=2, negatives_per_positive=1.0)
     refined = train(dataset, few, refine=True)
     assert any(lens.metrics["refined_against"] for lens in refined)
     assert all(lens.metrics["score_by_model_layer"] for lens in refined)

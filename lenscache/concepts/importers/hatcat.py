@@ -1,8 +1,8 @@
 """SUMO concepts in the layer files of HatCat: a folder of ``layer0.json``, ``layer1.json`` ...
 
-Such files are made by machines and untidy: names of parents and children that do not exist, several
-entries of one name, links that run in circles, definitions that are missing or say nothing. All of
-it is mended or left out, and reported; only a folder without a single usable concept is an error.
+Such files are made by machines and untidy: parents and children that do not exist, several entries
+of one name, links in circles, definitions that are missing or say nothing. All of it is mended or
+left out, and reported; only a folder without a single usable concept is an error.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lenscache.concepts.importers.links import cut_cycles, spoken
+from lenscache.concepts.importers.links import cut_cycles, join_links, spoken, with_examples
 from lenscache.concepts.importers.report import Imported, ImportReport, is_text
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import PackError
@@ -34,8 +33,7 @@ def import_hatcat(folder: str | Path) -> Imported:
     Raises
     ------
     PackError
-        If the folder has no layer files, one of them is not JSON, or there is no usable concept in
-        them.
+        If the folder has no layer files, one is not JSON, or they hold no usable concept.
     """
     folder, report = Path(folder), ImportReport()
     entries = _read_entries(folder, report)
@@ -48,25 +46,19 @@ def import_hatcat(folder: str | Path) -> Imported:
     if not concepts:
         raise PackError(f"{folder} holds no usable concept")
     report.read["concepts"] = len(concepts)
-    name = folder.resolve().name
-    return Imported(
-        ConceptPack(name=name, version="1", concepts=concepts, origin="HatCat layer files"), report
-    )
+    name, origin = folder.resolve().name, "HatCat layer files"
+    return Imported(ConceptPack(name=name, version="1", concepts=concepts, origin=origin), report)
 
 
 _Entries = dict[str, tuple[int, dict[str, Any]]]  # level and entry by name
 
 
 def _read_entries(folder: Path, report: ImportReport) -> _Entries:
-    files = [
-        (int(match[1]), f)
-        for f in folder.glob("*.json")
-        if (match := _LAYER_FILE.fullmatch(f.name))
-    ]
+    named = ((_LAYER_FILE.fullmatch(file.name), file) for file in folder.glob("*.json"))
+    files = [(int(match[1]), file) for match, file in named if match]
     if not files:
-        raise PackError(
-            f"{folder} has no layer0.json, layer1.json ...: give the folder of the layer files"
-        )
+        hint = "give the folder of the layer files"
+        raise PackError(f"{folder} has no layer0.json, layer1.json ...: {hint}")
     entries: _Entries = {}
     for level, file in sorted(files):
         try:
@@ -90,27 +82,19 @@ def _read_entries(folder: Path, report: ImportReport) -> _Entries:
 
 
 def _parents(entries: _Entries, report: ImportReport) -> dict[str, list[str]]:
-    """Parents by name: links are given from both ends, and either end may be the only one."""
-    parents: dict[str, dict[str, None]] = {name: {} for name in entries}
-    for name, (_, entry) in entries.items():
-        for parent in _texts(entry.get("parent_concepts")):
-            if parent in entries:
-                parents[name][parent] = None
-            else:
-                report.leave_out("parent that does not exist", f"{parent} of {name}")
-    for name, (_, entry) in entries.items():
-        for child in dict.fromkeys(
+    """Parents by name."""
+    above = {name: _texts(entry.get("parent_concepts")) for name, (_, entry) in entries.items()}
+    below = {
+        name: dict.fromkeys(
             _texts(entry.get("child_concepts")) + _texts(entry.get("category_children"))
-        ):
-            if child not in entries:
-                report.leave_out("child that does not exist", f"{child} of {name}")
-            elif name not in parents[child]:
-                report.repair("link given by the parent only", f"{child} below {name}")
-                parents[child][name] = None
-    for name, above in parents.items():
-        if not above and entries[name][0] > 0:
+        )
+        for name, (_, entry) in entries.items()
+    }
+    parents = join_links(above, below, report)
+    for name, found in parents.items():
+        if not found and entries[name][0] > 0:
             report.repair("concept below level 0 without a parent, kept as a root", name)
-    return {name: list(above) for name, above in parents.items()}
+    return parents
 
 
 def _concept(
@@ -124,13 +108,10 @@ def _concept(
     hints = entry.get("training_hints")
     hints = hints if isinstance(hints, dict) else {}
     words = spoken(name) or name
-    other_names = [*_texts(entry.get("aliases")), *_texts(entry.get("lemmas"))]
-    aliases = dict.fromkeys(
-        alias for other in other_names if (alias := other.replace("_", " ").strip())
-    )
-    confusable = [
-        other for other in dict.fromkeys(_texts(hints.get("confusable_with"))) if other != name
-    ]
+    others = [*_texts(entry.get("aliases")), *_texts(entry.get("lemmas"))]
+    aliases = dict.fromkeys(other.replace("_", " ").strip() for other in others)
+    confusable = dict.fromkeys(_texts(hints.get("confusable_with")))
+    confusable.pop(name, None)
     for other in confusable:
         if other not in entries:
             report.leave_out("confusable concept that does not exist", f"{other} of {name}")
@@ -140,17 +121,11 @@ def _concept(
         level=level,
         definition=_definition(name, entry, report),
         parents=tuple(parents),
-        aliases=tuple(alias for alias in aliases if alias.casefold() != words.casefold()),
+        aliases=tuple(a for a in aliases if a and a.casefold() != words.casefold()),
         confusable_with=tuple(other for other in confusable if other in entries),
         negatives=tuple(dict.fromkeys(_texts(hints.get("negative_examples")))),
     )
-    examples = []
-    for text in dict.fromkeys(_texts(hints.get("positive_examples"))):
-        if concept.is_named_in(text):
-            report.leave_out("example that names its concept", f"{name}: {text}")
-        else:
-            examples.append(text)
-    return replace(concept, examples=tuple(examples))
+    return with_examples(concept, _texts(hints.get("positive_examples")), report)
 
 
 def _definition(name: str, entry: dict[str, Any], report: ImportReport) -> str:

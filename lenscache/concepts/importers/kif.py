@@ -2,12 +2,12 @@
 
     (subclass A B), (instance A B)               --> A below B
     (documentation A EnglishLanguage "text")     --> definition
-    (termFormat EnglishLanguage A "name")        --> name, then aliases; without one, the words of the term
+    (termFormat EnglishLanguage A "name")        --> name, then aliases; else the words of the term
 
-Files are read a line at a time and only facts are used; rules are passed over, and so is what has
-variables. A form whose parentheses or quotes do not close is left out and reported: a ``(`` in
-column 0 begins a new form. Links that run in circles and parents that nothing else is said of are
-mended; only a source without a concept is an error.
+Files are read a line at a time. Only facts are used, no rules and nothing with variables. A form
+whose parentheses or quotes do not close is left out and reported: a ``(`` in column 0 begins a new
+form. Links in circles and parents that nothing else is said of are mended; only a source without a
+concept is an error.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from lenscache.concepts.importers.links import (
     children_of,
     cut_cycles,
     depths_below,
+    other_names,
     spoken,
     unknown_root,
 )
-from lenscache.concepts.importers.report import Imported, ImportReport
+from lenscache.concepts.importers.report import Imported, ImportReport, numbered_lines
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import PackError
 
@@ -55,8 +56,7 @@ def import_kif(path: str | Path, *, roots: Sequence[str] | None = None) -> Impor
     Raises
     ------
     PackError
-        If there is no KIF file, one cannot be read, a root is unknown, or there is no concept in
-        them.
+        If there is no KIF file, one cannot be read, a root is unknown, or they hold no concept.
     """
     path, report = Path(path), ImportReport()
     files = _files(path)
@@ -69,15 +69,12 @@ def import_kif(path: str | Path, *, roots: Sequence[str] | None = None) -> Impor
         raise PackError(f"{path} holds no concept: no subclass or documentation is stated in it")
     if roots is not None:
         parents = _below(roots, parents, path)
-    levels = depths_below(
-        (term for term, above in parents.items() if not above), children_of(parents)
-    )
+    levels = depths_below((term for term in parents if not parents[term]), children_of(parents))
     concepts = tuple(_concept(term, levels[term], parents[term], facts, report) for term in parents)
     report.read.update({"files": len(files), "concepts": len(concepts)})
-    return Imported(
-        ConceptPack(name=path.stem, version="1", concepts=concepts, origin=f"KIF, {path.name}"),
-        report,
-    )
+    origin = f"KIF, {path.name}"
+    pack = ConceptPack(name=path.stem, version="1", concepts=concepts, origin=origin)
+    return Imported(pack, report)
 
 
 def _files(path: Path) -> list[Path]:
@@ -108,39 +105,26 @@ class _Token(NamedTuple):
 def _read_facts(files: Iterable[Path], report: ImportReport) -> _Facts:
     facts = _Facts()
     for file in files:
-        try:
-            with file.open(encoding="utf-8-sig", errors="replace") as lines:
-                for line, form in _forms(
-                    _noting_bad_bytes(lines, file.name, report), file.name, report
-                ):
-                    _note(form, facts, f"{file.name} line {line}", report)
-        except OSError as error:
-            raise PackError(f"{file} cannot be read: {error}") from error
+        for line, form in _forms(file, report):
+            _note(form, facts, f"{file.name} line {line}", report)
     return facts
 
 
-def _noting_bad_bytes(lines: Iterable[str], name: str, report: ImportReport) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
-        if "\ufffd" in line:
-            report.repair("character that is not UTF-8, replaced", f"{name} line {number}")
-        yield line
-
-
-def _forms(
-    lines: Iterable[str], name: str, report: ImportReport
-) -> Iterator[tuple[int, list[_Token]]]:
-    """The forms of a file and the lines where they begin; what is nested in them is marked, not
-    read."""
+def _forms(file: Path, report: ImportReport) -> Iterator[tuple[int, list[_Token]]]:
+    """The forms of a file and where they begin; what is nested in them is marked, not read."""
     form: list[_Token] = []
     string: list[str] | None = None  # parts of the string that is open
     start = depth = 0
     is_lost = False  # after a fault, until a form begins in column 0
-    for number, line in enumerate(lines, start=1):
+
+    def leave_out_open() -> None:
+        if depth:
+            why = _OPEN_PARENTHESIS if string is None else _OPEN_QUOTE
+            report.leave_out(why, f"{file.name} line {start}")
+
+    for number, line in numbered_lines(file, report):
         if line.startswith("(") and (string is None or _FORM_AFTER_OPEN_QUOTE.match(line)):
-            if depth:
-                report.leave_out(
-                    _OPEN_PARENTHESIS if string is None else _OPEN_QUOTE, f"{name} line {start}"
-                )
+            leave_out_open()
             depth, string, is_lost = 0, None, False
         at = 0
         while at < len(line) and not is_lost:
@@ -163,7 +147,8 @@ def _forms(
                 elif depth == 2:
                     form.append(_Token("", is_nested=True))
             elif depth == 0:
-                report.leave_out("text or parenthesis outside of a form", f"{name} line {number}")
+                place = f"{file.name} line {number}"
+                report.leave_out("text or parenthesis outside of a form", place)
                 is_lost = True
             elif piece == ")":
                 depth -= 1
@@ -173,10 +158,7 @@ def _forms(
                 string = []
             elif depth == 1:
                 form.append(_Token(piece))
-    if depth:
-        report.leave_out(
-            _OPEN_PARENTHESIS if string is None else _OPEN_QUOTE, f"{name} line {start}"
-        )
+    leave_out_open()
 
 
 def _note(form: list[_Token], facts: _Facts, place: str, report: ImportReport) -> None:
@@ -202,8 +184,7 @@ def _note(form: list[_Token], facts: _Facts, place: str, report: ImportReport) -
 
 
 def _parents(facts: _Facts, report: ImportReport) -> dict[str, list[str]]:
-    """Parents by term: concepts have a subclass, are one, are documented, or are an instance of a
-    concept."""
+    """Parents by term: of subclasses and their parents, documented terms, and instances."""
     parents: dict[str, list[str]] = {}
     for term, parent in facts.subclasses:
         parents.setdefault(term, []).append(parent)
@@ -247,9 +228,6 @@ def _concept(
     term: str, level: int, parents: list[str], facts: _Facts, report: ImportReport
 ) -> Concept:
     name, *others = facts.names.get(term) or [spoken(term) or term]
-    aliases = {
-        other.casefold(): other for other in reversed(others) if other.casefold() != name.casefold()
-    }
     if term not in facts.definitions:
         report.repair("concept without a definition", term)
     return Concept(
@@ -258,5 +236,5 @@ def _concept(
         level=level,
         definition=facts.definitions.get(term, ""),
         parents=tuple(parents),
-        aliases=tuple(reversed(aliases.values())),
+        aliases=other_names(name, others),
     )

@@ -26,15 +26,9 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 _TRUE, _FALSE = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no"})
 _SPLITS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "calibration": "calibration",
-    "validation": "calibration",
-    "valid": "calibration",
-    "val": "calibration",
-    "dev": "calibration",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("calibration", "validation", "valid", "val", "dev"), "calibration"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 
 
@@ -55,8 +49,8 @@ class LabelledColumns:
 def import_labelled(path: str | Path, columns: LabelledColumns | None = None) -> Imported:
     """Make a pack of a labelled text file.
 
-    Rows without text or label are left out, equal texts are joined, a text that a binary set calls
-    both is left out.
+    Rows without text or label and texts that a binary set calls both are left out. Equal texts are
+    joined.
 
     Raises
     ------
@@ -88,18 +82,11 @@ def import_labelled(path: str | Path, columns: LabelledColumns | None = None) ->
     concepts = _concepts(labels, columns, report)
     used = {text for concept in concepts for text in (*concept.examples, *concept.negatives)}
     report.read.update({"texts": len(used), "concepts": len(concepts)})
-    given = {
-        name: tuple(t for t, split in splits.items() if split == name and t in used)
-        for name in set(splits.values())
-    }
-    pack = ConceptPack(
-        name=path.stem,
-        version="1",
-        concepts=concepts,
-        origin=path.name,
-        prompts="examples",
-        splits={name: given[name] for name in ("train", "calibration", "test") if given.get(name)},
-    )
+    given: dict[str, tuple[str, ...]] = {}
+    for name in ("train", "calibration", "test"):
+        if texts := tuple(t for t, split in splits.items() if split == name and t in used):
+            given[name] = texts
+    pack = ConceptPack(path.stem, "1", concepts, origin=path.name, prompts="examples", splits=given)
     return Imported(pack, report)
 
 
@@ -108,30 +95,18 @@ def _concepts(
 ) -> tuple[Concept, ...]:
     classes = dict.fromkeys(label for found in labels.values() for label in found)
     if not {label.casefold() for label in classes} <= _TRUE | _FALSE:
-        return tuple(
-            Concept(
-                id=label,
-                name=label,
-                level=0,
-                examples=tuple(text for text, found in labels.items() if label in found),
-            )
-            for label in classes
-        )
-    is_true = {
-        text: {label.casefold() in _TRUE for label in found} for text, found in labels.items()
-    }
+        texts_of = {label: tuple(t for t in labels if label in labels[t]) for label in classes}
+        return tuple(Concept(label, label, level=0, examples=texts_of[label]) for label in classes)
+    is_true = {t: {label.casefold() in _TRUE for label in found} for t, found in labels.items()}
     for text in (text for text, values in is_true.items() if len(values) > 1):
         report.leave_out("text labelled both ways", text)
-    texts = {
-        value: tuple(t for t, values in is_true.items() if values == {value})
-        for value in (True, False)
-    }
-    if not texts[True]:
+    true, false = (tuple(t for t in is_true if is_true[t] == {value}) for value in (True, False))
+    if not true:
         raise PackError(
             f"no row is labelled true in {columns.label!r}: a concept needs texts that express it"
         )
     name = columns.concept or columns.label
-    return (Concept(id=name, name=name, level=0, examples=texts[True], negatives=texts[False]),)
+    return (Concept(id=name, name=name, level=0, examples=true, negatives=false),)
 
 
 def _classes(label: Any, separator: str | None) -> list[str]:
@@ -158,23 +133,18 @@ def _note_split(
 
 def _read_rows(path: Path, columns: LabelledColumns) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows and their numbers from 1, one at a time."""
-    readers: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
-        ".csv": _read_csv,
-        ".tsv": _read_csv,
-        ".jsonl": _read_jsonl,
-        ".ndjson": _read_jsonl,
-        ".parquet": _read_parquet,
-    }
-    reader = readers.get(path.suffix.casefold())
+    readers: tuple[Callable[[Path], Iterator[dict[str, Any]]], ...]
+    readers = _read_csv, _read_csv, _read_jsonl, _read_jsonl, _read_parquet
+    reader = dict(zip(SUFFIXES, readers, strict=True)).get(path.suffix.casefold())
     if reader is None:
         raise PackError(f"{path} is not one of {', '.join(SUFFIXES)}")
     wanted = [name for name in (columns.text, columns.label, columns.split) if name is not None]
     try:
         for number, row in enumerate(reader(path), start=1):
             if number == 1 and (missing := [name for name in wanted if name not in row]):
+                columns_there = ", ".join(map(str, row))
                 raise PackError(
-                    f"{path} has no column {missing[0]!r}, its columns are "
-                    f"{', '.join(map(str, row))}"
+                    f"{path} has no column {missing[0]!r}, its columns are {columns_there}"
                 )
             yield number, row
     except FileNotFoundError:
@@ -184,9 +154,7 @@ def _read_rows(path: Path, columns: LabelledColumns) -> Iterator[tuple[int, dict
 
 
 def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(
-        min(sys.maxsize, 2**31 - 1)
-    )  # texts of more than 131,072 characters are texts, too
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # by default, 131,072 characters
     with path.open(encoding="utf-8-sig", newline="") as file:
         yield from csv.DictReader(file, delimiter="\t" if path.suffix.casefold() == ".tsv" else ",")
 

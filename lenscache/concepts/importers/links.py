@@ -1,23 +1,52 @@
-"""What importers of ontologies share: the links between concepts, their levels, and their terms as
-words."""
+"""What importers of ontologies share: links between concepts, their levels, names and examples."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 
 from lenscache.concepts.importers.report import ImportReport
+from lenscache.concepts.pack import Concept
 from lenscache.errors import PackError
+
+
+def join_links(
+    above: Mapping[str, Iterable[str]],
+    below: Mapping[str, Iterable[str]],
+    report: ImportReport,
+    *,
+    words: tuple[str, str] = ("parent", "child"),
+    show: Callable[[str], str] = str,
+) -> dict[str, list[str]]:
+    """Parents by concept: links are given from both ends, and either end may be the only one.
+
+    `words` are what the source calls both ends, `show` gives the name of a concept for the report.
+    """
+    parents: dict[str, dict[str, None]] = {concept: {} for concept in above}
+    for concept, given in above.items():
+        for parent in given:
+            if parent in parents:
+                parents[concept][parent] = None
+            else:
+                report.leave_out(f"{words[0]} that does not exist", f"{parent} of {show(concept)}")
+    for concept, given in below.items():
+        for child in given:
+            if child not in parents:
+                report.leave_out(f"{words[1]} that does not exist", f"{child} of {show(concept)}")
+            elif concept not in parents[child]:
+                link = f"{show(child)} below {show(concept)}"
+                report.repair(f"link given by the {words[0]} only", link)
+                parents[child][concept] = None
+    return {concept: list(found) for concept, found in parents.items()}
 
 
 def cut_cycles(parents: dict[str, list[str]], report: ImportReport) -> None:
     """Remove the links that close a cycle, walking upwards; iterative, since chains may be long."""
     done: set[str] = set()
     for start in parents:
-        path: list[tuple[str, list[str]]] = (
-            [(start, list(parents[start]))] if start not in done else []
-        )
+        path = [] if start in done else [(start, list(parents[start]))]
         on_path = {start}
         while path:
             name, above = path[-1]
@@ -57,11 +86,25 @@ def depths_below(roots: Iterable[str], children: Mapping[str, Iterable[str]]) ->
 
 
 def unknown_root(root: str, meant: str, known: Collection[str], where: str) -> PackError:
-    """The error for a root that a source does not hold; `meant` is the root in the form of the
-    source's ids."""
+    """The error for a root that a source lacks; `meant` is the root in the form of its ids."""
     close = get_close_matches(meant, known, n=3)
     hint = f"did you mean {', '.join(close)}?" if close else "nothing in it has a similar id"
     return PackError(f"no concept {root!r} in {where} to take as a root: {hint}")
+
+
+def with_examples(concept: Concept, texts: Iterable[str], report: ImportReport) -> Concept:
+    """The concept with the texts as examples, except for texts that name it."""
+    is_named = {text: concept.is_named_in(text) for text in texts}
+    for text in (text for text in is_named if is_named[text]):
+        report.leave_out("example that names its concept", f"{concept.id}: {text}")
+    return replace(concept, examples=tuple(text for text in is_named if not is_named[text]))
+
+
+def other_names(name: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Names that differ from `name` and from each other in more than case."""
+    found = {other.casefold(): other for other in reversed(names)}
+    found.pop(name.casefold(), None)
+    return tuple(reversed(found.values()))
 
 
 def spoken(term: str) -> str:

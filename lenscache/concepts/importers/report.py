@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from lenscache.concepts.pack import ConceptPack
+from lenscache.errors import PackError
 
 _SHOWN = 3
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Whether something out of a source is text that can be written again: JSON may hold half a
-    surrogate pair."""
+    """Whether a value is text that can be written again: JSON may hold half a surrogate pair."""
     return isinstance(value, str) and bool(value.strip()) and not _HALF_PAIR.search(value)
 
 
@@ -48,15 +50,34 @@ class ImportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with counts for places."""
-        return {
-            "read": self.read,
-            "repaired": {kind: len(places) for kind, places in self.repaired.items()},
-            "left_out": {kind: len(places) for kind, places in self.left_out.items()},
-        }
+        repaired = {kind: len(places) for kind, places in self.repaired.items()}
+        left_out = {kind: len(places) for kind, places in self.left_out.items()}
+        return {"read": self.read, "repaired": repaired, "left_out": left_out}
+
+
+def numbered_lines(
+    file: Path, report: ImportReport, *, encoding: str = "utf-8-sig"
+) -> Iterator[tuple[int, str]]:
+    """The lines of a file, numbered from 1; what is not UTF-8 is replaced and reported.
+
+    Raises
+    ------
+    PackError
+        If the file cannot be read.
+    """
+    try:
+        with file.open(encoding=encoding, errors="replace") as lines:
+            for number, line in enumerate(lines, start=1):
+                if "\ufffd" in line:
+                    place = f"{file.name} line {number}"
+                    report.repair("character that is not UTF-8, replaced", place)
+                yield number, line
+    except OSError as error:
+        raise PackError(f"{file} cannot be read: {error}") from error
 
 
 def _printable(place: str) -> str:
-    """On one line, and without what would command a terminal."""
+    """On one line, without the control characters of a terminal."""
     return " ".join("".join(char if char.isprintable() else " " for char in place).split())
 
 

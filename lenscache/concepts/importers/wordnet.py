@@ -1,12 +1,11 @@
-"""Nouns of WordNet 3.0, 3.1 or another database in its format: a folder with ``data.noun`` and
-``index.noun``.
+"""Nouns of WordNet 3.0, 3.1 or another database with ``data.noun`` and ``index.noun``.
 
     index.noun --order of senses--> ids as NLTK gives them (dog.n.01)
-    data.noun  --synsets--> from the roots down, at most `max_depth` links --> concepts, general ones first
+    data.noun  --synsets, down from the roots, `max_depth` links--> concepts, general ones first
 
-A synset's words are its name and aliases, its gloss is the definition and the sentences quoted in
-it are examples, but for those that name the concept: most of WordNet's do. Faulty lines are left
-out, and reported.
+A synset's words are its name and aliases, its gloss is the definition. Sentences quoted in the
+gloss are examples, unless they name the concept: most of them do. Faulty lines are left out, and
+reported.
 """
 
 from __future__ import annotations
@@ -16,8 +15,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lenscache.concepts.importers.links import children_of, depths_below, unknown_root
-from lenscache.concepts.importers.report import Imported, ImportReport
+from lenscache.concepts.importers.links import (
+    children_of,
+    depths_below,
+    join_links,
+    other_names,
+    unknown_root,
+    with_examples,
+)
+from lenscache.concepts.importers.report import Imported, ImportReport, numbered_lines
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import PackError
 
@@ -27,8 +33,7 @@ _MAX_ALIASES = 3
 
 
 def is_wordnet(path: Path) -> bool:
-    """Whether a path is a folder of WordNet's database files, or one with such a folder `dict` in
-    it."""
+    """Whether a path is a folder of WordNet's database files, or has such a folder `dict`."""
     return (_database(path) / "data.noun").is_file()
 
 
@@ -47,14 +52,13 @@ def import_wordnet(
     ----------
     folder : where data.noun and index.noun are, or a folder `dict` with them.
     roots : ids of the synsets on level 0.
-    max_depth : the last layer, counted in links from the nearest root.
+    max_depth : the last level, counted in links from the nearest root.
     max_concepts : take the first so many; None for all.
 
     Raises
     ------
     PackError
-        If a file is missing or cannot be read, a root is unknown, or a limit leaves nothing to
-        take.
+        If a file is missing or cannot be read, a root is unknown, or a limit leaves nothing.
     """
     folder, report = Path(folder), ImportReport()
     if not roots or max_depth < 0 or (max_concepts is not None and max_concepts < 1):
@@ -67,9 +71,8 @@ def import_wordnet(
     offsets = {name: offset for offset, name in ids.items()}
     for root in roots:
         if root not in offsets:
-            raise unknown_root(
-                root, root if ".n." in root else f"{root}.n.01", offsets, str(folder)
-            )
+            meant = root if ".n." in root else f"{root}.n.01"
+            raise unknown_root(root, meant, offsets, str(folder))
     parents = _parents(synsets, ids, report)
     depths = depths_below((offsets[root] for root in roots), children_of(parents))
     taken = sorted((depth, offset) for offset, depth in depths.items() if depth <= max_depth)
@@ -80,10 +83,8 @@ def import_wordnet(
         _concept(synsets[offset], levels, parents[offset], ids, report) for offset in levels
     )
     report.read.update({"synsets": len(synsets), "concepts": len(concepts)})
-    return Imported(
-        ConceptPack(name=folder.name, version="1", concepts=concepts, origin="WordNet nouns"),
-        report,
-    )
+    pack = ConceptPack(name=folder.name, version="1", concepts=concepts, origin="WordNet nouns")
+    return Imported(pack, report)
 
 
 def _database(folder: Path) -> Path:
@@ -101,21 +102,11 @@ class _Synset:
 
 def _lines(file: Path, report: ImportReport) -> Iterator[tuple[int, str]]:
     """Lines and their numbers, without the licence that a file begins with."""
-    try:
-        with file.open(encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, start=1):
-                if "\ufffd" in line:
-                    report.repair(
-                        "character that is not UTF-8, replaced", f"{file.name} line {number}"
-                    )
-                if line.strip() and not line.startswith("  "):
-                    yield number, line
-    except FileNotFoundError:
-        raise PackError(
-            f"no file at {file}: give a folder with WordNet's data.noun and index.noun"
-        ) from None
-    except OSError as error:
-        raise PackError(f"{file} cannot be read: {error}") from error
+    if not file.exists():
+        raise PackError(f"no file at {file}: give a folder with WordNet's data.noun and index.noun")
+    for number, line in numbered_lines(file, report, encoding="utf-8"):
+        if line.strip() and not line.startswith("  "):
+            yield number, line
 
 
 def _read_synsets(file: Path, report: ImportReport) -> dict[str, _Synset]:
@@ -136,8 +127,7 @@ def _read_synsets(file: Path, report: ImportReport) -> dict[str, _Synset]:
 
 
 def _parse_synset(line: str) -> _Synset:
-    """A line: offset file type n_words (word id)... n_pointers (symbol offset type words)... |
-    gloss."""
+    """offset file type n_words (word id)... n_pointers (symbol offset type words)... | gloss."""
     head, _, gloss = line.partition(" | ")
     fields = head.split()
     after_words = 4 + 2 * int(fields[3], 16)
@@ -146,9 +136,8 @@ def _parse_synset(line: str) -> _Synset:
     if not (fields[0].isdecimal() and words) or len(pointers) != 4 * int(fields[after_words]):
         raise ValueError(line)
     nouns = [pointers[at : at + 2] for at in range(0, len(pointers), 4) if pointers[at + 2] == "n"]
-    above, below = (
-        tuple(offset for symbol, offset in nouns if symbol in kind) for kind in (_ABOVE, _BELOW)
-    )
+    above = tuple(offset for symbol, offset in nouns if symbol in _ABOVE)
+    below = tuple(offset for symbol, offset in nouns if symbol in _BELOW)
     return _Synset(fields[0], tuple(words), above, below, gloss.strip())
 
 
@@ -180,24 +169,12 @@ def _ids(synsets: dict[str, _Synset], file: Path, report: ImportReport) -> dict[
 def _parents(
     synsets: dict[str, _Synset], ids: dict[str, str], report: ImportReport
 ) -> dict[str, list[str]]:
-    """Parents by offset: links are given from both ends, and either end may be the only one."""
-    parents: dict[str, dict[str, None]] = {offset: {} for offset in synsets}
-    for offset, synset in synsets.items():
-        for parent in synset.above:
-            if parent in parents:
-                parents[offset][parent] = None
-            else:
-                report.leave_out("hypernym that does not exist", f"{parent} of {ids[offset]}")
-    for offset, synset in synsets.items():
-        for child in synset.below:
-            if child not in parents:
-                report.leave_out("hyponym that does not exist", f"{child} of {ids[offset]}")
-            elif offset not in parents[child]:
-                report.repair(
-                    "link given by the hypernym only", f"{ids[child]} below {ids[offset]}"
-                )
-                parents[child][offset] = None
-    return {offset: sorted(above) for offset, above in parents.items()}
+    """Parents by offset."""
+    above = {offset: synset.above for offset, synset in synsets.items()}
+    below = {offset: synset.below for offset, synset in synsets.items()}
+    words = "hypernym", "hyponym"
+    parents = join_links(above, below, report, words=words, show=ids.__getitem__)
+    return {offset: sorted(found) for offset, found in parents.items()}
 
 
 def _concept(
@@ -213,9 +190,6 @@ def _concept(
         if levels[parent] >= level:
             report.leave_out("hypernym that is not on a level above", f"{ids[parent]} of {name}")
     first, *others = (word.replace("_", " ") for word in synset.words)
-    aliases = {
-        word.casefold(): word for word in reversed(others) if word.casefold() != first.casefold()
-    }
     definition = synset.gloss.partition('"')[0].strip(" ;:,")
     if not definition:
         report.repair("concept without a definition", name)
@@ -225,12 +199,8 @@ def _concept(
         level=level,
         definition=definition,
         parents=tuple(ids[parent] for parent in inside if levels[parent] < level),
-        aliases=tuple(reversed(aliases.values())),
+        aliases=other_names(first, others),
     )
-    examples = []
-    for text in dict.fromkeys(quoted.strip() for quoted in _QUOTED.findall(synset.gloss)):
-        if text and concept.is_named_in(text):
-            report.leave_out("example that names its concept", f"{name}: {text}")
-        elif text:
-            examples.append(text)
-    return replace(concept, aliases=concept.aliases[:_MAX_ALIASES], examples=tuple(examples))
+    quoted = (text.strip() for text in _QUOTED.findall(synset.gloss))
+    concept = with_examples(concept, filter(None, quoted), report)
+    return replace(concept, aliases=concept.aliases[:_MAX_ALIASES])

@@ -43,7 +43,7 @@ async function renderConcept(section, query) {
   const pair = el("div", { className: "pair" });
   section.append(pair);
   learningCurve(pair, i, detail);
-  layerCurve(pair, i);
+  modelLayerCurve(pair, i);
   reliabilityChart(pair, detail);
   controlBars(pair, i, detail);
   samples(section, i, detail, texts);
@@ -129,16 +129,16 @@ function learningCurve(parent, i, { steps, n_steps }) {
     { note: `${end}${steps.length > n_steps ? " Open marks came after, for the record." : ""}` });
 }
 
-function layerCurve(parent, i) {
+function modelLayerCurve(parent, i) {
   const y = R.byModelLayer[i].length ? scoresOf(i) : [];
   if (!y.length) {
-    parent.append(el("figure", {}, el("figcaption", {}, "Layer curve"),
+    parent.append(el("figure", {}, el("figcaption", {}, "Model layer curve"),
         el("p", { className: "quiet" },
         say("Its score at other model layers is not in this pack: `lenstrain fit` over several model layers records it."))));
     return;
   }
   const read = C.model_layers[i].map((k) => R.modelLayers.indexOf(k)).filter((k) => k >= 0);
-  chart(parent, "Layer curve: how well the concept can be read at each model layer; a ring is what its lens reads",
+  chart(parent, "Model layer curve: how well the concept can be read at each model layer; a ring is what its lens reads",
     [
       { type: "scatter", mode: "lines+markers", name: "score", x: R.modelLayers, y, line: { color: colour("one") },
           marker: { size: 5 } },

@@ -2,7 +2,7 @@
 
 const ROWS = 100;
 const MOST_BRANCHES = 40;
-const layerState = { group: "", page: 0 };
+const modelLayerState = { group: "", page: 0 };
 
 function branchOf(i) {
   let top = i;
@@ -15,7 +15,7 @@ const peakOf = (scores) => scores.reduce((best, value,
     k) => (value !== null && (scores[best] === null || value > scores[best]) ? k : best), 0);
 const meanRow = (numbers) => R.modelLayers.map((_, k) => mean(numbers.map((i) => R.byModelLayer[i][k] / 1000)));
 
-function renderLayers(section) {
+function renderModelLayers(section) {
   const measured = concepts().filter((i) => R.byModelLayer[i].length);
   readBy(section);
   if (R.modelLayers.length < 2 || !measured.length) {
@@ -43,9 +43,9 @@ function renderLayers(section) {
   const isBranch = (row) => row.key.startsWith("B");
   const sorted = [...rows.filter((row) => !isBranch(row)),
       ...rows.filter(isBranch).sort((a, b) => peakOf(a.scores) - peakOf(b.scores))];
-  heatMap(section, "Where whole layers of abstraction and branches can be read: bright is good, branches in the order of their best model layer",
+  heatMap(section, "Where whole levels of abstraction and branches can be read: bright is good, branches in the order of their best model layer",
     sorted.map((row) => row.label), sorted.map((row) => row.scores), [], (row) => {
-      Object.assign(layerState, { group: sorted[row].key, page: 0 });
+      Object.assign(modelLayerState, { group: sorted[row].key, page: 0 });
       redraw();
     }, "Mean score of the concepts on calibration samples, by a linear lens on each model layer alone. Click a row to see its concepts below.",
     "group (lenses in it)");
@@ -55,29 +55,29 @@ function renderLayers(section) {
 function conceptRows(section, groups, measured) {
   const options = measured.length <= ROWS ? [["all", "all concepts"]] : [];
   options.push(...[...groups].map(([key, [label, numbers]]) => [key, `${label} (${numbers.length})`]));
-  if (!options.some(([key]) => key === layerState.group)) Object.assign(layerState, { group: options[0][0], page: 0 });
-  const chosen = layerState.group === "all" ? measured : groups.get(layerState.group)[1];
+  if (!options.some(([key]) => key === modelLayerState.group)) Object.assign(modelLayerState, { group: options[0][0], page: 0 });
+  const chosen = modelLayerState.group === "all" ? measured : groups.get(modelLayerState.group)[1];
   const peaks = new Map(chosen.map((i) => [i, peakOf(scoresOf(i))]));
   const order = [...chosen].sort((a,
       b) => C.level[a] - C.level[b] || peaks.get(a) - peaks.get(b) || C.score[b] - C.score[a]);
   const pages = Array.from({ length: Math.ceil(order.length / ROWS) },
       (_, k) => [String(k), `${k * ROWS + 1} to ${Math.min(order.length, (k + 1) * ROWS)}`]);
   section.append(el("div", { className: "filters" },
-    select("Concepts of", options, layerState.group, (group) => {
-      Object.assign(layerState, { group, page: 0 });
+    select("Concepts of", options, modelLayerState.group, (group) => {
+      Object.assign(modelLayerState, { group, page: 0 });
       redraw();
     }),
-    pages.length > 1 && select("Rows", pages, String(layerState.page), (page) => {
-      layerState.page = Number(page);
+    pages.length > 1 && select("Rows", pages, String(modelLayerState.page), (page) => {
+      modelLayerState.page = Number(page);
       redraw();
     })));
-  const here = order.slice(layerState.page * ROWS, (layerState.page + 1) * ROWS);
+  const here = order.slice(modelLayerState.page * ROWS, (modelLayerState.page + 1) * ROWS);
   const dots = here.flatMap((i, row) => C.model_layers[i].map((k) => [R.modelLayers.indexOf(k),
       row])).filter(([x]) => x >= 0);
   heatMap(section, "Where each concept can be read: bright is good, a ring is the model layer that its lens reads",
     here.map((i) => `${plotText(nameOf(i), isNarrow() ? 12 : 28)} · ${C.level[i]} ${C.grade[i]}`), here.map(scoresOf),
         dots, (row) => open(here[row]),
-    "By layer of abstraction, then by the best model layer; the number behind a name is its layer, the letter its grade. Click a row to open the concept.",
+    "By level of abstraction, then by the best model layer; the number behind a name is its level, the letter its grade. Click a row to open the concept.",
     "concept", here.map((i, row) => (row && C.level[i] !== C.level[here[row - 1]] ? row : 0)).filter(Boolean));
 }
 

@@ -1,4 +1,4 @@
-const VIEWS = { overview: renderOverview, tree: renderTree, table: renderTable, layers: renderLayers,
+const VIEWS = { overview: renderOverview, tree: renderTree, table: renderTable, layers: renderModelLayers,
     concept: renderConcept, compare: renderCompare };
 
 async function unpack(name) {

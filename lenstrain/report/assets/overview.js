@@ -30,7 +30,7 @@ function renderOverview(section) {
           say(` ${text}`)));
   const pair = el("div", { className: "pair" });
   section.append(pair);
-  gradesByLayer(pair);
+  gradesByLevel(pair);
   scoreHistogram(pair);
   readBy(pair);
   perIteration(pair);
@@ -38,7 +38,7 @@ function renderOverview(section) {
   section.append(origin(about.provenance));
 }
 
-function gradesByLayer(parent) {
+function gradesByLevel(parent) {
   const levels = [...new Set(concepts().map((i) => C.level[i]))].sort((a, b) => a - b);
   const count = (grade, level) => concepts().filter((i) => C.grade[i] === grade && C.level[i] === level).length;
   const all = levels.map((level) => concepts().filter((i) => C.level[i] === level).length);

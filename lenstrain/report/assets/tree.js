@@ -1,6 +1,6 @@
 // Every concept is a field of its parent; one with several parents stands below the first.
 
-const treeState = { shape: "treemap", level: "" };
+const treeState = { shape: "treemap", zoomed: "" }; // zoomed: id of the field on top; empty for the root
 const FEW = 400; // fields that are drawn all at once
 const DEPTH = 3; // rows below the one zoomed to that are drawn of more
 
@@ -38,13 +38,13 @@ function countLeaves({ ids, parents }) {
 }
 
 // plotly makes an element of every field, shown or not: of thousands, it is given those near the one zoomed to.
-function nearby({ ids, parents, ...rest }, size, level) {
+function nearby({ ids, parents, ...rest }, size, top) {
   const place = new Map(ids.map((id, k) => [id, k]));
   const below = new Map(ids.map((id) => [id, []]));
   ids.forEach((id, k) => k && below.get(parents[k]).push(id));
   const kept = [];
-  for (let id = level; id; id = parents[place.get(id)]) kept.unshift(id);
-  for (let depth = 0, row = [level]; depth < DEPTH; depth++) kept.push(...(row = row.flatMap((id) => below.get(id))));
+  for (let id = top; id; id = parents[place.get(id)]) kept.unshift(id);
+  for (let depth = 0, row = [top]; depth < DEPTH; depth++) kept.push(...(row = row.flatMap((id) => below.get(id))));
   const pick = (values) => kept.map((id) => values[place.get(id)]);
   const others = Object.fromEntries(Object.entries(rest).map(([key, values]) => [key, pick(values)]));
   return [{ ids: kept, parents: pick(parents), ...others }, pick(size)];
@@ -54,8 +54,8 @@ function renderTree(section) {
   const whole = fieldsOfTree();
   const { size: sizes, hasChildren } = countLeaves(whole);
   const few = whole.ids.length <= FEW;
-  const level = treeState.level || "root";
-  const [all, size] = few ? [whole, sizes] : nearby(whole, sizes, level);
+  const top = treeState.zoomed || "root";
+  const [all, size] = few ? [whole, sizes] : nearby(whole, sizes, top);
   const picked = el("p", { className: "quiet", role: "status" });
   const describe = (k) => {
     const i = all.numbers[k];
@@ -82,10 +82,10 @@ function renderTree(section) {
     }),
     el("p", {}, GRADES.map((g) => [badge(g), ` grade ${g}  `]), el("span", { className: "badge" }, "–"), " no lens")),
         picked);
-  describe(all.ids.indexOf(level));
+  describe(all.ids.indexOf(top));
   const trace = {
     type: treeState.shape, ids: all.ids, labels, parents: all.parents, values: size,
-    branchvalues: "total", textinfo: "label", hovertext: hover, hoverinfo: "text", level: treeState.level,
+    branchvalues: "total", textinfo: "label", hovertext: hover, hoverinfo: "text", level: treeState.zoomed,
         sort: treeState.shape !== "icicle",
     maxdepth: -1, marker: { colors: all.grades.map((g) => colours[g]), line: { color: colour("page"), width: 1 } },
     textfont: { color: all.grades.map((g) => inks[g]) }, insidetextfont: { color: all.grades.map((g) => inks[g]) },
@@ -102,8 +102,8 @@ function renderTree(section) {
       open(all.numbers[k]);
       return false;
     }
-    const next = id === (treeState.level || "root") ? all.parents[k] : id; // on the field zoomed to: out again
-    treeState.level = next === "root" ? "" : next;
+    const next = id === (treeState.zoomed || "root") ? all.parents[k] : id; // on the field zoomed to: out again
+    treeState.zoomed = next === "root" ? "" : next;
     if (few) describe(all.ids.indexOf(next || "root"));
     else redraw();
     return few;
