@@ -1,5 +1,4 @@
-"""lenscache: run a language model once over every prompt of a concept pack and keep its activations
-in a Zarr store.
+"""lenscache: run a model once over all prompts of a concept pack, keep activations in a Zarr store.
 
 The names below are the public interface. They load on first use: reading a store needs no torch,
 and importing the package loads neither torch nor zarr. Extraction itself is

@@ -38,8 +38,7 @@ class BFloat16(BaseFloat[Any, Any]):
 
     def to_native_dtype(self) -> np.dtype[Any]:
         """The numpy dtype."""
-        # ml_dtypes types exist in native byte order only; the "bytes" codec swaps where the machine
-        # is big-endian.
+        # ml_dtypes types exist in native byte order only; the "bytes" codec swaps if need be.
         return DTYPE
 
     @property

@@ -1,29 +1,29 @@
 """Everything lenscache raises on purpose.
 
     LenscacheError
-      PackError (ValueError)                 the concept pack cannot be used
-      PlanError (ValueError)                 the request does not fit the pack
+      PackError (ValueError)                   the concept pack cannot be used
+      PlanError (ValueError)                   the request does not fit the pack
       ModelError
-        ModelNotFoundError (FileNotFoundError)   no such model, or nothing installed that provides it
-        UnsupportedModelError                the model loads but its blocks cannot be found
-        ModelLayerError (IndexError)         a model layer the model or the store does not have
-        PromptTooLongError (ValueError)      a prompt that does not fit the model's positions
-      NonFiniteError (ArithmeticError)       an activation is NaN or infinite
-      BatchMismatchError (ArithmeticError)   the same rows at batch 1 gave other activations
-      SteeringError (ValueError)             a direction or strength that a model cannot be steered with
+        ModelNotFoundError (FileNotFoundError) no such model, or nothing installed provides it
+        UnsupportedModelError                  the model loads but its blocks cannot be found
+        ModelLayerError (IndexError)           the model or store does not have this model layer
+        PromptTooLongError (ValueError)        a prompt does not fit the model's positions
+      NonFiniteError (ArithmeticError)         an activation is NaN or infinite
+      BatchMismatchError (ArithmeticError)     the same rows at batch 1 gave other activations
+      SteeringError (ValueError)               a direction or strength cannot steer a model
       StoreError
-        StoreNotFoundError (FileNotFoundError)
-        StoreFormatError                     not a lenscache store, or one of a newer format
-        StoreMismatchError (ValueError)      the store was written with something else
-        StoreIncompleteError                 extraction has not finished
-        StoreDamagedError (OSError)          a complete block no longer reads back
-        StoreWriteError (OSError)            the file system refuses a write: disk full, read-only, broken
-        StoreAccessError (OSError)           an object store: no such bucket, no permission, no connection
-        LabelSetError (ValueError)           no such label set, or one that cannot be added
-        DiskSpaceError (OSError)             the disk cannot hold the run
-      ExportError (OSError)                  the folder of an export cannot be used
-      WorkerError (RuntimeError)             workers die again and again
-      MissingPackageError (ImportError)      an optional package is not installed
+        StoreNotFoundError (FileNotFoundError) there is no store
+        StoreFormatError                       not a lenscache store, or one of a newer format
+        StoreMismatchError (ValueError)        the store was written with something else
+        StoreIncompleteError                   extraction has not finished
+        StoreDamagedError (OSError)            a complete block no longer reads back
+        StoreWriteError (OSError)              the file system refuses a write
+        StoreAccessError (OSError)             an object store refuses or cannot be reached
+        LabelSetError (ValueError)             no such label set, or it cannot be added
+        DiskSpaceError (OSError)               the disk cannot hold the run
+      ExportError (OSError)                    the folder of an export cannot be used
+      WorkerError (RuntimeError)               workers die again and again
+      MissingPackageError (ImportError)        an optional package is not installed
 
 Each class also inherits the builtin a caller would expect, so both styles of ``except`` work.
 """
@@ -106,9 +106,8 @@ class StoreMismatchError(StoreError, ValueError):
         self._parts = field, found, wanted, advice
 
     def __reduce__(self) -> tuple[type[StoreMismatchError], tuple[str, object, object, str]]:
-        return type(
-            self
-        ), self._parts  # what an exception is pickled with by default is its message alone
+        # By default an exception is pickled with its message alone.
+        return type(self), self._parts
 
 
 class StoreIncompleteError(StoreError):
@@ -120,11 +119,14 @@ class StoreDamagedError(StoreError, OSError):
 
 
 class StoreWriteError(StoreError, OSError):
-    """Something cannot be written; what was complete before is untouched."""
+    """A write fails: disk full, read-only or broken. What was complete before is untouched."""
 
 
 class StoreAccessError(StoreError, OSError):
-    """An object store refuses or cannot be reached; this says nothing about what it holds."""
+    """An object store has no such bucket, gives no permission, or cannot be reached.
+
+    This says nothing about what it holds.
+    """
 
 
 class LabelSetError(StoreError, ValueError):

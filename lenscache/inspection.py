@@ -1,7 +1,7 @@
-"""What a store looks like from inside: norms, outlier dimensions, neighbours, main directions,
-phases compared.
+"""What a store holds: norms, outlier dimensions, neighbours, main directions, phases compared.
 
-    Store, or {model layer: X} --activation_norms, outlier_dimensions--> a line a phase and model layer
+    Store, or {model layer: X}
+          --activation_norms, outlier_dimensions--> a line a phase and model layer
     Store --nearest_samples-----------> the samples that the model represents most alike
           --principal_components------> points of a concept and its siblings in the plane
           --phase_similarity----------> a line a model layer
@@ -31,8 +31,7 @@ Source: TypeAlias = "Store | Mapping[int, NDArray[Any]]"
 """A store, or activations (n, hidden) by model layer."""
 
 MAX_ROWS = 4096
-"""Rows that summaries are made of, at most: blocks spread evenly over the store. A median moves
-little after that."""
+"""Rows that summaries take at most, in blocks spread over the store; more hardly move a median."""
 
 
 class NormSummary(NamedTuple):
@@ -93,8 +92,7 @@ class Projection(NamedTuple):
 
 
 class PhaseSimilarity(NamedTuple):
-    """How alike prompt and completion of a sample are at one model layer: cosines of standardised
-    activations."""
+    """Cosines of the standardised prompt and completion of the same sample, at one model layer."""
 
     model_layer: int
     n: int
@@ -187,13 +185,10 @@ def nearest_samples(
         raise PlanError(
             f"sample {sample} has no position in the phase {phase}: choose another phase"
         )
-    cosines = np.concatenate(
-        [_cosines((X - mean) / scale, Z) for _, X in _blocks(selection, phase, model_layer)]
-    )
+    blocks = _blocks(selection, phase, model_layer)
+    cosines = np.concatenate([_cosines((X - mean) / scale, Z) for _, X in blocks])
     cosines[[i for i, text in enumerate(table.text) if text == table.text[own]]] = np.nan
-    order = [i for i in np.argsort(-cosines, kind="stable").tolist() if not np.isnan(cosines[i])][
-        :n
-    ]
+    order = [i for i in np.argsort(-cosines, kind="stable").tolist() if not np.isnan(cosines[i])]
     wanted = set(table.concepts[own])
     return [
         Neighbour(
@@ -204,7 +199,7 @@ def nearest_samples(
             table.split[i],
             table.text[i],
         )
-        for i in order
+        for i in order[:n]
     ]
 
 
@@ -232,44 +227,31 @@ def principal_components(
     Raises
     ------
     PlanError
-        If a concept is not in the store, has no siblings, or there are fewer than three samples of
-        all.
+        If a concept is not in the store, has no siblings, or there are fewer than three samples.
     ModelLayerError, StoreMismatchError
         If the store holds no such model layer or phase.
     """
     for wanted in (concept, *(against or ())):
         if wanted not in store.hierarchy:
             raise PlanError(f"concept {wanted!r:.80} is not in the store: see `lenscache info`")
-    others = (
-        sorted(store.hierarchy.siblings(concept))
-        if against is None
-        else [c for c in against if c != concept]
-    )
+    siblings = sorted(store.hierarchy.siblings(concept))
+    others = siblings if against is None else [c for c in against if c != concept]
     if not others:
         raise PlanError(
             f"{concept!r:.80} has no siblings: name the concepts to compare it with, against=[...]"
         )
     selection = select(store, model_layers=[model_layer], phases=[phase])
     table = _Table(selection)
-    group = {
-        i: next((c for c in (concept, *others) if c in found), "")
-        for i, found in enumerate(table.concepts)
-    }
+    group = [next((c for c in (concept, *others) if c in found), "") for found in table.concepts]
     first = {text: i for i, text in reversed(list(enumerate(table.text)))}
     rows = [i for i in sorted(first.values()) if group[i] and kind in (None, table.kind[i])]
-    X = np.concatenate(
-        [
-            np.empty((0, store.header.hidden)),
-            *(X for _, X in _blocks(selection, phase, model_layer, rows)),
-        ]
-    )
+    blocks = (X for _, X in _blocks(selection, phase, model_layer, rows))
+    X = np.concatenate([np.empty((0, store.header.hidden)), *blocks])
     present = ~np.isnan(X).any(axis=1)
     rows = [row for row, is_there in zip(rows, present, strict=True) if is_there]
     if len(rows) < 3:
-        raise PlanError(
-            f"{len(rows)} samples of {concept!r:.80} and its siblings are of kind {kind or 'any'}, "
-            "a plane needs three"
-        )
+        found = f"{len(rows)} samples of {concept!r:.80} and its siblings"
+        raise PlanError(f"{found} are of kind {kind or 'any'}, a plane needs three")
     mean, scale = _moments([X[present]])
     U, size, _ = np.linalg.svd((X[present] - mean) / scale, full_matrices=False)
     explained = np.square(size) / np.square(size).sum()
@@ -332,20 +314,19 @@ class _Table:
 def _blocks(
     selection: Selection, phase: Phase, model_layer: int, rows: Sequence[int] | None = None
 ) -> Iterator[tuple[int, Floats]]:
-    """The first row and the activations of each block; of some rows of the selection, ascending,
-    only the blocks that hold any, and those rows of them."""
+    """The first row and the activations of each block.
+
+    `rows`, ascending numbers in the selection, limits this to these rows and the blocks with any.
+    """
     first = 0
     for source, block in _places(selection):
         span = source.rows(block)
-        here = (
-            None
-            if rows is None
-            else [row - first for row in rows if first <= row < first + span.stop - span.start]
-        )
+        end = first + span.stop - span.start
+        here = None if rows is None else [row - first for row in rows if first <= row < end]
         if here is None or here:
             X = source.read(phase, model_layer, span).astype(np.float64)
             yield first, X if here is None else X[here]
-        first += span.stop - span.start
+        first = end
 
 
 def _places(selection: Selection) -> list[tuple[Round, int]]:
@@ -353,47 +334,29 @@ def _places(selection: Selection) -> list[tuple[Round, int]]:
 
 
 def _sample(selection: Selection, phase: Phase, model_layer: int) -> Floats:
-    """(n, hidden) of about `MAX_ROWS` rows, always the same ones; NaN where a row has no
-    position."""
+    """(n, hidden) of about `MAX_ROWS` rows, always the same; NaN if a row has no position."""
     places = _places(selection)
     sizes = [source.rows(block).stop - source.rows(block).start for source, block in places]
     every = max(1, -(-sum(sizes) // MAX_ROWS))
-    return np.concatenate(
-        [
-            np.empty(
-                (
-                    0,
-                    0
-                    if not places
-                    else selection.rounds[0].source.read(phase, model_layer, slice(0, 0)).shape[1],
-                )
-            ),
-            *(
-                source.read(phase, model_layer, source.rows(block)).astype(np.float64)
-                for source, block in places[::every]
-            ),
-        ]
-    )
+    blocks = [
+        source.read(phase, model_layer, source.rows(block)).astype(np.float64)
+        for source, block in places[::every]
+    ]
+    return np.concatenate(blocks) if blocks else np.empty((0, 0))
 
 
 def _arrays(source: Source, phases: Sequence[Phase] | None) -> Iterator[tuple[str, int, Floats]]:
     """Phase, model layer and the activations that are there."""
     if isinstance(source, Mapping):
         for model_layer, given in sorted(source.items()):
-            yield (
-                "",
-                model_layer,
-                _present(np.asarray(given, np.float64), f"model layer {model_layer}"),
-            )
+            X = _present(np.asarray(given, np.float64), f"model layer {model_layer}")
+            yield "", model_layer, X
         return
     selection = select(source, phases=phases)
     for phase in selection.phases:
         for model_layer in selection.model_layers:
-            yield (
-                phase,
-                model_layer,
-                _present(_sample(selection, phase, model_layer), f"{source.path}, {phase}"),
-            )
+            X = _present(_sample(selection, phase, model_layer), f"{source.path}, {phase}")
+            yield phase, model_layer, X
 
 
 def _present(X: Floats, where: str) -> Floats:
@@ -406,16 +369,12 @@ def _present(X: Floats, where: str) -> Floats:
 
 
 def _moments(blocks: Any) -> tuple[Floats, Floats]:
-    """(hidden,) mean and standard deviation over the rows of all blocks that are there; 1 where
-    nothing varies."""
+    """(hidden,) mean and standard deviation over the rows without NaN; 1 where nothing varies."""
     n, total, squares = 0, np.zeros(1), np.zeros(1)
     for X in blocks:
         kept = X[~np.isnan(X).any(axis=1)]
-        n, total, squares = (
-            n + len(kept),
-            total + kept.sum(axis=0),
-            squares + np.square(kept).sum(axis=0),
-        )
+        n, total = n + len(kept), total + kept.sum(axis=0)
+        squares = squares + np.square(kept).sum(axis=0)
     mean = total / max(n, 1)
     scale = np.sqrt(np.maximum(squares / max(n, 1) - np.square(mean), 0))
     return mean, np.where(scale > 1e-6 * np.sqrt(squares / max(n, 1)), scale, 1.0)

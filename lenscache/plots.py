@@ -8,7 +8,7 @@ Needs matplotlib: ``pip install 'lenscache[plots]'``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,9 @@ from lenscache.drawing import (
     require_matplotlib,
 )
 from lenscache.inspection import (
+    NormSummary,
     OutlierDimension,
+    PhaseSimilarity,
     Source,
     activation_norms,
     outlier_dimensions,
@@ -44,8 +46,7 @@ _ALL = 2**31
 def plot_norms(
     source: Source, *, phases: Sequence[Phase] | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Median norm of activations by model layer, a line a phase, with the range of 90 % of the
-    rows.
+    """Median norm of activations by model layer, a line a phase, with the range of 90 % of rows.
 
     Parameters
     ----------
@@ -61,32 +62,14 @@ def plot_norms(
     ax = make_axes(ax)
     for number, phase in enumerate(dict.fromkeys(line.phase for line in lines)):
         own = [line for line in lines if line.phase == phase]
-        x, colour = [line.model_layer for line in own], COLOURS[number]
-        ax.fill_between(
-            x,
-            [line.low for line in own],
-            [line.high for line in own],
-            color=colour,
-            alpha=0.2,
-            lw=0,
-        )
-        ax.plot(
-            x,
-            [line.median for line in own],
-            color=colour,
-            marker=MARKERS[number],
-            ms=4,
-            label=f"{phase or 'median'}, 90 % of rows shaded",
-        )
+        _draw_range(ax, own, number, f"{phase or 'median'}, 90 % of rows shaded")
     ax.set_yscale("log")
     count_along(ax)
     ax.legend(fontsize=8)
     describe(
         ax,
-        (
-            "How large activations are, from block to block: look for steps, and for rows far from "
-            "the rest"
-        ),
+        "How large activations are, from block to block: "
+        "look for steps, and for rows far from the rest",
         _MODEL_LAYER,
         "L2 norm of pooled activations\n(activation units, log scale)",
     )
@@ -120,33 +103,19 @@ def plot_outlier_dimensions(
     ax = make_axes(ax)
     chosen = _largest(lines, top)
     for number, dimension in enumerate(chosen):
-        ax.plot(
-            model_layers,
-            [100 * share[i, dimension] for i in model_layers],
-            color=COLOURS[number],
-            ms=4,
-            marker=MARKERS[number],
-            label=f"dimension {dimension}",
-        )
+        y, style = [100 * share[i, dimension] for i in model_layers], _style(number)
+        ax.plot(model_layers, y, label=f"dimension {dimension}", **style)
     rest = [100 * (1 - sum(share[i, dimension] for dimension in chosen)) for i in model_layers]
-    hidden = len(lines) // len(model_layers)
-    ax.plot(
-        model_layers,
-        rest,
-        color="0.45",
-        ls="--",
-        label=f"the other {hidden - len(chosen)} together",
-    )
+    name = f"the other {len(lines) // len(model_layers) - len(chosen)} together"
+    ax.plot(model_layers, rest, color="0.45", ls="--", label=name)
     ax.set_ylim(0, 100)
     count_along(ax)
     legend_beside(ax)
     where = f" ({lines[0].phase})" if lines[0].phase else ""
     describe(
         ax,
-        (
-            f"Outlier dimensions{where}: where a few lines outweigh the dashed one, norms and raw "
-            "cosines say little"
-        ),
+        f"Outlier dimensions{where}: where a few lines outweigh the dashed one, "
+        "norms and raw cosines say little",
         _MODEL_LAYER,
         "share of the squared norm (%)",
     )
@@ -183,9 +152,8 @@ def plot_pca(
     )
     names = store.concept_names
     others = [c for c in dict.fromkeys(found.concept) if c != concept]
-    groups = (
-        {other: [other] for other in others} if len(others) < len(COLOURS) - 1 else {"": others}
-    )
+    are_few = len(others) < len(COLOURS) - 1
+    groups = {other: [other] for other in others} if are_few else {"": others}
     ax = make_axes(ax, width=8.5)
     for number, (other, members) in enumerate(groups.items(), start=1):
         x, y = found.points[np.isin(found.concept, members)].T
@@ -195,22 +163,15 @@ def plot_pca(
             x, y, s=22, color=colour, marker=MARKERS[number], alpha=0.85, linewidths=0, label=name
         )
     x, y = found.points[np.isin(found.concept, [concept])].T
-    ax.scatter(
-        x,
-        y,
-        s=42,
-        color=COLOURS[0],
-        marker=MARKERS[0],
-        edgecolors="white",
-        linewidths=0.6,
-        label=f"{label(names[concept])} ({len(x)})",
-    )
+    name = f"{label(names[concept])} ({len(x)})"
+    edge: dict[str, Any] = {"edgecolors": "white", "linewidths": 0.6}
+    ax.scatter(x, y, s=42, color=COLOURS[0], marker=MARKERS[0], label=name, **edge)
     legend_beside(ax, "samples of", is_reversed=True)
     describe(
         ax,
         f"{label(names[concept])} against {'its siblings' if against is None else 'others'}, "
-        f"{phase}, model layer "
-        f"{model_layer}: points of one kind that lie apart are told apart by the model itself",
+        f"{phase}, model layer {model_layer}: "
+        "points of one kind that lie apart are told apart by the model itself",
         *(
             f"principal component {i + 1}, {share:.0%} of the variance\n(standard deviations)"
             for i, share in enumerate(found.explained)
@@ -232,36 +193,31 @@ def plot_phases(store: Store, *, ax: Axes | None = None) -> Axes:
     require_matplotlib()
     lines = phase_similarity(store)
     ax, x = make_axes(ax), [line.model_layer for line in lines]
-    ax.fill_between(
-        x, [s.low for s in lines], [s.high for s in lines], color=COLOURS[0], alpha=0.2, lw=0
-    )
-    ax.plot(
-        x,
-        [s.median for s in lines],
-        color=COLOURS[0],
-        marker=MARKERS[0],
-        ms=4,
-        label="a sample's own completion, 90 % of samples shaded",
-    )
-    ax.plot(
-        x,
-        [s.other for s in lines],
-        color=COLOURS[1],
-        marker=MARKERS[1],
-        ms=4,
-        ls="--",
-        label="another sample's",
-    )
+    _draw_range(ax, lines, 0, "a sample's own completion, 90 % of samples shaded")
+    ax.plot(x, [s.other for s in lines], ls="--", label="another sample's", **_style(1))
     count_along(ax)
     ax.legend(fontsize=8)
     describe(
         ax,
-        "Prompt against completion: the higher above the dashed line, the more of the prompt is "
-        "still there while the model writes",
+        "Prompt against completion: the higher above the dashed line, "
+        "the more of the prompt is still there while the model writes",
         _MODEL_LAYER,
         "cosine of standardised activations\n(median, -1 to 1)",
     )
     return ax
+
+
+def _draw_range(
+    ax: Axes, lines: Sequence[NormSummary | PhaseSimilarity], number: int, name: str
+) -> None:
+    """Medians by model layer, with the range from `low` to `high` shaded."""
+    x, low, high = zip(*((line.model_layer, line.low, line.high) for line in lines), strict=True)
+    ax.fill_between(x, low, high, color=COLOURS[number], alpha=0.2, lw=0)
+    ax.plot(x, [line.median for line in lines], label=name, **_style(number))
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {"color": COLOURS[number], "marker": MARKERS[number], "ms": 4}
 
 
 def _largest(lines: Sequence[OutlierDimension], top: int) -> list[int]:

@@ -1,9 +1,11 @@
 """Stage one: plan -> model -> store, resumable.
 
     Request (request) --planned_rounds--> plans --rows--> token ids --batch_size--> Runner
-    extraction: the rounds of a run      round: the blocks of one      batch_check: rows again, one by one
+
     api: `extract`, what users call      ray_driver, ray_worker: the same on many machines
-    identity: model + pack + settings -> StoreHeader      reuse: rows of other stores      estimate: its cost, timed
+    extraction: the rounds of a run      identity: model + pack + settings -> StoreHeader
+    round: the blocks of a round         reuse: rows of other stores
+    batch_check: rows one by one         estimate: what a run costs, timed
 
 The names below load on first use, so that importing a module of this folder loads no torch.
 """

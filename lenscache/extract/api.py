@@ -1,11 +1,12 @@
 """Stage one: plan -> model -> store, resumable.
 
-    pack --plan_samples--> rows --Runner, a block at a time--> Block --writer thread--> Round.write_block
+    pack --plan_samples--> rows
+        --Runner, a block at a time--> Block --writer thread--> Round.write_block
 
 A block is the unit of loss: whatever happens, the blocks marked complete stay, and the same call
 continues after them. For one device, dtype and batch size the result is the same, byte for byte, as
 that of an uninterrupted run, because the batches of a block depend on nothing outside it. The loop
-itself is in `extraction.py`; `ray_engine.py` drives it in many processes.
+itself is in `extraction.py`; `ray_driver.py` drives it in many processes.
 """
 
 from __future__ import annotations
@@ -14,25 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lenscache.concepts.pack import ConceptPack
-from lenscache.extract.batch_check import TOLERANCE
 from lenscache.extract.extraction import lay_out
-from lenscache.extract.partitions import Partition
 from lenscache.extract.planned_rounds import TopUp
 from lenscache.extract.request import Request
-from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings, OnProgress
+from lenscache.extract.settings import ExtractReport, ExtractSettings, OnProgress
 from lenscache.model.loading import LoadedModel
 from lenscache.store.store import Store
-
-__all__ = [
-    "TOLERANCE",
-    "ExtractProgress",
-    "ExtractReport",
-    "ExtractSettings",
-    "OnProgress",
-    "Partition",
-    "extract",
-    "extract_top_up",
-]
 
 
 def extract(
@@ -53,8 +41,7 @@ def extract(
     path : where the store is or shall be.
     levels : levels of abstraction; None for all of the pack.
     limit : the first `limit` concepts of each level only.
-    reuse : stores whose rows are copied where they are the same, as those of an earlier version of
-        the pack are.
+    reuse : stores whose rows are copied where they are the same, as with an earlier pack version.
     on_progress : called after every batch.
 
     Raises
@@ -66,15 +53,8 @@ def extract(
     NonFiniteError, BatchMismatchError
         If the model produced what must not be stored. Complete blocks are kept.
     """
-    request = Request(
-        path,
-        pack,
-        settings or ExtractSettings(),
-        None if levels is None else tuple(levels),
-        limit,
-        tuple(reuse),
-    )
-    return _run(request, loaded, on_progress)
+    settings, chosen = settings or ExtractSettings(), None if levels is None else tuple(levels)
+    return _run(Request(path, pack, settings, chosen, limit, tuple(reuse)), loaded, on_progress)
 
 
 def extract_top_up(
@@ -86,8 +66,7 @@ def extract_top_up(
     *,
     on_progress: OnProgress | None = None,
 ) -> ExtractReport:
-    """Extract more samples for some concepts, as a further round of their level, or continue doing
-    so.
+    """Extract more samples for some concepts, as a further round of their level, or continue that.
 
     Prompts that were not extracted yet come first; after those, texts are sampled again with
     another seed and temperature.
@@ -101,9 +80,8 @@ def extract_top_up(
     StoreMismatchError, DiskSpaceError, NonFiniteError, BatchMismatchError
         As `extract`.
     """
-    return _run(
-        Request(path, pack, settings or ExtractSettings(), top_up=request), loaded, on_progress
-    )
+    whole = Request(path, pack, settings or ExtractSettings(), top_up=request)
+    return _run(whole, loaded, on_progress)
 
 
 def _run(request: Request, loaded: LoadedModel, on_progress: OnProgress | None) -> ExtractReport:

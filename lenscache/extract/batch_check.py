@@ -1,6 +1,6 @@
 """Proof that batches change nothing: some rows of a round, run again together and one by one.
 
-round, runner --check_batches--> largest relative error, recorded in the round, which is complete from then on
+round, runner --check_batches--> largest relative error, recorded in the round: it is complete now
 """
 
 from __future__ import annotations
@@ -23,16 +23,14 @@ VERIFIED_ROWS = 8
 """Rows of a round that are extracted again one by one at its end."""
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
-"""Largest relative error between a row in a batch and the same row alone, by the dtype the model
-computes in."""
+"""Largest relative error between a row in a batch and alone, by the dtype the model computes in."""
 
 _ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11, "int8": 2.0**-6}
 """What storing may add: values that differ a little may be rounded apart."""
 
 
 def check_batches(target: Round, header: StoreHeader, runner: Runner, rows: PlannedRows) -> float:
-    """Run some rows again, together and one by one; record the largest error, and that the round is
-    done.
+    """Run some rows again, together and one by one; record the largest error: the round is done.
 
     A row alone is made to follow the completion that it wrote in the batch: in low precision a
     batch may tip a sampled token, and what follows is then another text, which says nothing about
@@ -53,9 +51,8 @@ def check_batches(target: Round, header: StoreHeader, runner: Runner, rows: Plan
         If it is above the tolerance; the round is not marked complete.
     """
     rng = np.random.default_rng([header.seed, target.level, target.index])
-    chosen = sorted(
-        rng.choice(len(rows), size=min(VERIFIED_ROWS, len(rows)), replace=False).tolist()
-    )
+    n = min(VERIFIED_ROWS, len(rows))
+    chosen = sorted(rng.choice(len(rows), size=n, replace=False).tolist())
     stored_texts = target.samples().completion
     errors = dict.fromkeys(header.model_layers, 0.0)
     other_completions = 0
@@ -93,19 +90,13 @@ def _record(
             f"{other_completions} of {len(chosen)} in their completion: the round is not marked "
             "complete; this model does not batch, extract into another store with --batch-size 1"
         )
-    target.update_attributes(
-        {
-            "verification": {
-                "rows": len(chosen),
-                "tolerance": tolerance,
-                "other_completions": other_completions,
-                "max_relative_error": {
-                    str(model_layer): error for model_layer, error in errors.items()
-                },
-            },
-            "batch_size": runner.batch_size,
-        }
-    )
+    verification = {
+        "rows": len(chosen),
+        "tolerance": tolerance,
+        "other_completions": other_completions,
+        "max_relative_error": {str(model_layer): error for model_layer, error in errors.items()},
+    }
+    target.update_attributes({"verification": verification, "batch_size": runner.batch_size})
     return errors[worst]
 
 

@@ -1,10 +1,11 @@
 """How many rows a forward pass takes: the most that fit and that pay, found by trying.
 
-    rows --growing batches of the longest (GPU) or of middling (CPU) prompts--> rows a second --> batch size, overhead
+    rows --growing batches of the longest (GPU) or of middling (CPU) prompts--> rows a second
+        --> batch size, overhead
 
 On a GPU memory is the limit, so the longest prompts are tried, whole; on a CPU it is arithmetic,
-and a few tokens of middling prompts tell. A batch twice as large must be faster by some margin, or
-it only takes memory.
+and a few tokens of middling prompts tell. A batch twice as large only takes memory unless it is
+faster by some margin.
 """
 
 from __future__ import annotations
@@ -44,8 +45,7 @@ class BatchChoice(NamedTuple):
     tried: dict[int, float]
     """Rows a second by batch size."""
     overhead: float | None = None
-    """Positions that cost as much as a batch does beside its own, as `grouping` takes them; None to
-    fill batches."""
+    """Fixed cost of a batch, in positions, as `grouping` takes it; None to fill batches."""
 
     def __str__(self) -> str:
         """One line for people."""
@@ -91,28 +91,22 @@ def choose_batch(
         if size == most:
             break
         size = min(2 * size, most)
-    n_passes = new_runner(batch_size=1).n_passes
-    is_recorded = (
-        on_gpu and n_passes > 1
-    )  # a recorded step serves full batches, and more than padding costs
-    overhead = None if is_recorded else _overhead(positions, tried, runner.n_passes)
-    return BatchChoice(
-        _best(tried, runner.batch_size),
-        limit,
-        tried,
-        None if overhead is None else float(round(overhead * n_passes)),
-    )
+    n_passes, overhead = new_runner(batch_size=1).n_passes, None
+    # Where steps are recorded (several passes on a GPU), full batches gain more than padding costs.
+    if not (on_gpu and n_passes > 1):
+        overhead = _overhead(positions, tried, runner.n_passes)
+    if overhead is not None:
+        overhead = float(round(overhead * n_passes))
+    return BatchChoice(_best(tried, runner.batch_size), limit, tried, overhead)
 
 
 def _overhead(positions: dict[int, int], rates: dict[int, float], passes: int) -> float | None:
-    """What each of so many passes costs beside its positions, in positions: a line through the
-    seconds of all sizes."""
+    """Fixed cost of each of `passes` passes, in positions: from a line through the seconds."""
     if len(positions) < _FEWEST_FOR_A_LINE:
         return None
     x = np.array([positions[size] for size in rates], float)
     seconds = np.array([size / rate for size, rate in rates.items()])
-    # Weighted so that a size counts by how far off it is in its own time: the largest would decide
-    # alone.
+    # Weighted by relative error, or the largest size would decide alone.
     slope, start = np.polyfit(x, seconds, 1, w=1 / seconds)
     return None if slope <= 0 else max(0.0, start / slope / passes)
 
@@ -149,10 +143,8 @@ def _places_by_length(rows: Sequence[PlannedRows]) -> NDArray[np.intp]:
 def _at(rows: Sequence[PlannedRows], places: NDArray[np.intp]) -> list[Row]:
     ends = np.cumsum([len(each) for each in rows])
     which = np.searchsorted(ends, places, side="right")
-    return [
-        rows[k][int(place) - int(ends[k]) + len(rows[k])]
-        for k, place in zip(which, places, strict=True)
-    ]
+    first = ends - [len(each) for each in rows]
+    return [rows[k][int(place - first[k])] for k, place in zip(which, places, strict=True)]
 
 
 def _rate(runner: Runner, rows: Sequence[Row]) -> float:
@@ -202,31 +194,21 @@ def runner_for_rounds(
     rows: Sequence[PlannedRows],
     tell: OnProgress,
 ) -> Runner:
-    """A runner of the batch size asked for, or of the one that an interrupted run found, or of one
-    found now."""
+    """A runner of the batch size asked for, found by an interrupted run, or found now."""
+    new_runner = partial(make_runner, loaded, header)
     if settings.batch_size != "auto":
-        return make_runner(loaded, header, settings.batch_size)
-    unfinished = [number for number, target in enumerate(rounds) if not target.is_complete]
-    # The same batches make the same bytes: what was chosen when a round was begun holds until it is
-    # done.
-    known = [
-        found for number in unfinished if (found := rounds[number].attributes.get("auto_batch"))
-    ]
+        return new_runner(settings.batch_size)
+    pairs = zip(rounds, rows, strict=True)
+    unfinished = [(target, its) for target, its in pairs if not target.is_complete]
+    # The same batches make the same bytes: the choice for a round holds until the round is done.
+    known = [found for target, _ in unfinished if (found := target.attributes.get("auto_batch"))]
     if known or not unfinished:
-        rows_a_batch, tokens, *more = known[0] if known else (_BATCH_OF_NOTHING, None)
-        return make_runner(
-            loaded, header, rows_a_batch, batch_tokens=tokens, overhead=more[0] if more else None
-        )
-    most = max(rounds[number].block_rows for number in unfinished)
-    choice = choose_batch(
-        partial(make_runner, loaded, header), [rows[number] for number in unfinished], most=most
-    )
-    first = unfinished[0]
-    tell(ExtractProgress(rounds[first].level, 0, len(rows[first]), 0, str(choice)))
-    for number in unfinished:
-        rounds[number].update_attributes(
-            {"auto_batch": [choice.rows, choice.tokens, choice.overhead]}
-        )
-    return make_runner(
-        loaded, header, choice.rows, batch_tokens=choice.tokens, overhead=choice.overhead
-    )
+        size, tokens, *more = known[0] if known else (_BATCH_OF_NOTHING, None)
+        return new_runner(size, batch_tokens=tokens, overhead=more[0] if more else None)
+    most = max(target.block_rows for target, _ in unfinished)
+    choice = choose_batch(new_runner, [its for _, its in unfinished], most=most)
+    first, its_rows = unfinished[0]
+    tell(ExtractProgress(first.level, 0, len(its_rows), 0, str(choice)))
+    for target, _ in unfinished:
+        target.update_attributes({"auto_batch": [choice.rows, choice.tokens, choice.overhead]})
+    return new_runner(choice.rows, batch_tokens=choice.tokens, overhead=choice.overhead)

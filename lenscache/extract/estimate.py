@@ -60,8 +60,7 @@ def estimate_run(
     levels: Sequence[int] | None = None,
     limit: int | None = None,
 ) -> RunEstimate:
-    """Estimate what `extract` with the same arguments would cost; a few batches of its prompts are
-    run.
+    """Estimate what `extract` with the same arguments would cost, by running a few batches.
 
     Raises
     ------
@@ -107,9 +106,7 @@ def _pace(runner: Runner, rows: Sequence[Row]) -> float:
     by_length = sorted(rows, key=lambda row: len(row.token_ids))
     size = min(runner.batch_size, len(rows))
     last = len(rows) - size
-    starts = sorted(
-        {round(last * (number + 0.5) / TIMED_BATCHES) for number in range(TIMED_BATCHES)}
-    )
+    starts = sorted({round(last * (i + 0.5) / TIMED_BATCHES) for i in range(TIMED_BATCHES)})
     runner.run(by_length[starts[0] : starts[0] + size])
     begun = time.perf_counter()
     for start in starts:

@@ -1,12 +1,11 @@
-"""The loop of an extraction, whoever drives it: blocks of planned rounds through one model into one
-store.
+"""The loop of an extraction: blocks of planned rounds through one model into one store.
 
     Request --lay_out--> Extraction: rounds in the store, their rows, a runner
                          do(block):    --Runner--> Block --writer thread--> Round.write_block
                          finish(round): some rows again, one by one
 
 An `Extraction` is what one process with one model holds. `run` drives it from beginning to end; an
-engine that has many of them (`ray_engine.py`) hands out blocks and finishes rounds in an order of
+engine that has many of them (`ray_driver.py`) hands out blocks and finishes rounds in an order of
 its own. The batches of a block depend on nothing outside it, so whoever extracts it, its bytes are
 the same.
 """
@@ -16,8 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from lenscache.concepts.plan import plan_samples
 from lenscache.extract.batch_size import runner_for_rounds
@@ -37,8 +35,7 @@ from lenscache.store.store import Store, create_store, open_store
 
 
 class Extraction:
-    """A request laid out in its store, with the model to carry it out. Close it, or use it as a
-    context manager."""
+    """A request laid out in its store, and its model; close it, or use it as a context manager."""
 
     def __init__(
         self,
@@ -50,17 +47,14 @@ class Extraction:
         on_progress: OnProgress,
     ) -> None:
         start, path, settings = time.perf_counter(), request.path, request.settings
-        tokenized = [
-            tokenize(loaded, entry.plan.texts, header.max_prompt_tokens) for entry in planned
-        ]
-        check_disk_space(
-            path, header, {f"layer_{p.level}/round_{p.index}": len(p.plan) for p in planned}
-        )
+        limit = header.max_prompt_tokens
+        tokenized = [tokenize(loaded, entry.plan.texts, limit) for entry in planned]
+        sizes = {f"layer_{p.level}/round_{p.index}": len(p.plan) for p in planned}
+        check_disk_space(path, header, sizes)
         store = create_store(path, header, request.pack)
         self.report = ExtractReport(levels=[entry.level for entry in planned])
         self.report.cut_prompts = sum(int((found.n_cut > 0).sum()) for found in tokenized)
-        # All rounds are laid out first: one that does not fit must not show after hours of
-        # extracting another.
+        # All rounds are laid out first: a misfit must not show after hours of extracting another.
         rounds = [
             store.create_round(
                 entry.level,
@@ -74,13 +68,11 @@ class Extraction:
             )
             for entry, found in zip(planned, tokenized, strict=True)
         ]
-        rows = [
-            PlannedRows(entry.plan, found) for entry, found in zip(planned, tokenized, strict=True)
-        ]
+        plans = [entry.plan for entry in planned]
+        rows = list(map(PlannedRows, plans, tokenized))
         self.runner = runner_for_rounds(loaded, header, settings, rounds, rows, on_progress)
         self._partition = settings.partition or Partition(1, 1)
-        # One block is encoded and written while the next one runs; no more, so that memory stays
-        # flat.
+        # One block is written while the next one runs; no more, so that memory stays flat.
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lenscache-write")
         self._rounds = [
             RoundExtraction(
@@ -88,13 +80,13 @@ class Extraction:
                 header,
                 self.runner,
                 its_rows,
-                last_rows(entry.plan),
+                last_rows(plan),
                 reusable,
                 self.report,
                 self._writer,
                 on_progress,
             )
-            for target, entry, its_rows in zip(rounds, planned, rows, strict=True)
+            for target, plan, its_rows in zip(rounds, plans, rows, strict=True)
         ]
         self.report.seconds_to_start = time.perf_counter() - start
         self._start = start
@@ -102,12 +94,7 @@ class Extraction:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -128,17 +115,15 @@ class Extraction:
         return [its.shape for its in self._rounds]
 
     def do(self, number: int, block: int) -> list[tuple[int, int]]:
-        """Extract a block of round `number`, unless it is complete; the blocks that are written
-        now, as (round, block).
+        """Extract a block of round `number`, unless it is complete.
 
-        The block itself is written while the next one runs, and is told then, or by `flush`.
+        Returns
+        -------
+        The blocks written by now, as (round, block). This block itself is written while the next
+        one runs, and told then, or by `flush`.
         """
-        written = [
-            entry
-            for other in range(len(self._rounds))
-            if other != number
-            for entry in self._flush(other)
-        ]
+        others = (n for n in range(len(self._rounds)) if n != number)
+        written = [entry for other in others for entry in self._flush(other)]
         return written + [(number, done) for done in self._rounds[number].do(block)]
 
     def flush(self) -> list[tuple[int, int]]:
@@ -162,8 +147,7 @@ class Extraction:
 def lay_out(
     request: Request, loaded: LoadedModel, on_progress: OnProgress | None = None
 ) -> Extraction:
-    """Plan the rounds and lay them out in the store, unless they are there; choose a batch size
-    if asked to.
+    """Plan the rounds, lay them out in the store unless they are there, and choose a batch size.
 
     Raises
     ------
@@ -174,13 +158,10 @@ def lay_out(
     planned, exhausted = _planned(request, header)
     reusable = None
     if request.reuse:
-        stores = [
-            entry if isinstance(entry, Store) else open_store(entry) for entry in request.reuse
-        ]
+        stores = [e if isinstance(e, Store) else open_store(e) for e in request.reuse]
         reusable = ReusableRows(stores, header)
-    extraction = Extraction(
-        request, loaded, header, planned, reusable, on_progress or (lambda _: None)
-    )
+    tell = on_progress or (lambda _: None)
+    extraction = Extraction(request, loaded, header, planned, reusable, tell)
     extraction.report.exhausted_concepts = exhausted
     return extraction
 
@@ -190,22 +171,9 @@ def _planned(request: Request, header: StoreHeader) -> tuple[list[PlannedRound],
         store = open_store(request.path, mode="r+")
         store.header.check_equal(header)
         return plan_rounds(store, request.pack, request.top_up)
-    settings, asked = (
-        request.settings,
-        {"limit": request.limit, "samples": request.settings.samples},
-    )
+    pack, seed = request.pack, request.settings.seed
+    asked: dict[str, Any] = {"limit": request.limit, "samples": request.settings.samples}
     return [
-        PlannedRound(
-            level,
-            0,
-            plan_samples(
-                request.pack,
-                [level],
-                seed=settings.seed,
-                limit=request.limit,
-                samples=settings.samples,
-            ),
-            asked,
-        )
-        for level in (request.levels or request.pack.levels)
+        PlannedRound(level, 0, plan_samples(pack, [level], seed=seed, **asked), asked)
+        for level in (request.levels or pack.levels)
     ], []

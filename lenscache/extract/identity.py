@@ -55,7 +55,7 @@ def _prompt_limit(loaded: LoadedModel, asked: int | None, new_tokens: int) -> in
     if asked is not None and asked > room:
         raise PromptTooLongError(
             f"prompts of up to {asked} tokens are asked for, the {loaded.max_positions} positions "
-            f"of {loaded.id} leave "
-            f"room for {room} beside {new_tokens} new ones: lower --max-prompt-tokens"
+            f"of {loaded.id} leave room for {room} beside {new_tokens} new ones: "
+            "lower --max-prompt-tokens"
         )
     return asked or room

@@ -35,13 +35,12 @@ class Partition:
         PlanError
             If it is none.
         """
-        first, slash, second = text.partition("/")
-        if not (
-            slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)
-        ):
+        first, _, second = text.partition("/")
+        are_numbers = first.isdecimal() and second.isdecimal()
+        if not (are_numbers and 1 <= int(first) <= int(second)):
             raise PlanError(
-                f"{text!r} is no partition: give its number and their count, such as 3/16, from "
-                "1/16 on"
+                f"{text!r} is no partition: "
+                "give its number and their count, such as 3/16, from 1/16 on"
             )
         return cls(int(first), int(second))
 
@@ -60,12 +59,6 @@ def partitions_done(store: Store, count: int) -> list[dict[str, int | str | bool
     for number in range(1, count + 1):
         partition = Partition(number, count)
         done = [bool(mark[block]) for mark in marks for block in partition.blocks(len(mark))]
-        found.append(
-            {
-                "partition": str(partition),
-                "blocks": len(done),
-                "complete": sum(done),
-                "is_done": all(done),
-            }
-        )
+        counts = {"blocks": len(done), "complete": sum(done), "is_done": all(done)}
+        found.append({"partition": str(partition), **counts})
     return found

@@ -1,7 +1,7 @@
-"""Top-up: more samples for the concepts whose lenses asked for them, as a further round of their
-level.
+"""Top-up: more samples, in a further round of a level, for concepts whose lenses asked for them.
 
-    hungry.json of a lens pack --read_top_up--> TopUp --plan_rounds--> one SamplePlan a level, for round k
+    hungry.json of a lens pack --read_top_up--> TopUp
+        --plan_rounds--> one SamplePlan a level, for round k
 
 Rounds are immutable, so more samples are another round. Which round a request belongs to is
 recorded in it: the same request again goes on with that round, or finds it complete.
@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lenscache.concepts.pack import ConceptPack
@@ -68,8 +69,8 @@ def read_top_up(path: str | Path, samples: int | None = None) -> TopUp:
         origin = str((data.get("store") or {}).get("digest", ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PlanError(
-            f"{path} is not the hungry.json of a lens pack ({type(error).__name__}: {error}): give "
-            "the file that `lenstrain fit` wrote beside the lenses"
+            f"{path} is not the hungry.json of a lens pack ({type(error).__name__}: {error}): "
+            "give the file that `lenstrain fit` wrote beside the lenses"
         ) from None
     if not concepts or not all(isinstance(concept, str) for concept in concepts):
         raise PlanError(
@@ -81,14 +82,12 @@ def read_top_up(path: str | Path, samples: int | None = None) -> TopUp:
 def plan_rounds(
     store: Store, pack: ConceptPack, request: TopUp
 ) -> tuple[list[PlannedRound], list[str]]:
-    """The rounds that a request needs, one a level, and the concepts for which there is nothing
-    left to add.
+    """The rounds that a request needs, one a level, and the concepts with nothing left to add.
 
     Raises
     ------
     PlanError
-        If a concept is not in the pack or was never extracted, or nothing is left to add for any of
-        them.
+        If a concept is not in the pack or was never extracted, or nothing is left to add.
     StoreIncompleteError
         If an earlier round of a level is not finished.
     """
@@ -108,29 +107,25 @@ def plan_rounds(
                 f"concept {strange[0]!r} was never extracted into {store.path}: extract its level "
                 "first"
             )
-        taken = _taken(before)
-        resample = store.header.mode != "prompt"
-        seed, samples = store.header.seed, request.samples
-        plans = {
-            c: plan_top_up(pack, [c], taken, samples=samples, seed=seed, resample=resample)
-            for c in concepts
-        }
+        plan_more = partial(
+            plan_top_up,
+            pack,
+            taken=_taken(before),
+            samples=request.samples,
+            seed=store.header.seed,
+            resample=store.header.mode != "prompt",
+        )
+        plans = {concept: plan_more([concept]) for concept in concepts}
         exhausted.extend(concept for concept, plan in plans.items() if plan is None)
         served = [concept for concept, plan in plans.items() if plan is not None]
-        plan = (
-            plan_top_up(pack, served, taken, samples=samples, seed=seed, resample=resample)
-            if served
-            else None
-        )
-        if plan is not None:
-            planned.append(
-                PlannedRound(level, index, plan, {"samples": samples, "top_up": request.digest})
-            )
+        if served and (plan := plan_more(served)) is not None:
+            asked = {"samples": request.samples, "top_up": request.digest}
+            planned.append(PlannedRound(level, index, plan, asked))
     if not planned:
         raise PlanError(
             f"every prompt of the {len(exhausted)} concepts is in the store, and in prompt mode "
-            "sampling them again "
-            "gives nothing new: add examples to the pack and extract with --reuse"
+            "sampling them again gives nothing new: "
+            "add examples to the pack and extract with --reuse"
         )
     return planned, exhausted
 

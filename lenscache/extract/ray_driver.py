@@ -1,6 +1,6 @@
 """Extraction by many processes, on Ray.
 
-    extract_with_ray --Request, load--> workers: actors, each with a model on a GPU of its own or its share of the cores
+    extract_with_ray --Request, load---> workers: actors, each with a model on its own GPU or cores
                      --(round, block)--> Extraction.do: model -> store, straight from the worker
                      <--blocks written, progress--
 
@@ -41,6 +41,7 @@ from lenscache.store.store import Store
 MOST_DEATHS = 8
 """How often in a row a worker may die without a block to show for it."""
 
+_NO_PROGRESS = WorkerProgress(0, 0, None, [])
 _POLL_S = 0.5
 _ROOM_S = 60.0  # until a worker that has not begun is missed
 
@@ -84,11 +85,9 @@ def extract_with_ray(
         raise PlanError(
             "--partition divides a run by hand, --engine ray does it itself: leave one of them out"
         )
-    if "://" not in str(request.path):
-        request = replace(
-            request, path=str(Path(request.path).absolute())
-        )  # workers start in other folders
-    request = replace(request, reuse=tuple(_place(entry) for entry in request.reuse))
+    # Workers start in other folders.
+    reuse = tuple(_place(e.path if isinstance(e, Store) else e) for e in request.reuse)
+    request = replace(request, path=_place(request.path), reuse=reuse)
     start = time.perf_counter()
     with connected(address, workers):
         gpus = resource("GPU") if use_gpu is not False else 0
@@ -97,9 +96,8 @@ def extract_with_ray(
                 "a GPU for each worker is asked for, the Ray cluster has none: pass --device cpu"
             )
         n = workers or max(1, gpus)
-        driver = _Driver(
-            request, load, n, cores_of_a_worker(n), bool(gpus), on_progress or (lambda _: None)
-        )
+        tell = on_progress or (lambda _: None)
+        driver = _Driver(request, load, n, cores_of_a_worker(n), bool(gpus), tell)
         try:
             report = driver.run()
         finally:  # a cluster that is left running is not left extracting
@@ -108,9 +106,8 @@ def extract_with_ray(
     return report
 
 
-def _place(entry: Store | str) -> str:
-    path = str(entry.path if isinstance(entry, Store) else entry)
-    return path if "://" in path else str(Path(path).absolute())
+def _place(path: str | Path) -> str:
+    return str(path) if "://" in str(path) else str(Path(path).absolute())
 
 
 @dataclass
@@ -133,7 +130,7 @@ class _Seat:
     """When it may be asked again: not while it is being begun again."""
     is_busy: bool = False
     report: ExtractReport = field(default_factory=ExtractReport)
-    progress: WorkerProgress = field(default_factory=lambda: WorkerProgress(0, 0, None, []))
+    progress: WorkerProgress = _NO_PROGRESS
     asked: Any = None
     """The answer to `progress` that is waited for."""
 
@@ -226,11 +223,9 @@ class _Driver:
             if not seat.has_model:
                 question = ("load",)
             elif not seat.is_ready:
-                # The first lays out the store, and chooses a batch size that the others then find
-                # there.
-                question = (
-                    ("lay_out",) if self._shapes or ("lay_out", ()) not in under_way else None
-                )
+                # The first lays out the store, and chooses a batch size that the others find there.
+                is_open = self._shapes or ("lay_out", ()) not in under_way
+                question = ("lay_out",) if is_open else None
             else:
                 question = self._next_for(seat, under_way)
             if question is not None:
@@ -288,14 +283,9 @@ class _Driver:
                 "--batch-size, and run the same again"
             ) from error
         self._ended.append(seat.report)
-        seat.report, seat.progress, seat.asked = (
-            ExtractReport(),
-            WorkerProgress(0, 0, None, []),
-            None,
-        )
-        self._tell(
-            f"a worker died and is begun again ({seat.deaths} of {MOST_DEATHS} times in a row)"
-        )
+        seat.report, seat.progress, seat.asked = ExtractReport(), _NO_PROGRESS, None
+        times = f"{seat.deaths} of {MOST_DEATHS} times in a row"
+        self._tell(f"a worker died and is begun again ({times})")
 
     def _hand_out_again(self, seat: _Seat, blocks: Collection[BlockName]) -> None:
         self._waiting.extendleft(sorted(blocks, reverse=True))
@@ -313,8 +303,7 @@ class _Driver:
             return
         done: Done = answer
         if done.life != seat.life:
-            # Who dies between two questions is begun again without a word; what it had yet to write
-            # is lost.
+            # Who dies between two questions is begun again silently; unwritten blocks are lost.
             self._hand_out_again(seat, seat.given - {task.arguments})
             seat.life = done.life
         seat.report = done.report
@@ -348,12 +337,9 @@ class _Driver:
         import ray
         from ray.exceptions import RayError
 
-        references = [seat.asked for seat in self._seats if seat.asked is not None]
-        answered = (
-            set(ray.wait(references, num_returns=len(references), timeout=0)[0])
-            if references
-            else set()
-        )
+        answered: set[Any] = set()
+        if references := [seat.asked for seat in self._seats if seat.asked is not None]:
+            answered.update(ray.wait(references, num_returns=len(references), timeout=0)[0])
         for seat in self._seats:
             if seat.asked is None:
                 seat.asked = seat.actor.progress.options(concurrency_group="watch").remote()
@@ -362,17 +348,15 @@ class _Driver:
                     seat.progress = ray.get(seat.asked)
                     seat.has_begun = True
                 except RayError:
-                    seat.progress = WorkerProgress(0, 0, None, [])
+                    seat.progress = _NO_PROGRESS
                 seat.asked = None
                 for message in seat.progress.messages:
                     self._tell(message)
         absent = sum(not seat.has_begun for seat in self._seats)
         if absent and not self._has_told_of_room and time.monotonic() - self._begun > _ROOM_S:
             self._has_told_of_room = True
-            self._tell(
-                f"{absent} of {len(self._seats)} workers wait for the Ray cluster to have room for "
-                "them"
-            )
+            seats = f"{absent} of {len(self._seats)} workers"
+            self._tell(f"{seats} wait for the Ray cluster to have room for them")
         if self._shapes:
             self._tell()
 
@@ -387,11 +371,8 @@ class _Driver:
         # What workers have run of blocks that are not written counts as done, up to what there is.
         under_way = [max(0, seat.progress.rows_run - seat.report.rows_run) for seat in self._seats]
         done = min(self._rows_written[number] + sum(under_way), total)
-        memory = [
-            seat.progress.memory_bytes
-            for seat in self._seats
-            if seat.progress.memory_bytes is not None
-        ]
+        held = (seat.progress.memory_bytes for seat in self._seats)
+        memory = [size for size in held if size is not None]
         self._on_progress(
             ExtractProgress(
                 shape.level,

@@ -1,6 +1,6 @@
 """What runs in a worker of Ray: a model, and the request laid out for it.
 
-Worker.lay_out() --> rounds, in the store
+Worker.lay_out()        --> rounds, in the store
 Worker.do(round, block) --> blocks that are written by now
 """
 
@@ -43,8 +43,7 @@ class WorkerProgress(NamedTuple):
 
 
 class Worker:
-    """The actor: a model and the request laid out for it. `progress` answers while a block is under
-    way."""
+    """The actor: a model and a request laid out; `progress` answers while a block is under way."""
 
     def __init__(
         self, request: Request, load: Callable[[], LoadedModel], threads: int, on_gpu: bool
@@ -67,26 +66,22 @@ class Worker:
 
     def do(self, number: int, block: int) -> Done:
         """Extract a block."""
-        extraction = self._laid_out()
-        return Done(extraction.do(number, block), _told(extraction), self._life)
+        return self._done(self._laid_out().do(number, block))
 
     def flush(self) -> Done:
         """Wait for what is being written."""
-        extraction = self._laid_out()
-        return Done(extraction.flush(), _told(extraction), self._life)
+        return self._done(self._laid_out().flush())
 
     def finish(self, number: int) -> Done:
         """Verify a round."""
-        extraction = self._laid_out()
-        extraction.finish(number)
-        return Done([], _told(extraction), self._life)
+        self._laid_out().finish(number)
+        return self._done([])
 
     def progress(self) -> WorkerProgress:
         """Where it stands; every message is told once."""
         told, self._messages = self._messages, []
-        return WorkerProgress(
-            self._last.rows_run, self._last.tokens_run, self._last.memory_bytes, told
-        )
+        last = self._last
+        return WorkerProgress(last.rows_run, last.tokens_run, last.memory_bytes, told)
 
     def _model(self) -> LoadedModel:
         if self._loaded is None:
@@ -105,7 +100,7 @@ class Worker:
         if progress.message:
             self._messages.append(progress.message)
 
-
-def _told(extraction: Extraction) -> ExtractReport:
-    extraction.report.batch_size = extraction.runner.batch_size
-    return extraction.report
+    def _done(self, written: list[BlockName]) -> Done:
+        extraction = self._laid_out()
+        extraction.report.batch_size = extraction.runner.batch_size
+        return Done(written, extraction.report, self._life)

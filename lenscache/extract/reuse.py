@@ -1,5 +1,4 @@
-"""Rows that another store holds already: copied where the key is the same, so that the model runs
-for the rest only.
+"""Rows that another store holds already are copied, so that the model runs only for the rest.
 
 A key is a digest of the text, its sampling, and everything that the activation depends on. Equal
 keys are equal rows, whatever pack, level or round they were extracted for.
@@ -71,11 +70,9 @@ class ReusableRows:
         self._places: dict[bytes, tuple[str, Round, int]] = {}
         for store in stores:
             if missing := set(header.model_layers) - set(store.header.model_layers):
-                lacking = (
-                    f"{show_value(store.header.model_layers)}, without "
-                    f"{show_value(tuple(sorted(missing)))}"
-                )
-                raise StoreMismatchError("model layers", lacking, show_value(header.model_layers))
+                held, lacking = show_value(store.header.model_layers), tuple(sorted(missing))
+                found = f"{held}, without {show_value(lacking)}"
+                raise StoreMismatchError("model layers", found, show_value(header.model_layers))
             for entry in store.rounds():
                 keys = entry.samples().key
                 for block in np.flatnonzero(entry.complete_blocks()):
@@ -95,11 +92,8 @@ class ReusableRows:
         if not numbers:
             return NO_COPIES
         header, n = self._header, len(numbers)
-        dtype = (
-            np.dtype(np.float32)
-            if header.store_dtype == "int8"
-            else NATIVE_DTYPES[header.store_dtype]
-        )
+        # int8 activations read as float32.
+        dtype = NATIVE_DTYPES["float32" if header.store_dtype == "int8" else header.store_dtype]
         activations = {
             (phase, model_layer): np.empty((n, header.hidden), dtype)
             for phase in header.phases
@@ -114,9 +108,8 @@ class ReusableRows:
             samples, first = entry.samples(rows), rows.start
             completion[target] = samples.completion[source - first]
             counts[target] = samples.n_completion_tokens[source - first]
-        return CopiedRows(
-            frozenset(numbers), Block(activations, [str(text) for text in completion], counts)
-        )
+        block_of_rows = Block(activations, [str(text) for text in completion], counts)
+        return CopiedRows(frozenset(numbers), block_of_rows)
 
     def _by_block(
         self, keys: Sequence[bytes]
@@ -125,9 +118,8 @@ class ReusableRows:
         found: dict[tuple[str, str, int], list[tuple[int, Round, int]]] = {}
         for number, key in enumerate(keys):
             path, entry, row = self._places[key]
-            found.setdefault((path, entry.name, row // entry.block_rows), []).append(
-                (number, entry, row)
-            )
+            block_name = (path, entry.name, row // entry.block_rows)
+            found.setdefault(block_name, []).append((number, entry, row))
         for (_, _, block), members in found.items():
             numbers, entries, rows = zip(*members, strict=True)
             yield entries[0], block, np.array(numbers, np.intp), np.array(rows, np.intp)

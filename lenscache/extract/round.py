@@ -53,14 +53,8 @@ class RoundExtraction:
         writer: ThreadPoolExecutor,
         on_progress: OnProgress,
     ) -> None:
-        self.target, self.header, self.runner, self.rows, self.reusable = (
-            target,
-            header,
-            runner,
-            rows,
-            reusable,
-        )
-        self.last_rows = last_rows
+        self.target, self.header, self.runner, self.rows = target, header, runner, rows
+        self.reusable, self.last_rows = reusable, last_rows
         self.report, self.on_progress = report, on_progress
         self._writer = writer
         self._writing: tuple[int, Future[None]] | None = None
@@ -70,18 +64,18 @@ class RoundExtraction:
     @property
     def shape(self) -> RoundShape:
         """What an engine needs to know of it."""
-        rows = [self.target.rows(block) for block in range(self.target.n_blocks)]
-        sizes = tuple(each.stop - each.start for each in rows)
-        return RoundShape(
-            self.target.name, self.target.level, sizes, self.last_rows, self.target.is_complete
-        )
+        target = self.target
+        sizes = tuple(map(self._n_rows, range(target.n_blocks)))
+        return RoundShape(target.name, target.level, sizes, self.last_rows, target.is_complete)
+
+    def _n_rows(self, block: int) -> int:
+        rows = self.target.rows(block)
+        return int(rows.stop - rows.start)
 
     def run(self, partition: Partition) -> None:
         """The blocks of a partition; and the end of the round, if nobody else has any left."""
         blocks = partition.blocks(self.target.n_blocks)
-        self.rows_total = sum(
-            self.target.rows(block).stop - self.target.rows(block).start for block in blocks
-        )
+        self.rows_total = sum(map(self._n_rows, blocks))
         self.report.rows += self.rows_total
         marked = self.target.complete_blocks()
         missing = [block for block in blocks if not (marked[block] and self._reads_back(block))]
@@ -113,7 +107,8 @@ class RoundExtraction:
     def finish(self) -> None:
         """Verify, unless that was done."""
         if not self.target.is_complete:
-            self._verify()
+            error = check_batches(self.target, self.header, self.runner, self.rows)
+            self.report.max_relative_error = max(self.report.max_relative_error, error)
 
     def _start_writing(self, block: int, data: Block) -> list[int]:
         written = self.flush()
@@ -121,8 +116,7 @@ class RoundExtraction:
         return written
 
     def _reads_back(self, block: int) -> bool:
-        """Whether a block that is marked complete is so: this run did not write it. One that is
-        damaged is unmarked."""
+        """Whether a block that another run marked complete is so; a damaged one is unmarked."""
         rows = self.target.rows(block)
         try:
             self.target.verify_block(block)
@@ -131,7 +125,7 @@ class RoundExtraction:
             self.target.unmark_block(block)
             self.report.repaired_blocks.append(f"{self.target.name} block {block}")
             return False
-        self.rows_done += rows.stop - rows.start
+        self.rows_done += self._n_rows(block)
         return True
 
     def _extract_block(self, block: int) -> Block:
@@ -144,11 +138,8 @@ class RoundExtraction:
         results = self.runner.run(missing, on_rows=self._advance)
         if self.runner.out_of_memory > tries:
             self._tell(f"out of memory: going on with batches of {self.runner.batch_size}")
-        return (
-            copied.merge(self._to_block(results), len(rows))
-            if copied.numbers
-            else self._to_block(results)
-        )
+        extracted = self._to_block(results)
+        return copied.merge(extracted, len(rows)) if copied.numbers else extracted
 
     def _copy(self, block: int) -> CopiedRows:
         """Rows of a block that another store holds; none where that store is damaged."""
@@ -168,23 +159,12 @@ class RoundExtraction:
     def _to_block(self, results: Sequence[RowResult]) -> Block:
         activations: dict[tuple[Phase, int], NDArray[Any]] = {}
         for phase in self.header.phases:
-            stacked = np.stack(
-                [result.pooled[phase] for result in results], axis=1
-            )  # (model layer, row, hidden)
-            activations.update(
-                {(phase, i): stacked[k] for k, i in enumerate(self.header.model_layers)}
-            )
-        return Block(
-            activations,
-            completion=[self.runner.text_of(result) for result in results],
-            n_completion_tokens=np.array(
-                [result.n_completion_tokens for result in results], np.int32
-            ),
-        )
-
-    def _verify(self) -> None:
-        error = check_batches(self.target, self.header, self.runner, self.rows)
-        self.report.max_relative_error = max(self.report.max_relative_error, error)
+            # (model layer, row, hidden)
+            stacked = np.stack([result.pooled[phase] for result in results], axis=1)
+            for model_layer, vectors in zip(self.header.model_layers, stacked, strict=True):
+                activations[phase, model_layer] = vectors
+        counts = np.array([result.n_completion_tokens for result in results], np.int32)
+        return Block(activations, [self.runner.text_of(result) for result in results], counts)
 
     def _advance(self, n: int) -> None:
         self.rows_done += n

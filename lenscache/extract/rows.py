@@ -1,5 +1,4 @@
-"""What a run is made of: the identity of its store, token ids, rows for the model, and a runner for
-them."""
+"""What a model runs: the prompts of a plan as token ids, and the rows made of them."""
 
 from __future__ import annotations
 
@@ -15,14 +14,11 @@ from lenscache.errors import PlanError
 from lenscache.inference.runner import Row
 from lenscache.model.loading import LoadedModel
 
-_TOKENIZED_AT_ONCE = (
-    1024  # what a tokenizer returns of a text takes many times the memory of its ids
-)
+_TOKENIZED_AT_ONCE = 1024  # a tokenizer's result takes many times the memory of the ids alone
 
 
 class Tokenized(NamedTuple):
-    """The prompts of a plan as the model gets them, one after the other in one array: of millions,
-    lists would fill the memory."""
+    """The prompts of a plan, joined in one array: lists of millions would fill the memory."""
 
     tokens: NDArray[np.int32]
     """Special tokens included; no prompt is longer than the limit."""
@@ -49,13 +45,11 @@ def tokenize(loaded: LoadedModel, texts: Sequence[str], max_tokens: int = 0) -> 
     n_cut, lengths = np.zeros((2, len(texts)), np.int32)
     for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
         chosen = list(texts[start : start + _TOKENIZED_AT_ONCE])
-        for number, ids in enumerate(
-            loaded.tokenizer(chosen, verbose=False)["input_ids"], start=start
-        ):
+        tokenized = loaded.tokenizer(chosen, verbose=False)["input_ids"]
+        for number, ids in enumerate(tokenized, start=start):
             if not ids:
-                raise PlanError(
-                    f"the prompt {texts[number]!r:.60} has no tokens: remove it from the pack"
-                )
+                what = f"the prompt {texts[number]!r:.60} has no tokens"
+                raise PlanError(f"{what}: remove it from the pack")
             kept = ids[: max_tokens or None]
             parts.append(np.array(kept, np.int32))
             n_cut[number], lengths[number] = len(ids) - len(kept), len(kept)
@@ -87,11 +81,8 @@ class PlannedRows(Sequence[Row]):
             raise IndexError(f"row {number} of {len(self)}")
         number %= len(self)
         start, end = self._found.starts[number : number + 2]
-        return Row(
-            self._found.tokens[start:end].tolist(),
-            int(self._seeds[number]),
-            float(self._temperatures[number]),
-        )
+        ids = self._found.tokens[start:end].tolist()
+        return Row(ids, int(self._seeds[number]), float(self._temperatures[number]))
 
 
 def last_rows(plan: SamplePlan) -> NDArray[np.intp]:

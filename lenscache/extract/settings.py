@@ -13,8 +13,8 @@ from lenscache.terms import Mode, Pooling, StoreDtype
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """How to extract. All but `samples`, `batch_size`, `block_rows` and `partition` is part of the
-    store's identity."""
+    """How to extract. All of it is part of the store's identity, except `samples`, `batch_size`,
+    `block_rows` and `partition`."""
 
     mode: Mode = "combined"
     """Phases to pool: "prompt", "completion", or both in one pass."""
@@ -27,18 +27,15 @@ class ExtractSettings:
     """Transformer blocks to store; None for all."""
     pooling: Pooling = "mean"
     pool_first_position: bool = False
-    """Whether the first position of a prompt is pooled: in many models it is an attention sink of
-    outsized norm."""
+    """Whether the first position of a prompt is pooled: often an attention sink of huge norm."""
     store_dtype: StoreDtype = "bfloat16"
     seed: int = 0
     samples: int | None = None
-    """Extract the first so many prompts of each concept only; None for all. A top-up adds more
-    where lenses need it."""
+    """Extract only the first so many prompts of each concept; None for all. A top-up adds more."""
     batch_size: int | Literal["auto"] = 4
     """Rows a forward pass; "auto" tries what fits and pays."""
     block_rows: int | None = None
-    """Rows written, and marked complete, as one unit; None for those of the round if it is there,
-    else about 256."""
+    """Rows written and marked complete as one unit; None for those of the round, or about 256."""
     partition: Partition | None = None
     """Which share of the blocks to extract; None for all."""
 
@@ -95,8 +92,7 @@ class ExtractReport:
     max_relative_error: float = 0.0
     """Largest difference found between batched rows and the same rows one by one."""
     cut_prompts: int = 0
-    """Prompts that are longer than the model takes, and were cut; `samples/n_cut_tokens` says
-    which."""
+    """Prompts longer than the model takes, which were cut: see `samples/n_cut_tokens`."""
     unfinished_rounds: list[str] = field(default_factory=list)
     """Rounds of which other partitions have blocks to do."""
     elapsed_s: float = 0.0

@@ -18,9 +18,8 @@ def estimate_bytes(header: StoreHeader, n_rows: int) -> int:
     """Raw bytes of the activations of `n_rows` rows, before compression."""
     itemsize = {"float32": 4, "int8": 1}.get(header.store_dtype, 2)
     scale = 4 if header.store_dtype == "int8" else 0
-    return (
-        n_rows * len(header.phases) * len(header.model_layers) * (header.hidden * itemsize + scale)
-    )
+    vectors = n_rows * len(header.phases) * len(header.model_layers)
+    return vectors * (header.hidden * itemsize + scale)
 
 
 def check_disk_space(
@@ -45,29 +44,25 @@ def check_disk_space(
     written = sum(file.stat().st_size for file in files if file.is_file())
     share = COMPRESSED_SHARE if header.store_dtype == "bfloat16" else 1.0
     needed = int(estimate_bytes(header, sum(rows_of_round.values())) * share) - written
-    require_room(
-        folder,
-        needed,
-        "the run needs about {} more",
-        "choose another disk, fewer --model-layers or --mode prompt",
-    )
+    advice = "choose another disk, fewer --model-layers or --mode prompt"
+    require_room(folder, needed, "the run needs about {} more", advice)
 
 
 def require_room(folder: Path, needed: int, need: str, advice: str) -> None:
-    """Refuse what the disk of `folder`, which need not exist yet, cannot hold; `need` says how
-    much, in place of {}.
+    """Refuse what the disk of `folder` cannot hold; the folder need not exist yet.
+
+    Parameters
+    ----------
+    need : start of the message, with {} in place of the size.
 
     Raises
     ------
     DiskSpaceError
         If fewer than `needed` bytes are free.
     """
-    there = next(
-        place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()
-    )
+    folder = folder.absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise DiskSpaceError(
-            f"{need.format(f'{needed / 1e9:.1f} GB')}, {there} has {free / 1e9:.1f} GB free: "
-            f"{advice}"
-        )
+        what = need.format(f"{needed / 1e9:.1f} GB")
+        raise DiskSpaceError(f"{what}, {there} has {free / 1e9:.1f} GB free: {advice}")

@@ -1,5 +1,4 @@
-"""What all activations of a store have in common: the model, the tokenizer, the pack and every
-setting.
+"""What all activations of a store have in common: model, tokenizer, pack and every setting.
 
 The header is a store's identity. It is written once, as attributes of the root group, and compared
 field by field before anything else is written: two runs share a store only if nothing in it
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from lenscache.errors import StoreFormatError, StoreMismatchError
+from lenscache.errors import ModelLayerError, StoreFormatError, StoreMismatchError
 from lenscache.terms import Mode, Phase, Pooling, StoreDtype
 
 FORMAT_VERSION = 1
@@ -20,8 +19,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class StoreHeader:
-    """What every activation of a store has in common. Two runs may share a store only if all of it
-    is equal."""
+    """What all activations of a store have in common; runs share a store only if it is equal."""
 
     model_id: str
     """Name the model was loaded by; informative, the fingerprint decides."""
@@ -55,6 +53,19 @@ class StoreHeader:
         """The phases that are stored."""
         return ("prompt", "completion") if self.mode == "combined" else (self.mode,)
 
+    def check_phase(self, phase: str) -> None:
+        """Raise StoreMismatchError if the store holds no such phase."""
+        if phase not in self.phases:
+            raise StoreMismatchError("mode", self.mode, phase)
+
+    def check_model_layer(self, model_layer: int) -> None:
+        """Raise ModelLayerError if the store holds no such model layer."""
+        if model_layer not in self.model_layers:
+            raise ModelLayerError(
+                f"model layer {model_layer} is not in the store, which holds "
+                f"{show_value(self.model_layers)}"
+            )
+
     def check_equal(self, wanted: StoreHeader) -> None:
         """Raise StoreMismatchError, naming the first field in which `wanted` differs."""
         for item in sorted(fields(self), key=lambda item: item.name.endswith("fingerprint")):
@@ -65,23 +76,15 @@ class StoreHeader:
                     found, asked = (
                         f"{h.model_id} (weights {h.model_fingerprint})" for h in (self, wanted)
                     )
-                advice = (
-                    "extract into another store, with --reuse for what stays the same"
-                    if "pack" in name
-                    else ""
-                )
+                reuse = "extract into another store, with --reuse for what stays the same"
+                advice = reuse if "pack" in name else ""
                 raise StoreMismatchError(name, show_value(found), show_value(asked), advice)
 
     def to_attributes(self) -> dict[str, Any]:
         """The attributes of the store's root group."""
         values = asdict(self)
-        model = {
-            "id": values.pop("model_id"),
-            "fingerprint": values.pop("model_fingerprint"),
-            "dtype": values.pop("model_dtype"),
-            "n_layers": values.pop("n_layers"),
-            "hidden": values.pop("hidden"),
-        }
+        model = {key: values.pop(f"model_{key}") for key in ("id", "fingerprint", "dtype")}
+        model |= {key: values.pop(key) for key in ("n_layers", "hidden")}
         pack = {key: values.pop(f"pack_{key}") for key in ("name", "version", "digest")}
         tokenizer = {"fingerprint": values.pop("tokenizer_fingerprint")}
         values["model_layers"] = list(self.model_layers)
@@ -112,13 +115,9 @@ class StoreHeader:
 
     @classmethod
     def _from_attributes(cls, attributes: Mapping[str, Any]) -> StoreHeader:
-        model, pack, settings = (
-            attributes["model"],
-            attributes["pack"],
-            dict(attributes["settings"]),
-        )
+        model, pack = attributes["model"], attributes["pack"]
         known = {item.name for item in fields(cls)}
-        settings = {key: value for key, value in settings.items() if key in known}
+        settings = {k: value for k, value in dict(attributes["settings"]).items() if k in known}
         settings["model_layers"] = tuple(settings["model_layers"])
         return cls(
             model_id=model["id"],
@@ -140,9 +139,7 @@ _FIELD_NAMES = {
     "tokenizer_fingerprint": "tokenizer",
     "n_layers": "number of transformer blocks",
 }
-_INFORMATIVE_FIELDS = frozenset(
-    {"model_id", "pack_version"}
-)  # digests decide, whatever the names say
+_INFORMATIVE_FIELDS = frozenset({"model_id", "pack_version"})  # the digests decide
 
 
 def show_value(value: object) -> str:

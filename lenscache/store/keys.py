@@ -1,4 +1,4 @@
-"""Sample keys: what tells one row of any store from another, and lets it be recognised in the next.
+"""Sample keys: the identity of a row, the same in every store.
 
 A key is a digest of the text and of everything its activation depends on. It needs no model to be
 computed, so that a store can be checked against its own texts.
@@ -30,16 +30,12 @@ _FIELDS = (
 
 
 def sample_keys(header: StoreHeader, plan: SamplePlan) -> NDArray[np.uint8]:
-    """(n, 16) digest of each text, its sampling, and everything in the header that its activation
-    depends on."""
+    """(n, 16) digest of each text, its sampling, and what else decides its activation."""
     common = json.dumps([getattr(header, name) for name in _FIELDS]).encode()
     keys = np.empty((len(plan), 16), np.uint8)
     for row, text in enumerate(plan.texts):
-        sampling = (
-            []
-            if header.mode == "prompt"
-            else [int(plan.sampling_seed[row]), float(plan.temperature[row])]
-        )
-        content = common + json.dumps([text, *sampling]).encode()
+        sampling = [int(plan.sampling_seed[row]), float(plan.temperature[row])]
+        sample = [text] if header.mode == "prompt" else [text, *sampling]
+        content = common + json.dumps(sample).encode()
         keys[row] = np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), np.uint8)
     return keys

@@ -4,8 +4,8 @@
 
     label_sets/NAME/              attributes: current, the digest of the version to read
       DIGEST/                     attributes: concepts, names, source
-        samples/key    [k, 16]    the samples that carry a label, by key and not by row: rounds may be added
-        samples/split  [k]        splits of this set alone: a set is planned as if it had been extracted for itself
+        samples/key    [k, 16]    the samples that carry a label; by key, since rounds may be added
+        samples/split  [k]        splits of this set alone, as if it had been extracted by itself
         labels/sample  [m]        index into `samples`
         labels/concept [m]        index into the `concepts` attribute
         labels/role    [m]        as in a round
@@ -27,7 +27,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from lenscache.concepts.pack import Concept, ConceptPack
+from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import plan_samples
 from lenscache.errors import LabelSetError, StoreAccessError
 from lenscache.store.layout import find_node, require_group, write_column
@@ -112,17 +112,10 @@ def add_label_set(store: Store, name: str, pack: ConceptPack, *, overwrite: bool
 
 def label_set_names(store: Store) -> list[str]:
     """Names of the label sets that are complete, sorted."""
-    names = object_names(store.group, "label_sets")
-    found = {
-        name: find_node(store.group, f"label_sets/{name}")
-        for name in names
-        if _NAME.fullmatch(name)
-    }
-    return sorted(
-        name
-        for name, entry in found.items()
-        if isinstance(entry, zarr.Group) and "current" in entry.attrs
-    )
+    names = filter(_NAME.fullmatch, object_names(store.group, "label_sets"))
+    found = {name: find_node(store.group, f"label_sets/{name}") for name in names}
+    groups = {name: node for name, node in found.items() if isinstance(node, zarr.Group)}
+    return sorted(name for name, group in groups.items() if "current" in group.attrs)
 
 
 def read_label_set(store: Store, name: str) -> LabelSet:
@@ -137,12 +130,12 @@ def read_label_set(store: Store, name: str) -> LabelSet:
     if name not in names:
         there = ", ".join(names) or "none"
         raise LabelSetError(
-            f"{store.path} has no label set {name!r}, it has: {there}; add one with `lenscache "
-            "label`"
+            f"{store.path} has no label set {name!r}, it has: {there}; "
+            "add one with `lenscache label`"
         )
     hint = (
-        f"the label set {name!r} of {store.path} is damaged: write it again with `lenscache label "
-        "--overwrite`"
+        f"the label set {name!r} of {store.path} is damaged: "
+        "write it again with `lenscache label --overwrite`"
     )
     try:
         digest = str(store.group[f"label_sets/{name}"].attrs["current"])
@@ -172,8 +165,7 @@ _COLUMNS = ("samples/key", "samples/split", "labels/sample", "labels/concept", "
 
 
 def _keys_by_text(store: Store) -> dict[str, dict[bytes, None]]:
-    """Keys of every sample by its text: a text that was sampled again in a later round has
-    several."""
+    """Keys of all samples by text; a text that a later round sampled again has several."""
     found: dict[str, dict[bytes, None]] = {}
     for entry in store.rounds():
         samples = entry.samples()
@@ -185,8 +177,7 @@ def _keys_by_text(store: Store) -> dict[str, dict[bytes, None]]:
 def _restrict(
     pack: ConceptPack, texts: Iterable[str]
 ) -> tuple[ConceptPack, tuple[str, ...], tuple[str, ...]]:
-    """The pack with the texts that are there, the texts that are not, and the concepts without any
-    left."""
+    """The pack with the texts that are there, the texts that are not, and concepts without any."""
     held = set(texts)
     wanted = dict.fromkeys(text for c in pack.concepts for text in (*c.examples, *c.negatives))
     missing = tuple(text for text in wanted if text not in held)
@@ -201,23 +192,20 @@ def _restrict(
     if not left:
         raise LabelSetError(
             f"none of the {len(wanted)} labelled texts is in the store: texts are matched exactly, "
-            "as they were "
-            "extracted; extract new ones with `lenscache pack import` and `lenscache extract`"
+            "as they were extracted; extract new ones with `lenscache pack import` and "
+            "`lenscache extract`"
         )
     lost = tuple(concept.id for concept in concepts if not concept.examples)
     known = ConceptPack(
         name=pack.name,
         version=pack.version,
-        concepts=tuple(_flat(concept) for concept in left),
+        # A label set has no hierarchy.
+        concepts=tuple(replace(c, level=0, parents=(), confusable_with=()) for c in left),
         origin=pack.origin,
         prompts="examples",
         splits={split: keep(pack.splits[split]) for split in pack.splits},
     )
     return known, missing, lost
-
-
-def _flat(concept: Concept) -> Concept:
-    return replace(concept, level=0, parents=(), confusable_with=())
 
 
 def _plan(
@@ -228,14 +216,13 @@ def _plan(
     first = np.cumsum([0, *(len(found) for found in keys)])
     rows = [range(first[row], first[row + 1]) for row in range(len(plan))]
     repeats = np.array([len(rows[row]) for row in plan.label_sample], np.intp)
+    joined = b"".join(key for found in keys for key in found)
     return LabelSet(
         name=name,
         concepts=plan.concepts,
         names=tuple(pack[concept].name for concept in plan.concepts),
         source=pack.origin,
-        key=np.frombuffer(b"".join(key for found in keys for key in found), np.uint8).reshape(
-            -1, 16
-        ),
+        key=np.frombuffer(joined, np.uint8).reshape(-1, 16),
         split=np.repeat(plan.split, np.diff(first)),
         labels=Labels(
             np.array([number for row in plan.label_sample for number in rows[row]], np.int32),
@@ -253,13 +240,8 @@ def _write(store: Store, label_set: LabelSet) -> None:
     columns: tuple[NDArray[Any], ...] = (label_set.key, label_set.split, *label_set.labels)
     for place, values in zip(_COLUMNS, columns, strict=True):
         write_column(group, place, values)
-    group.update_attributes(
-        {
-            "concepts": list(label_set.concepts),
-            "names": list(label_set.names),
-            "source": label_set.source,
-        }
-    )
+    concepts, names = list(label_set.concepts), list(label_set.names)
+    group.update_attributes({"concepts": concepts, "names": names, "source": label_set.source})
     versions.update_attributes({"current": label_set.digest})
     for name in object_names(versions, ""):
         if name not in ("zarr.json", label_set.digest):

@@ -58,8 +58,7 @@ def lay_out_round(
     block_rows: int,
     request: Mapping[str, Any],
 ) -> None:
-    """Create whatever a round lacks; see `Store.create_round`. `complete` comes last and says the
-    rest is there."""
+    """Create what a round lacks, `complete` last: it says the rest is there. See `create_round`."""
     attributes = {
         "n_samples": len(plan),
         "block_rows": block_rows,
@@ -73,19 +72,12 @@ def lay_out_round(
     if "plan_digest" not in group.attrs:
         group.update_attributes(attributes)
     for key in (*request, "block_rows", "seed", "plan_digest"):
-        if (found := group.attrs.get(key)) != attributes[key]:
-            raise StoreMismatchError(
-                key.replace("_", " "), show_value(found), show_value(attributes[key])
-            )
-    # One by one: zarr writes the groups above an array together with it, and a writer may be killed
-    # in between.
+        if (found := group.attrs.get(key)) != (wanted := attributes[key]):
+            raise StoreMismatchError(key.replace("_", " "), show_value(found), show_value(wanted))
+    # One by one: a writer may be killed while zarr creates an array and the groups above it.
     vectors = vector_arrays(header)
-    for place in (
-        "samples",
-        "labels",
-        *vectors,
-        *(f"{name}/{phase}" for name in vectors for phase in header.phases),
-    ):
+    of_phases = (f"{name}/{phase}" for name in vectors for phase in header.phases)
+    for place in ("samples", "labels", *vectors, *of_phases):
         require_group(group, place)
     columns: dict[str, NDArray[Any]] = {
         "samples/key": keys,
@@ -115,9 +107,8 @@ def chunk_rows(hidden: int, block_rows: int) -> int:
     """Rows of an inner chunk, of which a block has a whole number."""
     fitting = min(_fitting_rows(hidden), block_rows)
     rows = next(n for n in range(fitting, 0, -1) if block_rows % n == 0)
-    return (
-        block_rows if 2 * rows <= fitting else rows
-    )  # no divisor comes near, and small chunks compress badly
+    # Where no divisor comes near, the whole block: small chunks compress badly.
+    return block_rows if 2 * rows <= fitting else rows
 
 
 def _fitting_rows(hidden: int) -> int:
@@ -151,6 +142,7 @@ def write_column(
         except Exception:  # noqa: BLE001, S110
             pass
     else:
+        default = [name.split("/")[0].rstrip("s"), *(["byte"] if values.ndim > 1 else [])]
         array = _create_array(
             group,
             name,
@@ -158,8 +150,7 @@ def write_column(
             chunks=(max(1, min(len(values), COLUMN_CHUNK_ROWS)), *values.shape[1:]),
             dtype="string" if values.dtype == object else values.dtype,
             compressors=[ZstdCodec(level=3), Crc32cCodec()],
-            dimension_names=dimensions
-            or [name.split("/")[0].rstrip("s"), *(["byte"] if values.ndim > 1 else [])],
+            dimension_names=dimensions or default,
             config={"write_empty_chunks": True},
         )
     array[:] = values
@@ -224,8 +215,7 @@ def require_group(group: zarr.Group, name: str) -> zarr.Group:
 
 
 def _create_array(group: zarr.Group, name: str, **spec: Any) -> zarr.Array[Any]:
-    """Create an array, or take the one that another writer of the same plan created at this
-    moment."""
+    """Create an array, or take the one that another writer of the same plan created meanwhile."""
     try:
         return group.create_array(name, **spec)
     except ContainsArrayError:
@@ -236,28 +226,8 @@ def _create_array(group: zarr.Group, name: str, **spec: Any) -> zarr.Array[Any]:
 
 def _create_empty_columns(group: zarr.Group, header: StoreHeader, n: int, block_rows: int) -> None:
     """Lay out what extraction fills block by block; `complete` last."""
-    for phase in header.phases:
-        for model_layer in header.model_layers:
-            if find_node(group, name := f"activations/{phase}/{model_layer}") is None:
-                _create_activations(group, name, header, n, block_rows)
-            if (
-                header.store_dtype == "int8"
-                and find_node(group, name := f"scales/{phase}/{model_layer}") is None
-            ):
-                _create_array(
-                    group,
-                    name,
-                    shape=(n,),
-                    chunks=(block_rows,),
-                    dtype="float32",
-                    fill_value=float("nan"),
-                    compressors=[ZstdCodec(level=3), Crc32cCodec()],
-                    dimension_names=["sample"],
-                )
-    for name, dtype, fill in (
-        ("samples/completion", "string", ""),
-        ("samples/n_completion_tokens", "int32", -1),
-    ):
+
+    def create_column(name: str, dtype: str, fill: Any) -> None:
         if find_node(group, name) is None:
             _create_array(
                 group,
@@ -269,6 +239,15 @@ def _create_empty_columns(group: zarr.Group, header: StoreHeader, n: int, block_
                 compressors=[ZstdCodec(level=3), Crc32cCodec()],
                 dimension_names=["sample"],
             )
+
+    for phase in header.phases:
+        for model_layer in header.model_layers:
+            if find_node(group, name := f"activations/{phase}/{model_layer}") is None:
+                _create_activations(group, name, header, n, block_rows)
+            if header.store_dtype == "int8":
+                create_column(f"scales/{phase}/{model_layer}", "float32", float("nan"))
+    create_column("samples/completion", "string", "")
+    create_column("samples/n_completion_tokens", "int32", -1)
     if find_node(group, "complete") is None:
         _create_array(
             group,
@@ -285,12 +264,11 @@ def _create_activations(
     group: zarr.Group, name: str, header: StoreHeader, n: int, block_rows: int
 ) -> None:
     dtype: Any = BFloat16() if header.store_dtype == "bfloat16" else header.store_dtype
-    itemsize = NATIVE_DTYPES[header.store_dtype].itemsize
     blosc = BloscCodec(
         cname="zstd",
         clevel=_BLOSC_LEVEL,
         shuffle="shuffle",
-        typesize=itemsize,
+        typesize=NATIVE_DTYPES[header.store_dtype].itemsize,
         blocksize=_BLOSC_BLOCK_BYTES,
     )
     _create_array(
@@ -301,9 +279,7 @@ def _create_activations(
         chunks=(chunk_rows(header.hidden, block_rows), header.hidden),
         shards=(block_rows, header.hidden),
         filters=[TransposeCodec(order=(1, 0))],
-        serializer=BytesCodec(
-            endian="little"
-        ),  # explicit: tensorstore refuses a "bytes" codec without it
+        serializer=BytesCodec(endian="little"),  # tensorstore refuses "bytes" without an endianness
         compressors=[blosc, Crc32cCodec()],
         fill_value=MISSING if header.store_dtype == "int8" else float("nan"),
         dimension_names=["sample", "hidden"],

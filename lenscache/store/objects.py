@@ -1,7 +1,8 @@
 """Single objects of a store: is one there, is it whole, does it decode.
 
-    group, name --StoredArray.open--> rows of each object --look---> missing, empty or cut short, by size alone
-                                                          --check--> values, every checksum of the object compared
+    group, name --StoredArray.open--> rows of each object
+        --look---> missing, empty or cut short, by size alone
+        --check--> values, every checksum of the object compared
 
 An object is what the store keeps of an array under one key: a file in a folder, a shard where an
 array has shards.
@@ -24,8 +25,9 @@ from zarr.storage import LocalStore, StorePath
 from lenscache.errors import StoreAccessError, StoreDamagedError
 from lenscache.store.layout import find_node
 
-_ABSENT = 2**64 - 1  # offset and length of an inner chunk that a shard does not hold
-_CHECKSUM_BYTES = 4
+ABSENT = 2**64 - 1
+"""Offset and length of an inner chunk that a shard does not hold."""
+CHECKSUM_BYTES = 4
 
 
 class Look(NamedTuple):
@@ -125,37 +127,36 @@ class StoredArray:
         except StoreAccessError:  # says nothing about the object
             raise
         except Exception as error:  # noqa: BLE001 - codecs raise anything on damaged input
-            return Look(
-                size, self.look(number).fault or f"does not read back ({first_line(error)})"
-            )
+            fault = self.look(number).fault or f"does not read back ({first_line(error)})"
+            return Look(size, fault)
 
     def _shard_fault(self, number: int, size: int) -> str | None:
         """A shard ends with its index: offset and length of each inner chunk, then a checksum."""
         n_chunks = self.object_rows // self.array.chunks[0]
-        index_bytes = 16 * n_chunks + _CHECKSUM_BYTES
+        index_bytes = 16 * n_chunks + CHECKSUM_BYTES
         if size < index_bytes:
             return f"the object has {size} bytes, its index alone has {index_bytes}"
         request = SuffixByteRequest(index_bytes)
         tail = sync(self._place(number).get(default_buffer_prototype(), byte_range=request))
         if tail is None:
             return "the object is missing"
-        numbers = struct.unpack(f"<{2 * n_chunks}Q", tail.to_bytes()[:-_CHECKSUM_BYTES])
-        chunks = [
-            pair
-            for pair in zip(numbers[::2], numbers[1::2], strict=True)
-            if pair != (_ABSENT, _ABSENT)
-        ]
+        numbers = struct.unpack(f"<{2 * n_chunks}Q", tail.to_bytes()[:-CHECKSUM_BYTES])
+        chunks = set(zip(numbers[::2], numbers[1::2], strict=True)) - {(ABSENT, ABSENT)}
         end = max((offset + length for offset, length in chunks), default=0)
         if end + index_bytes != size:
             return (
-                f"the object has {size} bytes, which its index does not account for: it was cut "
-                "short or changed"
+                f"the object has {size} bytes, which its index does not account for: "
+                "it was cut short or changed"
             )
         return None
 
     def _place(self, number: int) -> StorePath:
-        key = self.array.metadata.encode_chunk_key((number,) + (0,) * (self.array.ndim - 1))
-        return self.array.store_path / key
+        return object_place(self.array, number)
+
+
+def object_place(array: zarr.Array[Any], number: int) -> StorePath:
+    """Where an object of an array lies, counted along the rows."""
+    return array.store_path / array.metadata.encode_chunk_key((number,) + (0,) * (array.ndim - 1))
 
 
 def first_line(error: BaseException) -> str:
@@ -164,8 +165,7 @@ def first_line(error: BaseException) -> str:
 
 
 def object_names(group: zarr.Group, name: str) -> list[str]:
-    """What stands in a folder below `group`, but for temporary files; nothing if there is no such
-    folder."""
+    """What a folder below `group` holds, temporary files aside; nothing if there is no folder."""
     place = group.store_path / name
 
     async def names() -> list[str]:
@@ -175,8 +175,7 @@ def object_names(group: zarr.Group, name: str) -> list[str]:
 
 
 def leftover_files(group: zarr.Group) -> list[str]:
-    """Temporary files that a killed writer left, or that a living one is writing; object stores
-    have none."""
+    """Temporary files of a killed writer, or of one at work; object stores have none."""
     store = group.store_path.store
     if not isinstance(store, LocalStore):
         return []

@@ -1,5 +1,4 @@
-"""8-bit activations: each vector as whole numbers from -127 to 127 and one scale, its largest
-magnitude over 127.
+"""8-bit activations: integers from -127 to 127 and, by vector, a scale: largest magnitude / 127.
 
 Lossy: half the bytes of bfloat16, at an error of scale / sqrt(12) in every feature, whatever the
 feature's own size. Vectors with a few features of outsized magnitude lose most;
@@ -19,16 +18,14 @@ MISSING = -128
 
 
 def quantize(values: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """(rows, hidden) int8 and (rows,) scales. A row that is not finite throughout has scale NaN and
-    zeros."""
+    """(rows, hidden) int8 and (rows,) scales; a row that is not all finite is zeros, scale NaN."""
     values = np.asarray(values, np.float32)
     scale = (np.abs(values).max(axis=1) / LARGEST).astype(np.float32)
     scale[~np.isfinite(values).all(axis=1)] = np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         whole = np.rint(values / scale[:, None])
     whole[~(scale > 0)] = 0
-    # A scale below the smallest normal number is a coarse one, and the quotient may come out larger
-    # than 127.
+    # A scale below the smallest normal number is coarse: the quotient may be larger than 127.
     return whole.clip(-LARGEST, LARGEST).astype(np.int8), scale
 
 

@@ -36,41 +36,26 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
-logging.getLogger("gcsfs").addHandler(
-    logging.NullHandler()
-)  # else the traceback of what it raises is printed
+# Else the traceback of what gcsfs raises is printed.
+logging.getLogger("gcsfs").addHandler(logging.NullHandler())
 
 _FOLDERS = frozenset({"file", "local"})
 _BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})
 """Protocols whose URLs begin with the name of a bucket, and with nothing else."""
-_PACKAGES = {
-    "s3": ("s3fs", "s3"),
-    "s3a": ("s3fs", "s3"),
-    "gs": ("gcsfs", "gs"),
-    "gcs": ("gcsfs", "gs"),
-}
+_S3, _GCS = ("s3fs", "s3"), ("gcsfs", "gs")
+_PACKAGES = {"s3": _S3, "s3a": _S3, "gs": _GCS, "gcs": _GCS}
 """By protocol: the package that fsspec needs, and our extra that brings it."""
 _NO_CACHES: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
 # Above one, s3fs asks for the size before it reads any whole object, which doubles the requests,
 # and reads a large one in parts that may be of two versions of it.
 _WHOLE_READS: dict[str, Any] = {"max_concurrency": 1}
-_PASSWORD = re.compile(
-    r"[^/:@]*:(?!\d+(/|$))[^@]*@"
-)  # not the port of hdfs://host:8020/folder@home
-_LOST_CONNECTION = frozenset(
-    {
-        "ConnectionError",
-        "TimeoutError",
-        "HTTPClientError",
-        "FSTimeoutError",
-        "ClientConnectionError",
-        "ClientPayloadError",
-    }
-)
+_PASSWORD = re.compile(r"[^/:@]*:(?!\d+(/|$))[^@]*@")  # not the port in hdfs://host:8020/a@b
+_LOST_CONNECTION = {
+    *("ConnectionError", "TimeoutError", "HTTPClientError"),
+    *("FSTimeoutError", "ClientConnectionError", "ClientPayloadError"),
+}
 """Names of errors of Python, botocore, fsspec and aiohttp, none of which need be installed."""
-_SECRET_NAMES = re.compile(
-    "SECRET|TOKEN|PASSWORD|ACCESS_KEY|CREDENTIAL|CONNECTION_STRING", re.IGNORECASE
-)
+_SECRET_NAMES = re.compile("(?i)SECRET|TOKEN|PASSWORD|ACCESS_KEY|CREDENTIAL|CONNECTION_STRING")
 _SHORTEST_SECRET = 6  # letters; replacing shorter ones would garble any message
 
 
@@ -95,10 +80,9 @@ def open_place(path: str | Path, *, read_only: bool) -> str | RemoteStore:
     StoreAccessError
         If the configuration of the service cannot be used.
     """
-    folder = local_folder(path)
-    return (
-        str(folder) if folder is not None else RemoteStore.open_url(str(path), read_only=read_only)
-    )
+    if (folder := local_folder(path)) is not None:
+        return str(folder)
+    return RemoteStore.open_url(str(path), read_only=read_only)
 
 
 def check_place(path: str | Path) -> None:
@@ -117,11 +101,9 @@ def check_place(path: str | Path) -> None:
 
 
 class RemoteStore(FsspecStore):
-    """A store of objects that raises StoreAccessError where the service refuses or cannot be
-    reached.
+    """A store of objects that raises StoreAccessError if the service refuses or cannot be reached.
 
-    That is told apart from damage: what cannot be read for want of a network must not be extracted
-    again.
+    This is not damage: what cannot be read for want of a network must not be extracted again.
 
     Parameters
     ----------
@@ -144,11 +126,9 @@ class RemoteStore(FsspecStore):
                 opened = FsspecStore.from_url(url, storage_options=options, read_only=read_only)
             except ImportError as error:
                 package, extra = _PACKAGES.get(protocol, (f"a package for {protocol}://", ""))
-                cure = (
-                    f"`pip install 'lenscache[{extra}]'`"
-                    if extra
-                    else f"`pip install` as fsspec says: {error}"
-                )
+                cure = f"`pip install` as fsspec says: {error}"
+                if extra:
+                    cure = f"`pip install 'lenscache[{extra}]'`"
                 raise MissingPackageError(f"{url} needs {package}: run {cure}") from None
             except ValueError as error:
                 raise StoreFormatError(
@@ -167,8 +147,7 @@ class RemoteStore(FsspecStore):
         return not sync(names())
 
     def check_bucket(self) -> None:
-        """Raise StoreAccessError if the bucket is not there; a listing does not tell that from an
-        empty one."""
+        """Raise StoreAccessError if there is no bucket: a listing then looks like an empty one."""
         if self.url.partition("://")[0] not in _BUCKETS:
             return
 
@@ -181,10 +160,8 @@ class RemoteStore(FsspecStore):
         with _explaining(self.url):
             sync(ask())
 
-    # --- what zarr calls
-    # ------------------------------------------------------------------------------------------
+    # What zarr calls. Each method is documented by the class above.
 
-    # as the class above, like all that follow
     def with_read_only(self, read_only: bool = False) -> Self:  # noqa: D102
         return type(self)(
             self.fs, read_only, self.path, url=self.url, allowed_exceptions=self.allowed_exceptions
@@ -247,10 +224,8 @@ def _check_url(url: str) -> str:
     """The protocol of a URL that may name a store."""
     protocol, _, rest = url.rpartition("::")[2].partition("://")
     bucket = rest.partition("/")[0]
-    in_bucket = (
-        protocol in _BUCKETS and not bucket.startswith("arn:") and (":" in bucket or "@" in bucket)
-    )
-    if in_bucket or _PASSWORD.match(rest) or "?" in rest:
+    is_bucket = protocol in _BUCKETS and not bucket.startswith("arn:")
+    if (is_bucket and (":" in bucket or "@" in bucket)) or _PASSWORD.match(rest) or "?" in rest:
         raise StoreFormatError(
             f"the URL {protocol}://... holds credentials or a query, which would end up in logs: "
             f"give {protocol}://bucket/prefix, and credentials in the environment "
@@ -287,28 +262,26 @@ def _explain(url: str, error: Exception) -> StoreAccessError:
             "bucket and read and write its objects"
         )
     if any(part in type(error).__name__ for part in ("Credential", "Profile", "Token", "SSO")):
+        s3_advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         return StoreAccessError(
             f"{url}: there are no credentials that can be used ({why}): "
-            f"{'set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE' if is_s3 else 'log in to the service'}"
+            f"{s3_advice if is_s3 else 'log in to the service'}"
         )
+    what, advice = "the service refuses", "see to that and"
     if names & _LOST_CONNECTION:
         place = "the network and AWS_ENDPOINT_URL" if is_s3 else "the network"
-        return StoreAccessError(
-            f"{url}: the service cannot be reached ({why}): check {place}, and run "
-            "the same command again; what is complete is kept"
-        )
+        what, advice = "the service cannot be reached", f"check {place}, and"
     return StoreAccessError(
-        f"{url}: the service refuses ({why}): see to that and run the same command again; what is "
-        "complete is kept"
+        f"{url}: {what} ({why}): {advice} run the same command again; what is complete is kept"
     )
 
 
 def _no_bucket(url: str) -> StoreAccessError:
     protocol, _, rest = url.partition("://")
+    endpoint = "the endpoint (AWS_ENDPOINT_URL)" if protocol.startswith("s3") else "the endpoint"
     return StoreAccessError(
-        f"{url}: there is no bucket {rest.partition('/')[0]!r} at this service: create it first, "
-        "or check its name "
-        f"and the endpoint{' (AWS_ENDPOINT_URL)' if protocol.startswith('s3') else ''}"
+        f"{url}: there is no bucket {rest.partition('/')[0]!r} at this service: "
+        f"create it first, or check its name and {endpoint}"
     )
 
 
@@ -322,14 +295,11 @@ def _scrub(error: Exception) -> str:
     return re.sub(r"\?[^\s\"']*", "", re.sub(r"://[^\s\"']*@", "://***@", text))
 
 
-# --- connections --------------------------------------------------------------------------------
-
 _CLIENTS: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def _close_with(fs: Any) -> None:
-    """Close the connections of s3fs when its file system goes: it does so itself only where it runs
-    the event loop."""
+    """Close connections with their file system: s3fs only does so on an event loop of its own."""
     if hasattr(fs, "set_session"):
         client = sync(fs.set_session())
         _CLIENTS.add(client)
@@ -342,7 +312,7 @@ def _close_soon(client: Any, pid: int) -> None:
         asyncio.run_coroutine_threadsafe(client.close(), loop)
 
 
-# before zarr's, which ends the event loop: the last to be registered is the first to run
+# Runs before zarr's, which ends the event loop: the last to be registered is the first to run.
 @atexit.register
 def _close_all(pid: int = os.getpid()) -> None:
     if pid == os.getpid():

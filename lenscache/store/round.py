@@ -1,9 +1,9 @@
 """One round of a store: its samples, labels and activations, block by block.
 
-    layer_0/round_0/                attributes: n_samples, block_rows, plan_digest, concepts, kinds, verification ...
-      samples/  labels/             one row a text; one row a (sample, concept, role)
-      activations/prompt/15         (n, hidden), dimension names ["sample", "hidden"]
-      complete                      (n_blocks,), one chunk a block: 1 once every array of the block is written
+    layer_0/round_0/           attributes: n_samples, block_rows, plan_digest, concepts, kinds ...
+      samples/  labels/        one row a text; one row a (sample, concept, role)
+      activations/prompt/15    (n, hidden), dimension names ["sample", "hidden"]
+      complete                 (n_blocks,), a chunk a block: 1 once all arrays of it are written
 
 A block's arrays are written first and its mark last, so a reader sees complete blocks only. Missing
 objects can not be mistaken for data: floats are filled with NaN, counts with -1, and
@@ -23,15 +23,14 @@ from zarr.core.sync import sync
 from zarr.storage import StorePath
 
 from lenscache.errors import (
-    ModelLayerError,
     NonFiniteError,
     StoreAccessError,
     StoreDamagedError,
     StoreIncompleteError,
-    StoreMismatchError,
 )
-from lenscache.store.header import StoreHeader, show_value
+from lenscache.store.header import StoreHeader
 from lenscache.store.layout import NATIVE_DTYPES, find_node, vector_arrays, writing
+from lenscache.store.objects import object_place
 from lenscache.store.quantization import dequantize, quantize
 from lenscache.store.shards import ShardReader
 from lenscache.terms import Phase
@@ -51,8 +50,7 @@ class Samples(NamedTuple):
     n_prompt_tokens: NDArray[np.int32]
     """Tokens that the model was given, special tokens included."""
     n_cut_tokens: NDArray[np.int32]
-    """Tokens at the end of the prompt that it was not given, because the prompt is too long; 0 in
-    most rows."""
+    """Tokens at the end of a prompt that is too long, which the model was not given; mostly 0."""
     n_completion_tokens: NDArray[np.int32]
     """Generated tokens that were fed back; -1 in blocks that are not complete."""
     temperature: NDArray[np.float32]
@@ -141,16 +139,13 @@ class Round:
         return slice(block * self.block_rows, min((block + 1) * self.block_rows, self.n_samples))
 
     def complete_blocks(self, blocks: slice = slice(None)) -> NDArray[np.bool_]:
-        """(blocks,) which blocks are marked complete, read anew. A mark that does not decode is
-        none."""
+        """(blocks,) which blocks are marked complete, read anew; no mark if it does not decode."""
         try:
             return np.asarray(np.asarray(self._mark[blocks]) == 1)
         except StoreAccessError:
             raise
         except Exception:  # noqa: BLE001 - codecs raise anything on damaged input
-            return np.array(
-                [self._has_mark(block) for block in range(self.n_blocks)[blocks]], np.bool_
-            )
+            return np.array([*map(self._has_mark, range(self.n_blocks)[blocks])], np.bool_)
 
     def _has_mark(self, block: int) -> bool:
         try:
@@ -173,9 +168,8 @@ class Round:
         StoreDamagedError
             If a column is gone, in whole or in part, or does not decode.
         """
-        self._require_columns(
-            *(f"samples/{name}" for name in Samples._fields if name not in _BY_BLOCK)
-        )
+        whole = (name for name in Samples._fields if name not in _BY_BLOCK)
+        self._require_columns(*(f"samples/{name}" for name in whole))
         return Samples(*(self._read(f"samples/{name}", rows) for name in Samples._fields))
 
     def labels(self) -> Labels:
@@ -201,13 +195,8 @@ class Round:
         StoreDamagedError
             If a checksum does not match or an object is gone.
         """
-        if phase not in self._header.phases:
-            raise StoreMismatchError("mode", self._header.mode, phase)
-        if model_layer not in self._header.model_layers:
-            raise ModelLayerError(
-                f"model layer {model_layer} is not in the store, which holds "
-                f"{show_value(self._header.model_layers)}"
-            )
+        self._header.check_phase(phase)
+        self._header.check_model_layer(model_layer)
         start, stop, step = rows.indices(self.n_samples)
         if step != 1:
             raise ValueError(
@@ -225,8 +214,7 @@ class Round:
                     "not extracted yet: run `lenscache extract` again to continue"
                 )
         values = self._read_vectors(phase, model_layer, slice(start, stop))
-        # Zarr reads an object that is gone as fill values: where a block is NaN throughout, the
-        # object is asked for.
+        # Zarr reads a missing object as fill values: where a block is all NaN, look for the object.
         for block in range(blocks.start, blocks.stop):
             part = values[max(self.rows(block).start - start, 0) : self.rows(block).stop - start]
             if np.isnan(part[:, 0]).all() and np.isnan(part).all():
@@ -240,8 +228,7 @@ class Round:
         Raises
         ------
         NonFiniteError
-            If a pooled activation is NaN or infinite in the store's dtype; nothing of the block is
-            marked.
+            If a pooled activation is NaN or infinite in the store's dtype; the block is not marked.
         """
         rows = self.rows(block)
         present = self._has_position(rows, data.n_completion_tokens)
@@ -265,8 +252,7 @@ class Round:
         Raises
         ------
         StoreDamagedError
-            Naming the array and the rows that are gone, do not decode or hold what cannot have been
-            written.
+            Naming the array and rows that are gone, do not decode, or hold impossible values.
         """
         rows = self.rows(block)
         where = f"rows {rows.start}-{rows.stop - 1}"
@@ -276,13 +262,11 @@ class Round:
                 f"{self.name}/samples/n_completion_tokens: {where} were never written"
             )
         self._read_present("samples/completion", block)
-        for phase, has_position in self._has_position(rows, counts).items():
+        for phase, present in self._has_position(rows, counts).items():
             for model_layer in self._header.model_layers:
                 for name in self._arrays_of(phase, model_layer):
                     self._require_object(name, block)
-                if not np.isfinite(
-                    self._read_vectors(phase, model_layer, rows)[has_position]
-                ).all():
+                if not np.isfinite(self._read_vectors(phase, model_layer, rows)[present]).all():
                     raise StoreDamagedError(
                         f"{self.name}/{name}: {where} hold values that are not finite"
                     )
@@ -308,14 +292,12 @@ class Round:
         return dequantize(parts[0], parts[1]) if len(parts) > 1 else parts[0]
 
     def _read_present(self, name: str, block: int) -> NDArray[Any]:
-        """Rows of one block; unlike in any other reading, a missing object is an error and not the
-        fill value."""
+        """Rows of one block; here a missing object is an error and does not read as fill values."""
         self._require_object(name, block)
         return self._read(name, self.rows(block))
 
     def _require_columns(self, *names: str) -> None:
-        """Ask once for every object of columns that are whole from the start: a missing one would
-        read as zeros."""
+        """Look once for all objects of columns whole from the start: missing ones read as zeros."""
         for name in set(names) - self._columns_seen:
             array = self._array(name)
             for chunk in range(-(-array.shape[0] // array.chunks[0])):
@@ -335,8 +317,7 @@ class Round:
             )
 
     def unmark_block(self, block: int) -> None:
-        """Take the mark off a damaged block, so that it is extracted, and the round verified,
-        again."""
+        """Take the mark off a damaged block: it is extracted, and the round verified, again."""
         self.update_attributes({"verification": None})
         self._set_mark(block, 0)
 
@@ -353,14 +334,13 @@ class Round:
                 f"{self.name}/{name} is missing from the store: run `lenscache extract` again, "
                 "which writes it anew"
             )
-        # Kept, because metadata never change, and asking an object store takes as long as reading a
-        # block.
+        # Kept: metadata never change, and asking an object store takes as long as reading a block.
         self._opened[name] = cast("zarr.Array[Any]", node).with_config({"write_empty_chunks": True})
         return self._opened[name]
 
     def _object(self, name: str, block: int) -> StorePath:
         """Where the rows of one block are stored."""
-        return _place(self._array(name), block)
+        return object_place(self._array(name), block)
 
     def _write(self, name: str, block: int, values: NDArray[Any]) -> None:
         array, rows = self._array(name), self.rows(block)
@@ -388,9 +368,7 @@ class Round:
             return np.asarray(array[rows])
         except (StoreDamagedError, StoreAccessError):
             raise
-        except (
-            Exception
-        ) as error:  # codecs raise ValueError, RuntimeError and struct errors on damaged input
+        except Exception as error:  # codecs raise anything on damaged input
             where = f", rows {rows.start}-{rows.stop - 1}," if rows.stop is not None else ""
             raise StoreDamagedError(
                 f"{self.name}/{name}{where} does not read back ({error}): run `lenscache extract` "
@@ -399,19 +377,15 @@ class Round:
 
     def _advice(self, vector: NDArray[Any]) -> str:
         if np.isfinite(vector).all():
+            option = "--store-dtype bfloat16, which has the range of float32"
+        elif self._header.model_dtype == "float16":
+            option = "--dtype bfloat16 or float32, which have a wider range"
+        else:
             return (
-                "extract into another store with --store-dtype bfloat16, which has the range of "
-                "float32"
+                "the model itself produces it: "
+                "check its weights, or leave this model layer out with --model-layers"
             )
-        if self._header.model_dtype == "float16":
-            return (
-                "extract into another store with --dtype bfloat16 or float32, which have a wider "
-                "range"
-            )
-        return (
-            "the model itself produces it: check its weights, or leave this model layer out with "
-            "--model-layers"
-        )
+        return f"extract into another store with {option}"
 
     def _encode(
         self,
@@ -420,22 +394,19 @@ class Round:
         first_row: int,
         has_position: NDArray[np.bool_],
     ) -> NDArray[Any]:
+        stored = self._header.store_dtype
+        dtype = NATIVE_DTYPES[
+            "float32" if stored == "int8" else stored
+        ]  # quantized by vector later
         with np.errstate(over="ignore"):  # an overflow is found below, with the row's number
-            wide = self._header.store_dtype == "int8"  # made whole numbers later, by vector
-            encoded = np.asarray(values).astype(
-                np.float32 if wide else NATIVE_DTYPES[self._header.store_dtype]
-            )
+            encoded = np.asarray(values).astype(dtype)
         finite = np.isfinite(encoded).all(axis=1) | ~has_position
         if not finite.all():
             row = int(np.flatnonzero(~finite)[0])
             what = "NaN" if np.isnan(values[row]).any() else "infinity"
             raise NonFiniteError(
                 f"{self.name} row {first_row + row}, model layer {place[1]}, {place[0]}: {what} "
-                f"when stored as {self._header.store_dtype} (model dtype "
-                f"{self._header.model_dtype}): {self._advice(values[row])}"
+                f"when stored as {stored} (model dtype {self._header.model_dtype}): "
+                f"{self._advice(values[row])}"
             )
         return encoded
-
-
-def _place(array: zarr.Array[Any], block: int) -> StorePath:
-    return array.store_path / array.metadata.encode_chunk_key((block,) + (0,) * (array.ndim - 1))

@@ -1,7 +1,6 @@
 """Activations read shard by shard, faster than zarr's own codec pipeline reads them.
 
-    bytes of a shard -> index, checksum -> chunk: checksum, Blosc, transposition -> rows of one
-    output array
+    bytes of a shard -> index, checksum -> chunk: checksum, Blosc, transposition -> rows of an array
 
 zarr 3.1 spends about half a millisecond of Python on a chunk, as long as decoding takes, and copies
 the values three times. Here a thread takes a shard and decodes it into its place. Arrays with other
@@ -25,8 +24,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, TransposeCodec
 from zarr.storage import LocalStore
 
-_ABSENT = 2**64 - 1
-_CHECKSUM_BYTES = 4
+from lenscache.store.objects import ABSENT, CHECKSUM_BYTES
+
 _BLOSC = Blosc()
 
 
@@ -40,18 +39,16 @@ class ShardReader(NamedTuple):
 
     @classmethod
     def of(cls, array: zarr.Array[Any]) -> ShardReader | None:
-        """The reader of a local array that `lenscache.store.layout` laid out, None for any
-        other."""
+        """The reader of a local array as `lenscache.store.layout` makes them, else None."""
         metadata: Any = array.metadata
         store = array.store_path.store
-        if (
-            sys.byteorder != "little"
-            or not isinstance(store, LocalStore)
-            or len(metadata.codecs) != 1
-        ):
+        if sys.byteorder != "little" or not isinstance(store, LocalStore):
             return None
-        if not isinstance(sharding := metadata.codecs[0], ShardingCodec):
-            return None
+        match tuple(metadata.codecs):
+            case (ShardingCodec() as sharding,):
+                pass
+            case _:
+                return None
         match tuple(sharding.codecs):
             case (TransposeCodec(order=(1, 0)), BytesCodec(), BloscCodec(), Crc32cCodec()):
                 pass
@@ -60,10 +57,7 @@ class ShardReader(NamedTuple):
         index = tuple(type(codec) for codec in sharding.index_codecs)
         if index != (BytesCodec, Crc32cCodec) or sharding.index_location.value != "end":
             return None
-        (block_rows, _), (chunk_rows, hidden) = (
-            metadata.chunk_grid.chunk_shape,
-            sharding.chunk_shape,
-        )
+        block_rows, (chunk_rows, hidden) = metadata.chunk_grid.chunk_shape[0], sharding.chunk_shape
         if hidden != array.shape[1]:
             return None
         return cls(array, Path(store.root) / array.path, block_rows, chunk_rows)
@@ -83,20 +77,17 @@ class ShardReader(NamedTuple):
             low, high = max(start, first), min(stop, first + self.block_rows)
             self._read_rows(block, low - first, out[low - start : high - start])
 
-        # list: an error in a thread is raised here
-        list(
-            _threads().map(read_block, range(start // self.block_rows, -(-stop // self.block_rows)))
-        )
+        blocks = range(start // self.block_rows, -(-stop // self.block_rows))
+        list(_threads().map(read_block, blocks))  # list: an error in a thread is raised here
         return out
 
     def _read_rows(self, block: int, start: int, out: NDArray[Any]) -> None:
         """Rows of one block from row `start` on, from the chunks that hold them and no others."""
         n_chunks, stop = self.block_rows // self.chunk_rows, start + len(out)
-        index_bytes = 16 * n_chunks + _CHECKSUM_BYTES
+        index_bytes = 16 * n_chunks + CHECKSUM_BYTES
+        path = self.folder / self.array.metadata.encode_chunk_key((block, 0))
         try:
-            file = (self.folder / self.array.metadata.encode_chunk_key((block, 0))).open(
-                "rb", buffering=0
-            )
+            file = path.open("rb", buffering=0)
         except FileNotFoundError:
             out[:] = self.array.fill_value
             return
@@ -108,17 +99,14 @@ class ShardReader(NamedTuple):
                 low, high = max(start, first), min(stop, first + self.chunk_rows)
                 target = out[low - start : high - start]
                 offset, length = map(int, index[chunk])
-                if offset == _ABSENT:
+                if offset == ABSENT:
                     target[:] = self.array.fill_value
                     continue
                 file.seek(offset)
-                decoded = np.frombuffer(
-                    _BLOSC.decode(_checked(file.read(length))), f"u{out.itemsize}"
-                )
                 # as integers: numpy transposes them without holding the lock
-                target.view(decoded.dtype)[:] = decoded.reshape(-1, self.chunk_rows)[
-                    :, low - first : high - first
-                ].T
+                values = _BLOSC.decode(_checked(file.read(length)))
+                decoded = np.frombuffer(values, f"u{out.itemsize}").reshape(-1, self.chunk_rows)
+                target.view(decoded.dtype)[:] = decoded[:, low - first : high - first].T
 
 
 @cache
@@ -128,9 +116,7 @@ def _threads() -> ThreadPoolExecutor:
 
 def _checked(data: bytes) -> memoryview:
     """The bytes before a checksum, which must match."""
-    content = memoryview(data)[:-_CHECKSUM_BYTES]
-    if google_crc32c.value(data[:-_CHECKSUM_BYTES]) != int.from_bytes(
-        data[-_CHECKSUM_BYTES:], "little"
-    ):
+    content, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+    if google_crc32c.value(content) != int.from_bytes(checksum, "little"):
         raise ValueError("a checksum does not match")
-    return content
+    return memoryview(data)[:-CHECKSUM_BYTES]

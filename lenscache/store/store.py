@@ -1,9 +1,8 @@
-"""The store, in a folder or an object store: a Zarr v3 hierarchy that any Zarr v3 reader
-understands.
+"""The store, in a folder or an object store, as a Zarr v3 hierarchy that any reader understands.
 
-    store.zarr/                     StoreHeader in its attributes
-      hierarchy/                    the concepts of the pack and their parents, so that training needs no pack file
-      layer_0/round_0/              one Round: samples, labels, activations and which blocks of them are complete
+    store.zarr/             StoreHeader in its attributes
+      hierarchy/            the concepts of the pack and their parents: training needs no pack file
+      layer_0/round_0/      one Round of level 0: samples, labels, activations, complete blocks
 
 Nothing is ever deleted or locked: the plan is deterministic, hence two writers of one block write
 the same bytes.
@@ -22,9 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.core.sync import sync
 from zarr.errors import ContainsGroupError
-from zarr.storage import StorePath
 
 from lenscache.concepts.hierarchy import Hierarchy
 from lenscache.concepts.pack import ConceptPack
@@ -39,6 +36,7 @@ from lenscache.store.layout import (
     write_column,
     writing,
 )
+from lenscache.store.objects import object_names
 from lenscache.store.remote import RemoteStore, open_place
 from lenscache.store.round import Round
 from lenscache.store.summary import summarize
@@ -75,10 +73,7 @@ class Store:
         ids, levels, links = (
             np.asarray(self._hierarchy_array(key)[:]) for key in ("id", "layer", "parent_links")
         )
-        parents: dict[str, tuple[str, ...]] = {}
-        for child, parent in links:
-            parents[str(ids[child])] = (*parents.get(str(ids[child]), ()), str(ids[parent]))
-        return Hierarchy({str(i): int(n) for i, n in zip(ids, levels, strict=True)}, parents)
+        return make_hierarchy(ids, levels, links)
 
     @cached_property
     def concept_names(self) -> dict[str, str]:
@@ -92,11 +87,8 @@ class Store:
 
     def rounds(self, level: int | None = None) -> list[Round]:
         """The rounds of one level, or of all, in order."""
-        return [
-            self.round(*place)
-            for place in sorted(self._round_places())
-            if level in (None, place[0])
-        ]
+        places = sorted(self._round_places())
+        return [self.round(*place) for place in places if level in (None, place[0])]
 
     def to_xarray(
         self,
@@ -106,8 +98,7 @@ class Store:
         phases: Sequence[Phase] | None = None,
         chunks: Mapping[str, Any] | None = None,
     ) -> xr.Dataset:
-        """The rows of complete blocks as one lazy dataset; see
-        `lenscache.store.views.xarray_view`."""
+        """Rows of complete blocks as a lazy dataset; see `lenscache.store.views.xarray_view`."""
         from lenscache.store.views.xarray_view import open_dataset  # not above: xarray is optional
 
         return open_dataset(self, level, model_layers=model_layers, phases=phases, chunks=chunks)
@@ -137,26 +128,18 @@ class Store:
     def places(self) -> list[tuple[int, int]]:
         """Level and index of every round that was begun, whether or not it is laid out whole;
         sorted."""
-        # Listed by name: zarr's own listing warns about the .partial files that a killed writer
-        # leaves.
-        root = self.group.store_path
-        levels = _numbers(root, "layer_")
-        return sorted(
-            (level, index)
-            for level in levels
-            for index in _numbers(root / f"layer_{level}", "round_")
-        )
+        # Listed by name: zarr's own listing warns about .partial files, left by a killed writer.
+        levels = _numbers(self.group, "", "layer_")
+        return sorted((n, i) for n in levels for i in _numbers(self.group, f"layer_{n}", "round_"))
 
     def digest(self) -> str:
         """Identity of the content: header, and the plan of every round; 16 hex digits."""
         plans = [(r.name, r.attributes["plan_digest"]) for r in self.rounds()]
-        return hashlib.sha256(
-            json.dumps([self.header.to_attributes(), plans], sort_keys=True).encode()
-        ).hexdigest()[:16]
+        content = json.dumps([self.header.to_attributes(), plans], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def summary(self) -> dict[str, Any]:
-        """Everything `lenscache info` shows, as plain values. Sizes count the activations of
-        complete blocks."""
+        """Everything `lenscache info` shows, as plain values; see `lenscache.store.summary`."""
         return summarize(self.path, self.digest(), self.header, self.rounds())
 
     def create_round(
@@ -180,8 +163,7 @@ class Store:
         Parameters
         ----------
         block_rows : rows of a block; None for those of the round if it is there, else about 256.
-        request : what was asked for, beside the header: attributes of the round that must be the
-            same the next time.
+        request : what was asked for: attributes of the round that must be the same the next time.
 
         Raises
         ------
@@ -191,16 +173,9 @@ class Store:
         name = f"layer_{level}/round_{index}"
         cut = np.zeros(len(plan), np.int32) if n_cut_tokens is None else n_cut_tokens
         with writing(f"{self.path}: the layout of {name}"):
-            require_group(
-                self.group, f"layer_{level}"
-            )  # by itself: a writer may be killed between the two
+            require_group(self.group, f"layer_{level}")  # a writer may be killed between the two
             created = require_group(self.group, name)
-            if block_rows is None:
-                block_rows = int(
-                    cast(
-                        Any, created.attrs.get("block_rows", default_block_rows(self.header.hidden))
-                    )
-                )
+            default: Any = created.attrs.get("block_rows", default_block_rows(self.header.hidden))
             lay_out_round(
                 created,
                 self.header,
@@ -208,7 +183,7 @@ class Store:
                 keys,
                 n_prompt_tokens,
                 cut,
-                block_rows=block_rows,
+                block_rows=int(default) if block_rows is None else block_rows,
                 request={"limit": None, "samples": None, "top_up": None, **(request or {})},
             )
         return self.round(level, index)
@@ -222,17 +197,23 @@ class Store:
         return cast("zarr.Array[Any]", self.group[f"hierarchy/{name}"])
 
 
+def make_hierarchy(ids: NDArray[Any], levels: NDArray[Any], links: NDArray[Any]) -> Hierarchy:
+    """The hierarchy that the columns `id`, `layer` and `parent_links` of a store describe."""
+    parents: dict[str, tuple[str, ...]] = {}
+    for child, parent in links:
+        parents[str(ids[child])] = (*parents.get(str(ids[child]), ()), str(ids[parent]))
+    return Hierarchy({str(i): int(n) for i, n in zip(ids, levels, strict=True)}, parents)
+
+
 def open_store(path: str | Path, mode: Literal["r", "r+"] = "r") -> Store:
-    """Open a store: a local path, or any URL that fsspec has a file system for; see
-    `lenscache.store.remote`.
+    """Open a store: a folder, or a URL that fsspec can open; see `lenscache.store.remote`.
 
     Raises
     ------
     StoreNotFoundError
         If nothing is there.
     StoreFormatError
-        If what is there is not a lenscache store, or one of a newer format; or if the URL cannot be
-        one of a store.
+        If it is no lenscache store, or one of a newer format; or if no store can have this URL.
     StoreAccessError
         If an object store refuses or cannot be reached.
     MissingPackageError
@@ -303,23 +284,18 @@ def _find_group(place: str | RemoteStore, mode: Literal["r", "r+"]) -> zarr.Grou
 
 
 def _is_unused(place: str | RemoteStore) -> bool:
-    """Whether nothing is there, or no more than a writer leaves that was killed while it created
-    the store."""
+    """Whether nothing is there, or only what a writer leaves if killed as it creates a store."""
     if isinstance(place, RemoteStore):
         if unused := place.is_unused():
             place.check_bucket()
         return unused
-    path = Path(place)
-    return not path.exists() or (
-        path.is_dir() and all(entry.suffix == ".partial" for entry in path.iterdir())
-    )
+    if not (path := Path(place)).exists():
+        return True
+    return path.is_dir() and all(entry.suffix == ".partial" for entry in path.iterdir())
 
 
-def _numbers(folder: StorePath, prefix: str) -> list[int]:
+def _numbers(group: zarr.Group, folder: str, prefix: str) -> list[int]:
     """The numbers of the folders whose names are `prefix` and a number."""
-
-    async def names() -> list[str]:
-        return [name async for name in folder.store.list_dir(folder.path)]
-
-    ends = (name.removeprefix(prefix) for name in sync(names()) if name.startswith(prefix))
+    names = object_names(group, folder)
+    ends = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
     return [int(end) for end in ends if end.isdecimal()]

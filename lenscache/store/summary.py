@@ -42,12 +42,11 @@ def summarize_round(target: Round, header: StoreHeader) -> dict[str, Any]:
     """How far a round is and how much it holds."""
     attributes, done = target.attributes, target.complete_blocks()
     verification = attributes.get("verification")
-    rows = sum(
-        target.rows(int(block)).stop - target.rows(int(block)).start
-        for block in np.flatnonzero(done)
-    )
+    rows = [range(target.n_samples)[target.rows(block)] for block in np.flatnonzero(done).tolist()]
     arrays = [(phase, i) for phase in header.phases for i in header.model_layers]
     stored = _stored_bytes(target, arrays, done)
+    itemsize = NATIVE_DTYPES[header.store_dtype].itemsize
+    errors = verification["max_relative_error"].values() if verification else ()
     written = "complete" if verification else "not verified"
     return {
         "name": target.name,
@@ -58,21 +57,15 @@ def summarize_round(target: Round, header: StoreHeader) -> dict[str, Any]:
         "state": written if done.all() else "unfinished",
         "limit": attributes["limit"],
         "batch_size": attributes.get("batch_size"),
-        "max_relative_error": max(verification["max_relative_error"].values())
-        if verification
-        else None,
+        "max_relative_error": max(errors) if verification else None,
         "stored_bytes": sum(stored.values()),
         "stored_bytes_by_model_layer": {str(i): size for i, size in stored.items()},
-        "raw_bytes": rows
-        * len(arrays)
-        * header.hidden
-        * NATIVE_DTYPES[header.store_dtype].itemsize,
+        "raw_bytes": sum(map(len, rows)) * len(arrays) * header.hidden * itemsize,
     }
 
 
 def stored_bytes(target: Round, phase: Phase, model_layer: int) -> int:
-    """Bytes on disk of the activations of one model layer, compressed: complete blocks, without
-    metadata."""
+    """Bytes on disk of one model layer's activations: complete blocks, without metadata."""
     return _stored_bytes(target, [(phase, model_layer)], target.complete_blocks())[model_layer]
 
 

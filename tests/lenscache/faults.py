@@ -248,10 +248,12 @@ for size in map(int, sys.argv[2:]):
     shard.write_bytes(data)
     shutil.copytree(store, folder / f"{size}.zarr")
     (folder / f"{size}.json").write_text(json.dumps({
-        "store": str(folder / f"{size}.zarr"), "error": error, "no_store": no_store, "rows_run": report.rows_run,
+        "store": str(folder / f"{size}.zarr"), "error": error, "no_store": no_store,
+        "rows_run": report.rows_run,
         "found": [finding.line() for finding in before.findings] if before else [],
         "complete": sum(state.complete_blocks for state in before.rounds) if before else 0,
-        "clean": not after.findings, "rows_run_read_only": again.rows_run if again else None, "read_only": read_only,
+        "clean": not after.findings, "rows_run_read_only": again.rows_run if again else None,
+        "read_only": read_only,
     }))
     subprocess.run(["umount", disk], check=True)
 """

@@ -74,9 +74,8 @@ def test_what_a_batch_costs_beside_its_positions_is_read_off_the_sizes_tried(
         return len(rows) / (runner.n_passes * 0.050 + positions * 0.002)  # 25 positions a pass
 
     monkeypatch.setattr(lenscache.extract.batch_size, "_rate", rate)
-    assert (
-        choose_batch(new_runner, ROWS, most=256).overhead == 25 * 3
-    )  # a whole run of 3 new tokens
+    # a whole run of 3 new tokens
+    assert choose_batch(new_runner, ROWS, most=256).overhead == 25 * 3
     assert choose_batch(new_runner, ROWS, most=8).overhead is None  # two sizes make no line
 
 

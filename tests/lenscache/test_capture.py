@@ -76,9 +76,8 @@ def counted_calls(loaded: LoadedModel) -> Iterator[Counter[str]]:
 
 
 def n_hooks(loaded: LoadedModel) -> list[int]:
-    return [
-        len(block._forward_hooks) for block in loaded.blocks
-    ]  # transformers may have installed some of its own
+    # transformers may have installed some of its own
+    return [len(block._forward_hooks) for block in loaded.blocks]
 
 
 def final_norm(model: Any) -> nn.Module:

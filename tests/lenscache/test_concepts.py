@@ -203,7 +203,7 @@ def test_pack_survives_a_round_trip_through_its_file(tmp_path: Path) -> None:
     assert ConceptPack.load(path) == pack
 
 
-def test_pack_gives_concepts_by_id_and_by_layer() -> None:
+def test_pack_gives_concepts_by_id_and_by_level() -> None:
     pack = small_pack()
     assert pack.levels == (0, 1)
     assert [concept.id for concept in pack.in_level(0)] == ["nature", "craft"]
@@ -211,7 +211,7 @@ def test_pack_gives_concepts_by_id_and_by_layer() -> None:
     assert len(pack) == 7
 
 
-def test_concept_needs_only_id_name_and_layer() -> None:
+def test_concept_needs_only_id_name_and_level() -> None:
     pack = ConceptPack.from_dict(make_data(make_concept()))
     assert pack["bird"] == Concept("bird", "bird", 0)
 
@@ -255,9 +255,9 @@ def test_error_inside_a_file_names_the_file_and_the_concept(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layer": -1}, "concept 'bird': level is -1, expected 0 or more"),
-        ({"layer": "0"}, "concept 'bird': level is str, expected int"),
-        ({"layer": True}, "concept 'bird': level is True, expected 0 or more"),
+        ({"layer": -1}, "concept 'bird': layer is -1, expected 0 or more"),
+        ({"layer": "0"}, "concept 'bird': layer is str, expected int"),
+        ({"layer": True}, "concept 'bird': layer is True, expected 0 or more"),
         ({"name": 3}, "concept 'bird': name is int, expected str"),
         ({"name": " "}, "concept 'bird': name is empty"),
         ({"id": ""}, "concept '': id is empty"),

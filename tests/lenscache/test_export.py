@@ -187,7 +187,7 @@ def test_samples_stand_in_the_order_of_the_vectors_with_all_that_is_known(
         np.array([row["temperature"] for row in rows], np.float32), samples.temperature
     )
     assert rows[7]["sample"] == f"{ROUND}/7"
-    assert (rows[7]["layer"], rows[7]["round"], rows[7]["row"]) == (1, 0, 7)
+    assert (rows[7]["level"], rows[7]["round"], rows[7]["row"]) == (1, 0, 7)
 
 
 @pytest.mark.parametrize("to", FORMATS)
@@ -236,7 +236,7 @@ def test_concepts_come_along(store: Store, tmp_path: Path) -> None:
     concepts = {entry["id"]: entry for entry in map(json.loads, lines)}
     assert list(concepts) == list(store.hierarchy)
     for name, entry in concepts.items():
-        assert (entry["layer"], entry["name"]) == (
+        assert (entry["level"], entry["name"]) == (
             store.hierarchy.levels[name],
             store.concept_names[name],
         )
@@ -357,7 +357,7 @@ def test_store_without_a_complete_block_is_refused(unfinished: Store, tmp_path: 
 @pytest.mark.parametrize(
     ("choice", "error", "message"),
     [
-        ({"layers": [5]}, StoreIncompleteError, "level 5 is not in the store, which holds 0,1"),
+        ({"levels": [5]}, StoreIncompleteError, "level 5 is not in the store, which holds 0,1"),
         (
             {"model_layers": [7]},
             ModelLayerError,

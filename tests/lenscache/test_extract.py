@@ -55,7 +55,8 @@ def the_round(path: Path) -> Round:
 
 
 def activations(path: Path) -> list[NDArray[np.float64]]:
-    return [the_round(path).read(phase, level).astype(np.float64) for phase, level in PLACES]  # type: ignore[arg-type]
+    found = the_round(path)
+    return [found.read(phase, block).astype(np.float64) for phase, block in PLACES]  # type: ignore[arg-type]
 
 
 def setting(**changes: Any) -> ExtractSettings:
@@ -169,7 +170,7 @@ def test_progress_counts_rows_up_to_all_of_them(tmp_path: Path) -> None:
     assert (report.rows, report.rows_run, report.levels, report.batch_size) == (20, 20, [1], 4)
 
 
-def test_layers_are_rounds_of_one_store(store_copy: Path) -> None:
+def test_levels_are_rounds_of_one_store(store_copy: Path) -> None:
     before = tree(store_copy)
     report = run_small(store_copy, levels=(0, 1))
     rounds = open_store(store_copy).rounds()
@@ -228,9 +229,8 @@ def test_temperature_tells_nothing_about_labels_or_order() -> None:
     for number in range(len(plan.concepts)):
         positive = np.zeros(len(plan))
         positive[plan.label_sample[plan.label_concept == number]] = 1
-        assert (
-            abs(np.corrcoef(plan.temperature, positive)[0, 1]) < 0.12
-        )  # more than 3 standard deviations
+        # more than 3 standard deviations
+        assert abs(np.corrcoef(plan.temperature, positive)[0, 1]) < 0.12
     assert abs(np.corrcoef(plan.temperature, np.arange(len(plan)))[0, 1]) < 0.12
     assert abs(np.corrcoef(plan.temperature, plan.split)[0, 1]) < 0.12
 
@@ -373,9 +373,8 @@ def test_verification_is_recorded(finished_store: Path) -> None:
     assert (found["verification"]["rows"], found["verification"]["other_completions"]) == (8, 0)
     errors = found["verification"]["max_relative_error"]
     assert set(errors) == {"0", "2"}
-    assert all(
-        0 < error < found["verification"]["tolerance"] for error in errors.values()
-    )  # not 0: bf16 was stored
+    # not 0: bf16 was stored
+    assert all(0 < error < found["verification"]["tolerance"] for error in errors.values())
 
 
 @pytest.mark.parametrize("block", [0, 2])
@@ -383,7 +382,10 @@ def test_model_that_does_not_batch_is_found_out(block: int, tmp_path: Path) -> N
     def depends_on_the_batch(_block: object, inputs: object, output: torch.Tensor) -> torch.Tensor:
         return output * (1 + 0.01 * len(output))
 
-    message = rf"{ROUND}: rows extracted one by one differ .* not marked complete.* another store with --batch-size 1"
+    message = (
+        rf"{ROUND}: rows extracted one by one differ .* not marked complete"
+        ".* another store with --batch-size 1"
+    )
     with pytest.raises(BatchMismatchError, match=message):
         run_small(tmp_path / "s", own_model(depends_on_the_batch, block=block))
     with pytest.raises(BatchMismatchError, match=message):  # and it is not forgotten
@@ -563,7 +565,9 @@ def test_keys_change_with_whatever_the_activation_depends_on(
         )
 
 
-def test_keys_do_not_change_with_the_layers_captured(finished_store: Path, tmp_path: Path) -> None:
+def test_keys_do_not_change_with_the_model_layers_captured(
+    finished_store: Path, tmp_path: Path
+) -> None:
     run_small(tmp_path / "s", settings=setting(model_layers=(1,)))
     assert (
         the_round(tmp_path / "s").samples().key.tolist()
@@ -638,7 +642,7 @@ def test_rounds_in_bfloat16_pass_verification(mode: Any, tmp_path: Path) -> None
     assert the_round(tmp_path / "s").is_complete
 
 
-def test_bytes_of_another_layer_do_not_count_as_written(
+def test_bytes_of_another_level_do_not_count_as_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_small(tmp_path / "s", levels=[1], limit=None)

@@ -98,7 +98,10 @@ def test_write_error_in_any_array_of_a_block_leaves_the_block_unmarked(
     code = random.Random(name).choice([errno.ENOSPC, errno.EDQUOT, errno.EIO])
     key = relative(object_file(finished_store, name, 1), finished_store)
     where = "complete, the mark of block 1," if name == "complete" else f"{name}, rows 8-15,"
-    message = rf"^{ROUND}/{where} cannot be written \(\[Errno {code}\].*: make room .* `lenscache extract` again"
+    message = (
+        rf"^{ROUND}/{where} cannot be written \(\[Errno {code}\]"
+        ".*: make room .* `lenscache extract` again"
+    )
     with (
         faults.failing_write(key, OSError(code, os.strerror(code))),
         pytest.raises(StoreWriteError, match=message),

@@ -28,7 +28,7 @@ def deep_copy(loaded: LoadedModel) -> LoadedModel:
 
 
 class Unusual(nn.Module):
-    """A model with some module lists of two entries, in a configuration of two levels."""
+    """A model with some module lists of two entries, in a configuration of two model layers."""
 
     def __init__(self, **lists: nn.Module) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def test_list_inside_a_block_is_not_taken_for_the_blocks() -> None:
             self.experts = two()
 
     blocks = two(Experts)
-    assert find_blocks(Unusual(levels=blocks)) is blocks
+    assert find_blocks(Unusual(layers=blocks)) is blocks
 
 
 @pytest.mark.parametrize(

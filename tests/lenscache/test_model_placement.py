@@ -40,7 +40,7 @@ from tests.lenscache.test_runner import (
 )
 from tests.models import ARCHITECTURES, tiny_model, tiny_tokenizer
 
-LAYERS = (0, 1, 2)
+BLOCKS = (0, 1, 2)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_model_in_memory_and_on_disk_gives_the_same_activations_bit_for_bit(
     here, there = (
         Runner(
             with_eos(loaded, HALF_OF_THE_VOCABULARY),
-            LAYERS,
+            BLOCKS,
             mode=mode,
             pooling=pooling,
             max_new_tokens=8,
@@ -113,13 +113,13 @@ def test_model_in_memory_and_on_disk_gives_the_same_activations_bit_for_bit(
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_model_in_parts_is_steered_as_the_whole_one_is(folders: Any, architecture: str) -> None:
     direction = np.random.default_rng(3).normal(size=32)
-    changes = [Intervention(direction, level, 3.0, positions=slice(1, None)) for level in LAYERS]
+    changes = [Intervention(direction, block, 3.0, positions=slice(1, None)) for block in BLOCKS]
     whole, found = tiny_model(architecture), []
     for loaded in (whole, load_in_parts(folders(architecture), architecture)):
         with steer_all(loaded, changes):
-            found.append(Runner(loaded, LAYERS, max_new_tokens=6).run(rows_of(UNEQUAL)))
+            found.append(Runner(loaded, BLOCKS, max_new_tokens=6).run(rows_of(UNEQUAL)))
     same_bits(*found)
-    as_it_is = Runner(whole, LAYERS, max_new_tokens=6).run(rows_of(UNEQUAL))
+    as_it_is = Runner(whole, BLOCKS, max_new_tokens=6).run(rows_of(UNEQUAL))
     assert [row.completion_ids for row in as_it_is] != [row.completion_ids for row in found[1]]
 
 
@@ -140,9 +140,8 @@ def test_fingerprint_does_not_depend_on_where_the_weights_are(
 def test_fingerprint_after_a_run_is_that_before(folders: Any) -> None:
     """What waits elsewhere was brought to its device and back."""
     parts = load_in_parts(folders("llama"), "llama")
-    Runner(parts, (0,), mode="prompt").run(
-        rows_of(UNEQUAL)
-    )  # stops before weights of later blocks are brought
+    # prompt mode on block 0 stops before the weights of later blocks are brought
+    Runner(parts, (0,), mode="prompt").run(rows_of(UNEQUAL))
     assert parts.fingerprint == tiny_model().fingerprint
 
 
@@ -262,7 +261,7 @@ def test_blocks_on_two_cards_give_what_one_card_gives(
     assert len(parts.devices) == 2
     assert parts.fingerprint == whole.fingerprint
     here, there = (
-        Runner(with_eos(loaded, HALF_OF_THE_VOCABULARY), LAYERS, max_new_tokens=8, replay=False)
+        Runner(with_eos(loaded, HALF_OF_THE_VOCABULARY), BLOCKS, max_new_tokens=8, replay=False)
         for loaded in (whole, parts)
     )
     assert_same_results(there.run(rows_of(UNEQUAL)), here.run(rows_of(UNEQUAL)))

@@ -425,9 +425,8 @@ def test_store_that_is_created_between_two_looks_is_opened(
     look = RemoteStore.is_unused
 
     def late(store: RemoteStore) -> bool:
-        upload(
-            s3, BUCKET, prefix, expected
-        )  # another writer is done between the first look and the second
+        # another writer is done between the first look and the second
+        upload(s3, BUCKET, prefix, expected)
         return look(store)
 
     monkeypatch.setattr(RemoteStore, "is_unused", late)
@@ -479,7 +478,8 @@ seconds = float(sys.argv[2])
 n_examples = int(2 * seconds)
 run_small(
     sys.argv[1], settings=replace(SETTINGS, block_rows=4), pack=small_pack(n_examples=n_examples),
-    on_progress=lambda _: time.sleep(seconds / (n_examples + 7)),  # batches of four of two concepts' examples and more
+    # batches of four: the examples of two concepts and a few texts more
+    on_progress=lambda _: time.sleep(seconds / (n_examples + 7)),
 )
 """
 
@@ -495,7 +495,8 @@ while True:
         break
     except (StoreNotFoundError, ValueError):  # no store, or no round yet
         time.sleep(0.05)
-seen, counts, refused, places = {}, [], 0, [(p, n) for p in ("prompt", "completion") for n in (0, 2)]
+seen, counts, refused = {}, [], 0
+places = [(p, n) for p in ("prompt", "completion") for n in (0, 2)]
 first = int(target.complete_blocks().sum())
 while True:
     done = target.complete_blocks()

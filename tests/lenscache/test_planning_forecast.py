@@ -53,11 +53,11 @@ def sizes(
     return [RoundSize(len(plan), len(plan.label_role), settings.block_rows) for plan in plans]
 
 
-# --- objects and requests
+# --- objects and requests -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("change", "layers"),
+    ("change", "levels"),
     [
         ({}, (1,)),
         ({"block_rows": 3, "model_layers": (0, 1, 2)}, (0, 1)),
@@ -88,7 +88,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RequestLog]:
 
 
 @pytest.mark.parametrize(
-    ("change", "layers", "workers"),
+    ("change", "levels", "workers"),
     [
         ({"model_layers": (1,), "mode": "prompt"}, (1,), 2),
         pytest.param({"model_layers": (0, 1, 2)}, (1,), 2, marks=pytest.mark.slow),
@@ -113,7 +113,7 @@ def test_an_object_store_is_asked_as_often_as_forecast(
     assert abs(seen["GET"] - expected.get) <= 3 * len(levels)
 
 
-# --- seconds
+# --- seconds ------------------------------------------------------------------------------------
 
 
 def weights_of(shape: Shape) -> float:
@@ -149,9 +149,8 @@ def test_a_decode_step_takes_what_reading_the_weights_takes_and_a_prefill_its_op
     assert found["decode: weights"] == pytest.approx(20 * weights_of(shape) / GPU.bandwidth)
     assert found["decode: arithmetic"] == 0
     products = 2 * weights_of(shape) / shape.itemsize * 64 * 512 / GPU.half_flops
-    assert (
-        products < seconds_of(shape, work, 64, 512)["prefill"] < 1.4 * products
-    )  # the rest reads what passes by
+    # the rest of the time reads and writes what passes by
+    assert products < seconds_of(shape, work, 64, 512)["prefill"] < 1.4 * products
     assert seconds_of(shape, work, 2000, 32)["decode: arithmetic"] > 0
 
 
@@ -192,7 +191,7 @@ def test_experts_are_read_once_each_and_multiplied_with_by_few_positions() -> No
     )
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
-    blocks = list(model.model.levels)
+    blocks = list(model.model.layers)
     shape = Shape.of(ModelOutline(model, None, "experts", "float32", torch.device("meta"), blocks))
     experts = 8 * 3 * 64 * 256
     assert shape.block_weights - shape.active_weights == pytest.approx(experts * 6 / 8)
@@ -213,7 +212,7 @@ def test_a_model_is_spread_over_as_few_devices_as_hold_it(large: ModelOutline) -
     assert (estimate.devices_per_copy, estimate.copies) == (2, 3)
 
 
-# --- the whole forecast
+# --- the whole forecast -------------------------------------------------------------------------
 
 
 def test_a_forecast_counts_what_extract_then_leaves(tmp_path: Path) -> None:
@@ -266,7 +265,7 @@ def test_a_disk_that_answers_at_once_holds_nobody_up(large: ModelOutline) -> Non
     assert disk.parts["waiting for writes"] == 0
 
 
-# --- models without weights
+# --- models without weights ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

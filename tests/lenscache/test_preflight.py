@@ -74,8 +74,7 @@ def request(model: str, **changes: Any) -> Request:
     return Request(model, device="cpu", quick=True, **changes)
 
 
-# -- processes
-# ---------------------------------------------------------------------------------------------------------
+# --- processes ----------------------------------------------------------------------------------
 
 
 def run_fake(what: str, *, time_limit_s: float = 30.0) -> Outcome:
@@ -222,8 +221,7 @@ def test_without_anything_to_fit_lenses_the_fourth_check_is_skipped() -> None:
     assert report.passed
 
 
-# -- texts
-# -------------------------------------------------------------------------------------------------------------
+# --- texts --------------------------------------------------------------------------------------
 
 
 def test_the_built_in_concepts_are_those_of_the_starter_pack() -> None:
@@ -236,7 +234,7 @@ def test_the_built_in_concepts_are_those_of_the_starter_pack() -> None:
             assert getattr(concept, field) == getattr(theirs, field)
 
 
-def test_concepts_are_spread_over_the_branches_of_the_largest_layer() -> None:
+def test_concepts_are_spread_over_the_branches_of_the_largest_level() -> None:
     chosen = spread(small_pack(), 3)
     assert [concept.id for concept in chosen.concepts] == ["bird", "boat", "fish"]
     assert not any(concept.parents for concept in chosen.concepts)
@@ -251,8 +249,7 @@ def test_the_first_prompts_are_as_long_as_all_of_them() -> None:
     )
 
 
-# -- the checks
-# --------------------------------------------------------------------------------------------------------
+# --- the checks ---------------------------------------------------------------------------------
 
 
 def test_bf16_runs_where_float16_would_overflow(overflowing: str, pack: str) -> None:
@@ -452,8 +449,7 @@ def test_ratios_are_paired_by_repeat() -> None:
     assert (line["ratio"], line["ratio_low"], line["ratio_high"]) == (3, 2, 4)
 
 
-# -- steering
-# ----------------------------------------------------------------------------------------------------------
+# --- steering -----------------------------------------------------------------------------------
 
 
 def lenses_for(folder: Path) -> SteeringLenses:

@@ -213,7 +213,7 @@ def test_parent_and_child_share_their_relation_prompt() -> None:
     assert (relation, POSITIVE) in labels_of(plan, "nature")
 
 
-def test_concepts_beside_the_layer_keep_their_labels() -> None:
+def test_concepts_beside_the_level_keep_their_labels() -> None:
     plan = plan_samples(small_pack(), [1])
     assert plan.concepts[: plan.n_targets] == ("bird", "fish", "tree", "boat", "oven")
     assert set(plan.concepts[plan.n_targets :]) == {"nature", "craft"}
@@ -331,14 +331,14 @@ def test_texts_without_a_letter_are_told_apart() -> None:
     assert {TRAIN, TEST} <= {split_of[text] for text in ("?!", "...", "—", "!!", "??", "~")}
 
 
-def test_split_does_not_depend_on_the_layers_planned(starter: ConceptPack) -> None:
+def test_split_does_not_depend_on_the_levels_planned(starter: ConceptPack) -> None:
     whole = splits_of(plan_samples(starter))
     for level in starter.levels:
         part = splits_of(plan_samples(starter, [level]))
         assert part == {text: whole[text] for text in part}
 
 
-def test_text_shared_by_two_layers_is_in_the_same_split_of_both(starter: ConceptPack) -> None:
+def test_text_shared_by_two_levels_is_in_the_same_split_of_both(starter: ConceptPack) -> None:
     parts = [splits_of(plan_samples(starter, [level])) for level in starter.levels]
     shared = [
         (a, b, text) for a, b in itertools.combinations(parts, 2) for text in a.keys() & b.keys()
@@ -366,24 +366,24 @@ def test_fractions_that_are_no_shares_are_refused(fractions: tuple[float, ...]) 
 # --- what is planned ----------------------------------------------------------------------------
 
 
-def test_layers_select_the_concepts() -> None:
+def test_levels_select_the_concepts() -> None:
     assert plan_samples(small_pack(), [0]).n_targets == 2
     assert plan_samples(small_pack(), [1]).n_targets == 5
     assert plan_samples(small_pack()).n_targets == 7
 
 
-def test_layer_named_twice_is_planned_once() -> None:
+def test_level_named_twice_is_planned_once() -> None:
     assert plan_samples(small_pack(), [1, 1]).digest == plan_samples(small_pack(), [1]).digest
 
 
-def test_unknown_layer_names_the_layers_and_the_other_option() -> None:
+def test_unknown_level_names_the_levels_and_the_other_option() -> None:
     with pytest.raises(
         PlanError, match=r"level 5 is not in pack 'small', .* \[0, 1\]; --level .* --model-layers"
     ):
         plan_samples(small_pack(), [5])
 
 
-def test_limit_keeps_the_first_concepts_of_each_layer() -> None:
+def test_limit_keeps_the_first_concepts_of_each_level() -> None:
     plan = plan_samples(small_pack(), limit=1)
     assert plan.concepts[: plan.n_targets] == ("nature", "bird")
 

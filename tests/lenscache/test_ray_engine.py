@@ -185,9 +185,8 @@ def test_workers_killed_at_random_lose_nothing_and_duplicate_nothing(
     kills: int, expected: Path, tmp_path: Path
 ) -> None:
     killer = Killer(kills)
-    load = partial(
-        slow_model, 0.02 * kills
-    )  # progress comes twice a second, and a worker is killed where it shows
+    # progress comes twice a second, and a worker is killed where it shows
+    load = partial(slow_model, 0.02 * kills)
     report = with_ray(tmp_path / "s.zarr", load, on_progress=killer)
     assert killer.left == 0
     assert killer.died >= 1
@@ -380,7 +379,8 @@ ray.init(cluster.address, log_to_driver=False, logging_level="CRITICAL")
 lost = []
 
 def lose(progress):
-    if progress.rows_done > 8 and not lost and len(ray.nodes()) == 2 and ray.available_resources().get("CPU", 0) == 0:
+    busy = ray.available_resources().get("CPU", 0) == 0
+    if progress.rows_done > 8 and not lost and len(ray.nodes()) == 2 and busy:
         lost.append(progress.rows_done)
         cluster.remove_node(other, allow_graceful=False)
 
@@ -404,7 +404,7 @@ def test_what_the_worker_of_a_lost_machine_had_is_done_by_the_others(
     assert_whole(tmp_path / "s.zarr")
 
 
-# --- S3 that errs
+# --- S3 that errs -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -202,13 +202,11 @@ def test_completion_phase_is_the_mean_over_the_tokens_fed_back(
     for row, result in zip(rows, run(loaded, rows), strict=True):
         n_prompt, n = len(row.token_ids), result.n_completion_tokens
         ended = len(result.completion_ids) < NEW_TOKENS
-        assert n == len(result.completion_ids) - (
-            not ended
-        )  # the last of NEW_TOKENS is never fed back
+        # the last of NEW_TOKENS is never fed back
+        assert n == len(result.completion_ids) - (not ended)
         if n:
-            states = hidden_states(
-                loaded, [*row.token_ids, *result.completion_ids]
-            )  # teacher-forced
+            # the same tokens in one forward pass
+            states = hidden_states(loaded, [*row.token_ids, *result.completion_ids])
             assert_close(
                 result.pooled["completion"][:2], states[:, n_prompt : n_prompt + n].mean(axis=1)
             )

@@ -14,7 +14,7 @@ from lenscache.live.steering import Intervention, steer, steer_all
 from lenscache.model.loading import LoadedModel
 from tests.models import ARCHITECTURES, SENTENCES, tiny_model
 
-HIDDEN, LAYER = 32, 1
+HIDDEN, BLOCK = 32, 1
 DIRECTION = np.random.default_rng(3).normal(size=HIDDEN)
 UNIT = torch.from_numpy(DIRECTION / np.linalg.norm(DIRECTION)).float()
 
@@ -48,12 +48,12 @@ def inputs_of(loaded: LoadedModel, *texts: str) -> dict[str, torch.Tensor]:
 def test_the_output_of_the_block_moves_by_strength_times_deviation(architecture: str) -> None:
     loaded = tiny_model(architecture)
     inputs = inputs_of(loaded, SENTENCES[0])
-    before = residuals(loaded, LAYER, **inputs)
-    with steer(loaded, DIRECTION, LAYER, 3.0, deviation=0.5):
-        after = residuals(loaded, LAYER, **inputs)
-        below = residuals(loaded, LAYER - 1, **inputs)
+    before = residuals(loaded, BLOCK, **inputs)
+    with steer(loaded, DIRECTION, BLOCK, 3.0, deviation=0.5):
+        after = residuals(loaded, BLOCK, **inputs)
+        below = residuals(loaded, BLOCK - 1, **inputs)
     torch.testing.assert_close(after, before + 1.5 * UNIT)
-    assert torch.equal(below, residuals(loaded, LAYER - 1, **inputs))
+    assert torch.equal(below, residuals(loaded, BLOCK - 1, **inputs))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -64,7 +64,7 @@ def test_what_comes_after_the_block_changes_and_is_as_before_bit_for_bit_when_it
     inputs = inputs_of(loaded, SENTENCES[0])
     with torch.no_grad():
         before = loaded.model(**inputs).logits
-        with steer(loaded, DIRECTION, LAYER, 5.0):
+        with steer(loaded, DIRECTION, BLOCK, 5.0):
             during = loaded.model(**inputs).logits
         after = loaded.model(**inputs).logits
     assert not torch.allclose(before, during)
@@ -73,13 +73,13 @@ def test_what_comes_after_the_block_changes_and_is_as_before_bit_for_bit_when_it
 
 def n_hooks(loaded: LoadedModel) -> tuple[int, int]:
     """Of the block and of the model; transformers may have installed some of its own."""
-    return len(loaded.blocks[LAYER]._forward_hooks), len(loaded.model._forward_pre_hooks)
+    return len(loaded.blocks[BLOCK]._forward_hooks), len(loaded.model._forward_pre_hooks)
 
 
 def test_hooks_are_gone_after_an_exception() -> None:
     loaded = tiny_model()
     before = n_hooks(loaded)
-    with pytest.raises(ZeroDivisionError), steer(loaded, DIRECTION, LAYER, 5.0, positions="prompt"):
+    with pytest.raises(ZeroDivisionError), steer(loaded, DIRECTION, BLOCK, 5.0, positions="prompt"):
         _ = 1 / 0
     assert n_hooks(loaded) == before
 
@@ -87,7 +87,7 @@ def test_hooks_are_gone_after_an_exception() -> None:
 def test_hooks_are_gone_when_the_model_itself_fails() -> None:
     loaded = tiny_model()
     before = n_hooks(loaded)
-    with pytest.raises(IndexError), steer(loaded, DIRECTION, LAYER, 5.0, positions=slice(1, 3)):
+    with pytest.raises(IndexError), steer(loaded, DIRECTION, BLOCK, 5.0, positions=slice(1, 3)):
         loaded.model(input_ids=torch.tensor([[10**6]]))
     assert n_hooks(loaded) == before
 
@@ -98,9 +98,9 @@ def test_the_sum_is_computed_in_float32_and_rounded_once(dtype: str) -> None:
     term."""
     loaded = tiny_model("llama", dtype=dtype)
     inputs = inputs_of(loaded, SENTENCES[1])
-    before = residuals(loaded, LAYER, **inputs)
-    with steer(loaded, DIRECTION, LAYER, 0.7, deviation=0.9):
-        after = residuals(loaded, LAYER, **inputs)
+    before = residuals(loaded, BLOCK, **inputs)
+    with steer(loaded, DIRECTION, BLOCK, 0.7, deviation=0.9):
+        after = residuals(loaded, BLOCK, **inputs)
     assert after.dtype == before.dtype
     assert torch.equal(
         after, (before.float() + float(np.float32(0.7 * 0.9)) * UNIT).to(before.dtype)
@@ -110,7 +110,7 @@ def test_the_sum_is_computed_in_float32_and_rounded_once(dtype: str) -> None:
 def test_no_strength_changes_nothing() -> None:
     loaded = tiny_model()
     inputs = inputs_of(loaded, SENTENCES[0])
-    with torch.no_grad(), steer(loaded, DIRECTION, LAYER, 0.0):
+    with torch.no_grad(), steer(loaded, DIRECTION, BLOCK, 0.0):
         steered = loaded.model(**inputs).logits
     with torch.no_grad():
         assert torch.equal(steered, loaded.model(**inputs).logits)
@@ -120,9 +120,9 @@ def test_no_strength_changes_nothing() -> None:
 def test_ablation_brings_the_projection_to_its_level_and_leaves_the_rest(level: float) -> None:
     loaded = tiny_model()
     inputs = inputs_of(loaded, SENTENCES[0])
-    before = residuals(loaded, LAYER, **inputs)
-    with steer(loaded, DIRECTION, LAYER, ablate=True, level=level):
-        after = residuals(loaded, LAYER, **inputs)
+    before = residuals(loaded, BLOCK, **inputs)
+    with steer(loaded, DIRECTION, BLOCK, ablate=True, level=level):
+        after = residuals(loaded, BLOCK, **inputs)
     torch.testing.assert_close(
         after @ UNIT, torch.full_like(after[..., 0], level), atol=1e-5, rtol=0
     )
@@ -139,28 +139,28 @@ def test_several_directions_add_up_whether_nested_or_at_once() -> None:
         with steer_all(loaded, [Intervention(DIRECTION, 0, 2.0), Intervention(other, 2, -1.0)]):
             at_once = loaded.model(**inputs).logits
     assert torch.equal(nested, at_once)
-    before = residuals(loaded, LAYER, **inputs)
+    before = residuals(loaded, BLOCK, **inputs)
     with steer_all(
-        loaded, [Intervention(DIRECTION, LAYER, 2.0), Intervention(DIRECTION, LAYER, -2.0)]
+        loaded, [Intervention(DIRECTION, BLOCK, 2.0), Intervention(DIRECTION, BLOCK, -2.0)]
     ):
-        torch.testing.assert_close(residuals(loaded, LAYER, **inputs), before)
+        torch.testing.assert_close(residuals(loaded, BLOCK, **inputs), before)
 
 
 def test_a_bare_transformers_model_can_be_steered() -> None:
     loaded = tiny_model()
     inputs = inputs_of(loaded, SENTENCES[0])
-    before = residuals(loaded, LAYER, **inputs)
-    with steer(loaded.model, DIRECTION, LAYER, 1.0):
-        torch.testing.assert_close(residuals(loaded, LAYER, **inputs), before + UNIT)
+    before = residuals(loaded, BLOCK, **inputs)
+    with steer(loaded.model, DIRECTION, BLOCK, 1.0):
+        torch.testing.assert_close(residuals(loaded, BLOCK, **inputs), before + UNIT)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
 def test_a_slice_counts_real_positions_of_each_row(architecture: str) -> None:
     loaded = tiny_model(architecture)
     inputs = inputs_of(loaded, SENTENCES[0], "Rain.")
-    before = residuals(loaded, LAYER, **inputs)
-    with steer(loaded, DIRECTION, LAYER, 1.0, positions=slice(1, 3)):
-        moved = (residuals(loaded, LAYER, **inputs) - before).norm(dim=2) > 0.5
+    before = residuals(loaded, BLOCK, **inputs)
+    with steer(loaded, DIRECTION, BLOCK, 1.0, positions=slice(1, 3)):
+        moved = (residuals(loaded, BLOCK, **inputs) - before).norm(dim=2) > 0.5
     for row, mask in zip(moved, inputs["attention_mask"], strict=True):
         first = int(mask.argmax())
         assert row.nonzero().flatten().tolist() == [first + 1, first + 2]
@@ -169,12 +169,12 @@ def test_a_slice_counts_real_positions_of_each_row(architecture: str) -> None:
 def passes(loaded: LoadedModel, positions: Any, *, n_new: int = 4) -> list[list[bool]]:
     """For each forward pass of a greedy generation, which positions of its first row were moved."""
     pushed: list[torch.Tensor] = []
-    with steer(loaded, DIRECTION, LAYER, 1.0, positions=positions):
-        handle = loaded.blocks[LAYER].register_forward_hook(
+    with steer(loaded, DIRECTION, BLOCK, 1.0, positions=positions):
+        handle = loaded.blocks[BLOCK].register_forward_hook(
             lambda _b, _i, output: pushed.append(output[0] if isinstance(output, tuple) else output)
         )
         raw: list[torch.Tensor] = []
-        first = loaded.blocks[LAYER].register_forward_hook(
+        first = loaded.blocks[BLOCK].register_forward_hook(
             lambda _b, _i, output: raw.append(
                 (output[0] if isinstance(output, tuple) else output).clone()
             ),
@@ -211,9 +211,9 @@ def test_a_slice_goes_on_into_the_completion() -> None:
 def test_the_runner_is_steered_and_captures_what_came_of_it() -> None:
     loaded = tiny_model()
     row = Row(loaded.tokenizer(SENTENCES[0])["input_ids"])
-    runner = Runner(loaded, [LAYER], mode="prompt")
+    runner = Runner(loaded, [BLOCK], mode="prompt")
     (before,) = runner.run([row])
-    with steer(loaded, DIRECTION, LAYER, 2.0):
+    with steer(loaded, DIRECTION, BLOCK, 2.0):
         (after,) = runner.run([row])
     np.testing.assert_allclose(
         after.pooled["prompt"][0] - before.pooled["prompt"][0], 2 * UNIT.numpy(), atol=1e-4
@@ -229,9 +229,9 @@ def test_only_where_a_direction_points_counts(
 ) -> None:
     loaded = tiny_model()
     inputs = inputs_of(loaded, SENTENCES[2])
-    before = residuals(loaded, LAYER, **inputs)
-    with steer(loaded, DIRECTION * length, LAYER, strength, deviation=deviation):
-        moved = (residuals(loaded, LAYER, **inputs) - before) @ UNIT
+    before = residuals(loaded, BLOCK, **inputs)
+    with steer(loaded, DIRECTION * length, BLOCK, strength, deviation=deviation):
+        moved = (residuals(loaded, BLOCK, **inputs) - before) @ UNIT
     torch.testing.assert_close(
         moved, torch.full_like(moved, strength * deviation), atol=1e-3, rtol=1e-3
     )
@@ -256,7 +256,7 @@ def test_what_cannot_be_used_is_refused_before_the_model_runs(
 ) -> None:
     with (
         pytest.raises(SteeringError, match=match),
-        steer(tiny_model(), direction, LAYER, **options),
+        steer(tiny_model(), direction, BLOCK, **options),
     ):
         raise AssertionError("unreachable")
 
@@ -285,5 +285,5 @@ def test_a_model_layer_that_does_not_exist_is_an_error(model_layer: int) -> None
 def test_the_public_name_is_the_context_manager() -> None:
     import lenscache
 
-    with lenscache.steer(tiny_model(), DIRECTION, LAYER, 1.0):
+    with lenscache.steer(tiny_model(), DIRECTION, BLOCK, 1.0):
         pass

@@ -495,7 +495,10 @@ def test_lost_column_is_an_error_when_read(column: str, store_copy: Path) -> Non
 def test_activation_that_is_not_finite_is_refused(value: float, dtype: Any, tmp_path: Path) -> None:
     target = new_round(tmp_path / "s", dataclasses.replace(HEADER, store_dtype=dtype))
     what = "NaN" if np.isnan(value) else "infinity"
-    message = rf"{ROUND} row 13, model layer 3, prompt: {what} when stored as {dtype} \(model dtype float32\)"
+    message = (
+        rf"{ROUND} row 13, model layer 3, prompt: {what} when stored as {dtype} "
+        r"\(model dtype float32\)"
+    )
     with pytest.raises(NonFiniteError, match=message):
         target.write_block(1, with_value(random_block(target, 1), value, row=5))
     assert not target.complete_blocks().any()
@@ -600,8 +603,7 @@ def test_column_of_zeros_that_another_writer_creates_first_keeps_its_object(
     write_column(group, "samples/n_cut_tokens", zeros)
     file = tmp_path / "s.zarr/samples/n_cut_tokens/c/0"
     assert file.exists()
-    monkeypatch.setattr(
-        "lenscache.store.layout.find_node", lambda *_: None
-    )  # it looked before the other one wrote
+    # as if this writer had looked before the other one wrote
+    monkeypatch.setattr("lenscache.store.layout.find_node", lambda *_: None)
     write_column(group, "samples/n_cut_tokens", zeros)
     assert file.exists()

@@ -329,7 +329,7 @@ def test_pack_without_the_concepts_is_found(finished_store: Path) -> None:
     assert "'bird' is not in the pack" in findings[1].found
 
 
-def test_layer_selects_what_is_checked(store_copy: Path) -> None:
+def test_level_selects_what_is_checked(store_copy: Path) -> None:
     run_small(store_copy, levels=(0,), limit=1)
     damage(object_file(store_copy, "activations/prompt/0", 1), "flipped", random.Random(0))
     assert verify_store(store_copy, level=0).findings == []
@@ -343,7 +343,7 @@ def test_missing_store_is_an_error(tmp_path: Path) -> None:
         verify_store(tmp_path / "nothing")
 
 
-def test_lost_round_folder_of_a_layer_is_no_round(store_copy: Path) -> None:
+def test_lost_round_folder_of_a_level_is_no_round(store_copy: Path) -> None:
     shutil.rmtree(store_copy / ROUND)
     assert verify_store(store_copy).rounds == []
 
@@ -362,9 +362,8 @@ def test_run_that_goes_on_meanwhile_is_not_taken_for_damage(
 
         def size(array: StoredArray, number: int) -> int | None:
             found = decode(array, number)
-            if (
-                number == 2 and (tmp_path / "mark").exists()
-            ):  # the last one was read: now the writer is done
+            # the last array was read: now the writer is done
+            if number == 2 and (tmp_path / "mark").exists():
                 (tmp_path / "mark").rename(store_copy / ROUND / "complete/c/1")
             return found
 

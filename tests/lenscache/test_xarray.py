@@ -103,7 +103,7 @@ def test_rows_stand_beside_their_texts_splits_and_keys(store: Store) -> None:
     assert row.split == ("train", "calibration", "test")[samples.split[100]]
     assert row.kind == ("example", "definition", "relation", "contrast")[samples.kind[100]]
     assert bytes.fromhex(str(row.key.item())) == bytes(samples.key[100])
-    assert [row[name].item() for name in ("layer", "round", "row")] == [1, 0, 100]
+    assert [row[name].item() for name in ("level", "round", "row")] == [1, 0, 100]
     np.testing.assert_array_equal(
         row.activation.sel(phase="completion", model_layer=1),
         target.read("completion", 1, slice(100, 101))[0],
@@ -118,9 +118,9 @@ def test_row_without_a_completion_is_nan_and_has_no_tokens(store: Store) -> None
     assert not np.isnan(dataset.activation.sel(phase="prompt")).any()
 
 
-def test_all_layers_follow_one_another(store: Store) -> None:
+def test_all_levels_follow_one_another(store: Store) -> None:
     both = store.to_xarray()
-    xr.testing.assert_identical(both.sel(sample=both["layer"] == 1), store.to_xarray(1))
+    xr.testing.assert_identical(both.sel(sample=both["level"] == 1), store.to_xarray(1))
     assert both.sizes["sample"] == sum(r.n_samples for r in store.rounds())
     assert both.indexes["sample"].is_unique
 
@@ -155,9 +155,8 @@ def test_indexing_equals_numpy(
         dim: data.draw(indices(size)) for dim, size in zip(dims, whole.shape[::-1], strict=True)
     }
     expected = whole
-    for axis, dim in zip(
-        (3, 2, 1, 0), dims, strict=True
-    ):  # from the end: an integer drops its axis
+    # from the last axis on: an integer drops its axis
+    for axis, dim in zip((3, 2, 1, 0), dims, strict=True):
         expected = expected[(slice(None),) * axis + (chosen[dim],)]
     np.testing.assert_array_equal(store.to_xarray(1).activation.isel(chosen).values, expected)
 
@@ -189,7 +188,7 @@ def test_rows_that_are_not_extracted_are_left_out_and_counted(unfinished: Store)
     assert (dataset.n_completion_tokens >= 0).all()
 
 
-def test_layer_without_a_complete_block_has_no_samples(unfinished: Store) -> None:
+def test_level_without_a_complete_block_has_no_samples(unfinished: Store) -> None:
     dataset = unfinished.to_xarray(0)
     assert dataset.sizes == {"sample": 0, "phase": 2, "model_layer": 2, "hidden": 48}
     assert dataset.activation.values.shape == (0, 2, 2, 48)

@@ -36,7 +36,7 @@ from tests.lenscache.test_runner import (
 from tests.models import SENTENCES, tiny_model
 
 FIRST, SECOND = "pretend:0", "pretend:1"
-LAYERS = (0, 1, 2)
+BLOCKS = (0, 1, 2)
 
 _MOVING = {"aten::to", "aten::_to_copy", "aten::copy_", "aten::_copy_from"}
 _TAKING_INDICES = {"aten::index", "aten::index_put_"}
@@ -184,7 +184,7 @@ def check_activations(whole: LoadedModel, parts: LoadedModel) -> None:
             for ends in (whole.eos_ids, HALF_OF_THE_VOCABULARY):
                 here, there = (
                     Runner(
-                        with_eos(loaded, ends), LAYERS, mode=mode, pooling=pooling, max_new_tokens=8
+                        with_eos(loaded, ends), BLOCKS, mode=mode, pooling=pooling, max_new_tokens=8
                     )
                     for loaded in (whole, parts)
                 )
@@ -197,13 +197,13 @@ def check_steering(whole: LoadedModel, parts: LoadedModel) -> None:
     positions: list[Positions] = ["all", "completion", slice(1, None)]
     for where in positions:
         changes = [
-            Intervention(direction, layer, 4.0, ablate=layer == 1, positions=where)
-            for layer in LAYERS
+            Intervention(direction, block, 4.0, ablate=block == 1, positions=where)
+            for block in BLOCKS
         ]
         found = []
         for loaded in (whole, parts):
             with steer_all(loaded, changes):
-                found.append(Runner(loaded, LAYERS, max_new_tokens=6).run(rows_of(UNEQUAL)))
+                found.append(Runner(loaded, BLOCKS, max_new_tokens=6).run(rows_of(UNEQUAL)))
         assert_same_results(*found)
 
 
@@ -221,7 +221,7 @@ def check_listening(whole: LoadedModel, parts: LoadedModel) -> None:
 class _Keeping:
     """Keeps what it hears."""
 
-    model_layers = LAYERS
+    model_layers = BLOCKS
 
     def __init__(self) -> None:
         self.kept: list[torch.Tensor] = []
@@ -235,7 +235,7 @@ class _Keeping:
         self.kept.append(hidden)
 
     def end_pass(self) -> None:
-        assert len(self.kept) == len(LAYERS)
+        assert len(self.kept) == len(BLOCKS)
 
 
 CHECKS: tuple[Callable[[LoadedModel, LoadedModel], None], ...] = (

@@ -1,7 +1,6 @@
-"""Checks of what the columns of a store say: against each other, against the header, and against a
-concept pack.
+"""Checks of the columns of a store against each other, the header and a concept pack.
 
-columns of a round --check_columns--> values in range, keys and plan digest as they follow from the texts
+columns of a round --check_columns--> values in range, keys and plan digest as the texts imply
                    --check_pack-----> the texts of each concept are those of the pack
 """
 
@@ -13,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.concepts.hierarchy import Hierarchy
 from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import SPLITS, SamplePlan, sampling_seed
 from lenscache.concepts.prompts import NEGATIVE, concept_prompts
 from lenscache.errors import LenscacheError
 from lenscache.store.header import StoreHeader
 from lenscache.store.keys import sample_keys
+from lenscache.store.store import make_hierarchy
 from lenscache.store.verify.findings import WRITE_ANEW, Finding
 from lenscache.store.verify.round import RoundCheck
 
@@ -49,15 +48,10 @@ def check_columns(check: RoundCheck) -> Iterator[Finding]:
             yield from _rows_finding(
                 check, name, ~((values >= low) & (values <= high)), f"not in {low} to {high}"
             )
-    if len({len(columns[name]) for name in columns if name.startswith("labels/")}) > 1:
-        lengths = {name: len(columns[name]) for name in columns if name.startswith("labels/")}
+    lengths = {name: len(columns[name]) for name in columns if name.startswith("labels/")}
+    if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        yield Finding(
-            f"{check.name}/labels",
-            f"columns of unequal length: {shown}",
-            WRITE_ANEW,
-            round=check.name,
-        )
+        yield _finding(check, "labels", f"columns of unequal length: {shown}")
     yield from _check_counts(check)
     yield from _check_identity(check)
 
@@ -78,74 +72,48 @@ def _check_identity(check: RoundCheck) -> Iterator[Finding]:
     keys = check.columns.get("samples/key")
     if keys is not None and len(np.unique(keys, axis=0)) < len(keys):
         repeated = len(keys) - len(np.unique(keys, axis=0))
-        yield Finding(
-            f"{check.name}/samples/key",
-            f"{repeated} keys occur twice",
-            WRITE_ANEW,
-            round=check.name,
-        )
+        yield _finding(check, "samples/key", f"{repeated} keys occur twice")
     plan = _stored_plan(check)
     if plan is None or keys is None:
         return
     wrong = (sample_keys(check.header, plan) != keys).any(axis=1)
-    yield from _rows_finding(
-        check, "samples/key", wrong, "not the digest of their text and of the settings"
-    )
-    if plan.digest != check.attributes["plan_digest"] and not wrong.any():
-        yield Finding(
-            check.name,
-            f"samples and labels have the plan digest {plan.digest}, the attributes say "
-            f"{check.attributes['plan_digest']}",
-            WRITE_ANEW,
-            round=check.name,
-        )
+    what = "not the digest of their text and of the settings"
+    yield from _rows_finding(check, "samples/key", wrong, what)
+    if plan.digest != (said := check.attributes["plan_digest"]) and not wrong.any():
+        found = f"samples and labels have the plan digest {plan.digest}, the attributes say {said}"
+        yield _finding(check, "", found)
 
 
 def _stored_plan(check: RoundCheck) -> SamplePlan | None:
     """The plan as it can be read back; None if a column is damaged."""
-    names = ("text", "kind", "split", "temperature", "repeat")
-    columns = [f"samples/{n}" for n in names] + [
-        f"labels/{n}" for n in ("sample", "concept", "role")
-    ]
-    if not all(check.columns.get(name) is not None for name in columns):
+    samples = {name: f"samples/{name}" for name in ("kind", "split", "temperature", "repeat")}
+    labels = {f"label_{name}": f"labels/{name}" for name in ("sample", "concept", "role")}
+    places = {**samples, **labels}
+    if not all(name in check.columns for name in ("samples/text", *places.values())):
         return None
-    text, kind, split, temperature, repeat, sample, concept, role = map(
-        check.columns.__getitem__, columns
-    )
-    texts = tuple(map(str, text))
+    columns = {field: check.columns[name] for field, name in places.items()}
+    texts, seed = tuple(map(str, check.columns["samples/text"])), check.header.seed
+    seeds = [sampling_seed(seed, t, int(n)) for t, n in zip(texts, columns["repeat"], strict=True)]
     return SamplePlan(
         concepts=tuple(check.attributes["concepts"]),
         n_targets=check.attributes["n_targets"],
         texts=texts,
-        kind=kind,
-        split=split,
-        temperature=temperature,
-        repeat=repeat,
-        sampling_seed=np.array(
-            [
-                sampling_seed(check.header.seed, t, int(n))
-                for t, n in zip(texts, repeat, strict=True)
-            ],
-            np.uint64,
-        ),
-        label_sample=sample,
-        label_concept=concept,
-        label_role=role,
+        sampling_seed=np.array(seeds, np.uint64),
+        **columns,
     )
+
+
+def _finding(check: RoundCheck, name: str, found: str, **more: Any) -> Finding:
+    """A finding about a column or group of a round, which the next extraction writes again."""
+    return Finding(f"{check.name}/{name}".rstrip("/"), found, WRITE_ANEW, round=check.name, **more)
 
 
 def _rows_finding(
     check: RoundCheck, name: str, wrong: NDArray[np.bool_], what: str
 ) -> Iterator[Finding]:
     if wrong.any():
-        rows = np.flatnonzero(wrong)
-        yield Finding(
-            f"{check.name}/{name}",
-            f"{len(rows)} values are {what}",
-            WRITE_ANEW,
-            (int(rows[0]), int(rows[-1])),
-            round=check.name,
-        )
+        rows = np.flatnonzero(wrong).tolist()
+        yield _finding(check, name, f"{len(rows)} values are {what}", rows=(rows[0], rows[-1]))
 
 
 def check_hierarchy(columns: Columns) -> Iterator[Finding]:
@@ -160,10 +128,7 @@ def check_hierarchy(columns: Columns) -> Iterator[Finding]:
         fault = "ids that occur twice, or levels below 0"
     else:
         try:
-            parents: dict[str, tuple[str, ...]] = {}
-            for child, parent in links:
-                parents[str(ids[child])] = (*parents.get(str(ids[child]), ()), str(ids[parent]))
-            Hierarchy({str(i): int(n) for i, n in zip(ids, levels, strict=True)}, parents)
+            make_hierarchy(ids, levels, links)
         except LenscacheError as error:
             fault = str(error)
     if fault:
@@ -173,8 +138,7 @@ def check_hierarchy(columns: Columns) -> Iterator[Finding]:
 def check_pack(
     header: StoreHeader, checks: list[RoundCheck], pack: ConceptPack
 ) -> Iterator[Finding]:
-    """Whether the store was extracted from `pack`: its digest and name, and the texts of each
-    concept."""
+    """Whether the store was extracted from `pack`: digest, name and the texts of each concept."""
     stored = f"{header.pack_name} {header.pack_version} ({header.pack_digest})"
     given = f"{pack.name} {pack.version} ({pack.digest})"
     if (header.pack_name, header.pack_digest) != (pack.name, pack.digest):
@@ -184,13 +148,10 @@ def check_pack(
         wrong = list(_differing_concepts(check, pack, header.seed))
         if wrong:
             more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-            found = (
-                f"texts differ from the pack's in {len(wrong)} concepts: "
-                f"{'; '.join(wrong[:_NAMED])}{more}"
-            )
-            yield Finding(
-                f"{check.name}/labels", found, _PACK_ADVICE, round=check.name, cure="pack"
-            )
+            shown = f"{'; '.join(wrong[:_NAMED])}{more}"
+            found = f"texts differ from the pack's in {len(wrong)} concepts: {shown}"
+            place = f"{check.name}/labels"
+            yield Finding(place, found, _PACK_ADVICE, round=check.name, cure="pack")
 
 
 def _differing_concepts(check: RoundCheck, pack: ConceptPack, seed: int) -> Iterator[str]:
@@ -209,13 +170,9 @@ def _differing_concepts(check: RoundCheck, pack: ConceptPack, seed: int) -> Iter
             continue
         mine = concept == number
         stored = {(str(text[row]), int(r)) for row, r in zip(sample[mine], role[mine], strict=True)}
-        wanted = {
-            (prompt.text, prompt.role) for prompt in concept_prompts(pack, pack[name], seed=seed)
-        }
+        wanted = {(p.text, p.role) for p in concept_prompts(pack, pack[name], seed=seed)}
         # A later round holds more samples of the same texts, and need not hold all of them.
         missing = set() if check.index else wanted - stored
         if missing or stored - wanted:
-            yield (
-                f"{name!r} ({len(missing)} of the pack not stored, {len(stored - wanted)} stored "
-                "not in the pack)"
-            )
+            extra = f"{len(stored - wanted)} stored not in the pack"
+            yield f"{name!r} ({len(missing)} of the pack not stored, {extra})"

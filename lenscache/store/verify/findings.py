@@ -9,6 +9,8 @@ Cure = Literal["extract", "hand", "pack"]
 """What mends a finding: the next `lenscache extract`, the user, or naming the right pack."""
 
 EXTRACT_ROWS = "run the same `lenscache extract` again, which extracts these rows anew"
+WRITE_ANEW_AFTER = "run the same `lenscache extract` again, which writes it anew"
+"""What to do after some file was removed."""
 WRITE_ANEW = "run the same `lenscache extract` again, which writes it anew without extracting a row"
 
 
@@ -17,8 +19,7 @@ class Finding:
     """One thing that is wrong with a store."""
 
     array: str
-    """Path of the array inside the store; of a group where a whole group is meant, "" for the store
-    itself."""
+    """Path of the array inside the store, or of a whole group; "" for the store itself."""
     found: str
     advice: str
     """What to do about it."""
@@ -55,16 +56,16 @@ class RoundState:
 
     def line(self) -> str:
         """All of it on one line."""
-        done = (
-            f"{self.complete_blocks} of {self.blocks} blocks, {self.complete_rows} of {self.rows} "
-            "rows"
-        )
-        after = {
-            "not laid out": ": run the same `lenscache extract` again to lay it out",
-            "unfinished": ": run the same `lenscache extract` again to continue",
-            "not verified": ": run the same `lenscache extract` again to compare rows one by one",
+        blocks = f"{self.complete_blocks} of {self.blocks} blocks"
+        rows = f"{self.complete_rows} of {self.rows} rows"
+        aims = {
+            "not laid out": "lay it out",
+            "unfinished": "continue",
+            "not verified": "compare rows one by one",
         }
-        return f"{self.name}: {self.state}, {done}{after.get(self.state, '')}"
+        aim = aims.get(self.state)
+        advice = f": run the same `lenscache extract` again to {aim}" if aim else ""
+        return f"{self.name}: {self.state}, {blocks}, {rows}{advice}"
 
 
 @dataclass

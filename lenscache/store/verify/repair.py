@@ -1,5 +1,4 @@
-"""Take the marks off damaged blocks, so that nobody reads them and the next `lenscache extract`
-extracts them again.
+"""Take the marks off damaged blocks: nobody reads them, and `lenscache extract` redoes them.
 
 Nothing is deleted and no other block is touched. Columns that the plan determines need no repair:
 `extract` compares them with the plan and writes them again.
@@ -48,17 +47,10 @@ def repair_store(
     """
     found = verify_store(path, level=level, jobs=jobs, on_checked=on_checked).findings
     report = RepairReport(str(path))
-    damaged = sorted(
-        {
-            (item.round, item.block)
-            for item in found
-            if item.round is not None and item.block is not None
-        }
-    )
-    report.left_to_extract = [
-        finding for finding in found if finding.block is None and finding.cure == "extract"
-    ]
-    report.left_to_user = [finding for finding in found if finding.cure == "hand"]
+    places = {(f.round, f.block) for f in found}
+    damaged = sorted((name, block) for name, block in places if name and block is not None)
+    report.left_to_extract = [f for f in found if f.block is None and f.cure == "extract"]
+    report.left_to_user = [f for f in found if f.cure == "hand"]
     if not damaged:
         return report
     store = open_store(path, mode="r+")

@@ -1,7 +1,7 @@
 """Checks of one round: its arrays against the plan, its objects, its values.
 
-    attributes --> expected arrays --metadata--> marks --every object of every array--> columns --> keys, plan digest
-                                                          (many threads)
+    attributes --> expected arrays --metadata--> marks
+        --every object of every array, many threads--> columns --> keys, plan digest
 
 Columns come before activations, since they say which rows may be NaN. Nothing here writes.
 """
@@ -23,7 +23,14 @@ from lenscache.store.layout import find_node, vector_arrays
 from lenscache.store.objects import StoredArray, first_line, object_names
 from lenscache.store.quantization import MISSING
 from lenscache.store.round import has_position
-from lenscache.store.verify.findings import EXTRACT_ROWS, WRITE_ANEW, Finding, RoundState
+from lenscache.store.verify.findings import (
+    EXTRACT_ROWS,
+    WRITE_ANEW,
+    WRITE_ANEW_AFTER,
+    Cure,
+    Finding,
+    RoundState,
+)
 from lenscache.terms import Phase
 
 _VECTORS = ("activations/", "scales/")
@@ -68,8 +75,7 @@ class Outcome:
 
 
 class RoundCheck:
-    """One round under examination: `prepare`, then `examine` every task and `keep` what the columns
-    hold.
+    """One round under examination: `prepare`, `examine` every task, `keep` what columns hold.
 
     Parameters
     ----------
@@ -90,9 +96,6 @@ class RoundCheck:
         self.columns: dict[str, NDArray[Any]] = {}
         """What decoded whole; block columns only where every block is complete."""
         self._parts: dict[str, dict[int, NDArray[Any]]] = {}
-
-    # --- sizes
-    # --------------------------------------------------------------------------------------------------
 
     @property
     def n_samples(self) -> int:
@@ -123,24 +126,20 @@ class RoundCheck:
         state = "damaged" if self.findings else state if all_done else "unfinished"
         return RoundState(self.name, self.n_samples, rows, self.n_blocks, done, state)
 
-    # --- metadata and marks
-    # ---------------------------------------------------------------------------------------
+    # Metadata and marks
 
     def prepare(self) -> None:
-        """Check attributes and metadata and read the marks; what cannot be opened is left out
-        afterwards.
+        """Check attributes and metadata, and read the marks; later, only what opened is checked.
 
-        A round whose laying out was cut short has no `complete` yet and is not looked at any
-        further.
+        A round that is not laid out to the end has no `complete` yet and is not checked further.
         """
         if not self._read_attributes():
             return
         phases = [f"/{phase}" for phase in self.header.phases]
-        vectors = [
-            f"/{name}{place}" for name in vector_arrays(self.header) for place in ("", *phases)
-        ]
-        for place in ("", "/samples", "/labels", *vectors):
-            self._check_group(f"layer_{self.level}" if place == "" else f"{self.name}{place}")
+        vectors = [f"{name}{end}" for name in vector_arrays(self.header) for end in ("", *phases)]
+        self._check_group(f"layer_{self.level}")
+        for name in ("samples", "labels", *vectors):
+            self._check_group(f"{self.name}/{name}")
         if not self._is_laid_out:
             return  # nothing can be missing or damaged that the next run would not write anyway
         for name, (shape, data_type) in self._expected().items():
@@ -152,25 +151,17 @@ class RoundCheck:
         try:
             group = find_node(self.root, self.name)
         except StoreDamagedError as error:
-            self.findings.append(self._broken_metadata(self.name, error))
+            self._add_unparsed(self.name, error)
             return False
         if group is None:
             if self._has_marks():
-                self._add(
-                    self.name, "zarr.json is missing", WRITE_ANEW, path=f"{self.name}/zarr.json"
-                )
+                self._add_metadata(self.name, "zarr.json is missing", WRITE_ANEW)
             return False
         attributes = dict(group.attrs)
         if "plan_digest" not in attributes and not self._has_marks():
             return False  # a writer was stopped between the group and its attributes
         if fault := _attributes_fault(attributes, self.header):
-            self._add(
-                self.name,
-                fault,
-                self._remove(self.name),
-                path=f"{self.name}/zarr.json",
-                cure="hand",
-            )
+            self._add_metadata(self.name, fault)
             return False
         self.attributes = attributes
         return True
@@ -178,16 +169,13 @@ class RoundCheck:
     def _check_group(self, name: str) -> None:
         try:
             if find_node(self.root, name) is None and self._is_laid_out:
-                self._add(
-                    name, "zarr.json of the group is missing", WRITE_ANEW, path=f"{name}/zarr.json"
-                )
+                self._add_metadata(name, "zarr.json of the group is missing", WRITE_ANEW)
         except StoreDamagedError as error:
-            self.findings.append(self._broken_metadata(name, error))
+            self._add_unparsed(name, error)
 
     @cached_property
     def _is_laid_out(self) -> bool:
-        """`complete` is created last, so where it is, or any mark was set, everything must be
-        there."""
+        """Whether everything must be there: `complete` is created last, and marks come after it."""
         try:
             return find_node(self.root, f"{self.name}/complete") is not None or self._has_marks()
         except StoreDamagedError:
@@ -204,11 +192,7 @@ class RoundCheck:
             name: (shapes.get(name, (n if name.startswith("samples") else None,)), data_type)
             for name, data_type in _COLUMN_TYPES.items()
         }
-        for place in (
-            f"{phase}/{model_layer}"
-            for phase in header.phases
-            for model_layer in header.model_layers
-        ):
+        for place in (f"{phase}/{i}" for phase in header.phases for i in header.model_layers):
             arrays[f"activations/{place}"] = ((n, header.hidden), header.store_dtype)
             if header.store_dtype == "int8":
                 arrays[f"scales/{place}"] = ((n,), "float32")
@@ -219,10 +203,10 @@ class RoundCheck:
         try:
             array = StoredArray.open(self.root, full)
         except StoreDamagedError as error:
-            self.findings.append(self._broken_metadata(full, error))
+            self._add_unparsed(full, error)
             return
         if array is None:
-            self._add(full, "the array is missing", WRITE_ANEW, path=f"{full}/zarr.json")
+            self._add_metadata(full, "the array is missing", WRITE_ANEW)
             return
         fits = len(array.shape) == len(shape) and all(
             want in (None, have) for have, want in zip(array.shape, shape, strict=True)
@@ -236,7 +220,7 @@ class RoundCheck:
         elif name == "complete" and array.object_rows != 1:
             fault = f"{array.object_rows} marks an object, expected 1"
         if fault:
-            self._add(full, fault, self._remove(full), path=f"{full}/zarr.json", cure="hand")
+            self._add_metadata(full, fault)
         else:
             self.arrays[name] = array
 
@@ -246,9 +230,8 @@ class RoundCheck:
     def _read_marks(self) -> None:
         """Read the marks, and then the attributes again.
 
-        In this order, and a missing mark a second time at the end, so that a run that goes on
-        meanwhile is not taken for damage: it sets `verification` after the last mark, and takes it
-        back before it takes off a mark.
+        This order, and a second look at missing marks, keep a run that goes on meanwhile from
+        looking like damage: it sets `verification` after the last mark and takes it back first.
         """
         marks = self.arrays["complete"]
         found = {block: _read_mark(marks, block) for block in range(self.n_blocks)}
@@ -259,15 +242,11 @@ class RoundCheck:
             elif isinstance(mark, str):
                 self._add_block("complete", block, mark)
             elif self.attributes.get("verification") and _read_mark(marks, block) == mark:
-                what = (
-                    "the mark of these rows is missing"
-                    if mark is None
-                    else "these rows are marked unfinished"
-                )
+                missing = "the mark of these rows is missing"
+                what = missing if mark is None else "these rows are marked unfinished"
                 self._add_block("complete", block, f"{what}, though the round was finished")
 
-    # --- objects
-    # --------------------------------------------------------------------------------------------------
+    # Objects
 
     def column_tasks(self) -> Iterator[Task]:
         """The objects of samples and labels that must be there."""
@@ -287,11 +266,9 @@ class RoundCheck:
                             yield Task(array, block, place=(phase, model_layer), block=block)
 
     def examine(self, task: Task) -> Outcome:
-        """Look at one object, and decode it unless this is a quick check. Called from many
-        threads."""
-        size, fault, values = (
-            task.array.look(task.number) if self.quick else task.array.check(task.number)
-        )
+        """Look at one object; decode it unless this is a quick check. Called from many threads."""
+        look = task.array.look if self.quick else task.array.check
+        size, fault, values = look(task.number)
         findings = [self._object_finding(task, fault)] if fault else []
         if values is not None and task.place is not None:
             findings += self._check_activations(task, values)
@@ -342,18 +319,12 @@ class RoundCheck:
         wrong = ~finite & ~empty if present is None else np.where(present, ~finite, ~empty)
         if not wrong.any():
             return []
-        rows = self.rows(task.block).start + np.flatnonzero(wrong)
-        what = (
-            "NaN or infinity"
-            if (~finite & wrong).any()
-            else "values in a row without a pooled position"
-        )
+        rows = (self.rows(task.block).start + np.flatnonzero(wrong)).tolist()
+        no_position = "values in a row without a pooled position"
+        what = "NaN or infinity" if (~finite & wrong).any() else no_position
         found = f"{what} in {len(rows)} of {len(values)} rows of the block"
-        return [
-            self.block_finding(
-                self._relative(task.array), task.block, found, (int(rows[0]), int(rows[-1]))
-            )
-        ]
+        name = self._relative(task.array)
+        return [self.block_finding(name, task.block, found, (rows[0], rows[-1]))]
 
     def _positions(self, block: int, phase: Phase) -> NDArray[np.bool_] | None:
         """(rows,) whether a position was pooled; None if the column that says so is damaged."""
@@ -363,17 +334,21 @@ class RoundCheck:
         if (prompts if phase == "prompt" else counts) is None:
             return None
         unknown = np.zeros(rows.stop - rows.start, np.int32)
-        return has_position(
-            self.header,
-            unknown if prompts is None else prompts[rows],
-            unknown if counts is None else counts,
-        )[phase]
+        n_prompt = unknown if prompts is None else prompts[rows]
+        return has_position(self.header, n_prompt, unknown if counts is None else counts)[phase]
 
-    # --- findings
-    # -------------------------------------------------------------------------------------------------
+    # Findings
 
-    def _add(self, array: str, found: str, advice: str, **more: Any) -> None:
-        self.findings.append(Finding(array, found, advice, round=self.name, **more))
+    def _add_metadata(self, name: str, found: str, advice: str = "") -> None:
+        """A finding about the zarr.json of an array or a group; by default it has to be removed."""
+        path = f"{name}/zarr.json"
+        cure: Cure = "extract" if advice else "hand"
+        advice = advice or f"remove {path} and {WRITE_ANEW_AFTER}"
+        self.findings.append(Finding(name, found, advice, path=path, round=self.name, cure=cure))
+
+    def _add_unparsed(self, name: str, error: StoreDamagedError) -> None:
+        cause = first_line(error.__cause__ or error)
+        self._add_metadata(name, f"zarr.json does not parse ({cause})")
 
     def _add_block(self, name: str, block: int, found: str) -> None:
         self.findings.append(self.block_finding(name, block, found))
@@ -381,18 +356,10 @@ class RoundCheck:
     def block_finding(
         self, name: str, block: int, found: str, rows: tuple[int, int] | None = None
     ) -> Finding:
-        """A finding about one block, which extracting it again mends; `rows` where not all of it is
-        concerned."""
+        """A finding that extracting a block again mends; `rows` if not all of it is concerned."""
         array, whole = self.arrays[name], self.rows(block)
-        return Finding(
-            array.name,
-            found,
-            EXTRACT_ROWS,
-            rows or (whole.start, whole.stop - 1),
-            array.object_path(block),
-            self.name,
-            block,
-        )
+        path, rows = array.object_path(block), rows or (whole.start, whole.stop - 1)
+        return Finding(array.name, found, EXTRACT_ROWS, rows, path, self.name, block)
 
     def _relative(self, array: StoredArray) -> str:
         return array.name.removeprefix(f"{self.name}/")
@@ -400,33 +367,9 @@ class RoundCheck:
     def _object_finding(self, task: Task, fault: str) -> Finding:
         if task.block is not None:
             return self.block_finding(self._relative(task.array), task.block, fault)
-        rows = task.array.rows(task.number)
-        return Finding(
-            task.array.name,
-            fault,
-            WRITE_ANEW,
-            (rows.start, rows.stop - 1),
-            task.array.object_path(task.number),
-            self.name,
-        )
-
-    def _broken_metadata(self, name: str, error: StoreDamagedError) -> Finding:
-        cause = first_line(error.__cause__ or error)
-        return Finding(
-            name,
-            f"zarr.json does not parse ({cause})",
-            self._remove(name),
-            path=f"{name}/zarr.json",
-            round=self.name,
-            cure="hand",
-        )
-
-    @staticmethod
-    def _remove(name: str) -> str:
-        return (
-            f"remove {name}/zarr.json and run the same `lenscache extract` again, which writes it "
-            "anew"
-        )
+        array, rows = task.array, task.array.rows(task.number)
+        path, span = array.object_path(task.number), (rows.start, rows.stop - 1)
+        return Finding(array.name, fault, WRITE_ANEW, span, path, self.name)
 
 
 def _read_mark(marks: StoredArray, block: int) -> int | str | None:
@@ -444,22 +387,14 @@ def _read_mark(marks: StoredArray, block: int) -> int | str | None:
 
 def _attributes_fault(attributes: Mapping[str, Any], header: StoreHeader) -> str | None:
     """What is wrong with a round's attributes, if anything."""
-    kinds = {
-        "n_samples": int,
-        "block_rows": int,
-        "plan_digest": str,
-        "concepts": list,
-        "n_targets": int,
-        "kinds": list,
-    }
+    kinds = {"n_samples": int, "block_rows": int, "plan_digest": str}
+    kinds |= {"concepts": list, "n_targets": int, "kinds": list}
     for key, kind in kinds.items():
         if not isinstance(attributes.get(key), kind):
             return f"the attribute {key} is {attributes.get(key)!r:.60}, expected {kind.__name__}"
     if attributes["n_samples"] < 1 or attributes["block_rows"] < 1:
-        return (
-            f"{attributes['n_samples']} samples in blocks of {attributes['block_rows']}, expected "
-            "1 or more"
-        )
+        n, block_rows = attributes["n_samples"], attributes["block_rows"]
+        return f"{n} samples in blocks of {block_rows}, expected 1 or more"
     if not 0 < attributes["n_targets"] <= len(attributes["concepts"]):
         return f"{attributes['n_targets']} target concepts of {len(attributes['concepts'])}"
     if attributes.get("seed") != header.seed:

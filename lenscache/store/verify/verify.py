@@ -1,7 +1,7 @@
-"""Is a store what it should be? Every object decoded, every value and count compared with the plan;
-nothing written.
+"""Is a store what it should be? Every object is decoded, every value checked, nothing written.
 
-    store --> hierarchy, rounds, label sets --tasks, one an object--> threads --> findings, how far each round is
+    store --> hierarchy, rounds, label sets
+        --tasks, one an object--> threads --> findings, how far each round is
 
 A store that is merely unfinished is not damaged. What a killed writer leaves (temporary files,
 objects of blocks that are not marked) does no harm and is noted.
@@ -25,19 +25,14 @@ from lenscache.store.labelsets import label_set_names, read_label_set
 from lenscache.store.objects import StoredArray, leftover_files
 from lenscache.store.store import Store, open_store
 from lenscache.store.verify.contents import check_columns, check_hierarchy, check_pack
-from lenscache.store.verify.findings import WRITE_ANEW, Finding, VerifyReport
+from lenscache.store.verify.findings import WRITE_ANEW, WRITE_ANEW_AFTER, Finding, VerifyReport
 from lenscache.store.verify.round import Outcome, RoundCheck, Task
 
 OnChecked = Callable[[int, int], None]
 """Called with the objects checked so far, and all of them."""
 
-_HIERARCHY = {
-    "id": "string",
-    "name": "string",
-    "definition": "string",
-    "layer": "int16",
-    "parent_links": "int32",
-}
+_HIERARCHY = dict.fromkeys(("id", "name", "definition"), "string")
+_HIERARCHY |= {"layer": "int16", "parent_links": "int32"}
 
 
 def verify_store(
@@ -53,8 +48,7 @@ def verify_store(
 
     Parameters
     ----------
-    quick : only look at marks, metadata, and presence and size of objects; decode nothing but the
-        marks.
+    quick : only look at marks, metadata, and presence and size of objects; decode only marks.
     pack : compare the store with this pack, too.
     level : only the rounds of one level of abstraction.
     jobs : threads; None for one a core, eight at most.
@@ -72,15 +66,13 @@ def verify_store(
     report = VerifyReport(str(path), quick)
     places = [place for place in store.places() if level in (None, place[0])]
     if level is not None and not places:
-        raise PlanError(
-            f"{path} has no level {level}, it has {sorted({n for n, _ in store.places()})}"
-        )
+        there = sorted({n for n, _ in store.places()})
+        raise PlanError(f"{path} has no level {level}, it has {there}")
     checks = [RoundCheck(store.group, store.header, *place, quick=quick) for place in places]
     for check in checks:
         check.prepare()
-    run = _Run(
-        report, jobs or min(8, os.cpu_count() or 1), on_checked or (lambda _done, _total: None)
-    )
+    jobs = jobs or min(8, os.cpu_count() or 1)
+    run = _Run(report, jobs, on_checked or (lambda _done, _total: None))
     # The hierarchy is written before any round: without one, it may be as a stopped writer left it.
     hierarchy = _open_hierarchy(store, report) if any(check.attributes for check in checks) else {}
     # Columns of all rounds first: they say which rows of the activations may be NaN.
@@ -98,10 +90,8 @@ def verify_store(
         _check_label_sets(store, report)
         if pack is not None:
             report.findings += check_pack(store.header, checks, pack)
-    report.notes += [
-        f"{file}: left by a writer that was stopped; harmless"
-        for file in leftover_files(store.group)
-    ]
+    left = "left by a writer that was stopped; harmless"
+    report.notes += [f"{file}: {left}" for file in leftover_files(store.group)]
     report.elapsed_s = time.perf_counter() - start
     return report
 
@@ -139,12 +129,9 @@ def _finish(check: RoundCheck, report: VerifyReport) -> None:
     if check.attributes and not check.quick:
         check.findings += check_columns(check)
     check.findings.sort(key=lambda finding: (finding.array, finding.rows or (-1, -1)))
-    unmarked = check.unmarked_objects()
-    if unmarked:
-        blocks = ", ".join(map(str, unmarked))
-        report.notes.append(
-            f"{check.name}: objects of blocks {blocks}, which are not marked complete; harmless"
-        )
+    if unmarked := check.unmarked_objects():
+        what = f"objects of blocks {', '.join(map(str, unmarked))}, which are not marked complete"
+        report.notes.append(f"{check.name}: {what}; harmless")
     report.findings += check.findings
     report.rounds.append(check.state())
     report.arrays += len(check.arrays)
@@ -158,9 +145,7 @@ def _open_hierarchy(store: Store, report: VerifyReport) -> dict[str, StoredArray
         try:
             array = StoredArray.open(store.group, place)
         except StoreDamagedError as error:
-            advice = (
-                f"remove {file} and run the same `lenscache extract` again, which writes it anew"
-            )
+            advice = f"remove {file} and {WRITE_ANEW_AFTER}"
             found_there = f"zarr.json does not parse ({type(error.__cause__ or error).__name__})"
             report.findings.append(Finding(place, found_there, advice, path=file, cure="hand"))
             continue
@@ -168,9 +153,8 @@ def _open_hierarchy(store: Store, report: VerifyReport) -> dict[str, StoredArray
             report.findings.append(Finding(place, "the array is missing", WRITE_ANEW, path=file))
         elif array.data_type != data_type:
             wrong = f"data type {array.data_type}, expected {data_type}"
-            report.findings.append(
-                Finding(place, wrong, f"remove {file} and extract again", path=file, cure="hand")
-            )
+            advice = f"remove {file} and extract again"
+            report.findings.append(Finding(place, wrong, advice, path=file, cure="hand"))
         else:
             found[name] = array
             report.arrays += 1

@@ -1,2 +1,1 @@
-"""A store as other tools see it: a selection of its rows, as xarray and pandas, or as files
-(export)."""
+"""A store as other tools see it: a selection of its rows, as xarray and pandas, or as files."""

@@ -1,11 +1,11 @@
 """A store for those who do not read Zarr: safetensors, npz or Parquet, in a folder.
 
-    manifest.json                     what was exported from which store; every file with size, SHA-256 and shapes
+    manifest.json                     what was exported from where; size, SHA-256, shapes of files
     concepts.jsonl                    id, name, level and parents of each concept
     layer_0/round_0/
-      samples.jsonl                   one line a row: texts, split, kind, labels     (with safetensors and npz)
+      samples.jsonl                   safetensors, npz: a line a row with texts, split, kind, labels
       model_layer_15.safetensors      one array a phase, (n, hidden), rows as in samples.jsonl
-      samples.parquet                 everything of a row in one line                (with Parquet)
+      samples.parquet                 Parquet: everything of a row in one line
 
 Rows of blocks that are not complete are left out, and the manifest counts them. The store is read
 and written block by block. A folder appears under its name when all of it is there.
@@ -22,6 +22,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -162,8 +163,7 @@ def _listed_files(folder: Path) -> set[str] | None:
 
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
-    """A scratch folder beside `out`, which takes its place at the end and vanishes after an
-    error."""
+    """A scratch folder beside `out`: takes its place at the end, and vanishes after an error."""
     scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:
         yield scratch
@@ -186,29 +186,24 @@ def _replacing(out: Path) -> Iterator[Path]:
 
 def _check_disk_space(out: Path, store: Store, selection: Selection, to: ExportFormat) -> None:
     itemsize = 4 if to != "safetensors" or store.header.store_dtype in ("float32", "int8") else 2
-    vectors = len(selection) * len(selection.phases) * len(selection.model_layers)
-    needed = int(
-        vectors * store.header.hidden * itemsize * (_PARQUET_SHARE if to == "parquet" else 1)
-    )
-    require_room(
-        out, needed, "the export needs about {}", "choose another disk, or fewer --model-layers"
-    )
+    share = _PARQUET_SHARE if to == "parquet" else 1
+    needed = int(selection.n_vectors * store.header.hidden * itemsize * share)
+    advice = "choose another disk, or fewer --model-layers"
+    require_room(out, needed, "the export needs about {}", advice)
 
 
 def _make_manifest(
     store: Store, selection: Selection, to: ExportFormat, files: list[dict[str, Any]]
 ) -> dict[str, Any]:
     header = store.header.to_attributes()
+    phases, model_layers = list(selection.phases), list(selection.model_layers)
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "to": to,
         "store": {"digest": store.digest(), "format_version": header.pop("format_version")},
         **header,
-        "selection": {
-            "phases": list(selection.phases),
-            "model_layers": list(selection.model_layers),
-        },
+        "selection": {"phases": phases, "model_layers": model_layers},
         "rounds": [
             {
                 "name": part.source.name,
@@ -229,13 +224,8 @@ class _Writer:
     def __init__(
         self, folder: Path, store: Store, selection: Selection, on_progress: OnProgress
     ) -> None:
-        self.folder, self.store, self.selection, self.on_progress = (
-            folder,
-            store,
-            selection,
-            on_progress,
-        )
-        self.hidden = store.header.hidden
+        self.folder, self.store, self.selection = folder, store, selection
+        self.on_progress, self.hidden = on_progress, store.header.hidden
         self._files: list[dict[str, Any]] = []
         self._done = 0
 
@@ -250,21 +240,16 @@ class _Writer:
                 self._write_parquet(part)
                 continue
             self._write_lines(f"{part.source.name}/samples.jsonl", _sample_lines(part))
+            write = self._write_safetensors if to == "safetensors" else self._write_npz
             for model_layer in self.selection.model_layers:
-                (self._write_safetensors if to == "safetensors" else self._write_npz)(
-                    part, model_layer
-                )
+                write(part, model_layer)
         return self._files
 
     def _concepts(self) -> Iterator[dict[str, Any]]:
         hierarchy, names = self.store.hierarchy, self.store.concept_names
         for concept, level in hierarchy.levels.items():
-            yield {
-                "id": concept,
-                "name": names[concept],
-                "level": level,
-                "parents": list(hierarchy.parents(concept)),
-            }
+            parents = list(hierarchy.parents(concept))
+            yield {"id": concept, "name": names[concept], "level": level, "parents": parents}
 
     def _write_lines(self, name: str, lines: Iterator[dict[str, Any]]) -> None:
         count = 0
@@ -277,21 +262,14 @@ class _Writer:
     def _write_safetensors(self, part: RoundSelection, model_layer: int) -> None:
         """Header first, since every size is known; then the values as they come."""
         stored = part.source.read(self.selection.phases[0], model_layer, slice(0, 0)).dtype
-        shape, size = [len(part), self.hidden], len(part) * self.hidden * stored.itemsize
+        size = len(part) * self.hidden * stored.itemsize
+        arrays = self._arrays(part, _TENSOR_TYPES[str(stored)])
         tensors: dict[str, Any] = {
-            phase: {
-                "dtype": _TENSOR_TYPES[str(stored)],
-                "shape": shape,
-                "data_offsets": [i * size, (i + 1) * size],
-            }
-            for i, phase in enumerate(self.selection.phases)
+            phase: {**entry, "data_offsets": [i * size, (i + 1) * size]}
+            for i, (phase, entry) in enumerate(arrays.items())
         }
-        origin = {
-            "format": FORMAT,
-            "store_digest": self.store.digest(),
-            "round": part.source.name,
-            "model_layer": str(model_layer),
-        }
+        origin = {"format": FORMAT, "store_digest": self.store.digest()}
+        origin |= {"round": part.source.name, "model_layer": str(model_layer)}
         head = json.dumps({"__metadata__": origin, **tensors}, separators=(",", ":")).encode()
         head += b" " * (-len(head) % 8)  # values start at a multiple of 8
         name = f"{part.source.name}/model_layer_{model_layer}.safetensors"
@@ -300,38 +278,30 @@ class _Writer:
             for phase in self.selection.phases:
                 for values in self._blocks(part, phase, model_layer):
                     file.write(_little_endian(values))
-        arrays = {
-            phase: {key: entry[key] for key in ("dtype", "shape")}
-            for phase, entry in tensors.items()
-        }
         self._list(name, arrays=arrays)
 
     def _write_npz(self, part: RoundSelection, model_layer: int) -> None:
         """What `numpy.savez` writes, a block at a time."""
         name = f"{part.source.name}/model_layer_{model_layer}.npz"
-        shape = (len(part), self.hidden)
+        head = {"descr": "<f4", "fortran_order": False, "shape": (len(part), self.hidden)}
         with zipfile.ZipFile(self.folder / name, "w", zipfile.ZIP_STORED) as archive:
             for phase in self.selection.phases:
-                with archive.open(
-                    zipfile.ZipInfo(f"{phase}.npy", _ZIP_EPOCH), "w", force_zip64=True
-                ) as file:
-                    head = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                entry = zipfile.ZipInfo(f"{phase}.npy", _ZIP_EPOCH)
+                with archive.open(entry, "w", force_zip64=True) as file:
                     np.lib.format.write_array_header_1_0(file, head)
                     for values in self._blocks(part, phase, model_layer):
                         file.write(_little_endian(values.astype(np.float32)))
-        self._list(
-            name,
-            arrays={
-                phase: {"dtype": "F32", "shape": list(shape)} for phase in self.selection.phases
-            },
-        )
+        self._list(name, arrays=self._arrays(part, "F32"))
+
+    def _arrays(self, part: RoundSelection, dtype: str) -> dict[str, dict[str, Any]]:
+        """What the manifest says of the arrays of a file, by phase."""
+        shape = [len(part), self.hidden]
+        return {phase: {"dtype": dtype, "shape": shape} for phase in self.selection.phases}
 
     def _write_parquet(self, part: RoundSelection) -> None:
         """A row group a block, or several where a block has many vectors."""
         pa, parquet = _import_pyarrow()
-        places = [
-            (phase, i) for phase in self.selection.phases for i in self.selection.model_layers
-        ]
+        places = [*product(self.selection.phases, self.selection.model_layers)]
         names = [f"{phase}_{model_layer}" for phase, model_layer in places]
         vector = pa.list_(pa.float32(), self.hidden)
         text = pa.table(part.columns()).append_column("labels", _label_lists(pa, part))
@@ -346,9 +316,8 @@ class _Writer:
                 first += rows.stop - rows.start
                 for phase, model_layer in places:
                     values = self._read(part, phase, model_layer, rows).astype(np.float32)
-                    columns.append(
-                        pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=vector)
-                    )
+                    flat = pa.array(values.ravel())
+                    columns.append(pa.FixedSizeListArray.from_arrays(flat, type=vector))
                 file.write_table(pa.table(columns, schema=schema))
         arrays = {column: {"dtype": "F32", "shape": [len(part), self.hidden]} for column in names}
         self._list(name, lines=len(part), arrays=arrays)
@@ -364,8 +333,7 @@ class _Writer:
     ) -> NDArray[Any]:
         values = part.source.read(phase, model_layer, rows)
         self._done += len(values)
-        total = len(self.selection) * len(self.selection.phases) * len(self.selection.model_layers)
-        self.on_progress(self._done, total)
+        self.on_progress(self._done, self.selection.n_vectors)
         return values
 
     def _list(self, name: str, **more: Any) -> None:
@@ -377,19 +345,16 @@ class _Writer:
 
 def _sample_lines(part: RoundSelection) -> Iterator[dict[str, Any]]:
     columns = part.columns()
-    for *values, labels in zip(
-        *(column.tolist() for column in columns.values()), _labels_of(part), strict=True
-    ):
+    lists = (column.tolist() for column in columns.values())
+    for *values, labels in zip(*lists, _labels_of(part), strict=True):
         yield {**dict(zip(columns, values, strict=True)), "labels": labels}
 
 
 def _labels_of(part: RoundSelection) -> list[list[dict[str, Any]]]:
     """The labels of each selected row."""
     labels: dict[int, list[dict[str, Any]]] = {row: [] for row in part.rows.tolist()}
-    for label in part.labels():
-        labels[label.row].append(
-            {"concept": label.concept, "role": label.role, "order": label.order}
-        )
+    for row, concept, role, order in part.labels():
+        labels[row].append({"concept": concept, "role": role, "order": order})
     return list(labels.values())
 
 

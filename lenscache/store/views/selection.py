@@ -1,7 +1,7 @@
-"""What of a store may leave it: the rows of complete blocks, with every column in words instead of
-numbers.
+"""What other tools get of a store: rows of complete blocks, columns in words and not in numbers.
 
-    Store --select--> Selection: phases, model layers, one RoundSelection a round --> xarray_view, export
+    Store --select--> Selection: phases, model layers, a RoundSelection a round
+        --> xarray_view, export
 
 The marks are read before the columns, because a writer writes in the opposite order: a row that is
 selected has its completion, even if it was extracted a moment ago.
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenscache.concepts.plan import SPLITS
-from lenscache.errors import ModelLayerError, StoreIncompleteError, StoreMismatchError
+from lenscache.errors import StoreIncompleteError
 from lenscache.store.header import show_value
 from lenscache.store.round import Round, Samples
 from lenscache.terms import Phase
@@ -39,8 +39,7 @@ class SampleLabel(NamedTuple):
     role: str
     """One of `ROLES`."""
     order: int
-    """Place in the nested order of the concept's labels in the round: the first ten are part of the
-    first thirty."""
+    """Place in the nested order of the concept's labels: the first 10 are among the first 30."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,8 @@ class RoundSelection:
         """The labels of the selected rows, in the order in which the store holds them."""
         selected = set(self.rows.tolist())
         counts: dict[int, int] = {}
-        for row, concept, role in zip(
-            *(column.tolist() for column in self.source.labels()), strict=True
-        ):
+        columns = (column.tolist() for column in self.source.labels())
+        for row, concept, role in zip(*columns, strict=True):
             order = counts.get(concept, 0)
             counts[concept] = order + 1
             if row in selected:
@@ -112,6 +110,11 @@ class Selection:
 
     def __len__(self) -> int:
         return sum(map(len, self.rounds))
+
+    @property
+    def n_vectors(self) -> int:
+        """Activations selected: one for each row, phase and model layer."""
+        return len(self) * len(self.phases) * len(self.model_layers)
 
     @property
     def n_left_out(self) -> int:
@@ -149,31 +152,19 @@ def select(
                 f"run `lenscache extract {store.path} --level {level}` first"
             )
     for model_layer in model_layers or ():
-        if model_layer not in header.model_layers:
-            raise ModelLayerError(
-                f"model layer {model_layer} is not in the store, which holds "
-                f"{show_value(header.model_layers)}"
-            )
+        header.check_model_layer(model_layer)
     for phase in phases or ():
-        if phase not in header.phases:
-            raise StoreMismatchError("mode", header.mode, phase)
+        header.check_phase(phase)
+    chosen = found if levels is None else sorted(set(levels))
     return Selection(
-        rounds=tuple(
-            _select_round(entry)
-            for n in (found if levels is None else sorted(set(levels)))
-            for entry in store.rounds(n)
-        ),
-        phases=header.phases if phases is None else tuple(dict.fromkeys(phases)),
-        model_layers=header.model_layers
-        if model_layers is None
-        else tuple(dict.fromkeys(model_layers)),
+        tuple(_select_round(entry) for level in chosen for entry in store.rounds(level)),
+        tuple(dict.fromkeys(header.phases if phases is None else phases)),
+        tuple(dict.fromkeys(header.model_layers if model_layers is None else model_layers)),
     )
 
 
 def _select_round(entry: Round) -> RoundSelection:
-    blocks = tuple(
-        int(block) for block in np.flatnonzero(entry.complete_blocks())
-    )  # first: see the top
+    blocks = tuple(np.flatnonzero(entry.complete_blocks()).tolist())  # first: see the top
     rows = _rows_of(entry, blocks)
     return RoundSelection(entry, blocks, Samples._make(column[rows] for column in entry.samples()))
 

@@ -1,7 +1,8 @@
 """A store as xarray and pandas know data: one labelled, lazy dataset, and the labels as a table.
 
-    Store --open_dataset------> Dataset: activation (sample, phase, model_layer, hidden) and what is known of a sample
-          --make_labels_frame-> DataFrame: sample, key, concept, role, order
+    Store --open_dataset-------> Dataset: activation (sample, phase, model_layer, hidden), and
+                                 coordinates with all that is known of a sample
+          --make_labels_frame--> DataFrame: sample, key, concept, role, order
 
 Indexing reads the blocks that it touches, through `Round.read`, and nothing else. Values are
 float32, which holds every bfloat16 and float16 exactly. Only rows of blocks that were complete when
@@ -18,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenscache.errors import MissingPackageError
-from lenscache.store.round import Round
 from lenscache.store.views.selection import RoundSelection, SampleLabel, Selection, select
 from lenscache.terms import Phase
 
@@ -75,14 +75,14 @@ def open_dataset(
     header = store.header
     source = _Activations(selection, header.hidden, store.digest())
     columns = [part.columns() for part in selection.rounds]
-    names = columns[0] if columns else ()
+    joined = {
+        name: ("sample", np.concatenate([column[name] for column in columns]))
+        for name in (columns[0] if columns else ())
+    }
     dataset = xr.Dataset(
         {"activation": (DIMS, indexing.LazilyIndexedArray(source))},
         coords={
-            **{
-                name: ("sample", np.concatenate([column[name] for column in columns]))
-                for name in names
-            },
+            **joined,
             "phase": list(selection.phases),
             "model_layer": list(selection.model_layers),
         },
@@ -99,12 +99,7 @@ def open_dataset(
         },
     )
     if chunks is not None:
-        sizes: dict[str, Any] = {
-            "sample": source.block_sizes or -1,
-            "phase": 1,
-            "model_layer": 1,
-            "hidden": -1,
-        }
+        sizes = dict(zip(DIMS, (source.block_sizes or -1, 1, 1, -1), strict=True))
         dataset["activation"] = dataset["activation"].chunk({**sizes, **chunks})
     return dataset
 
@@ -124,17 +119,15 @@ def make_labels_frame(store: Store, level: int | None = None) -> pd.DataFrame:
     StoreIncompleteError
         If the store holds no such level.
     """
-    lines = [
-        line for part in select(store, _as_levels(level)).rounds for line in _label_lines(part)
-    ]
-    columns = ("sample", "key", *(name for name in SampleLabel._fields if name != "row"))
-    return pd.DataFrame(lines, columns=list(columns)).set_index("sample")
+    rounds = select(store, _as_levels(level)).rounds
+    lines = [line for part in rounds for line in _label_lines(part)]
+    columns = ["sample", "key", *(name for name in SampleLabel._fields if name != "row")]
+    return pd.DataFrame(lines, columns=columns).set_index("sample")
 
 
 def _label_lines(part: RoundSelection) -> Iterator[tuple[Any, ...]]:
-    key_of = dict(
-        zip(part.rows.tolist(), (bytes(key).hex() for key in part.samples.key), strict=True)
-    )
+    keys = (bytes(key).hex() for key in part.samples.key)
+    key_of = dict(zip(part.rows.tolist(), keys, strict=True))
     for row, *label in part.labels():
         yield (f"{part.source.name}/{row}", key_of[row], *label)
 
@@ -144,38 +137,31 @@ def _as_levels(level: int | None) -> list[int] | None:
 
 
 class _Activations(BackendArray):
-    """Rows of several rounds as one array (sample, phase, model layer, hidden) that is read where
-    it is indexed."""
+    """Rows of rounds as one array (sample, phase, model layer, hidden), read when it is indexed."""
 
     def __init__(self, selection: Selection, hidden: int, digest: str) -> None:
         self.phases, self.model_layers = selection.phases, selection.model_layers
         self.shape = (len(selection), len(self.phases), len(self.model_layers), hidden)
         self.dtype = np.dtype(np.float32)
         self._digest = digest
-        self._blocks: list[tuple[Round, int]] = [
-            (part.source, part.source.rows(block).start)
-            for part in selection.rounds
-            for block in part.blocks
+        blocks = [(part.source, i) for part in selection.rounds for i in part.blocks]
+        spans = [source.rows(block) for source, block in blocks]
+        self._blocks = [
+            (source, span.start) for (source, _), span in zip(blocks, spans, strict=True)
         ]
-        self.block_sizes = tuple(
-            part.source.rows(block).stop - part.source.rows(block).start
-            for part in selection.rounds
-            for block in part.blocks
-        )
+        self.block_sizes = tuple(span.stop - span.start for span in spans)
         self._starts = np.cumsum([0, *self.block_sizes])
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.OUTER, self._read
-        )
+        outer = indexing.IndexingSupport.OUTER
+        return indexing.explicit_indexing_adapter(key, self.shape, outer, self._read)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         places = [(source.name, start) for source, start in self._blocks]
         return (self._digest, places, self.phases, self.model_layers)
 
     def _read(self, key: tuple[Any, ...]) -> NDArray[np.float32]:
-        """Read an outer selection: an integer, a slice or an array of integers for each
-        dimension."""
+        """Read an outer selection: an integer, a slice or an array of integers a dimension."""
         samples, phases, model_layers, features = (
             np.atleast_1d(np.arange(size)[part]) for size, part in zip(self.shape, key, strict=True)
         )
@@ -190,6 +176,5 @@ class _Activations(BackendArray):
                 for m, model_layer in enumerate(model_layers):
                     found = source.read(self.phases[phase], self.model_layers[model_layer], span)
                     values[wanted, p, m] = found[rows - span.start][:, features].astype(np.float32)
-        return values[
-            tuple(0 if isinstance(part, int | np.integer) else slice(None) for part in key)
-        ]
+        is_number = [isinstance(part, int | np.integer) for part in key]
+        return values[tuple(0 if one else slice(None) for one in is_number)]

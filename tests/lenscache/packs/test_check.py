@@ -105,7 +105,7 @@ def test_a_clean_pack_has_no_findings() -> None:
             "contrast",
             "not named in its contrast: 'The logo",
         ),
-        ({"layer": 0}, "hierarchy", "the parent 'nature' on level 0, not above level 0"),
+        ({"level": 0}, "hierarchy", "the parent 'nature' on level 0, not above level 0"),
         ({"parents": ()}, "hierarchy", "is on level 1 and has no parent"),
         ({"confusable_with": ("bat",)}, "confusable", "names 'bat', which is not in the pack"),
         ({"confusable_with": ("bird",)}, "confusable", "names itself as confusable"),

@@ -1,4 +1,4 @@
-"""Level files of HatCat: whatever is wrong in them, a usable pack and a report of it."""
+"""Layer files of HatCat: whatever is wrong in them, a usable pack and a report of it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def entry(name: Any, parents: Any = (), children: Any = (), **more: Any) -> dict
 
 
 def imported(folder: Path, *levels: list[Any]) -> Imported:
-    """Write level files and read them; the result must load again as it is, and be of use."""
+    """Write layer files and read them; the result must load again as it is, and be of use."""
     for number, entries in enumerate(levels):
-        (folder / f"level{number}.json").write_text(
+        (folder / f"layer{number}.json").write_text(
             json.dumps({"layer": number, "concepts": entries})
         )
     result = import_hatcat(folder)
@@ -68,7 +68,7 @@ def test_a_tidy_folder_is_read_whole_with_nothing_to_report(tmp_path: Path) -> N
         negatives=("The cat slept.",),
     )
     assert result.report.to_dict() == {
-        "read": {"level files": 2, "concepts": 2},
+        "read": {"layer files": 2, "concepts": 2},
         "repaired": {},
         "left_out": {},
     }
@@ -125,7 +125,7 @@ def test_several_parents_are_kept(tmp_path: Path) -> None:
     assert result.pack.hierarchy.branches("Dog") == {"Animal", "Pet"}
 
 
-def test_a_concept_without_a_parent_below_layer_0_is_a_root_and_reported(tmp_path: Path) -> None:
+def test_a_concept_without_a_parent_below_level_0_is_a_root_and_reported(tmp_path: Path) -> None:
     result = imported(tmp_path, [entry("Animal")], [entry("Stray", ["Gone"])])
     assert result.pack["Stray"].level == 1
     assert result.report.repaired == {
@@ -296,7 +296,7 @@ def test_entries_that_are_not_objects_or_have_no_name_are_left_out(tmp_path: Pat
 def test_a_file_without_a_list_is_left_out_and_reported(tmp_path: Path, content: str) -> None:
     (tmp_path / "layer1.json").write_text(content)
     result = imported(tmp_path, [entry("Real")])
-    assert result.report.left_out == {"level file without a list of concepts": ["layer1.json"]}
+    assert result.report.left_out == {"layer file without a list of concepts": ["layer1.json"]}
 
 
 def test_a_bare_list_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_a_bare_list_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     assert import_hatcat(tmp_path).pack["Bare"].level == 0
 
 
-def test_layers_come_by_number_and_other_files_are_not_read(tmp_path: Path) -> None:
+def test_levels_come_by_number_and_other_files_are_not_read(tmp_path: Path) -> None:
     for name, term in (
         ("layer10", "Low"),
         ("layer2", "High"),
@@ -346,7 +346,7 @@ def test_a_folder_without_a_usable_concept_is_an_error(tmp_path: Path, entries: 
 # --- size ---------------------------------------------------------------------------------------
 
 
-def untidy_layers() -> list[list[Any]]:
+def untidy_levels() -> list[list[Any]]:
     """8,000 concepts on six levels: dangling names, second parents, cycles, gaps."""
     levels: list[list[Any]] = []
     above = [""]
@@ -374,7 +374,7 @@ def untidy_layers() -> list[list[Any]]:
 @pytest.mark.slow
 def test_8000_untidy_concepts_are_imported_in_seconds_and_alike_each_time(tmp_path: Path) -> None:
     start = time.perf_counter()
-    one = imported(tmp_path, *untidy_layers())
+    one = imported(tmp_path, *untidy_levels())
     assert len(one.pack) == 8000
     assert time.perf_counter() - start < 60
     assert import_hatcat(tmp_path) == one

@@ -80,7 +80,7 @@ def test_a_root_below_another_keeps_its_place(tmp_path: Path) -> None:
     assert pack["DomesticAnimal"].level == 1
 
 
-def test_the_layer_is_one_below_the_highest_parent(tmp_path: Path) -> None:
+def test_the_level_is_one_below_the_highest_parent(tmp_path: Path) -> None:
     pack = import_text(
         tmp_path, "(subclass B A)\n(subclass C B)\n(subclass D C)\n(subclass D A)\n"
     ).pack
@@ -147,8 +147,14 @@ def test_a_file_that_breaks_off_is_read_up_to_there(tmp_path: Path, end: str) ->
 
 
 def test_variables_and_functions_are_no_concepts(tmp_path: Path) -> None:
-    text = '(subclass ?X Dog)\n(instance @ROW Dog)\n(subclass (KnobFn A) Dog)\n(subclass "Cat" Dog)\n(subclass Dog)\n'
-    imported = import_text(tmp_path, text + "(subclass Dog Animal)\n")
+    text = """(subclass ?X Dog)
+(instance @ROW Dog)
+(subclass (KnobFn A) Dog)
+(subclass "Cat" Dog)
+(subclass Dog)
+(subclass Dog Animal)
+"""
+    imported = import_text(tmp_path, text)
     assert [c.id for c in imported.pack.concepts] == ["Dog", "Animal"]
     assert {kind: len(places) for kind, places in imported.report.left_out.items()} == {
         "subclass that does not link two terms": 4,
@@ -165,8 +171,9 @@ def test_the_first_of_two_documentations_is_kept(tmp_path: Path) -> None:
 
 def test_unicode_is_kept_and_bad_bytes_are_reported(tmp_path: Path) -> None:
     file = tmp_path / "test.kif"
-    head = '\ufeff(subclass Größe Quantität)\n(documentation Größe EnglishLanguage "Wie groß, 大きさ.")\n'
-    file.write_bytes(head.encode() + b"; caf\xe9\n")
+    head = "\ufeff(subclass Größe Quantität)\n"
+    text = '(documentation Größe EnglishLanguage "Wie groß, 大きさ.")\n'
+    file.write_bytes((head + text).encode() + b"; caf\xe9\n")
     imported = import_kif(file)
     assert imported.pack["Größe"].definition == "Wie groß, 大きさ."
     assert imported.report.repaired["character that is not UTF-8, replaced"] == ["test.kif line 3"]

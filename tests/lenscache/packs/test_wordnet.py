@@ -28,7 +28,8 @@ ANIMALS = {
     "thing": Synset(["thing"], "a separate entity", ["entity"]),
     "animal": Synset(
         ["animal", "animate_being", "beast", "brute", "creature"],
-        'a living being that moves; "the animal slept"; "creatures of the night"; "it ran away from us"  ',
+        'a living being that moves; "the animal slept"; "creatures of the night"; '
+        '"it ran away from us"  ',
         ["thing"],
     ),
     "person": Synset(["person"], "a human being", ["animal", "thing"]),
@@ -121,7 +122,7 @@ def test_the_folder_or_a_dict_folder_in_it_is_known(tmp_path: Path) -> None:
     )
 
 
-def test_ids_layers_and_parents(animals: Path) -> None:
+def test_ids_levels_and_parents(animals: Path) -> None:
     imported = import_wordnet(animals)
     assert {c.id: (c.level, c.parents) for c in imported.pack.concepts} == {
         "entity.n.01": (0, ()),
@@ -174,7 +175,7 @@ def test_depth_and_number_limit_the_selection(animals: Path) -> None:
     assert imported.report.left_out["concept over the limit"] == ["person.n.01"]
 
 
-def test_roots_are_on_layer_0(animals: Path) -> None:
+def test_roots_are_on_level_0(animals: Path) -> None:
     pack = import_wordnet(animals, roots=["dog.n.01", "person.n.01"]).pack
     assert {c.id: (c.level, c.parents) for c in pack.concepts} == {
         "person.n.01": (0, ()),
