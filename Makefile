@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all lint format bench release clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy cli
+	$(BIN)/codespell
 
 test: lint
 	@# a process a core, of one thread each: threads of two processes that want the same core spin
@@ -39,6 +40,10 @@ bench: $(VENV)/installed
 	for script in $(filter-out benchmarks/labelled.py,$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python "$$script" --quick || exit 1; \
 	done
+
+release: lint
+	@# whether this commit can be released: version, changelog and tag agree
+	bash .ci/release
 
 clean:
 	rm -rf $(VENV) demo/store.zarr demo/lenses-* demo/report.html demo/*.log.jsonl build *.egg-info

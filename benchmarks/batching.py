@@ -3,16 +3,17 @@ without.
 
     python benchmarks/batching.py [--model smollm2-135m] [--quick] [--json FILE]
 
-cuts      prompts of mixed length through a `Runner`, combined mode with 20 new tokens and prompt mode: batches filled
-          to 32 and to 64 rows, and batches that end where padding costs more than another one, with
-          the overhead that `--batch-size auto` reads off the sizes it tries
+cuts      prompts of mixed length through a `Runner`, combined mode with 20 new tokens and prompt
+          mode: batches filled to 32 and to 64 rows, and batches that end where padding costs more
+          than another one, with the overhead that `--batch-size auto` reads off the sizes it tries
 hooks     a decode step at batch 4, all blocks captured, beside the same step without hooks
 sampling  `sample_tokens` at batch 4 and 64, beside the same arithmetic in fresh tensors
 
 Both sides in one process, in turns; medians over turns, with the lowest and the highest ratio.
 
 PREDICTED: cuts 1.2 times as fast as 32 rows, 1.4 as 64; hooks 2 % of a step; sampling in place 1.5
-times as fast. FOUND: see RESULTS.md.
+times as fast.
+FOUND: see RESULTS.md.
 """
 
 from __future__ import annotations
@@ -88,10 +89,10 @@ def cuts(loaded: LoadedModel, n: int, turns: int) -> dict[str, Any]:
     pack, figures = as_pack(texts(n)), {}
     for mode in ("combined", "prompt"):
         settings = ExtractSettings(
-            mode=mode,
+            mode=mode,  # type: ignore[arg-type]
             max_new_tokens=NEW_TOKENS,
             model_layers=None if mode == "combined" else (loaded.n_layers // 2,),
-        )  # type: ignore[arg-type]
+        )
         header, plan = make_header(loaded, pack, settings), plan_samples(pack, [0])
         rows = PlannedRows(plan, tokenize(loaded, plan.texts))
         choice = choose_batch(partial(make_runner, loaded, header), [rows], most=256)

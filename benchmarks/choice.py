@@ -1,8 +1,8 @@
 """By what to choose model layer and strength on the calibration split: four criteria, judged on the
 test split.
 
-    python benchmarks/choice.py [--store demo/store.zarr] [--layers 3] [--model-layers 5 10 15 20
-    25] [--quick]
+    python benchmarks/choice.py [--store demo/store.zarr] [--levels 3]
+                                [--model-layers 5 10 15 20 25] [--quick]
 
 Each criterion chooses both for every concept; the lenses are then fitted alike. Average precision
 is at a prevalence of 1 %, 10 % and one half, where one half is what `lenstrain.fit.choice` uses.
@@ -19,14 +19,15 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
-import lenstrain.fit.choice
-from lenstrain.data.dataset import open_dataset
+from lenstrain.data.dataset import CALIBRATION, open_dataset
+from lenstrain.data.rows import TaskRows, Which
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
-from lenstrain.metrics.score import ranking
+from lenstrain.fit.choice import CHOICE_PREVALENCE
 
 CRITERIA = {"average precision at 1 %": 0.01, "at 10 %": 0.1, "at one half": 0.5, "AUROC": None}
 
@@ -38,7 +39,7 @@ def main() -> None:
     )
     parser.add_argument("--store", type=Path, default=Path("demo/store.zarr"))
     parser.add_argument(
-        "--layers", type=int, nargs="*", help="levels of abstraction (default: all)"
+        "--levels", type=int, nargs="*", help="levels of abstraction (default: all)"
     )
     parser.add_argument("--model-layers", type=int, nargs="*", default=[5, 10, 15, 20, 25, 28, 29])
     parser.add_argument("--quick", action="store_true", help="two model layers")
@@ -63,17 +64,21 @@ def main() -> None:
 @contextmanager
 def choosing_by(prevalence: float | None) -> Iterator[None]:
     """Let `lenstrain.fit.choice` go by average precision at a prevalence, or by AUROC."""
-    before = lenstrain.fit.choice.ranking
+    before = TaskRows.score
 
-    def judge(y: np.ndarray, logits: np.ndarray, _: float) -> object:
-        found = ranking(y, logits, prevalence or 0.5)
-        return found if prevalence else found._replace(score=found.auroc)
+    def judge(
+        task: TaskRows, split: int, logits: np.ndarray, asked: float, which: Which = "unnamed"
+    ) -> float:
+        if (split, asked) != (CALIBRATION, CHOICE_PREVALENCE):  # not what is chosen by
+            return before(task, split, logits, asked, which)
+        if prevalence is not None:
+            return before(task, split, logits, prevalence, which)
+        ranked = task.ranked(split, logits, which)
+        above = (ranked.cuts.above + ranked.cuts.strictly_above) / 2
+        return float(1 - above.mean() / ranked.n_rows) if len(above) and ranked.n_rows else np.nan
 
-    lenstrain.fit.choice.ranking = judge
-    try:
+    with patch.object(TaskRows, "score", judge):
         yield
-    finally:
-        lenstrain.fit.choice.ranking = before
 
 
 if __name__ == "__main__":

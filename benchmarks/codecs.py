@@ -61,7 +61,9 @@ def main() -> None:
         :: -(-len(store.header.model_layers) // (2 if arguments.quick else 5))
     ]
     arrays = [
-        read_all(store, phase, level) for phase in store.header.phases for level in model_layers
+        read_all(store, phase, model_layer)
+        for phase in store.header.phases
+        for model_layer in model_layers
     ]
     present = [values[(values & 0x7FFF != 0x7FC0).any(axis=1)] for values in arrays]
     best = Choice(rows=2**18 // (2 * store.header.hidden))

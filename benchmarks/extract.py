@@ -1,18 +1,20 @@
 """What extraction costs beside the old ways, and beside the model alone.
 
     python benchmarks/extract.py [--model smollm2-135m] [--device auto] [--dtype float32] [--quick]
-    [--json FILE]
+                                 [--json FILE]
 
 One process, the sides in turns, each on prompts of the starter pack and longer ones made of them (6
 to about 120 tokens), in an order that is not that of their length. Combined mode, 20 new tokens,
 all transformer blocks:
 
-ours     `lenscache extract` into a store, at batch 4 and at `--batch-size auto`; every row has a temperature and a seed
-(a)      the way before: one prompt at a time, a prompt pass with `output_hidden_states`, then `generate` with
-         `output_hidden_states` from the start, means over positions, one file a prompt
+ours     `lenscache extract` into a store, at batch 4 and at `--batch-size auto`; every row has a
+         temperature and a seed
+(a)      the way before: one prompt at a time, a prompt pass with `output_hidden_states`, then
+         `generate` with `output_hidden_states` from the start, means over positions, one file a
+         prompt
 (b)      the same in batches of 4, padded, in the order given
-(c)      the model alone: prefill and one forward pass a token in batches of 4 by length, greedy, with a cache; nothing
-         is captured, sampled or stored
+(c)      the model alone: prefill and one forward pass a token in batches of 4 by length, greedy,
+         with a cache; nothing is captured, sampled or stored
 
 Prompt mode, middle block:
 
@@ -30,7 +32,8 @@ medians over turns, with the lowest and the highest. On a machine with other wor
 OMP_WAIT_POLICY=passive keeps threads from spinning for cores they do not get.
 
 PREDICTED, 2 cores, SmolLM2, float32: 3 (a) and 1.5 (b) at batch 4, 0.95 of (c); 6 (a) and 3.5 (b)
-at auto; 4 of (d). FOUND: see RESULTS.md.
+at auto; 4 of (d).
+FOUND: see RESULTS.md.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-import lenscache.extract.extraction
+import lenscache.extract.round
 from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, extract
 from lenscache.model.loading import LoadedModel, load_model, silence
@@ -176,29 +179,30 @@ def measure(
     return figures | {"facts": facts}
 
 
-# --- ours
+# --- ours ---------------------------------------------------------------------------------------
 
 
 def ours(
     loaded: LoadedModel, prompts: list[str], batch_size: int | str, mode: Any = "combined"
 ) -> tuple[int, Any]:
     """A whole extraction, into a store on disk."""
-    levels = (loaded.n_layers // 2,) if mode == "prompt" else None
+    model_layers = (loaded.n_layers // 2,) if mode == "prompt" else None
     settings = ExtractSettings(
         mode=mode,
         max_new_tokens=NEW_TOKENS,
-        batch_size=batch_size,
-        model_layers=levels,
-    )  # type: ignore[arg-type]
+        batch_size=batch_size,  # type: ignore[arg-type]
+        model_layers=model_layers,
+    )
     verifying = before = 0.0
-    verify = lenscache.extract.round._RoundExtraction._verify
+    verify = lenscache.extract.round.check_batches
 
-    def timed(self: Any) -> None:
+    def timed(*its: Any) -> float:
         nonlocal verifying, before
         start, forward_before = time.perf_counter(), forward.seconds
-        verify(self)
+        error = verify(*its)
         verifying += time.perf_counter() - start
         before += forward.seconds - forward_before
+        return error
 
     def tell(progress: ExtractProgress) -> None:
         nonlocal before
@@ -207,7 +211,7 @@ def ours(
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(lenscache.extract.round._RoundExtraction, "_verify", timed),
+        patch.object(lenscache.extract.round, "check_batches", timed),
         ForwardTime(loaded) as forward,
     ):
         start = time.perf_counter()
@@ -216,9 +220,8 @@ def ours(
         )
         spent = time.perf_counter() - start
     running = spent - verifying - report.seconds_to_start
-    on_cpu = (
-        loaded.device.type == "cpu"
-    )  # elsewhere a forward pass returns before the device is through with it
+    # on other devices a forward pass returns before the device is through with it
+    on_cpu = loaded.device.type == "cpu"
     return report.rows_run, {
         "seconds": running,
         "idle": 1 - (forward.seconds - before) / running if on_cpu else None,
@@ -254,7 +257,7 @@ class ForwardTime:
         self.seconds += time.perf_counter() - self._start
 
 
-# --- baselines
+# --- baselines ----------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -346,7 +349,7 @@ def right_padded(loaded: LoadedModel, prompts: list[str], batch_size: int = 8) -
     return len(prompts)
 
 
-# --- the device
+# --- the device ---------------------------------------------------------------------------------
 
 
 def synchronise(device: torch.device) -> None:
@@ -377,7 +380,7 @@ def device_name(device: torch.device) -> str:
     )
 
 
-# --- what must hold
+# --- what must hold -----------------------------------------------------------------------------
 
 
 def report(figures: dict[str, Any]) -> bool:

@@ -9,7 +9,8 @@ applies one fault at a random, seeded place or moment and then goes the way a us
 
 right at once   verify found nothing wrong: no half-written block counted as written
 named           otherwise, verify named the damaged array, the rows and the file in one line
-repaired        blocks that were extracted again because they were damaged, and in brackets those that were not
+repaired        blocks that were extracted again because they were damaged, and in brackets those
+                that were not
 right           in the end the store was clean and byte for byte that of an uninterrupted run
 
 Faults that stop a writer (kill, full disk, failing write) must be right at once; damage must be

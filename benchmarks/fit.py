@@ -2,21 +2,21 @@
 number, and in scoring.
 
     python benchmarks/fit.py [--quick] [--compare] [--scale] [--device cuda] [--json FILE]
-    [--workdir FOLDER]
+                             [--workdir FOLDER]
 
 All data are stores planted by benchmarks/planted.py, read from disk as any other; --workdir keeps
 them.
 
 compare  a level of 276 concepts, hidden 2560, 40 to 200 prompts a concept; one negative a positive,
-so that the last
-         iteration of a concept fits 42 to 214 rows. `fit_lenses` (beyond_graduation off, the rest
-         as by default) beside the same schedule run concept by concept: the same rows and
-         standardised features, C from the same three on the calibration split, then a fit for 5,
-         10, 20, 30 ... positives, each judged by `lenstrain.fit.measure.judge` on the calibration
-         and test splits, until it graduates.
+         so that the last iteration of a concept fits 42 to 214 rows. `fit_lenses`
+         (beyond_graduation off, the rest as by default) beside the same schedule run concept by
+         concept: the same rows and standardised features, C from the same three on the calibration
+         split, then a fit for 5, 10, 20, 30 ... positives, each judged by
+         `lenstrain.fit.measure.judge` on the calibration and test splits, until it graduates.
              scikit-learn  LogisticRegression(class_weight="balanced", max_iter=1000), its own
-             solver and tolerance
-             MLP           2560-128-64-1, ReLU, Adam at 1e-3, minibatches of 32, 50 epochs: no C to choose
+                           solver and tolerance
+             MLP           2560-128-64-1, ReLU, Adam at 1e-3, minibatches of 32, 50 epochs: no C to
+                           choose
          Loops run on random concepts, others in every turn, and their mean time stands for all.
          Products run on one thread: at these sizes more are no faster, and on a busy machine many
          times slower. lenstrain fits all, in turn with the loops. "Same work" leaves out what the
@@ -26,13 +26,14 @@ so that the last
          plus what all share. With --device lenstrain fits there, and the loops where they always
          do.
 one fit  a fit for each of 128 concepts on n rows, an eighth of them positive, beside
-LogisticRegression one by one
-scale    `fit_lenses` with everything by default on stores of 40 prompts a concept, each in a process of its own: time,
-         peak memory of the process, grades. The cosine of a lens and its planted direction is taken
-         on standardised features, where the deviation of the noise is 1 in each; median over
-         strengths of 7.3 to 10.7, the middle third. Concepts without signal must not get an A.
-         Seconds are extrapolated from those of CPU, which other work on the machine does not touch,
-         at the best share of the cores seen; memory by the rows that are read.
+         LogisticRegression one by one
+scale    `fit_lenses` with everything by default on stores of 40 prompts a concept, each in a
+         process of its own: time, peak memory of the process, grades. The cosine of a lens and its
+         planted direction is taken on standardised features, where the deviation of the noise is 1
+         in each; median over strengths of 7.3 to 10.7, the middle third. Concepts without signal
+         must not get an A. Seconds are extrapolated from those of CPU, which other work on the
+         machine does not touch, at the best share of the cores seen; memory by the rows that are
+         read.
 scoring  one vector against 5,665 lenses (`LensPack.score`), in turn with the bare product of numpy
 
 Bounds: 50 times the scikit-learn loop and 500 times the MLP loop (same work), 5,665 concepts in 600
@@ -86,15 +87,16 @@ from lenstrain.fit.choice import CHOICE_PREVALENCE, best_for_each
 from lenstrain.fit.iterations import AdaptiveTraining
 from lenstrain.fit.measure import decide, deciding, judge
 from lenstrain.metrics.calibrators import Calibrator
-from lenstrain.metrics.score import Grade, Ranking
+from lenstrain.metrics.grade import Grade
+from lenstrain.metrics.score import Ranking
 from lenstrain.pack.lens import Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
 from lenstrain.parallel import in_parallel
 from lenstrain.settings import FitSettings
 
-LAYER = Planting((5, 276), prompts=(40, 200))
-SMALL_LAYER = Planting((5, 96), prompts=(40, 200))
-LAYER_SETTINGS = FitSettings(negatives_per_positive=1.0, beyond_graduation=False, model_layers=(0,))
+LEVEL = Planting((5, 276), prompts=(40, 200))
+SMALL_LEVEL = Planting((5, 96), prompts=(40, 200))
+LEVEL_SETTINGS = FitSettings(negatives_per_positive=1.0, beyond_graduation=False, model_layers=(0,))
 ALL = 5665
 MIDDLE = np.quantile(STRENGTHS, [1 / 3, 2 / 3])
 SEED = 0
@@ -155,7 +157,7 @@ def planted(folder: Path, name: str, planting: Planting) -> Path:
     return path
 
 
-# --- beside loops
+# --- beside loops -------------------------------------------------------------------------------
 
 Decide = Callable[[NDArray[np.float32]], NDArray[Any]]
 Fit = Callable[[NDArray[np.float32], NDArray[np.bool_], float], Decide]
@@ -163,9 +165,9 @@ Fit = Callable[[NDArray[np.float32], NDArray[np.bool_], float], Decide]
 
 def compare(folder: Path, device: str, *, quick: bool) -> dict[str, Any]:
     """lenstrain and both loops, turn by turn, and single fits."""
-    settings = replace(LAYER_SETTINGS, device=device)
+    settings = replace(LEVEL_SETTINGS, device=device)
     turns, n_sklearn, n_mlp = (2, 10, 1) if quick else (3, 40, 8)
-    level = SMALL_LAYER if quick else LAYER
+    level = SMALL_LEVEL if quick else LEVEL
     dataset = open_dataset(planted(folder, f"level-{level.levels[1]}", level), levels=[1])
     start = time.perf_counter()
     tasks, features = prepare(dataset)
@@ -184,9 +186,8 @@ def compare(folder: Path, device: str, *, quick: bool) -> dict[str, Any]:
     ours: dict[str, float] = {}
     fits: list[float] = []
     for turn in range(turns):
-        tasks = [
-            TaskRows(dataset, task.task, LAYER_SETTINGS) for task in tasks
-        ]  # nothing kept from the turn before
+        # new rows, so that nothing is kept from the turn before
+        tasks = [TaskRows(dataset, task.task, LEVEL_SETTINGS) for task in tasks]
         for side, jobs in (("same work", None), ("one core", 1)):
             spent, result = without_extras(dataset, settings, jobs)
             seconds[side].append(spent)
@@ -229,7 +230,7 @@ def compare(folder: Path, device: str, *, quick: bool) -> dict[str, Any]:
 def prepare(dataset: LensDataset) -> tuple[list[TaskRows], Features]:
     """What every side needs: who is positive and negative, and standardised features."""
     tasks = [
-        TaskRows(dataset, draw_task(dataset, concept, LAYER_SETTINGS.n_negatives), LAYER_SETTINGS)
+        TaskRows(dataset, draw_task(dataset, concept, LEVEL_SETTINGS.n_negatives), LEVEL_SETTINGS)
         for concept in dataset.concepts
     ]
     return tasks, Features.of_model_layers(dataset, (0,))
@@ -317,12 +318,12 @@ def train(
         end = task.training.ends[iteration - 1]
         rows = Z[task.training.rows[:end]]
         logits = fit(rows, task.training.targets[:end], C)
-        chosen = deciding(task, LAYER_SETTINGS)
-        threshold = decide(chosen, logits(held_out[CALIBRATION][chosen.rows]), LAYER_SETTINGS)
+        chosen = deciding(task, LEVEL_SETTINGS)
+        threshold = decide(chosen, logits(held_out[CALIBRATION][chosen.rows]), LEVEL_SETTINGS)
         step = judge(
-            task, logits(rows), threshold, logits(held_out[TEST]), LAYER_SETTINGS, iteration
+            task, logits(rows), threshold, logits(held_out[TEST]), LEVEL_SETTINGS, iteration
         )
-        if iteration == task.last_iteration or LAYER_SETTINGS.graduates(step, iteration):
+        if iteration == task.last_iteration or LEVEL_SETTINGS.graduates(step, iteration):
             return step
     raise AssertionError("unreachable")
 
@@ -419,7 +420,7 @@ def measure_one_fit(
     return found
 
 
-# --- growing stores
+# --- growing stores -----------------------------------------------------------------------------
 
 
 def fit_alone(path: Path) -> dict[str, Any]:
@@ -513,7 +514,7 @@ def scale(folder: Path, *, quick: bool) -> dict[str, Any]:
     smaller = slice(None) if quick else slice(-1)
     foreseen = extrapolate(n[smaller], cpu[smaller]) * float((seconds / cpu)[smaller].min())
     foreseen_gib = (
-        runs[smaller][-1]["rss_gib"] + 40 * (ALL - n[smaller][-1]) * LAYER.hidden * 4 / 2**30
+        runs[smaller][-1]["rss_gib"] + 40 * (ALL - n[smaller][-1]) * LEVEL.hidden * 4 / 2**30
     )
     figures["seconds_5665"] = foreseen if quick else seconds[-1]
     figures["rss_gib_5665"] = foreseen_gib if quick else runs[-1]["rss_gib"]
@@ -534,13 +535,13 @@ def extrapolate(n: NDArray[Any], seconds: NDArray[Any]) -> float:
     return float(a * ALL + b * ALL**2)
 
 
-# --- scoring
+# --- scoring ------------------------------------------------------------------------------------
 
 
 def measure_scoring(*, turns: int) -> dict[str, Any]:
     """One vector against every lens of a large pack, beside the product alone."""
     rng = np.random.default_rng(SEED)
-    weight = rng.normal(size=(ALL, LAYER.hidden)).astype(np.float32)
+    weight = rng.normal(size=(ALL, LEVEL.hidden)).astype(np.float32)
     lenses = [
         Lens(
             f"concept {i}",
@@ -557,7 +558,7 @@ def measure_scoring(*, turns: int) -> dict[str, Any]:
         )
         for i, row in enumerate(weight)
     ]
-    pack, x = LensPack(lenses, {}, {}), rng.normal(size=(1, LAYER.hidden)).astype(np.float32)
+    pack, x = LensPack(lenses, {}, {}), rng.normal(size=(1, LEVEL.hidden)).astype(np.float32)
     sides: dict[str, Callable[[], NDArray[np.float32]]] = {
         "LensPack.score": lambda: pack.score(x, 0)[0],
         "numpy": lambda: weight @ x[0] + np.float32(0.5),
@@ -574,14 +575,13 @@ def measure_scoring(*, turns: int) -> dict[str, Any]:
     ratios = np.array(seconds["LensPack.score"]) / np.array(seconds["numpy"])
     low, ratio, high = np.quantile(ratios, [0.05, 0.5, 0.95])
     print(
-        f"\none vector against {ALL} lenses: {ours:.2f} ms, numpy's product {bare:.2f} ms, ratio "
-        f"{ratio:.2f} "
-        f"({low:.2f} to {high:.2f} in nine of ten turns)"
+        f"\none vector against {ALL} lenses: {ours:.2f} ms, numpy's product {bare:.2f} ms, "
+        f"ratio {ratio:.2f} ({low:.2f} to {high:.2f} in nine of ten turns)"
     )
     return {"scoring_ratio": float(ratio), "scoring_ratio_spread": [float(low), float(high)]}
 
 
-# --- what must hold
+# --- what must hold -----------------------------------------------------------------------------
 
 
 def check(figures: dict[str, Any]) -> bool:

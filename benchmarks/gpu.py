@@ -4,9 +4,11 @@
 
 A model of the 4B class (Qwen3-4B's configuration) with random weights, in bfloat16:
 
-floor      bytes of weights / measured bandwidth: what a decode step costs at least, whatever the batch
+floor      bytes of weights / measured bandwidth: what a decode step costs at least, whatever the
+           batch
 step       a decode step at batch 4, all blocks captured, without and with a recorded CUDA graph
-extract    `benchmarks/extract.py` with 20 new tokens: batch 4 and auto beside the old ways, (a) in float32
+extract    `benchmarks/extract.py` with 20 new tokens: batch 4 and auto beside the old ways, (a) in
+           float32
 idle       share of the wall clock of an extraction, its store being written, in which no kernel ran
 monitor    `benchmarks/monitor.py`: 5,000 lenses on generation
 tests      `pytest -m gpu`
@@ -15,7 +17,8 @@ tests      `pytest -m gpu`
 works; its figures mean nothing.
 
 PREDICTED on an H100: floor 2.6 ms (8 GB at 3 TB/s); a step 4 ms with a graph and 25 ms without;
-auto 40 times (a); idle 3 %; 5,000 lenses 2 %. FOUND: see RESULTS.md; no GPU has been at hand yet.
+auto 40 times (a); idle 3 %; 5,000 lenses 2 %.
+FOUND: see RESULTS.md; no GPU has been at hand yet.
 """
 
 from __future__ import annotations

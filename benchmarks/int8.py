@@ -1,8 +1,8 @@
 """What a store of 8-bit activations costs: F1, score and AUROC of its lenses, and bytes, beside the
 store it came from.
 
-    python benchmarks/int8.py --store demo/store.zarr [--model-layers 5 15 25] [--layers 0 1 2]
-    [--json FILE]
+    python benchmarks/int8.py --store demo/store.zarr [--model-layers 5 15 25] [--levels 0 1 2]
+                                                      [--json FILE]
 
 Every row of the store is written again, as int8 with a scale a vector, into a temporary store;
 lenses are fitted on both, at each model layer, with the same settings and splits. The difference is
@@ -11,10 +11,11 @@ int8 minus the original, paired by concept, with a 95 % bootstrap interval over 
 Predicted before the first run: half the bytes of uncompressed bfloat16 and about 0.65 of the
 compressed; no difference in F1 and score that stands out from chance in the middle of the model, a
 small loss (0.00 to 0.02) in model layers whose residual stream has features of outsized magnitude,
-since those set the scale of every vector. Found (SmolLM2-135M, foundation pack, levels 0-3, 185
-concepts): 0.33 of the compressed bytes, since most whole numbers are small beside the outsized
-features. F1 -0.004 to +0.007, intervals that hold 0 at all three model layers; score -0.003 to
--0.008 and AUROC -0.000 to -0.003, whose intervals leave 0 out at model layers 5 and 15.
+since those set the scale of every vector.
+Found (SmolLM2-135M, foundation pack, levels 0-3, 185 concepts): 0.33 of the compressed bytes, since
+most whole numbers are small beside the outsized features. F1 -0.004 to +0.007, intervals that hold
+0 at all three model layers; score -0.003 to -0.008 and AUROC -0.000 to -0.003, whose intervals
+leave 0 out at model layers 5 and 15.
 """
 
 from __future__ import annotations
@@ -62,8 +63,7 @@ def main() -> None:
         print(f"stored: int8 {sizes['int8'] / sizes['original']:.3f} of the original")
         print(
             f"\n{'model layer':11}  {'concepts':8}  {'metric':8}  {'original':8}  {'int8':8}  "
-            "int8 "
-            "- original (95 %)"
+            "int8 - original (95 %)"
         )
         for model_layer in arguments.model_layers:
             both = [measure(store, levels, model_layer) for store in (original, lossy)]
@@ -97,7 +97,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--store", type=Path, default=Path("demo/store.zarr"))
     parser.add_argument(
-        "--layers", type=int, nargs="*", help="levels of abstraction (default: all)"
+        "--levels", type=int, nargs="*", help="levels of abstraction (default: all)"
     )
     parser.add_argument("--model-layers", type=int, nargs="*", default=[5, 15, 25])
     parser.add_argument("--json", type=Path)

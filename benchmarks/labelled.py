@@ -1,8 +1,9 @@
 """Lenses on other people's labelled text: test AUC beside scikit-learn's, on the same activations
 and split.
 
-    pip install --no-deps --target FOLDER sae-probes==0.4.2 python benchmarks/labelled.py --data
-    FOLDER [--quick] [--datasets 113 36 139] [--work FOLDER] [--json FILE]
+    pip install --no-deps --target FOLDER sae-probes==0.4.2
+    python benchmarks/labelled.py --data FOLDER [--quick] [--datasets 113 36 139] [--work FOLDER]
+                                                [--json FILE]
 
 Balanced binary sets of the package sae-probes go the way of a user's own file: a CSV with text,
 label and split, the labelled importer, extraction (prompt mode), `fit_lenses`. The default ones
@@ -15,14 +16,15 @@ many.
 
 Nobody sees the test rows before the end but the adaptive lens. What each side sees besides:
 
-lens                      fits on the training rows (about three quarters of the 70 %), all of them at once;
-                          chooses model layer, C, threshold and probabilities on the calibration
-                          rows
-lens, adaptive            the same with the default schedule: from 5 positives on until its test F1 reaches 0.95
-regression, same rows     StandardScaler and LogisticRegressionCV on the lens's model layer and training rows;
-                          chooses C by 5-fold cross-validation of AUC
-regression, same level    the same on training and calibration rows
-regression, own level     the same, and the model layer with the best cross-validated AUC, too
+lens                      fits on the training rows (about three quarters of the 70 %), all of them
+                          at once; chooses model layer, C, threshold and probabilities on the
+                          calibration rows
+lens, adaptive            the same with the default schedule: from 5 positives on until its test F1
+                          reaches 0.95
+regression, same rows     StandardScaler and LogisticRegressionCV on the lens's model layer and
+                          training rows; chooses C by 5-fold cross-validation of AUC
+regression, same block    the same on training and calibration rows
+regression, own block     the same, and the model layer with the best cross-validated AUC, too
 
 The difference is the lens's AUC minus the other's, with a 95 % bootstrap interval over test rows,
 paired and within each class: it holds the chance in the test rows, not that in the training rows.
@@ -32,10 +34,11 @@ score and grade are at a prevalence of 1 %, on few test rows: read them as rough
 Predicted before the first run: AUC 0.95 and more for politics, 0.75 to 0.85 for sentiment, 0.55 to
 0.65 for truth (the model is small); the lens behind both regressions on more rows by 0 to 0.03, as
 it fits on fewer rows and does not tune C, with intervals that hold 0 in most cases; next to nothing
-between it and the regression on the same rows. Found: AUC 0.95, 0.78 and 0.62. On politics and
-sentiment the lens is behind by 0.01 to 0.04, and so it is, against the prediction, on its own rows
-and model layer: cross-validation chooses a C of 0.001 to 0.01 there, the default of 1 fits hundreds
-of rows too closely (--C tries others). On truth no difference stands out from chance.
+between it and the regression on the same rows.
+Found: AUC 0.95, 0.78 and 0.62. On politics and sentiment the lens is behind by 0.01 to 0.04, and so
+it is, against the prediction, on its own rows and model layer: cross-validation chooses a C of
+0.001 to 0.01 there, the default of 1 fits hundreds of rows too closely (--C tries others). On truth
+no difference stands out from chance.
 """
 
 from __future__ import annotations
@@ -132,9 +135,8 @@ def find_data(folder: Path | None) -> Path:
     if folder is not None:
         candidates = [folder, folder / "sae_probes"]
     else:
-        spec = importlib.util.find_spec(
-            "sae_probes"
-        )  # not imported: it needs libraries that we do not
+        # found and not imported: the package needs libraries that we do not
+        spec = importlib.util.find_spec("sae_probes")
         candidates = (
             [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
         )
@@ -267,9 +269,9 @@ def compare(dataset: LensDataset, concept: str, rows: Rows, C: float | None) -> 
         lens,
         fit_lens("lens, adaptive", dataset, concept, rows, FitSettings(phase="prompt", C=C)),
         fit_regression("regression, same rows", dataset, here, rows, rows.of(TRAIN)),
-        fit_regression("regression, same level", dataset, here, rows, rows.of(TRAIN, CALIBRATION)),
+        fit_regression("regression, same block", dataset, here, rows, rows.of(TRAIN, CALIBRATION)),
         fit_regression(
-            "regression, own level",
+            "regression, own block",
             dataset,
             dataset.model_layers,
             rows,
@@ -313,8 +315,7 @@ def fit_lens(
 def fit_regression(
     method: str, dataset: LensDataset, model_layers: Sequence[int], rows: Rows, chosen: np.ndarray
 ) -> Result:
-    """Fit scikit-learn's regression on the rows `chosen` (vectors,), on the best of some model
-    layers."""
+    """Fit scikit-learn's regression on the rows `chosen` (vectors,), on the best model layer."""
     best: tuple[float, int, Pipeline] | None = None
     for model_layer in model_layers:
         X = dataset.vectors(model_layer).astype(np.float64)
@@ -322,9 +323,8 @@ def fit_regression(
         regression = LogisticRegressionCV(Cs=COSTS, cv=folds, scoring="roc_auc", max_iter=5000)
         pipeline = make_pipeline(StandardScaler(), regression)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # of defaults that change; both are read below
+            # scikit-learn warns of defaults that will change; both results are read below
+            warnings.simplefilter("ignore", FutureWarning)
             pipeline.fit(X[chosen], rows.y[chosen])
         scores = regression.scores_
         by_fold = np.asarray(

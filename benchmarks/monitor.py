@@ -11,9 +11,9 @@ generates with random weights in the shape of a model of 4 billion parameters (3
 PREDICTED, of a 4B model on a GPU: under 2 %. The lenses are 51 MB to read beside the 8 GB of the
 model, and the monitor some 40 kernels beside more than 500. Of SmolLM2 on one CPU core: about 10 %,
 since 5,000 lenses of size 576 are 11.5 MB beside the 270 MB of the model, and the model is small
-enough for the calls to matter. The goal is 5 % on a GPU. FOUND, in CPU time on a busy machine,
-SmolLM2 in bfloat16 on one core, 5 model layers: +5 % alone (quartiles -5 and +7) and +3 % in
-batches of 8 (0 and +4). No GPU was at hand.
+enough for the calls to matter. The goal is 5 % on a GPU.
+FOUND, in CPU time on a busy machine, SmolLM2 in bfloat16 on one core, 5 model layers: +5 % alone
+(quartiles -5 and +7) and +3 % in batches of 8 (0 and +4). No GPU was at hand.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lenscache.model.loading import load_model
 from lenstrain.families.linear import LinearWeights
 from lenstrain.live.monitor import Monitor
 from lenstrain.metrics.calibrators import Calibrator
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
 
@@ -93,8 +93,8 @@ def report(arguments: argparse.Namespace, ratios: list[float], bare: list[float]
     low, median, high = (float(value) for value in np.quantile(ratios, [0.25, 0.5, 0.75]))
     name, step = arguments.random or arguments.model, float(np.median(bare))
     print(
-        f"{name} in {arguments.dtype} on {arguments.device}, batch {arguments.batch}: {step:.2f} "
-        "ms a token; "
+        f"{name} in {arguments.dtype} on {arguments.device}, batch {arguments.batch}: "
+        f"{step:.2f} ms a token; "
         f"{arguments.lenses} lenses on {arguments.model_layers} model layers: {median:+.1%} "
         f"({low:+.1%} to {high:+.1%}, half of {len(ratios)} turns), goal on a GPU {GOAL:.0%}"
     )

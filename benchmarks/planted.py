@@ -10,14 +10,16 @@ marked. A row is
 
     offset + scale * (noise + strength of the concept * its own factor * direction of the concept)
 
-noise      rank 256 with variances that fall as 1/k, 60 % of the variance, and 40 % white; deviation 1 a feature in the
-           mean, about 16 along the first component
+noise      rank 256 with variances that fall as 1/k, 60 % of the variance, and 40 % white; deviation
+           1 a feature in the mean, about 16 along the first component
 direction  a unit vector: half of the way its (first) parent's, the rest its own, so that siblings
-are alike
-strength   drawn for each concept, evenly between 4 and 14, in deviations of the noise along the direction; 3 % of the
-           concepts that have nobody below them have 0: there is nothing for their lenses to find
+           are alike
+strength   drawn for each concept, evenly between 4 and 14, in deviations of the noise along the
+           direction; 3 % of the concepts that have nobody below them have 0: there is nothing for
+           their lenses to find
 factor     drawn for each row, evenly between 0.5 and 1.5
-scale      of a feature, drawn log-normally; 4 features are 30 times as large and lie far from 0, as models have them
+scale      of a feature, drawn log-normally; 4 features are 30 times as large and lie far from 0, as
+           models have them
 offset     of a feature, half as large as its scale
 
 The rows of a concept are its examples, definitions and relations; a relation is its parent's, too,
@@ -48,7 +50,7 @@ from lenscache.store.store import Store, create_store
 from lenscache.store.summary import stored_bytes
 
 BRANCHES = 5
-LAYER_SHARES = (0.05, 0.20, 0.47)
+LEVEL_SHARES = (0.05, 0.20, 0.47)
 TWO_PARENTS = 0.05
 CONTRAST_SHARE = 0.125
 DEFINITIONS = 3  # that every concept with a definition has
@@ -77,7 +79,7 @@ class Planting:
     def of_size(cls, n_concepts: int, **options: int) -> Planting:
         """Levels like SUMO's."""
         sizes = [min(BRANCHES, n_concepts)]
-        for share in LAYER_SHARES:
+        for share in LEVEL_SHARES:
             sizes.append(min(round(share * n_concepts), n_concepts - sum(sizes)))
         sizes.append(n_concepts - sum(sizes))
         return cls(tuple(size for size in sizes if size), **options)

@@ -4,18 +4,18 @@ killed.
     python benchmarks/scaleout.py [--model smollm2-135m] [--kills] [--quick] [--json FILE]
 
 overhead  the same prompts through the local engine and through Ray with one worker and with two, in
-turns, each into a
-          store of its own. Timed from the first block handed out, with all models loaded, to the
-          last one written. One worker has all cores, of two each has half: on one machine nothing
-          is to be gained, and what Ray itself costs is what shows.
---kills   two workers on a store in a real S3 server on this machine, behind a proxy that fails one request in eight;
-          ten times, whenever something was done since the last, a random worker is killed. Then the
-          store is verified and compared with that of one undisturbed process.
+          turns, each into a store of its own. Timed from the first block handed out, with all
+          models loaded, to the last one written. One worker has all cores, of two each has half: on
+          one machine nothing is to be gained, and what Ray itself costs is what shows.
+--kills   two workers on a store in a real S3 server on this machine, behind a proxy that fails one
+          request in eight; ten times, whenever something was done since the last, a random worker
+          is killed. Then the store is verified and compared with that of one undisturbed process.
 
 --quick runs fewer prompts and turns, and kills workers with a tiny model.
 
 PREDICTED on two cores: 1.03 times the local engine's time with one worker, 1.05 with two; goal
-1.10. Ten kills: about ten blocks begun again, none lost, none twice. FOUND: see RESULTS.md.
+1.10. Ten kills: about ten blocks begun again, none lost, none twice.
+FOUND: see RESULTS.md.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-# --- what it costs
+# --- what it costs ------------------------------------------------------------------------------
 
 
 def overhead(load: Callable[[], LoadedModel], n: int, turns: int) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class _AllWritten(Exception):  # noqa: N818 - a signal, not an error
     pass
 
 
-# --- workers that are killed
+# --- workers that are killed --------------------------------------------------------------------
 
 
 def kills(load: Callable[[], LoadedModel], times: int, *, tiny: bool) -> dict[str, Any]:
@@ -179,9 +179,8 @@ def kills(load: Callable[[], LoadedModel], times: int, *, tiny: bool) -> dict[st
                 Request("s3://stores/s", pack, settings), load, workers=2, on_progress=killer
             )
             seconds = time.perf_counter() - start
-        with patch.dict(
-            os.environ, s3_server.environment(url)
-        ):  # what is there is looked at undisturbed
+        # the store is checked without the proxy
+        with patch.dict(os.environ, s3_server.environment(url)):
             damaged = verify_store("s3://stores/s").is_damaged
             blocks = sum(target.n_blocks for target in open_store("s3://stores/s").rounds())
             found = arrays_of(s3_server.objects(s3_server.connect(url), "stores", "s"))

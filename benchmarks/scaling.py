@@ -3,20 +3,23 @@ a thousand workers.
 
     python benchmarks/scaling.py [--quick] [--json FILE]
 
-time       small extractions on one core, forecast from its bandwidth, FLOP/s and cost of a call, measured in the same
-           process, and then run: forecast / seen, in CPU time, of the span from the first row to
-           the last. SmolLM2 and random models of other sizes, with more or fewer concepts, samples,
-           model layers, blocks and hidden values
-requests   extractions into a real S3 server on this machine, whose requests are counted: forecast / seen
-growth     what a model of 8B on 8 H100s costs, and how it changes with one thing at a time; forecasts
-workers    5,665 concepts, a model of 70B on pairs of H100s, 40 samples a concept and 1,000, into S3: makespans of 10 to
-           1,000 workers by `lenscache.forecast.fleet`, with blocks handed out (`--engine ray`) and
-           with `--partition k/n`
+time       small extractions on one core, forecast from its bandwidth, FLOP/s and cost of a call,
+           measured in the same process, and then run: forecast / seen, in CPU time, of the span
+           from the first row to the last. SmolLM2 and random models of other sizes, with more or
+           fewer concepts, samples, model layers, blocks and hidden values
+requests   extractions into a real S3 server on this machine, whose requests are counted: forecast /
+           seen
+growth     what a model of 8B on 8 H100s costs, and how it changes with one thing at a time;
+           forecasts
+workers    5,665 concepts, a model of 70B on pairs of H100s, 40 samples a concept and 1,000, into
+           S3: makespans of 10 to 1,000 workers by `lenscache.forecast.fleet`, with blocks handed
+           out (`--engine ray`) and with `--partition k/n`
 
 PREDICTED: time 0.7 to 1.4 of what is seen, median within 15 %; objects and PUT exact, GET and HEAD
 within 3 a round; 1,000 workers: efficiency below 5 % with 40 samples, since loading 140 GB takes
 longer than the blocks of each, and above 70 % with 1,000; partitions 1.5 to 2 times as long as
-handing out, since every straggler keeps its share. FOUND: see docs/scaling.md.
+handing out, since every straggler keeps its share.
+FOUND: see docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -94,7 +97,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-# --- time
+# --- time ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -146,9 +149,8 @@ def times(*, quick: bool) -> dict[str, Any]:
         loaded = smollm2 if case.blocks == 0 else random_model(case.hidden, case.blocks)
         ratios = []
         for _ in range(1 if quick else 3):
-            device = measure_device(
-                torch.device("cpu"), "float32", clock=time.process_time
-            )  # anew: the machine is not always as fast
+            # measured anew: the machine is not always as fast
+            device = measure_device(torch.device("cpu"), "float32", clock=time.process_time)
             expected, seen = run_case(case, loaded, device)
             ratios.append(expected / seen)
         found.append(
@@ -228,7 +230,7 @@ def run_case(case: Case, loaded: LoadedModel, device: Device) -> tuple[float, fl
     return estimate.seconds_a_block * estimate.blocks, told[-1] - told[0]
 
 
-# --- requests
+# --- requests -----------------------------------------------------------------------------------
 
 
 def requests(*, quick: bool) -> dict[str, Any]:
@@ -314,10 +316,10 @@ def s3_server() -> Iterator[tuple[Any, Any]]:
         yield client, log.counts
 
 
-# --- workers
+# --- workers ------------------------------------------------------------------------------------
 
 
-LAYERS = (5, 276, 1070, 1011, 616, 2687)
+LEVELS = (5, 276, 1070, 1011, 616, 2687)
 """Concepts by level: 5,665 in all, of which the largest level has 2,687."""
 ROUGH = {"spread": 0.3, "slow_share": 0.05, "slow_factor": 3.0, "lifetime": 2 * 3600.0}
 USUAL = {"spread": 0.1, "slow_share": 0.03, "slow_factor": 2.0, "lifetime": 24 * 3600.0}
@@ -448,7 +450,7 @@ def _table(
     name: str, model: LoadedModel, samples: int, stored: tuple[int, ...], *, quick: bool
 ) -> dict[str, Any]:
     settings = ExtractSettings(batch_size="auto", model_layers=stored)
-    work = large_work(model, settings, LAYERS, samples)
+    work = large_work(model, settings, LEVELS, samples)
     lengths = work.lengths
     one = forecast_run(work, settings, DEVICES["h100"], 2)
     rounds = [-(-len(each) // one.block_rows) for each in lengths]
@@ -458,9 +460,9 @@ def _table(
         [RoundSize(len(n), len(n), one.block_rows) for n in lengths],
     )
     join = requests_to_join(
-        work.header, sizes, concepts=sum(LAYERS), links=sum(LAYERS), engine="ray"
+        work.header, sizes, concepts=sum(LEVELS), links=sum(LEVELS), engine="ray"
     )
-    alone = requests_to_join(work.header, sizes, concepts=sum(LAYERS), links=sum(LAYERS))
+    alone = requests_to_join(work.header, sizes, concepts=sum(LEVELS), links=sum(LEVELS))
     print(
         f"-- {name}: {len(blocks)} blocks of {one.block_rows} rows, {one.seconds_a_block:.1f} s "
         f"each on 2 H100s, written in {one.seconds_to_write_a_block:.1f} s; loading "

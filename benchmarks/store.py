@@ -5,13 +5,14 @@
 Four comparisons, on a finished store (demo/store.zarr, as `make demo` leaves it, unless another is
 named):
 
-size    bytes of every activation array beside the same values as raw bfloat16 .npy, as float32 .npz and as float32
-        compressed .npz; must be at most 0.70 of raw bfloat16 in all
-read    all rows of one array through `Round.read`, beside zarr alone, tensorstore on the same files, and `np.load` of
-        the same values as raw bfloat16; the page cache is warm. Must be at least 500 MB/s of
-        decoded values, which is judged on the generated stores below and not on the store itself,
-        whose arrays may be small
-touch   objects and bytes that are asked for by reads of 256 rows at random places, beside the chunks they lie in
+size    bytes of every activation array beside the same values as raw bfloat16 .npy, as float32 .npz
+        and as float32 compressed .npz; must be at most 0.70 of raw bfloat16 in all
+read    all rows of one array through `Round.read`, beside zarr alone, tensorstore on the same
+        files, and `np.load` of the same values as raw bfloat16; the page cache is warm. Must be at
+        least 500 MB/s of decoded values, which is judged on the generated stores below and not on
+        the store itself, whose arrays may be small
+touch   objects and bytes that are asked for by reads of 256 rows at random places, beside the
+        chunks they lie in
 write   the same rows as sixteen arrays through `Round.write_block`, which checks, encodes and marks
 
 A small store says little about speed, so read and write are repeated on generated ones, of the
@@ -148,7 +149,7 @@ def main() -> None:
     sys.exit(not held and not arguments.quick)
 
 
-# --- size
+# --- size ---------------------------------------------------------------------------------------
 
 
 def measure_sizes(store: Store, model_layers: tuple[int, ...]) -> list[Size]:
@@ -209,7 +210,7 @@ def print_sizes(name: str, sizes: list[Size]) -> None:
         )
 
 
-# --- speed
+# --- speed --------------------------------------------------------------------------------------
 
 
 def measure_read(
@@ -299,12 +300,12 @@ def measure_write(what: str, folder: Path, source: Store, values: np.ndarray, tu
 def write_store(path: Path, source: Store, values: Sequence[np.ndarray]) -> Store:
     """A store of one round and the phase `prompt`; `values` are (rows, hidden) by model layer."""
     n, hidden = values[0].shape
-    levels = tuple(range(len(values)))
+    model_layers = tuple(range(len(values)))
     header = replace(
         source.header,
         hidden=hidden,
-        model_layers=levels,
-        n_layers=len(levels),
+        model_layers=model_layers,
+        n_layers=len(model_layers),
         mode="prompt",
         max_new_tokens=0,
     )
@@ -330,7 +331,7 @@ def write_store(path: Path, source: Store, values: Sequence[np.ndarray]) -> Stor
     for block in range(round_.n_blocks):
         rows = round_.rows(block)
         length = rows.stop - rows.start
-        activations = {("prompt", level): values[level][rows] for level in levels}
+        activations = {("prompt", m): values[m][rows] for m in model_layers}
         round_.write_block(block, Block(activations, [""] * length, np.zeros(length, np.int32)))
     return store
 
@@ -350,7 +351,7 @@ def print_speed(speed: Speed, ours: Speed | None = None) -> None:
     )
 
 
-# --- touch
+# --- touch --------------------------------------------------------------------------------------
 
 
 class CountingStore(WrapperStore[Any]):
@@ -415,7 +416,7 @@ def print_touches(touches: list[Touch]) -> None:
         )
 
 
-# --- what must hold
+# --- what must hold -----------------------------------------------------------------------------
 
 
 def check(sizes: list[Size], speeds: list[Speed]) -> bool:

@@ -13,9 +13,11 @@ turns. Ray is started, and its workers have loaded what they need, before the cl
 the store and writing the packs count on both sides.
 
 PREDICTED, sweep: 1.1; the iterations are the same, and three more packs have to be measured and
-checked. PREDICTED, Ray: with 1 worker 1.05 of the local engine, as each pass opens the store anew
-and its packs are copied; with 2 workers on 2 cores 0.8, as Python runs one thread at a time and two
-processes do not wait for each other; with 2 on 1 core 1.1. FOUND: see RESULTS.md.
+checked.
+PREDICTED, Ray: with 1 worker 1.05 of the local engine, as each pass opens the store anew and its
+packs are copied; with 2 workers on 2 cores 0.8, as Python runs one thread at a time and two
+processes do not wait for each other; with 2 on 1 core 1.1.
+FOUND: see RESULTS.md.
 """
 
 from __future__ import annotations
@@ -95,18 +97,15 @@ def main() -> None:
 
 def compare_engines(store: Path, n_turns: int) -> dict[int, list[float]]:
     """For 1 and 2 Ray workers, the time of a grid in that of the local engine, turn by turn."""
-    sets = (
-        None,
-        tuple(open_dataset(store).model_layers),
-    )  # the same to a fit, and two combinations
+    # the two mean the same to a fit, but are two combinations of the grid
+    sets = (None, tuple(open_dataset(store).model_layers))
     grid = Grid(
         str(store), FitSettings(), ("linear", "mean-difference"), tuple(TARGETS), model_layers=sets
     )
     ratios: dict[int, list[float]] = {1: [], 2: []}
     with RayEngine(workers=max(ratios)).connected():
-        grid_seconds(
-            replace(grid, families=("mean-difference",)), RayEngine(workers=max(ratios))
-        )  # loads the workers
+        # the workers load what they need before the clock runs
+        grid_seconds(replace(grid, families=("mean-difference",)), RayEngine(workers=max(ratios)))
         for turn in range(n_turns):
             local = grid_seconds(grid, LocalEngine(grid.open()))
             spent = {workers: grid_seconds(grid, RayEngine(workers=workers)) for workers in ratios}

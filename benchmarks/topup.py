@@ -1,20 +1,19 @@
 """Few samples for all and more for the hungry, beside everything for everyone: what is saved, and
 what it costs.
 
-    python benchmarks/topup.py [--pack data/packs/starter.json] [--layers 0 1 2] [--model
-    smollm2-135m]
-                               [--first 8] [--more 6] [--target 0.75 0.80 0.85] [--mode prompt]
-                               [--quick] [--json FILE]
+    python benchmarks/topup.py [--pack data/packs/starter.json] [--levels 0 1 2]
+                               [--model smollm2-135m] [--first 8] [--more 6]
+                               [--target 0.75 0.80 0.85] [--mode prompt] [--quick] [--json FILE]
 
 Three ways to extract, trained with the same settings, by what `lenscache extract` and `lenstrain
 fit` call:
 
 top-up  the first 8 prompts of each concept; then, as long as lenses are hungry, 6 more prompts for
-those alone
+        those alone
 full    every prompt of every concept
-even    the first k prompts of each concept, k the smallest with as many rows as top-up took: is it better to give
-        more to the hungry than the same to all? Its rows are copied from the full store, the model
-        runs for none
+even    the first k prompts of each concept, k the smallest with as many rows as top-up took: is it
+        better to give more to the hungry than the same to all? Its rows are copied from the full
+        store, the model runs for none
 
 `own F1` is what a pack says of itself, on the test samples of its own store: few of them, and
 looked at after every round by whoever decides that a lens is done. So all final lenses are measured
@@ -237,7 +236,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--pack", type=Path, default=Path("data/packs/starter.json"))
     parser.add_argument(
-        "--layers", type=int, nargs="*", help="levels of abstraction (default: all)"
+        "--levels", type=int, nargs="*", help="levels of abstraction (default: all)"
     )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--model-layers", type=int, nargs="*", default=MODEL_LAYERS)

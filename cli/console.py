@@ -16,6 +16,7 @@ from rich.table import Table
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _PLAIN_WIDTH = 120  # of a table that goes to a file or a pipe
+_TEXT_LENGTH = 100  # characters of a text that are shown
 
 
 def out() -> Console:
@@ -30,9 +31,20 @@ def err() -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
+def say(line: str, *, style: str | None = None) -> None:
+    """Print one line of a result, without markup and without line breaks of our own."""
+    out().print(line, markup=False, soft_wrap=True, style=style)
+
+
+def note(line: str) -> None:
+    """Print one line beside the results, on stderr and without markup."""
+    err().print(line, markup=False)
+
+
 def reports_errors(command: Function, *, interrupted: str = "nothing was written") -> Function:
-    """Make a command end with one line on stderr and exit code 1 where it fails; `--debug` shows
-    the traceback.
+    """Make a command that fails end with one line on stderr and exit code 1.
+
+    With `--debug` it shows the traceback.
 
     Parameters
     ----------
@@ -61,16 +73,11 @@ def print_json(value: Any) -> None:
 
 
 def make_table(*columns: str) -> Table:
-    """A table whose columns align right, but for the first."""
+    """A table whose first column is aligned left, all others right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        first = number == 0
-        table.add_column(
-            column,
-            justify="left" if first else "right",
-            no_wrap=not first,
-            min_width=18 if first else None,
-        )
+    table.add_column(columns[0], min_width=18)
+    for column in columns[1:]:
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
@@ -80,24 +87,15 @@ def megabytes(size: float) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, on one line; of one that nobody raised on purpose, its kind, too."""
+    """What an error says, on one line; for an unexpected error also its type."""
     text = " ".join(str(error).split()) or type(error).__name__
-    known = {"LenscacheError", "LenstrainError", "OSError"} & {
-        cls.__name__ for cls in type(error).__mro__
-    }
-    return (
-        text
-        if known
-        else f"{type(error).__name__}: {text} (this is a fault of the program; --debug shows where)"
-    )
-
-
-_TEXT_LENGTH = 100  # characters of a text that are shown
+    if {"LenscacheError", "LenstrainError", "OSError"} & {c.__name__ for c in type(error).__mro__}:
+        return text
+    return f"{type(error).__name__}: {text} (this is a fault of the program; --debug shows where)"
 
 
 def visible(text: str, length: int = _TEXT_LENGTH) -> str:
-    """The text on one line, cut, with an escape for what would move the cursor or turn the reading
-    direction."""
+    """The text on one line, cut to `length`, with control and direction characters escaped."""
     shown = text if len(text) <= length else f"{text[: length - 3]}..."
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown

@@ -1,7 +1,8 @@
-"""The two commands as groups of subcommands: `--version`, and what `--layer` was called."""
+"""What the two commands have in common: `--version`, and `--layer` as an old name of `--level`."""
 
 from __future__ import annotations
 
+import inspect
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -15,12 +16,12 @@ class _Group(TyperGroup):
     """Subcommands that still take `--layer` for `--level`, and say so."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The arguments with today's spelling of `--layer`.
+        """Parse the arguments, with `--level` in place of `--layer`.
 
         Raises
         ------
         typer.BadParameter
-            If they contain `--layers`, which could mean either kind of layer.
+            If they contain `--layers`, which could mean levels or model layers.
         """
         end = args.index("--") if "--" in args else len(args)
         options = [arg.partition("=")[0] for arg in args[:end]]
@@ -47,12 +48,14 @@ def _show_version(ctx: typer.Context, is_asked: bool) -> None:
         raise typer.Exit
 
 
-def command_group(text: str) -> typer.Typer:
+def command_group(name: str, text: str, commands: dict[str, tuple[Any, str]]) -> typer.Typer:
     """A command with subcommands.
 
     Parameters
     ----------
+    name : what people type.
     text : its line of help.
+    commands : by name, a subcommand and the arguments of its example.
     """
     app = typer.Typer(
         cls=_Group,
@@ -63,6 +66,14 @@ def command_group(text: str) -> typer.Typer:
         rich_markup_mode="rich",
     )
     app.callback()(_options)
+    for each, (command, example) in commands.items():
+        # Line breaks of a docstring are no line breaks of the help.
+        paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+        app.command(
+            each,
+            help="\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs),
+            epilog=f"Example: {name} {each} {example}",
+        )(command)
     return app
 
 

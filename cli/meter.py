@@ -8,15 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich import progress
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from .console import err
 
@@ -28,28 +21,28 @@ _SHORTEST_S = 0.5  # what took less says nothing about pace
 
 
 class Meter:
-    """Progress of one long run: a bar with time left on a terminal, a line now and then elsewhere.
+    """Progress of one long run: a bar with time left on a terminal, else a line now and then.
 
     Parameters
     ----------
-    log : record of the run, which gets the same; where it goes to stderr, people are shown nothing.
+    log : record of the run, which gets the same facts. If it goes to stderr, nothing else is shown.
     """
 
     def __init__(self, log: RunLog | None = None) -> None:
-        self._bar: Progress | None = None
+        self._bar: progress.Progress | None = None
         self._log = log
         self._quiet = log is not None and log.to_stderr
         if sys.stderr.isatty() and not self._quiet:
             columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[note]}"),
+                progress.TimeElapsedColumn(),
+                progress.TextColumn("left"),
+                progress.TimeRemainingColumn(),
             )
-            self._bar = Progress(*columns, console=err())
+            self._bar = progress.Progress(*columns, console=err())
         self._tasks: dict[str, Any] = {}
         self._begun: dict[str, tuple[float, int]] = {}
         self._done: dict[str, int] = {}
@@ -58,12 +51,11 @@ class Meter:
     def update(
         self, what: str, done: int, total: int, unit: str, *, note: str = "", **facts: Any
     ) -> None:
-        """Say that `done` of `total` units of `what` are done. What starts again is timed from
-        there.
+        """Say that `done` of `total` units of `what` are done; a smaller `done` restarts the clock.
 
         Parameters
         ----------
-        note : what else people should see; `facts` is what machines should.
+        note : what else people should see; `facts` go to the log.
         """
         if done < self._done.get(what, done):
             del self._begun[what]
@@ -107,6 +99,6 @@ class Meter:
 def clock(seconds: float) -> str:
     """A duration for people: m:ss, or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
-    )
+    if minutes < 60:
+        return f"{minutes}:{rest:02}"
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -3,66 +3,18 @@
 from __future__ import annotations
 
 import os
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from . import console
 
 
-class Dtype(StrEnum):
-    """Choices of --dtype."""
-
-    auto = "auto"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
-
-
-class DeviceMap(StrEnum):
-    """Choices of --device-map."""
-
-    auto = "auto"
-    balanced = "balanced"
-    balanced_low_0 = "balanced_low_0"
-    sequential = "sequential"
-
-
-DtypeOption = Annotated[
-    Dtype, typer.Option(help="Weights and arithmetic; auto: bfloat16 where the device has it.")
-]
-DeviceMapOption = Annotated[
-    DeviceMap | None,
-    typer.Option(
-        show_default=False,
-        help=(
-            "Spread the blocks over all cards, what they do not hold over memory and disk (slow); "
-            "needs accelerate."
-        ),
-    ),
-]
-TensorParallel = Annotated[
-    bool,
-    typer.Option(
-        "--tensor-parallel",
-        help=(
-            "Share every block among the processes of `torchrun --nproc-per-node N --no-python "
-            "lenscache ...`."
-        ),
-    ),
-]
-AllowOtherModel = Annotated[
-    bool,
-    typer.Option("--allow-other-model", help="Go on with a model that the pack was not made for."),
-]
-
-
 def load(
     model: str,
-    dtype: Dtype,
+    dtype: str,
     device: str,
-    device_map: DeviceMap | None = None,
+    device_map: str | None = None,
     *,
     tensor_parallel: bool = False,
 ) -> Any:
@@ -75,30 +27,26 @@ def load(
         raise typer.BadParameter(
             "--tensor-parallel places the model itself: leave out --device and --device-map"
         )
-    console.err().print(f"loading {model}", markup=False, soft_wrap=True)
+    console.note(f"loading {model}")
     loaded = load_model(
         model,
-        dtype=dtype.value,
+        dtype=str(dtype),
         device=device,
-        device_map=None if device_map is None else device_map.value,
+        device_map=None if device_map is None else str(device_map),
         team=Team.join() if tensor_parallel else None,
     )
     shape = f"{loaded.n_layers} transformer blocks of size {loaded.hidden}"
-    console.err().print(
-        f"{loaded.id}: {shape}, {loaded.dtype} on {loaded.placement}", markup=False, soft_wrap=True
-    )
+    console.note(f"{loaded.id}: {shape}, {loaded.dtype} on {loaded.placement}")
     return loaded
 
 
 def is_follower() -> bool:
-    """Whether torchrun started this process beside one that leads: it has nothing to plan, write or
-    print."""
+    """Whether torchrun started this process beside a leader. It then plans and prints nothing."""
     return int(os.environ.get("RANK", "0")) > 0
 
 
-def follow(model: str, dtype: Dtype) -> None:
-    """Take part in what the leader runs, until it has no more; an error in loading is the leader's
-    to tell."""
+def follow(model: str, dtype: str) -> None:
+    """Take part in what the leader runs until it ends; the leader reports loading errors."""
     from lenscache.errors import LenscacheError
     from lenscache.inference.runner import follow as follow_leader
     from lenscache.model.loading import load_model, silence
@@ -107,7 +55,7 @@ def follow(model: str, dtype: Dtype) -> None:
     silence()
     team = Team.join()
     try:
-        loaded = load_model(model, dtype=dtype.value, team=team)
+        loaded = load_model(model, dtype=str(dtype), team=team)
     except LenscacheError:
         raise typer.Exit(1) from None
     follow_leader(loaded)
@@ -116,28 +64,23 @@ def follow(model: str, dtype: Dtype) -> None:
 def load_for(
     pack: Any,
     model: str,
-    dtype: Dtype,
+    dtype: str,
     device: str,
-    device_map: DeviceMap | None = None,
+    device_map: str | None = None,
     *,
     allow_other: bool = False,
 ) -> tuple[Any, list[str]]:
-    """The model that the lenses of a pack are to be used with, and what there is to say of that.
+    """The model that the lenses of a pack are to be used with, and notes on how well it fits.
 
     Raises
     ------
     lenstrain.errors.SettingsError
-        If it is another one than they were made for.
+        If it is another model than the lenses were made for.
     """
     from lenstrain.live.reading import check_model
 
     loaded = load(model, dtype, device, device_map)
-    found = {
-        "id": loaded.id,
-        "fingerprint": loaded.fingerprint,
-        "dtype": loaded.dtype,
-        "n_layers": loaded.n_layers,
-        "hidden": loaded.hidden,
-    }
+    facts = ("id", "fingerprint", "dtype", "n_layers", "hidden")
+    found = {name: getattr(loaded, name) for name in facts}
     note = check_model(pack, found, loaded.tokenizer_fingerprint, allow_other=allow_other)
     return loaded, [] if note is None else [note]

@@ -1,135 +1,146 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what reads them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, BadParameter, Option
 
 if TYPE_CHECKING:
     from lenscache.concepts.pack import ConceptPack
 
+# Choices of the options of these names.
+Mode = StrEnum("Mode", {"combined": "combined", "prompt": "prompt", "completion": "completion"})
+StoreDtype = StrEnum(
+    "StoreDtype",
+    {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32", "int8": "int8"},
+)
+Dtype = StrEnum(
+    "Dtype", {"auto": "auto", "bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}
+)
+DeviceMap = StrEnum(
+    "DeviceMap",
+    {
+        "auto": "auto",
+        "balanced": "balanced",
+        "balanced_low_0": "balanced_low_0",
+        "sequential": "sequential",
+    },
+)
+Engine = StrEnum("Engine", {"local": "local", "ray": "ray"})
+MinGrade = StrEnum("MinGrade", {"A": "A", "B": "B", "C": "C"})
 
-class Mode(StrEnum):
-    """Choices of --mode."""
-
-    combined = "combined"
-    prompt = "prompt"
-    completion = "completion"
-
-
-class StoreDtype(StrEnum):
-    """Choices of --store-dtype."""
-
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
-    int8 = "int8"
-
-
-class Engine(StrEnum):
-    """Choices of --engine."""
-
-    local = "local"
-    ray = "ray"
-
+_count = partial(Option, min=1, metavar="N")
 
 StorePath = Annotated[
-    str,
-    typer.Argument(
-        metavar="STORE", help="The store: a folder, or a URL such as s3://bucket/prefix."
-    ),
+    str, Argument(metavar="STORE", help="The store: a folder, or a URL such as s3://bucket/prefix.")
 ]
-PackFile = Annotated[Path, typer.Argument(metavar="PACK", help="Concept pack, a JSON file.")]
-PackFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a lens pack.")]
-Pack = Annotated[Path, typer.Option(help="Concept pack, a JSON file.")]
+PackFile = Annotated[Path, Argument(metavar="PACK", help="Concept pack, a JSON file.")]
+PackFolder = Annotated[Path, Argument(metavar="DIR", help="Folder of a lens pack.")]
+Pack = Annotated[Path, Option(help="Concept pack, a JSON file.")]
 Templates = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         metavar="FILE",
         help="More prompts for every concept: one template a line, such as: About {name}.",
     ),
 ]
-Model = Annotated[str, typer.Option(help="Model folder, Hugging Face id, or smollm2-135m.")]
-BatchSize = Annotated[
-    str,
-    typer.Option(metavar="N|auto", help="Prompts a forward pass; auto tries what fits and pays."),
+Model = Annotated[str, Option(help="Model folder, Hugging Face id, or smollm2-135m.")]
+DtypeOption = Annotated[
+    Dtype, Option(help="Weights and arithmetic; auto: bfloat16 where the device has it.")
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate a prompt, at most.")]
+Device = Annotated[str, Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
+DeviceMapOption = Annotated[
+    DeviceMap | None,
+    Option(
+        show_default=False,
+        help="Spread the blocks over all cards, what they do not hold over memory and disk (slow); "
+        "needs accelerate.",
+    ),
+]
+AllowOtherModel = Annotated[
+    bool, Option("--allow-other-model", help="Go on with a model that the pack was not made for.")
+]
+StoreDtypeOption = Annotated[
+    StoreDtype, Option(help="Type of the stored activations; int8 is lossy.")
+]
+BatchSize = Annotated[
+    str, Option(metavar="N|auto", help="Prompts a forward pass; auto tries what fits and pays.")
+]
+MaxNewTokens = Annotated[int, Option(min=0, help="Tokens to generate a prompt, at most.")]
 MaxPromptTokens = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="Cut longer prompts to N tokens. Default: what the model has positions for.",
-    ),
+    _count(help="Cut longer prompts to N tokens. Default: what the model has positions for."),
 ]
-Device = Annotated[
-    str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")
-]
-Limit = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Only the first N concepts of each level.")
-]
-Samples = Annotated[
-    int | None,
-    typer.Option(
-        min=1, metavar="N", help="Only the first N prompts of each concept; a top-up adds more."
-    ),
+ModelLayers = Annotated[
+    str | None,
+    Option(metavar="0,5,10-15", help="Transformer blocks, counted from 0. Default: all."),
 ]
 Levels = Annotated[
     list[int] | None,
-    typer.Option(
+    Option(
         "--level",
         min=0,
         help="Level of abstraction in the concept hierarchy; repeatable. Default: all.",
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Keys everything that is drawn.")]
 OneLevel = Annotated[
     int | None,
-    typer.Option(
-        "--level", min=0, metavar="N", help="Only this level of abstraction. Default: all."
-    ),
+    Option("--level", min=0, metavar="N", help="Only this level of abstraction. Default: all."),
 ]
-Jobs = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Threads. Default: one a core, 8 at most.")
+Limit = Annotated[int | None, _count(help="Only the first N concepts of each level.")]
+Samples = Annotated[
+    int | None, _count(help="Only the first N prompts of each concept; a top-up adds more.")
+]
+Labels = Annotated[
+    str | None,
+    Option(metavar="NAME", help="Label set to train on. Default: the labels of the pack."),
+]
+Concepts = Annotated[
+    list[str] | None, Option(help="Concept id; repeatable. Default: all extracted.")
 ]
 Fpr = Annotated[
     float | None,
-    typer.Option(
+    Option(
         min=0.0,
         max=1.0,
         metavar="SHARE",
-        help=(
-            "Set each threshold to let through this share of unrelated samples. Default: the best "
-            "F1."
-        ),
+        help="Set each threshold to let through this share of unrelated samples. "
+        "Default: the best F1.",
     ),
 ]
 StoreOption = Annotated[
     str,
-    typer.Option(
+    Option(
         "--store",
         metavar="STORE",
         help="The store that the packs were fitted on: a folder or a URL.",
     ),
 ]
+Seed = Annotated[int, Option(min=0, help="Keys everything that is drawn.")]
+Jobs = Annotated[int | None, _count(help="Threads. Default: one a core, 8 at most.")]
 LogJson = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--log-json",
         help="Show progress as JSON lines on stderr; they are kept beside the result anyway.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Json = Annotated[bool, Option("--json", help="Print the result as JSON.")]
+Debug = Annotated[bool, Option("--debug", help="Show the traceback of an error.")]
+
+
+def overwrite(what: str) -> Any:
+    """The option --overwrite of a command that may replace `what`."""
+    return Option("--overwrite", help=f"Replace {what}.")
 
 
 def load_pack(path: Path, templates: Path | None) -> ConceptPack:
-    """The pack at `path`, with the templates of a file beside its own."""
+    """The pack at `path`, with the templates of a file added to its own."""
     from lenscache.concepts.pack import ConceptPack
     from lenscache.concepts.templates import read_templates
 
@@ -149,13 +160,11 @@ def parse_model_layers(text: str | None) -> tuple[int, ...] | None:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise typer.BadParameter(
+            raise BadParameter(
                 f"{part!r} is not a model layer: give numbers and ranges, such as 0,5,10-15, or all"
             )
         if dash and int(last) < int(first):
-            raise typer.BadParameter(
-                f"the range {part!r} runs backwards: give the smaller number first"
-            )
+            raise BadParameter(f"the range {part!r} runs backwards: give the smaller number first")
         numbers.extend(range(int(first), int(last if dash else first) + 1))
     return tuple(dict.fromkeys(numbers))
 
@@ -165,24 +174,17 @@ def parse_batch_size(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
     if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is no batch size: give a number from 1 on, or auto")
+        raise BadParameter(f"{text!r} is no batch size: give a number from 1 on, or auto")
     return int(text)
 
 
-ModelLayers = Annotated[
-    str | None,
-    typer.Option(metavar="0,5,10-15", help="Transformer blocks, counted from 0. Default: all."),
-]
+def check_engine(engine: Engine, workers: int | None, address: str | None) -> None:
+    """Refuse --engine ray where Ray is not installed, and options of Ray without --engine ray."""
+    if engine is Engine.ray:
+        from lenscache.cluster import require_ray
 
-FitModelLayers = Annotated[
-    str | None,
-    typer.Option(
-        metavar="0,5,10-15",
-        help="Transformer blocks to choose from, a concept at a time. Default: all.",
-    ),
-]
-
-Labels = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Label set to train on. Default: the labels of the pack."),
-]
+        require_ray()
+    elif workers is not None or address is not None:
+        raise BadParameter(
+            "--workers and --address are for --engine ray: add it, or leave them out"
+        )

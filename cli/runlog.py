@@ -1,5 +1,4 @@
-"""A record of one run, one JSON object a line: beside what the run writes, and on stderr for
-machines.
+"""A record of one run: JSON lines, in a file beside the result and, if asked, on stderr.
 
     start       what was asked for, with which versions
     progress    where it stands, now and then
@@ -51,17 +50,11 @@ class RunLog:
         self._result: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        versions = {
-            "python": platform.python_version(),
-            **{name: version(name) for name in _PACKAGES},
+        versions = {"python": platform.python_version()} | {
+            name: version(name) for name in _PACKAGES
         }
-        self.event(
-            "start",
-            command=self._command,
-            asked=self._asked,
-            versions=versions,
-            system=platform.platform(),
-        )
+        asked = {"command": self._command, "asked": self._asked}
+        self.event("start", **asked, versions=versions, system=platform.platform())
         return self
 
     def __exit__(
@@ -83,8 +76,7 @@ class RunLog:
         self._result |= values
 
     def progress(self, what: str, done: int, total: int, unit: str, **facts: Any) -> None:
-        """Say where the run stands; most of it is dropped, so that the log of a long run stays
-        short."""
+        """Say where the run stands. Most calls write nothing: the log of a long run stays short."""
         now = time.monotonic()
         if done == total or now - self._told >= _INTERVAL_S:
             self._told = now
@@ -92,14 +84,11 @@ class RunLog:
 
     def event(self, kind: str, **values: Any) -> None:
         """Write one line."""
-        entry = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "event": kind,
-            **values,
-        }
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        entry = {"time": now, "event": kind, **values}
         line = json.dumps(entry, ensure_ascii=False, default=str)
         if self.to_stderr:
-            # machines read lines, not what rich makes of them
+            # print, not rich: machines read whole lines
             print(line, file=sys.stderr, flush=True)  # noqa: T201
         if self.path is None:
             return
@@ -107,8 +96,6 @@ class RunLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
-        except OSError as error:  # a record that cannot be kept must not end what it is of
-            console.err().print(
-                f"no log is kept: {self.path} cannot be written ({error.strerror})", markup=False
-            )
+        except OSError as error:  # a run must not end because its log cannot be written
+            console.note(f"no log is kept: {self.path} cannot be written ({error.strerror})")
             self.path = None

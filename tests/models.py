@@ -80,9 +80,8 @@ def tiny_model(
     model = transformers.AutoModelForCausalLM.from_config(
         CONFIGS[architecture](), dtype=getattr(torch, dtype)
     )
-    with (
-        torch.no_grad()
-    ):  # larger than the usual initialisation, so that completions differ from one another
+    # larger than the usual initialisation, so that completions differ from one another
+    with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.15)

@@ -38,9 +38,8 @@ def near_duplicates(texts: list[str]) -> list[tuple[str, str]]:
     sets = [set(found) for found in words]
     pairs = []
     for i, j in itertools.combinations(range(len(texts)), 2):
-        if len(sets[i] & sets[j]) > 0.5 * min(
-            len(sets[i]), len(sets[j])
-        ):  # else the ratio cannot be high
+        # with fewer words in common the ratio cannot be high
+        if len(sets[i] & sets[j]) > 0.5 * min(len(sets[i]), len(sets[j])):
             matcher = SequenceMatcher(None, " ".join(words[i]), " ".join(words[j]), autojunk=False)
             if matcher.quick_ratio() > 0.85 and matcher.ratio() > 0.85:
                 pairs.append((texts[i], texts[j]))
@@ -55,7 +54,7 @@ def test_ids_are_slugs(pack: ConceptPack) -> None:
     assert [concept.id for concept in pack.concepts if not SLUG.fullmatch(concept.id)] == []
 
 
-def test_every_parent_is_above_and_one_of_them_is_one_layer_up(pack: ConceptPack) -> None:
+def test_every_parent_is_above_and_one_of_them_is_one_level_up(pack: ConceptPack) -> None:
     above = {
         c.id: [c.level - pack[parent].level for parent in c.parents]
         for c in pack.concepts
@@ -64,7 +63,7 @@ def test_every_parent_is_above_and_one_of_them_is_one_layer_up(pack: ConceptPack
     assert {concept: steps for concept, steps in above.items() if min(steps) != 1} == {}
 
 
-def test_only_layer_0_has_no_parents(pack: ConceptPack) -> None:
+def test_only_level_0_has_no_parents(pack: ConceptPack) -> None:
     assert [
         concept.id for concept in pack.concepts if (concept.level == 0) == bool(concept.parents)
     ] == []
@@ -92,7 +91,7 @@ def test_no_name_or_alias_means_two_concepts(pack: ConceptPack) -> None:
     assert sorted(name for name in set(names) if names.count(name) > 1) == []
 
 
-def test_starter_has_three_layers_and_enough_concepts(starter: ConceptPack) -> None:
+def test_starter_has_three_levels_and_enough_concepts(starter: ConceptPack) -> None:
     assert starter.levels == (0, 1, 2)
     assert len(starter) >= 45
 

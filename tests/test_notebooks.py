@@ -136,7 +136,7 @@ def test_the_store_notebook_shows_a_store(
     assert any("xarray.Dataset" in text for text in shown(cells, "text/plain"))
     tables = columns(cells)
     assert [
-        "layer",
+        "level",
         "kind",
         "split",
         "n_prompt_tokens",
@@ -166,7 +166,7 @@ def test_the_lens_pack_notebook_shows_a_pack(
     tables = columns(cells)
     assert [
         "concept",
-        "layer",
+        "level",
         "model layer",
         "samples",
         "test F1",

@@ -18,7 +18,7 @@ from lenscache.store.store import open_store
 from lenstrain.data.dataset import TEST, LensDataset, open_dataset
 from lenstrain.data.tasks import draw_task
 from lenstrain.fit.adaptive import FitSettings, FittedLens, fit_lenses
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 
 STARTER = Path(__file__).parents[1] / "data" / "packs" / "starter.json"
 CONCEPTS = ("government", "vehicle", "ship", "aircraft", "poem", "knife")

@@ -1,2 +1,1 @@
-"""The `lenscache` command: a module a subcommand, or a family of them; `app.py` puts them
-together."""
+"""The `lenscache` command: a module for each subcommand or family of them, joined in `app.py`."""

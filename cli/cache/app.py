@@ -10,44 +10,29 @@ from .preflight import preflight
 from .stores import export, info, label, repair, verify
 
 app = command_group(
+    "lenscache",
     "Run a language model once over every prompt of a concept pack and keep its activations in a "
     "Zarr store.",
+    {
+        "extract": (
+            extract,
+            "store.zarr --pack data/packs/starter.json --model smollm2-135m --level 0",
+        ),
+        "info": (info, "store.zarr"),
+        "label": (label, "store.zarr topics.csv --name topics --label topic"),
+        "export": (export, "store.zarr --to safetensors --out activations --model-layers 10-20"),
+        "verify": (verify, "store.zarr --pack data/packs/starter.json"),
+        "repair": (repair, "store.zarr"),
+        "preflight": (preflight, "--model smollm2-135m --quick"),
+        "plan": (
+            plan,
+            "--pack data/packs/starter.json --model smollm2-135m --devices 16 --device-kind h100",
+        ),
+    },
 )
 app.add_typer(packs, name="pack")
 
 
-app.command(
-    epilog=(
-        "Example: lenscache extract store.zarr --pack data/packs/starter.json "
-        "--model smollm2-135m --level 0"
-    )
-)(extract)
-app.command(epilog="Example: lenscache info store.zarr")(info)
-app.command(epilog="Example: lenscache label store.zarr topics.csv --name topics --label topic")(
-    label
-)
-app.command(
-    epilog=(
-        "Example: lenscache export store.zarr --to safetensors --out activations --model-layers "
-        "10-20"
-    )
-)(export)
-app.command(epilog="Example: lenscache verify store.zarr --pack data/packs/starter.json")(verify)
-app.command(epilog="Example: lenscache repair store.zarr")(repair)
-app.command(epilog="Example: lenscache preflight --model smollm2-135m --quick")(preflight)
-app.command(
-    epilog=(
-        "Example: lenscache plan --pack data/packs/starter.json --model smollm2-135m "
-        "--devices 16 --device-kind h100"
-    )
-)(plan)
-
-
 def main(prog_name: str | None = None) -> None:
-    """Entry point.
-
-    Parameters
-    ----------
-    prog_name : what help calls the command; None for the name it was started by.
-    """
+    """Run the command; help calls it `prog_name`, by default the name it was started by."""
     app(prog_name=prog_name)

@@ -1,5 +1,4 @@
-"""`lenscache extract`: in this process, in several that share a model, or with the workers of a Ray
-cluster."""
+"""`lenscache extract`: in this process, in several that share a model, or in workers of Ray."""
 
 from __future__ import annotations
 
@@ -12,24 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import typer
+from typer import BadParameter, Option
 
 from .. import console, options
 from ..meter import Meter
-from ..models import DeviceMapOption, Dtype, TensorParallel, follow, is_follower, load
-from ..options import Engine, Mode, StoreDtype
+from ..models import follow, is_follower, load
+from ..options import Dtype, Engine, Mode, StoreDtype
 from ..runlog import RunLog
 from . import printing
 
-_MANY = "Many workers"
+Pooling = StrEnum("Pooling", {"mean": "mean", "max": "max", "last": "last"})
 
-
-class Pooling(StrEnum):
-    """Choices of --pooling."""
-
-    mean = "mean"
-    max = "max"
-    last = "last"
+_many = partial(Option, rich_help_panel="Many workers")
 
 
 @partial(
@@ -44,112 +37,93 @@ def extract(
     model_layers: options.ModelLayers = None,
     templates: options.Templates = None,
     mode: Annotated[
-        Mode, typer.Option(help="What to pool: the prompt, the completion, or both in one pass.")
+        Mode, Option(help="What to pool: the prompt, the completion, or both in one pass.")
     ] = Mode.combined,
     batch_size: options.BatchSize = "4",
     max_new_tokens: options.MaxNewTokens = 20,
     max_prompt_tokens: options.MaxPromptTokens = None,
-    pooling: Annotated[
-        Pooling, typer.Option(help="How positions become one vector.")
-    ] = Pooling.mean,
+    pooling: Annotated[Pooling, Option(help="How positions become one vector.")] = Pooling.mean,
     pool_first_position: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--pool-first-position", help="Pool the first position too, often an attention sink."
         ),
     ] = False,
-    dtype: Annotated[
-        Dtype, typer.Option(help="Weights and arithmetic; auto: bfloat16 where the device has it.")
-    ] = Dtype.auto,
-    store_dtype: Annotated[
-        StoreDtype, typer.Option(help="Type of the stored activations; int8 is lossy.")
-    ] = StoreDtype.bfloat16,
+    dtype: options.DtypeOption = Dtype.auto,
+    store_dtype: options.StoreDtypeOption = StoreDtype.bfloat16,
     device: options.Device = "auto",
-    device_map: DeviceMapOption = None,
-    tensor_parallel: TensorParallel = False,
+    device_map: options.DeviceMapOption = None,
+    tensor_parallel: Annotated[
+        bool,
+        Option(
+            "--tensor-parallel",
+            help="Share every block among the processes of `torchrun --nproc-per-node N "
+            "--no-python lenscache ...`.",
+        ),
+    ] = False,
     seed: options.Seed = 0,
     limit: options.Limit = None,
     samples: options.Samples = None,
     top_up: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             metavar="hungry.json",
             help="Add samples for the concepts of this file, as another round.",
         ),
     ] = None,
     reuse: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="STORE",
             help="Copy rows that this store holds, as of an older pack; repeatable.",
         ),
     ] = None,
     block_rows: Annotated[
-        int | None,
-        typer.Option(min=1, help="Rows written, and kept, as one unit. Default: about 256."),
+        int | None, Option(min=1, help="Rows written, and kept, as one unit. Default: about 256.")
     ] = None,
     partition: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="K/N",
             help="Only every N-th block, from the K-th on: N such runs, anywhere, make the whole.",
         ),
     ] = None,
     engine: Annotated[
-        Engine,
-        typer.Option(help="This process, or the workers of a Ray cluster.", rich_help_panel=_MANY),
+        Engine, _many(help="This process, or the workers of a Ray cluster.")
     ] = Engine.local,
     workers: Annotated[
         int | None,
-        typer.Option(
+        _many(
             min=1,
             metavar="N",
             help="Models at a time. Default: one for every GPU of the cluster, or one.",
-            rich_help_panel=_MANY,
         ),
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Of a running Ray cluster. Default: one is started here.",
-            rich_help_panel=_MANY,
-        ),
+        _many(metavar="HOST:PORT", help="Of a running Ray cluster. Default: one is started here."),
     ] = None,
     log_json: options.LogJson = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Extract activations into STORE, or continue where an earlier run stopped."""
-    from lenscache.concepts.plan import select_concepts
-    from lenscache.errors import PlanError
     from lenscache.extract.partitions import Partition
-    from lenscache.extract.planned_rounds import read_top_up
-    from lenscache.extract.request import Request
     from lenscache.extract.settings import ExtractSettings
-    from lenscache.store.remote import check_place
     from lenscache.store.store import open_store
 
     if tensor_parallel and is_follower():
         follow(model, dtype)
         return
     if tensor_parallel and batch_size == "auto":
-        raise typer.BadParameter(
+        raise BadParameter(
             "--batch-size auto tries until memory is full, which --tensor-parallel cannot: give N"
         )
     if engine is Engine.ray and (tensor_parallel or device_map is not None):
-        raise typer.BadParameter(
+        raise BadParameter(
             "Ray gives each worker one GPU: leave out --tensor-parallel and --device-map"
         )
-    if engine is Engine.ray:
-        from lenscache.cluster import require_ray
-
-        require_ray()
-    elif workers is not None or address is not None:
-        raise typer.BadParameter(
-            "--workers and --address are for --engine ray: add it, or leave them out"
-        )
-
+    options.check_engine(engine, workers, address)
     concepts = options.load_pack(pack, templates)
     settings = ExtractSettings(
         mode=mode.value,
@@ -165,46 +139,25 @@ def extract(
         samples=samples,
         partition=None if partition is None else Partition.parse(partition),
     )
-    if top_up is not None and (level or limit or reuse):
-        raise PlanError(
-            "--top-up takes its concepts from the file: leave out --level, --limit and --reuse"
+    request = _request(store, concepts, settings, level, limit, reuse or [], top_up)
+    if engine is Engine.local:
+        run = _local_run(
+            request,
+            partial(load, model, dtype, device, device_map, tensor_parallel=tensor_parallel),
         )
-    select_concepts(concepts, level, limit)  # before the model is loaded
-    check_place(store)
-    for path in reuse or ():
-        open_store(path)  # what is no store shows before the model is loaded
-    request = Request(
+    else:
+        run = _ray_run(request, model, dtype, device, workers, address)
+    asked = {"levels": level, "limit": limit, "pack": f"{concepts.name} ({concepts.digest})"}
+    log = RunLog(
+        "extract",
         store,
-        concepts,
-        settings,
-        None if level is None else tuple(level),
-        limit,
-        tuple(reuse or ()),
-        None if top_up is None else read_top_up(top_up, samples),
+        to_stderr=log_json,
+        device=run.device,
+        **asked,
+        model=model,
+        settings=asdict(settings),
     )
-    new_model = partial(load, model, dtype, device, device_map, tensor_parallel=tensor_parallel)
-    run = (
-        _local_run(request, new_model)
-        if engine is Engine.local
-        else _ray_run(request, model, dtype, device, workers, address)
-    )
-    asked = {
-        "pack": f"{concepts.name} ({concepts.digest})",
-        "model": model,
-        "settings": asdict(settings),
-    }
-    with (
-        RunLog(
-            "extract",
-            store,
-            to_stderr=log_json,
-            device=run.device,
-            levels=level,
-            limit=limit,
-            **asked,
-        ) as log,
-        Meter(log).running() as meter,
-    ):
+    with log, Meter(log).running() as meter:
         report = run.start(partial(_show_progress, meter, time.monotonic()))
         log.result(report=asdict(report))
     if json:
@@ -213,12 +166,41 @@ def extract(
         printing.print_report(open_store(store), report)
 
 
+def _request(
+    store: str,
+    concepts: Any,
+    settings: Any,
+    levels: list[int] | None,
+    limit: int | None,
+    reuse: list[str],
+    top_up: Path | None,
+) -> Any:
+    """What is asked for, checked as far as it can be before a model is loaded."""
+    from lenscache.concepts.plan import select_concepts
+    from lenscache.errors import PlanError
+    from lenscache.extract.planned_rounds import read_top_up
+    from lenscache.extract.request import Request
+    from lenscache.store.remote import check_place
+    from lenscache.store.store import open_store
+
+    if top_up is not None and (levels or limit or reuse):
+        raise PlanError(
+            "--top-up takes its concepts from the file: leave out --level, --limit and --reuse"
+        )
+    select_concepts(concepts, levels, limit)
+    check_place(store)
+    for path in reuse:
+        open_store(path)
+    added = None if top_up is None else read_top_up(top_up, settings.samples)
+    chosen = None if levels is None else tuple(levels)
+    return Request(store, concepts, settings, chosen, limit, tuple(reuse), added)
+
+
 class _Run(NamedTuple):
-    """An engine, ready to begin."""
+    """An engine, ready to begin. `start` takes what to call with progress and gives the report."""
 
     device: str
     start: Callable[[Any], Any]
-    """Takes what to call with progress, gives the report."""
 
 
 def _local_run(request: Any, new_model: Callable[[], Any]) -> _Run:
@@ -227,10 +209,8 @@ def _local_run(request: Any, new_model: Callable[[], Any]) -> _Run:
     loaded = new_model()
 
     def start(on_progress: Any) -> Any:
-        with (
-            nullcontext() if loaded.team is None else loaded.team.leading(),
-            lay_out(request, loaded, on_progress) as extraction,
-        ):
+        leading = nullcontext() if loaded.team is None else loaded.team.leading()
+        with leading, lay_out(request, loaded, on_progress) as extraction:
             return extraction.run()
 
     return _Run(loaded.placement, start)
@@ -243,23 +223,21 @@ def _ray_run(
     from lenscache.model.loading import load_model, silence
 
     if device.startswith("cuda:"):
-        raise typer.BadParameter(
+        raise BadParameter(
             f"Ray gives each worker a GPU of its own, {device} was asked for: pass --device cuda"
         )
     silence()
-    # A folder under its whole name: workers start in others.
+    # The absolute path of a folder: workers start in other folders.
     place = str(Path(model).absolute()) if Path(model).is_dir() else model
-    return _Run(
-        f"ray, {device}",
-        lambda on_progress: extract_with_ray(
-            request,
-            partial(load_model, place, dtype=dtype.value, device=device),
-            workers=workers,
-            address=address,
-            use_gpu=None if device == "auto" else device == "cuda",
-            on_progress=on_progress,
-        ),
+    start = partial(
+        extract_with_ray,
+        request,
+        partial(load_model, place, dtype=dtype.value, device=device),
+        workers=workers,
+        address=address,
+        use_gpu=None if device == "auto" else device == "cuda",
     )
+    return _Run(f"ray, {device}", lambda on_progress: start(on_progress=on_progress))
 
 
 def _show_progress(meter: Meter, begun: float, progress: Any) -> None:
@@ -268,12 +246,8 @@ def _show_progress(meter: Meter, begun: float, progress: Any) -> None:
     if not progress.concepts_total:  # nothing is under way yet
         return
     pace = progress.tokens_run / max(time.monotonic() - begun, 1e-9)
-    facts = [
-        (
-            f"concept {min(progress.concepts_done + 1, progress.concepts_total)} of "
-            f"{progress.concepts_total}"
-        )
-    ]
+    at = min(progress.concepts_done + 1, progress.concepts_total)
+    facts = [f"concept {at} of {progress.concepts_total}"]
     if progress.tokens_run:
         facts.append(f"{pace:.0f} tokens/s")
     if progress.memory_bytes is not None:

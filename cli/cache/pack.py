@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Exit, Option
 
 from .. import console, options
 
@@ -22,31 +23,27 @@ app = typer.Typer(
 def import_pack(
     source: Annotated[
         Path,
-        typer.Argument(
-            help=(
-                "Labelled text (CSV, JSON Lines, Parquet), layerN.json, SUMO KIF or a WordNet "
-                "folder."
-            )
+        Argument(
+            help="Labelled text (CSV, JSON Lines, Parquet), layerN.json, SUMO KIF or a WordNet "
+            "folder."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Pack to write, a JSON file.")],
-    text: Annotated[str, typer.Option(help="Labelled text: column of texts.")] = "text",
-    label: Annotated[str, typer.Option(help="Labelled text: column of labels.")] = "label",
+    out: Annotated[Path, Option(help="Pack to write, a JSON file.")],
+    text: Annotated[str, Option(help="Labelled text: column of texts.")] = "text",
+    label: Annotated[str, Option(help="Labelled text: column of labels.")] = "label",
     split: Annotated[
-        str | None, typer.Option(help="Labelled text: column of splits. Default: they are drawn.")
+        str | None, Option(help="Labelled text: column of splits. Default: they are drawn.")
     ] = None,
     concept: Annotated[
-        str | None, typer.Option(help="Labelled text: id of a binary set's concept.")
+        str | None, Option(help="Labelled text: id of a binary set's concept.")
     ] = None,
     separator: Annotated[
-        str | None, typer.Option(help="Labelled text: between the labels of one row.")
+        str | None, Option(help="Labelled text: between the labels of one row.")
     ] = None,
     root: Annotated[
-        list[str] | None, typer.Option(help="KIF and WordNet: concept to start from; repeatable.")
+        list[str] | None, Option(help="KIF and WordNet: concept to start from; repeatable.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is at --out.")
-    ] = False,
+    overwrite: Annotated[bool, options.overwrite("a file that is at --out")] = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -56,29 +53,24 @@ def import_pack(
 
     if out.exists() and not overwrite:
         raise PackError(f"{out} exists already: choose another --out, or pass --overwrite")
-    columns = LabelledColumns(
-        text=text, label=label, split=split, concept=concept, separator=separator
-    )
+    columns = LabelledColumns(text, label, split, concept, separator)
     imported = _import_any(source, columns, root)
     imported.pack.save(out)
     if json:
-        console.print_json(
-            {"out": str(out), "digest": imported.pack.digest, **imported.report.to_dict()}
-        )
+        found = {"out": str(out), "digest": imported.pack.digest}
+        console.print_json(found | imported.report.to_dict())
         return
     for line in imported.report.lines():
-        console.out().print(line, markup=False, soft_wrap=True)
-    console.out().print(
-        f"written to {out}; next: lenscache pack check {out}", markup=False, soft_wrap=True
-    )
+        console.say(line)
+    console.say(f"written to {out}; next: lenscache pack check {out}")
 
 
 @app.command(epilog="Example: lenscache pack check data/packs/starter.json")
 @console.reports_errors
 def check(
     pack: options.PackFile,
-    min_examples: Annotated[int, typer.Option(min=0, help="Examples a concept.")] = 8,
-    min_contrasts: Annotated[int, typer.Option(min=0, help="Contrasts a concept.")] = 1,
+    min_examples: Annotated[int, Option(min=0, help="Examples a concept.")] = 8,
+    min_contrasts: Annotated[int, Option(min=0, help="Contrasts a concept.")] = 1,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -91,29 +83,19 @@ def check(
     settings = CheckSettings(
         min_examples=min_examples, min_contrasts=0 if labelled else min_contrasts
     )
-    found = [
-        f
-        for f in check_pack(concepts, settings)
-        if not (labelled and f.rule in ("definition", "naming", "length"))
-    ]
+    skipped = ("definition", "naming", "length") if labelled else ()
+    found = [each for each in check_pack(concepts, settings) if each.rule not in skipped]
     if json:
-        console.print_json(
-            {"digest": concepts.digest, "findings": [finding._asdict() for finding in found]}
-        )
+        findings = [each._asdict() for each in found]
+        console.print_json({"digest": concepts.digest, "findings": findings})
     else:
-        for finding in found:
-            console.out().print(
-                f"{finding.rule}: {finding.concept} {finding.message}", markup=False, soft_wrap=True
-            )
-        counts = (
-            f"{len(concepts)} concepts, {sum(len(c.examples) for c in concepts.concepts)} examples"
-        )
-        head = f"{concepts.name} {concepts.version} ({concepts.digest})"
-        console.out().print(
-            f"{head}: {counts}; {len(found)} findings", markup=False, soft_wrap=True
-        )
+        for each in found:
+            console.say(f"{each.rule}: {each.concept} {each.message}")
+        head = f"{concepts.name} {concepts.version} ({concepts.digest}): {len(concepts)} concepts"
+        n_examples = sum(len(concept.examples) for concept in concepts.concepts)
+        console.say(f"{head}, {n_examples} examples; {len(found)} findings")
     if found:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 @app.command("show", epilog="Example: lenscache pack show data/packs/starter.json bird")
@@ -121,7 +103,7 @@ def check(
 def show_pack(
     pack: options.PackFile,
     concept: Annotated[
-        str | None, typer.Argument(help="Id of one concept. Default: the tree of all.")
+        str | None, Argument(help="Id of one concept. Default: the tree of all.")
     ] = None,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -131,22 +113,19 @@ def show_pack(
 
     concepts = ConceptPack.load(pack)
     if json:
-        console.print_json(
-            concepts.to_dict() if concept is None else _concept_facts(concepts, concept)
-        )
+        facts = concepts.to_dict() if concept is None else _concept_facts(concepts, concept)
+        console.print_json(facts)
     elif concept is None:
         _print_tree(concepts)
     else:
         for key, value in _concept_facts(concepts, concept).items():
             lines = value if isinstance(value, list | tuple) else [value]
             for number, line in enumerate(lines):
-                console.out().print(
-                    f"{key if number == 0 else '':16} {line}", markup=False, soft_wrap=True
-                )
+                console.say(f"{key if number == 0 else '':16} {line}")
 
 
 def _import_any(source: Path, columns: Any, roots: list[str] | None) -> Any:
-    """What kind of source it is shows in the files."""
+    """Import a source as the kind that its files show."""
     from lenscache.concepts.importers.hatcat import import_hatcat, is_hatcat
     from lenscache.concepts.importers.kif import import_kif, is_kif
     from lenscache.concepts.importers.labelled import import_labelled
@@ -176,19 +155,13 @@ def _concept_facts(pack: Any, concept: str) -> dict[str, Any]:
     counted = {f"{SPLITS[s]} {KINDS[k]}": 0 for s in range(len(SPLITS)) for k in range(len(KINDS))}
     for row in own:
         counted[f"{SPLITS[plan.split[row]]} {KINDS[plan.kind[row]]}"] += 1
+    first = ("id", "name", "level", "definition", "aliases", "parents")
+    last = ("confusable_with", "examples", "contrasts", "negatives")
     return {
-        "id": entry.id,
-        "name": entry.name,
-        "level": entry.level,
-        "definition": entry.definition,
-        "aliases": entry.aliases,
-        "parents": entry.parents,
+        **{name: getattr(entry, name) for name in first},
         "children": pack.hierarchy.children(concept),
         "siblings": sorted(pack.hierarchy.siblings(concept)),
-        "confusable_with": entry.confusable_with,
-        "examples": entry.examples,
-        "contrasts": entry.contrasts,
-        "negatives": entry.negatives,
+        **{name: getattr(entry, name) for name in last},
         "samples": [f"{n} {what}" for what, n in counted.items() if n],
     }
 
@@ -210,10 +183,7 @@ def _print_tree(pack: Any) -> None:
     table = console.make_table("level", "concepts", "examples", "contrasts")
     for level in pack.levels:
         here = pack.in_level(level)
-        counts = (
-            len(here),
-            sum(len(c.examples) for c in here),
-            sum(len(c.contrasts) for c in here),
-        )
-        table.add_row(str(level), *map(str, counts))
+        n_examples = sum(len(concept.examples) for concept in here)
+        n_contrasts = sum(len(concept.contrasts) for concept in here)
+        table.add_row(*map(str, (level, len(here), n_examples, n_contrasts)))
     out.print(table)

@@ -1,5 +1,4 @@
-"""`lenscache plan`: what an extraction would cost, on this device as timed, or on others as their
-figures say."""
+"""`lenscache plan`: what an extraction would cost, timed on this device or computed for others."""
 
 from __future__ import annotations
 
@@ -7,19 +6,14 @@ from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Any
 
-import typer
+from typer import BadParameter, Option
 
 from .. import console, options
-from ..models import DeviceMapOption, Dtype, load
-from ..options import Mode, StoreDtype
+from ..models import load
+from ..options import Dtype, Mode, StoreDtype
 from . import printing
 
-
-class Storage(StrEnum):
-    """Choices of --storage."""
-
-    s3 = "s3"
-    disk = "disk"
+Storage = StrEnum("Storage", {"s3": "s3", "disk": "disk"})
 
 
 @console.reports_errors
@@ -29,56 +23,49 @@ def plan(
     level: options.Levels = None,
     model_layers: options.ModelLayers = None,
     templates: options.Templates = None,
-    mode: Annotated[Mode, typer.Option(help="As for extract.")] = Mode.combined,
+    mode: Annotated[Mode, Option(help="As for extract.")] = Mode.combined,
     batch_size: options.BatchSize = "4",
     max_new_tokens: options.MaxNewTokens = 20,
     max_prompt_tokens: options.MaxPromptTokens = None,
-    dtype: Annotated[
-        Dtype, typer.Option(help="Weights and arithmetic, as for extract.")
-    ] = Dtype.auto,
-    store_dtype: Annotated[
-        StoreDtype, typer.Option(help="Type of the stored activations; int8 is lossy.")
-    ] = StoreDtype.bfloat16,
+    dtype: Annotated[Dtype, Option(help="Weights and arithmetic, as for extract.")] = Dtype.auto,
+    store_dtype: options.StoreDtypeOption = StoreDtype.bfloat16,
     device: options.Device = "auto",
-    device_map: DeviceMapOption = None,
+    device_map: options.DeviceMapOption = None,
     limit: options.Limit = None,
     samples: options.Samples = None,
     block_rows: Annotated[
         int | None,
-        typer.Option(min=1, help="Rows written as one unit, as for extract. Default: about 256."),
+        Option(min=1, help="Rows written as one unit, as for extract. Default: about 256."),
     ] = None,
     devices: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Estimate for so many devices, running nothing."),
+        Option(min=1, metavar="N", help="Estimate for so many devices, running nothing."),
     ] = None,
     device_kind: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="KIND",
-            help="Of this kind: h100, h200, a100, l40s, rtx4090, cpu; here for this one, measured. A folder with "
-            "config.json is model enough for all but here.",
+            help="Of this kind: h100, h200, a100, l40s, rtx4090, cpu; here for this one, measured. "
+            "A folder with config.json is model enough for all but here.",
         ),
     ] = None,
     storage: Annotated[
         Storage,
-        typer.Option(
-            help="Where the store would be, with --devices: an object store, or a shared disk."
-        ),
+        Option(help="Where the store would be, with --devices: an object store, or a shared disk."),
     ] = Storage.s3,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show what an extraction would cost: prompts, tokens, bytes, and time from a few timed
-    batches.
+    """Show what an extraction would cost: prompts, tokens, bytes and time.
 
-    With --devices or --device-kind, estimate for other machines: time, bytes, objects, requests and
-    what drives them.
+    The time is that of a few timed batches, scaled up. With --devices or --device-kind, estimate
+    for other machines: time, bytes, objects, requests and what drives them.
     """
     from lenscache.concepts.plan import select_concepts
     from lenscache.extract.settings import ExtractSettings
 
     if device_map is not None and (devices is not None or device_kind is not None):
-        raise typer.BadParameter(
+        raise BadParameter(
             "--device-map is for what is timed here: leave out --devices and --device-kind"
         )
     concepts = options.load_pack(pack, templates)
@@ -97,21 +84,20 @@ def plan(
     if devices is None and device_kind is None:
         from lenscache.extract.estimate import estimate_run
 
-        estimate = estimate_run(
-            concepts, load(model, dtype, device, device_map), settings, levels=level, limit=limit
-        )
+        loaded = load(model, dtype, device, device_map)
+        estimate = estimate_run(concepts, loaded, settings, levels=level, limit=limit)
+        show = printing.print_estimate
     else:
         from lenscache.forecast.forecast import forecast_run, outline_work
 
         outline, kind = _outline(model, dtype, device, device_kind or "here")
         work = outline_work(concepts, outline, settings, levels=level, limit=limit)
         estimate = forecast_run(work, settings, kind, devices or 1, place=storage.value)
+        show = printing.print_forecast
     if json:
         console.print_json(asdict(estimate))
-    elif devices is None and device_kind is None:
-        printing.print_estimate(estimate)
     else:
-        printing.print_forecast(estimate)
+        show(estimate)
 
 
 def _outline(model: str, dtype: Dtype, device: str, kind: str) -> tuple[Any, Any]:

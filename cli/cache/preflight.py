@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import BadParameter, Exit, Option
 
 from .. import console, options
 from ..meter import Meter
@@ -19,39 +19,35 @@ def preflight(
     model: options.Model,
     pack: Annotated[
         Path | None,
-        typer.Option(
-            help="Concept pack to take prompts from. Default: a built-in set of 24 concepts."
-        ),
+        Option(help="Concept pack to take prompts from. Default: a built-in set of 24 concepts."),
     ] = None,
     checks: Annotated[
         str | None,
-        typer.Option(metavar="1,3", help="Only these checks, 1 to 5. Default: all of them."),
+        Option(metavar="1,3", help="Only these checks, 1 to 5. Default: all of them."),
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer prompts, repeats and concepts.")
-    ] = False,
+    quick: Annotated[bool, Option("--quick", help="Fewer prompts, repeats and concepts.")] = False,
     device: options.Device = "auto",
     time_limit: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="Stop a check that takes longer.")
+        float, Option(min=1, metavar="SECONDS", help="Stop a check that takes longer.")
     ] = 900.0,
     keep: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="Keep the stores that are written; they are removed otherwise."
-        ),
+        Option(metavar="DIR", help="Keep the stores that are written; they are removed otherwise."),
     ] = None,
     seed: options.Seed = 0,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Does bf16 run, does batch 4 fit, how fast is it, are lenses as good, can we steer: exit code
-    1 if one fails."""
+    """Does bf16 run, does batch 4 fit, how fast is it, are lenses as good, can we steer?
+
+    Exit code 1 if one fails.
+    """
     from lenscache.concepts.pack import ConceptPack
     from lenscache.preflight import Request, run_preflight
 
     numbers = parse_checks(checks)
     if pack is not None:
-        ConceptPack.load(pack)  # what is wrong with it shows now, and once
+        ConceptPack.load(pack)  # its errors show now, and once
     request = Request(
         model, device, None if pack is None else str(pack.absolute()), quick=quick, seed=seed
     )
@@ -71,7 +67,7 @@ def preflight(
 
         print_preflight(report)
     if not report.passed:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def parse_checks(text: str | None) -> tuple[int, ...] | None:
@@ -80,7 +76,7 @@ def parse_checks(text: str | None) -> tuple[int, ...] | None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part in {"1", "2", "3", "4", "5"} for part in parts):
-        raise typer.BadParameter(f"{text!r} names no checks: give numbers from 1 to 5, such as 1,3")
+        raise BadParameter(f"{text!r} names no checks: give numbers from 1 to 5, such as 1,3")
     return tuple(sorted({int(part) for part in parts}))
 
 

@@ -1,11 +1,12 @@
-"""The process behind check 4 of `lenscache preflight`: are lenses of bf16 activations as good as
-those of fp32?
+"""Check 4 of `lenscache preflight`: are lenses of bf16 activations as good as those of fp32?
 
-    python -m lens_cli.cache.preflight_lenses < request.json     the check; leaves lenses to steer along, too
-    python -m lens_cli.cache.preflight_lenses steering           only those lenses
+It runs in a process of its own:
+
+    python -m lens_cli.cache.preflight_lenses < request.json    the check, and lenses to steer
+    python -m lens_cli.cache.preflight_lenses steering          those lenses only
 
 Prompts are extracted, no completions: a completion is sampled, and where rounding tips a token the
-two precisions would read different texts. This module stands here because it needs both packages:
+two precisions would read different texts. The module stands here because it needs both packages:
 lenscache to extract, lenstrain to fit.
 """
 
@@ -20,6 +21,7 @@ from lenscache.preflight.results import Outcome, Request, Tell, Verdict
 from lenscache.preflight.worker import serve
 
 if TYPE_CHECKING:
+    from lenscache.extract import ExtractProgress
     from lenscache.preflight.models import Footprint
     from lenscache.terms import StoreDtype
 
@@ -61,15 +63,14 @@ def check_steering(request: Request, tell: Tell) -> Outcome:
 
 def model_layers_of(n_layers: int) -> tuple[int, ...]:
     """Where activations are taken: at a third, a half and two thirds of the depth."""
-    return tuple(
-        sorted({min(round(n_layers * share), n_layers - 1) for share in (1 / 3, 1 / 2, 2 / 3)})
-    )
+    depths = (round(n_layers * share) for share in (1 / 3, 1 / 2, 2 / 3))
+    return tuple(sorted({min(depth, n_layers - 1) for depth in depths}))
 
 
 def extract_in(
     request: Request, dtype: Literal["float32", "bfloat16", "auto"], tell: Tell
 ) -> tuple[Path, Footprint]:
-    """The store of some prompts computed in a dtype, and stored in it; with what the model takes.
+    """The store of some prompts computed and stored in a dtype, and the model's use of memory.
 
     Raises
     ------
@@ -95,19 +96,16 @@ def extract_in(
         samples=_SAMPLES[request.quick],
         seed=request.seed,
     )
-    extract(
-        path,
-        pack,
-        loaded,
-        settings,
-        on_progress=lambda at: tell(f"extracting in {dtype}", at.rows_done, at.rows_total),
-    )
+
+    def show(at: ExtractProgress) -> None:
+        tell(f"extracting in {dtype}", at.rows_done, at.rows_total)
+
+    extract(path, pack, loaded, settings, on_progress=show)
     return path, footprint
 
 
 def write_steering_lenses(store: Path, request: Request) -> None:
-    """Leave lenses of the best-read concepts: a direction at the middle, and a lens to read it with
-    further down."""
+    """Save lenses of the best-read concepts: a direction in the middle, a lens further down."""
     import numpy as np
 
     from lenscache.preflight.directions import SteeringLenses
@@ -138,21 +136,14 @@ def write_steering_lenses(store: Path, request: Request) -> None:
 
 
 def judge(found: Any) -> Outcome:
-    """Fail if lenses of bf16 activations are worse beyond doubt: an interval that lies below -0.02
-    as a whole."""
+    """Fail if lenses of bf16 activations are surely worse: a whole interval lies below -0.02."""
     names = {"a": "float32", "b": "bfloat16"}
-    changes = {
-        f"{names[f]} on {names[j]}": found.change(f, j)
-        for f, j in (("a", "b"), ("b", "a"), ("b", "b"))
-    }
+    others = (("a", "b"), ("b", "a"), ("b", "b"))
+    changes = {f"{names[f]} on {names[j]}": found.change(f, j) for f, j in others}
     qualities = [
-        {
-            "fitted": names[fitted],
-            "judged": names[judged],
-            **found.quality(fitted, judged)._asdict(),
-        }
-        for fitted in names
-        for judged in names
+        {"fitted": names[f], "judged": names[j], **found.quality(f, j)._asdict()}
+        for f in names
+        for j in names
     ]
     difference = {name: change._asdict() for name, change in changes["bfloat16 on float32"].items()}
     details = {
@@ -162,7 +153,7 @@ def judge(found: Any) -> Outcome:
         "quality": qualities,
         "difference": difference,
         "changes": {
-            key: {n: c._asdict() for n, c in change.items()} for key, change in changes.items()
+            key: {n: c._asdict() for n, c in each.items()} for key, each in changes.items()
         },
         "mode": "prompt",
     }
@@ -184,6 +175,5 @@ def judge(found: Any) -> Outcome:
 if __name__ == "__main__":
     from lenstrain.errors import LenstrainError
 
-    serve(
-        check_steering if sys.argv[1:] == ["steering"] else check, (LenscacheError, LenstrainError)
-    )
+    asked = check_steering if sys.argv[1:] == ["steering"] else check
+    serve(asked, (LenscacheError, LenstrainError))

@@ -29,12 +29,12 @@ def print_preflight(report: Any) -> None:
             f" in {check.elapsed_s:.0f} s",
         )
         out.print(line, soft_wrap=True)
-        out.print(check.why, markup=False, soft_wrap=True)
+        console.say(check.why)
         if check.details and verdict in ("passed", "failed"):
             for table in tables[check.name](check.details):
                 out.print(table)
         out.print()
-    out.print(report.conclusion, markup=False, soft_wrap=True, style="bold")
+    console.say(report.conclusion, style="bold")
 
 
 def _bf16(details: dict[str, Any]) -> list[Any]:
@@ -55,18 +55,19 @@ def _memory(details: dict[str, Any]) -> list[Any]:
     table = console.make_table(
         "batch", "fits", "peak", "weights", "cache", "program", "the rest", "reserved"
     )
+    names = ("peak", "weights", "cache", "program", "rest", "reserved")
     for row in details["batches"]:
-        sizes = (
-            _size(row[name]) for name in ("peak", "weights", "cache", "program", "rest", "reserved")
-        )
+        sizes = (_size(row[name]) for name in names)
         table.add_row(str(row["batch"]), "yes" if row["fits"] else "no", *sizes)
     how = f"by estimate, {_size(details['per_row'])} a row" if details["estimated"] else "by trying"
     tokens = f"{details['prompt_tokens']} prompt tokens and {details['new_tokens']} new ones a row"
-    note = (
-        f"{details['dtype']} on {details['device']}, {tokens}; largest batch: "
-        f"{details['largest']}, {how}"
-    )
-    return [table, Text(f"{note}; {_size(details['free'])} free before")]
+    return [
+        table,
+        Text(
+            f"{details['dtype']} on {details['device']}, {tokens}; largest batch: "
+            f"{details['largest']}, {how}; {_size(details['free'])} free before"
+        ),
+    ]
 
 
 def _speed(details: dict[str, Any]) -> list[Any]:
@@ -74,25 +75,17 @@ def _speed(details: dict[str, Any]) -> list[Any]:
         "way to run", "prompts/s", "spread", f"x {details['timings'][0]['name']}", "spread"
     )
     for row in details["timings"]:
-        table.add_row(
-            row["name"],
-            f"{row['median']:.2f}",
-            f"{row['low']:.2f}-{row['high']:.2f}",
-            f"{row['ratio']:.2f}",
-            f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}",
-        )
+        spread = f"{row['low']:.2f}-{row['high']:.2f}"
+        spread_of_ratio = f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}"
+        ratio = f"{row['ratio']:.2f}"
+        table.add_row(row["name"], f"{row['median']:.2f}", spread, ratio, spread_of_ratio)
     tried = ", ".join(f"{size}: {rate:.2f}" for size, rate in details["batch_sizes"].items())
     note = (
         f"median and range of {details['repeats']} repeats in turn, {details['prompts']} prompts "
-        "or a batch each"
+        f"or a batch each, {details['new_tokens']} new tokens; prompts/s by batch size, "
+        f"tried once: {tried}"
     )
-    return [
-        table,
-        Text(
-            f"{note}, {details['new_tokens']} new tokens; prompts/s by batch size, tried once: "
-            f"{tried}"
-        ),
-    ]
+    return [table, Text(note)]
 
 
 def _lenses(details: dict[str, Any]) -> list[Any]:
@@ -107,23 +100,15 @@ def _lenses(details: dict[str, Any]) -> list[Any]:
         )
     note = (
         f"{len(details['concepts'])} concepts, prompts only, each concept at the same model layer "
-        "in both; differences "
-        "are to lenses fitted and judged in float32, with a 95 % interval over concepts"
+        "in both; differences are to lenses fitted and judged in float32, with a 95 % interval "
+        "over concepts"
     )
     return [table, Text(note)]
 
 
 def _steering(details: dict[str, Any]) -> list[Any]:
-    table = console.make_table(
-        "precision",
-        "direction",
-        "strength",
-        "finite",
-        "own lens",
-        "other lens",
-        "perplexity",
-        "largest",
-    )
+    columns = "precision, direction, strength, finite, own lens, other lens, perplexity, largest"
+    table = console.make_table(*columns.split(", "))
     for dtype, found in details["precisions"].items():
         for step in found.get("steps", ()):
             table.add_row(
@@ -142,17 +127,16 @@ def _steering(details: dict[str, Any]) -> list[Any]:
             lines.append(f"{dtype}: {found['why']}")
             continue
         plain, overflow = found["unsteered"], found["overflow"]
-        until = "" if not plain["finite"] else "; nothing overflows up to a million deviations"
-        until = (
-            until if overflow is None else f"; overflows from about {overflow:,.0f} deviations on"
-        )
-        lines.append(
-            f"{dtype}: unsteered, activations reach {plain['largest_activation']:,.0f}{until}"
-        )
+        line = f"{dtype}: unsteered, activations reach {plain['largest_activation']:,.0f}"
+        if overflow is not None:
+            line += f"; overflows from about {overflow:,.0f} deviations on"
+        elif plain["finite"]:
+            line += "; nothing overflows up to a million deviations"
+        lines.append(line)
     note = (
         f"steered after model layer {details['steered_layer']}, read at {details['read_layer']}; "
-        "strengths are in "
-        "deviations of pooled activations along the direction, lenses in deviations of their noise"
+        "strengths are in deviations of pooled activations along the direction, lenses in "
+        "deviations of their noise"
     )
     return [table, Text("\n".join([*lines, note]))]
 

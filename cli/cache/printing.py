@@ -8,40 +8,35 @@ from .. import console
 from ..meter import clock
 
 _TABLE_COLUMNS = 5
-_SMALLEST_SHARE = 0.01  # of the time, that is worth a word
+_SMALLEST_SHARE = 0.01  # of the time; smaller parts are not named
 
 
 def print_estimate(estimate: Any) -> None:
     """What an extraction would cost."""
-    levels = (
-        f"level{'s' if len(estimate.levels) > 1 else ''} {', '.join(map(str, estimate.levels))}"
+    size = console.megabytes
+    console.say(
+        f"{estimate.concepts} concepts on {_levels(estimate)}: {estimate.prompts} prompts, "
+        f"{estimate.prompt_tokens} prompt tokens, at most {estimate.new_tokens} new ones"
     )
-    for line in (
-        f"{estimate.concepts} concepts on {levels}: {estimate.prompts} prompts, "
-        f"{estimate.prompt_tokens} prompt tokens, at most {estimate.new_tokens} new ones",
-        *(
-            [f"{estimate.cut_prompts} prompts are longer than the model takes, and would be cut"]
-            * (estimate.cut_prompts > 0)
-        ),
-        f"{estimate.model_layers} model layers: about {console.megabytes(estimate.stored_bytes)} "
-        f"on disk, {console.megabytes(estimate.bytes_per_model_layer)} each, of "
-        f"{console.megabytes(estimate.raw_bytes)} raw",
+    if estimate.cut_prompts:
+        cut = f"{estimate.cut_prompts} prompts are longer than the model takes"
+        console.say(f"{cut}, and would be cut")
+    console.say(
+        f"{estimate.model_layers} model layers: about {size(estimate.stored_bytes)} on disk, "
+        f"{size(estimate.bytes_per_model_layer)} each, of {size(estimate.raw_bytes)} raw"
+    )
+    console.say(
         f"about {clock(estimate.seconds)} on this device, at {estimate.prompts_per_second:.1f} "
-        f"prompts/s in batches of {estimate.batch_size}",
-    ):
-        console.out().print(line, markup=False, soft_wrap=True)
+        f"prompts/s in batches of {estimate.batch_size}"
+    )
 
 
 def print_forecast(estimate: Any) -> None:
     """What an extraction would cost on other devices."""
     size = console.megabytes
-    levels = (
-        f"level{'s' if len(estimate.levels) > 1 else ''} {', '.join(map(str, estimate.levels))}"
-    )
     guessed = ", guessed from their letters" if estimate.are_tokens_guessed else ""
-    spread = (
-        f", each over {estimate.devices_per_copy} devices" if estimate.devices_per_copy > 1 else ""
-    )
+    over = estimate.devices_per_copy
+    spread = f", each over {over} devices" if over > 1 else ""
     copies = "one copy" if estimate.copies == 1 else f"{estimate.copies} copies"
     otherwise = ""
     if estimate.engine == "ray":
@@ -54,7 +49,7 @@ def print_forecast(estimate: Any) -> None:
     largest = sorted(estimate.parts.items(), key=lambda part: -part[1])
     shares = ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= _SMALLEST_SHARE)
     for line in (
-        f"{estimate.concepts} concepts on {levels}: {estimate.prompts} prompts, "
+        f"{estimate.concepts} concepts on {_levels(estimate)}: {estimate.prompts} prompts, "
         f"{estimate.prompt_tokens} prompt tokens{guessed}, at most {estimate.new_tokens} new ones",
         f"{estimate.devices} x {estimate.device_kind}: {copies} of the model{spread}, batches of "
         f"{estimate.batch_size}, {estimate.blocks} blocks of {estimate.block_rows} rows",
@@ -68,85 +63,53 @@ def print_forecast(estimate: Any) -> None:
         f"requests: {estimate.puts} PUT, {estimate.gets} GET and HEAD, {estimate.lists} LIST",
         *(f"cheaper: {advice}" for advice in estimate.cheaper),
     ):
-        console.out().print(line, markup=False, soft_wrap=True)
+        console.say(line)
 
 
 def print_report(store: Any, report: Any) -> None:
     """What an extraction did."""
-    summary = store.summary()
-    out = console.out()
-    rate = (
-        f" in {report.elapsed_s:.0f} s, {report.rows_run / report.elapsed_s:.1f} rows/s"
-        if report.rows_run
-        else ""
-    )
-    levels = f"level{'s' if len(report.levels) > 1 else ''} {', '.join(map(str, report.levels))}"
-    out.print(
-        f"{store.path}: {report.rows} rows on {levels}; {report.rows_run} extracted now{rate}",
-        markup=False,
-        soft_wrap=True,
-    )
+    summary, say = store.summary(), console.say
+    line = f"{store.path}: {report.rows} rows on {_levels(report)}; {report.rows_run} extracted now"
+    if report.rows_run:
+        pace = report.rows_run / report.elapsed_s
+        line += f" in {report.elapsed_s:.0f} s, {pace:.1f} rows/s"
+    say(line)
     if report.cut_prompts:
-        limit = summary["settings"]["max_prompt_tokens"]
-        out.print(
-            f"cut: {report.cut_prompts} prompts to their first {limit} tokens "
-            "(samples/n_cut_tokens says which)"
-        )
+        first = f"their first {summary['settings']['max_prompt_tokens']} tokens"
+        say(f"cut: {report.cut_prompts} prompts to {first} (samples/n_cut_tokens says which)")
     if report.rows_reused:
-        out.print(f"copied: {report.rows_reused} rows that another store held")
-    if report.exhausted_concepts:
-        named = ", ".join(report.exhausted_concepts[:5]) + (
-            " ..." if len(report.exhausted_concepts) > 5 else ""
-        )
-        out.print(
-            f"nothing left to add for {len(report.exhausted_concepts)} concepts: {named}",
-            markup=False,
-        )
+        say(f"copied: {report.rows_reused} rows that another store held")
+    if exhausted := report.exhausted_concepts:
+        named = ", ".join(exhausted[:5]) + (" ..." if len(exhausted) > 5 else "")
+        say(f"nothing left to add for {len(exhausted)} concepts: {named}")
     for block in report.repaired_blocks:
-        out.print(f"repaired: {block}", markup=False, soft_wrap=True)
-    out.print(_sizes(summary))
+        say(f"repaired: {block}")
+    say(_sizes(summary))
     if report.unfinished_rounds:
-        out.print(
-            f"other partitions have blocks to do in {', '.join(report.unfinished_rounds)}: see "
-            "`lenscache info`"
-        )
+        rounds = ", ".join(report.unfinished_rounds)
+        say(f"other partitions have blocks to do in {rounds}: see `lenscache info`")
         return
     if report.max_relative_error:
-        error = f"{report.max_relative_error:.2%}"
-        out.print(
-            f"rows in batches of {report.batch_size} agree with the same rows one by one within "
-            f"{error}"
-        )
-    out.print(
-        f"next: lenstrain fit {store.path} --f1 0.95 --out lenses", markup=False, soft_wrap=True
-    )
+        same = f"agree with the same rows one by one within {report.max_relative_error:.2%}"
+        say(f"rows in batches of {report.batch_size} {same}")
+    say(f"next: lenstrain fit {store.path} --f1 0.95 --out lenses")
 
 
 def print_summary(summary: dict[str, Any]) -> None:
     """What a store holds."""
-    out = console.out()
-    model, settings = summary["model"], summary["settings"]
-    out.print(f"{summary['path']}  format {summary['format_version']}, digest {summary['digest']}")
+    out, say = console.out(), console.say
+    model, settings, pack = summary["model"], summary["settings"], summary["pack"]
+    say(f"{summary['path']}  format {summary['format_version']}, digest {summary['digest']}")
     shape = f"{model['n_layers']} transformer blocks of size {model['hidden']}"
-    out.print(
-        f"model {model['id']} ({model['fingerprint']}), {shape}, computed in {model['dtype']}",
-        markup=False,
-        soft_wrap=True,
+    say(f"model {model['id']} ({model['fingerprint']}), {shape}, computed in {model['dtype']}")
+    say(f"pack {pack['name']} {pack['version']} ({pack['digest']})")
+    with_first = "with" if settings["pool_first_position"] else "without"
+    say(
+        f"{settings['mode']} mode, {settings['max_new_tokens']} new tokens, {settings['pooling']} "
+        f"over positions {with_first} the first, stored as {settings['store_dtype']}, "
+        f"seed {settings['seed']}"
     )
-    out.print(
-        (
-            f"pack {summary['pack']['name']} {summary['pack']['version']} "
-            f"({summary['pack']['digest']})"
-        ),
-        markup=False,
-    )
-    pooling = (
-        f"{settings['pooling']} over positions "
-        f"{'with' if settings['pool_first_position'] else 'without'} the first"
-    )
-    tokens = f"{settings['mode']} mode, {settings['max_new_tokens']} new tokens"
-    out.print(f"{tokens}, {pooling}, stored as {settings['store_dtype']}, seed {settings['seed']}")
-    out.print(_sizes(summary))
+    say(_sizes(summary))
     table = console.make_table(
         "round", "concepts", "rows", "blocks", "state", "batch", "largest error"
     )
@@ -170,7 +133,7 @@ def print_summary(summary: dict[str, Any]) -> None:
             table.add_row(entry["partition"], f"{entry['complete']}/{entry['blocks']}", state)
         out.print(table)
     if summary["label_sets"]:
-        out.print(f"label sets: {', '.join(summary['label_sets'])}", markup=False, soft_wrap=True)
+        say(f"label sets: {', '.join(summary['label_sets'])}")
 
 
 def print_verified(report: Any) -> None:
@@ -180,16 +143,13 @@ def print_verified(report: Any) -> None:
         *(f"note: {note}" for note in report.notes),
         *(state.line() for state in report.rounds),
     ):
-        console.out().print(line, markup=False, soft_wrap=True)
+        console.say(line)
     how = "looked at, not decoded" if report.quick else "decoded"
-    counted = (
-        f"{report.objects} objects of {report.arrays} arrays {how}, "
-        f"{console.megabytes(report.bytes)}"
-    )
+    counted = f"{report.objects} objects of {report.arrays} arrays {how}"
     found = f"{len(report.findings)} findings" if report.is_damaged else "clean"
-    console.out().print(f"{report.path}: {found}; {counted}", markup=False, soft_wrap=True)
+    console.say(f"{report.path}: {found}; {counted}, {console.megabytes(report.bytes)}")
     if any(finding.block is not None for finding in report.findings):
-        console.out().print(f"next: lenscache repair {report.path}", markup=False, soft_wrap=True)
+        console.say(f"next: lenscache repair {report.path}")
 
 
 def print_repaired(report: Any) -> None:
@@ -199,34 +159,35 @@ def print_repaired(report: Any) -> None:
         *(f"left to extract: {finding.line()}" for finding in report.left_to_extract),
         *(f"not repaired: {finding.line()}" for finding in report.left_to_user),
     ):
-        console.out().print(line, markup=False, soft_wrap=True)
+        console.say(line)
     if not (report.unmarked or report.left_to_extract or report.left_to_user):
-        console.out().print(f"{report.path}: nothing to repair", markup=False, soft_wrap=True)
+        console.say(f"{report.path}: nothing to repair")
         return
     done = f"{len(report.unmarked)} blocks unmarked, {report.rows} rows to extract again"
     again = "next: lenscache extract with the arguments it was run with before"
-    console.out().print(f"{report.path}: {done}; {again}", markup=False, soft_wrap=True)
+    console.say(f"{report.path}: {done}; {again}")
 
 
 def _model_layer_table(summary: dict[str, Any]) -> Any:
     """Sizes by model layer; five to a row, since there may be eighty."""
     stored = summary["stored_bytes_by_model_layer"]
     raw = summary["raw_bytes"] / max(len(stored), 1)
-    table = console.make_table(
-        *("model layer: stored, share of raw" if i == 0 else "" for i in range(_TABLE_COLUMNS))
-    )
-    cells = [
-        f"{i}: {console.megabytes(size)}, {size / max(raw, 1):.2f}" for i, size in stored.items()
-    ]
+    title = "model layer: stored, share of raw"
+    table = console.make_table(title, *[""] * (_TABLE_COLUMNS - 1))
+    cells = [f"{i}: {console.megabytes(n)}, {n / max(raw, 1):.2f}" for i, n in stored.items()]
     for start in range(0, len(cells), _TABLE_COLUMNS):
         table.add_row(*cells[start : start + _TABLE_COLUMNS])
     return table
 
 
 def _sizes(summary: dict[str, Any]) -> str:
-    stored, raw = summary["stored_bytes"], summary["raw_bytes"]
+    stored, raw, size = summary["stored_bytes"], summary["raw_bytes"], console.megabytes
     n_model_layers = len(summary["settings"]["model_layers"])
-    return (
-        f"{n_model_layers} model layers x {' and '.join(summary['phases'])}: {console.megabytes(stored)} "
-        f"stored, {stored / max(raw, 1):.2f} of the {console.megabytes(raw)} they hold uncompressed"
-    )
+    phases = " and ".join(summary["phases"])
+    share = f"{stored / max(raw, 1):.2f} of the {size(raw)} they hold uncompressed"
+    return f"{n_model_layers} model layers x {phases}: {size(stored)} stored, {share}"
+
+
+def _levels(found: Any) -> str:
+    """The levels of an estimate or a report in words: level 1, levels 0, 2."""
+    return f"level{'s' * (len(found.levels) > 1)} {', '.join(map(str, found.levels))}"

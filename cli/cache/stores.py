@@ -8,26 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, BadParameter, Exit, Option
 
 from .. import console, options
 from ..meter import Meter
 from . import printing
 
-
-class ExportFormat(StrEnum):
-    """Choices of --to."""
-
-    safetensors = "safetensors"
-    npz = "npz"
-    parquet = "parquet"
-
-
-class Phase(StrEnum):
-    """Choices of --phase."""
-
-    prompt = "prompt"
-    completion = "completion"
+# Choices of --to.
+ExportFormat = StrEnum(
+    "ExportFormat", {"safetensors": "safetensors", "npz": "npz", "parquet": "parquet"}
+)
+Phase = StrEnum("Phase", {"prompt": "prompt", "completion": "completion"})
 
 
 @console.reports_errors
@@ -35,7 +26,7 @@ def info(
     store: options.StorePath,
     partitions: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Show how far each of N partitions is, too."),
+        Option(min=1, metavar="N", help="Show how far each of N partitions is, too."),
     ] = None,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -59,21 +50,17 @@ def info(
 def label(
     store: options.StorePath,
     source: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Labelled text: CSV, JSON Lines or Parquet.")
+        Path, Argument(metavar="FILE", help="Labelled text: CSV, JSON Lines or Parquet.")
     ],
-    name: Annotated[str, typer.Option(help="Name of the label set, for `lenstrain fit --labels`.")],
-    text: Annotated[str, typer.Option(help="Column of texts.")] = "text",
-    label: Annotated[str, typer.Option(help="Column of labels.")] = "label",
-    split: Annotated[
-        str | None, typer.Option(help="Column of splits. Default: they are drawn.")
-    ] = None,
-    concept: Annotated[str | None, typer.Option(help="Id of a binary set's concept.")] = None,
+    name: Annotated[str, Option(help="Name of the label set, for `lenstrain fit --labels`.")],
+    text: Annotated[str, Option(help="Column of texts.")] = "text",
+    label: Annotated[str, Option(help="Column of labels.")] = "label",
+    split: Annotated[str | None, Option(help="Column of splits. Default: they are drawn.")] = None,
+    concept: Annotated[str | None, Option(help="Id of a binary set's concept.")] = None,
     separator: Annotated[
-        str | None, typer.Option(help="What stands between the labels of one row.")
+        str | None, Option(help="What stands between the labels of one row.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a label set of this name.")
-    ] = False,
+    overwrite: Annotated[bool, options.overwrite("a label set of this name")] = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -82,10 +69,8 @@ def label(
     from lenscache.store.labelsets import add_label_set
     from lenscache.store.store import open_store
 
-    columns = LabelledColumns(
-        text=text, label=label, split=split, concept=concept, separator=separator
-    )
     opened = open_store(store, mode="r+")
+    columns = LabelledColumns(text, label, split, concept, separator)
     imported = import_labelled(source, columns)
     added = add_label_set(opened, name, imported.pack, overwrite=overwrite)
     for missing in added.missing:
@@ -93,27 +78,17 @@ def label(
     for lost in added.lost_concepts:
         imported.report.leave_out("concept without a text in the store", lost)
     kept = added.label_set
+    n_samples, n_labels, n_concepts = len(kept.key), len(kept.labels.sample), len(kept.concepts)
     if json:
-        counts = {
-            "samples": len(kept.key),
-            "labels": len(kept.labels.sample),
-            "concepts": len(kept.concepts),
-        }
-        console.print_json(
-            {"name": name, "digest": kept.digest, **counts, **imported.report.to_dict()}
-        )
+        counts = {"samples": n_samples, "labels": n_labels, "concepts": n_concepts}
+        report = imported.report.to_dict()
+        console.print_json({"name": name, "digest": kept.digest, **counts, **report})
         return
     for line in imported.report.lines():
-        console.out().print(line, markup=False, soft_wrap=True)
-    counted = (
-        f"{len(kept.key)} samples, {len(kept.labels.sample)} labels, {len(kept.concepts)} concepts"
-    )
-    console.out().print(
-        f"label set {name}: {counted} ({kept.digest})", markup=False, soft_wrap=True
-    )
-    console.out().print(
-        f"next: lenstrain fit {store} --labels {name} --out lenses", markup=False, soft_wrap=True
-    )
+        console.say(line)
+    counted = f"{n_samples} samples, {n_labels} labels, {n_concepts} concepts"
+    console.say(f"label set {name}: {counted} ({kept.digest})")
+    console.say(f"next: lenstrain fit {store} --labels {name} --out lenses")
 
 
 @console.reports_errors
@@ -121,17 +96,15 @@ def export(
     store: options.StorePath,
     to: Annotated[
         ExportFormat,
-        typer.Option(help="safetensors keeps bfloat16 bit for bit, the others hold float32."),
+        Option(help="safetensors keeps bfloat16 bit for bit, the others hold float32."),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
+    out: Annotated[Path, Option(metavar="DIR", help="Folder to write.")],
     level: options.Levels = None,
     model_layers: options.ModelLayers = None,
     phase: Annotated[
-        list[Phase] | None, typer.Option(help="Phase to export; repeatable. Default: all.")
+        list[Phase] | None, Option(help="Phase to export; repeatable. Default: all.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier export in DIR.")
-    ] = False,
+    overwrite: Annotated[bool, options.overwrite("an earlier export in DIR")] = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -154,16 +127,10 @@ def export(
         console.print_json(asdict(report))
         return
     size = console.megabytes(report.size_bytes)
-    left_out = (
-        f"; {report.rows_left_out} rows that are not extracted yet are left out"
-        if report.rows_left_out
-        else ""
-    )
-    line = (
-        f"{report.folder}: {report.rows} rows as {report.to}, {size} in {report.n_files} "
-        f"files{left_out}"
-    )
-    console.out().print(line, markup=False, soft_wrap=True)
+    line = f"{report.folder}: {report.rows} rows as {report.to}, {size} in {report.n_files} files"
+    if report.rows_left_out:
+        line += f"; {report.rows_left_out} rows that are not extracted yet are left out"
+    console.say(line)
 
 
 @partial(console.reports_errors, interrupted="nothing was changed")
@@ -171,23 +138,23 @@ def verify(
     store: options.StorePath,
     quick: Annotated[
         bool,
-        typer.Option(
-            "--quick", help="Only marks, and presence and size of objects; decode nothing."
-        ),
+        Option("--quick", help="Only marks, and presence and size of objects; decode nothing."),
     ] = False,
-    pack: Annotated[Path | None, typer.Option(help="Compare with this concept pack, too.")] = None,
+    pack: Annotated[Path | None, Option(help="Compare with this concept pack, too.")] = None,
     level: options.OneLevel = None,
     jobs: options.Jobs = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Check every object, value and count of STORE; exit code 1 if anything is wrong. Nothing is
-    written."""
+    """Check every object, value and count of STORE; exit code 1 if anything is wrong.
+
+    Nothing is written.
+    """
     from lenscache.concepts.pack import ConceptPack
     from lenscache.store.verify.verify import verify_store
 
     if quick and pack is not None:
-        raise typer.BadParameter(
+        raise BadParameter(
             "--pack compares texts, which --quick does not read: leave one of them out"
         )
     concepts = None if pack is None else ConceptPack.load(pack)
@@ -205,7 +172,7 @@ def verify(
     else:
         printing.print_verified(report)
     if report.is_damaged:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 @partial(
@@ -218,8 +185,10 @@ def repair(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Unmark exactly the damaged blocks of STORE, so that `extract` runs them again. Deletes
-    nothing."""
+    """Unmark exactly the damaged blocks of STORE, so that `extract` runs them again.
+
+    Deletes nothing.
+    """
     from lenscache.store.verify.repair import repair_store
 
     with Meter().running() as meter:
@@ -234,4 +203,4 @@ def repair(
     else:
         printing.print_repaired(report)
     if report.left_to_user:
-        raise typer.Exit(1)
+        raise Exit(1)

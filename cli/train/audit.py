@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
 from rich.markup import escape
+from typer import Exit, Option
 
 from .. import console, options
 from ..console import visible
@@ -19,56 +19,50 @@ def audit(
     level: options.Levels = None,
     labels: options.Labels = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 where there is a finding.")
+        bool, Option("--strict", help="Exit with 1 where there is a finding.")
     ] = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Say how far a score on the held-out samples of STORE can be trusted: twins across splits,
-    confounds of labels."""
+    """Say how far a score on the held-out samples of STORE can be trusted.
+
+    Looks for twins across splits and for confounds of labels.
+    """
     from lenstrain.audit.audit import audit_dataset
     from lenstrain.data.dataset import open_dataset
 
     dataset = open_dataset(store, levels=level, labels=labels)
     for name in dataset.rounds_left_out:
-        console.err().print(f"left out: {name} is not finished", markup=False)
+        console.note(f"left out: {name} is not finished")
     report = audit_dataset(dataset)
     if json:
         console.print_json(report.to_json())
     else:
         _print_report(report)
     if strict and report.findings:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def _print_report(report: Any) -> None:
     out = console.out()
-    left_out = (
-        f"; {len(report.left_out)} left out, with too few samples for a lens"
-        if report.left_out
-        else ""
-    )
-    _say(f"{report.path}: {report.n_samples} samples, {len(report.names)} concepts{left_out}")
+    line = f"{report.path}: {report.n_samples} samples, {len(report.names)} concepts"
+    if report.left_out:
+        line += f"; {len(report.left_out)} left out, with too few samples for a lens"
+    console.say(line)
     out.print(_split_table(report))
     for pair in report.splits:
         for twin in pair.examples:
-            both = (
-                f"{visible(twin.text_a)} ({twin.split_a}) = {visible(twin.text_b)} ({twin.split_b})"
-            )
-            _say(f"  {twin.similarity:.2f}  {both}")
+            a, b = visible(twin.text_a), visible(twin.text_b)
+            console.say(f"  {twin.similarity:.2f}  {a} ({twin.split_a}) = {b} ({twin.split_b})")
     out.print()
     out.print(_factor_table(report))
     out.print()
     findings = report.findings
     for line in findings[:_MAX_FINDINGS]:
-        _say(f"finding: {visible(line, len(line))}")
+        console.say(f"finding: {visible(line, len(line))}")
     if len(findings) > _MAX_FINDINGS:
-        _say(f"and {len(findings) - _MAX_FINDINGS} more (--json has all)")
-    _say(report.verdict)
-
-
-def _say(line: str) -> None:
-    console.out().print(line, markup=False, emoji=False, soft_wrap=True)
+        console.say(f"and {len(findings) - _MAX_FINDINGS} more (--json has all)")
+    console.say(report.verdict)
 
 
 def _split_table(report: Any) -> Any:

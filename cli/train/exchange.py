@@ -6,41 +6,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from .. import console, options
 from ..console import visible
+from ..options import MinGrade
 
-
-class Target(StrEnum):
-    """Choices of --to."""
-
-    hatcat = "hatcat"
-    gguf = "gguf"
-    safetensors = "safetensors"
-
-
-class Source(StrEnum):
-    """Choices of --from."""
-
-    hatcat = "hatcat"
-
-
-class MinGrade(StrEnum):
-    """Choices of --min-grade."""
-
-    A = "A"
-    B = "B"
-    C = "C"
-
-
-class Kind(StrEnum):
-    """Choices of --direction."""
-
-    weights = "weights"
-    mean_difference = "mean-difference"
-
-
+# Choices of --to.
+Target = StrEnum("Target", {"hatcat": "hatcat", "gguf": "gguf", "safetensors": "safetensors"})
+Source = StrEnum("Source", {"hatcat": "hatcat"})  # choices of --from
+# Choices of --direction.
+Kind = StrEnum("Kind", {"weights": "weights", "mean_difference": "mean-difference"})
 _WHAT = {Target.hatcat: "classifiers", Target.gguf: "control vectors", Target.safetensors: "lenses"}
 
 
@@ -49,38 +25,31 @@ def export_pack(
     folder: options.PackFolder,
     to: Annotated[
         Target,
-        typer.Option(
-            help=(
-                "hatcat: state dicts; gguf: control vectors for llama.cpp and repeng; "
-                "safetensors: ours."
-            )
+        Option(
+            help="hatcat: state dicts; gguf: control vectors for llama.cpp and repeng; "
+            "safetensors: ours."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    out: Annotated[Path, Option(help="Folder to write to.")],
     concept: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID", help="Concept to export; repeatable. Default: all."),
+        Option(metavar="ID", help="Concept to export; repeatable. Default: all."),
     ] = None,
-    min_grade: Annotated[
-        MinGrade, typer.Option(help="Leave out lenses below this grade.")
-    ] = MinGrade.C,
+    min_grade: Annotated[MinGrade, Option(help="Leave out lenses below this grade.")] = MinGrade.C,
     direction: Annotated[
         Kind,
-        typer.Option(
-            help=(
-                "What control vectors lie along: the difference of means, or the weights of a lens."
-            )
+        Option(
+            help="What control vectors lie along: the difference of means, or the weights of a "
+            "lens."
         ),
     ] = Kind.mean_difference,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier export that is there.")
-    ] = False,
+    overwrite: Annotated[bool, options.overwrite("an earlier export that is there")] = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Write lenses for other programs, or some of them as a pack of their own."""
     from lenstrain.exchange.export import export_pack as write_pack
-    from lenstrain.metrics.score import Grade
+    from lenstrain.metrics.grade import Grade
 
     written = write_pack(
         folder,
@@ -95,29 +64,27 @@ def export_pack(
         console.print_json({"out": str(out), "to": to.value, **written._asdict()})
         return
     for reason in written.left_out.values():
-        console.err().print(f"left out: {visible(reason, len(reason))}", markup=False)
+        console.note(f"left out: {visible(reason, len(reason))}")
     line = f"{len(written.files)} {_WHAT[to]} written to {out}; {len(written.left_out)} left out"
-    console.out().print(line, markup=False, soft_wrap=True)
+    console.say(line)
 
 
 @console.reports_errors
 def import_pack(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder of layer0, layer1 ... with classifiers.")
+        Path, Argument(metavar="DIR", help="Folder of layer0, layer1 ... with classifiers.")
     ],
-    source: Annotated[Source, typer.Option("--from", help="Which program wrote it.")],
-    out: Annotated[Path, typer.Option(help="Folder to write the lens pack to.")],
+    source: Annotated[Source, Option("--from", help="Which program wrote it.")],
+    out: Annotated[Path, Option(help="Folder to write the lens pack to.")],
     model_layer: Annotated[
         int | None,
-        typer.Option(
+        Option(
             min=0,
             metavar="N",
             help="Transformer block, counted from 0, that the classifiers were trained on.",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a lens pack that is there.")
-    ] = False,
+    overwrite: Annotated[bool, options.overwrite("a lens pack that is there")] = False,
     debug: options.Debug = False,
 ) -> None:
     """Read classifiers of another program as a lens pack; nothing in them is executed."""
@@ -129,6 +96,6 @@ def import_pack(
     )
     if unknown:
         what = f"not known, and stood in for: {', '.join(unknown)}"
-        console.out().print(f"{what}; grade C until they are judged", markup=False, soft_wrap=True)
+        console.say(f"{what}; grade C until they are judged")
     line = f"{len(pack)} {pack.family} lenses written to {out}; next: lenstrain show {out}"
-    console.out().print(line, markup=False, soft_wrap=True)
+    console.say(line)

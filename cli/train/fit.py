@@ -3,55 +3,49 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import BadParameter, Option
 
 from .. import console, options
 from ..meter import Meter
 from ..options import Engine
 from ..runlog import RunLog
 from . import lenses
-from .grid import fit_combinations, tell_left_out
+from .grid import fit_combinations, summary_cells, tell_left_out
 
+if TYPE_CHECKING:
+    from lenstrain.data.dataset import LensDataset
+    from lenstrain.pack.pack import LensPack
+    from lenstrain.sweeps.grid import Engine as FitEngine
+    from lenstrain.sweeps.grid import Grid
 
-class Phase(StrEnum):
-    """Choices of --phase."""
+Phase = StrEnum("Phase", {"both": "both", "prompt": "prompt", "completion": "completion"})
+Validation = StrEnum(
+    "Validation", {"advisory": "advisory", "blocking": "blocking", "falloff": "falloff"}
+)
+MinGrade = StrEnum("MinGrade", {"A": "A", "B": "B"})
+Family = StrEnum(
+    "Family",
+    {
+        "linear": "linear",
+        "mlp": "mlp",
+        "mean_difference": "mean-difference",
+        "ensemble": "ensemble",
+        "text": "text",
+    },
+)
 
-    both = "both"
-    prompt = "prompt"
-    completion = "completion"
+_schedule = partial(Option, rich_help_panel="Schedule")
+_text = partial(Option, rich_help_panel="Text lenses")
+_where = partial(Option, rich_help_panel="Where to fit")
 
-
-class Validation(StrEnum):
-    """Choices of --validation."""
-
-    advisory = "advisory"
-    blocking = "blocking"
-    falloff = "falloff"
-
-
-class MinGrade(StrEnum):
-    """Choices of --min-grade."""
-
-    A = "A"
-    B = "B"
-
-
-class Family(StrEnum):
-    """Choices of --family."""
-
-    linear = "linear"
-    mlp = "mlp"
-    mean_difference = "mean-difference"
-    ensemble = "ensemble"
-    text = "text"
-
-
-_SCHEDULE, _TEXT, _ENGINE = "Schedule", "Text lenses", "Where to fit"
+_PhaseOption = Annotated[Phase, Option(help="Vectors to train on.")]
+_TextSamples = Annotated[int | None, _text(min=1, help="Default: as above.")]
 
 
 @console.reports_errors
@@ -59,169 +53,127 @@ def fit(
     store: options.StorePath,
     out: Annotated[
         Path,
-        typer.Option(
+        Option(
             help="Folder to write the lens pack to; of several combinations, a folder of packs."
         ),
     ],
     f1: Annotated[
         list[float] | None,
-        typer.Option(
+        Option(
             min=0.0, max=1.0, help="Test F1 at which a lens graduates; repeatable. Default: 0.95."
         ),
     ] = None,
     family: Annotated[
-        list[Family] | None, typer.Option(help="What a lens is; repeatable. Default: linear.")
+        list[Family] | None, Option(help="What a lens is; repeatable. Default: linear.")
     ] = None,
     level: options.Levels = None,
     model_layers: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="0,5,10-15",
-            help=(
-                "Transformer blocks to choose from, a concept at a time; repeatable. Default: all."
-            ),
+            help="Transformer blocks to choose from, a concept at a time; repeatable. "
+            "Default: all.",
         ),
     ] = None,
-    phase: Annotated[Phase, typer.Option(help="Vectors to train on.")] = Phase.both,
-    concept: Annotated[
-        list[str] | None, typer.Option(help="Concept id; repeatable. Default: all extracted.")
-    ] = None,
+    phase: _PhaseOption = Phase.both,
+    concept: options.Concepts = None,
     labels: options.Labels = None,
     validation: Annotated[
         Validation,
-        typer.Option(
-            help="Whether a low grade holds graduation back: never, always, or less and less."
-        ),
+        Option(help="Whether a low grade holds graduation back: never, always, or less and less."),
     ] = Validation.advisory,
     min_grade: Annotated[
-        MinGrade, typer.Option(help="Grade that blocking validation asks for.")
+        MinGrade, Option(help="Grade that blocking validation asks for.")
     ] = MinGrade.B,
     fpr: options.Fpr = None,
     refine: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--refine", help="Fit lenses that others outrank once more, against those concepts."
         ),
     ] = False,
     c: Annotated[
         float | None,
-        typer.Option("--C", help="Inverse L2 strength. Default: chosen for each concept."),
+        Option("--C", help="Inverse L2 strength. Default: chosen for each concept."),
     ] = None,
     seed: options.Seed = 0,
     jobs: options.Jobs = None,
-    device: Annotated[str, typer.Option(help="Where to solve: cpu, cuda, cuda:1 ...")] = "cpu",
+    device: Annotated[str, Option(help="Where to solve: cpu, cuda, cuda:1 ...")] = "cpu",
     initial_samples: Annotated[
         int,
-        typer.Option(
-            min=1, help="Positive training samples to start with.", rich_help_panel=_SCHEDULE
-        ),
+        _schedule(min=1, help="Positive training samples to start with."),
     ] = 5,
     first_increment: Annotated[
         int,
-        typer.Option(
-            min=1, help="Samples added at the second iteration.", rich_help_panel=_SCHEDULE
-        ),
+        _schedule(min=1, help="Samples added at the second iteration."),
     ] = 5,
     increment: Annotated[
         int,
-        typer.Option(min=1, help="Samples added at later iterations.", rich_help_panel=_SCHEDULE),
+        _schedule(min=1, help="Samples added at later iterations."),
     ] = 10,
     max_samples: Annotated[
         int,
-        typer.Option(min=1, help="Positive training samples at most.", rich_help_panel=_SCHEDULE),
+        _schedule(min=1, help="Positive training samples at most."),
     ] = 200,
-    min_iterations: Annotated[
-        int, typer.Option(min=1, help="Fits of one concept at least.", rich_help_panel=_SCHEDULE)
-    ] = 1,
-    max_iterations: Annotated[
-        int, typer.Option(min=1, help="Fits of one concept at most.", rich_help_panel=_SCHEDULE)
-    ] = 50,
+    min_iterations: Annotated[int, _schedule(min=1, help="Fits of one concept at least.")] = 1,
+    max_iterations: Annotated[int, _schedule(min=1, help="Fits of one concept at most.")] = 50,
     min_test_samples: Annotated[
         int,
-        typer.Option(
-            min=1, help="Positive test samples that graduation asks for.", rich_help_panel=_SCHEDULE
-        ),
+        _schedule(min=1, help="Positive test samples that graduation asks for."),
     ] = 1,
     max_overfit_gap: Annotated[
         float,
-        typer.Option(
-            min=0.0, help="Largest train minus test F1 at graduation.", rich_help_panel=_SCHEDULE
-        ),
+        _schedule(min=0.0, help="Largest train minus test F1 at graduation."),
     ] = 0.10,
     beyond: Annotated[
         bool,
-        typer.Option(
+        _schedule(
             "--beyond/--no-beyond",
-            rich_help_panel=_SCHEDULE,
-            help=(
-                "Go on after graduation for the record, as other validation modes would have: see "
-                "lenstrain impact."
-            ),
+            help="Go on after graduation for the record, as other validation modes would have: see "
+            "lenstrain impact.",
         ),
     ] = True,
     text: Annotated[
         bool,
-        typer.Option(
-            "--text",
-            help="Train lenses that read what the model wrote, too.",
-            rich_help_panel=_TEXT,
-        ),
+        _text("--text", help="Train lenses that read what the model wrote, too."),
     ] = False,
     text_f1: Annotated[
         float,
-        typer.Option(
-            min=0.0, max=1.0, help="Test F1 at which they graduate.", rich_help_panel=_TEXT
-        ),
+        _text(min=0.0, max=1.0, help="Test F1 at which they graduate."),
     ] = 0.80,
-    text_initial_samples: Annotated[
-        int | None, typer.Option(min=1, help="Default: as above.", rich_help_panel=_TEXT)
-    ] = None,
-    text_increment: Annotated[
-        int | None, typer.Option(min=1, help="Default: as above.", rich_help_panel=_TEXT)
-    ] = None,
-    text_max_samples: Annotated[
-        int | None, typer.Option(min=1, help="Default: as above.", rich_help_panel=_TEXT)
-    ] = None,
+    text_initial_samples: _TextSamples = None,
+    text_increment: _TextSamples = None,
+    text_max_samples: _TextSamples = None,
     follow: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--follow", help="Start while extract still runs, and end when the store is complete."
         ),
     ] = False,
     patience: Annotated[
         float,
-        typer.Option(
+        Option(
             min=1, metavar="SECONDS", help="With --follow: how long to wait for the next block."
         ),
     ] = 900,
     engine: Annotated[
         Engine,
-        typer.Option(
-            help="This process, or the workers of a Ray cluster.", rich_help_panel=_ENGINE
-        ),
+        _where(help="This process, or the workers of a Ray cluster."),
     ] = Engine.local,
     workers: Annotated[
         int | None,
-        typer.Option(
+        _where(
             min=1,
             metavar="N",
-            rich_help_panel=_ENGINE,
-            help=(
-                "With ray: fits at a time. Default: one for every 8 cores, or for every GPU with "
-                "--device cuda."
-            ),
+            help="With ray: fits at a time. Default: one for every 8 cores, or for every GPU with "
+            "--device cuda.",
         ),
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(
-            rich_help_panel=_ENGINE,
-            help="With ray: a running cluster, or auto. Default: one for this run, here.",
-        ),
+        _where(help="With ray: a running cluster, or auto. Default: one for this run, here."),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace lens packs that are at --out.")
-    ] = False,
+    overwrite: Annotated[bool, options.overwrite("lens packs that are at --out")] = False,
     log_json: options.LogJson = False,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -232,21 +184,12 @@ def fit(
     of its own, and a table. Packs that are there already and would be written again just so are
     kept.
     """
-    from lenstrain.fit.follow import FollowSettings, fit_following
     from lenstrain.fit.train import text_settings
-    from lenstrain.metrics.score import Grade
-    from lenstrain.pack.folder import check_output, none_for_nan
-    from lenstrain.settings import FitSettings, settings_to_json
-    from lenstrain.sweeps.grid import Grid, fit_one
+    from lenstrain.metrics.grade import Grade
+    from lenstrain.settings import FitSettings
+    from lenstrain.sweeps.grid import Grid
 
-    if engine is Engine.ray:
-        from lenstrain.sweeps.ray import require_ray
-
-        require_ray()
-    elif workers or address:
-        raise typer.BadParameter(
-            "--workers and --address are for --engine ray: add it, or leave them out"
-        )
+    options.check_engine(engine, workers, address)
     settings = FitSettings(
         max_overfit_gap=max_overfit_gap,
         initial_samples=initial_samples,
@@ -284,100 +227,124 @@ def fit(
         refine=refine,
     )
     if follow and (engine is Engine.ray or not grid.is_single):
-        raise typer.BadParameter(
+        raise BadParameter(
             "--follow fits one combination in this process: leave --engine and all others out"
         )
-    fits_on = partial(_engine, engine, workers, address, jobs)
+    new_engine = partial(_engine, engine, workers, address, jobs)
+    shown = {"overwrite": overwrite, "log_json": log_json, "json": json}
     if not grid.is_single:
-        fit_combinations(
-            grid,
-            out,
-            engine=fits_on,
-            overwrite=overwrite,
-            log_json=log_json,
-            json=json,
-            debug=debug,
-        )
-        return
+        fit_combinations(grid, out, engine=new_engine, **shown, debug=debug)
+    elif follow:
+        _fit_single(grid, out, partial(_follow, patience_s=patience, jobs=jobs), **shown)
+    else:
+        _fit_single(grid, out, partial(_fit, engine=new_engine), **shown)
+
+
+def _fit_single(
+    grid: Grid,
+    out: Path,
+    run: Callable[..., LensPack],
+    *,
+    overwrite: bool,
+    log_json: bool,
+    json: bool,
+) -> None:
+    """Fit a grid of one combination and show its pack. `run` does the fit."""
+    from lenstrain.pack.folder import check_output, none_for_nan
+    from lenstrain.settings import settings_to_json
+
     check_output(out, overwrite=overwrite)
-    start, its = time.perf_counter(), grid.cells[0].settings
+    start = time.perf_counter()
     log = RunLog(
         "fit",
         out,
         to_stderr=log_json,
-        store=store,
-        settings=settings_to_json(its),
-        concepts=concept,
+        store=grid.store,
+        settings=settings_to_json(grid.cells[0].settings),
+        concepts=grid.concepts,
     )
     with log, Meter(log).running() as meter:
-        if follow:
-            pack = fit_following(
-                store,
-                out,
-                its,
-                levels=level,
-                concepts=concept,
-                labels=labels,
-                text=grid.text,
-                refine=refine,
-                jobs=jobs,
-                overwrite=overwrite,
-                waiting=FollowSettings(patience_s=patience),
-                on_progress=lambda p: _show_following(meter, p),
-            )
-        else:
-            dataset = grid.open()
-            tell_left_out(dataset)
-            pack = fit_one(
-                grid,
-                out,
-                engine=fits_on(dataset),
-                overwrite=overwrite,
-                on_progress=partial(_show_progress, meter),
-            )
+        pack = run(grid, out, meter, overwrite=overwrite)
         log.result(**none_for_nan(pack.summary()))
     elapsed = time.perf_counter() - start
     if json:
         console.print_json(none_for_nan({"out": str(out), "elapsed_s": elapsed, **pack.summary()}))
         return
     for reason in pack.skipped.values():
-        console.err().print(f"left out: {reason}", markup=False)
-    console.out().print(
-        f"{lenses.summary_line(pack)}; {elapsed:.0f} s", markup=False, soft_wrap=True
-    )
+        console.note(f"left out: {reason}")
+    console.say(f"{lenses.summary_line(pack)}; {elapsed:.0f} s")
     lenses.print_warnings(pack)
-    console.out().print(
-        f"written to {out}; next: lenstrain show {out}", markup=False, soft_wrap=True
+    console.say(f"written to {out}; next: lenstrain show {out}")
+
+
+def _fit(
+    grid: Grid,
+    out: Path,
+    meter: Meter,
+    *,
+    overwrite: bool,
+    engine: Callable[[LensDataset], FitEngine],
+) -> LensPack:
+    from lenstrain.sweeps.grid import fit_one
+
+    dataset = grid.open()
+    tell_left_out(dataset)
+    show = partial(_show_progress, meter)
+    return fit_one(grid, out, engine=engine(dataset), overwrite=overwrite, on_progress=show)
+
+
+def _follow(
+    grid: Grid,
+    out: Path,
+    meter: Meter,
+    *,
+    overwrite: bool,
+    patience_s: float,
+    jobs: int | None,
+) -> LensPack:
+    from lenstrain.fit.follow import FollowSettings, fit_following
+
+    return fit_following(
+        grid.store,
+        out,
+        grid.cells[0].settings,
+        levels=grid.levels,
+        concepts=grid.concepts,
+        labels=grid.labels,
+        text=grid.text,
+        refine=grid.refine,
+        jobs=jobs,
+        overwrite=overwrite,
+        waiting=FollowSettings(patience_s=patience_s),
+        on_progress=partial(_show_following, meter),
     )
 
 
 @console.reports_errors
 def sweep(
     store: options.StorePath,
-    out: Annotated[
-        Path, typer.Option(help="Folder to write the lens packs to, one folder a target.")
-    ],
+    out: Annotated[Path, Option(help="Folder to write the lens packs to, one folder a target.")],
     f1: Annotated[
-        list[float], typer.Option(min=0.0, max=1.0, help="Test F1 to graduate at; repeatable.")
+        list[float], Option(min=0.0, max=1.0, help="Test F1 to graduate at; repeatable.")
     ],
-    family: Annotated[Family, typer.Option(help="What a lens is.")] = Family.linear,
+    family: Annotated[Family, Option(help="What a lens is.")] = Family.linear,
     level: options.Levels = None,
-    model_layers: options.FitModelLayers = None,
-    phase: Annotated[Phase, typer.Option(help="Vectors to train on.")] = Phase.both,
-    concept: Annotated[
-        list[str] | None, typer.Option(help="Concept id; repeatable. Default: all extracted.")
+    model_layers: Annotated[
+        str | None,
+        Option(
+            metavar="0,5,10-15",
+            help="Transformer blocks to choose from, a concept at a time. Default: all.",
+        ),
     ] = None,
+    phase: _PhaseOption = Phase.both,
+    concept: options.Concepts = None,
     labels: options.Labels = None,
-    validation: Annotated[Validation, typer.Option(help="As for fit.")] = Validation.advisory,
+    validation: Annotated[Validation, Option(help="As for fit.")] = Validation.advisory,
     fpr: options.Fpr = None,
-    max_samples: Annotated[
-        int, typer.Option(min=1, help="Positive training samples at most.")
-    ] = 200,
+    max_samples: Annotated[int, Option(min=1, help="Positive training samples at most.")] = 200,
     seed: options.Seed = 0,
     jobs: options.Jobs = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace lens packs that are there.")
-    ] = False,
+    overwrite: Annotated[bool, options.overwrite("lens packs that are there")] = False,
     log_json: options.LogJson = False,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -390,8 +357,8 @@ def sweep(
 
     targets = sorted(dict.fromkeys(f1))
     folders = [out / f"f1-{target:g}" for target in targets]
-    for folder in folders:
-        check_output(folder, overwrite=overwrite)
+    for each in folders:
+        check_output(each, overwrite=overwrite)
     settings = FitSettings(
         target_f1=targets[-1],
         validation=validation.value,
@@ -405,44 +372,29 @@ def sweep(
     start = time.perf_counter()
     dataset = open_dataset(store, levels=level, phase=phase.value, seed=seed, labels=labels)
     tell_left_out(dataset)
-    log = RunLog(
-        "sweep",
-        out,
-        to_stderr=log_json,
-        store=store,
-        targets=targets,
-        settings=settings_to_json(settings),
-    )
+    asked = {"store": store, "targets": targets, "settings": settings_to_json(settings)}
+    log = RunLog("sweep", out, to_stderr=log_json, **asked)
     with log, Meter(log).running() as meter:
+        show = partial(_show_progress, meter)
         packs = train_targets(
-            dataset,
-            settings,
-            targets,
-            concepts=concept,
-            jobs=jobs,
-            on_progress=partial(_show_progress, meter),
+            dataset, settings, targets, concepts=concept, jobs=jobs, on_progress=show
         )
-        for folder, pack in zip(folders, packs, strict=True):
+        saved = list(zip(map(str, folders), packs, strict=True))
+        for folder, pack in saved:
             pack.save(folder, overwrite=overwrite)
-        log.result(
-            packs={
-                str(folder): none_for_nan(pack.summary())
-                for folder, pack in zip(folders, packs, strict=True)
-            }
-        )
+        log.result(packs={folder: none_for_nan(pack.summary()) for folder, pack in saved})
     elapsed = time.perf_counter() - start
     if json:
         rows = [
-            {"target_f1": target, "out": str(folder), **pack.summary()}
-            for target, folder, pack in zip(targets, folders, packs, strict=True)
+            {"target_f1": target, "out": folder, **pack.summary()}
+            for target, (folder, pack) in zip(targets, saved, strict=True)
         ]
         console.print_json(none_for_nan({"elapsed_s": elapsed, "packs": rows}))
         return
     console.out().print(_sweep_table(targets, packs))
     for reason in packs[0].skipped.values():
-        console.err().print(f"left out: {reason}", markup=False)
-    written = ", ".join(str(folder) for folder in folders)
-    console.out().print(f"{elapsed:.0f} s; written to {written}", markup=False, soft_wrap=True)
+        console.note(f"left out: {reason}")
+    console.say(f"{elapsed:.0f} s; written to {', '.join(map(str, folders))}")
 
 
 def _engine(
@@ -458,15 +410,11 @@ def _engine(
 
 
 def _show_following(meter: Meter, progress: Any) -> None:
-    if progress.fit is None:
-        meter.update(
-            f"following, {progress.lenses} lenses",
-            progress.blocks_done,
-            progress.blocks_total,
-            "blocks",
-        )
-    else:
+    if progress.fit is not None:
         _show_progress(meter, progress.fit)
+        return
+    what = f"following, {progress.lenses} lenses"
+    meter.update(what, progress.blocks_done, progress.blocks_total, "blocks")
 
 
 def _show_progress(meter: Meter, progress: Any) -> None:
@@ -484,29 +432,13 @@ def _show_progress(meter: Meter, progress: Any) -> None:
 
 
 def _sweep_table(targets: list[float], packs: list[Any]) -> Any:
-    table = console.make_table(
-        "target F1",
-        "lenses",
-        "graduated",
-        "A",
-        "B",
-        "C",
-        "test F1",
-        "score",
-        "samples",
-        "iterations",
-        "hungry",
-    )
+    columns = "lenses, graduated, A, B, C, test F1, score, samples, iterations, hungry"
+    table = console.make_table("target F1", *columns.split(", "))
     for target, pack in zip(targets, packs, strict=True):
         summary = pack.summary()
         table.add_row(
             f"{target:.2f}",
-            str(summary["n_lenses"]),
-            str(summary["graduated"]),
-            *(str(summary["grades"][grade]) for grade in "ABC"),
-            f"{summary['mean_test_f1']:.2f}",
-            f"{summary['mean_score']:.2f}",
-            f"{summary['mean_samples']:.1f}",
+            *summary_cells(summary),
             f"{summary['mean_iterations']:.1f}",
             str(len(summary["hungry"])),
         )

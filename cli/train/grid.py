@@ -1,5 +1,4 @@
-"""`lenstrain fit` for more than one combination of family, model layers and target F1: a pack for
-each, and a table."""
+"""`lenstrain fit` for several combinations of family, model layers and target F1."""
 
 from __future__ import annotations
 
@@ -8,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.markup import escape
+from typer import Exit
 
 from .. import console
 from ..meter import Meter
@@ -40,17 +39,11 @@ def fit_combinations(
     from lenstrain.settings import settings_to_json
     from lenstrain.sweeps.grid import fit_grid
 
-    log = RunLog(
-        "fit",
-        out,
-        to_stderr=log_json,
-        store=grid.store,
-        settings=settings_to_json(grid.settings),
-        families=grid.families,
-        targets=grid.targets,
-        model_layers=grid.model_layers,
-        concepts=grid.concepts,
-    )
+    asked = {"store": grid.store, "settings": settings_to_json(grid.settings)}
+    asked |= {
+        name: getattr(grid, name) for name in ("families", "targets", "model_layers", "concepts")
+    }
+    log = RunLog("fit", out, to_stderr=log_json, **asked)
     start = time.perf_counter()
     try:
         with log, Meter(log).running() as meter:
@@ -68,19 +61,15 @@ def fit_combinations(
             failed = {name: console.one_line(error) for name, error in result.failures.items()}
             log.result(packs=rows, failed=failed, best=result.best)
     except KeyboardInterrupt:
-        console.err().print(
-            (
-                f"interrupted: packs that were finished are kept in {out}, run the same again for "
-                "the others"
-            ),
-            markup=False,
+        console.note(
+            f"interrupted: packs that were finished are kept in {out}, "
+            "run the same again for the others"
         )
-        raise typer.Exit(130) from None
+        raise Exit(130) from None
     elapsed = time.perf_counter() - start
     if json:
-        console.print_json(
-            {"elapsed_s": elapsed, "best": result.best, "packs": rows, "failed": failed}
-        )
+        found = {"elapsed_s": elapsed, "best": result.best, "packs": rows, "failed": failed}
+        console.print_json(found)
     else:
         _show(result, out, elapsed)
     for reason in dict.fromkeys(failed.values()):
@@ -89,18 +78,15 @@ def fit_combinations(
     if debug and result.failures:
         raise next(iter(result.failures.values()))
     if failed:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def tell_left_out(dataset: LensDataset) -> None:
     """Name the rounds that a fit does not read because they are not finished."""
     for name in dataset.rounds_left_out:
-        console.err().print(
-            (
-                f"left out: {name} is not finished, run the `lenscache extract --top-up` that "
-                "began it again"
-            ),
-            markup=False,
+        console.note(
+            f"left out: {name} is not finished, run the `lenscache extract --top-up` that "
+            "began it again"
         )
 
 
@@ -117,6 +103,16 @@ def _show_progress(meter: Meter, progress: GridProgress) -> None:
         note="; ".join(running),
         running=running,
     )
+
+
+def summary_cells(summary: dict[str, Any]) -> list[str]:
+    """A pack in a table: lenses, graduated, A, B, C, test F1, score, samples."""
+    return [
+        *(str(summary[name]) for name in ("n_lenses", "graduated")),
+        *(str(summary["grades"][grade]) for grade in "ABC"),
+        *(f"{summary[f'mean_{name}']:.2f}" for name in ("test_f1", "score")),
+        f"{summary['mean_samples']:.1f}",
+    ]
 
 
 def _rows(result: GridResult) -> list[dict[str, Any]]:
@@ -138,50 +134,28 @@ def _rows(result: GridResult) -> list[dict[str, Any]]:
 
 
 def _show(result: GridResult, out: Path, elapsed: float) -> None:
-    say, best = console.out(), result.best
-    calibration = result.calibration_scores()
-    table = console.make_table(
-        "combination",
-        "lenses",
-        "graduated",
-        "A",
-        "B",
-        "C",
-        "calibration",
-        "test F1",
-        "score",
-        "samples",
-        "seconds",
-    )
+    best, calibration = result.best, result.calibration_scores()
+    columns = "lenses, graduated, A, B, C, calibration, test F1, score, samples, seconds"
+    table = console.make_table("combination", *columns.split(", "))
     table.columns[0].overflow = "fold"  # two combinations may differ in the last letter
     for pack in result.packs:
-        summary = pack.summary
-        table.add_row(
-            pack.name,
-            str(summary["n_lenses"]),
-            str(summary["graduated"]),
-            *(str(summary["grades"][grade]) for grade in "ABC"),
-            f"{calibration[pack.name]:.3f}{'*' if pack.name == best else ' '}",
-            f"{summary['mean_test_f1']:.2f}",
-            f"{summary['mean_score']:.2f}",
-            f"{summary['mean_samples']:.1f}",
-            f"{pack.elapsed_s:.0f}{'=' if pack.kept else ' '}",
-        )
+        *cells, f1, score, samples = summary_cells(pack.summary)
+        chosen_by = f"{calibration[pack.name]:.3f}{'*' if pack.name == best else ' '}"
+        seconds = f"{pack.elapsed_s:.0f}{'=' if pack.kept else ' '}"
+        table.add_row(pack.name, *cells, chosen_by, f1, score, samples, seconds)
     if result.packs:
-        say.print(table)
-        say.print(
+        console.out().print(table)
+        console.say(
             "calibration: mean score on the calibration split, * the highest. Choose by it alone: "
             "other figures are of the test split, and promise too much of a pack that was chosen "
             "by them. Text lenses are judged on other vectors and not compared. seconds: of the "
             "pass that fitted all targets of a family and its model layers; = was there already",
-            markup=False,
-            soft_wrap=True,
             style="dim",
         )
     kept, failed = sum(pack.kept for pack in result.packs), len(result.failures)
     line = f"{len(result.packs)} packs in {out}, {kept} of them kept as they were; {elapsed:.0f} s"
-    say.print(f"{line}; {failed} failed" if failed else line, markup=False, soft_wrap=True)
+    console.say(f"{line}; {failed} failed" if failed else line)
     for reason in dict.fromkeys(
         reason for pack in result.packs for reason in pack.summary["skipped"].values()
     ):
-        console.err().print(f"left out: {reason}", markup=False)
+        console.note(f"left out: {reason}")

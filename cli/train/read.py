@@ -3,94 +3,84 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.text import Text
+from typer import Argument, BadParameter, Option
 
 from .. import console, options
 from ..console import visible
-from ..models import AllowOtherModel, DeviceMapOption, Dtype, DtypeOption, load_for
+from ..models import load_for
+from ..options import Dtype, MinGrade
 
 _COLOURS = {"A": "green", "B": "yellow", "C": "red"}
 _ROWS = 80  # tokens of a text that is shown token by token
 _PIECE_LENGTH = 48  # characters of a text that are shown in a row
 
 
-class MinGrade(StrEnum):
-    """Choices of --min-grade."""
-
-    A = "A"
-    B = "B"
-    C = "C"
-
-
 @console.reports_errors
 def read(
-    pack: Annotated[Path, typer.Argument(metavar="PACK", help="Folder of a lens pack.")],
+    pack: Annotated[Path, Argument(metavar="PACK", help="Folder of a lens pack.")],
     model: options.Model,
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE]", help="Text to read; - or nothing for standard input."),
+        Argument(metavar="[FILE]", help="Text to read; - or nothing for standard input."),
     ] = None,
-    text: Annotated[str | None, typer.Option(help="Text to read, instead of a file.")] = None,
+    text: Annotated[str | None, Option(help="Text to read, instead of a file.")] = None,
     top: Annotated[
-        int, typer.Option(min=1, help="Lenses to name at a token, and of the whole text, at most.")
+        int, Option(min=1, help="Lenses to name at a token, and of the whole text, at most.")
     ] = 3,
     window: Annotated[
         int,
-        typer.Option(min=1, help="Tokens that a token's score is pooled over, itself the last."),
+        Option(min=1, help="Tokens that a token's score is pooled over, itself the last."),
     ] = 8,
     min_grade: Annotated[
-        MinGrade, typer.Option(help="Grade that a lens needs for being named.")
+        MinGrade, Option(help="Grade that a lens needs for being named.")
     ] = MinGrade.B,
     min_signal: Annotated[
         float,
-        typer.Option(
-            help=(
-                "Deviations above its noise floor that a lens needs at a token; the whole text: 1 "
-                "less."
-            )
+        Option(
+            help="Deviations above its noise floor that a lens needs at a token; the whole text: 1 "
+            "less."
         ),
     ] = 4.0,
     concept: Annotated[
-        list[str] | None, typer.Option(help="Concept id; repeatable. Default: all.")
+        list[str] | None, Option(help="Concept id; repeatable. Default: all.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="Write a page that shows every token, too.")
+        Path | None, Option(metavar="OUT", help="Write a page that shows every token, too.")
     ] = None,
-    allow_other_model: AllowOtherModel = False,
-    dtype: DtypeOption = Dtype.auto,
+    allow_other_model: options.AllowOtherModel = False,
+    dtype: options.DtypeOption = Dtype.auto,
     device: options.Device = "auto",
-    device_map: DeviceMapOption = None,
+    device_map: options.DeviceMapOption = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Read a text with the model and say which lenses of PACK find their concept, token by token
-    and in the whole."""
+    """Read a text with the model and say which lenses of PACK find their concept.
+
+    They are named for each token and for the whole text.
+    """
     from lenstrain.live.monitor import Monitor
     from lenstrain.live.naming_rule import Rule
     from lenstrain.live.page import legend, reading_page
-    from lenstrain.metrics.score import Grade
+    from lenstrain.metrics.grade import Grade
     from lenstrain.pack.pack import LensPack
 
     lenses = LensPack.load(pack)
     rule = Rule(Grade(min_grade.value), min_signal)
-    monitor = Monitor(
-        lenses, concepts=concept, window=window, keep=None, rule=rule
-    )  # before the model is loaded
+    # Before the model is loaded: an unknown concept shows at once.
+    monitor = Monitor(lenses, concepts=concept, window=window, keep=None, rule=rule)
     content = _content(file, text)
     loaded, notes = load_for(
         lenses, model, dtype, device, device_map, allow_other=allow_other_model
     )
     reading, n_cut = _read(monitor, loaded, content, top)
     if n_cut:
-        notes.append(
-            f"cut: the last {n_cut} tokens were not read, the model has no positions for them"
-        )
+        cut = f"cut: the last {n_cut} tokens were not read"
+        notes.append(f"{cut}, the model has no positions for them")
     if html is not None:
         title = f"{pack.name} on {loaded.id}"
         html.write_text(reading_page(reading, title=title, notes=tuple(notes)), encoding="utf-8")
@@ -98,19 +88,17 @@ def read(
         console.print_json({**reading.to_json(), "n_cut": n_cut, "notes": notes})
         return
     _print_reading(reading)
-    console.out().print(
-        "after a lens: grade, probability, deviations above its noise floor", style="dim"
-    )
+    console.say("after a lens: grade, probability, deviations above its noise floor", style="dim")
     for line in (legend(reading), *(f"note: {note}" for note in notes)):
-        console.out().print(visible(line, len(line)), markup=False, soft_wrap=True, style="dim")
+        console.say(visible(line, len(line)), style="dim")
     if html is not None:
-        console.out().print(f"written to {html}", markup=False, soft_wrap=True)
+        console.say(f"written to {html}")
 
 
 def _content(file: Path | None, text: str | None) -> str:
     """The text to read."""
     if file is not None and text is not None:
-        raise typer.BadParameter("give a text or a file, not both")
+        raise BadParameter("give a text or a file, not both")
     if text is not None:
         return text
     if file is None or str(file) == "-":
@@ -118,7 +106,7 @@ def _content(file: Path | None, text: str | None) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise typer.BadParameter(
+        raise BadParameter(
             f"{file} is not UTF-8 text ({error.reason} at byte {error.start})"
         ) from error
 
@@ -147,16 +135,14 @@ def _print_reading(reading: Any) -> None:
         table.add_row(Text(_ends(piece)), _cell(findings))
     out.print(table)
     if not by_token:
-        out.print(
+        console.say(
             "a row is a stretch of tokens with the same strongest lens, figures are those of its "
             "strongest token (--html and --json have every token)",
-            markup=False,
-            soft_wrap=True,
             style="dim",
         )
     out.print()
     if not reading.whole:
-        out.print("whole text: no lens is sure that its concept is there")
+        console.say("whole text: no lens is sure that its concept is there")
         return
     table = console.make_table("whole text", "grade", "probability", "deviations")
     for found in reading.whole:
@@ -171,8 +157,10 @@ def _print_reading(reading: Any) -> None:
 
 
 def _rows(tokens: Any, by_token: bool) -> list[tuple[str, Any]]:
-    """Pieces of text and what is named there: every token with a name, or stretches of the same;
-    the rest together."""
+    """Pieces of text with the lenses found there: each named token by itself, or stretches.
+
+    Tokens without a lens are always joined, and so are those of a lens unless `by_token`.
+    """
     rows: list[tuple[str, Any]] = []
     strongest = [(token.findings[0].concept if token.findings else "", token) for token in tokens]
     for concept, stretch in groupby(strongest, key=lambda pair: pair[0]):
@@ -180,9 +168,7 @@ def _rows(tokens: Any, by_token: bool) -> list[tuple[str, Any]]:
         if concept and by_token:
             rows.extend((token.text, token.findings) for token in members)
         else:
-            peak = max(
-                members, key=lambda token: token.findings[0].signal if token.findings else 0.0
-            )
+            peak = max(members, key=lambda t: t.findings[0].signal if t.findings else 0.0)
             rows.append(("".join(token.text for token in members), peak.findings))
     return rows
 
@@ -190,12 +176,10 @@ def _rows(tokens: Any, by_token: bool) -> list[tuple[str, Any]]:
 def _ends(piece: str) -> str:
     """How a piece of text begins and ends, on one line."""
     shown = visible(piece.strip() or piece, len(piece))
+    if len(shown) <= _PIECE_LENGTH:
+        return shown
     half = _PIECE_LENGTH // 2
-    return (
-        shown
-        if len(shown) <= _PIECE_LENGTH
-        else f"{shown[: half - 3].rstrip()} ... {shown[-half + 3 :].lstrip()}"
-    )
+    return f"{shown[: half - 3].rstrip()} ... {shown[-half + 3 :].lstrip()}"
 
 
 def _cell(findings: Any) -> Text:
@@ -205,8 +189,7 @@ def _cell(findings: Any) -> Text:
     for number, found in enumerate(findings):
         grade = found.grade.value
         cell.append("; " if number else "")
-        cell.append(
-            visible(found.name), style=f"bold {_COLOURS[grade]}" if not number else _COLOURS[grade]
-        )
+        style = _COLOURS[grade] if number else f"bold {_COLOURS[grade]}"
+        cell.append(visible(found.name), style=style)
         cell.append(f" {grade} {found.probability:.2f} {found.signal:+.1f}")
     return cell

@@ -6,7 +6,7 @@ import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from .. import console, options
 
@@ -18,23 +18,23 @@ def report(
     folder: options.PackFolder,
     store: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="STORE",
             help="The store it was fitted on: adds the concept hierarchy and held-out samples.",
         ),
     ] = None,
     beside: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="Another pack to compare with; repeatable."),
+        Option(metavar="DIR", help="Another pack to compare with; repeatable."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="HTML file to write.")] = Path(
-        "report.html"
-    ),
-    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+    out: Annotated[Path, Option(metavar="FILE", help="HTML file to write.")] = Path("report.html"),
+    show: Annotated[bool, Option("--open", help="Open it in a browser.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write one HTML file that shows a pack: which concepts, where in the model, and how far to
-    trust each lens."""
+    """Write one HTML file that shows a pack.
+
+    It shows which concepts, where in the model, and how far to trust each lens.
+    """
     from lenstrain.compare.two_packs import open_for
     from lenstrain.pack.pack import LensPack
     from lenstrain.report import make_report, render_page, require_report_packages
@@ -53,8 +53,7 @@ def report(
 
 
 def _labels(others: list[Path], first: Path) -> dict[str, Path]:
-    """What to call each pack: the name of its folder, with as much of the path as tells them
-    apart."""
+    """What to call each pack: the end of its path that tells them all apart."""
     paths = [path.resolve() for path in (first, *others)]
     for depth in range(1, 9):
         labels = ["/".join(path.parts[-depth:]) for path in paths]
@@ -66,23 +65,14 @@ def _labels(others: list[Path], first: Path) -> dict[str, Path]:
 
 
 def _tell(out: Path, size: int, found: Any) -> None:
-    say = console.out()
-    say.print(
-        f"written to {out}: {len(found.details)} lenses, {console.megabytes(size)}",
-        markup=False,
-        soft_wrap=True,
-    )
+    console.say(f"written to {out}: {len(found.details)} lenses, {console.megabytes(size)}")
     if size > _LARGE_BYTES:
-        say.print("large for a browser: leave out --store or some of --beside", markup=False)
+        console.say("large for a browser: leave out --store or some of --beside")
     if not found.has_store:
-        say.print("without --store STORE it has no hierarchy and no samples", markup=False)
+        console.say("without --store STORE it has no hierarchy and no samples")
     if not found.model_layers:
-        say.print(
-            (
-                "the pack has no scores by model layer: fit it again over several model layers for "
-                "the heat map"
-            ),
-            markup=False,
-            soft_wrap=True,
+        console.say(
+            "the pack has no scores by model layer: fit it again over several model layers for "
+            "the heat map"
         )
-    say.print(f"next: open {out} in a browser; it needs no network", markup=False, soft_wrap=True)
+    console.say(f"next: open {out} in a browser; it needs no network")

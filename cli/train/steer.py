@@ -1,82 +1,61 @@
-"""`lenstrain steer`: what a model writes with a concept pushed up or down, beside what it writes by
-itself."""
+"""`lenstrain steer`: what a model writes with and without a concept pushed up or down."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any
 
-import typer
 from rich.text import Text
+from typer import Option
 
 from .. import console, options
 from ..console import visible
-from ..models import AllowOtherModel, DeviceMapOption, Dtype, DtypeOption, load_for
+from ..models import load_for
+from ..options import Dtype
 
-
-class Kind(StrEnum):
-    """Choices of --direction."""
-
-    mean_difference = "mean-difference"
-    weights = "weights"
-
-
-class Positions(StrEnum):
-    """Choices of --positions."""
-
-    all = "all"
-    prompt = "prompt"
-    completion = "completion"
-
-
-class AllowedGrade(StrEnum):
-    """Choices of --allow-grade."""
-
-    C = "C"
+# Choices of --direction.
+Kind = StrEnum("Kind", {"mean_difference": "mean-difference", "weights": "weights"})
+Positions = StrEnum("Positions", {"all": "all", "prompt": "prompt", "completion": "completion"})
+AllowedGrade = StrEnum("AllowedGrade", {"C": "C"})  # choices of --allow-grade
 
 
 @console.reports_errors
 def steer(
     folder: options.PackFolder,
     model: options.Model,
-    concept: Annotated[
-        list[str], typer.Option(metavar="ID", help="Concept to steer along; repeatable.")
-    ],
-    prompt: Annotated[str, typer.Option(help="What the model continues.")],
+    concept: Annotated[list[str], Option(metavar="ID", help="Concept to steer along; repeatable.")],
+    prompt: Annotated[str, Option(help="What the model continues.")],
     strength: Annotated[
         list[float] | None,
-        typer.Option(
+        Option(
             help="How far, in deviations of the activations; negative to go against it; repeatable."
         ),
     ] = None,
-    ablate: Annotated[
-        bool, typer.Option("--ablate", help="Project the direction out instead.")
-    ] = False,
+    ablate: Annotated[bool, Option("--ablate", help="Project the direction out instead.")] = False,
     direction: Annotated[
         Kind,
-        typer.Option(
-            help="From all activations to the concept's, or along the weights of its lens."
-        ),
+        Option(help="From all activations to the concept's, or along the weights of its lens."),
     ] = Kind.mean_difference,
-    positions: Annotated[
-        Positions, typer.Option(help="Which positions to change.")
-    ] = Positions.all,
+    positions: Annotated[Positions, Option(help="Which positions to change.")] = Positions.all,
     allow_grade: Annotated[
         AllowedGrade | None,
-        typer.Option(help="Steer along a lens of this grade, too.", show_default=False),
+        Option(help="Steer along a lens of this grade, too.", show_default=False),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 40,
-    temperature: Annotated[float, typer.Option(min=0.01, help="Of the sampling.")] = 0.7,
+    max_new_tokens: Annotated[int, Option(min=1, help="Tokens to write.")] = 40,
+    temperature: Annotated[float, Option(min=0.01, help="Of the sampling.")] = 0.7,
     seed: options.Seed = 0,
-    dtype: DtypeOption = Dtype.auto,
+    dtype: options.DtypeOption = Dtype.auto,
     device: options.Device = "auto",
-    device_map: DeviceMapOption = None,
-    allow_other_model: AllowOtherModel = False,
+    device_map: options.DeviceMapOption = None,
+    allow_other_model: options.AllowOtherModel = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Let a model write with and without concepts pushed up or down, and read both texts with their
-    lenses."""
+    """Let a model write with and without concepts pushed up or down.
+
+    Both texts are read with the lenses of the concepts.
+    """
     from lenscache.live.continuation import continue_prompt
     from lenscache.live.steering import Intervention
     from lenstrain.live.steering import directions_of, find_lens
@@ -85,29 +64,18 @@ def steer(
     pack = LensPack.load(folder)
     lenses = [find_lens(pack, name) for name in concept]
     found = [
-        directions_of(lens, direction.value, allow_grade_c=allow_grade is not None)
+        each
         for lens in lenses
+        for each in directions_of(lens, direction.value, allow_grade_c=allow_grade is not None)
     ]
+    change = partial(Intervention, ablate=ablate, positions=positions.value)
     loaded, notes = load_for(pack, model, dtype, device, device_map, allow_other=allow_other_model)
     model_layers = sorted({i for lens in lenses for i in lens.model_layers})
     results = []
     for amount in [None, *([0.0] if ablate else strength or [4.0])]:
-        changes = (
-            []
-            if amount is None
-            else [
-                Intervention(
-                    each.vector,
-                    each.model_layer,
-                    amount,
-                    each.deviation,
-                    ablate,
-                    positions=positions.value,
-                )
-                for directions in found
-                for each in directions
-            ]
-        )
+        changes = []
+        if amount is not None:
+            changes = [change(d.vector, d.model_layer, amount, d.deviation) for d in found]
         written = continue_prompt(
             loaded,
             prompt,
@@ -119,9 +87,8 @@ def steer(
             pooling=pack.provenance["store"]["settings"]["pooling"],
         )
         name = "not steered" if amount is None else "ablated" if ablate else f"strength {amount:+g}"
-        results.append(
-            (name, amount, written, [_reading(lens, written.activations) for lens in lenses])
-        )
+        readings = [_reading(lens, written.activations) for lens in lenses]
+        results.append((name, amount, written, readings))
     if json:
         console.print_json([_to_json(lenses, *result) for result in results])
     else:
@@ -152,13 +119,8 @@ def _to_json(
         lens.concept: {"grade": lens.grade.value, "probability": probability, "signal": signal}
         for lens, (probability, signal) in zip(lenses, readings, strict=True)
     }
-    result = {
-        "name": name,
-        "strength": amount,
-        "text": written.text,
-        "perplexity": written.perplexity,
-        "lenses": read,
-    }
+    text = {"text": written.text, "perplexity": written.perplexity}
+    result = {"name": name, "strength": amount, **text, "lenses": read}
     return none_for_nan(result)  # type: ignore[no-any-return]
 
 
@@ -171,18 +133,14 @@ def _print(lenses: Any, results: Any, notes: list[str]) -> None:
         )
         parts = [f"perplexity {written.perplexity:.1f}"]
         for lens, (probability, signal) in zip(lenses, readings, strict=True):
-            parts.append(
-                f"{visible(lens.name)} ({lens.grade.value}) p = {probability:.2f}, {signal:+.1f} "
-                "deviations"
-            )
+            read = f"p = {probability:.2f}, {signal:+.1f} deviations"
+            parts.append(f"{visible(lens.name)} ({lens.grade.value}) {read}")
         out.print(Text("; ".join(parts), style="dim"), soft_wrap=True)
         out.print()
-    out.print(
+    console.say(
         "both texts are read by the model as it is, without steering: perplexity of what was "
         "written, and each lens's calibrated probability and distance from its noise floor",
         style="dim",
-        soft_wrap=True,
-        markup=False,
     )
     for note in notes:
-        out.print(f"note: {note}", style="dim", soft_wrap=True, markup=False)
+        console.say(f"note: {note}", style="dim")

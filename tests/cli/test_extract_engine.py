@@ -49,7 +49,8 @@ def test_without_ray_one_line_says_how_to_install_it(pack_file: Path) -> None:
     import sys
     sys.modules["ray"] = None
     from lens_cli.cache.app import main
-    sys.argv = ["lenscache", "extract", "nowhere.zarr", "--pack", {str(pack_file)!r}, "--model", "m", "--engine", "ray"]
+    sys.argv = ["lenscache", "extract", "nowhere.zarr", "--pack", {str(pack_file)!r}]
+    sys.argv += ["--model", "m", "--engine", "ray"]
     main()
     """
     ran = subprocess.run(

@@ -128,7 +128,8 @@ def test_without_ray_one_line_says_how_to_install_it(tmp_path: Path) -> None:
                 raise ImportError("blocked")
     sys.meta_path.insert(0, Block())
     from lens_cli.train.app import main
-    sys.argv = ["lenstrain", "fit", "nowhere.zarr", "--engine", "ray", "--out", {str(tmp_path / "l")!r}]
+    sys.argv = ["lenstrain", "fit", "nowhere.zarr", "--engine", "ray"]
+    sys.argv += ["--out", {str(tmp_path / "l")!r}]
     main()
     """
     ran = subprocess.run(

@@ -107,7 +107,7 @@ def test_info_counts_only_what_is_extracted(lenscache: Run, interrupted_store: P
     [
         (lambda d: "not json", ["is not JSON", "line 1"]),
         (lambda d: [d], ["expected a JSON object"]),
-        (lambda d: {**d, "concepts": [{"id": "x", "name": "x"}]}, ["'x' lacks the field 'level'"]),
+        (lambda d: {**d, "concepts": [{"id": "x", "name": "x"}]}, ["'x' lacks the field 'layer'"]),
         (
             lambda d: {**d, "concepts": [*d["concepts"], d["concepts"][0]]},
             ["'nature' occurs twice"],

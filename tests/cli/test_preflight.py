@@ -169,10 +169,12 @@ def test_options_reach_the_library(
 
 
 @pytest.mark.parametrize(
-    ("n", "layers"), [(1, (0,)), (2, (1,)), (3, (1, 2)), (12, (4, 6, 8)), (30, (10, 15, 20))]
+    ("n", "expected"), [(1, (0,)), (2, (1,)), (3, (1, 2)), (12, (4, 6, 8)), (30, (10, 15, 20))]
 )
-def test_activations_are_taken_in_the_middle_of_the_model(n: int, levels: tuple[int, ...]) -> None:
-    assert preflight_lenses.model_layers_of(n) == levels
+def test_activations_are_taken_in_the_middle_of_the_model(
+    n: int, expected: tuple[int, ...]
+) -> None:
+    assert preflight_lenses.model_layers_of(n) == expected
 
 
 class Found:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lenstrain.families.linear import LinearWeights
 from lenstrain.metrics.calibrators import Calibrator
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Iteration, Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
 from lenstrain.report.data import Report, make_report

@@ -28,7 +28,7 @@ from lenstrain.fit.adaptive import (
     settings_to_json,
 )
 from lenstrain.fit.fitted import FittedLens
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from tests.lenstrain.conftest import (
     BRANCHES,
     LEAVES,

@@ -13,7 +13,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from lenstrain.metrics.score import Grade, Interval, is_uncertain, ranking, score_interval
+from lenstrain.metrics.grade import Grade
+from lenstrain.metrics.score import Interval, ranking, score_interval
 from lenstrain.metrics.thresholds import best_threshold, classify, threshold_for_fpr
 
 Judged = tuple[NDArray[np.bool_], NDArray[np.float64]]

@@ -17,7 +17,7 @@ from lenstrain.errors import SettingsError
 from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.fit.train import text_settings
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import LEAVES, Planting, make_planted_store

@@ -20,7 +20,7 @@ from lenstrain.errors import LeakageError, SettingsError
 from lenstrain.families.kinds import FAMILIES
 from lenstrain.fit.adaptive import FitResult, FitSettings, fit_lenses, fit_targets
 from lenstrain.fit.fitted import FittedLens
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.tensors import pack_weights
 from lenstrain.settings import FamilyName
 from tests.lenstrain.conftest import BRANCHES, Planting, make_planted_store, planted_pack

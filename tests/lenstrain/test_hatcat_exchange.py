@@ -31,7 +31,7 @@ from lenstrain.exchange.hatcat import read_hatcat, write_hatcat
 from lenstrain.families.mlp import MlpWeights
 from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import HIDDEN

@@ -17,7 +17,7 @@ from lenstrain.families.linear import LinearWeights
 from lenstrain.fit.adaptive import FitResult, fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.metrics.calibrators import Calibrator
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Iteration, Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings, settings_to_json

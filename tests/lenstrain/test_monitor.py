@@ -28,7 +28,7 @@ from lenstrain.live.monitor import Monitor
 from lenstrain.live.naming_rule import Rule
 from lenstrain.live.running_pool import Phase
 from lenstrain.metrics.calibrators import Calibrator
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
 from tests.models import ARCHITECTURES, tiny_model

@@ -15,7 +15,7 @@ from lenstrain.live.naming_rule import Presence, Rule
 from lenstrain.live.page import reading_page
 from lenstrain.live.reading import Reading, check_model, make_reading
 from lenstrain.metrics.calibrators import Calibrator
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
 

@@ -10,7 +10,7 @@ from lenstrain.errors import SettingsError
 from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.live.steering import directions_of, find_lens
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
