@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lenstrain.fit.train import text_settings, train, train_targets
     from lenstrain.live.monitor import Monitor
     from lenstrain.live.naming_rule import Rule
-    from lenstrain.metrics.score import Grade
+    from lenstrain.metrics.grade import Grade
     from lenstrain.pack.lens import Lens
     from lenstrain.pack.pack import LensPack
     from lenstrain.settings import FitSettings
@@ -35,7 +35,7 @@ _MODULES = {
     "fit.train": "text_settings train train_targets",
     "live.monitor": "Monitor",
     "live.naming_rule": "Rule",
-    "metrics.score": "Grade",
+    "metrics.grade": "Grade",
     "pack.lens": "Lens",
     "pack.pack": "LensPack",
     "settings": "FitSettings",

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from lenstrain.errors import SettingsError
-from lenstrain.metrics.score import REFERENCE_PREVALENCE, Grade
+from lenstrain.metrics.grade import Grade
+from lenstrain.metrics.score import REFERENCE_PREVALENCE
 
 Validation = Literal["advisory", "blocking", "falloff"]
 PhaseChoice = Literal["both", "prompt", "completion"]
@@ -129,15 +130,21 @@ class FitSettings:
         """Whether a lens is done at an iteration, counted from 1: by F1, overfitting and grade.
 
         `is_last` says that there are no samples for another iteration: then there need not be as
-        many as asked for. `n_test` is how many positive test samples there are; None for enough.
+        many as asked for. `n_test` is how many distinct positive test texts there are; None
+        for enough.
         """
         return (
             (n_test is None or n_test >= self.min_test_samples)
             and (iteration >= self.min_iterations or is_last)
             and step.test_f1 >= self.target_f1
             and step.train_f1 - step.test_f1 <= self.max_overfit_gap
-            and Grade(step.grade).reaches(self.required_grade(iteration))
+            and self._reaches(step.grade, self.required_grade(iteration))
         )
+
+    @staticmethod
+    def _reaches(grade: str, wanted: Grade) -> bool:
+        """Whether the grade of an iteration is good enough; what is ungraded reaches C alone."""
+        return wanted is Grade.C or (grade in (*Grade,) and Grade(grade).reaches(wanted))
 
     def n_samples(self, iteration: int, available: int) -> int:
         """Positive training samples of an iteration, counted from 1."""

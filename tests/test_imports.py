@@ -69,7 +69,7 @@ RULES = {
     "lenstrain/compare": "metrics settings.py data pack",
     "lenstrain/live": "metrics families pack",
     "lenstrain/fit": "metrics parallel.py settings.py families data pack compare",
-    "lenstrain/report": "data pack compare",
+    "lenstrain/report": "metrics data pack compare",
     "lenstrain/exchange": "metrics settings.py families pack live",
     "lenstrain/sweeps": "settings.py data pack fit",
     "lenstrain/sweeps/ray.py": "lenscache/cluster.py",

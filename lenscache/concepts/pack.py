@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,17 @@ from lenscache.concepts.hierarchy import Hierarchy
 from lenscache.errors import PackError
 
 PACK_FORMAT = 1
+
+
+def naming(names: Sequence[str]) -> re.Pattern[str]:
+    """What finds any of some names in a text: whole words, any case, plural or possessive."""
+    forms = []
+    for name in names:
+        stem = re.escape(name)
+        forms.append(rf"{stem}(?:s|es|'s|’s|s'|s’)?")
+        if name.endswith("y"):
+            forms.append(rf"{re.escape(name[:-1])}ies")
+    return re.compile(rf"(?<!\w)(?:{'|'.join(forms)})(?!\w)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -54,13 +65,7 @@ class Concept:
 
     @cached_property
     def _naming(self) -> re.Pattern[str]:
-        forms = []
-        for name in (self.name, *self.aliases):
-            stem = re.escape(name)
-            forms.append(rf"{stem}(?:s|es|'s|’s|s'|s’)?")
-            if name.endswith("y"):
-                forms.append(rf"{re.escape(name[:-1])}ies")
-        return re.compile(rf"(?<!\w)(?:{'|'.join(forms)})(?!\w)", re.IGNORECASE)
+        return naming((self.name, *self.aliases))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lenstrain.errors import SettingsError
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Iteration, Lens
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings, Validation, settings_from_json
@@ -98,6 +98,7 @@ def _cost(
     forced = [(a, b) for a, b in both if a.graduated and b[:2] != a[:2]]
     extra = [b.iteration - a.iteration for a, b in forced]
     gains = [b.step.score - a.step.score for a, b in forced]
+    gains = [gain for gain in gains if not np.isnan(gain)]  # ungraded lenses have no score
     iterations = (k for a, b in forced for k in range(a.iteration + 1, b.iteration + 1))
     spent = [seconds.get(k, np.nan) for k in iterations]
     return ModeCost(

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from lenstrain.compare.heldout import HeldOutLogits, held_out_logits
 from lenstrain.data.dataset import TEST, LensDataset, Rows
+from lenstrain.metrics.grade import FIRES_EVERYWHERE
 from lenstrain.pack.pack import LensPack
 
-FIRES_EVERYWHERE = 0.25
-"""Share of unrelated samples from which on a lens is said to fire everywhere."""
 _MOST_CONFUSERS = 5
 
 

@@ -14,7 +14,8 @@ from lenstrain.data.dataset import TEST, LensDataset, Rows, open_dataset, stable
 from lenstrain.data.rows import TaskRows
 from lenstrain.data.tasks import draw_task
 from lenstrain.errors import SettingsError
-from lenstrain.metrics.score import Grade, ranking
+from lenstrain.metrics.grade import Grade
+from lenstrain.metrics.score import ranking
 from lenstrain.metrics.thresholds import classify
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
@@ -26,12 +27,13 @@ class Measured(NamedTuple):
     f1: float
     """At the lens's own threshold, both classes alike in prevalence."""
     score: float
-    """Average precision against all unrelated samples at the reference prevalence."""
+    """Average precision of the unnamed samples against all unrelated ones, at the reference
+    prevalence; NaN without any."""
 
     @property
-    def grade(self) -> Grade:
-        """Of this score."""
-        return Grade.of(self.score)
+    def grade(self) -> Grade | None:
+        """Of this score; None without one. Controls have no say in it."""
+        return None if np.isnan(self.score) else Grade.of(self.score)
 
 
 class Pair(NamedTuple):
@@ -164,18 +166,23 @@ def _measure(
     of_all = np.array([s in every for s in samples.tolist()])
     y_own = np.array([own[s] for s in samples[of_own].tolist()], np.bool_)
     y_all = np.array([every[s] for s in samples[of_all].tolist()], np.bool_)
+    named = np.zeros(len(y_all), np.bool_)
+    named[y_all] = ~dataset.unnamed(concept, samples[of_all][y_all])
     if y_own.all() or not y_own.any():
         return None
 
     def measured(values: NDArray[np.float64], threshold: float) -> Measured:
         f1 = classify(y_own, values[of_own], threshold).f1
-        return Measured(f1, ranking(y_all, values[of_all]).score)
+        return Measured(f1, ranking(y_all[~named], values[of_all][~named]).score)
 
     a, b = (values.astype(np.float64) for values in logits)
     return measured(a, thresholds[0]), measured(b, thresholds[1])
 
 
 def _difference(values: list[float], rng: np.random.Generator) -> Difference:
+    values = [value for value in values if not np.isnan(value)]  # ungraded lenses have no score
+    if not values:
+        return Difference(np.nan, np.nan, np.nan)
     drawn = np.array(values)[rng.integers(len(values), size=(2000, len(values)))].mean(axis=1)
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Difference(float(np.mean(values)), float(low), float(high))

@@ -3,4 +3,5 @@
 store --dataset--> LensDataset: rounds joined by sample key, one split a prompt
 concept --tasks--> positives and negatives --rows--> what it learns from, and what it is judged by
 features: standardised activations      words: TF-IDF of completions
+evidence: which concepts cannot get a grade
 """

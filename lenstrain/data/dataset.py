@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenscache.concepts.hierarchy import Hierarchy
+from lenscache.concepts.pack import naming
 from lenscache.concepts.plan import SPLITS
 from lenscache.concepts.prompts import EXAMPLE, POSITIVE, stable_hash
 from lenscache.errors import StoreIncompleteError
@@ -219,9 +220,30 @@ class LensDataset:
         return np.repeat(np.arange(len(self.phases), dtype=np.uint8), counts)
 
     @cached_property
-    def unnamed(self) -> NDArray[np.bool_]:
-        """(samples,) natural examples, which do not name their concept."""
-        return np.asarray(self.kind == EXAMPLE)
+    def text_number(self) -> Rows:
+        """(samples,) the text of each: completions of one text are one sample wherever samples are
+        counted."""
+        number = np.empty(self.n_samples, np.intp)
+        for i, rows in enumerate(self._rows_of_text.values()):
+            number[rows] = i
+        return number
+
+    def unnamed(self, concept: str, rows: Rows) -> NDArray[np.bool_]:
+        """(rows,) which of some samples of a concept do not name it.
+
+        These are natural examples without the name of the concept. In a store of examples alone,
+        such as labelled texts, the name is a label that nobody wrote the texts around: there, all
+        samples count as unnamed.
+        """
+        if self._has_examples_alone:
+            return np.ones(len(rows), np.bool_)
+        pattern = naming([self.concept_names[concept]])
+        named = [pattern.search(self.texts[row]) is not None for row in rows]
+        return np.asarray(self.kind[rows] == EXAMPLE) & ~np.array(named, np.bool_)
+
+    @cached_property
+    def _has_examples_alone(self) -> bool:
+        return bool((self.kind == EXAMPLE).all())
 
     @cached_property
     def split_order(self) -> Rows:

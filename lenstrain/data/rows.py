@@ -11,16 +11,19 @@ held-out split are counted from its first.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.data.dataset import TRAIN, LensDataset, Rows
+from lenstrain.data.dataset import TEST, TRAIN, LensDataset, Rows
 from lenstrain.data.tasks import Task
 from lenstrain.errors import LeakageError
-from lenstrain.metrics.score import ranking_score
+from lenstrain.metrics.score import Ranked, rank_positives
 from lenstrain.settings import FitSettings
+
+Which = Literal["unnamed", "named", "all"]
 
 
 class TrainingRows(NamedTuple):
@@ -44,6 +47,10 @@ class Sides(NamedTuple):
     is_negative: NDArray[np.bool_]
     """(rows of the split,) neither a positive nor of its ancestors' and descendants' samples."""
     n_negative: int
+    is_unnamed: NDArray[np.bool_]
+    """(positives,) whether a row's text expresses the concept without naming it."""
+    n_negative_texts: int
+    """Distinct texts among the negatives."""
 
 
 class HeldOut(NamedTuple):
@@ -121,17 +128,62 @@ class TaskRows:
             mark[self.task.related] = 2
             here = mark[_samples(self.dataset, split)]
             positives, is_negative = np.flatnonzero(here == 1), here == 0
-            self._sides[split] = Sides(positives, is_negative, int(is_negative.sum()))
+            own = _samples(self.dataset, split)[positives]
+            seen = np.zeros(self.dataset.n_samples, np.bool_)
+            seen[self._texts(split)[is_negative]] = True
+            self._sides[split] = Sides(
+                positives,
+                is_negative,
+                int(is_negative.sum()),
+                self.dataset.unnamed(self.task.concept, own),
+                int(seen.sum()),
+            )
         return self._sides[split]
 
-    def score(self, split: int, logits: NDArray[np.float64], prevalence: float) -> float:
-        """The score of logits (rows of the split,) among everything that it is judged by."""
-        positives, is_negative, n_negative = self.sides(split)
-        own = logits[positives]
+    def n_texts(self, split: int, which: Which = "all") -> int:
+        """Distinct texts that express the concept in a split."""
+        rows = self.task.positives[split]
+        if which != "all":
+            rows = rows[self.dataset.unnamed(self.task.concept, rows) == (which == "unnamed")]
+        return len(np.unique(self.dataset.text_number[rows]))
+
+    @cached_property
+    def n_graded(self) -> int:
+        """Distinct test texts that a grade rests on: those that do not name the concept."""
+        return self.n_texts(TEST, "unnamed")
+
+    def _texts(self, split: int) -> Rows:
+        """The text of each row of a split."""
+        return self.dataset.text_number[_samples(self.dataset, split)]
+
+    def ranked(self, split: int, logits: NDArray[np.float64], which: Which = "unnamed") -> Ranked:
+        """Its positives ranked among everything that it is judged by.
+
+        Parameters
+        ----------
+        logits : (rows of the split,)
+        which : the positives that do not name the concept, those that do, or all.
+        """
+        sides = self.sides(split)
+        chosen = sides.positives
+        if which != "all":
+            chosen = chosen[sides.is_unnamed == (which == "unnamed")]
+        own = logits[chosen]
         # Negatives below all positives, nearly all of them, do not count.
         lowest = own.min(initial=np.inf)  # NaN if there is one among them
-        reaching = is_negative if np.isnan(lowest) else is_negative & (logits >= lowest)
-        return ranking_score(own, logits[reaching], n_negative, prevalence)
+        reaching = sides.is_negative
+        if not np.isnan(lowest):
+            reaching = reaching & (logits >= lowest)
+        texts = self._texts(split)[chosen]
+        return rank_positives(
+            own, texts, logits[reaching], sides.n_negative, sides.n_negative_texts
+        )
+
+    def score(
+        self, split: int, logits: NDArray[np.float64], prevalence: float, which: Which = "unnamed"
+    ) -> float:
+        """The score of logits (rows of the split,) among everything that it is judged by."""
+        return self.ranked(split, logits, which).score(prevalence)
 
     def forget(self) -> None:
         """Let go of what was looked up."""

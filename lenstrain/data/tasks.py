@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.plan import SPLITS
 from lenscache.concepts.prompts import CONTRAST, NEGATIVE, stable_hash
-from lenstrain.data.dataset import NO_ROWS, LensDataset, Rows
+from lenstrain.data.dataset import NO_ROWS, TRAIN, LensDataset, Rows
 from lenstrain.errors import TooFewSamplesError
 
 SIBLING_SHARE = 0.3
 """Share of a concept's negatives that are samples of its siblings."""
 CONTRAST_SHARE = 0.2
 """Share of a concept's negatives, at most, that are its own contrast samples."""
+HELD_OUT_NEGATIVES = 300
+"""Negatives, at least, by which thresholds are chosen and F1 is measured."""
 
 SHORT = "extract more of its prompts, or give the concept more examples"
 """What to do for a concept that has too few samples; how its line in `FitResult.skipped` ends."""
@@ -47,7 +49,8 @@ def draw_task(dataset: LensDataset, concept: str, n_negatives: Callable[[int], i
     Parameters
     ----------
     dataset : the samples of a store.
-    n_negatives : how many negatives go with a number of positives.
+    n_negatives : how many negatives go with a number of positives; in the held-out splits at least
+        `HELD_OUT_NEGATIVES`, as far as there are so many.
 
     Raises
     ------
@@ -60,8 +63,12 @@ def draw_task(dataset: LensDataset, concept: str, n_negatives: Callable[[int], i
     by_split = [positive[dataset.split[positive] == split] for split in range(len(SPLITS))]
     allowed = dataset.has_vector.copy()
     allowed[related] = allowed[positive] = False
+
+    def wanted(split: int, n: int) -> int:
+        return n if split == TRAIN else max(n, HELD_OUT_NEGATIVES)
+
     negatives = [
-        _draw_negatives(dataset, concept, split, allowed, n_negatives(len(rows)))
+        _draw_negatives(dataset, concept, split, allowed, wanted(split, n_negatives(len(rows))))
         for split, rows in enumerate(by_split)
     ]
     _check_enough(concept, by_split, negatives)

@@ -10,7 +10,7 @@ from lenstrain.errors import LensPackExistsError, SettingsError
 from lenstrain.exchange.gguf import Written, write_gguf
 from lenstrain.exchange.hatcat import read_hatcat, write_hatcat
 from lenstrain.live.steering import Kind, find_lens
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.folder import check_output
 from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
@@ -25,6 +25,7 @@ def export_pack(
     *,
     concepts: Sequence[str] | None = None,
     min_grade: Grade = Grade.C,
+    untrusted: bool = False,
     kind: Kind = "mean-difference",
     overwrite: bool = False,
 ) -> Written:
@@ -35,6 +36,7 @@ def export_pack(
     to : "hatcat", "gguf", or "safetensors" for a lens pack of ours.
     concepts : ids or names; None for all.
     min_grade : leave out lenses below it.
+    untrusted : export lenses, too, that are ungraded or whose grade is capped.
     kind : what control vectors lie along.
     overwrite : replace an earlier export; it stays until the new one is complete.
 
@@ -56,9 +58,9 @@ def export_pack(
     """
     whole = LensPack.load(folder)
     _check_apart(folder, out)
-    pack = select_lenses(whole, concepts, min_grade)
+    pack = select_lenses(whole, concepts, min_grade, untrusted=untrusted)
     low = {
-        lens.concept: f"the lens of {lens.concept} has grade {lens.grade.value}"
+        lens.concept: f"the lens of {lens.concept} {_standing(lens)}"
         for lens in _wanted(whole, concepts)
         if lens.concept not in pack
     }
@@ -96,7 +98,15 @@ def import_hatcat(
     return pack
 
 
-def select_lenses(pack: LensPack, concepts: Sequence[str] | None, min_grade: Grade) -> LensPack:
+def _standing(lens: Lens) -> str:
+    if lens.grade is None:
+        return f"is ungraded ({lens.reason})"
+    return f"has grade {lens.grade.value}{f' ({lens.reason})' if lens.reason else ''}"
+
+
+def select_lenses(
+    pack: LensPack, concepts: Sequence[str] | None, min_grade: Grade, *, untrusted: bool = False
+) -> LensPack:
     """A pack of some of the lenses, in the order that they have.
 
     The pack of text lenses inside it keeps those of the same concepts. What was skipped is kept if
@@ -107,10 +117,12 @@ def select_lenses(pack: LensPack, concepts: Sequence[str] | None, min_grade: Gra
     SettingsError
         If a concept is not in the pack, or no lens is left.
     """
-    chosen = [lens for lens in _wanted(pack, concepts) if lens.grade.reaches(min_grade)]
+    wanted = _wanted(pack, concepts)
+    chosen = [lens for lens in wanted if lens.reaches(min_grade, untrusted=untrusted)]
     if not chosen:
         raise SettingsError(
-            f"no lens to export has grade {min_grade.value} or better: see `lenstrain show`"
+            f"no lens to export has grade {min_grade.value} or better: see `lenstrain show`; "
+            "--ungraded exports lenses, too, that are ungraded or capped"
         )
     text, ids = pack.text, {lens.concept for lens in chosen}
     if text is not None:

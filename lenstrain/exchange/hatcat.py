@@ -23,7 +23,7 @@ is found by the registry alone.
 What is read: the above, the same without the suffix ``_classifier``, in ``layer<L>/classifiers/``
 and in ``activation_lenses/``, and files that lie in the folder itself. Where there is no
 ``lenses.json``, a lens gets threshold 0 and a plain sigmoid, as HatCat reads its classifiers, and
-grade C and NaN for all that was never measured.
+no grade and NaN for all that was never measured.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from lenstrain.exchange.statedict import from_state_dict, load_state_dict, n_inp
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.weights import Weights
 from lenstrain.metrics.calibrators import Calibrator
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import RULE
 from lenstrain.pack.lens import Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings, settings_to_json
@@ -59,7 +59,14 @@ _UNKNOWN = "unknown"
 _NEVER_MEASURED = (
     *("test_f1", "test_f1_unnamed", "test_f1_named", "train_f1", "precision", "recall"),
     *("false_positive_rate", "score", "score_low", "score_high", "average_precision", "auroc"),
-    *("score_unnamed", "brier", "brier_before", "expected_calibration_error"),
+    *(
+        "score_named",
+        "score_all",
+        "lead_over_controls",
+        "brier",
+        "brier_before",
+        "expected_calibration_error",
+    ),
     *("expected_calibration_error_before", "n_samples", "n_test", "n_judged", "iterations"),
     *("test_looks", "converged"),
 )
@@ -270,6 +277,7 @@ def _unknown_lens(file: _File, weights: Weights, model_layer: int | None, folder
     metrics: dict[str, Any] = dict.fromkeys(_NEVER_MEASURED, math.nan)
     metrics |= {
         "grade_uncertain": False,
+        "best_control": "",
         "score_by_phase": {},
         "controls": {},
         "unbeaten_controls": [],
@@ -289,9 +297,11 @@ def _unknown_lens(file: _File, weights: Weights, model_layer: int | None, folder
         calibrator=Calibrator("temperature", (1.0,)),
         # Signals are then logits; NaN is null on disk, which would not come back as a number.
         noise=NoiseFloor(0.0, 1.0),
-        grade=Grade.C,
+        grade=None,
         metrics=metrics,
         trajectory=(),
+        status="ungraded",
+        reason="imported: never measured here",
     )
 
 
@@ -321,6 +331,7 @@ def _provenance(folder: Path, sidecar: Sidecar | None, family: str, hidden: int)
     return {
         "store": {"digest": _UNKNOWN, "model": model, "settings": {"pooling": _UNKNOWN}},
         "labels": None,
+        "grading_rule": RULE,
         "settings": settings,
         "imported": {"from": "hatcat", "unknown": ["store", "settings"]},
     }

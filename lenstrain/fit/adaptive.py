@@ -29,9 +29,10 @@ from lenstrain.errors import SettingsError, TooFewSamplesError
 from lenstrain.families.kinds import FAMILIES
 from lenstrain.fit.choice import ModelLayerChoice, choose_model_layers
 from lenstrain.fit.controls import Controls
+from lenstrain.fit.cut import draw_thresholds
 from lenstrain.fit.fitted import FittedLens
 from lenstrain.fit.iterations import AdaptiveTraining, IterationTime
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Iteration
 from lenstrain.settings import FitProgress, FitSettings, OnProgress, settings_to_json
 
@@ -159,10 +160,22 @@ def fit_targets(
             lens.score_by_model_layer = its.score_by_model_layer
         in_order += [found] if found else []
     times = dict(sorted(times.items()))
-    return [
-        FitResult([found[number] for found in in_order], dict(skipped), times, vocabulary)
-        for number in range(len(wanted))
-    ]
+    fits = [[found[number] for found in in_order] for number in range(len(wanted))]
+    if settings.fpr is None:
+        for fit in fits:
+            settle_thresholds(dataset, fit)
+    return [FitResult(fit, dict(skipped), times, vocabulary) for fit in fits]
+
+
+def settle_thresholds(dataset: LensDataset, lenses: Sequence[FittedLens]) -> None:
+    """Draw the thresholds of a fit's lenses towards those of their levels.
+
+    Thresholds for a false positive rate stay: they are chosen on nearly all rows.
+    """
+    levels = dataset.hierarchy.levels
+    drawn = draw_thresholds([lens.cut for lens in lenses], [levels[x.concept] for x in lenses])
+    for lens, cut in zip(lenses, drawn, strict=True):
+        lens.cut = cut
 
 
 def fit_again(
@@ -189,8 +202,9 @@ def fit_again(
 
 def _progress(through: Sequence[Sequence[FittedLens]], total: int) -> FitProgress:
     first = [found[0] for found in through]
-    counts = Counter(lens.grade.value for lens in first)
-    grades = tuple((grade.value, counts[grade.value]) for grade in Grade)
+    counts = Counter(lens.verdict.grade for lens in first)
+    grades = tuple((grade.value, counts[grade]) for grade in Grade)
+    grades += (("ungraded", counts[None]),) if counts[None] else ()
     graduated = sum(lens.graduated for lens in first)
     return FitProgress("fitting", len(first), total, graduated, grades)
 

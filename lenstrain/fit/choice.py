@@ -51,8 +51,8 @@ def choose_model_layers(
     Linear lenses, fitted on all samples, find where a concept can be read, whatever the family. A
     concept has few calibration samples, and the best of thirty model layers on a few samples is
     mostly luck. So a concept's own score is drawn towards the mean score of the model layer over
-    all concepts (empirical Bayes), with the weight of `_PRIOR` samples. Of equal ones, the lowest
-    model layer is chosen.
+    all concepts (empirical Bayes), with the weight of `_PRIOR` samples. `best_for_each` says what
+    decides a tie.
 
     Raises
     ------
@@ -137,14 +137,25 @@ def calibration_scores(
 
 
 def best_for_each(scores: NDArray[np.float64], tasks: Sequence[TaskRows]) -> list[int]:
-    """Which row of `scores` (candidates, tasks) is best for each task; of equal ones the first.
+    """Which row of `scores` (candidates, tasks) is best for each task.
 
-    A task's own scores are drawn towards the mean over tasks, the more so the fewer calibration
-    samples it has.
+    A task's own scores are drawn towards the mean over tasks, the more so the fewer unnamed
+    calibration texts it has. A task without any has no vote and takes what the mean says, as do
+    tasks whose scores are equal. Where nobody has a vote, or the means are equal, too, it is the
+    middle one of the best: at the first model layers a lens reads words, names among them.
     """
-    seen = np.array([len(task.task.positives[CALIBRATION]) for task in tasks])
-    drawn = (seen * scores + _PRIOR * np.mean(scores, axis=1, keepdims=True)) / (seen + _PRIOR)
-    return [int(number) for number in drawn.round(9).argmax(axis=0)]
+    votes = np.array([task.n_texts(CALIBRATION, "unnamed") for task in tasks])
+    votes[np.isnan(scores).any(axis=0)] = 0
+    known = np.where(votes > 0, np.nan_to_num(scores), 0.0)
+    mean = known.sum(axis=1, keepdims=True) / max(1, (votes > 0).sum())
+    drawn = ((votes * known + _PRIOR * mean) / (votes + _PRIOR)).round(9)
+    return [_best(column, mean[:, 0].round(9)) for column in drawn.T]
+
+
+def _best(own: NDArray[np.float64], mean: NDArray[np.float64]) -> int:
+    best = np.flatnonzero(own == own.max())
+    best = best[mean[best] == mean[best].max()]
+    return int(best[(len(best) - 1) // 2])
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from lenstrain.data.words import word_features
 from lenstrain.families.contract import Scores, Trainer
 from lenstrain.families.linear import LinearFit, LinearTrainer
 from lenstrain.fit.fitted import Control
-from lenstrain.fit.measure import decide, deciding
+from lenstrain.fit.measure import calibration_score, decide, deciding
+from lenstrain.metrics.score import Ranked
 from lenstrain.metrics.thresholds import classify
 from lenstrain.settings import FitSettings
 
@@ -30,6 +32,17 @@ CONTROLS = ("shuffled labels", "random direction", "text length", "words of the 
 
 _WORDS_C = 10.0  # in the middle of what text lenses choose from
 _LENGTH_C = 1.0
+
+
+class MeasuredControls(NamedTuple):
+    """The controls of one lens."""
+
+    controls: dict[str, Control]
+    best: str
+    """The control with the best score on the calibration split: by the test split, the luckiest of
+    four would be chosen."""
+    ranked: Ranked
+    """What it makes of the graded texts."""
 
 
 class Controls:
@@ -66,7 +79,7 @@ class Controls:
         which: Sequence[int],
         counts: Sequence[int],
         strengths: Sequence[float],
-    ) -> list[dict[str, Control]]:
+    ) -> list[MeasuredControls]:
         """All controls of some concepts.
 
         Parameters
@@ -96,24 +109,20 @@ class Controls:
             (self.lengths, {"text length": fit_alone(self.lengths, _LENGTH_C)}),
             (self.words, {"words of the prompt": fit_alone(self.words, _WORDS_C)}),
         ]
-        found: list[dict[str, Control]] = [{} for _ in tasks]
+        measured: list[dict[str, tuple[float, Ranked, Control]]] = [{} for _ in tasks]
+        prevalence = self.settings.prevalence
         for seen, named in fits:
-            alone = [*named.values()]
-            test = seen.logits(alone, TEST)
-            # A threshold for a false positive rate is chosen on nearly all rows, others on a few.
-            every = None if self.settings.fpr is None else seen.logits(alone, CALIBRATION)
+            test, calibration = (seen.logits([*named.values()], s) for s in (TEST, CALIBRATION))
             for column, (name, number) in enumerate(product(named, range(len(tasks)))):
                 task, drawn, logits = tasks[number], tasks[number].drawn(TEST), test[column]
-                held = deciding(task, self.settings)
-                if every is None:
-                    chosen = seen.logits_of(named[name], number, CALIBRATION, held.rows)
-                else:
-                    chosen = every[column, held.rows]
-                threshold = decide(held, chosen, self.settings)
-                score = task.score(TEST, logits, self.settings.prevalence)
+                held, chosen = deciding(task, self.settings), calibration[column]
+                threshold = decide(held, chosen[held.rows], self.settings)
+                ranked = task.ranked(TEST, logits)
                 f1 = classify(drawn.y, logits[drawn.rows], threshold).f1
-                found[number][name] = Control(score, f1)
-        return found
+                control = Control(ranked.score(prevalence), f1)
+                by = calibration_score(task, chosen, prevalence)
+                measured[number][name] = by, ranked, control
+        return [_with_best(each) for each in measured]
 
     def _shuffled(self, task: TaskRows, count: int) -> NDArray[np.bool_]:
         """Targets of the rows, shuffled among samples: both phases of a sample stay alike."""
@@ -147,3 +156,9 @@ def _unfitted(weight: NDArray[np.float64]) -> LinearFit:
     """Weights (lenses, features) as a fit, without biases."""
     n = len(weight)
     return LinearFit(weight, np.zeros(n), [], np.ones(n, np.bool_))
+
+
+def _with_best(measured: dict[str, tuple[float, Ranked, Control]]) -> MeasuredControls:
+    best = max(CONTROLS, key=lambda name: np.nan_to_num(measured[name][0], nan=-1.0))
+    controls = {name: control for name, (_, _, control) in measured.items()}
+    return MeasuredControls(controls, best, measured[best][1])

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from lenstrain.families.weights import Weights
+from lenstrain.fit.cut import Cut
 from lenstrain.metrics.calibrators import Calibrator, Reliability
-from lenstrain.metrics.score import Grade, Interval, Ranking
+from lenstrain.metrics.grade import Evidence, Verdict, judge_evidence
+from lenstrain.metrics.score import Interval, Ranked, Ranking
 from lenstrain.pack.lens import Direction, Iteration, NoiseFloor
 
 
@@ -41,35 +45,32 @@ class FittedLens:
     weights: Weights
     C: float | None
     """Inverse L2 strength it was fitted with, where its family has one."""
-    threshold: float
-    """Logit from which on the concept counts as present."""
+    cut: Cut
+    """Its decision threshold, and its metrics there."""
     calibrator: Calibrator
     """Calibrated probability; both classes alike in prevalence."""
     noise: NoiseFloor
-    ranking: Ranking
-    """Against all held-out samples."""
+    graded: Ranked
+    """Its unnamed test texts, ranked among all other test samples."""
+    score: float
+    """On these: what the grade rests on; NaN where there are none."""
     score_interval: Interval
     """95 % confidence interval of the score."""
+    named_score: float
+    """Score on test texts that name the concept: how well it detects the name; NaN without any."""
+    ranking: Ranking
+    """On all test samples, named or not."""
     calibration_score: float
     """Score on the calibration split: what may decide between two lenses."""
-    unnamed_score: float
-    """Score on held-out samples that do not name their concept."""
     phase_scores: dict[str, float]
     """Score on the vectors of each phase alone."""
     train_f1: float
-    test_f1: float
-    f1_unnamed: float
-    """Test F1 of positives that do not name the concept, against the same negatives; NaN without
-    any."""
-    f1_named: float
-    """Test F1 of those that do."""
-    precision: float
-    recall: float
-    false_positive_rate: float
-    """Share of all unrelated test samples at or above the threshold."""
+    """At the threshold that the concept's own samples ask for."""
     probability: ProbabilityQuality
     n_test: int
-    """Positive test samples."""
+    """Distinct positive test texts."""
+    n_test_unnamed: int
+    """Of those, texts that do not name the concept."""
     converged: bool
     score_by_model_layer: dict[int, float] = field(default_factory=dict)
     """Calibration score at each model layer that it was chosen from; empty if there was one."""
@@ -77,6 +78,11 @@ class FittedLens:
     hungry: bool = False
     """Every cached sample was used and the lens did not graduate."""
     controls: dict[str, Control] = field(default_factory=dict)
+    best_control: str = ""
+    """The control with the best score on the calibration split."""
+    lead: float = np.nan
+    """Lower end of the 95 % interval of its score minus that of this control; NaN before there are
+    controls."""
     trajectory: list[Iteration] = field(default_factory=list)
     refined: tuple[str, ...] = ()
     """Concepts whose samples it was fitted again with, because their lenses fired on its own."""
@@ -86,15 +92,33 @@ class FittedLens:
     """What to steer along, one for each model layer."""
 
     @property
-    def grade(self) -> Grade:
+    def threshold(self) -> float:
+        """Logit from which on the concept counts as present."""
+        return self.cut.threshold
+
+    @property
+    def test_f1(self) -> float:
+        """At its threshold, both classes alike in prevalence."""
+        return self.cut.metrics.f1
+
+    @property
+    def verdict(self) -> Verdict:
         """How far it can be trusted."""
-        return Grade.of(self.ranking.score)
+        evidence = Evidence(
+            score=self.score,
+            interval=self.score_interval,
+            n_unnamed=self.n_test_unnamed,
+            control=self.best_control,
+            lead=self.lead,
+            false_positive_rate=self.cut.metrics.false_positive_rate,
+            test_f1=self.test_f1,
+        )
+        return judge_evidence(evidence)
 
     @property
     def unbeaten(self) -> list[str]:
-        """Controls whose score the lens does not exceed."""
-        score = self.ranking.score
-        return [name for name, control in self.controls.items() if not score > control.score]
+        """Controls whose score the lens does not exceed; none where there is no score."""
+        return [name for name, control in self.controls.items() if control.score >= self.score]
 
     @property
     def n_samples(self) -> int:

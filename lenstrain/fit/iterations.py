@@ -32,7 +32,7 @@ from lenstrain.fit.controls import Controls
 from lenstrain.fit.directions import steering_directions
 from lenstrain.fit.fitted import FittedLens
 from lenstrain.fit.measure import decide, deciding, judge, measure
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Iteration
 from lenstrain.parallel import chunks_by_size, cores
 from lenstrain.settings import FitSettings
@@ -55,7 +55,7 @@ class _Run:
     """One concept on its way: what was recorded, and for which of the settings it has a lens."""
 
     def __init__(self, rows: TaskRows, wanted: Sequence[FitSettings]) -> None:
-        self.rows, self.wanted, self._n_test = rows, wanted, len(rows.task.positives[TEST])
+        self.rows, self.wanted, self._n_test = rows, wanted, rows.n_texts(TEST)
         self.steps: list[Iteration] = []
         self.stopped: dict[int, int] = {}  # number of the settings: iteration
         self.lenses: dict[int, FittedLens] = {}  # by iteration
@@ -387,7 +387,11 @@ class AdaptiveTraining:
         every = [run.rows for run in runs]
         directions = steering_directions(self.features, every, self.model_layers)
         for end, found in zip(ends, controls, strict=True):
-            end.lens.controls, end.lens.directions = found, directions[end.place]
+            lens = end.lens
+            lens.controls, lens.directions = found.controls, directions[end.place]
+            seed = stable_seed("lead", self.settings.seed, lens.concept)
+            lens.best_control = found.best
+            lens.lead = lens.graded.lead_over(found.ranked, self.settings.prevalence, seed=seed)
         for run in runs:
             run.rows.forget()
         return [run.result() for run in runs]

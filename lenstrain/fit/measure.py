@@ -15,6 +15,7 @@ from lenstrain.data.dataset import CALIBRATION, TEST, stable_seed
 from lenstrain.data.features import Features
 from lenstrain.data.rows import HeldOut, TaskRows
 from lenstrain.families.weights import Weights
+from lenstrain.fit.cut import Cut, Drawn
 from lenstrain.fit.fitted import FittedLens, ProbabilityQuality
 from lenstrain.metrics.calibrators import (
     Calibrator,
@@ -23,7 +24,8 @@ from lenstrain.metrics.calibrators import (
     expected_calibration_error,
     reliability,
 )
-from lenstrain.metrics.score import Grade, ranking, score_interval
+from lenstrain.metrics.grade import Grade, lack_of_texts
+from lenstrain.metrics.score import ranking
 from lenstrain.metrics.thresholds import best_threshold, classify, threshold_for_fpr
 from lenstrain.pack.lens import Iteration, NoiseFloor
 from lenstrain.settings import FitSettings
@@ -63,8 +65,9 @@ def judge(
     train_f1 = classify(training.targets[: len(training_logits)], training_logits, threshold).f1
     test_f1 = classify(drawn.y, test[drawn.rows], threshold).f1
     score = rows.score(TEST, test, settings.prevalence)
+    grade = "ungraded" if lack_of_texts(rows.n_graded) else Grade.of(score).value
     counts = training.n_positives[iteration - 1], training.n_negatives[iteration - 1]
-    return Iteration(*counts, train_f1, test_f1, score, Grade.of(score), False)
+    return Iteration(*counts, train_f1, test_f1, score, grade, False)
 
 
 def measure(
@@ -84,51 +87,53 @@ def measure(
     task, dataset, prevalence = rows.task, features.dataset, settings.prevalence
     test, calibration = logits[TEST], logits[CALIBRATION]
     drawn, judged = rows.drawn(TEST), rows.judged(TEST)
-    of_test = classify(drawn.y, test[drawn.rows], threshold)
     seed = stable_seed("measure", settings.seed, task.concept)
     own, unrelated = rows.drawn(CALIBRATION), rows.judged(CALIBRATION)
     calibrator, losses = choose_calibrator(own.y, calibration[own.rows], own.samples, seed=seed)
     background = calibration[unrelated.rows[~unrelated.y]]
+    noise = NoiseFloor(float(background.mean()), float(background.std()))
     in_test = dataset.split_slices[TEST]
-    phase, unnamed = dataset.phases_by_split[in_test], dataset.unnamed
+    phase, graded = dataset.phases_by_split[in_test], rows.ranked(TEST, test)
+    is_unnamed = dataset.unnamed(task.concept, drawn.samples)
 
     def score_of(chosen: NDArray[np.bool_]) -> float:
         """Score on some of the judged rows; `chosen` (rows of the test split,)."""
         keep = chosen[judged.rows]
         return float(ranking(judged.y[keep], test[judged.rows[keep]], prevalence).score)
 
-    def f1_of(named: bool) -> float:
-        positives = task.positives[TEST]
-        chosen = positives[unnamed[positives] != named]
-        held = rows.drawn_from(TEST, chosen)
-        return float(classify(held.y, test[held.rows], threshold).f1) if len(chosen) else np.nan
-
     return FittedLens(
         concept=task.concept,
         model_layers=model_layers,
         weights=weights,
         C=C,
-        threshold=threshold,
         calibrator=calibrator,
-        noise=NoiseFloor(float(background.mean()), float(background.std())),
+        noise=noise,
+        graded=graded,
+        score=graded.score(prevalence),
+        score_interval=graded.interval(prevalence, seed=seed),
+        named_score=rows.score(TEST, test, prevalence, "named"),
         ranking=ranking(judged.y, test[judged.rows], prevalence),
-        score_interval=score_interval(
-            judged.y, test[judged.rows], prevalence, groups=judged.samples, seed=seed
-        ),
-        calibration_score=ranking(unrelated.y, calibration[unrelated.rows], prevalence).score,
-        unnamed_score=score_of(unnamed[dataset.samples_by_split[in_test]]),
+        calibration_score=calibration_score(rows, calibration, prevalence),
         phase_scores={name: score_of(phase == i) for i, name in enumerate(dataset.phases)},
         train_f1=step.train_f1,
-        test_f1=step.test_f1,
-        f1_unnamed=f1_of(False),
-        f1_named=f1_of(True),
-        precision=of_test.precision,
-        recall=of_test.recall,
-        false_positive_rate=float((test[judged.rows[~judged.y]] >= threshold).mean()),
+        cut=Cut.make(
+            threshold,
+            noise,
+            Drawn(drawn.y, drawn.y & is_unnamed, test[drawn.rows]),
+            test[judged.rows[~judged.y]],
+            rows.n_texts(CALIBRATION),
+        ),
         probability=_probability_quality(drawn, test, calibrator, losses),
-        n_test=len(task.positives[TEST]),
+        n_test=rows.n_texts(TEST),
+        n_test_unnamed=rows.n_graded,
         converged=converged,
     )
+
+
+def calibration_score(rows: TaskRows, logits: NDArray[np.float64], prevalence: float) -> float:
+    """Score on the unnamed calibration samples; on all of them where there are none."""
+    score = rows.score(CALIBRATION, logits, prevalence)
+    return rows.score(CALIBRATION, logits, prevalence, "all") if np.isnan(score) else score
 
 
 def _probability_quality(

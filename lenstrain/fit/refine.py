@@ -19,7 +19,7 @@ from lenstrain.compare.rivals import LensCheck
 from lenstrain.data.dataset import TRAIN, LensDataset, Rows
 from lenstrain.data.rows import TaskRows
 from lenstrain.data.tasks import Task, draw_task
-from lenstrain.fit.adaptive import FitResult, fit_again
+from lenstrain.fit.adaptive import FitResult, fit_again, settle_thresholds
 from lenstrain.fit.fitted import FittedLens
 from lenstrain.settings import FitProgress, FitSettings, OnProgress
 
@@ -63,7 +63,10 @@ def refine_lenses(
             old = before[lens.concept]
             if lens.calibration_score > old.calibration_score:
                 better[lens.concept] = _in_place_of(old, lens, confusers[lens.concept], settings)
-    return replace(result, lenses=[better.get(lens.concept, lens) for lens in result.lenses])
+    lenses = [better.get(lens.concept, lens) for lens in result.lenses]
+    if settings.fpr is None:
+        settle_thresholds(dataset, lenses)
+    return replace(result, lenses=lenses)
 
 
 def _needs_it(check: LensCheck) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lenstrain.data.dataset import LensDataset
 from lenstrain.fit.adaptive import FitResult, FitSettings, FittedLens, settings_to_json
-from lenstrain.metrics.score import is_uncertain
+from lenstrain.metrics.grade import RULE
 from lenstrain.pack.folder import none_for_nan
 from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
@@ -27,6 +27,7 @@ def make_lens_pack(
 
 def _ship(lens: FittedLens, name: str, level: int) -> Lens:
     rank, interval, probability = lens.ranking, lens.score_interval, lens.probability
+    verdict, cut = lens.verdict, lens.cut.metrics
     return Lens(
         concept=lens.concept,
         name=name,
@@ -36,27 +37,32 @@ def _ship(lens: FittedLens, name: str, level: int) -> Lens:
         threshold=lens.threshold,
         calibrator=lens.calibrator,
         noise=lens.noise,
-        grade=lens.grade,
+        grade=verdict.grade,
+        status=verdict.status,
+        reason=verdict.reason,
         metrics={
             "test_f1": lens.test_f1,
-            "test_f1_unnamed": lens.f1_unnamed,
-            "test_f1_named": lens.f1_named,
+            "test_f1_unnamed": cut.f1_unnamed,
+            "test_f1_named": cut.f1_named,
             "train_f1": lens.train_f1,
-            "precision": lens.precision,
-            "recall": lens.recall,
-            "false_positive_rate": lens.false_positive_rate,
-            "score": rank.score,
+            "precision": cut.precision,
+            "recall": cut.recall,
+            "false_positive_rate": cut.false_positive_rate,
+            "score": lens.score,
             "score_low": interval.low,
             "score_high": interval.high,
-            "grade_uncertain": is_uncertain(rank.score, interval),
+            "grade_uncertain": verdict.is_uncertain,
+            "score_named": lens.named_score,
+            "score_all": rank.score,
             "average_precision": rank.average_precision,
             "auroc": rank.auroc,
             "calibration_score": lens.calibration_score,
-            "score_unnamed": lens.unnamed_score,
             "score_by_phase": lens.phase_scores,
             "score_by_model_layer": {str(n): s for n, s in lens.score_by_model_layer.items()},
             "controls": {name: control._asdict() for name, control in lens.controls.items()},
             "unbeaten_controls": lens.unbeaten,
+            "best_control": lens.best_control,
+            "lead_over_controls": lens.lead,
             "brier": probability.brier,
             "brier_before": probability.brier_before,
             "expected_calibration_error": probability.expected_calibration_error,
@@ -65,6 +71,7 @@ def _ship(lens: FittedLens, name: str, level: int) -> Lens:
             "reliability": none_for_nan(probability.reliability.to_json()),
             "n_samples": lens.n_samples,
             "n_test": lens.n_test,
+            "n_test_unnamed": lens.n_test_unnamed,
             "n_judged": rank.n_positive + rank.n_negative,
             "iterations": len(lens.trajectory),
             "test_looks": len(lens.trajectory),
@@ -89,6 +96,7 @@ def pack_provenance(dataset: LensDataset, settings: FitSettings) -> dict[str, An
     return {
         "store": {"digest": dataset.store.digest(), **header},
         "labels": labels,
+        "grading_rule": RULE,
         "settings": settings_to_json(settings),
         "rounds": list(dataset.rounds),
         "layers": sorted({dataset.hierarchy.levels[concept] for concept in dataset.concepts}),

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.errors import SettingsError
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade, Status
 from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
 
@@ -33,6 +33,8 @@ class Rule:
     """What a lens needs for being named."""
 
     min_grade: Grade = Grade.B
+    untrusted: bool = False
+    """Whether a lens is named, too, that is ungraded or whose grade is capped."""
     min_signal: float = MIN_SIGNAL
     """Deviations above its noise floor at a token; one less over a whole text. Its threshold has
     to be reached, too."""
@@ -43,12 +45,20 @@ class Finding(NamedTuple):
 
     concept: str
     name: str
-    grade: Grade
+    grade: Grade | None
     logit: float
     probability: float
     """Calibrated; as if the concept were as often there as not."""
     signal: float
     """Deviations above its noise floor."""
+    status: Status
+    reason: str
+    """Why it is ungraded or capped; "" otherwise."""
+
+    @property
+    def grade_shown(self) -> str:
+        """Its grade for people; "-" where it has none."""
+        return "-" if self.grade is None else self.grade.value
 
 
 class Presence:
@@ -58,7 +68,9 @@ class Presence:
         self.lenses, self.rule = tuple(lenses), rule
         mean = np.array([lens.noise.mean for lens in lenses])
         deviation = np.array([lens.noise.deviation for lens in lenses])
-        graded = np.array([lens.grade.reaches(rule.min_grade) for lens in lenses], np.bool_)
+        graded = np.array(
+            [lens.reaches(rule.min_grade, untrusted=rule.untrusted) for lens in lenses], np.bool_
+        )
         threshold = np.array([lens.threshold for lens in lenses])
         self.n_judged = int(graded.sum())
         """Lenses whose grade is good enough."""
@@ -76,7 +88,8 @@ class Presence:
         """What a lens says at a logit."""
         lens, value = self.lenses[number], np.array([logit])
         probability, signal = float(lens.calibrator(value)[0]), float(lens.signal(value)[0])
-        return Finding(lens.concept, lens.name, lens.grade, float(logit), probability, signal)
+        figures = (float(logit), probability, signal)
+        return Finding(lens.concept, lens.name, lens.grade, *figures, lens.status, lens.reason)
 
     def strongest(
         self, logits: NDArray[np.float32], top: int, *, whole: bool = False

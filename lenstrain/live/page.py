@@ -79,14 +79,14 @@ def _token(token: TokenReading, bar: float) -> str:
 def _line(found: Finding) -> str:
     figures = f"p {found.probability:.2f}, {found.signal:+.1f} deviations"
     name = f'<span class="name">{_shown(found.name)}</span>'
-    return f"{name}: grade {found.grade.value}, {figures}"
+    return f"{name}: grade {found.grade_shown}, {figures}"
 
 
 def _table(findings: tuple[Finding, ...]) -> str:
     if not findings:
         return "<p>No lens is sure that its concept is there.</p>"
     rows = "".join(
-        f'<tr><td class="name">{_shown(f.name)}</td><td>{f.grade.value}</td>'
+        f'<tr><td class="name">{_shown(f.name)}</td><td>{f.grade_shown}</td>'
         f"<td>{f.probability:.2f}</td><td>{f.signal:+.1f}</td></tr>"
         for f in findings
     )

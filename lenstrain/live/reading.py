@@ -60,6 +60,7 @@ class Reading:
         return {
             "window": self.window,
             "min_grade": self.rule.min_grade.value,
+            "untrusted": self.rule.untrusted,
             "min_signal": self.rule.min_signal,
             "n_lenses": self.n_lenses,
             "n_judged": self.n_judged,
@@ -160,4 +161,4 @@ def check_model(
 
 
 def _finding_json(found: Finding) -> dict[str, Any]:
-    return {**found._asdict(), "grade": found.grade.value}
+    return {**found._asdict(), "grade": found.grade and found.grade.value}

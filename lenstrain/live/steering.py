@@ -9,7 +9,7 @@ import numpy as np
 
 from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearWeights
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Direction, Lens
 from lenstrain.pack.pack import LensPack
 
@@ -48,13 +48,14 @@ def directions_of(
     Raises
     ------
     SettingsError
-        If its grade is C and that is not allowed, or there is no such direction.
+        If it is ungraded, capped or of grade C and that is not allowed, or has no direction.
     """
-    if lens.grade is Grade.C and not allow_grade_c:
+    if not (allow_grade_c or lens.reaches(Grade.B)):
+        why = f" ({lens.reason})" if lens.reason else f" (score {lens.metrics['score']:.2f})"
+        grade = "is ungraded" if lens.grade is None else f"has grade {lens.grade.value}"
         raise SettingsError(
-            f"the lens of {lens.concept} has grade C (score {lens.metrics['score']:.2f}): it "
-            "hardly tells the concept from others, so its direction may be that of something else; "
-            "take another, or allow grade C"
+            f"the lens of {lens.concept} {grade}{why}: it may hardly tell the concept from others, "
+            "so its direction may be that of something else; take another, or allow grade C"
         )
     found = lens.directions if kind == "mean-difference" else _across(lens)
     if not found:

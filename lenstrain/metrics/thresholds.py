@@ -44,8 +44,10 @@ def best_threshold(y: NDArray[np.bool_], logits: NDArray[np.float64]) -> float:
     below = np.concatenate([[0, np.searchsorted(ascending, 0.0)], cut])
     cuts = np.concatenate([[ascending[0] - 1.0, 0.0], (ascending[cut - 1] + ascending[cut]) / 2])
     n_positive = positives_below[-1]
-    recall = 1 - positives_below[below] / n_positive
-    false_rate = 1 - (below - positives_below[below]) / (len(logits) - n_positive)
+    n_negative = len(logits) - n_positive
+    # In the arithmetic of `classify`: what ties there must tie here.
+    recall = (n_positive - positives_below[below]) / n_positive
+    false_rate = (n_negative - (below - positives_below[below])) / n_negative
     f1 = 2 * recall / (recall + false_rate + 1)
     best = cuts[f1 == f1.max()]
     return float(best[np.abs(best).argmin()])

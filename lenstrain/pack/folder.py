@@ -32,7 +32,7 @@ from lenstrain.data.words import Vocabulary
 from lenstrain.errors import LensPackExistsError, LensPackFormatError, LensPackNotFoundError
 from lenstrain.families.weights import Weights
 from lenstrain.metrics.calibrators import Calibrator
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Direction, Iteration, Lens, NoiseFloor
 from lenstrain.pack.tensors import pack_directions, pack_weights, unpack_directions, unpack_weights
 
@@ -191,7 +191,9 @@ def lens_to_json(lens: Lens) -> dict[str, Any]:
         "threshold": lens.threshold,
         "calibration": lens.calibrator.to_json(),
         "noise_floor": lens.noise._asdict(),
-        "grade": lens.grade.value,
+        "grade": None if lens.grade is None else lens.grade.value,
+        "status": lens.status,
+        "reason": lens.reason,
         "metrics": lens.metrics,
         "trajectory": [step._asdict() for step in lens.trajectory],
         "beyond": [step._asdict() for step in lens.beyond],
@@ -213,10 +215,13 @@ def lens_from_json(data: dict[str, Any], weights: Weights, vectors: NDArray[np.f
         threshold=data["threshold"],
         calibrator=Calibrator.from_json(data["calibration"]),
         noise=NoiseFloor(**data["noise_floor"]),
-        grade=Grade(data["grade"]),
+        grade=None if data["grade"] is None else Grade(data["grade"]),
+        # Packs of an older rule of grading have neither.
+        status=data.get("status", "provisional"),
+        reason=data.get("reason", ""),
         metrics=_nan_for_none(data["metrics"]),
-        trajectory=tuple(Iteration(**step) for step in data["trajectory"]),
-        beyond=tuple(Iteration(**step) for step in data["beyond"]),
+        trajectory=tuple(Iteration(**_nan_for_none(step)) for step in data["trajectory"]),
+        beyond=tuple(Iteration(**_nan_for_none(step)) for step in data["beyond"]),
         directions=tuple(Direction(*each) for each in found),
     )
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.weights import Weights
 from lenstrain.metrics.calibrators import Calibrator
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade, Status
 
 
 class Iteration(NamedTuple):
@@ -62,7 +62,8 @@ class Lens:
     calibrator: Calibrator
     noise: NoiseFloor
     """Its logits where nothing of the concept is: what to tell a signal from."""
-    grade: Grade
+    grade: Grade | None
+    """How far it can be trusted on texts that do not name its concept; None if nobody knows."""
     metrics: dict[str, Any]
     """Everything measured: F1, score, average precision, AUROC, scores by phase, controls ..."""
     trajectory: tuple[Iteration, ...]
@@ -70,6 +71,30 @@ class Lens:
     """Iterations after graduation, recorded for `lenstrain impact`."""
     directions: tuple[Direction, ...] = ()
     """What to steer along, one for each of its model layers; none if it reads text."""
+    status: Status = "provisional"
+    reason: str = ""
+    """Why it is ungraded, or what holds its grade down whatever its score is; "" otherwise."""
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether something other than its score holds its grade down."""
+        return self.grade is not None and bool(self.reason)
+
+    @property
+    def grade_shown(self) -> str:
+        """Its grade for people; "-" where it has none."""
+        return "-" if self.grade is None else self.grade.value
+
+    def reaches(self, wanted: Grade, *, untrusted: bool = False) -> bool:
+        """Whether its grade is at least as good as wanted.
+
+        Parameters
+        ----------
+        untrusted : also if it is ungraded or capped, whatever is wanted.
+        """
+        if self.grade is None or self.is_capped:
+            return untrusted
+        return self.grade.reaches(wanted)
 
     @property
     def model_layer(self) -> int:

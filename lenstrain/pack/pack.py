@@ -20,7 +20,7 @@ from lenstrain.data.tasks import SHORT
 from lenstrain.data.words import Vocabulary
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.weights import Weights
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.folder import PackContent, family_of, read_folder, write_beside, write_folder
 from lenstrain.pack.lens import Lens
 
@@ -193,22 +193,31 @@ class LensPack:
         return self._by_model_layer[model_layer]
 
     def grades(self) -> dict[str, int]:
-        """How many lenses have each grade."""
-        counts = Counter(lens.grade.value for lens in self.lenses)
-        return {grade.value: counts[grade.value] for grade in Grade}
+        """How many lenses have each grade, and how many have none."""
+        counts = Counter("ungraded" if lens.grade is None else lens.grade.value for lens in self)
+        return {grade: counts[grade] for grade in (*(g.value for g in Grade), "ungraded")}
+
+    @property
+    def grading_rule(self) -> int:
+        """Number of the rule that its grades come from: see `lenstrain.metrics.grade.RULE`."""
+        return int(self.provenance.get("grading_rule", 1))
 
     def summary(self) -> dict[str, Any]:
         """The pack in a few numbers."""
 
         def mean(metric: str) -> float:
-            values = [lens.metrics[metric] for lens in self.lenses]
+            # What packs of an older rule did not measure is left out.
+            values = [lens.metrics.get(metric, math.nan) for lens in self.lenses]
             values = [value for value in values if not math.isnan(value)]
             return float(np.mean(values)) if values else math.nan
 
-        of = ("test_f1", "test_f1_unnamed", "test_f1_named", "score", "n_samples", "iterations")
+        of = ["test_f1", "test_f1_unnamed", "test_f1_named", "score", "score_named", "n_samples"]
+        of.append("iterations")
         return {
             "n_lenses": len(self),
             "grades": self.grades(),
+            "grading_rule": self.grading_rule,
+            "capped": sum(lens.is_capped for lens in self),
             "graduated": sum(lens.metrics["graduated"] for lens in self.lenses),
             "hungry": self.hungry,
             "skipped": self.skipped,

@@ -75,7 +75,7 @@ def _concept(
         definition=f"What the {name} is.",
         parents=parents,
         examples=tuple(
-            f"Sight {i} of it, as kept in book {stable_hash(name) % 9973}."
+            f"Sight {i} of it, as kept in book {stable_hash(name, i) % 9973}."
             for i in range(n_examples)
         ),
         contrasts=tuple(f"The word {name} on van {i}." for i in range(n_contrasts)),

@@ -277,7 +277,7 @@ def test_a_temperature_confound_is_flagged(tmp_path: Path) -> None:
 def test_a_correlation_beyond_chance_but_small_is_not_flagged(tmp_path: Path) -> None:
     def change(plan: SamplePlan) -> SamplePlan:
         temperature = plan.temperature.copy()
-        temperature[rows_of(plan, "nature")] += 0.15
+        temperature[rows_of(plan, "nature")] += 0.2
         return replace(plan, temperature=temperature)
 
     factor = factor_of(audited(tmp_path, change), "temperature")

@@ -14,7 +14,7 @@ from lenscache.concepts.prompts import CONTRAST, KINDS, NEGATIVE, POSITIVE
 from lenscache.errors import StoreIncompleteError
 from lenscache.store.store import Store, create_store, open_store
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Rows, open_dataset
-from lenstrain.data.tasks import Task, draw_task
+from lenstrain.data.tasks import HELD_OUT_NEGATIVES, Task, draw_task
 from lenstrain.errors import SettingsError, TooFewSamplesError
 from tests.lenstrain.conftest import (
     BRANCHES,
@@ -216,9 +216,27 @@ def test_negatives_differ_between_seeds_and_not_between_runs(planted_store: Stor
     assert drawn[0].tolist() != drawn[2].tolist()
 
 
-def test_negatives_are_as_many_as_asked_for(planted: LensDataset) -> None:
-    task = draw_task(planted, "bird", lambda n: 2 * n)
-    assert [len(rows) for rows in task.negatives] == [2 * len(rows) for rows in task.positives]
+@pytest.mark.parametrize("least", [1, 30, HELD_OUT_NEGATIVES])
+def test_negatives_are_as_many_as_asked_for_and_in_held_out_splits_enough_to_cut_by(
+    planted: LensDataset, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lenstrain.data.tasks.HELD_OUT_NEGATIVES", least)
+    task, every = draw_task(planted, "bird", lambda n: 2 * n), draw_task(planted, "bird", many)
+    asked = [2 * len(rows) for rows in task.positives]
+    there = [len(rows) for rows in every.negatives]
+    assert [len(rows) for rows in task.negatives] == [
+        asked[TRAIN],
+        min(max(asked[CALIBRATION], least), there[CALIBRATION]),
+        min(max(asked[TEST], least), there[TEST]),
+    ]
+    assert asked[TRAIN] < there[TRAIN]
+    assert max(asked[CALIBRATION], asked[TEST]) < 30 < min(there[CALIBRATION], there[TEST])
+    for some, all_of_them in zip(task.negatives, every.negatives, strict=True):
+        np.testing.assert_array_equal(some, all_of_them[: len(some)])
+
+
+def test_held_out_splits_draw_three_hundred_negatives() -> None:
+    assert HELD_OUT_NEGATIVES == 300
 
 
 # --- splits -------------------------------------------------------------------------------------
@@ -346,9 +364,41 @@ def test_both_phases_of_a_prompt_store_are_its_prompts(tmp_path: Path) -> None:
     assert dataset.vectors(0).shape == (dataset.n_samples, HIDDEN)
 
 
-def test_unnamed_samples_are_the_natural_examples(planted: LensDataset) -> None:
-    examples = {text for concept in planted_pack().concepts for text in concept.examples}
-    assert text_set(planted, np.flatnonzero(planted.unnamed)) == examples
+@pytest.mark.parametrize("concept", CONCEPTS)
+def test_unnamed_samples_are_the_natural_examples(planted: LensDataset, concept: str) -> None:
+    rows = planted.positives(concept)
+    unnamed = planted.unnamed(concept, rows)
+    assert unnamed.dtype == np.bool_
+    assert text_set(planted, rows[unnamed]) == set(planted_pack()[concept].examples)
+    assert text_set(planted, rows[~unnamed]) == texts_of(planted, concept) - set(
+        planted_pack()[concept].examples
+    )
+    assert planted.unnamed(concept, rows[:0]).tolist() == []
+
+
+def test_an_example_that_has_the_name_of_its_concept_names_that_concept_alone(
+    tmp_path: Path,
+) -> None:
+    told = ("Two Birds sat there.", "The bird's nest fell.", "A birdcage stood there.")
+    pack = planted_pack()
+    changes = [
+        dataclasses.replace(pack[c], examples=(*told, *pack[c].examples)) for c in ("bird", "vote")
+    ]
+    dataset = LensDataset(make_planted_store(tmp_path / "s", pack=planted_pack(changes=changes)))
+    rows = np.array([dataset.texts.index(text) for text in told])
+    assert dataset.unnamed("bird", rows).tolist() == [False, False, True]
+    assert dataset.unnamed("vote", rows).tolist() == [True, True, True]
+
+
+def test_in_a_store_of_examples_alone_all_samples_are_unnamed(tmp_path: Path) -> None:
+    """Labelled texts: nobody wrote them around the name of the label."""
+    pack = planted_pack()
+    bird = dataclasses.replace(pack["bird"], examples=("A bird sat.", *pack["bird"].examples))
+    pack = dataclasses.replace(planted_pack(changes=[bird]), prompts="examples")
+    dataset = LensDataset(make_planted_store(tmp_path / "s", pack=pack))
+    rows = dataset.positives("bird")
+    assert "A bird sat." in text_set(dataset, rows)
+    assert dataset.unnamed("bird", rows).all()
 
 
 # --- several rounds -----------------------------------------------------------------------------
@@ -433,7 +483,9 @@ def test_negatives_that_the_data_names_come_first(tmp_path: Path) -> None:
     assert len(np.unique(negatives)) == 10
 
 
-def test_given_negatives_alone_suffice_if_there_are_enough(tmp_path: Path) -> None:
+def test_given_negatives_alone_suffice_if_there_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = plan_samples(planted_pack(), [1])
     of_loom = plan.label_sample[
         (plan.label_concept == plan.concepts.index("loom")) & (plan.label_role == POSITIVE)
@@ -442,9 +494,18 @@ def test_given_negatives_alone_suffice_if_there_are_enough(tmp_path: Path) -> No
     store = make_planted_store(
         tmp_path / "s", levels=[1], change_plan=lambda p: with_negatives(p, "bird", rows)
     )
-    dataset = LensDataset(store)
+    dataset, given = LensDataset(store), {plan.texts[row] for row in rows}
     negatives = draw_task(dataset, "bird", lambda n: 3).negatives
-    assert text_set(dataset, all_rows(negatives)) <= {plan.texts[row] for row in rows}
+    assert text_set(dataset, negatives[TRAIN]) <= given
+    assert len(negatives[TRAIN]) == 3
+    # In a held-out split more are drawn than were given: those that were given come first.
+    for split in (CALIBRATION, TEST):
+        there = {plan.texts[row] for row in rows if plan.split[row] == split}
+        assert 3 < len(there) < len(negatives[split])
+        assert text_set(dataset, negatives[split][: len(there)]) == there
+    monkeypatch.setattr("lenstrain.data.tasks.HELD_OUT_NEGATIVES", 3)
+    negatives = draw_task(dataset, "bird", lambda n: 3).negatives
+    assert text_set(dataset, all_rows(negatives)) <= given
     assert [len(part) for part in negatives] == [3, 3, 3]
 
 

@@ -171,7 +171,9 @@ def test_a_pack_becomes_a_file_a_concept_and_a_list_of_them(pack: LensPack, tmp_
     }
     listed = json.loads((tmp_path / "out" / "lenses.json").read_text())
     assert [entry["file"] for entry in listed["lenses"]] == list(files.values())
-    assert [entry["grade"] for entry in listed["lenses"]] == [lens.grade.value for lens in pack]
+    assert [entry["grade"] for entry in listed["lenses"]] == [
+        lens.grade and lens.grade.value for lens in pack
+    ]
 
 
 def test_exporting_twice_writes_the_same_bytes(pack: LensPack, tmp_path: Path) -> None:

@@ -321,7 +321,13 @@ def test_a_classifier_with_nothing_beside_it_scores_as_hatcat_does(
     np.testing.assert_allclose(
         lens.predict_proba(X)[:, 1], torch.sigmoid(logits).numpy(), rtol=1e-4
     )
-    assert (lens.concept, lens.level, lens.model_layers, lens.grade) == ("Bird", 2, (15,), Grade.C)
+    assert (lens.concept, lens.level, lens.model_layers) == ("Bird", 2, (15,))
+    assert (lens.grade, lens.status, lens.reason) == (
+        None,
+        "ungraded",
+        "imported: never measured here",
+    )
+    assert not any(lens.reaches(grade) for grade in Grade)
     assert math.isnan(lens.metrics["score"])
     assert lens.metrics["unknown"] == [
         "threshold",
@@ -367,12 +373,12 @@ def test_other_floating_types_are_read(tmp_path: Path, dtype: torch.dtype) -> No
     assert torch.equal(found, module.state_dict()["net.3.weight"])
 
 
-def test_an_import_without_a_description_is_saved_and_counts_as_grade_c(
+def test_an_import_without_a_description_is_saved_and_is_ungraded(
     folder: Path, tmp_path: Path
 ) -> None:
     pack = import_hatcat(folder, tmp_path / "back", model_layer=15)
     loaded = LensPack.load(tmp_path / "back")
-    assert loaded.grades() == {"A": 0, "B": 0, "C": 2}
+    assert loaded.grades() == {"A": 0, "B": 0, "C": 0, "ungraded": 2}
     assert math.isnan(loaded.summary()["mean_score"])
     assert loaded.provenance == pack.provenance
     assert loaded.provenance["store"]["model"]["id"] == "unknown"

@@ -222,7 +222,7 @@ def test_fits_under_a_mode_end_where_impact_foretold(
     assert cost.extra_iterations == sum(extra) > 0
     assert cost.mean_extra_iterations == pytest.approx(sum(extra) / len(forced))
     assert cost.extra_samples == sum(held.n_samples - free.n_samples for free, held in pairs)
-    gains = [held.ranking.score - free.ranking.score for free, held in forced]
+    gains = [held.score - free.score for free, held in forced]
     assert cost.mean_score_gain == pytest.approx(np.mean(gains), abs=1e-6)
     assert cost.extra_seconds > 0
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from lenstrain.data.dataset import CALIBRATION, TEST, LensDataset
 from lenstrain.data.features import Features
-from lenstrain.data.rows import TaskRows
+from lenstrain.data.rows import TaskRows, Which
 from lenstrain.data.tasks import draw_task
 from lenstrain.data.words import word_features
 from lenstrain.families.contract import Job
@@ -154,7 +155,7 @@ def test_some_lenses_of_a_fit_say_on_some_rows_what_they_say_among_all(
     )
 
 
-def test_score_is_the_ranking_of_all_judged_rows(dataset: LensDataset) -> None:
+def test_score_is_the_ranking_of_unnamed_rows_among_all_negatives(dataset: LensDataset) -> None:
     features, settings = Features.of_model_layers(dataset, (0,)), FitSettings()
     for concept in dataset.concepts:
         task = TaskRows(dataset, draw_task(dataset, concept, settings.n_negatives), settings)
@@ -165,7 +166,19 @@ def test_score_is_the_ranking_of_all_judged_rows(dataset: LensDataset) -> None:
             (logits,) = features.logits([fitted], split)
             judged = task.judged(split)
             expected = ranking(judged.y, logits[judged.rows], 0.01)
-            assert task.score(split, logits, 0.01) == expected.score
+            assert task.score(split, logits, 0.01, "all") == expected.score
+            unnamed = dataset.unnamed(concept, judged.samples)
+            sides: list[tuple[Which, NDArray[np.bool_]]]
+            sides = [("unnamed", unnamed), ("named", ~unnamed)]
+            for which, kept in sides:
+                some = ~judged.y | kept  # positives of one kind, and the same negatives
+                one = ranking(judged.y[some], logits[judged.rows[some]], 0.01)
+                found = task.score(split, logits, 0.01, which)
+                np.testing.assert_equal(found, one.score)  # NaN where there are none
+                if which == "unnamed":
+                    assert task.score(split, logits, 0.01) == one.score
+                if split == TEST:
+                    assert 0 < one.n_positive < expected.n_positive
             assert task.sides(split).n_negative == expected.n_negative
             assert expected.n_negative < len(logits) - expected.n_positive or not len(
                 task.task.related
@@ -181,7 +194,8 @@ def test_a_concept_with_relatives_is_not_judged_by_them(dataset: LensDataset) ->
     related = [task for task in tasks if len(task.task.related)]
     assert related
     for task in related:
-        positives, is_negative, _ = task.sides(TEST)
+        sides = task.sides(TEST)
+        positives, is_negative = sides.positives, sides.is_negative
         logits = np.full(len(is_negative), 2.0)  # above all positives, if they counted
         logits[is_negative], logits[positives] = 0.0, 1.0
         assert task.score(TEST, logits, 0.01) == 1.0
@@ -193,10 +207,14 @@ def test_logits_that_are_no_numbers_rank_last(dataset: LensDataset) -> None:
     task = TaskRows(
         dataset, draw_task(dataset, dataset.concepts[0], FitSettings().n_negatives), FitSettings()
     )
-    positives, is_negative, _ = task.sides(TEST)
-    logits = np.random.default_rng(0).normal(size=len(is_negative))
-    logits[positives[0]] = np.nan
+    sides = task.sides(TEST)
+    logits = np.random.default_rng(0).normal(size=len(sides.is_negative))
+    unnamed, named = (sides.positives[kept][0] for kept in (sides.is_unnamed, ~sides.is_unnamed))
+    logits[[unnamed, named]] = np.nan
     judged = task.judged(TEST)
-    assert task.score(TEST, logits, 0.01) == ranking(judged.y, logits[judged.rows], 0.01).score
+    expected = ranking(judged.y, logits[judged.rows], 0.01).score
+    assert task.score(TEST, logits, 0.01, "all") == expected
     below_all = np.where(np.isnan(logits), -100.0, logits)
-    assert task.score(TEST, logits, 0.01) == task.score(TEST, below_all, 0.01)
+    for which in get_args(Which):
+        found = task.score(TEST, logits, 0.01, which)
+        assert found == task.score(TEST, below_all, 0.01, which) > 0

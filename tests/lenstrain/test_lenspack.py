@@ -27,6 +27,7 @@ from lenstrain.families.kinds import FAMILIES
 from lenstrain.fit.adaptive import FitResult, FitSettings, fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.fit.train import train
+from lenstrain.metrics.grade import RULE, Grade, Status
 from lenstrain.pack.folder import check_output
 from lenstrain.pack.pack import LensPack
 from tests.lenstrain.conftest import Planting, make_planted_store, planted_pack
@@ -229,14 +230,15 @@ def test_pack_is_a_collection_by_concept(pack: LensPack) -> None:
     assert "bird" in pack
     assert "dragon" not in pack
     assert sum(pack.grades().values()) == 12
-    assert list(pack.grades()) == ["A", "B", "C"]
+    assert list(pack.grades()) == ["A", "B", "C", "ungraded"]
+    assert pack.grading_rule == RULE == 2
 
 
 def test_metrics_are_those_of_the_fit(pack: LensPack, result: FitResult) -> None:
     for lens in result.lenses:
         metrics = pack[lens.concept].metrics
         assert metrics["test_f1"] == lens.test_f1 > 0
-        assert metrics["score"] == lens.ranking.score > 0
+        assert metrics["score"] == lens.score > 0
         assert metrics["n_samples"] == lens.n_samples
         assert metrics["iterations"] == metrics["test_looks"] == len(lens.trajectory)
         assert metrics["graduated"] == lens.graduated
@@ -758,3 +760,87 @@ def test_concepts_without_a_lens_for_want_of_samples_are_hungry_too(tmp_path: Pa
     assert asked["loom"] == 0
     assert "vote" not in asked
     assert LensPack.load(tmp_path / "lenses").short == ["loom"]
+
+
+# --- grades -------------------------------------------------------------------------------------
+
+
+def as_of_the_first_rule(folder: Path, grades: str) -> None:
+    """A pack as it was written before: neither status nor reason, and other metrics."""
+    data = json.loads((folder / "lenses.json").read_text())
+    del data["provenance"]["grading_rule"]
+    for lens, grade in zip(data["lenses"], grades, strict=True):
+        del lens["status"], lens["reason"]
+        lens["grade"] = grade
+        for name in ("score_named", "score_all", "lead_over_controls", "best_control"):
+            del lens["metrics"][name]
+        for name in ("n_test", "n_test_unnamed"):
+            del lens["metrics"][name]
+        lens["metrics"] |= {"score_unnamed": None, "score": 0.97, "grade_uncertain": False}
+    (folder / "lenses.json").write_text(json.dumps(data))
+
+
+def test_pack_of_the_first_rule_shows_its_grades_as_they_were_recorded(
+    saved: Path, tmp_path: Path, pack: LensPack, activations: NDArray[np.float32]
+) -> None:
+    recorded = "AAABBCAAACCA"
+    as_of_the_first_rule(saved, recorded)
+    loaded = LensPack.load(saved)
+    assert "".join(lens.grade_shown for lens in loaded) == recorded
+    assert loaded.grades() == {"A": 7, "B": 2, "C": 3, "ungraded": 0}
+    assert loaded.grading_rule == 1
+    assert {(lens.status, lens.reason, lens.is_capped) for lens in loaded} == {
+        ("provisional", "", False)
+    }
+    assert [lens.reaches(Grade.B) for lens in loaded] == [grade < "C" for grade in recorded]
+    assert loaded.score(activations, 1).tobytes() == pack.score(activations, 1).tobytes()
+    told = loaded.summary()
+    assert (told["grading_rule"], told["capped"]) == (1, 0)
+    assert told["mean_score"] == pytest.approx(0.97)
+    assert math.isnan(told["mean_score_named"])
+    loaded.save(tmp_path / "again")
+    again = LensPack.load(tmp_path / "again")
+    assert again.grading_rule == 1
+    assert "".join(lens.grade_shown for lens in again) == recorded
+
+
+def test_new_packs_say_which_rule_their_grades_come_from(saved: Path) -> None:
+    data = json.loads((saved / "lenses.json").read_text())
+    assert data["provenance"]["grading_rule"] == RULE
+    assert LensPack.load(saved).grading_rule == RULE
+
+
+@pytest.mark.parametrize(
+    ("grade", "status", "reason"),
+    [
+        (Grade.A, "provisional", ""),
+        (Grade.B, "certified", ""),
+        (Grade.C, "provisional", "fires on 49% of unrelated samples"),
+        (None, "ungraded", "no test text that expresses the concept without naming it"),
+    ],
+)
+def test_grade_status_and_reason_are_kept(
+    pack: LensPack, tmp_path: Path, grade: Grade | None, status: Status, reason: str
+) -> None:
+    lens = dataclasses.replace(pack["bird"], grade=grade, status=status, reason=reason)
+    LensPack([lens], pack.provenance, {}).save(tmp_path / "lenses")
+    (found,) = LensPack.load(tmp_path / "lenses")
+    assert (found.grade, found.status, found.reason) == (grade, status, reason)
+    assert found.is_capped == (grade is Grade.C)
+    trusted = grade is not None and not reason
+    assert found.reaches(Grade.C) == trusted
+    assert found.reaches(Grade.A) == (grade is Grade.A)
+    assert found.reaches(Grade.A, untrusted=True) == (grade is Grade.A or not trusted)
+
+
+def test_score_that_there_is_none_of_is_left_out_of_the_mean(pack: LensPack) -> None:
+    blind = dataclasses.replace(
+        pack["bird"],
+        grade=None,
+        status="ungraded",
+        reason="no score",
+        metrics={**pack["bird"].metrics, "score": math.nan},
+    )
+    told = LensPack([blind, pack["fish"]], pack.provenance, {}).summary()
+    assert told["mean_score"] == pack["fish"].metrics["score"]
+    assert told["grades"]["ungraded"] == 1

@@ -288,7 +288,7 @@ def test_what_fires_reaches_grade_threshold_and_signal() -> None:
         assert said.finding.probability == pytest.approx(
             float(lens.calibrator(np.array(said.finding.logit)))
         )
-    assert Monitor(base, rule=Rule(Grade.C, 0.0)).presence.n_judged == 12
+    assert Monitor(base, rule=Rule(Grade.C, min_signal=0.0)).presence.n_judged == 12
 
 
 def test_a_whole_phase_asks_for_one_deviation_less_than_a_token() -> None:

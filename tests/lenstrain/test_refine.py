@@ -22,6 +22,7 @@ from lenstrain.fit.fitted import FittedLens
 from lenstrain.fit.refine import refine_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.fit.train import train
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import LEAVES, Planting, make_planted_store
@@ -193,14 +194,14 @@ def test_refining_is_one_more_iteration_for_what_graduation_asks(
     settings = dataclasses.replace(
         SETTINGS, target_f1=0.1, max_overfit_gap=1.0, validation="falloff"
     )
-    lens = next(lens for lens in result.lenses if lens.concept == "bird")
+    lens = next(lens for lens in result.lenses if lens.concept == "tree")
     step = lens.trajectory[-1]._replace(graduated=False)
     before = dataclasses.replace(
         lens, graduated=False, hungry=True, calibration_score=-1.0, trajectory=[step] * iterations
     )
-    (after,) = refine_lenses(dataset, settings, FitResult([before]), {"bird": CONFUSED}).lenses
+    (after,) = refine_lenses(dataset, settings, FitResult([before]), {"tree": CONFUSED}).lenses
     assert after.refined == ("boat", "oven")
-    assert after.grade.value != "A"
+    assert Grade.of(after.score) is Grade.B
     assert (after.graduated, after.hungry) == (graduates, not graduates)
     assert after.trajectory == before.trajectory
 
