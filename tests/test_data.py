@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lenscache.concepts.pack import ConceptPack
-from lenscache.concepts.quality import CheckSettings, check_pack
+from lenscache.concepts.quality import CheckSettings, find_faults
 
 FOLDER = Path(__file__).parents[1] / "data" / "packs"
 PATHS = sorted(FOLDER.glob("*.json"))
@@ -140,6 +140,6 @@ def test_foundation_pack_stands_up_to_every_check() -> None:
     settings = CheckSettings(
         min_examples=16, min_contrasts=4, min_confusable=2, max_characters=300, max_branch_ratio=4
     )
-    assert check_pack(pack, settings) == []
+    assert find_faults(pack, settings) == []
     assert pack.levels == (0, 1, 2, 3, 4, 5)
     assert len(pack) >= 240

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -140,6 +141,7 @@ def extract(
         partition=None if partition is None else Partition.parse(partition),
     )
     request = _request(store, concepts, settings, level, limit, reuse or [], top_up)
+    said = _say_unnamed(request, quiet=log_json)
     if engine is Engine.local:
         run = _local_run(
             request,
@@ -158,6 +160,8 @@ def extract(
         settings=asdict(settings),
     )
     with log, Meter(log).running() as meter:
+        if said:
+            log.event("message", **said)
         report = run.start(partial(_show_progress, meter, time.monotonic()))
         log.result(report=asdict(report))
     if json:
@@ -194,6 +198,32 @@ def _request(
     added = None if top_up is None else read_top_up(top_up, settings.samples)
     chosen = None if levels is None else tuple(levels)
     return Request(store, concepts, settings, chosen, limit, tuple(reuse), added)
+
+
+def _say_unnamed(request: Any, *, quiet: bool) -> dict[str, Any]:
+    """Say which concepts have too few texts for a grade; of a top-up, with all it could ever add.
+
+    Returns
+    -------
+    The same for the log; empty where all is well.
+    """
+    from lenscache.concepts.evidence import count_unnamed
+    from lenscache.concepts.plan import plan_samples, plan_top_up
+
+    pack, settings = request.pack, request.settings
+    plan: Any
+    if request.top_up is None:
+        asked = {"limit": request.limit, "samples": settings.samples, "seed": settings.seed}
+        plan = plan_samples(pack, request.levels, **asked)
+    else:
+        known = [concept for concept in request.top_up.concepts if concept in pack.hierarchy]
+        plan = plan_top_up(pack, known, {}, samples=sys.maxsize, seed=settings.seed, resample=False)
+    unnamed = None if plan is None else count_unnamed(pack, plan)
+    if unnamed is None or not unnamed.lines():
+        return {}
+    if not quiet:
+        printing.print_unnamed(unnamed, console.note)
+    return {"message": "\n".join(unnamed.lines()), **unnamed.to_dict()}
 
 
 class _Run(NamedTuple):

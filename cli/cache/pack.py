@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer import Argument, Exit, Option
+from typer import Argument, BadParameter, Exit, Option
 
 from .. import console, options
+from . import printing
 
 app = typer.Typer(
     help="Make, check and show concept packs.", no_args_is_help=True, rich_markup_mode="rich"
@@ -71,26 +74,47 @@ def check(
     pack: options.PackFile,
     min_examples: Annotated[int, Option(min=0, help="Examples a concept.")] = 8,
     min_contrasts: Annotated[int, Option(min=0, help="Contrasts a concept.")] = 1,
+    rule: Annotated[
+        list[str] | None,
+        Option(help="Print all findings of this rule, one a line; repeatable."),
+    ] = None,
+    limit: Annotated[
+        int | None, Option(min=1, metavar="N", help="Print N findings of each rule, at most.")
+    ] = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Hold PACK against what makes lenses good; exit code 1 if anything is found."""
-    from lenscache.concepts.pack import ConceptPack
-    from lenscache.concepts.quality import CheckSettings, check_pack
+    """Hold PACK against what makes lenses good; exit code 1 if anything is found.
 
+    Counts the findings of each rule, and the concepts without texts for a grade.
+    """
+    from lenscache.concepts.pack import ConceptPack
+    from lenscache.concepts.quality import RULES, CheckSettings, find_faults
+
+    if unknown := [each for each in rule or [] if each not in RULES]:
+        raise BadParameter(f"{unknown[0]!r} is no rule: give one of {', '.join(RULES)}")
     concepts = ConceptPack.load(pack)
     labelled = concepts.prompts == "examples"  # has neither names nor contrasts to check
     settings = CheckSettings(
         min_examples=min_examples, min_contrasts=0 if labelled else min_contrasts
     )
     skipped = ("definition", "naming", "length") if labelled else ()
-    found = [each for each in check_pack(concepts, settings) if each.rule not in skipped]
+    found = [each for each in find_faults(concepts, settings) if each.rule not in skipped]
+    chosen = [each for each in found if not rule or each.rule in rule]
+    shown = _first_of_each(chosen, limit)
+    unnamed = _unnamed_texts(concepts)
     if json:
-        findings = [each._asdict() for each in found]
-        console.print_json({"digest": concepts.digest, "findings": findings})
+        facts = {"digest": concepts.digest, "counts": Counter(each.rule for each in found)}
+        findings = [each._asdict() for each in shown]
+        texts = None if unnamed is None else unnamed.to_dict()
+        console.print_json({**facts, "findings": findings, "unnamed_texts": texts})
     else:
-        for each in found:
-            console.say(f"{each.rule}: {each.concept} {each.message}")
+        if rule or limit:
+            printing.print_findings(shown, chosen)
+        else:
+            printing.print_rules(found, f"lenscache pack check {pack}")
+            if unnamed is not None:
+                printing.print_unnamed(unnamed)
         head = f"{concepts.name} {concepts.version} ({concepts.digest}): {len(concepts)} concepts"
         n_examples = sum(len(concept.examples) for concept in concepts.concepts)
         console.say(f"{head}, {n_examples} examples; {len(found)} findings")
@@ -138,6 +162,30 @@ def _import_any(source: Path, columns: Any, roots: list[str] | None) -> Any:
     if is_wordnet(source):
         return import_wordnet(source, roots=roots) if roots else import_wordnet(source)
     return import_labelled(source, columns)
+
+
+def _first_of_each(findings: Sequence[Any], limit: int | None) -> list[Any]:
+    """The first findings of each rule, in pack order."""
+    if limit is None:
+        return [*findings]
+    taken: Counter[str] = Counter()
+    first = []
+    for finding in findings:
+        taken[finding.rule] += 1
+        if taken[finding.rule] <= limit:
+            first.append(finding)
+    return first
+
+
+def _unnamed_texts(pack: Any) -> Any:
+    """What of the pack a grade could rest on; None for a pack of which no prompt can be made."""
+    from lenscache.concepts.evidence import count_unnamed
+    from lenscache.concepts.plan import plan_samples
+    from lenscache.concepts.prompts import concept_prompts
+
+    if not any(concept_prompts(pack, concept) for concept in pack.concepts):
+        return None
+    return count_unnamed(pack, plan_samples(pack))
 
 
 def _concept_facts(pack: Any, concept: str) -> dict[str, Any]:

@@ -59,9 +59,11 @@ def plan(
     """Show what an extraction would cost: prompts, tokens, bytes and time.
 
     The time is that of a few timed batches, scaled up. With --devices or --device-kind, estimate
-    for other machines: time, bytes, objects, requests and what drives them.
+    for other machines: time, bytes, objects, requests and what drives them. Concepts without
+    texts for a grade are counted at the end.
     """
-    from lenscache.concepts.plan import select_concepts
+    from lenscache.concepts.evidence import count_unnamed
+    from lenscache.concepts.plan import plan_samples, select_concepts
     from lenscache.extract.settings import ExtractSettings
 
     if device_map is not None and (devices is not None or device_kind is not None):
@@ -80,6 +82,8 @@ def plan(
         block_rows=block_rows,
     )
     select_concepts(concepts, level, limit)  # before the model is loaded
+    texts = plan_samples(concepts, level, seed=settings.seed, limit=limit, samples=samples)
+    unnamed = count_unnamed(concepts, texts)
     estimate: Any
     if devices is None and device_kind is None:
         from lenscache.extract.estimate import estimate_run
@@ -95,9 +99,10 @@ def plan(
         estimate = forecast_run(work, settings, kind, devices or 1, place=storage.value)
         show = printing.print_forecast
     if json:
-        console.print_json(asdict(estimate))
+        console.print_json(asdict(estimate) | {"unnamed_texts": unnamed.to_dict()})
     else:
         show(estimate)
+        printing.print_unnamed(unnamed)
 
 
 def _outline(model: str, dtype: Dtype, device: str, kind: str) -> tuple[Any, Any]:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from rich.table import Table
+from rich.text import Text
 
 from .. import console
 from ..meter import clock
 
 _TABLE_COLUMNS = 5
 _SMALLEST_SHARE = 0.01  # of the time; smaller parts are not named
+_MOST_FINDINGS = 3  # of a rule in a table
+_FINDING_LINES = 12  # of findings in a table, divided among the rules: a screen has 24 in all
+_LONG = 400  # characters of a finding by itself: all that it says
+_FINDING_WIDTH = 58  # beside rule and count, of 80 columns
 
 
 def print_estimate(estimate: Any) -> None:
@@ -134,6 +143,44 @@ def print_summary(summary: dict[str, Any]) -> None:
         out.print(table)
     if summary["label_sets"]:
         say(f"label sets: {', '.join(summary['label_sets'])}")
+
+
+def print_unnamed(unnamed: Any, say: Callable[[str], None] = console.say) -> None:
+    """Which concepts have too few texts that do not name them; nothing where all is well."""
+    for line in unnamed.lines():
+        say(console.visible(line))
+
+
+def print_rules(findings: Sequence[Any], command: str) -> None:
+    """Findings of a pack by rule, with the first few of each, and the `command` for the rest."""
+    if not findings:
+        return
+    by_rule = defaultdict(list)
+    for finding in findings:
+        by_rule[finding.rule].append(finding)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("rule")
+    table.add_column("findings", justify="right")
+    table.add_column("first few", no_wrap=True, overflow="ellipsis")
+    few = max(1, min(_MOST_FINDINGS, _FINDING_LINES // len(by_rule)))
+    rules = sorted(by_rule, key=lambda rule: -len(by_rule[rule]))
+    for rule in rules:
+        for number, finding in enumerate(by_rule[rule][:few]):
+            head = ("", "") if number else (rule, str(len(by_rule[rule])))
+            table.add_row(*head, Text(console.visible(finding.sentence(), _FINDING_WIDTH)))
+    console.out().print(table)
+    console.say(f"all of a rule: {command} --rule {rules[0]}")
+
+
+def print_findings(shown: Sequence[Any], chosen: Sequence[Any]) -> None:
+    """Findings of a pack, one a line, and how many of those that were `chosen` are left out."""
+    for finding in shown:
+        console.say(f"{finding.rule}: {console.visible(finding.sentence(), _LONG)}")
+    left = Counter(each.rule for each in chosen)
+    left.subtract(each.rule for each in shown)
+    for rule, count in left.items():
+        if count:
+            console.say(f"{rule}: {count} more")
 
 
 def print_verified(report: Any) -> None:

@@ -2,5 +2,6 @@
 
 file --importers--> ConceptPack (pack) --hierarchy--> who is above, below, beside whom
 Concept --prompts, templates--> Prompt, in nested order --plan--> SamplePlan: each text once
-quality: what is wrong with a pack, before it costs anything
+quality: what is wrong with a pack      evidence: which concepts cannot get a grade
+(both before it costs anything)
 """

@@ -1,6 +1,6 @@
 """What makes a concept pack good to train on, as checks with a line for each fault.
 
-    ConceptPack --check_pack--> Findings, one for every rule that a text or a concept breaks
+    ConceptPack --find_faults--> Findings, one for every rule that a text or a concept breaks
 
 `lenscache.concepts.pack` already refuses packs that contradict themselves. These checks are about
 quality: examples that name the concept teach a lens the name, texts in two concepts teach neither.
@@ -17,6 +17,19 @@ from typing import NamedTuple
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.concepts.prompts import folded_words
 
+RULES = (
+    "amount",
+    "definition",
+    "length",
+    "naming",
+    "contrast",
+    "hierarchy",
+    "confusable",
+    "duplicate",
+    "balance",
+)
+"""What a finding can be about."""
+
 _SHINGLE = 3  # words
 _SHARED_RUNS = 0.25  # least share of a text's runs of three words that its near-duplicate has, too
 _NEAR = 0.8
@@ -25,10 +38,11 @@ _NEAR = 0.8
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """How much a pack must hold; by default, what fitting, calibrating and judging a lens takes."""
+    """How much a pack must hold; by default, what fitting and calibrating a lens takes."""
 
     min_examples: int = 8
-    """Examples a concept; about a fifth of them is the test split."""
+    """Examples a concept; about a fifth of them is the test split. A grade takes more: see
+    `lenscache.concepts.evidence.examples_needed`."""
     min_contrasts: int = 1
     min_confusable: int = 0
     min_characters: int = 15
@@ -45,8 +59,12 @@ class Finding(NamedTuple):
     """Id of the concept; "" for the pack as a whole."""
     message: str
 
+    def sentence(self) -> str:
+        """What is wrong with what."""
+        return f"{self.concept} {self.message}".strip()
 
-def check_pack(pack: ConceptPack, settings: CheckSettings | None = None) -> list[Finding]:
+
+def find_faults(pack: ConceptPack, settings: CheckSettings | None = None) -> list[Finding]:
     """Hold a pack against every rule.
 
     Returns

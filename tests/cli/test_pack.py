@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ def clean_pack(tmp_path: Path) -> Path:
         "Our train",
         "My sister",
         "That bell",
+        "The crowd",
+        "One lamp",
+        "Its engine",
+        "A loose sail",
     )
     ends = (
         "rattled the gate",
@@ -47,6 +52,10 @@ def clean_pack(tmp_path: Path) -> Path:
         "stood still",
         "wrote a letter",
         "rang for hours",
+        "pushed towards the doors",
+        "flickered on and off",
+        "coughed and died",
+        "flapped against a mast",
     )
     concept = {
         "id": "unrest",
@@ -172,23 +181,141 @@ def test_check_of_a_clean_pack_ends_with_0(lenscache: Run, clean_pack: Path) -> 
     result = lenscache("pack", "check", clean_pack)
     assert result.exit_code == 0
     digest = ConceptPack.load(clean_pack).digest
-    assert result.stdout == f"clean 2 ({digest}): 1 concepts, 8 examples; 0 findings\n"
+    assert result.stdout == f"clean 2 ({digest}): 1 concepts, 12 examples; 0 findings\n"
 
 
-def test_check_with_findings_ends_with_1_and_a_line_for_each(
+def test_check_with_findings_ends_with_1_and_a_table_of_rules(
     lenscache: Run, clean_pack: Path
 ) -> None:
-    result = lenscache("pack", "check", clean_pack, "--min-examples", 9, "--min-contrasts", 2)
+    result = lenscache("pack", "check", clean_pack, "--min-examples", 13, "--min-contrasts", 2)
     assert result.exit_code == 1
-    assert result.stdout.splitlines()[:-1] == [
-        "amount: unrest has 8 examples, at least 9 are needed",
-        "amount: unrest has 1 contrasts, at least 2 are needed",
+    assert [line.rstrip() for line in result.stdout.splitlines()[:-2]] == [
+        "rule    findings  first few",
+        "amount         2  unrest has 12 examples, at least 13 are needed",
+        "                  unrest has 1 contrasts, at least 2 are needed",
     ]
+    assert f"all of a rule: lenscache pack check {clean_pack} --rule amount\n" in result.stdout
     assert result.stdout.endswith("2 findings\n")
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize(("least", "code"), [(8, 0), (9, 1)])
+@pytest.fixture
+def poor_pack(tmp_path: Path) -> Path:
+    """Nine concepts without examples or contrasts, three without a definition."""
+    file = tmp_path / "poor.json"
+    concepts = [
+        {"id": f"c{n}", "name": f"thing {n}", "layer": 0, "definition": "Some." if n % 3 else ""}
+        for n in range(9)
+    ]
+    file.write_text(
+        json.dumps({"format_version": 1, "name": "poor", "version": "1", "concepts": concepts})
+    )
+    return file
+
+
+def test_check_shows_the_first_few_findings_of_each_rule(lenscache: Run, poor_pack: Path) -> None:
+    result = lenscache("pack", "check", poor_pack)
+    assert result.exit_code == 1
+    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    assert lines[1:7] == [
+        "amount            18  c0 has 0 examples, at least 8 are needed",
+        "                      c0 has 0 contrasts, at least 1 are needed",
+        "                      c1 has 0 examples, at least 8 are needed",
+        "definition         3  c0 has no definition",
+        "                      c3 has no definition",
+        "                      c6 has no definition",
+    ]
+    assert "9 of 9 concepts have too few unnamed texts for a grade: the status of their" in lines
+    assert "       9  no unnamed text: thing 0, thing 1, thing 2, thing 3, thing 4, ..." in lines
+    assert lines[-1].endswith("9 concepts, 0 examples; 21 findings")
+
+
+DEFINITIONS = [f"definition: c{n} has no definition" for n in (0, 3, 6)]
+FIRST_AMOUNT = "amount: c0 has 0 examples, at least 8 are needed"
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        (["--rule", "definition"], DEFINITIONS),
+        (["--rule", "definition", "--limit", 2], [*DEFINITIONS[:2], "definition: 1 more"]),
+        (["--rule", "definition", "--limit", 3], DEFINITIONS),
+        (["--rule", "amount", "--limit", 1], [FIRST_AMOUNT, "amount: 17 more"]),
+        (
+            ["--rule", "amount", "--rule", "definition", "--limit", 1],
+            [FIRST_AMOUNT, DEFINITIONS[0], "amount: 17 more", "definition: 2 more"],
+        ),
+        (
+            ["--limit", 1],
+            [FIRST_AMOUNT, DEFINITIONS[0], "amount: 17 more", "definition: 2 more"],
+        ),
+        (["--rule", "naming"], []),
+    ],
+)
+def test_check_prints_the_findings_of_a_rule_and_so_many_of_them(
+    lenscache: Run, poor_pack: Path, asked: list[Any], shown: list[str]
+) -> None:
+    result = lenscache("pack", "check", poor_pack, *asked)
+    assert result.exit_code == 1  # whatever is shown
+    assert result.stdout.splitlines()[:-1] == shown
+    assert result.stdout.endswith("21 findings\n")
+    found = json.loads(lenscache("pack", "check", poor_pack, *asked, "--json").stdout)
+    lines = [f"{f['rule']}: {f['concept']} {f['message']}" for f in found["findings"]]
+    assert lines == [line for line in shown if not line.endswith(" more")]
+    assert found["counts"] == {"amount": 18, "definition": 3}
+
+
+def test_check_refuses_a_rule_that_there_is_not(lenscache: Run, poor_pack: Path) -> None:
+    result = lenscache("pack", "check", poor_pack, "--rule", "name")
+    assert result.exit_code == 2
+    words = " ".join(result.stderr.replace("│", " ").split())
+    assert "'name' is no rule: give one of amount, definition, length, naming, contrast" in words
+
+
+def test_check_of_thousands_of_poor_concepts_is_less_than_a_screen_within_seconds(
+    lenscache: Run, tmp_path: Path
+) -> None:
+    concepts = [
+        {
+            "id": f"SomeRatherLongIdentifierOfConcept{n}",
+            "name": f"some rather long name of concept {n}",
+            "layer": min(n, 1),
+            "parents": ["SomeRatherLongIdentifierOfConcept0"] if n % 2 else [],
+            "definition": "Some." if n % 5 else "",
+            "examples": [f"Concept {n} is named here, and it is named {n} times over."]
+            * (n % 9 > 7),
+            "contrasts": ["Nothing of the kind."] * (n % 7 > 5),
+            "confusable_with": ["ghost"] * (n % 11 > 9),
+        }
+        for n in range(6000)
+    ]
+    file = tmp_path / "pack.json"
+    file.write_text(
+        json.dumps({"format_version": 1, "name": "large", "version": "1", "concepts": concepts})
+    )
+    start = time.perf_counter()
+    result = lenscache("pack", "check", file)
+    assert time.perf_counter() - start < 20
+    assert result.exit_code == 1
+    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    assert len(lines) <= 24
+    # The path in the line that says how to see more is as long as it is.
+    assert max(len(line) for line in lines if str(file) not in line) <= 80
+    assert int(lines[-1].split()[-2]) > 16000
+
+
+def test_check_of_a_pack_that_makes_no_prompt_says_what_it_lacks(
+    lenscache: Run, poor_pack: Path
+) -> None:
+    data = json.loads(poor_pack.read_text())
+    poor_pack.write_text(json.dumps({**data, "prompts": "examples"}))
+    result = lenscache("pack", "check", poor_pack, "--json")
+    assert result.exit_code == 1, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["counts"], found["unnamed_texts"]) == ({"amount": 9}, None)
+
+
+@pytest.mark.parametrize(("least", "code"), [(12, 0), (13, 1)])
 def test_check_prints_its_findings_as_json(
     lenscache: Run, clean_pack: Path, least: int, code: int
 ) -> None:
@@ -196,9 +323,14 @@ def test_check_prints_its_findings_as_json(
     assert result.exit_code == code
     facts = json.loads(result.stdout)
     assert facts["digest"] == ConceptPack.load(clean_pack).digest
+    assert facts["counts"] == {"amount": 1} if code else not facts["counts"]
     assert [sorted(finding) for finding in facts["findings"]] == [
         ["concept", "message", "rule"]
     ] * code
+    assert (facts["unnamed_texts"]["concepts"], facts["unnamed_texts"]["ungraded_at_best"]) == (
+        1,
+        0,
+    )
 
 
 def test_check_asks_no_definitions_or_contrasts_of_a_labelled_pack(

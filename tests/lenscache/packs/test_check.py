@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lenscache.concepts.pack import Concept, ConceptPack
-from lenscache.concepts.quality import CheckSettings, Finding, check_pack
+from lenscache.concepts.quality import RULES, CheckSettings, Finding, find_faults
 
 SMALL = CheckSettings(min_examples=3)
 
@@ -63,7 +63,7 @@ def pack_of(*changed: Concept) -> ConceptPack:
 
 
 def found_in(changed: Concept, settings: CheckSettings = SMALL) -> list[Finding]:
-    return check_pack(pack_of(changed), settings)
+    return find_faults(pack_of(changed), settings)
 
 
 def bird(**changes: Any) -> Concept:
@@ -71,46 +71,46 @@ def bird(**changes: Any) -> Concept:
 
 
 def test_a_clean_pack_has_no_findings() -> None:
-    assert check_pack(pack_of(), SMALL) == []
+    assert find_faults(pack_of(), SMALL) == []
 
 
-@pytest.mark.parametrize(
-    ("changes", "rule", "message"),
-    [
-        ({"examples": BIRD.examples[:2]}, "amount", "has 2 examples, at least 3"),
-        ({"contrasts": ()}, "amount", "has 0 contrasts, at least 1"),
-        ({"definition": ""}, "definition", "has no definition"),
-        (
-            {"examples": (*BIRD.examples, "Too short.")},
-            "length",
-            "a text of 10 characters, not 15 to 400",
-        ),
-        (
-            {"contrasts": ("A bird" + " far away" * 60,)},
-            "length",
-            "a text of 546 characters, not 15 to 400",
-        ),
-        (
-            {"examples": (*BIRD.examples, "Four birds sat along the wire.")},
-            "naming",
-            "named in its own example: 'Four",
-        ),
-        (
-            {"examples": (*BIRD.examples, "We roasted the fowl on Sunday.")},
-            "naming",
-            "named in its own example: 'We",
-        ),
-        (
-            {"contrasts": ("The logo had faded to a pale grey.",)},
-            "contrast",
-            "not named in its contrast: 'The logo",
-        ),
-        ({"level": 0}, "hierarchy", "the parent 'nature' on level 0, not above level 0"),
-        ({"parents": ()}, "hierarchy", "is on level 1 and has no parent"),
-        ({"confusable_with": ("bat",)}, "confusable", "names 'bat', which is not in the pack"),
-        ({"confusable_with": ("bird",)}, "confusable", "names itself as confusable"),
-    ],
-)
+FAULTS: list[tuple[dict[str, Any], str, str]] = [
+    ({"examples": BIRD.examples[:2]}, "amount", "has 2 examples, at least 3"),
+    ({"contrasts": ()}, "amount", "has 0 contrasts, at least 1"),
+    ({"definition": ""}, "definition", "has no definition"),
+    (
+        {"examples": (*BIRD.examples, "Too short.")},
+        "length",
+        "a text of 10 characters, not 15 to 400",
+    ),
+    (
+        {"contrasts": ("A bird" + " far away" * 60,)},
+        "length",
+        "a text of 546 characters, not 15 to 400",
+    ),
+    (
+        {"examples": (*BIRD.examples, "Four birds sat along the wire.")},
+        "naming",
+        "named in its own example: 'Four",
+    ),
+    (
+        {"examples": (*BIRD.examples, "We roasted the fowl on Sunday.")},
+        "naming",
+        "named in its own example: 'We",
+    ),
+    (
+        {"contrasts": ("The logo had faded to a pale grey.",)},
+        "contrast",
+        "not named in its contrast: 'The logo",
+    ),
+    ({"level": 0}, "hierarchy", "the parent 'nature' on level 0, not above level 0"),
+    ({"parents": ()}, "hierarchy", "is on level 1 and has no parent"),
+    ({"confusable_with": ("bat",)}, "confusable", "names 'bat', which is not in the pack"),
+    ({"confusable_with": ("bird",)}, "confusable", "names itself as confusable"),
+]
+
+
+@pytest.mark.parametrize(("changes", "rule", "message"), FAULTS)
 def test_each_rule_finds_its_fault_and_no_other(
     changes: dict[str, Any], rule: str, message: str
 ) -> None:
@@ -119,9 +119,18 @@ def test_each_rule_finds_its_fault_and_no_other(
     assert message in finding.message
 
 
+def test_every_rule_has_its_fault_here() -> None:
+    assert {rule for _, rule, _ in FAULTS} | {"duplicate", "balance"} == set(RULES)
+
+
+def test_a_finding_is_a_sentence_of_the_concept_or_of_the_pack() -> None:
+    assert Finding("amount", "bird", "has no examples").sentence() == "bird has no examples"
+    assert Finding("balance", "", "the branch is large").sentence() == "the branch is large"
+
+
 def test_confusable_concepts_are_asked_for_only_by_setting() -> None:
     strict = dataclasses.replace(SMALL, min_confusable=1)
-    assert [f.concept for f in check_pack(pack_of(), strict)] == ["nature", "fish"]
+    assert [f.concept for f in find_faults(pack_of(), strict)] == ["nature", "fish"]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +178,7 @@ def test_branches_are_held_against_the_balance_ratio(ratio: float | None, found:
     craft = Concept(id="craft", name="craft", level=0)
     pack = pack_of(craft, leaf("boat", "craft"), leaf("tree", "nature"))  # 4 concepts and 2
     findings = [
-        f for f in check_pack(pack, CheckSettings(max_branch_ratio=ratio)) if f.rule == "balance"
+        f for f in find_faults(pack, CheckSettings(max_branch_ratio=ratio)) if f.rule == "balance"
     ]
     assert len(findings) == found
     if found:
@@ -181,7 +190,7 @@ def test_branches_are_held_against_the_balance_ratio(ratio: float | None, found:
 
 
 def test_a_pack_of_one_branch_is_in_balance() -> None:
-    assert check_pack(pack_of(), dataclasses.replace(SMALL, max_branch_ratio=1.0)) == []
+    assert find_faults(pack_of(), dataclasses.replace(SMALL, max_branch_ratio=1.0)) == []
 
 
 @pytest.mark.slow
@@ -208,6 +217,6 @@ def test_2000_concepts_are_checked_in_seconds_and_the_one_copy_is_found() -> Non
         concepts[1999], examples=(*concepts[1999].examples, concepts[3].examples[0])
     )
     start = time.perf_counter()
-    found = check_pack(ConceptPack("large", "1", tuple(concepts)), CheckSettings(min_contrasts=0))
+    found = find_faults(ConceptPack("large", "1", tuple(concepts)), CheckSettings(min_contrasts=0))
     assert [(f.rule, f.concept) for f in found] == [("duplicate", "c1999")]
     assert time.perf_counter() - start < 60
