@@ -103,6 +103,9 @@ Labels = Annotated[
 Concepts = Annotated[
     list[str] | None, Option(help="Concept id; repeatable. Default: all extracted.")
 ]
+Ungraded = Annotated[
+    bool, Option("--ungraded", help="Take lenses, too, that are ungraded or have a capped grade.")
+]
 Fpr = Annotated[
     float | None,
     Option(

@@ -9,6 +9,7 @@ from .exchange import export_pack, import_pack
 from .fit import fit, sweep
 from .read import read
 from .report import report
+from .show import show
 from .steer import steer
 
 app = command_group(
@@ -17,7 +18,7 @@ app = command_group(
     {
         "fit": (fit, "store.zarr --f1 0.95 --out lenses-0.95"),
         "sweep": (sweep, "store.zarr --f1 0.80 --f1 0.90 --f1 0.95 --out lenses"),
-        "show": (lenses.show, "lenses-0.95"),
+        "show": (show, "lenses-0.95 --grade A --sort score --limit 20"),
         "impact": (lenses.impact, "lenses-0.95"),
         "compare": (lenses.compare, "lenses-0.95 lenses-mlp --store store.zarr"),
         "check": (lenses.check, "lenses-0.95 --store store.zarr"),

@@ -36,6 +36,7 @@ def export_pack(
         Option(metavar="ID", help="Concept to export; repeatable. Default: all."),
     ] = None,
     min_grade: Annotated[MinGrade, Option(help="Leave out lenses below this grade.")] = MinGrade.C,
+    ungraded: options.Ungraded = False,
     direction: Annotated[
         Kind,
         Option(
@@ -57,6 +58,7 @@ def export_pack(
         to.value,
         concepts=concept,
         min_grade=Grade(min_grade.value),
+        untrusted=ungraded,
         kind=direction.value,
         overwrite=overwrite,
     )
@@ -96,6 +98,6 @@ def import_pack(
     )
     if unknown:
         what = f"not known, and stood in for: {', '.join(unknown)}"
-        console.say(f"{what}; grade C until they are judged")
+        console.say(f"{what}; ungraded until they are judged")
     line = f"{len(pack)} {pack.family} lenses written to {out}; next: lenstrain show {out}"
     console.say(line)

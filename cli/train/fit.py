@@ -15,7 +15,7 @@ from .. import console, options
 from ..meter import Meter
 from ..options import Engine
 from ..runlog import RunLog
-from . import lenses
+from . import grades
 from .grid import fit_combinations, summary_cells, tell_left_out
 
 if TYPE_CHECKING:
@@ -272,8 +272,8 @@ def _fit_single(
         return
     for reason in pack.skipped.values():
         console.note(f"left out: {reason}")
-    console.say(f"{lenses.summary_line(pack)}; {elapsed:.0f} s")
-    lenses.print_warnings(pack)
+    grades.say(f"{grades.summary_line(pack)}; {elapsed:.0f} s")
+    grades.tell_standing(pack)
     console.say(f"written to {out}; next: lenstrain show {out}")
 
 
@@ -289,6 +289,7 @@ def _fit(
 
     dataset = grid.open()
     tell_left_out(dataset)
+    grades.tell_evidence(dataset, grid.concepts, meter.say)
     show = partial(_show_progress, meter)
     return fit_one(grid, out, engine=engine(dataset), overwrite=overwrite, on_progress=show)
 
@@ -375,6 +376,7 @@ def sweep(
     asked = {"store": store, "targets": targets, "settings": settings_to_json(settings)}
     log = RunLog("sweep", out, to_stderr=log_json, **asked)
     with log, Meter(log).running() as meter:
+        grades.tell_evidence(dataset, concept, meter.say)
         show = partial(_show_progress, meter)
         packs = train_targets(
             dataset, settings, targets, concepts=concept, jobs=jobs, on_progress=show
@@ -432,14 +434,14 @@ def _show_progress(meter: Meter, progress: Any) -> None:
 
 
 def _sweep_table(targets: list[float], packs: list[Any]) -> Any:
-    columns = "lenses, graduated, A, B, C, test F1, score, samples, iterations, hungry"
+    columns = "lenses, graduated, A, B, C, ungraded, test F1, score, samples, iterations, hungry"
     table = console.make_table("target F1", *columns.split(", "))
     for target, pack in zip(targets, packs, strict=True):
         summary = pack.summary()
         table.add_row(
             f"{target:.2f}",
             *summary_cells(summary),
-            f"{summary['mean_iterations']:.1f}",
+            grades.figure(summary["mean_iterations"], 1),
             str(len(summary["hungry"])),
         )
     return table

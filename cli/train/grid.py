@@ -13,6 +13,7 @@ from typer import Exit
 from .. import console
 from ..meter import Meter
 from ..runlog import RunLog
+from . import grades
 
 if TYPE_CHECKING:
     from lenstrain.data.dataset import LensDataset
@@ -49,6 +50,7 @@ def fit_combinations(
         with log, Meter(log).running() as meter:
             dataset = grid.open()
             tell_left_out(dataset)
+            grades.tell_evidence(dataset, grid.concepts, meter.say)
             result = fit_grid(
                 grid,
                 out,
@@ -106,12 +108,12 @@ def _show_progress(meter: Meter, progress: GridProgress) -> None:
 
 
 def summary_cells(summary: dict[str, Any]) -> list[str]:
-    """A pack in a table: lenses, graduated, A, B, C, test F1, score, samples."""
+    """A pack in a table: lenses, graduated, A, B, C, ungraded, test F1, score, samples."""
     return [
         *(str(summary[name]) for name in ("n_lenses", "graduated")),
-        *(str(summary["grades"][grade]) for grade in "ABC"),
-        *(f"{summary[f'mean_{name}']:.2f}" for name in ("test_f1", "score")),
-        f"{summary['mean_samples']:.1f}",
+        *(str(summary["grades"][grade]) for grade in ("A", "B", "C", "ungraded")),
+        *(grades.figure(summary[f"mean_{name}"]) for name in ("test_f1", "score")),
+        grades.figure(summary["mean_samples"], 1),
     ]
 
 
@@ -135,12 +137,12 @@ def _rows(result: GridResult) -> list[dict[str, Any]]:
 
 def _show(result: GridResult, out: Path, elapsed: float) -> None:
     best, calibration = result.best, result.calibration_scores()
-    columns = "lenses, graduated, A, B, C, calibration, test F1, score, samples, seconds"
+    columns = "lenses, graduated, A, B, C, ungraded, calibration, test F1, score, samples, seconds"
     table = console.make_table("combination", *columns.split(", "))
     table.columns[0].overflow = "fold"  # two combinations may differ in the last letter
     for pack in result.packs:
         *cells, f1, score, samples = summary_cells(pack.summary)
-        chosen_by = f"{calibration[pack.name]:.3f}{'*' if pack.name == best else ' '}"
+        chosen_by = f"{grades.figure(calibration[pack.name], 3)}{'*' if pack.name == best else ' '}"
         seconds = f"{pack.elapsed_s:.0f}{'=' if pack.kept else ' '}"
         table.add_row(pack.name, *cells, chosen_by, f1, score, samples, seconds)
     if result.packs:

@@ -14,8 +14,8 @@ from .. import console, options
 from ..console import visible
 from ..models import load_for
 from ..options import Dtype, MinGrade
+from .grades import COLOURS, old_rule
 
-_COLOURS = {"A": "green", "B": "yellow", "C": "red"}
 _ROWS = 80  # tokens of a text that is shown token by token
 _PIECE_LENGTH = 48  # characters of a text that are shown in a row
 
@@ -39,6 +39,7 @@ def read(
     min_grade: Annotated[
         MinGrade, Option(help="Grade that a lens needs for being named.")
     ] = MinGrade.B,
+    ungraded: options.Ungraded = False,
     min_signal: Annotated[
         float,
         Option(
@@ -70,13 +71,14 @@ def read(
     from lenstrain.pack.pack import LensPack
 
     lenses = LensPack.load(pack)
-    rule = Rule(Grade(min_grade.value), min_signal)
+    rule = Rule(Grade(min_grade.value), untrusted=ungraded, min_signal=min_signal)
     # Before the model is loaded: an unknown concept shows at once.
     monitor = Monitor(lenses, concepts=concept, window=window, keep=None, rule=rule)
     content = _content(file, text)
     loaded, notes = load_for(
         lenses, model, dtype, device, device_map, allow_other=allow_other_model
     )
+    notes += _about_grades(lenses, monitor.presence)
     reading, n_cut = _read(monitor, loaded, content, top)
     if n_cut:
         cut = f"cut: the last {n_cut} tokens were not read"
@@ -88,11 +90,26 @@ def read(
         console.print_json({**reading.to_json(), "n_cut": n_cut, "notes": notes})
         return
     _print_reading(reading)
-    console.say("after a lens: grade, probability, deviations above its noise floor", style="dim")
+    console.say(
+        "after a lens: grade (- ungraded), probability, deviations above its noise floor",
+        style="dim",
+    )
     for line in (legend(reading), *(f"note: {note}" for note in notes)):
         console.say(visible(line, len(line)), style="dim")
     if html is not None:
         console.say(f"written to {html}")
+
+
+def _about_grades(pack: Any, presence: Any) -> list[str]:
+    """What to know of the grades before a reading is trusted."""
+    notes = [line] if (line := old_rule(pack)) is not None else []
+    untrusted = sum(lens.grade is None or lens.is_capped for lens in presence.lenses)
+    if untrusted and not presence.rule.untrusted:
+        notes.append(
+            f"{untrusted} of {len(presence.lenses)} lenses are ungraded or have a capped grade, "
+            "and are not named: --ungraded names them, too"
+        )
+    return notes
 
 
 def _content(file: Path | None, text: str | None) -> str:
@@ -146,10 +163,10 @@ def _print_reading(reading: Any) -> None:
         return
     table = console.make_table("whole text", "grade", "probability", "deviations")
     for found in reading.whole:
-        grade = found.grade.value
+        grade = found.grade_shown
         table.add_row(
             Text(visible(found.name)),
-            Text(grade, style=_COLOURS[grade]),
+            Text(grade, style=COLOURS[grade]),
             f"{found.probability:.2f}",
             f"{found.signal:+.1f}",
         )
@@ -187,9 +204,9 @@ def _cell(findings: Any) -> Text:
         return Text("-", style="dim")
     cell = Text()
     for number, found in enumerate(findings):
-        grade = found.grade.value
+        grade = found.grade_shown
         cell.append("; " if number else "")
-        style = _COLOURS[grade] if number else f"bold {_COLOURS[grade]}"
+        style = COLOURS[grade] if number else f"bold {COLOURS[grade]}"
         cell.append(visible(found.name), style=style)
         cell.append(f" {grade} {found.probability:.2f} {found.signal:+.1f}")
     return cell

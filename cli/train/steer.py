@@ -13,6 +13,7 @@ from .. import console, options
 from ..console import visible
 from ..models import load_for
 from ..options import Dtype
+from .grades import old_rule
 
 # Choices of --direction.
 Kind = StrEnum("Kind", {"mean_difference": "mean-difference", "weights": "weights"})
@@ -40,7 +41,11 @@ def steer(
     positions: Annotated[Positions, Option(help="Which positions to change.")] = Positions.all,
     allow_grade: Annotated[
         AllowedGrade | None,
-        Option(help="Steer along a lens of this grade, too.", show_default=False),
+        Option(
+            help="Steer along a lens of this grade, too, or one that is ungraded or whose grade is "
+            "capped.",
+            show_default=False,
+        ),
     ] = None,
     max_new_tokens: Annotated[int, Option(min=1, help="Tokens to write.")] = 40,
     temperature: Annotated[float, Option(min=0.01, help="Of the sampling.")] = 0.7,
@@ -70,6 +75,7 @@ def steer(
     ]
     change = partial(Intervention, ablate=ablate, positions=positions.value)
     loaded, notes = load_for(pack, model, dtype, device, device_map, allow_other=allow_other_model)
+    notes += [line] if (line := old_rule(pack)) is not None else []
     model_layers = sorted({i for lens in lenses for i in lens.model_layers})
     results = []
     for amount in [None, *([0.0] if ablate else strength or [4.0])]:
@@ -116,7 +122,13 @@ def _to_json(
     from lenstrain.pack.folder import none_for_nan
 
     read = {
-        lens.concept: {"grade": lens.grade.value, "probability": probability, "signal": signal}
+        lens.concept: {
+            "grade": None if lens.grade is None else lens.grade.value,
+            "status": lens.status,
+            "reason": lens.reason,
+            "probability": probability,
+            "signal": signal,
+        }
         for lens, (probability, signal) in zip(lenses, readings, strict=True)
     }
     text = {"text": written.text, "perplexity": written.perplexity}
@@ -134,7 +146,7 @@ def _print(lenses: Any, results: Any, notes: list[str]) -> None:
         parts = [f"perplexity {written.perplexity:.1f}"]
         for lens, (probability, signal) in zip(lenses, readings, strict=True):
             read = f"p = {probability:.2f}, {signal:+.1f} deviations"
-            parts.append(f"{visible(lens.name)} ({lens.grade.value}) {read}")
+            parts.append(f"{visible(lens.name)} ({lens.grade_shown}) {read}")
         out.print(Text("; ".join(parts), style="dim"), soft_wrap=True)
         out.print()
     console.say(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from lenstrain.exchange.gguf import read_control_vector
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.pack import LensPack
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error
@@ -62,7 +64,8 @@ def test_help_of_every_command_ends_with_an_example(lenstrain: Run, command: str
 def test_a_pack_goes_to_hatcat_and_back_without_a_difference(
     lenstrain: Run, pack: Path, tmp_path: Path
 ) -> None:
-    out = succeeded(lenstrain("export", pack, "--to", "hatcat", "--out", tmp_path / "them")).stdout
+    command = ["export", pack, "--ungraded", "--to", "hatcat", "--out", tmp_path / "them"]
+    out = succeeded(lenstrain(*command)).stdout
     assert plain(out) == f"12 classifiers written to {tmp_path / 'them'}; 0 left out"
     out = succeeded(
         lenstrain("import", tmp_path / "them", "--from", "hatcat", "--out", tmp_path / "back")
@@ -111,30 +114,46 @@ def test_part_of_a_pack_as_a_pack(lenstrain: Run, pack: Path, tmp_path: Path) ->
     assert [lens.concept for lens in LensPack.load(tmp_path / "one")] == ["bird"]
 
 
-def test_json_lists_files_and_what_was_left_out(lenstrain: Run, pack: Path, tmp_path: Path) -> None:
-    data = json.loads((pack / "lenses.json").read_text())
-    data["lenses"][0]["grade"] = "C"
-    (tmp_path / "graded").mkdir()
-    (tmp_path / "graded" / "lenses.json").write_text(json.dumps(data))
-    (tmp_path / "graded" / "lenses.safetensors").write_bytes(
-        (pack / "lenses.safetensors").read_bytes()
-    )
-    command = [
-        "export",
-        tmp_path / "graded",
-        "--to",
-        "gguf",
-        "--min-grade",
-        "B",
-        "--out",
-        tmp_path / "out",
-    ]
+@pytest.fixture
+def poor(pack: Path, tmp_path: Path) -> Path:
+    """The same lenses, of grade A but bird, which has C, boat, ungraded, and fish, capped at B."""
+    whole = LensPack.load(pack)
+    standing: dict[str, dict[str, Any]] = {
+        "bird": {"grade": Grade.C},
+        "boat": {"grade": None, "status": "ungraded", "reason": "no test text"},
+        "fish": {"grade": Grade.B, "reason": "test F1 is 0.31 at its threshold"},
+    }
+    usual = {"grade": Grade.A, "status": "provisional", "reason": ""}
+    lenses = [replace(lens, **{**usual, **standing.get(lens.concept, {})}) for lens in whole]
+    LensPack(lenses, whole.provenance, {}).save(tmp_path / "poor")
+    return tmp_path / "poor"
+
+
+def test_json_lists_files_and_what_was_left_out(lenstrain: Run, poor: Path, tmp_path: Path) -> None:
+    command = ["export", poor, "--to", "gguf", "--min-grade", "B", "--out", tmp_path / "out"]
     found = json.loads(succeeded(lenstrain(*command, "--json")).stdout)
-    low = data["lenses"][0]["concept"]
-    assert found["left_out"][low] == f"the lens of {low} has grade C"
+    reasons = {
+        "bird": "the lens of bird has grade C",
+        "boat": "the lens of boat is ungraded (no test text)",
+        "fish": "the lens of fish has grade B (test F1 is 0.31 at its threshold)",
+    }
+    assert found["left_out"] == reasons
+    assert len(found["files"]) == 9
     assert all((tmp_path / "out" / file).exists() for file in found["files"].values())
     said = succeeded(lenstrain(*command, "--overwrite"))
-    assert f"left out: the lens of {low} has grade C" in said.stderr
+    assert sorted(said.stderr.splitlines()) == [f"left out: {why}" for why in reasons.values()]
+
+
+def test_ungraded_and_capped_lenses_are_exported_when_asked_for(
+    lenstrain: Run, poor: Path, tmp_path: Path
+) -> None:
+    command = ["export", poor, "--to", "gguf", "--min-grade", "B", "--out", tmp_path / "out"]
+    found = json.loads(succeeded(lenstrain(*command, "--ungraded", "--json")).stdout)
+    assert {"boat", "fish"} < set(found["files"])
+    assert found["left_out"] == {"bird": "the lens of bird has grade C"}
+    alone = ["export", poor, "--to", "gguf", "--concept", "boat", "--out", tmp_path / "alone"]
+    assert_one_line_error(lenstrain(*alone), "no lens to export has grade C", "--ungraded")
+    succeeded(lenstrain(*alone, "--ungraded"))
 
 
 def test_an_imported_classifier_is_shown_and_what_is_not_known_of_it_is_said(
@@ -144,15 +163,20 @@ def test_an_imported_classifier_is_shown_and_what_is_not_known_of_it_is_said(
     command = ["import", them, "--from", "hatcat", "--model-layer", 1, "--out", tmp_path / "back"]
     out = plain(succeeded(lenstrain(*command)).stdout)
     assert (
-        "not known, and stood in for: calibration, grade, metrics, noise floor, threshold; grade "
-        "C until"
+        "not known, and stood in for: calibration, grade, metrics, noise floor, threshold; "
+        "ungraded until they are judged"
     ) in out
     shown = succeeded(lenstrain("show", tmp_path / "back")).stdout
     assert "unknown, linear lenses" in shown
-    assert (
-        json.loads(succeeded(lenstrain("show", tmp_path / "back", "--json")).stdout)["mean_score"]
-        is None
-    )
+    assert "nan" not in shown
+    assert "1 of 1 ungraded: 1 imported: never measured here" in shown
+    assert "rule of versions before 0.3" not in shown  # it has no grade of any rule
+    assert "what helps" not in shown  # its concept has no texts here
+    row = next(line.split() for line in shown.splitlines() if line.startswith("bird "))
+    assert row[:10] == ["bird", "1", "1", "-", "-", "-", "-", "-", "-", "-"]
+    data = json.loads(succeeded(lenstrain("show", tmp_path / "back", "--json")).stdout)
+    assert data["mean_score"] is None
+    assert (data["lenses"][0]["grade"], data["lenses"][0]["status"]) == (None, "ungraded")
     refused = lenstrain("compare", pack, tmp_path / "back", "--store", store)
     assert_one_line_error(refused, "another model (unknown)", "held out is not known")
     assert_one_line_error(
@@ -170,7 +194,9 @@ def test_a_name_that_moves_the_cursor_is_escaped(
             "import", them, "--from", "hatcat", "--model-layer", 0, "--out", tmp_path / "back"
         )
     )
-    result = lenstrain("export", tmp_path / "back", "--to", "gguf", "--out", tmp_path / "out")
+    result = lenstrain(
+        *("export", tmp_path / "back", "--ungraded", "--to", "gguf", "--out", tmp_path / "out")
+    )
     assert_one_line_error(result, "no direction to steer along")
     assert "\x1b" not in lenstrain("show", tmp_path / "back").stdout
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lenscache.concepts.pack import Concept
+from lenstrain.data.dataset import LensDataset
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.pack import LensPack
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error
@@ -138,6 +142,40 @@ def test_compare_prints_concepts_differences_and_what_is_missing(
         )
     assert "10 concepts on " in text
     assert "3 only in A, 0 only in B" in text
+    assert "nan" not in text
+
+
+def test_compare_shows_the_grades_of_the_packs_and_how_many_lenses_have_none(
+    lenstrain: Run, dual: Path, store: Path, tmp_path: Path
+) -> None:
+    pack = LensPack.load(dual)
+    bird = dataclasses.replace(pack["bird"], grade=None, status="ungraded", reason="no text")
+    fish = dataclasses.replace(pack["fish"], grade=Grade.C, reason="fires on 30% of samples")
+    others = [lens for lens in pack if lens.concept not in ("bird", "fish")]
+    LensPack([bird, fish, *others], pack.provenance, {}).save(tmp_path / "b")
+    result = lenstrain("compare", dual, tmp_path / "b", "--store", store)
+    assert result.exit_code == 0, result.stderr
+    rows = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.strip()}
+    assert rows["bird"][-2:] == [pack["bird"].grade_shown, "-"]
+    assert rows["fish"][-1] == "C"
+    assert rows["pack"][1:] == ["lenses", "A", "B", "C", "ungraded", "capped"]
+    changed = LensPack.load(tmp_path / "b").summary()
+    assert changed["grades"]["ungraded"] >= 1
+    assert rows["B"][1:] == [*map(str, (13, *changed["grades"].values(), changed["capped"]))]
+
+
+def test_compare_of_concepts_without_an_unnamed_text_says_a_dash(
+    lenstrain: Run, dual: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        LensDataset, "unnamed", lambda self, concept, rows: np.zeros(len(rows), np.bool_)
+    )
+    result = lenstrain("compare", dual, dual, "--store", store)
+    assert result.exit_code == 0, result.stderr
+    assert "nan" not in result.stdout
+    row = next(line.split() for line in result.stdout.splitlines() if line.startswith("bird "))
+    assert row[3:6] == ["-", "-", "-"]
+    assert "score, B minus A: -\n" in result.stdout
 
 
 def test_compare_json_is_what_the_table_shows(
@@ -178,8 +216,8 @@ def test_check_prints_a_row_a_lens_and_a_summary(lenstrain: Run, dual: Path, sto
     result = lenstrain("check", dual, "--store", store)
     assert result.exit_code == 0, result.stderr
     row = next(line for line in result.stdout.splitlines() if line.startswith("bird "))
-    assert row.split()[1] == "1"
-    assert row.split()[3] == "10"  # lenses of the level, its own among them
+    assert row.split()[1:3] == ["1", LensPack.load(dual)["bird"].grade_shown]
+    assert row.split()[4] == "10"  # lenses of the level, its own among them
     assert re.search(
         r"13 lenses: first of their level on \d+% of their samples; \d+ fire everywhere",
         result.stdout,
@@ -221,11 +259,13 @@ def test_hostile_names_are_shown_on_one_line_and_do_nothing(
 
 def test_hostile_names_in_warnings_do_nothing(lenstrain: Run, dual: Path, tmp_path: Path) -> None:
     pack = LensPack.load(dual)
-    pack["hostile"].metrics["beside_others"]["fires_everywhere"] = True
+    for lens in pack:
+        lens.metrics["beside_others"]["fires_everywhere"] = lens.concept == "hostile"
     pack.save(tmp_path / "l")
     text = lenstrain("show", tmp_path / "l").stdout
     assert "\x1b" not in text
-    assert "fire everywhere" in text
+    grade = pack["hostile"].grade_shown
+    assert f"1 of 13 fire everywhere: {SHOWN} {grade}\n" in text
 
 
 @pytest.mark.parametrize("command", ["show", "impact", "check", "compare"])

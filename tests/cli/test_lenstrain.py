@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from lens_cli import meter as progress
 
+from lenstrain.metrics.grade import MIN_TEXTS
 from lenstrain.pack.pack import LensPack
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error, tree
@@ -34,7 +36,7 @@ def test_show_prints_a_row_a_lens_and_a_summary(lenstrain: Run, lens_folder: Pat
     for lens in LensPack.load(lens_folder):
         row = next(line for line in text.splitlines() if line.startswith(f"{lens.name} "))
         assert row.split()[1:3] == [str(lens.level), str(lens.model_layer)]
-        assert lens.grade.value in row.replace("?", " ").split()
+        assert lens.grade_shown in row.replace("?", " ").split()
     assert "target F1 0.9, advisory validation" in text
     assert "7 lenses: " in text
 
@@ -42,7 +44,12 @@ def test_show_prints_a_row_a_lens_and_a_summary(lenstrain: Run, lens_folder: Pat
 def test_show_json_holds_every_metric(lenstrain: Run, lens_folder: Path) -> None:
     shown = json.loads(lenstrain("show", lens_folder, "--json").stdout)
     assert sum(shown["grades"].values()) == len(shown["lenses"]) == shown["n_lenses"] == 7
-    assert {"test_f1", "score", "auroc", "score_unnamed", "grade"} <= set(shown["lenses"][0])
+    assert {
+        *("grade", "status", "reason", "capped", "grade_uncertain", "threshold", "test_f1"),
+        *("score", "score_low", "score_high", "score_named", "score_all", "auroc"),
+        *("n_test", "n_test_unnamed", "best_control", "lead_over_controls"),
+    } <= set(shown["lenses"][0])
+    assert "score_unnamed" not in shown["lenses"][0]
 
 
 def test_fitting_twice_writes_the_same_bytes(
@@ -145,10 +152,15 @@ def test_a_request_that_does_not_fit_is_one_line(
     assert_one_line_error(result, *words)
 
 
-def test_json_has_null_where_nothing_could_be_measured(
-    lenscache: Run, lenstrain: Run, extract_options: list[str], pack_file: Path, tmp_path: Path
-) -> None:
-    """A concept without examples has no score on unnamed samples; JSON has no NaN."""
+@pytest.fixture(scope="module")
+def named_store(
+    tmp_path_factory: pytest.TempPathFactory,
+    lenscache: Run,
+    extract_options: list[str],
+    pack_file: Path,
+) -> Path:
+    """Of level 1, where the concept "named" has no text that does not name it."""
+    folder = tmp_path_factory.mktemp("named")
     pack = json.loads(pack_file.read_text())
     texts = {
         "definition": "Only words about it.",
@@ -159,23 +171,90 @@ def test_json_has_null_where_nothing_could_be_measured(
     children = [
         {"id": f"c{i}", "name": f"kind {i}", "layer": 2, "parents": ["named"]} for i in range(3)
     ]
-    (tmp_path / "pack.json").write_text(
+    (folder / "pack.json").write_text(
         json.dumps({**pack, "concepts": [*pack["concepts"], named, *children]})
     )
-    lenscache(
-        "extract",
-        tmp_path / "s.zarr",
-        *extract_options,
-        "--pack",
-        tmp_path / "pack.json",
-        "--level",
-        1,
-    )
-    lenstrain("fit", tmp_path / "s.zarr", "--out", tmp_path / "l")
+    options = [*extract_options, "--pack", folder / "pack.json", "--level", 1]
+    result = lenscache("extract", folder / "s.zarr", *options)
+    assert result.exit_code == 0, result.stderr
+    return folder / "s.zarr"
+
+
+def test_json_has_null_where_nothing_could_be_measured(
+    lenstrain: Run, named_store: Path, tmp_path: Path
+) -> None:
+    """A concept without examples has no score on unnamed samples; JSON has no NaN."""
+    lenstrain("fit", named_store, "--out", tmp_path / "l")
     shown = json.loads(
         lenstrain("show", tmp_path / "l", "--json").stdout, parse_constant=pytest.fail
     )
-    assert {lens["concept"]: lens["score_unnamed"] for lens in shown["lenses"]}["named"] is None
+    lens = next(lens for lens in shown["lenses"] if lens["concept"] == "named")
+    assert (lens["grade"], lens["status"], lens["score"]) == (None, "ungraded", None)
+    assert (lens["n_test"] > 0, lens["n_test_unnamed"]) == (True, 0)
+    assert 0 < lens["score_named"] <= 1
+    assert shown["grades"]["ungraded"] == 1
+    assert shown["reasons"][lens["reason"]] == 1
+
+
+NO_TEXT = "no test text that expresses the concept without naming it"
+
+
+def test_fit_says_before_and_after_which_concepts_can_have_no_grade_and_what_to_do(
+    lenstrain: Run, named_store: Path, tmp_path: Path
+) -> None:
+    result = lenstrain("fit", named_store, "--out", tmp_path / "l")
+    assert result.exit_code == 0, result.stderr
+    before = result.stderr.split("fitting: ")[0]
+    assert "1 of 6 concepts have too few unnamed texts for a grade" in before
+    assert 'the status of their lenses is "ungraded" at best' in before
+    assert (
+        f"It takes {MIN_TEXTS} test texts that do not name the concept: 1 have no unnamed text, "
+        "0 have some and none for testing, 0 have one test text\n"
+    ) in before
+    assert "1 of 6 concepts have no unnamed calibration text: no vote on the model layer" in before
+    wanted = "examples of each concept that do not name it, and extract more"
+    assert re.search(rf"what helps: write at least \d+ {wanted}", before)
+    assert f"1 of 6 ungraded: 1 {NO_TEXT}\n" in result.stdout
+    assert re.search(rf"what helps: write at least \d+ {wanted}", result.stdout)
+    assert "nan" not in result.stdout
+    messages = [
+        entry["message"]
+        for line in (tmp_path / "l.log.jsonl").read_text().splitlines()
+        if (entry := json.loads(line))["event"] == "message"
+    ]
+    assert [message in " ".join(before.split()) for message in messages] == [True] * 3
+
+
+def test_fit_counts_the_concepts_that_it_is_asked_for(
+    lenstrain: Run, named_store: Path, tmp_path: Path
+) -> None:
+    options = ["--concept", "bird", "--concept", "fish", "--out", tmp_path / "l"]
+    result = lenstrain("fit", named_store, *options)
+    assert result.exit_code == 0, result.stderr
+    assert "unnamed" not in result.stderr
+    assert "what helps" not in result.stderr
+    only = lenstrain("fit", named_store, "--concept", "named", "--out", tmp_path / "n")
+    assert "1 of 1 concepts have too few unnamed texts" in only.stderr
+    assert "\n1 of 1 ungraded: 1 " in only.stdout
+    assert "(0." in only.stdout  # a mean test F1 on named samples
+    assert "unnamed samples" not in only.stdout
+    assert "mean score -; " in only.stdout
+
+
+@pytest.mark.parametrize("command", ["sweep", "fit"])
+def test_tables_of_several_packs_count_the_ungraded(
+    lenstrain: Run, named_store: Path, tmp_path: Path, command: str
+) -> None:
+    options = ["--f1", "0.9", "--f1", "0.5", "--out", tmp_path / "p"]
+    result = lenstrain(command, named_store, *options)
+    assert result.exit_code == 0, result.stderr
+    assert "1 of 6 concepts have too few unnamed texts for a grade" in result.stderr
+    lines = [line.split() for line in result.stdout.splitlines()[:3]]
+    at = lines[0].index("ungraded") - lines[0].index("lenses") + 1
+    assert lines[0][lines[0].index("lenses") :][2:6] == ["A", "B", "C", "ungraded"]
+    assert [row[at] for row in lines[1:]] == ["1", "1"]
+    for row in lines[1:]:
+        assert sum(map(int, row[3:7])) == int(row[1]) == 6
 
 
 def test_a_concept_with_too_few_samples_is_left_out_and_named(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from typer.testing import CliRunner
 
 from lenstrain.live.monitor import WINDOW
 from lenstrain.live.naming_rule import MIN_SIGNAL
+from lenstrain.metrics.grade import Grade
+from lenstrain.pack.pack import LensPack
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error
 from tests.cli.test_lenses import plain, strict_json
@@ -43,8 +47,8 @@ def read(lenstrain: Run, folder: Path, options: list[Any]) -> Run:
 
 @pytest.fixture
 def read_all(read: Run) -> Run:
-    """With bars so low that every token has lenses."""
-    return lambda *args: read("--min-grade", "C", "--min-signal", "-99", *args)
+    """With bars so low that every token has lenses, ungraded and capped ones among them."""
+    return lambda *args: read("--min-grade", "C", "--ungraded", "--min-signal", "-99", *args)
 
 
 def test_help_ends_with_an_example(lenstrain: Run) -> None:
@@ -65,12 +69,60 @@ def test_every_token_is_in_the_json_and_reading_twice_gives_the_same(read_all: R
     assert first["notes"] == []
 
 
+@pytest.fixture
+def graded(folder: Path, tmp_path: Path) -> Path:
+    """The same lenses: bird has grade A, fish is ungraded, tree is capped, the others have C."""
+    pack = LensPack.load(folder)
+    standing: dict[str, dict[str, Any]] = {
+        "bird": {"grade": Grade.A},
+        "fish": {"grade": None, "status": "ungraded", "reason": "no test text"},
+        "tree": {"grade": Grade.B, "reason": "test F1 is 0.40 at its threshold"},
+    }
+    plain = {"grade": Grade.C, "status": "provisional", "reason": ""}
+    lenses = [replace(lens, **{**plain, **standing.get(lens.concept, {})}) for lens in pack]
+    LensPack(lenses, pack.provenance, {}).save(tmp_path / "graded")
+    return tmp_path / "graded"
+
+
+def test_ungraded_and_capped_lenses_are_named_only_when_asked_for(
+    lenstrain: Run, graded: Path, options: list[Any]
+) -> None:
+    wanted = ["read", graded, "--text", TEXT, "--min-signal", "-99", "--top", 9, *options]
+
+    def names(*args: str) -> set[str]:
+        data = strict_json(lenstrain(*wanted, "--json", *args))
+        return {found["concept"] for token in data["tokens"] for found in token["lenses"]}
+
+    possible = names("--min-grade", "C", "--ungraded")
+    assert {"bird", "fish", "tree"} <= possible
+    assert names() == {"bird"}
+    assert names("--min-grade", "C") == possible - {"fish", "tree"}
+    assert names("--ungraded") == {"bird", "fish", "tree"}
+    said = "2 of 7 lenses are ungraded or have a capped grade, and are not named: --ungraded"
+    assert said in plain(lenstrain(*wanted).stdout)
+    shown = lenstrain(*wanted, "--ungraded").stdout
+    assert "--ungraded" not in shown
+    assert re.search(r"fish - \d\.\d\d [+-]", shown)
+    assert re.search(r"tree B \d\.\d\d [+-]", shown)
+
+
+def test_a_pack_of_the_rule_before_says_so(
+    lenstrain: Run, graded: Path, options: list[Any], tmp_path: Path
+) -> None:
+    pack = LensPack.load(graded)
+    before = {key: value for key, value in pack.provenance.items() if key != "grading_rule"}
+    LensPack(pack.lenses, before, {}).save(tmp_path / "before")
+    said = "note: the grades of this pack come from the rule of versions before 0.3"
+    assert said in plain(lenstrain("read", tmp_path / "before", "--text", TEXT, *options).stdout)
+    assert said not in plain(lenstrain("read", graded, "--text", TEXT, *options).stdout)
+
+
 def test_the_table_names_lenses_with_grade_probability_and_deviations(read_all: Run) -> None:
     data, shown = strict_json(read_all("--text", TEXT, "--json")), read_all("--text", TEXT)
     assert shown.exit_code == 0, shown.stderr
     found = next(token for token in data["tokens"] if token["lenses"])["lenses"][0]
     assert (
-        f"{found['name']} {found['grade']} {found['probability']:.2f} {found['signal']:+.1f}"
+        f"{found['name']} {found['grade'] or '-'} {found['probability']:.2f} {found['signal']:+.1f}"
         in plain(shown.stdout)
     )
     assert "whole text" in shown.stdout

@@ -1,32 +1,45 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.pack import LensPack
 from tests.cli.conftest import Run
+from tests.cli.test_lenscache import assert_one_line_error
 
 
 @pytest.fixture(scope="module")
 def lens_pack(
     tmp_path_factory: pytest.TempPathFactory, lenstrain: Run, finished_store: Path
 ) -> Path:
-    folder = tmp_path_factory.mktemp("steer") / "lenses"
-    result = lenstrain("fit", finished_store, "--out", folder)
+    """Lenses as if all had a grade that nothing is the matter with: bird A, oven C, others B."""
+    folder = tmp_path_factory.mktemp("steer")
+    result = lenstrain("fit", finished_store, "--out", folder / "fitted")
     assert result.exit_code == 0, result.stderr
-    return folder
+    fitted = LensPack.load(folder / "fitted")
+    grades = {"bird": Grade.A, "oven": Grade.C}
+    standing = {lens.concept: {"grade": grades.get(lens.concept, Grade.B)} for lens in fitted}
+    with_standing(fitted, standing).save(folder / "lenses")
+    return folder / "lenses"
 
 
-def concept_of_grade(folder: Path, *grades: str) -> str:
-    return next(lens.concept for lens in LensPack.load(folder) if lens.grade.value in grades)
+def with_standing(pack: LensPack, standing: dict[str, Any]) -> LensPack:
+    """The same pack with other grades, statuses and reasons for some concepts."""
+    usual = {"status": "provisional", "reason": ""}
+    lenses = [
+        replace(lens, **{**usual, **standing[lens.concept]}) if lens.concept in standing else lens
+        for lens in pack
+    ]
+    return LensPack(lenses, pack.provenance, pack.skipped)
 
 
 @pytest.fixture
 def steer(lenstrain: Run, lens_pack: Path, model_folder: Path) -> Any:
-    concept = concept_of_grade(lens_pack, "A", "B")
     return lambda *options: lenstrain(
         "steer",
         lens_pack,
@@ -35,7 +48,7 @@ def steer(lenstrain: Run, lens_pack: Path, model_folder: Path) -> Any:
         "--dtype",
         "float32",
         "--concept",
-        concept,
+        "bird",
         "--prompt",
         "The old man",
         "--max-new-tokens",
@@ -83,34 +96,61 @@ def test_no_strength_writes_the_same_text(steer: Any) -> None:
     assert plain["text"] == same["text"]
 
 
-def test_grade_c_is_refused_in_one_line_and_allowed_when_asked(
-    lenstrain: Run, lens_pack: Path, model_folder: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("standing", "words", "shown"),
+    [
+        ({"grade": Grade.C}, ["has grade C (score"], "(C)"),
+        (
+            {"grade": Grade.C, "reason": "fires on 30% of unrelated samples"},
+            ["grade", "C", "fires on 30% of unrelated samples"],
+            "(C)",
+        ),
+        (
+            {"grade": Grade.B, "reason": "test F1 is 0.31 at its threshold"},
+            ["capped at B", "test F1 is 0.31 at its threshold", "--allow-grade C"],
+            "(B)",
+        ),
+        (
+            {"grade": None, "status": "ungraded", "reason": "no test text"},
+            ["is ungraded (no test text)"],
+            "(-)",
+        ),
+    ],
+)
+def test_a_lens_that_cannot_be_trusted_is_refused_in_one_line_and_allowed_when_asked(
+    lenstrain: Run,
+    lens_pack: Path,
+    model_folder: Path,
+    tmp_path: Path,
+    standing: dict[str, Any],
+    words: list[str],
+    shown: str,
 ) -> None:
-    data = json.loads((lens_pack / "lenses.json").read_text())
-    data["lenses"][0]["grade"] = "C"
-    poor = tmp_path / "poor"
-    poor.mkdir()
-    (poor / "lenses.json").write_text(json.dumps(data))
-    (poor / "lenses.safetensors").write_bytes((lens_pack / "lenses.safetensors").read_bytes())
-    command = [
-        "steer",
-        poor,
-        "--model",
-        model_folder,
-        "--concept",
-        data["lenses"][0]["concept"],
-        "--prompt",
-        "The",
-        "--max-new-tokens",
-        "3",
-        "--dtype",
-        "float32",
-    ]
-    refused = lenstrain(*command)
-    assert refused.exit_code == 1
-    assert "grade C" in refused.stderr
-    assert refused.stderr.count("\n") == 1
-    assert lenstrain(*command, "--allow-grade", "C").exit_code == 0
+    with_standing(LensPack.load(lens_pack), {"fish": standing}).save(tmp_path / "poor")
+    command = ["steer", tmp_path / "poor", "--model", model_folder, "--concept", "fish"]
+    command += ["--prompt", "The", "--max-new-tokens", "3", "--dtype", "float32"]
+    assert_one_line_error(lenstrain(*command), *words)
+    allowed = lenstrain(*command, "--allow-grade", "C")
+    assert allowed.exit_code == 0, allowed.stderr
+    assert f"fish {shown} p = " in allowed.stdout
+    found = json.loads(lenstrain(*command, "--allow-grade", "C", "--json").stdout)
+    grade = standing["grade"]
+    assert found[0]["lenses"]["fish"]["grade"] == (None if grade is None else grade.value)
+    assert found[0]["lenses"]["fish"]["status"] == standing.get("status", "provisional")
+    assert found[0]["lenses"]["fish"]["reason"] == standing.get("reason", "")
+
+
+def test_a_pack_of_the_rule_before_says_so(
+    steer: Any, lenstrain: Run, lens_pack: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    pack = LensPack.load(lens_pack)
+    before = {key: value for key, value in pack.provenance.items() if key != "grading_rule"}
+    LensPack(pack.lenses, before, {}).save(tmp_path / "before")
+    command = ["steer", tmp_path / "before", "--model", model_folder, "--concept", "bird"]
+    command += ["--prompt", "The", "--max-new-tokens", "3", "--dtype", "float32"]
+    said = "note: the grades of this pack come from the rule of versions before 0.3"
+    assert said in lenstrain(*command).stdout
+    assert said not in steer().stdout
 
 
 def test_an_unknown_concept_is_one_line(
@@ -132,9 +172,8 @@ def test_a_model_of_another_shape_is_refused(
     other.mkdir()
     (other / "lenses.json").write_text(json.dumps(data))
     (other / "lenses.safetensors").write_bytes((lens_pack / "lenses.safetensors").read_bytes())
-    concept = concept_of_grade(lens_pack, "A", "B")
     result = lenstrain(
-        "steer", other, "--model", model_folder, "--concept", concept, "--prompt", "x"
+        "steer", other, "--model", model_folder, "--concept", "bird", "--prompt", "x"
     )
     assert result.exit_code == 1
     assert "made with another model" in result.stderr
@@ -149,14 +188,13 @@ def test_other_weights_of_the_same_shape_are_refused(
     other.mkdir()
     (other / "lenses.json").write_text(json.dumps(data))
     (other / "lenses.safetensors").write_bytes((lens_pack / "lenses.safetensors").read_bytes())
-    concept = concept_of_grade(lens_pack, "A", "B")
     result = lenstrain(
         "steer",
         other,
         "--model",
         model_folder,
         "--concept",
-        concept,
+        "bird",
         "--prompt",
         "x",
         "--dtype",
