@@ -51,6 +51,7 @@ class LayerFit(NamedTuple):
     model_layer: int
     test_f1: float
     score: float
+    """On test texts that do not name the concept; NaN without any."""
 
 
 class Confusion(NamedTuple):
@@ -131,7 +132,7 @@ def fit_by_model_layer(
         on_model_layer(model_layer)
         here = replace(once, model_layers=(model_layer,))
         for lens in fit_lenses(dataset, here, concepts=concepts, jobs=jobs).lenses:
-            lines.append(LayerFit(lens.concept, model_layer, lens.test_f1, lens.ranking.score))
+            lines.append(LayerFit(lens.concept, model_layer, lens.test_f1, lens.score))
     return lines
 
 

@@ -38,7 +38,7 @@ from lenstrain.inspection import (
     recorded_by_model_layer,
     siblings_of,
 )
-from lenstrain.metrics.score import Grade
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Iteration, Lens
 from lenstrain.pack.pack import LensPack
 
@@ -294,7 +294,10 @@ def plot_similarity(
 
 
 def plot_grades(pack: LensPack, *, ax: Axes | None = None) -> Axes:
-    """The score of every lens with its 95 % interval, from the best down, by grade.
+    """The score of every graded lens with its 95 % interval, from the best down, by grade.
+
+    Ungraded lenses are left out, and counted in the title. A lens whose grade is capped has the
+    colour of its grade, wherever its score is.
 
     Raises
     ------
@@ -302,8 +305,10 @@ def plot_grades(pack: LensPack, *, ax: Axes | None = None) -> Axes:
         If matplotlib is not installed.
     """
     require_matplotlib(MissingPackageError)
-    scored = [lens for lens in pack if not math.isnan(lens.metrics["score"])]
-    lenses, names = sorted(scored, key=lambda lens: -lens.metrics["score"]), _names(pack)
+    graded = [
+        lens for lens in pack if lens.grade is not None and not math.isnan(lens.metrics["score"])
+    ]
+    lenses, names = sorted(graded, key=lambda lens: -lens.metrics["score"]), _names(pack)
     named = len(lenses) <= _MOST_NAMED
     ax = make_axes(ax, height=max(3.0, 1.8 + _ROW_INCHES * len(lenses)) if named else 8.0)
     for number, grade in enumerate(Grade):
@@ -314,21 +319,21 @@ def plot_grades(pack: LensPack, *, ax: Axes | None = None) -> Axes:
         )
         ax.hlines(y, low, high, color=colour, lw=1.2 if named else 0.5, alpha=0.6)
         size, name = 4.5 if named else 2.5, f"{grade.value}: {len(own)}"
+        if capped := sum(lens.is_capped for _, lens in own):
+            name += f" ({capped} capped)"
         ax.plot(x, y, color=colour, marker=MARKERS[number], ls="", ms=size, label=name)
     for boundary in (0.2, 0.5):
         ax.axvline(boundary, color="0.3", ls="--", lw=1)
     ax.set_xlim(0, 1.02)
-    ax.set_ylim(len(lenses) - 0.5, -0.5)
+    ax.set_ylim(max(len(lenses), 1) - 0.5, -0.5)
     thinned = " (rank by score)"
     if named:
         thinned = name_ticks(ax, [names[lens.concept] for lens in lenses], "y")
     legend_beside(ax, "grade: lenses")
-    describe(
-        ax,
-        "How far each lens can be trusted: a bar across a dashed line could have another grade",
-        _METRICS["score"],
-        f"lens{thinned}",
-    )
+    title = "How far each lens can be trusted: a bar across a dashed line could have another grade"
+    if left_out := len(pack) - len(lenses):
+        title += f"; {left_out} of {len(pack)} have no grade and are left out"
+    describe(ax, title, _METRICS["score"], f"lens{thinned}")
     return ax
 
 

@@ -161,7 +161,10 @@ def test_the_lens_pack_notebook_shows_a_pack(
         LENSCACHE_CONCEPT=SCRIPT,
     )
     assert_harmless(cells)
-    assert "7 linear lenses; grades {'A': " in printed(cells)
+    text = printed(cells)
+    assert re.search(r"7 linear lenses; grades \{'A': \d, 'B': \d, 'C': \d, 'ungraded': \d\}", text)
+    assert "mean score on texts that name the concept" in text
+    assert re.search(r"^\d grades are capped$", text, re.MULTILINE)
     assert len(shown(cells, "image/png")) == 10
     tables = columns(cells)
     assert [
@@ -170,9 +173,13 @@ def test_the_lens_pack_notebook_shows_a_pack(
         "model layer",
         "samples",
         "test F1",
+        "test texts",
+        "unnamed",
         "score",
+        "names",
         "grade",
-        "beaten by",
+        "status",
+        "reason",
     ] in tables
     assert ["test_f1", "score"] in tables
     assert any("&lt;script&gt;" in page for page in shown(cells, "text/html"))
@@ -195,7 +202,10 @@ def test_own_labels_become_lenses(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         )
     assert len(shown(cells, "image/png")) == 1
     tables = columns(cells)
-    assert ["test_f1", "score", "score_low", "score_high", "auroc", "best control"] in tables
+    assert [
+        *("test_f1", "score", "score_low", "score_high", "auroc"),
+        *("best control", "lead"),
+    ] in tables
     assert ["kitchen", "sea", "court"] in tables
     (folder,) = tmp_path.glob("own-labels-*")
     assert {file.name for file in folder.iterdir()} == {"topics.csv", "store.zarr", "lenses"}

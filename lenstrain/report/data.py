@@ -14,10 +14,14 @@ from typing import Any
 from lenstrain.compare.impact import impact
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
+from lenstrain.metrics.grade import FINDS_TOO_LITTLE, FIRES_EVERYWHERE, MIN_TEXTS, RULE
 from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
 from lenstrain.report.samples import HeldOutSamples, SampleLine, Texts, read_held_out
 from lenstrain.report.tree import Tree, tree_of
+
+UNGRADED = "U"
+"""Stands for the grade of a lens that has none; the page writes it as a word."""
 
 _DIGITS = 4  # of the figures shown: more than anybody reads, and half the file
 
@@ -31,30 +35,49 @@ class ConceptLine:
     level: int
     """Level of abstraction."""
     grade: str = ""
-    """A, B or C; empty for a concept without a lens."""
+    """A, B or C; U of a lens that is ungraded; empty for a concept without a lens."""
+    status: str = ""
+    reason: str = ""
+    """Why it is ungraded or capped; empty otherwise."""
+    capped: bool = False
+    """Whether its grade is lower than that of its score."""
     model_layers: tuple[int, ...] = ()
     score: float | None = None
+    """What the grade rests on."""
     low: float | None = None
     """Lower end of the score's 95 % interval."""
     high: float | None = None
     uncertain: bool = False
     """Whether the interval crosses a grade's boundary."""
+    score_named: float | None = None
+    """Score on samples that name the concept: name detection."""
     test_f1: float | None = None
-    named: float | None = None
+    f1_named: float | None = None
     """Test F1 of samples that name the concept."""
-    unnamed: float | None = None
+    f1_unnamed: float | None = None
     control: float | None = None
     """Best score of what knows nothing of the concept."""
     unbeaten: bool = False
     """Whether the lens does no better than that."""
+    lead: float | None = None
+    """Lower end of the 95 % interval of its score minus that of the best control."""
     first: float | None = None
     """Share of its samples on which it leads the lenses of its level."""
     everywhere: bool = False
     """Whether it fires everywhere."""
+    n_test: int | None = None
+    """Distinct test texts that express the concept."""
+    n_test_unnamed: int | None = None
+    """Of those, texts that do not name it."""
     n_samples: int | None = None
     iterations: int | None = None
     graduated: bool = False
     hungry: bool = False
+
+    @property
+    def ungraded(self) -> bool:
+        """Whether it has a lens without a grade."""
+        return self.grade == UNGRADED
 
 
 @dataclass(frozen=True)
@@ -87,6 +110,8 @@ class Beside:
     about: dict[str, Any]
     summary: dict[str, Any]
     grade: list[str]
+    status: list[str]
+    reason: list[str]
     score: list[float | None]
     test_f1: list[float | None]
     n_samples: list[int | None]
@@ -123,6 +148,12 @@ class Report:
         shown: dict[str, Any] = {
             "label": self.label,
             "about": self.about,
+            "grading": {
+                "rule": RULE,
+                "minTexts": MIN_TEXTS,
+                "firesEverywhere": FIRES_EVERYWHERE,
+                "findsTooLittle": FINDS_TOO_LITTLE,
+            },
             "summary": self.summary,
             "warnings": self.warnings,
             "iterations": self.iterations,
@@ -206,6 +237,11 @@ def _figure(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
+def _count(value: Any) -> int | None:
+    figure = _figure(value)
+    return None if figure is None else int(figure)
+
+
 def _line(lens: Lens) -> ConceptLine:
     # A lens of another program may have none of these metrics.
     metrics, beside = lens.metrics, lens.metrics.get("beside_others") or {}
@@ -214,21 +250,28 @@ def _line(lens: Lens) -> ConceptLine:
         id=lens.concept,
         name=lens.name,
         level=lens.level,
-        grade=lens.grade.value,
+        grade=UNGRADED if lens.grade is None else lens.grade.value,
+        status=lens.status,
+        reason=lens.reason,
+        capped=lens.is_capped,
         model_layers=lens.model_layers,
         score=_figure(metrics.get("score")),
         low=_figure(metrics.get("score_low")),
         high=_figure(metrics.get("score_high")),
         uncertain=bool(metrics.get("grade_uncertain")),
+        score_named=_figure(metrics.get("score_named")),
         test_f1=_figure(metrics.get("test_f1")),
-        named=_figure(metrics.get("test_f1_named")),
-        unnamed=_figure(metrics.get("test_f1_unnamed")),
+        f1_named=_figure(metrics.get("test_f1_named")),
+        f1_unnamed=_figure(metrics.get("test_f1_unnamed")),
         control=max(controls, default=None),
         unbeaten=bool(metrics.get("unbeaten_controls")),
+        lead=_figure(metrics.get("lead_over_controls")),
         first=_figure(beside.get("first")),
         everywhere=beside.get("fires_everywhere") is True,
-        n_samples=metrics.get("n_samples"),
-        iterations=metrics.get("iterations"),
+        n_test=_count(metrics.get("n_test")),
+        n_test_unnamed=_count(metrics.get("n_test_unnamed")),
+        n_samples=_count(metrics.get("n_samples")),
+        iterations=_count(metrics.get("iterations")),
         graduated=metrics.get("graduated") is True,
         hungry=metrics.get("hungry") is True,
     )
@@ -236,6 +279,7 @@ def _line(lens: Lens) -> ConceptLine:
 
 _SHOWN_ELSEWHERE = {
     *("score", "score_low", "score_high", "grade_uncertain", "calibration_log_loss"),
+    *("score_named", "best_control", "lead_over_controls", "n_test", "n_test_unnamed"),
     *("test_f1", "test_f1_named", "test_f1_unnamed", "controls", "reliability"),
     *("score_by_model_layer", "beside_others", "refined_against", "graduated", "hungry"),
     *("n_samples", "iterations", "confusers", "first", "fires_everywhere"),
@@ -298,7 +342,9 @@ def _summary(pack: LensPack) -> dict[str, Any]:
 
 def _warnings(lines: Sequence[ConceptLine]) -> list[dict[str, Any]]:
     texts = {
-        "unbeaten": "do no better than a control, whatever their grade",
+        "ungraded": "are ungraded: there was too little to grade them by",
+        "capped": "have a capped grade: something speaks against them, whatever their score",
+        "unbeaten": "do no better than a control",
         "everywhere": "fire everywhere",
         "uncertain": "have a grade that is uncertain: the 95 % interval of the score crosses a "
         "boundary",
@@ -330,6 +376,8 @@ def _beside(label: str, pack: LensPack, lines: Sequence[ConceptLine]) -> Beside:
         about=_about(pack),
         summary=_summary(pack),
         grade=[line.grade for line in there],
+        status=[line.status for line in there],
+        reason=[line.reason for line in there],
         score=[line.score for line in there],
         test_f1=[line.test_f1 for line in there],
         n_samples=[line.n_samples for line in there],

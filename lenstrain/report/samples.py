@@ -96,7 +96,7 @@ class HeldOutSamples:
             texts.add(self.dataset.texts[sample], self.dataset.completions[sample]),
             float(lens.calibrator(logit)[0]),
             bool(logits[row] >= lens.threshold),
-            bool(self.dataset.unnamed[sample]),
+            bool(self.dataset.unnamed(lens.concept, self.held.samples[row : row + 1])[0]),
             concepts[:_MOST_CONCEPTS],
         )
 

@@ -7,6 +7,7 @@ apt-get install chromium chromium-driver
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -163,6 +164,9 @@ def test_it_opens_with_figures_warnings_and_charts(page: Page, file: Path) -> No
     page.charts(4)
     assert "60\nlenses" in page.text(".tiles")
     assert "do no better than a control" in page.text(".warning")
+    assert "12 of 60 are ungraded" in page.text(".warning")
+    assert "have a capped grade" in page.text(".warning")
+    assert "12\nungraded" in page.text(".tiles")
     assert "blocking, grade A" in page.text("#view-overview table")
 
 
@@ -219,14 +223,19 @@ def test_nothing_is_wider_than_the_window(page: Page, file: Path, width: int) ->
 
 def test_the_table_sorts(page: Page, file: Path) -> None:
     page.open(file, "#table")
-    scores = [float(row[4]) for row in page.until(lambda: rows(page))]
+    found = page.until(lambda: rows(page))
+    assert "ungraded" not in {row[3] for row in found}  # they come after the graded ones
+    scores = [float(row[4]) for row in found]
     assert scores == sorted(scores, reverse=True)
     (heading,) = [h for h in page.all("#view-table th") if h.text == "Score"]
     heading.click()
-    page.until(lambda: float(rows(page)[0][4]) <= float(rows(page)[-1][4]))
-    found = [float(row[4]) for row in rows(page)]
-    assert found == sorted(found)
-    assert found[0] < scores[-1]
+    page.until(lambda: [row[3] for row in rows(page)][:12] == 12 * ["ungraded"])
+    found = rows(page)
+    assert [row[4] for row in found[:6]] == 6 * ["–"]
+    for part in (found[6:12], found[12:]):  # of two texts, and the graded ones
+        figures = [float(row[4]) for row in part]
+        assert figures == sorted(figures)
+    assert float(found[12][4]) < scores[-1]
 
 
 def test_the_table_sorts_by_keyboard(page: Page, file: Path) -> None:
@@ -245,20 +254,43 @@ def test_the_table_filters(page: Page, file: Path) -> None:
     page.choose("Level of abstraction", "1")
     page.until(lambda: {row[3][0] for row in rows(page)} == {"B"})
     assert {row[1] for row in rows(page)} == {"1"}
-    page.choose("Grade", "")
     page.choose("Level of abstraction", "")
+    page.choose("Grade", "U")
+    page.until(lambda: [row[3] for row in rows(page)] == 12 * ["ungraded"])
+    page.choose("Grade", "")
     page.choose("Show", "unbeaten")
-    page.until(lambda: rows(page) and all(row[8].endswith("!") for row in rows(page)))
+    page.until(lambda: rows(page) and all(row[9].endswith("!") for row in rows(page)))
+    page.choose("Show", "capped")
+    page.until(lambda: rows(page) and all(row[3].endswith(" capped") for row in rows(page)))
+    (badge, *_) = page.all("#view-table tbody .badge")
+    assert re.match(
+        r"grade C: (not ahead of the control 'text length'|fires on 30% of unrelated samples)",
+        badge.get_attribute("title"),
+    )
     page.choose("Show", "")
     (search,) = page.all("#view-table input[type=search]")
     search.send_keys("<script>window")
     page.until(lambda: HOSTILE[0] in (names := [row[0] for row in rows(page)]) and len(names) < 5)
 
 
-def test_a_warning_leads_to_the_rows_it_is_about(page: Page, file: Path) -> None:
+def test_names_and_test_texts_have_their_columns(page: Page, file: Path) -> None:
+    page.open(file, "#table")
+    headings = [h.text.replace("\n", " ") for h in page.until(lambda: page.all("#view-table th"))]
+    names, texts = headings.index("Names"), headings.index("Test texts")
+    assert headings[3:6] == ["Grade", "Score", "95 %"]
+    assert {row[texts] for row in rows(page)} == {"8 (5)"}
+    page.choose("Show", "ungraded")
+    page.until(lambda: {row[texts] for row in rows(page)} == {"8 (2)", "8 (0)"})
+    without = [row for row in rows(page) if row[texts] == "8 (0)"]
+    assert {(row[4], row[5]) for row in without} == {("–", "–")}
+    assert all(0 < float(row[names]) <= 1 for row in without)
+
+
+@pytest.mark.parametrize("which", ["everywhere", "ungraded", "capped"])
+def test_a_warning_leads_to_the_rows_it_is_about(page: Page, file: Path, which: str) -> None:
     page.open(file)
     (link,) = [
-        a for a in page.all(".warning a") if a.get_attribute("hash") == "#table?show=everywhere"
+        a for a in page.all(".warning a") if a.get_attribute("hash") == f"#table?show={which}"
     ]
     n = int(link.text.split()[0])
     link.click()
@@ -285,6 +317,79 @@ def test_a_concept_opens_and_the_way_back_is_the_browsers(page: Page, file: Path
         assert plot in titles
     page.driver.back()
     page.until(lambda: [row[0] for row in rows(page)] == ["harbour 20"])
+
+
+def figures(page: Page) -> dict[str, str]:
+    """What the page of a concept says, by what it is."""
+    pairs = page.all("#view-concept dl div")
+    return dict(pair.text.split("\n", 1) for pair in pairs)
+
+
+def test_the_page_of_a_concept_says_what_its_grade_rests_on(page: Page, file: Path) -> None:
+    page.open(file, "#concept=engine-15")
+    page.charts(4)
+    found = figures(page)
+    assert found["grade"].endswith(", provisional")
+    assert found["lead over the best control, at least"] == "+0.20"
+    assert found["test texts (of them without the name)"] == "8 (5)"
+    assert 0 < float(found["name detection: score on named texts"]) <= 1
+    assert re.fullmatch(r"0\.\d\d \(0\.\d\d to 0\.\d\d\)", found["score, with its 95 % interval"])
+    page.go("#concept=bird-36")
+    page.until(lambda: "Its grade is capped: not ahead of the control" in page.text(".warning"))
+    assert figures(page)["lead over the best control, at least"] == "−0.10"
+
+
+def test_the_page_of_an_ungraded_concept_says_why_and_has_dashes(page: Page, file: Path) -> None:
+    page.open(file, "#concept=harbour-44")
+    page.charts(3)
+    assert page.text("#concept-name") == "harbour 44 ungraded"
+    assert "It is ungraded: no test text that expresses" in page.text(".warning")
+    page.all("#view-concept summary")[-1].click()
+    found = figures(page)
+    for name in (
+        *("score, with its 95 % interval", "lead over the best control, at least"),
+        *("best control", "score, completion"),
+    ):
+        assert found[name] == "–", name
+    assert "There is nothing to compare on" in page.text("#view-concept")
+
+
+def test_nowhere_is_a_figure_that_is_none(page: Page, file: Path) -> None:
+    page.open(file)
+    views = {"#overview": 4, "#table?show=ungraded": 0, "#layers": 3, "#compare": 1, "#tree": 1}
+    for view, n_charts in {**views, "#concept=harbour-44": 3, "#concept=river-37": 4}.items():
+        page.go(view)
+        page.charts(n_charts)
+        page.until(lambda view=view: not view.startswith("#table") or rows(page))  # type: ignore[misc]
+        text = page.run(
+            "const shown = document.querySelector('main section:not([hidden])');"
+            "const titles = [...shown.querySelectorAll('[title]')].map((each) => each.title);"
+            "return [shown.textContent, ...titles].join(' ')"
+        )
+        assert len(text) > 200
+        assert not re.search(r"(?<!\w)(NaN|nan|null|undefined|None)(?!\w)", text), view
+
+
+def test_a_pack_of_before_says_by_which_rule_it_was_graded(
+    page: Page, file: Path, tmp_path: Path
+) -> None:
+    note = "graded by the rule of versions before 0.3: names count; fit again"
+    page.open(file)
+    assert note not in page.text("body")
+    (path := tmp_path / "old.html").write_text(
+        render_page(made_up_report(12, rule=1)), encoding="utf-8"
+    )
+    page.open(path)
+    assert note in page.text("#old-rule")
+    page.go("#concept=grief-4")
+    page.charts(4)
+    assert note in page.text("#old-rule")
+    found = figures(page)
+    assert found["grade"] in {"A", "B", "C"}
+    assert found["test texts (of them without the name)"] == "8"
+    assert found["name detection: score on named texts"] == "–"
+    page.go("#compare")
+    page.until(lambda: "graded by different rules" in page.text(".warning"))
 
 
 def test_go_to_concept_takes_part_of_a_name(page: Page, file: Path) -> None:
@@ -434,6 +539,9 @@ def test_packs_are_compared(page: Page, file: Path) -> None:
         "other",
     ]
     assert "B is better on" in page.text("#view-compare")
+    matrix = page.all("#view-compare .pair table")[0]
+    assert matrix.text.split("\n")[0].split() == ["A", "B", "C", "ungraded"]
+    assert matrix.text.split("\n")[-1].split() == ["ungraded", "0", "0", "0", "12"]
     page.choose("A", "2")
     page.until(lambda: "B is worse on" in page.text("#view-compare"))
     page.choose("Metric", "test_f1")
@@ -502,7 +610,7 @@ def test_hostile_names_and_samples_do_no_harm(page: Page, file: Path) -> None:
         page.go(view)
         page.until(lambda: page.all("main section"))
         if view.startswith("#concept"):
-            page.charts(4)
+            page.charts(3 if view == addresses[4] else 4)  # one without a score has no controls
             assert page.all("#concept-name"), view
     page.go("#table")
     page.until(lambda: rows(page))

@@ -21,6 +21,7 @@ from lenstrain import inspection, plots
 from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.fit.train import train
+from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
@@ -278,7 +279,8 @@ def test_grades_are_drawn_from_the_best_down(pack: LensPack) -> None:
     lenses = [
         replace(
             with_metrics(pack[c], score=s, score_low=s - 0.05, score_high=s + 0.05),
-            grade=pack[c].grade.of(s),
+            grade=Grade.of(s),
+            reason="",
         )
         for c, s in scores.items()
     ]
@@ -294,6 +296,47 @@ def test_grades_are_drawn_from_the_best_down(pack: LensPack) -> None:
         "C: 1": [[0.1, 2]],
     }
     assert [text.get_text() for text in ax.get_yticklabels()] == ["fish", "vote", "bird"]
+
+
+def _ungraded(lens: Lens, score: float) -> Lens:
+    lens = with_metrics(lens, score=score, score_low=score, score_high=score)
+    return replace(lens, grade=None, status="ungraded", reason="too few test texts")
+
+
+def test_ungraded_lenses_are_left_out_of_the_grades_and_counted(pack: LensPack) -> None:
+    graded = replace(with_metrics(pack["bird"], score=0.9), grade=Grade.A, reason="")
+    capped = replace(with_metrics(pack["boat"], score=0.8), grade=Grade.C, reason="fires on 40 %")
+    # One of them has a score, of texts too few for a grade.
+    without = [_ungraded(pack["fish"], math.nan), _ungraded(pack["tree"], 1.0)]
+    ax = plots.plot_grades(LensPack([graded, capped, *without], pack.provenance, {}))
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["bird", "boat"]
+    title = " ".join(ax.get_title(loc="left").split())
+    assert title.endswith("; 2 of 4 have no grade and are left out")
+    legend = ax.get_legend()
+    assert legend is not None
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["A: 1", "B: 0", "C: 1 (1 capped)"]
+    alone = plots.plot_grades(LensPack([graded], pack.provenance, {}))
+    assert "left out" not in alone.get_title(loc="left")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "plot", ["all curves", "curves", "by model layer", "reliability", "similarity", "grades"]
+)
+def test_a_pack_without_any_score_is_drawn(pack: LensPack, planted: LensDataset, plot: str) -> None:
+    nothing = [
+        replace(
+            _ungraded(with_metrics(lens, score_by_model_layer={}), math.nan),
+            trajectory=tuple(step._replace(score=math.nan) for step in lens.trajectory),
+        )
+        for lens in pack
+    ]
+    ax = PLOTS[plot](LensPack(nothing, pack.provenance, {}), planted)
+    ax.figure.canvas.draw()
+    if plot == "grades":
+        title = " ".join(ax.get_title(loc="left").split())
+        assert f"; {len(pack)} of {len(pack)} have no grade" in title
 
 
 @pytest.mark.parametrize("n", [56, 185, 3000])

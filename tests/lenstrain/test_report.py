@@ -20,6 +20,7 @@ import pytest
 from lenstrain.data.dataset import TEST, LensDataset
 from lenstrain.errors import MissingPackageError, SettingsError
 from lenstrain.fit.train import train
+from lenstrain.metrics.grade import RULE, Grade
 from lenstrain.pack.pack import LensPack
 from lenstrain.report import Report, make_report, render_page
 from lenstrain.report.samples import N_SHOWN
@@ -102,12 +103,61 @@ def test_refined_lenses_keep_it(dataset: LensDataset) -> None:
 def test_every_lens_has_a_line_with_its_own_figures(report: Report, pack: LensPack) -> None:
     assert [line.id for line in report.concepts] == [lens.concept for lens in pack]
     for line, lens in zip(report.concepts, pack, strict=True):
-        assert (line.grade, line.score, line.graduated) == (
-            lens.grade.value,
-            lens.metrics["score"],
-            lens.metrics["graduated"],
+        assert line.grade == lens.grade_shown
+        assert (line.status, line.reason, line.capped) == (
+            lens.status,
+            lens.reason,
+            lens.is_capped,
         )
-        assert line.low == lens.metrics["score_low"]
+        names = ("score", "score_named", "test_f1", "n_test", "n_test_unnamed", "graduated")
+        for name in names:
+            assert getattr(line, name) == lens.metrics[name], name
+        assert (line.low, line.high) == (lens.metrics["score_low"], lens.metrics["score_high"])
+        assert line.lead == lens.metrics["lead_over_controls"]
+        assert line.f1_unnamed == lens.metrics["test_f1_unnamed"]
+        assert line.n_test_unnamed is not None
+        assert line.n_test is not None
+        assert 0 < line.n_test_unnamed < line.n_test
+
+
+def test_ungraded_lenses_are_a_group_of_their_own(pack: LensPack) -> None:
+    nan = float("nan")
+    nothing = {**pack["bird"].metrics, "score": nan, "score_low": nan, "score_high": nan}
+    bird = replace(
+        pack["bird"], grade=None, status="ungraded", reason="no test text", metrics=nothing
+    )
+    fish = replace(pack["fish"], grade=Grade.C, reason="fires on 40 % of unrelated samples")
+    rest = [replace(pack[c], grade=Grade.A, reason="") for c in ("tree", "boat")]
+    mixed = LensPack([bird, fish, *rest], pack.provenance, {})
+    report = make_report(mixed, beside={"itself": mixed})
+    assert [line.grade for line in report.concepts] == ["U", "C", "A", "A"]
+    assert [line.reason for line in report.concepts[:2]] == [bird.reason, fish.reason]
+    assert [line.capped for line in report.concepts] == [False, True, False, False]
+    assert (report.concepts[0].status, report.concepts[0].score) == ("ungraded", None)
+    assert report.summary["grades"] == {"A": 2, "B": 0, "C": 1, "ungraded": 1}
+    counts = {warning["which"]: warning["n"] for warning in report.warnings}
+    assert (counts["ungraded"], counts["capped"]) == (1, 1)
+    (beside,) = report.beside
+    assert (beside.grade, beside.status[0], beside.reason[:2]) == (
+        ["U", "C", "A", "A"],
+        "ungraded",
+        [bird.reason, fish.reason],
+    )
+    trusted = make_report(LensPack(rest, pack.provenance, {}))
+    assert not {warning["which"] for warning in trusted.warnings} & {"ungraded", "capped"}
+
+
+def test_a_pack_of_before_keeps_the_grades_and_the_rule_that_it_came_with() -> None:
+    old = made_up_pack(20, rule=1)
+    report = make_report(old)
+    assert [line.grade for line in report.concepts] == [lens.grade_shown for lens in old]
+    assert report.summary["grading_rule"] == 1
+    assert report.overview()["grading"]["rule"] == RULE
+    assert report.concepts[0].score == old.lenses[0].metrics["score"]
+    unknown = ("score_named", "lead", "n_test_unnamed")
+    assert {getattr(line, name) for line in report.concepts for name in unknown} == {None}
+    assert {line.n_test for line in report.concepts} == {8}
+    json.dumps([report.overview(), report.rest()], allow_nan=False)
 
 
 def test_the_tree_is_that_of_the_store(report: Report, dataset: LensDataset) -> None:
@@ -208,7 +258,9 @@ def test_the_data_is_strict_json_whatever_could_not_be_measured(pack: LensPack) 
         ("test_f1", "test_f1_unnamed", "test_f1_named", "iterations"), float("nan")
     )
     foreign = LensPack([replace(bird, metrics=unknown, trajectory=(), beyond=())], {}, {})
+    foreign.lenses[0].metrics["n_test"] = float("nan")
     report = make_report(foreign)
+    assert (report.concepts[0].n_test, report.concepts[0].iterations) == (None, None)
     text = json.dumps([report.overview(), report.rest()], allow_nan=False)
     assert report.concepts[0].score is None
     assert report.impact == []

@@ -1,6 +1,5 @@
 // plotly in the colours of the page. Titles are text of the page above each chart, so that they wrap on a phone.
 
-const GRADES = ["A", "B", "C"];
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const isNarrow = () => window.innerWidth < 640;
 

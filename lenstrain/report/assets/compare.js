@@ -13,6 +13,9 @@ function renderCompare(section) {
   if (stores.size > 1)
     section.append(el("p", { className: "warning" },
         "These packs were not all fitted on the same store: their held-out samples differ, and a difference may be one of samples."));
+  if (new Set(packs.map((pack) => pack.summary.grading_rule)).size > 1)
+    section.append(el("p", { className: "warning" },
+        "These packs were graded by different rules: by that of versions before 0.3 scores are over all held-out samples, by today's over those that do not name the concept."));
   const names = packs.map((pack, k) => [String(k), shown(pack.label, 40)]);
   const choose = (key) => (value) => {
     compareState[key] = key === "metric" ? value : Number(value);
@@ -24,7 +27,7 @@ function renderCompare(section) {
   const [a, b, metric] = [packs[compareState.a], packs[compareState.b], compareState.metric];
   const both = concepts().filter((i) => a[metric][i] !== null && b[metric][i] !== null);
   if (!both.length) {
-    section.append(el("p", { className: "warning" }, "The two packs have no concept in common."));
+    section.append(el("p", { className: "warning" }, "There is no concept that both packs have such a figure for."));
     return;
   }
   const pair = el("div", { className: "pair" });
@@ -48,16 +51,15 @@ function renderCompare(section) {
         ` ${signed(gain(i))} (${fixed(a[metric][i])} to ${fixed(b[metric][i])})`))));
 }
 
-const signed = (value, digits = 2) => `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(digits)}`;
-
 function packTable(packs) {
-  const head = ["pack", "family", "target F1", "lenses", "A", "B", "C", "graduated", "mean F1", "unnamed", "mean score",
-      "samples", "iterations", "fitted in"];
+  const head = ["pack", "family", "target F1", "lenses", ...GRADES.map(gradeWord), "capped", "graduated", "mean F1", "unnamed",
+      "mean score", "names", "samples", "iterations", "fitted in"];
   const rows = packs.map(({ label, about, summary, n_only_there }) => [
     el("bdi", {}, shown(label, 60)), about.family, String(about.provenance.settings?.target_f1 ?? "–"),
         summary.n_lenses.toLocaleString("en") + (n_only_there ? ` (${n_only_there} not in the first)` : ""),
-    ...GRADES.map((grade) => String(summary.grades[grade])), String(summary.graduated), fixed(summary.mean_test_f1),
-        fixed(summary.mean_test_f1_unnamed), fixed(summary.mean_score),
+    ...GRADES.map((grade) => String(countOf(summary, grade))), String(summary.capped), String(summary.graduated),
+        fixed(summary.mean_test_f1), fixed(summary.mean_test_f1_unnamed), fixed(summary.mean_score),
+        fixed(summary.mean_score_named),
     fixed(summary.mean_samples, 1), fixed(summary.mean_iterations, 1), duration(about.elapsed_s),
   ]);
   return el("div", { className: "wide" }, el("table", {},
@@ -67,10 +69,10 @@ function packTable(packs) {
 
 function scatterOf(parent, a, b, metric, both) {
   const title = metric === "score" ? "score" : "test F1";
-  const symbols = { A: "circle", B: "square", C: "triangle-up" };
+  const symbols = { A: "circle", B: "square", C: "triangle-up", U: "x" };
   const traces = GRADES.map((grade) => {
     const numbers = both.filter((i) => b.grade[i] === grade);
-    return { type: "scatter", mode: "markers", name: `grade ${grade} in B`, x: numbers.map((i) => a[metric][i]),
+    return { type: "scatter", mode: "markers", name: `${gradeName(grade)} in B`, x: numbers.map((i) => a[metric][i]),
         y: numbers.map((i) => b[metric][i]), customdata: numbers,
       marker: { color: colour(grade), symbol: symbols[grade], size: both.length > 1000 ? 5 : 8, opacity: 0.75,
           line: { width: 0 } },

@@ -3,10 +3,10 @@ const FIGURES = {
   train_f1: "train F1", precision: "precision on test samples", recall: "recall on test samples",
   false_positive_rate: "share of unrelated samples it fires on",
       average_precision: "average precision, as in the store",
-  auroc: "AUROC", score_unnamed: "score on unnamed samples", brier: "Brier score (0 is best)",
+  auroc: "AUROC", score_all: "score on all test samples, named or not", score_unnamed: "score on unnamed samples", brier: "Brier score (0 is best)",
       brier_before: "Brier score, uncalibrated",
   expected_calibration_error: "calibration error", expected_calibration_error_before: "calibration error, uncalibrated",
-  n_test: "positive test samples", n_judged: "rows it was judged on", test_looks: "looks at the test split",
+  n_judged: "rows it was judged on", test_looks: "looks at the test split",
       C: "inverse L2 strength",
   converged: "solver converged", median_rank: "median rank in its level", n_rivals: "other lenses of its level",
   above_siblings: "above all siblings (share of samples)", above_ancestors: "above all ancestors (share)",
@@ -14,7 +14,7 @@ const FIGURES = {
       threshold: "threshold (logit)",
 };
 
-const FIRST_FIGURES = 6; // that are shown without being asked for
+const FIRST_FIGURES = 10; // that are shown without being asked for
 
 let restPromise;
 const rest = () => (restPromise ??= unpack("rest").then((found) => found.json()));
@@ -55,7 +55,7 @@ function heading(section, i) {
   if (i > 0 && i < R.nLenses) neighbours.append(" · previous: ", link(i - 1, 40));
   if (i + 1 < R.nLenses) neighbours.append(" · next: ", link(i + 1, 40));
   section.append(neighbours, el("h2", { id: "concept-name" }, el("bdi", {}, nameOf(i, 120)), " ",
-      badge(C.grade[i], C.uncertain[i])));
+      badgeOf(i, C.uncertain[i])));
   if (C.name[i].length > 120 || C.id[i].length > 120)
     section.append(el("details", {}, el("summary", {}, "The whole name"),
         el("p", { className: "full" }, el("bdi", {}, shown(C.name[i]))),
@@ -72,25 +72,40 @@ function heading(section, i) {
 }
 
 function inWords(value) {
+  if (value === null || value === "") return "–";
   if (typeof value === "number") return Number.isInteger(value) ? String(value) : value.toPrecision(3);
   return typeof value === "boolean" ? (value ? "yes" : "no") : shown(String(value), 200);
 }
 
+// The control with the best score; null without any.
+const bestControl = (controls) => controls.filter(([, score]) => score !== null).sort((a, b) => b[1] - a[1])[0] ?? null;
+
 function figures(section, i, detail) {
+  const reason = shown(C.reason[i], 300);
   const unbeaten = (detail.figures.unbeaten_controls || []).map((name) => shown(name, 40)).join(", ");
   const remarks = [
-    [C.unbeaten[i], `It does no better than a control (${unbeaten}), whatever its grade.`],
-    [C.everywhere[i], "It fires everywhere: on a quarter of unrelated samples or more."],
+    [C.grade[i] === UNGRADED, `It is ungraded: ${reason || "there was nothing to grade it by"}.`],
+    [C.capped[i], `Its grade is capped: ${reason}.`],
+    [C.unbeaten[i], `It does no better than a control (${unbeaten}).`],
+    [C.everywhere[i], `It fires everywhere: on ${percent(R.grading.firesEverywhere)} of unrelated samples or more.`],
     [C.uncertain[i], "Its grade is uncertain: the interval of its score crosses a boundary."],
     [C.hungry[i], "It used every cached sample and did not graduate: a top-up would give it more."],
     [detail.figures.converged === false, "Its solver did not converge."],
   ];
   for (const [holds, text] of remarks) if (holds) section.append(el("p", { className: "warning" }, text));
+  const best = bestControl(detail.controls);
   const rows = [
-    ["score, with its 95 % interval", `${fixed(C.score[i])} (${fixed(C.low[i])} to ${fixed(C.high[i])})`],
+    ["grade", C.grade[i] === UNGRADED || isOldRule() ? gradeWord(C.grade[i]) : `${C.grade[i]}, ${C.status[i]}`],
+    ["score, with its 95 % interval", C.low[i] === null ? fixed(C.score[i])
+      : `${fixed(C.score[i])} (${fixed(C.low[i])} to ${fixed(C.high[i])})`],
+    ["name detection: score on named texts", fixed(C.score_named[i])],
+    ["test texts (of them without the name)", testTexts(i)],
+    ["lead over the best control, at least", signed(C.lead[i])],
+    ["best control", best ? `${shown(best[0], 40)}: ${fixed(best[1])}` : "–"],
     ["test F1", fixed(C.test_f1[i])],
-    ["test F1, unnamed and named samples", `${fixed(C.unnamed[i])} and ${fixed(C.named[i])}`],
-    ["graduated", C.graduated[i] ? `at iteration ${C.iterations[i]}` : `no, after ${plural(C.iterations[i] ?? 0, "iteration")}`],
+    ["test F1, unnamed and named samples", `${fixed(C.f1_unnamed[i])} and ${fixed(C.f1_named[i])}`],
+    ["graduated", C.graduated[i] ? `at iteration ${C.iterations[i] ?? "–"}`
+      : `no${C.iterations[i] === null ? "" : `, after ${plural(C.iterations[i], "iteration")}`}`],
     ["positive training samples", String(C.n_samples[i] ?? "–")],
     ["leads the lenses of its level on", C.first[i] === null ? "–" : `${percent(C.first[i])} of its samples`],
   ];
@@ -98,8 +113,7 @@ function figures(section, i, detail) {
     if (value !== null && typeof value === "object") {
       for (const [key, entry] of Object.entries(value))
         if (entry === null || typeof entry !== "object") add(`${label}, ${shown(key, 40)}`, entry);
-    } else if (value !== null)
-      rows.push([label, inWords(value)]);
+    } else rows.push([label, inWords(value)]);
   };
   const label = (key) => Object.hasOwn(FIGURES, key) ? FIGURES[key] : shown(key, 60).replaceAll("_", " ");
   for (const [key, value] of Object.entries(detail.figures)) if (!Array.isArray(value)) add(label(key), value);
@@ -168,13 +182,18 @@ function reliabilityChart(parent, { reliability }) {
 
 function controlBars(parent, i, { controls }) {
   if (!controls.length) return;
+  if (C.score[i] === null && controls.every(([, score]) => score === null)) {
+    parent.append(el("figure", {}, el("figcaption", {}, "Controls"),
+        el("p", { className: "quiet" }, "There is nothing to compare on: no test text expresses the concept without naming it.")));
+    return;
+  }
   const rows = [...controls].reverse();
   const bars = (names, scores, more) => ({
     type: "bar", orientation: "h", y: names.map((name) => plotText(name, 30)), x: scores,
         text: scores.map((score) => fixed(score)),
     cliponaxis: false, hoverinfo: "none", showlegend: false, ...more,
   });
-  const interval = C.low[i] === null ? {} : {
+  const interval = C.low[i] === null || C.score[i] === null ? {} : {
     error_x: { type: "data", symmetric: false, color: colour("ink"), array: [C.high[i] - C.score[i]],
         arrayminus: [C.score[i] - C.low[i]] },
   };
@@ -183,7 +202,7 @@ function controlBars(parent, i, { controls }) {
       bars(rows.map(([name]) => name), rows.map(([, score]) => score),
           { marker: { color: colour("none") }, textposition: "outside" }),
       bars([`this lens: ${fixed(C.score[i])}`], [C.score[i]],
-          { marker: { color: colour("A") }, textposition: "none", ...interval }),
+          { marker: { color: colour(C.grade[i]) }, textposition: "none", ...interval }),
     ],
     { xaxis: axis("score (average precision at 1 % prevalence)", { range: [0, 1.12] }), yaxis: axis("what is scored"),
         shapes: boundaries("x") },

@@ -75,9 +75,9 @@ function conceptRows(section, groups, measured) {
   const dots = here.flatMap((i, row) => C.model_layers[i].map((k) => [R.modelLayers.indexOf(k),
       row])).filter(([x]) => x >= 0);
   heatMap(section, "Where each concept can be read: bright is good, a ring is the model layer that its lens reads",
-    here.map((i) => `${plotText(nameOf(i), isNarrow() ? 12 : 28)} · ${C.level[i]} ${C.grade[i]}`), here.map(scoresOf),
+    here.map((i) => `${plotText(nameOf(i), isNarrow() ? 12 : 28)} · ${C.level[i]} ${gradeWord(C.grade[i])}`), here.map(scoresOf),
         dots, (row) => open(here[row]),
-    "By level of abstraction, then by the best model layer; the number behind a name is its level, the letter its grade. Click a row to open the concept.",
+    "By level of abstraction, then by the best model layer; behind a name are its level and its grade. Click a row to open the concept.",
     "concept", here.map((i, row) => (row && C.level[i] !== C.level[here[row - 1]] ? row : 0)).filter(Boolean));
 }
 
@@ -86,8 +86,8 @@ function readBy(section) {
   if (!read.length) return;
   const x = R.modelLayers.length ? R.modelLayers : [...new Set(read.flatMap((i) => C.model_layers[i]))].sort((a,
       b) => a - b);
-  const traces = GRADES.map((grade) => ({
-    type: "bar", name: `grade ${grade}`, x: x.map(String), marker: { color: colour(grade) },
+  const traces = gradesThere().map((grade) => ({
+    type: "bar", name: gradeName(grade), x: x.map(String), marker: { color: colour(grade) },
     y: x.map((k) => read.filter((i) => C.grade[i] === grade && C.model_layers[i].includes(k)).length),
   }));
   chart(section, "Which model layers the lenses read: high bars are where most concepts are represented best", traces,
@@ -116,7 +116,7 @@ function heatMap(section, title, labels, z, dots, onRow, note, what, breaks = []
       marker: { symbol: "circle", size: 8, color: "#ffffff", line: { color: "#000000", width: 1.5 } },
     });
   chart(section, title, traces,
-    { xaxis: axis("model layer (transformer block, 0-based)",
+    { xaxis: axis(isNarrow() ? "model layer (0-based)" : "model layer (transformer block, 0-based)",
         { type: "category", showgrid: false, range: [-0.5, x.length - 0.5] }),
       margin: { l: 50, r: 14, t: isNarrow() ? 60 : 28, b: 44 },
       shapes: breaks.map((row) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: row - 0.5, y1: row - 0.5,

@@ -61,6 +61,17 @@ function setTheme(isDark) {
   document.getElementById("theme").textContent = isDark ? "Light" : "Dark";
 }
 
+// What score and grades mean, by the rule that the pack was graded by.
+function aboutGrades() {
+  const { minTexts, firesEverywhere, findsTooLittle } = R.grading;
+  const bounds = "1 is perfect, 0.01 is chance. Grade A: 0.5 or more, B: 0.2 or more, C: less";
+  if (isOldRule()) return `Score: average precision at 1 % prevalence on held-out samples; ${bounds}.`;
+  return "Score: average precision at 1 % prevalence of held-out texts that express the concept without naming it, " +
+    `against all other held-out samples; ${bounds}; ungraded: fewer than ${minTexts} such texts. ` +
+    `At most C: not ahead of the best control, or fires on ${percent(firesEverywhere)} of unrelated samples or more. ` +
+    `At most B: a test F1 below ${findsTooLittle}. Names: the same score on texts that name the concept.`;
+}
+
 function setUp() {
   document.getElementById("label").textContent = shown(R.label, 80);
   const { store, settings } = R.about.provenance;
@@ -69,6 +80,12 @@ function setUp() {
     store?.pack && `concepts of ${store.pack.name} ${store.pack.version ?? ""}`,
         store?.digest && `store ${store.digest}`, R.about.finished && `fitted ${R.about.finished}`];
   document.getElementById("source").textContent = shown(source.filter(Boolean).join(" · "), 400);
+  document.getElementById("grading").textContent = aboutGrades();
+  if (isOldRule() && GRADES.some((grade) => grade !== UNGRADED && countOf(R.summary, grade))) {
+    const note = document.getElementById("old-rule");
+    note.append(...say("This pack is graded by the rule of versions before 0.3: names count; fit again. Its grades and scores are over all held-out samples, those that name the concept included; `lenstrain fit` gives grades of today's rule."));
+    note.hidden = false;
+  }
   const go = document.getElementById("goto");
   // Thousands of options would make the page slow to open, and nobody asked yet.
   go.addEventListener("focus", () => document.getElementById("names").append(...C.name.slice(0,

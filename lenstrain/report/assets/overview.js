@@ -4,11 +4,13 @@ function renderOverview(section) {
   const share = (n) => `${Math.round((100 * n) / R.nLenses)} %`;
   const tiles = [
     [R.nLenses.toLocaleString("en"), "lenses", "#table"],
-    ...GRADES.map((grade) => [summary.grades[grade], `grade ${grade} · ${share(summary.grades[grade])}`,
+    ...GRADES.map((grade) => [countOf(summary, grade), `${gradeName(grade)} · ${share(countOf(summary, grade))}`,
         `#table?grade=${grade}`, grade]),
+    [summary.capped, `grade capped · ${share(summary.capped)}`, "#table?show=capped"],
     [summary.graduated, `graduated · ${share(summary.graduated)}`, "#table?show=graduated"],
     [summary.hungry, "asked for more samples", "#table?show=hungry"],
-    [fixed(summary.mean_score), "mean score"],
+    [fixed(summary.mean_score), summary.mean_score_named === null ? "mean score"
+      : `mean score · ${fixed(summary.mean_score_named)} on texts that name the concept`],
     [fixed(summary.mean_test_f1), summary.mean_test_f1_unnamed === null ? "mean test F1"
       : `mean test F1 · ${fixed(summary.mean_test_f1_unnamed)} unnamed, ${fixed(summary.mean_test_f1_named)} named`],
     [fixed(summary.mean_samples, 1), "training samples on average"],
@@ -42,11 +44,11 @@ function gradesByLevel(parent) {
   const levels = [...new Set(concepts().map((i) => C.level[i]))].sort((a, b) => a - b);
   const count = (grade, level) => concepts().filter((i) => C.grade[i] === grade && C.level[i] === level).length;
   const all = levels.map((level) => concepts().filter((i) => C.level[i] === level).length);
-  const traces = GRADES.map((grade) => {
+  const traces = gradesThere().map((grade) => {
     const n = levels.map((level) => count(grade, level));
     return {
-      type: "bar", name: `grade ${grade}`, x: levels.map(String), y: n.map((k, place) => (100 * k) / all[place]),
-          text: n.map((k) => (k ? `${grade} ${k}` : "")),
+      type: "bar", name: gradeName(grade), x: levels.map(String), y: n.map((k, place) => (100 * k) / all[place]),
+          text: n.map((k) => (k ? `${gradeWord(grade)} ${k}` : "")),
       textposition: "inside", insidetextanchor: "middle", textangle: 0, marker: { color: colour(grade) },
       insidetextfont: { color: colour(`${grade}-ink`) || "#000" }, hoverinfo: "none",
     };
@@ -63,16 +65,18 @@ function scoreHistogram(parent) {
   const width = 0.05;
   const bins = Array.from({ length: 20 }, (_, k) => (k + 0.5) * width);
   const place = (score) => Math.min(19, Math.floor(score / width + 1e-9));
-  const traces = GRADES.map((grade) => {
+  const traces = gradesThere().map((grade) => {
     const n = new Array(20).fill(0);
     concepts().forEach((i) => C.grade[i] === grade && C.score[i] !== null && (n[place(C.score[i])] += 1));
-    return { type: "bar", name: `grade ${grade}`, x: bins, y: n, width: width * 0.94, marker: { color: colour(grade) },
+    return { type: "bar", name: gradeName(grade), x: bins, y: n, width: width * 0.94, marker: { color: colour(grade) },
       hovertext: n.map((k, b) => `${plural(k, "lens", "lenses")} from ${(b * width).toFixed(2)} to ${((b + 1) * width).toFixed(2)}`),
       hoverinfo: "text" };
   });
+  const without = concepts().filter((i) => C.score[i] === null).length;
+  const note = without ? `${plural(without, "lens", "lenses")} without a score ${without === 1 ? "is" : "are"} left out.` : null;
   chart(parent, "Scores of all lenses: further right is better, dotted lines part the grades", traces,
     { barmode: "stack", xaxis: axis("score (average precision at 1 % prevalence)", { range: [0, 1] }),
-      yaxis: axis("lenses (count)"), shapes: boundaries("x") });
+      yaxis: axis("lenses (count)"), shapes: boundaries("x") }, { note });
 }
 
 function perIteration(parent) {

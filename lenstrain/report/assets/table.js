@@ -10,9 +10,14 @@ const SHOW = {
   unbeaten: ["no better than a control", (i) => C.unbeaten[i]],
   everywhere: ["fire everywhere", (i) => C.everywhere[i]],
   uncertain: ["grade uncertain", (i) => C.uncertain[i]],
+  capped: ["grade capped", (i) => C.capped[i]],
+  ungraded: ["ungraded", (i) => C.grade[i] === UNGRADED],
 };
 
 const UPWARDS = new Set(["Concept", "Level", "Model layer", "Grade", "Graduated"]); // others show the best first
+
+// What one or two texts say is no grade: graded lenses come first.
+const gradedFirst = (value, i) => (value !== null && C.grade[i] === UNGRADED ? value - 3 : value);
 
 const number = (title, about, value, text) => ({ title, about, value, text: text || ((i) => fixed(value(i))) });
 const COLUMNS = [
@@ -21,20 +26,25 @@ const COLUMNS = [
   number("Level", "Level of abstraction: 0 is the most general", (i) => C.level[i], (i) => String(C.level[i])),
   number("Model layer", "Transformer block that the lens reads, 0-based", (i) => C.model_layers[i][0] ?? -1,
       (i) => C.model_layers[i].join("+") || "text"),
-  { title: "Grade", about: "A: score 0.5 or more, B: 0.2 or more; ? where the interval crosses a boundary",
-      node: (i) => badge(C.grade[i], C.uncertain[i]), string: (i) => C.grade[i] },
-  number("Score", "Average precision at 1 % prevalence", (i) => C.score[i]),
-  number("95 %", "Interval of the score, sorted by its lower end", (i) => C.low[i],
-      (i) => `${fixed(C.low[i])}–${fixed(C.high[i])}`),
+  { title: "Grade", about: "A: score 0.5 or more, B: 0.2 or more; ? where the interval crosses a boundary; capped: something speaks against the lens, whatever its score. Point at a grade to see what",
+      node: (i) => el("span", {}, badgeOf(i, C.uncertain[i]), C.capped[i] && el("span", { className: "quiet", title: shown(C.reason[i], 300) }, " capped")),
+      string: (i) => C.grade[i] },
+  number("Score", "Average precision at 1 % prevalence; by today's rule, of texts that do not name the concept",
+      (i) => gradedFirst(C.score[i], i), (i) => fixed(C.score[i])),
+  number("95 %", "Interval of the score, sorted by its lower end", (i) => gradedFirst(C.low[i], i),
+      (i) => (C.low[i] === null ? "–" : `${fixed(C.low[i])}–${fixed(C.high[i])}`)),
+  number("Names", "Name detection: the same score on texts that name the concept", (i) => C.score_named[i]),
   number("Test F1", "On held-out samples, both classes weighing alike", (i) => C.test_f1[i]),
-  number("Unnamed", "Test F1 on samples that do not name the concept", (i) => C.unnamed[i]),
+  number("F1 unnamed", "Test F1 on samples that do not name the concept", (i) => C.f1_unnamed[i]),
   number("Control", "Best score of what knows nothing of the concept; ! where the lens is no better",
       (i) => C.control[i], (i) => fixed(C.control[i]) + (C.unbeaten[i] ? "!" : "")),
   number("First", "Share of its samples on which the lens leads its level", (i) => C.first[i],
       (i) => percent(C.first[i])),
+  number("Test texts", "Distinct test texts of the concept; in brackets those that do not name it, which the grade rests on",
+      (i) => (C.n_test[i] === null ? null : C.n_test[i] + (C.n_test_unnamed[i] ?? 0) / 1e6), testTexts),
   number("Samples", "Positive training samples", (i) => C.n_samples[i], (i) => String(C.n_samples[i] ?? "–")),
   number("Graduated", "Iteration at which the lens reached the target F1",
-      (i) => (C.graduated[i] ? C.iterations[i] : 1e6), (i) => (C.graduated[i] ? `at ${C.iterations[i]}` : "no")),
+      (i) => (C.graduated[i] ? C.iterations[i] : 1e6), (i) => (C.graduated[i] ? `at ${C.iterations[i] ?? "–"}` : "no")),
 ];
 
 async function renderTable(section, query) {
@@ -53,7 +63,7 @@ async function renderTable(section, query) {
   section.append(el("h2", {}, "All lenses: click a heading to sort, a name to open its page"),
       el("div", { className: "filters" },
     el("label", {}, "Concept", search),
-    select("Grade", any(GRADES.map((g) => [g, g])), tableState.grade, update("grade")),
+    select("Grade", any(GRADES.map((g) => [g, gradeWord(g)])), tableState.grade, update("grade")),
     select("Level of abstraction", any(distinct(concepts().map((i) => C.level[i]))), tableState.level, update("level")),
     select("Model layer", any(distinct(concepts().flatMap((i) => C.model_layers[i]))), tableState.modelLayer,
         update("modelLayer")),
@@ -71,7 +81,7 @@ async function renderTable(section, query) {
     data: null,
     render: (i, kind) => {
       if (kind === "display") return node ? node(i) : document.createTextNode(text(i));
-      return value ? value(i) ?? -1 : searchable(string(i)).toLowerCase();
+      return value ? value(i) ?? -9 : searchable(string(i)).toLowerCase();
     },
     about,
   }));

@@ -34,6 +34,8 @@ function el(tag, properties = {}, ...children) {
 }
 
 const fixed = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+const signed = (value, digits = 2) =>
+  (value === null || value === undefined ? "–" : `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(digits)}`);
 const percent = (value) => (value === null || value === undefined ? "–" : `${Math.round(100 * value)} %`);
 const mean = (values) => {
   const known = values.filter((value) => value !== null && value !== undefined);
@@ -58,11 +60,25 @@ const nameOf = (i, length = 60) => shown(C.name[i], length).trim() || "(no name)
 const concepts = () => Array.from({ length: R.nLenses }, (_, i) => i); // those that have a lens
 const address = (i) => `#concept=${encodeURIComponent(C.id[i])}`;
 const link = (i, length = 60) => el("a", { href: address(i) }, el("bdi", {}, nameOf(i, length)));
-const badge = (grade, uncertain = false) =>
-  el("span", { className: `badge ${grade}`, title: grade ? `grade ${grade}` : "no lens" },
-    (grade || "–") + (uncertain ? "?" : ""));
+
+// --- grades -----------------------------------------------------------------------------------------------------------
+
+const UNGRADED = "U"; // of a lens that has no grade; a concept without a lens has ""
+const GRADES = ["A", "B", "C", UNGRADED];
+const gradesThere = () => GRADES.filter((grade) => grade !== UNGRADED || C.grade.includes(grade)); // what charts show
+const gradeWord = (grade) => (grade === UNGRADED ? "ungraded" : grade || "–");
+const gradeName = (grade) => (grade === UNGRADED ? "ungraded" : grade ? `grade ${grade}` : "no lens");
+const countOf = (summary, grade) => summary.grades[gradeWord(grade)] ?? 0;
+const badge = (grade, uncertain = false, reason = "") =>
+  el("span", { className: `badge ${grade}`, title: gradeName(grade) + (reason ? `: ${shown(reason, 300)}` : "") },
+    gradeWord(grade) + (uncertain ? "?" : ""));
+const badgeOf = (i, uncertain = false) => badge(C.grade[i], uncertain, C.reason[i]);
+const isOldRule = () => R.summary.grading_rule < R.grading.rule;
+// Distinct test texts, and of those the ones that do not name the concept; packs of the first rule know no such ones.
+const testTexts = (i) => (C.n_test[i] === null ? "–"
+  : `${C.n_test[i]}${C.n_test_unnamed[i] === null ? "" : ` (${C.n_test_unnamed[i]})`}`);
 const list = (numbers, className = "plain inline") =>
-  el("ul", { className }, numbers.map((i) => el("li", {}, link(i), " ", badge(C.grade[i]))));
+  el("ul", { className }, numbers.map((i) => el("li", {}, link(i), " ", badgeOf(i))));
 
 function select(label, options, value, onChange) {
   const box = el("select", {}, options.map(([key, text]) => el("option", { value: key }, text)));

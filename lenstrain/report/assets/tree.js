@@ -16,7 +16,7 @@ function fieldsOfTree() {
       add(`L${level}`, `level ${level}`, "root", "", -1);
       for (const grade of [...GRADES, ""])
         if (C.grade.some((g, i) => g === grade && C.level[i] === level))
-          add(`L${level}${grade || "-"}`, grade ? `grade ${grade}` : "no lens", `L${level}`, grade, -1);
+          add(`L${level}${grade || "-"}`, gradeName(grade), `L${level}`, grade, -1);
     }
     for (let i = 0; i < n; i++) add(`c${i}`, C.name[i], `L${C.level[i]}${C.grade[i] || "-"}`, C.grade[i], i);
   } else {
@@ -60,27 +60,30 @@ function renderTree(section) {
   const describe = (k) => {
     const i = all.numbers[k];
     picked.replaceChildren(...(i < 0 ? ["Click a field to zoom in, the bar above to zoom out; a click on a field without fields opens its page."]
-      : ["Open the page of ", link(i), ` (level ${C.level[i]}, grade ${C.grade[i] || "none"}).`]));
+      : ["Open the page of ", link(i), ` (level ${C.level[i]}, ${gradeName(C.grade[i])}${C.reason[i] ? `: ${shown(C.reason[i], 200)}` : ""}).`]));
   };
   const grade = (k) => all.grades[k];
+  // A long word gets a line of its own where there is room: plotly writes what is too wide too small to be read.
+  const isTall = (k) => grade(k) === UNGRADED && treeState.shape === "treemap" && !hasChildren.has(all.ids[k]);
   const labels = all.labels.map((label, k) => plotText(label.trim() || "(no name)",
-      36) + (all.numbers[k] >= 0 ? ` · ${grade(k) || "–"}` : ""));
+      36) + (all.numbers[k] >= 0 ? `${isTall(k) ? "<br>" : " · "}${gradeWord(grade(k))}` : ""));
   const hover = all.labels.map((label, k) => {
     const i = all.numbers[k];
     const below = hasChildren.has(all.ids[k]) ? `<br>${plural(size[k], "concept")} without children below` : "";
     if (i < 0) return plotText(label, 60) + below;
-    const score = C.grade[i] ? `grade ${C.grade[i]}, score ${fixed(C.score[i])}, test F1 ${fixed(C.test_f1[i])}` : "no lens";
+    const score = C.grade[i] ? `${gradeName(C.grade[i])}, score ${fixed(C.score[i])}, test F1 ${fixed(C.test_f1[i])}` : "no lens";
     return `${plotText(label, 60)}<br>level ${C.level[i]} · ${score}${below}`;
   });
-  const colours = { A: colour("A"), B: colour("B"), C: colour("C"), "": colour("track") };
-  const inks = { A: colour("A-ink"), B: colour("B-ink"), C: colour("C-ink"), "": colour("ink") };
+  const ofGrades = (suffix) => GRADES.map((g) => [g, colour(g + suffix)]);
+  const colours = { ...Object.fromEntries(ofGrades("")), "": colour("track") };
+  const inks = { ...Object.fromEntries(ofGrades("-ink")), "": colour("ink") };
   section.append(el("div", { className: "filters" },
     select("Shape", [["treemap", "treemap"], ["icicle", "icicle"], ["sunburst", "sunburst"]], treeState.shape,
         (shape) => {
       treeState.shape = shape;
       redraw();
     }),
-    el("p", {}, GRADES.map((g) => [badge(g), ` grade ${g}  `]), el("span", { className: "badge" }, "–"), " no lens")),
+    el("p", {}, GRADES.map((g) => (g === UNGRADED ? [badge(g), "  "] : [badge(g), ` grade ${g}  `])), el("span", { className: "badge" }, "–"), " no lens")),
         picked);
   describe(all.ids.indexOf(top));
   const trace = {
@@ -108,7 +111,7 @@ function renderTree(section) {
     else redraw();
     return few;
   };
-  chart(section, "Concept tree: each field is a concept as large as what is below it; its colour and letter are the grade of its lens",
+  chart(section, "Concept tree: each field is a concept as large as what is below it; its colour and the word behind its name are the grade of its lens",
     [trace], { margin: { l: 2, r: 2, t: 4, b: 4 }, ...(few ? {} : { uniformtext: { minsize: 9, mode: "hide" } }) },
     { height, tools: false, on: { [`plotly_${treeState.shape}click`]: click }, note: R.tree.is_flat
       ? (R.hasStore ? "No concept of this store is above another: the fields are levels of abstraction and grades."
