@@ -84,11 +84,13 @@ from lenstrain.families.kinds import STRENGTHS as C_STRENGTHS
 from lenstrain.families.linear import LinearTrainer, LinearWeights
 from lenstrain.fit.adaptive import FittedLens, Iteration, fit_lenses
 from lenstrain.fit.choice import CHOICE_PREVALENCE, best_for_each
+from lenstrain.fit.controls import MeasuredControls
+from lenstrain.fit.cut import AtThreshold, Cut
 from lenstrain.fit.iterations import AdaptiveTraining
 from lenstrain.fit.measure import decide, deciding, judge
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.grade import Grade
-from lenstrain.metrics.score import Ranking
+from lenstrain.metrics.score import rank_texts
 from lenstrain.pack.lens import Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
 from lenstrain.parallel import in_parallel
@@ -256,15 +258,18 @@ def without_extras(
 
 @contextmanager
 def bare_lenses() -> Iterator[None]:
-    """Let lenses be kept with their F1 alone."""
-    unknown = dict.fromkeys(field.name for field in fields(FittedLens))
+    """Let lenses be kept with their F1 alone, at the thresholds of their own samples."""
+    unknown: dict[str, Any] = dict.fromkeys(field.name for field in fields(FittedLens))
+    nothing: dict[str, Any] = dict.fromkeys(field.name for field in fields(Cut))
+
+    nobody = rank_texts(np.zeros(0, np.bool_), np.zeros(0), np.zeros(0, np.intp))
 
     def measure(rows: TaskRows, *args: Any, **_: Any) -> FittedLens:
         (step,) = (arg for arg in args if isinstance(arg, Iteration))
-        score = Ranking(step.score, np.nan, np.nan, 0, 0)
-        return FittedLens(
-            **unknown | {"concept": rows.task.concept, "test_f1": step.test_f1, "ranking": score}
-        )
+        f1 = AtThreshold(step.test_f1, np.nan, np.nan, np.nan, np.nan, np.nan)
+        known = {"concept": rows.task.concept, "cut": Cut(**nothing | {"metrics": f1})}
+        known |= {"graded": nobody, "score": step.score, "n_test_unnamed": 0}
+        return FittedLens(**unknown | known)
 
     class NoControls:
         def __init__(self, *_: Any) -> None:
@@ -272,8 +277,8 @@ def bare_lenses() -> Iterator[None]:
 
         def measure(
             self, _trainer: Any, _features: Any, tasks: Sequence[TaskRows], *_: Any
-        ) -> list[dict[str, Any]]:
-            return [{} for _ in tasks]
+        ) -> list[MeasuredControls]:
+            return [MeasuredControls({}, "", nobody) for _ in tasks]
 
     def no_directions(
         _features: Any, tasks: Sequence[TaskRows], _model_layers: Any
@@ -284,6 +289,7 @@ def bare_lenses() -> Iterator[None]:
         patch.object(lenstrain.fit.iterations, "measure", measure),
         patch.object(lenstrain.fit.iterations, "steering_directions", no_directions),
         patch.object(lenstrain.fit.adaptive, "Controls", NoControls),
+        patch.object(lenstrain.fit.adaptive, "settle_thresholds", lambda *_: None),
     ):
         yield
 
@@ -443,7 +449,7 @@ def fit_alone(path: Path) -> dict[str, Any]:
         / np.linalg.norm(wanted, axis=1)
     )
     middle = (strength > MIDDLE[0]) & (strength < MIDDLE[1])
-    grades = Counter(lens.grade.value for lens in lenses)
+    grades = Counter(lens.verdict.grade for lens in lenses)
     return {
         "concepts": len(lenses),
         "rows": len(dataset.vector_sample),
@@ -451,14 +457,16 @@ def fit_alone(path: Path) -> dict[str, Any]:
         "cpu_seconds": cpu_seconds,
         "seconds_to_open": opened - start,
         "rss_gib": peak,
-        "grades": {g.value: grades[g.value] for g in Grade},
-        "mean_score": float(np.mean([lens.ranking.score for lens in lenses])),
+        "grades": {g.value: grades[g] for g in Grade} | {"ungraded": grades[None]},
+        "mean_score": float(np.nanmean([lens.score for lens in lenses])),
         "mean_test_f1": float(np.mean([lens.test_f1 for lens in lenses])),
         "iterations": float(np.mean([len(lens.trajectory) for lens in lenses])),
         "median_cosine": float(np.median(cosine[middle])),
         "without_signal": int((strength == 0).sum()),
         "without_signal_graded_a": sum(
-            lens.grade == Grade.A for lens, s in zip(lenses, strength, strict=True) if s == 0
+            lens.verdict.grade is Grade.A
+            for lens, s in zip(lenses, strength, strict=True)
+            if s == 0
         ),
     }
 
@@ -483,7 +491,7 @@ def scale(folder: Path, *, quick: bool) -> dict[str, Any]:
     """Stores of growing size, each fitted in a process of its own."""
     print(
         f"\n{'concepts':>8}  {'rows':>7}  {'seconds':>7}  predicted  of CPU  GiB peak  {'A':>5} "
-        f"{'B':>5} {'C':>5}"
+        f"{'B':>5} {'C':>5} {'-':>5}"
         "  score     F1  cosine  no signal: A of"
     )
     runs: list[dict[str, Any]] = []

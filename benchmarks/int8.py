@@ -69,6 +69,8 @@ def main() -> None:
             both = [measure(store, levels, model_layer) for store in (original, lossy)]
             for number, metric in enumerate(METRICS):
                 one, other = (values[:, number] for values in both)
+                known = ~np.isnan(one)  # without an unnamed test sample there is no score
+                one, other = one[known], other[known]
                 low, high = bootstrap(other - one)
                 print(
                     f"{model_layer:11}  {len(one):8}  {metric:8}  {one.mean():8.4f}  "
@@ -177,7 +179,7 @@ def measure(store: Store, levels: list[int], model_layer: int) -> NDArray[Any]:
     """(concepts, metrics)"""
     settings = FitSettings(model_layers=(model_layer,), initial_samples=200)
     lenses = fit_lenses(LensDataset(store, levels=levels), settings).lenses
-    return np.array([(lens.test_f1, lens.ranking.score, lens.ranking.auroc) for lens in lenses])
+    return np.array([(lens.test_f1, lens.score, lens.ranking.auroc) for lens in lenses])
 
 
 def bootstrap(values: NDArray[Any], times: int = 2000) -> tuple[float, float]:

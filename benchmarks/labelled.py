@@ -307,8 +307,8 @@ def fit_lens(
         auc,
         logits,
         f1=fitted.test_f1,
-        score=fitted.ranking.score,
-        grade=fitted.grade.value,
+        score=fitted.score,
+        grade=fitted.verdict.grade.value if fitted.verdict.grade else "-",
     )
 
 

@@ -74,7 +74,9 @@ def main() -> None:
         for model_layer in model_layers:
             dataset, settings_of_fit = open_dataset(store), FitSettings(model_layers=(model_layer,))
             lenses = make_lens_pack(fit_lenses(dataset, settings_of_fit), dataset, settings_of_fit)
-            best = sorted(lenses, key=lambda lens: -lens.metrics["score"])[:n_concepts]
+            best = sorted(lenses, key=lambda lens: -np.nan_to_num(lens.metrics["score"]))[
+                :n_concepts
+            ]
             plain = [
                 continue_prompt(loaded, prompt, model_layers=[model_layer]) for prompt in prompts
             ]

@@ -322,7 +322,7 @@ def outcome(arm: Arm, full: Arm, dataset: LensDataset, seen: set[str]) -> dict[s
         "f1_graduated": float(
             np.mean([p.b.f1 for p in found.pairs if p.concept in graduated] or [np.nan])
         ),
-        "score": float(np.mean([pair.b.score for pair in found.pairs])),
+        "score": float(np.nanmean([pair.b.score for pair in found.pairs])),
         "hold": sum(pair.b.f1 >= arm.target for pair in found.pairs if pair.concept in graduated),
         "f1_difference": found.f1._asdict(),
         "score_difference": found.score._asdict(),
