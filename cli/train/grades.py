@@ -104,6 +104,12 @@ def without_grade(pack: LensPack) -> tuple[list[Lens], list[Lens]]:
     return ungraded, [lens for lens in pack if lens.is_capped]
 
 
+MORE_EXAMPLES = (
+    "more examples that do not name the concept: on a handful of test texts few lenses can be "
+    "shown to be ahead of a control"
+)
+
+
 def tell_standing(pack: LensPack) -> None:
     """What to know before these lenses are trusted, a line each."""
     ungraded, capped = without_grade(pack)
@@ -111,8 +117,10 @@ def tell_standing(pack: LensPack) -> None:
         if lenses:
             reasons = ", ".join(f"{n} {visible(why)}" for why, n in count_reasons(lenses).items())
             say(f"{len(lenses)} of {len(pack)} {what}: {reasons}")
-    if any("n_test_unnamed" in lens.metrics for lens in (*ungraded, *capped)):
+    if any("n_test_unnamed" in lens.metrics for lens in ungraded):
         say(f"what helps: {_advice()}")
+    elif any("n_test_unnamed" in lens.metrics for lens in capped):
+        say(f"what helps: {MORE_EXAMPLES}")
     if uncertain := count_uncertain(pack):
         what = "have a score whose interval crosses a grade's boundary"
         say(f"{uncertain} of {len(pack)} {what}")
