@@ -131,7 +131,7 @@ def write_steering_lenses(store: Path, request: Request) -> None:
         read,
         np.stack([weight.weight for weight in weights]),
         np.array([weight.bias for weight in weights], np.float64),
-        np.array([max(lens.noise.deviation, 1e-12) for lens in best], np.float64),
+        np.array([lens.noise.unit for lens in best], np.float64),
     ).save(request.folder)
 
 

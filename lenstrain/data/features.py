@@ -51,18 +51,23 @@ class Features:
     ) -> Features:
         """Standardised activations of one model layer, or of several side by side."""
         read = [dataset.vectors(model_layer, dataset.split_place) for model_layer in model_layers]
-        return cls.of_dense(dataset, read[0] if len(read) == 1 else np.hstack(read), device)
+        X = read[0] if len(read) == 1 else np.hstack(read)
+        return cls.of_dense(dataset, X, device, dataset.store.header.store_dtype)
 
     @classmethod
     def of_dense(
-        cls, dataset: LensDataset, X: NDArray[np.float32], device: str = "cpu"
+        cls,
+        dataset: LensDataset,
+        X: NDArray[np.float32],
+        device: str = "cpu",
+        stored_as: str = "float32",
     ) -> Features:
-        """Standardise X (vectors, features), sorted by split, in place."""
+        """Standardise X (vectors, features), sorted by split, in place; see `Standardizer.fit`."""
         finite = _finite_rows(X)
         train = X[dataset.split_slices[TRAIN]]
         if not finite.all():
             train = train[finite[dataset.split_slices[TRAIN]]]
-        standardizer = Standardizer.fit(train)
+        standardizer = Standardizer.fit(train, stored_as)
         standardizer.transform_in_place(X)
         X[~finite] = 0.0  # so that no product with it is NaN; whoever needs such a row is told
         return cls(dataset, torch.from_numpy(X).to(device), standardizer, finite)

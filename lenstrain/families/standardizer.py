@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 
 _CHUNK_ROWS = 4096
 
+_SMALLEST = 1e-39  # of a deviation: below the normal numbers of float32
+
+_RELATIVE_STEP = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10, "int8": 1 / 127}
+"""From 1 to the next number, by the type of stored activations; of int8, in the largest feature."""
+
 Matrix: TypeAlias = torch.Tensor | Any
 """Features, one row a vector: a dense tensor or a sparse matrix (scipy.sparse.csr_array)."""
 
@@ -20,18 +25,25 @@ class Standardizer(NamedTuple):
     mean: NDArray[np.float64]
     """(hidden,)"""
     scale: NDArray[np.float64]
-    """(hidden,), 1 where a feature is constant."""
+    """(hidden,), where a feature is constant 1, or how far rounding takes it if that is more."""
 
     @classmethod
-    def fit(cls, X: NDArray[Any]) -> Standardizer:
-        """Measure X (rows, hidden), without a copy of it."""
+    def fit(cls, X: NDArray[Any], stored_as: str = "float32") -> Standardizer:
+        """Measure X (rows, hidden), without a copy of it.
+
+        Parameters
+        ----------
+        stored_as : the type in which a store keeps the activations, whatever the type of X. What
+            varies by no more than rounding to that type is a constant.
+        """
         parts = [X[start : start + _CHUNK_ROWS] for start in range(0, len(X), _CHUNK_ROWS)]
         mean = np.sum([part.sum(axis=0, dtype=np.float64) for part in parts], axis=0) / len(X)
         squares = np.sum([np.square(part - mean).sum(axis=0) for part in parts], axis=0)
         scale = np.sqrt(squares / len(X))
         # A feature that varies by rounding alone would be blown up to look like signal.
-        constant = scale <= 1e-9 * np.maximum(np.abs(mean), 1e-30)
-        return cls(mean, np.where(constant, 1.0, scale))
+        rounding = _RELATIVE_STEP[stored_as] * np.abs(mean)
+        constant = scale <= np.maximum(rounding, _SMALLEST)
+        return cls(mean, np.where(constant, np.maximum(rounding, 1.0), scale))
 
     def transform(self, X: NDArray[Any]) -> NDArray[np.float64]:
         """Standardise X (rows, hidden)."""

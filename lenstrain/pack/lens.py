@@ -27,11 +27,19 @@ class Iteration(NamedTuple):
     graduated: bool
 
 
+_FLOAT32_STEP = 2.0**-23  # from 1 to the next number; logits are float32
+
+
 class NoiseFloor(NamedTuple):
     """Logits of a lens on calibration samples that have nothing to do with its concept."""
 
     mean: float
     deviation: float
+
+    @property
+    def unit(self) -> float:
+        """The deviation to divide by: no less than float32 rounds the logits."""
+        return max(self.deviation, _FLOAT32_STEP * abs(self.mean), 1e-12)
 
 
 class Direction(NamedTuple):
@@ -142,4 +150,4 @@ class Lens:
 
     def signal(self, logits: NDArray[Any]) -> NDArray[np.float64]:
         """How far logits, any shape, are above the noise floor, in its deviations."""
-        return np.asarray((logits - self.noise.mean) / max(self.noise.deviation, 1e-12), np.float64)
+        return np.asarray((logits - self.noise.mean) / self.noise.unit, np.float64)

@@ -33,7 +33,11 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3nText",
         {
             **{"head_dim": 8, "vocab_size_per_layer_input": 300, "hidden_size_per_layer_input": 8},
-            **{"num_kv_shared_layers": 0, "laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 3},
+            **{
+                "num_kv_shared_layers": 0,
+                "laurel_rank": 4,
+                "activation_sparsity_pattern": [0.0] * 3,
+            },
             "altup_num_inputs": 2,
         },
     ),
