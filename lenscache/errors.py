@@ -8,6 +8,7 @@
         UnsupportedModelError                  the model loads but its blocks cannot be found
         WeightsError (ValueError)              weights are missing, left over or of another shape
         ModelLayerError (IndexError)           the model or store does not have this model layer
+        TokenError (ValueError)                a prompt has tokens that it cannot be run with
         PromptTooLongError (ValueError)        a prompt does not fit the model's positions
       NonFiniteError (ArithmeticError)         an activation is NaN or infinite
       BatchMismatchError (ArithmeticError)     the same rows at batch 1 gave other activations
@@ -66,6 +67,10 @@ class ModelLayerError(ModelError, IndexError):
 
 class PromptTooLongError(ModelError, ValueError):
     """A prompt and its completion do not fit the positions the model was built for."""
+
+
+class TokenError(ModelError, ValueError):
+    """A prompt has a token unknown to the model, begins twice, or ends before it is continued."""
 
 
 class NonFiniteError(LenscacheError, ArithmeticError):

@@ -73,7 +73,8 @@ def estimate_run(
         plan_samples(pack, [level], seed=settings.seed, limit=limit, samples=settings.samples)
         for level in (levels or pack.levels)
     ]
-    tokenized = [tokenize(loaded, plan.texts, header.max_prompt_tokens) for plan in plans]
+    goes_on, cut_at = header.mode != "prompt", header.max_prompt_tokens
+    tokenized = [tokenize(loaded, plan.texts, cut_at, continued=goes_on) for plan in plans]
     rows = [PlannedRows(plan, found) for plan, found in zip(plans, tokenized, strict=True)]
     n_rows = sum(map(len, rows))
     raw = estimate_bytes(header, n_rows)

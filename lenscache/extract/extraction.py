@@ -48,7 +48,10 @@ class Extraction:
     ) -> None:
         start, path, settings = time.perf_counter(), request.path, request.settings
         limit = header.max_prompt_tokens
-        tokenized = [tokenize(loaded, entry.plan.texts, limit) for entry in planned]
+        goes_on = header.mode != "prompt"
+        tokenized = [
+            tokenize(loaded, entry.plan.texts, limit, continued=goes_on) for entry in planned
+        ]
         sizes = {f"layer_{p.level}/round_{p.index}": len(p.plan) for p in planned}
         check_disk_space(path, header, sizes)
         store = create_store(path, header, request.pack)

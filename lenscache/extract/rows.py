@@ -13,6 +13,7 @@ from lenscache.concepts.prompts import POSITIVE
 from lenscache.errors import PlanError
 from lenscache.inference.runner import Row
 from lenscache.model.loading import LoadedModel
+from lenscache.model.tokens import TokenCheck
 
 _TOKENIZED_AT_ONCE = 1024  # a tokenizer's result takes many times the memory of the ids alone
 
@@ -33,14 +34,20 @@ class Tokenized(NamedTuple):
         return np.diff(self.starts).astype(np.int32)
 
 
-def tokenize(loaded: LoadedModel, texts: Sequence[str], max_tokens: int = 0) -> Tokenized:
+def tokenize(
+    loaded: LoadedModel, texts: Sequence[str], max_tokens: int = 0, *, continued: bool = False
+) -> Tokenized:
     """Token ids of each text, cut to the first `max_tokens`; 0 for no limit.
 
     Raises
     ------
     PlanError
         If a text has no tokens.
+    TokenError
+        If the model has no embedding for a token, if texts begin twice, or if they are to be
+        continued and end the sequence.
     """
+    check = TokenCheck(loaded, continued=continued)
     parts: list[NDArray[np.int32]] = []
     n_cut, lengths = np.zeros((2, len(texts)), np.int32)
     for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
@@ -51,8 +58,10 @@ def tokenize(loaded: LoadedModel, texts: Sequence[str], max_tokens: int = 0) -> 
                 what = f"the prompt {texts[number]!r:.60} has no tokens"
                 raise PlanError(f"{what}: remove it from the pack")
             kept = ids[: max_tokens or None]
+            check.look(texts[number], kept)
             parts.append(np.array(kept, np.int32))
             n_cut[number], lengths[number] = len(ids) - len(kept), len(kept)
+    check.conclude()
     tokens = np.concatenate(parts) if parts else np.zeros(0, np.int32)
     return Tokenized(tokens, np.concatenate([[0], lengths.astype(np.int64).cumsum()]), n_cut)
 

@@ -177,7 +177,7 @@ def outline_work(
         header,
         Shape.of(model),
         chosen,
-        tuple(_lengths(model, plan.texts, header.max_prompt_tokens) for plan in plans),
+        tuple(_lengths(model, plan.texts, header) for plan in plans),
         tuple(len(plan.label_role) for plan in plans),
         sum(plan.n_targets for plan in plans),
         len(pack.concepts),
@@ -186,9 +186,10 @@ def outline_work(
     )
 
 
-def _lengths(model: LoadedModel, texts: Sequence[str], limit: int) -> NDArray[np.int32]:
+def _lengths(model: LoadedModel, texts: Sequence[str], header: StoreHeader) -> NDArray[np.int32]:
+    limit = header.max_prompt_tokens
     if model.tokenizer is not None:
-        return tokenize(model, texts, limit).lengths
+        return tokenize(model, texts, limit, continued=header.mode != "prompt").lengths
     guessed = np.array([2 + len(text) // LETTERS_A_TOKEN for text in texts], np.int32)
     return np.minimum(guessed, limit) if limit else guessed
 

@@ -19,6 +19,7 @@ from lenscache.errors import PromptTooLongError
 from lenscache.inference.runner import Row, Runner
 from lenscache.live.steering import Intervention, steer_all
 from lenscache.model.loading import LoadedModel
+from lenscache.model.tokens import token_ids
 from lenscache.terms import Pooling
 
 
@@ -60,33 +61,35 @@ def continue_prompt(
     ------
     PromptTooLongError
         If prompt and completion do not fit the model, or the prompt is empty.
+    TokenError
+        If the model has no embedding for a token, or the prompt begins twice or ends the sequence.
     """
-    token_ids = _token_ids(loaded, prompt, max_new_tokens)
+    prompt_ids = _token_ids(loaded, prompt, max_new_tokens)
     blocks = sorted(set(model_layers))
     writer = Runner(loaded, blocks, mode="completion", max_new_tokens=max_new_tokens, batch_size=1)
     with steer_all(loaded, interventions):
-        (written,) = writer.run([Row(token_ids, seed, temperature)])
+        (written,) = writer.run([Row(prompt_ids, seed, temperature)])
     completion = tuple(written.completion_ids)
     n = len(completion) + 1
     reader = Runner(loaded, blocks, mode="completion", max_new_tokens=n, pooling=pooling)
-    (read,) = reader.run([Row(token_ids, completion_ids=completion)])
+    (read,) = reader.run([Row(prompt_ids, completion_ids=completion)])
     vectors = dict(zip(blocks, read.pooled["completion"][:, None], strict=True))
     text = loaded.tokenizer.decode(completion, skip_special_tokens=True)
-    perplexity = _perplexity(loaded, token_ids, completion)
+    perplexity = _perplexity(loaded, prompt_ids, completion)
     return Continuation(prompt, text, list(completion), perplexity, vectors)
 
 
 def _token_ids(loaded: LoadedModel, prompt: str, max_new_tokens: int) -> list[int]:
-    token_ids: list[int] = loaded.tokenizer(prompt)["input_ids"]
-    if not token_ids:
+    found = token_ids(loaded, prompt, continued=True)
+    if not found:
         raise PromptTooLongError("the prompt is empty: give the model something to continue")
     limit = loaded.max_positions
-    if limit is not None and len(token_ids) + max_new_tokens > limit:
+    if limit is not None and len(found) + max_new_tokens > limit:
         raise PromptTooLongError(
-            f"the prompt has {len(token_ids)} tokens, {max_new_tokens} more are asked for, and "
+            f"the prompt has {len(found)} tokens, {max_new_tokens} more are asked for, and "
             f"{loaded.id} takes {limit}: shorten the prompt or ask for fewer"
         )
-    return token_ids
+    return found
 
 
 @torch.inference_mode()

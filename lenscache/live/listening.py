@@ -19,6 +19,7 @@ from torch import nn
 from lenscache.errors import ModelError
 from lenscache.inference.capture import Capture
 from lenscache.model.loading import LoadedModel, check_model_layers, find_blocks, flat_ids
+from lenscache.model.tokens import check_tokens
 from lenscache.terms import Phase
 
 
@@ -116,9 +117,12 @@ def read_text(loaded: LoadedModel, text: str, listener: Listener) -> TokenizedTe
     ------
     ModelError
         If the text has no token.
+    TokenError
+        If the model has no embedding for a token, or the text begins twice.
     """
     encoded = loaded.tokenizer(text, verbose=False, return_offsets_mapping=loaded.tokenizer.is_fast)
     token_ids: list[int] = encoded["input_ids"]
+    check_tokens(loaded, [(text, token_ids)])
     kept = token_ids[: loaded.max_positions]
     if not kept:
         raise ModelError("the text is empty: give one with at least one token")

@@ -13,6 +13,7 @@ import torch
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.concepts.plan import plan_samples
 from lenscache.model.loading import LoadedModel
+from lenscache.model.tokens import token_ids
 from lenscache.preflight.results import Request
 
 NEUTRAL = (
@@ -84,14 +85,14 @@ def prompt_ids(
 
 def fit(loaded: LoadedModel, text: str, new_tokens: int) -> list[int]:
     """Token ids of a text, cut to what leaves room for a completion; never empty."""
-    ids: list[int] = loaded.tokenizer(text, verbose=False)["input_ids"]
+    ids = token_ids(loaded, text, continued=new_tokens > 0)
     room = (loaded.max_positions or len(ids) + new_tokens) - new_tokens
     return ids[: max(room, 1)] or [0]
 
 
 def of_length(loaded: LoadedModel, n: int) -> list[int]:
     """`n` token ids of everyday text, over and over if need be."""
-    encoded = (loaded.tokenizer(text, verbose=False)["input_ids"] for text in NEUTRAL)
+    encoded = (token_ids(loaded, text) for text in NEUTRAL)
     usable = [token for ids in encoded for token in ids if token not in loaded.eos_ids] or [0]
     return list(itertools.islice(itertools.cycle(usable), n))
 
