@@ -104,9 +104,13 @@ OUTSIDE = {
         "lenscache/model/loading.py lenscache/model/outline.py lenscache/model/builtin.py "
         "lenscache/model/checkpoint.py"
     ),
+    "huggingface_hub": "lenscache/model/names.py",
     "accelerate": "lenscache/model/placement.py",
     "platformdirs": "lenscache/model/builtin.py",
-    "safetensors": "lenscache/model/loading.py lenstrain/pack lenstrain/exchange",
+    "safetensors": (
+        "lenscache/model/loading.py lenscache/model/loading_errors.py lenstrain/pack "
+        "lenstrain/exchange"
+    ),
     "zarr": "lenscache/store lenscache/store/verify lenscache/bfloat16.py",
     "ml_dtypes": "lenscache/store lenscache/bfloat16.py",
     "numcodecs": "lenscache/store/shards.py",

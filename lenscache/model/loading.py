@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,10 +16,12 @@ import torch
 import transformers
 from torch import nn
 
-from lenscache.errors import ModelError, ModelLayerError, ModelNotFoundError, UnsupportedModelError
+from lenscache.errors import ModelError, ModelLayerError, UnsupportedModelError
 from lenscache.model.builtin import BUILT_IN, built_in_folder
 from lenscache.model.checkpoint import load_weights
 from lenscache.model.fingerprint import model_fingerprint, tokenizer_fingerprint
+from lenscache.model.loading_errors import loading_error
+from lenscache.model.names import check_name, local_folder
 from lenscache.model.placement import check_device_map, input_device, offload_folder, whole_weights
 from lenscache.model.tensor_parallel import Team
 
@@ -198,6 +201,8 @@ def _load(
     team: Team | None,
     cache_dir: Path | None,
 ) -> LoadedModel:
+    check_name(name)
+    folder: str | Path = name
     try:
         folder = built_in_folder(name, cache_dir) if name in BUILT_IN else name
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -225,13 +230,19 @@ def _load(
             f"{name!r} in {dtype} does not fit the memory of {place}: choose another dtype or "
             "device, or spread it with --device-map auto"
         ) from error
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise ModelNotFoundError(
-            f"cannot load the model {name!r}: {first_line(error)} Give a model folder, a Hugging "
-            f"Face id, or one of: {', '.join(BUILT_IN)}"
-        ) from error
+    except Exception as error:
+        if not _is_of_files(error):
+            raise
+        raise loading_error(error, name, local_folder(str(folder))) from error
     label = Path(name).name if Path(name).exists() else name
     return LoadedModel(model, tokenizer, label, dtype, place, list(find_blocks(model)), team)
+
+
+def _is_of_files(error: Exception) -> bool:
+    """Whether reading files that are damaged, or another model's, ends like this."""
+    kinds = (OSError, ValueError, LookupError, RuntimeError, EOFError, TypeError, AttributeError)
+    of_libraries = (pickle.UnpicklingError, safetensors.SafetensorError)
+    return isinstance(error, (*kinds, *of_libraries)) or type(error) is Exception  # tokenizers'
 
 
 def _spread(name: str, device_map: str | Mapping[str, Any], how: dict[str, Any]) -> Any:

@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 import transformers
 
-from lenscache.errors import ModelError, ModelNotFoundError
+from lenscache.errors import ModelError
 from lenscache.model.builtin import BUILT_IN, built_in_folder
 from lenscache.model.loading import DTYPES, LoadedModel, find_blocks, first_line
+from lenscache.model.loading_errors import loading_error
+from lenscache.model.names import check_name, local_folder
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ def outline_model(name: str, *, dtype: str = "auto", cache_dir: Path | None = No
         If its transformer blocks cannot be found.
     """
     dtype = "bfloat16" if dtype == "auto" else dtype
+    check_name(name)
+    folder: str | Path = name
     try:
         folder = built_in_folder(name, cache_dir) if name in BUILT_IN else name
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -56,10 +60,7 @@ def outline_model(name: str, *, dtype: str = "auto", cache_dir: Path | None = No
             f"outlining {name!r} needs a package that is not installed: {first_line(error)}"
         ) from error
     except (OSError, ValueError, KeyError) as error:
-        raise ModelNotFoundError(
-            f"cannot read the configuration of the model {name!r}: {first_line(error)} Give a "
-            f"folder with its config.json, a Hugging Face id, or one of: {', '.join(BUILT_IN)}"
-        ) from error
+        raise loading_error(error, name, local_folder(str(folder))) from error
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError):
