@@ -119,15 +119,12 @@ def hooks(loaded: LoadedModel, turns: int) -> dict[str, Any]:
 
     def steps() -> None:
         mask = torch.ones_like(ids)
-        cache = loaded.model(
-            input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1
-        ).past_key_values
+        output = loaded.model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1)
+        cache = {loaded.cache_argument: loaded.cache_of(output)}
         for _ in range(10):
             mask = torch.cat([mask, mask[:, :1]], dim=1)
             capture.count(torch.ones(4, 1, dtype=torch.bool))
-            loaded.model(
-                input_ids=ids[:, :1], attention_mask=mask, past_key_values=cache, use_cache=True
-            )
+            loaded.model(input_ids=ids[:, :1], attention_mask=mask, **cache, use_cache=True)
 
     def captured() -> None:
         with capture:

@@ -322,12 +322,8 @@ def bare_loop(loaded: LoadedModel, prompts: list[str], batch_size: int = 4) -> i
         for _ in range(NEW_TOKENS - 1):
             token = output.logits[:, -1].argmax(dim=1, keepdim=True)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-            output = loaded.model(
-                input_ids=token,
-                attention_mask=mask,
-                past_key_values=output.past_key_values,
-                use_cache=True,
-            )
+            cache = {loaded.cache_argument: loaded.cache_of(output)}
+            output = loaded.model(input_ids=token, attention_mask=mask, **cache, use_cache=True)
     return len(rows)
 
 

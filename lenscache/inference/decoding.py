@@ -67,7 +67,8 @@ class Growing:
         """As `Decoding.prefill`."""
         inputs = model_inputs(self._loaded, token_ids, mask, positions)
         output = self._loaded.model(**inputs, use_cache=True)
-        self._cache, self._mask, self._last = output.past_key_values, mask, positions[:, -1:]
+        self._cache = self._loaded.cache_of(output)
+        self._mask, self._last = mask, positions[:, -1:]
         self.can_drop_rows = hasattr(self._cache, "batch_select_indices")
         self.capture.start(len(token_ids))
         return _last_logits(output)
@@ -78,8 +79,9 @@ class Growing:
         self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
         self._last = self._last + 1
         inputs = model_inputs(self._loaded, tokens.unsqueeze(1), self._mask, self._last)
-        output = self._loaded.model(**inputs, past_key_values=self._cache, use_cache=True)
-        self._cache = output.past_key_values
+        inputs[self._loaded.cache_argument] = self._cache
+        output = self._loaded.model(**inputs, use_cache=True)
+        self._cache = self._loaded.cache_of(output)
         return _last_logits(output)
 
     def drop(self, kept: torch.Tensor) -> None:
@@ -159,9 +161,8 @@ class Replayed:
 
     def _run(self, *inputs: torch.Tensor) -> torch.Tensor:
         given = model_inputs(self._loaded, *inputs)
-        return _last_logits(
-            self._loaded.model(**given, past_key_values=self._cache, use_cache=True)
-        )
+        given[self._loaded.cache_argument] = self._cache
+        return _last_logits(self._loaded.model(**given, use_cache=True))
 
     def _record(self) -> Callable[[], None]:
         """Record one step without running it, once every tensor has its final place."""

@@ -18,6 +18,7 @@ from torch import nn
 
 from lenscache.errors import ModelError
 from lenscache.inference.capture import Capture
+from lenscache.model.caches import GivenCache
 from lenscache.model.loading import LoadedModel, check_model_layers, find_blocks, flat_ids
 from lenscache.model.tokens import check_tokens
 from lenscache.terms import Phase
@@ -62,8 +63,8 @@ def listen(
 
     Works under `model.generate`, greedy or sampling, with left padding and in batches; the model's
     output stays the same bit for bit. Passes that generate need a key-value cache, or each of them
-    looks like a new prompt; beam search and assisted decoding move rows and take tokens back, which
-    a listener is not told.
+    would look like a new prompt; beam search and assisted decoding move rows and take tokens back,
+    which a listener is not told.
 
     Parameters
     ----------
@@ -76,6 +77,8 @@ def listen(
         If the model has no such model layer.
     UnsupportedModelError
         If its transformer blocks cannot be found.
+    ModelError
+        While the model runs, if it generates without a cache that can be seen.
 
     Examples
     --------
@@ -145,16 +148,17 @@ class _Ears:
         self._names = list(inspect.signature(module.forward).parameters)
         self._end_ids = torch.tensor(sorted(end_ids))
         self._alive = torch.ones(0, dtype=torch.bool)  # (batch,) rows whose sequence has not ended
+        self._cache = GivenCache()
         self._is_open = False
 
     @torch.inference_mode()
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward pass."""
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        tokens, cache = given.get("input_ids"), given.get("past_key_values")
+        tokens, n_cached = given.get("input_ids"), self._cache.n_cached(given)
         inputs: Any = tokens if given.get("inputs_embeds") is None else given["inputs_embeds"]
         (n_batch, n_positions), device = inputs.shape[:2], inputs.device
-        is_new = cache is None or int(cache.get_seq_length()) == 0
+        is_new = n_cached == 0
         # several positions at once are given: the next part of a prompt, or a next turn
         generates = not is_new and n_positions == 1
         if not generates:

@@ -11,6 +11,7 @@ float32 and rounded once: float16 or bfloat16 would round small changes of large
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from lenscache.errors import SteeringError
+from lenscache.model.caches import GivenCache
 from lenscache.model.loading import LoadedModel, check_model_layers, find_blocks
 
 Positions = Literal["all", "prompt", "completion"] | slice
@@ -100,6 +102,9 @@ def steer(
     SteeringError
         If the direction does not fit the model, or it or a number is not finite; or if processes
         share the model.
+    ModelError
+        While the model runs, if it generates without a cache and `positions` is not "all": prompt
+        and completion cannot be told apart then.
     """
     change = Intervention(direction, model_layer, strength, deviation, ablate, level, positions)
     with steer_all(model, [change]):
@@ -120,7 +125,7 @@ def steer_all(
     blocks = model.blocks if isinstance(model, LoadedModel) else find_blocks(module)
     hidden = int(module.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
     changes = [_Change(intervention, len(blocks), hidden) for intervention in interventions]
-    passes = _Passes()
+    passes = _Passes(module)
     with ExitStack() as hooks:
         if any(change.positions != "all" for change in changes):
             handle = module.register_forward_pre_hook(passes.begin, with_kwargs=True)
@@ -134,14 +139,15 @@ def steer_all(
 class _Passes:
     """What is known of the forward pass that runs: which real position each of its positions is."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.n_before = 0
         """Positions that the model has in its cache."""
         self._mask: torch.Tensor | None = None
+        self._names, self._cache = list(inspect.signature(module.forward).parameters), GivenCache()
 
-    def begin(self, _module: nn.Module, _args: Any, inputs: Mapping[str, Any]) -> None:
-        cache, mask = inputs.get("past_key_values"), inputs.get("attention_mask")
-        self.n_before = int(cache.get_seq_length()) if cache is not None else 0
+    def begin(self, _module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        inputs = dict(zip(self._names, args, strict=False)) | dict(kwargs)
+        self.n_before, mask = self._cache.n_cached(inputs), inputs.get("attention_mask")
         # Only of a two-dimensional mask can the real positions be told.
         self._mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from lenscache.errors import ModelError, ModelLayerError, UnsupportedModelError
 from lenscache.model.builtin import BUILT_IN, built_in_folder
+from lenscache.model.caches import cache_argument
 from lenscache.model.checkpoint import load_weights
 from lenscache.model.fingerprint import model_fingerprint, tokenizer_fingerprint
 from lenscache.model.loading_errors import loading_error
@@ -102,6 +103,39 @@ class LoadedModel:
     def tokenizer_fingerprint(self) -> str:
         """`lenscache.model.fingerprint.tokenizer_fingerprint` of the tokenizer."""
         return tokenizer_fingerprint(self.tokenizer)
+
+    @cached_property
+    def cache_argument(self) -> str:
+        """What the model's forward pass and its output call the cache of keys and values.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the forward pass takes none.
+        """
+        found = cache_argument(self.model)
+        if found is None:
+            raise UnsupportedModelError(
+                f"the forward pass of {self.id} takes no cache of keys and values "
+                f"({', '.join(sorted(self._arguments))}): use --mode prompt"
+            )
+        return found
+
+    def cache_of(self, output: Any) -> Any:
+        """The cache of keys and values in the output of a forward pass with ``use_cache=True``.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the model takes or returns none.
+        """
+        found = getattr(output, self.cache_argument, None)
+        if found is None:
+            raise UnsupportedModelError(
+                f"{self.id} was asked for its cache of keys and values and returned none as "
+                f"{self.cache_argument}: use --mode prompt"
+            )
+        return found
 
     def accepts(self, argument: str) -> bool:
         """Whether the model's forward pass takes this argument."""

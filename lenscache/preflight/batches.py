@@ -97,7 +97,8 @@ class _Probe:
     @torch.inference_mode()
     def _cache(self, token_ids: list[int]) -> int | None:
         ids = torch.tensor([token_ids], device=self.loaded.device)
-        return cached_bytes(self.loaded.model(input_ids=ids, use_cache=True).past_key_values)
+        output = self.loaded.model(input_ids=ids, use_cache=True)
+        return cached_bytes(self.loaded.cache_of(output))
 
 
 def _on_card(probe: _Probe, tell: Tell) -> dict[str, Any]:

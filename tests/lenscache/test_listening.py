@@ -111,16 +111,17 @@ def test_what_a_finished_row_is_fed_is_not_real() -> None:
     cache = None
     with torch.inference_mode(), listen(loaded, heard):
         for tokens in ([[5, 17], [9, 33]], [[END], [7]], [[END], [8]], [[44], [9]]):
-            output = loaded.model(torch.tensor(tokens), past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            given = {loaded.cache_argument: cache}
+            output = loaded.model(torch.tensor(tokens), **given, use_cache=True)
+            cache = loaded.cache_of(output)
     assert [told["real"] for told in heard.passes[1:]] == [[[False], [True]]] * 3
 
 
 def test_an_end_token_in_a_prompt_ends_nothing() -> None:
     loaded, heard = tiny_model(), Recorder()
     with torch.inference_mode(), listen(loaded, heard):
-        cache = loaded.model(torch.tensor([[5, END, 17]]), use_cache=True).past_key_values
-        loaded.model(torch.tensor([[7]]), past_key_values=cache)
+        output = loaded.model(torch.tensor([[5, END, 17]]), use_cache=True)
+        loaded.model(torch.tensor([[7]]), **{loaded.cache_argument: loaded.cache_of(output)})
     assert [told["real"] for told in heard.passes] == [[[True] * 3], [[True]]]
 
 

@@ -148,10 +148,9 @@ def test_a_token_at_a_time_scores_like_all_at_once() -> None:
     read_text(loaded, TEXT, whole)
     with torch.inference_mode(), listen(loaded, steps, end_ids=()):
         for position in range(tokens.shape[1]):
-            cache = loaded.model(
-                tokens[:, position : position + 1], past_key_values=cache, use_cache=True
-            )
-            cache = cache.past_key_values
+            given = {loaded.cache_argument: cache}
+            output = loaded.model(tokens[:, position : position + 1], **given, use_cache=True)
+            cache = loaded.cache_of(output)
     assert_same(numbers(steps.scores[0]), numbers(whole.scores[0]))
 
 
@@ -195,8 +194,9 @@ def test_an_ended_row_keeps_its_pooled_scores_and_has_no_latest() -> None:
         for tokens in ([[5, 17], [9, 33]], [[44], [7]], [[1], [8]], [[44], [9]]):
             if tokens == [[1], [8]]:
                 before = monitor.pooled("completion")[0].clone()
-            output = loaded.model(torch.tensor(tokens), past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            given = {loaded.cache_argument: cache}
+            output = loaded.model(torch.tensor(tokens), **given, use_cache=True)
+            cache = loaded.cache_of(output)
     assert before is not None
     assert numbers(monitor.pooled("completion")[0]).tobytes() == numbers(before).tobytes()
     assert monitor.latest[0].isnan().all()
