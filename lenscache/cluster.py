@@ -29,7 +29,9 @@ def require_ray(missing: type[Exception] = MissingPackageError) -> None:
     try:
         import ray  # noqa: F401
     except ImportError:
-        raise missing("--engine ray needs Ray: run `pip install 'lenscache[ray]'`") from None
+        raise missing(
+            "--engine ray needs Ray: run `pip install '.[ray]'` in a clone of lenscache"
+        ) from None
 
 
 @contextmanager

@@ -51,7 +51,9 @@ def require_matplotlib(error: type[ImportError] = MissingPackageError) -> None:
     try:
         import matplotlib.pyplot  # noqa: F401
     except ImportError:
-        raise error("plots need matplotlib: run `pip install 'lenscache[plots]'`") from None
+        raise error(
+            "plots need matplotlib: run `pip install '.[plots]'` in a clone of lenscache"
+        ) from None
 
 
 def make_axes(ax: Axes | None, *, width: float = 8.0, height: float = 4.5) -> Axes:

@@ -2,7 +2,7 @@
 figure, and returns the axes. What they show is computed in `lenscache.inspection` and can be had as
 numbers there.
 
-Needs matplotlib: ``pip install 'lenscache[plots]'``.
+Needs matplotlib: ``pip install '.[plots]'`` in a clone of lenscache.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Plots of lens packs: each draws into the axes given, or a new figure, and returns the axes.
 
 The numbers that they show are in the lenses themselves, or come from `lenstrain.inspection`.
-Needs matplotlib: ``pip install 'lenscache[plots]'``.
+Needs matplotlib: ``pip install '.[plots]'`` in a clone of lenscache.
 """
 
 from __future__ import annotations

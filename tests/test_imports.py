@@ -331,7 +331,7 @@ def test_a_store_is_read_and_exported_without_the_optional_packages(
     """
     ran = run_blocked(code, "xarray", "pandas", "dask", "pyarrow", "s3fs")
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("run `pip install 'lenscache[xarray]'`") == 2
+    assert ran.stdout.count("run `pip install '.[xarray]'`") == 2
 
 
 def test_a_store_is_verified_and_repaired_without_torch_and_transformers(store: Path) -> None:

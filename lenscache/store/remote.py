@@ -128,7 +128,7 @@ class RemoteStore(FsspecStore):
                 package, extra = _PACKAGES.get(protocol, (f"a package for {protocol}://", ""))
                 cure = f"`pip install` as fsspec says: {error}"
                 if extra:
-                    cure = f"`pip install 'lenscache[{extra}]'`"
+                    cure = f"`pip install '.[{extra}]'` in a clone of lenscache"
                 raise MissingPackageError(f"{url} needs {package}: run {cure}") from None
             except ValueError as error:
                 raise StoreFormatError(

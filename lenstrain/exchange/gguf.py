@@ -234,6 +234,6 @@ def _import_gguf() -> Any:
         import gguf
     except ImportError:
         raise MissingPackageError(
-            "control vectors need the package gguf: run `pip install 'lenscache[gguf]'`"
+            "control vectors need gguf: run `pip install '.[gguf]'` in a clone of lenscache"
         ) from None
     return gguf

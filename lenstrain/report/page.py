@@ -62,7 +62,7 @@ def require_report_packages() -> None:
     for package in ("plotly", "itables"):
         if find_spec(package) is None:
             raise MissingPackageError(
-                f"a report needs {package}: run `pip install 'lenscache[report]'`"
+                f"a report needs {package}: run `pip install '.[report]'` in a clone of lenscache"
             )
 
 
@@ -92,7 +92,7 @@ def _shipped(package: str, path: str) -> str:
         return (Path(folder) / path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise MissingPackageError(
-            f"this {package} does not ship {path}: run `pip install --upgrade 'lenscache[report]'`"
+            f"this {package} does not ship {path}: run `pip install --upgrade plotly 'itables<3'`"
         ) from None
 
 

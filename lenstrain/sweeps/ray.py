@@ -5,7 +5,7 @@
 
 If the worker of a task dies, Ray runs the task again, if necessary on another machine. Only
 settings and lenses are sent: every worker must be able to reach the store, and every machine of a
-cluster needs lenscache installed, with ``pip install 'lenscache[ray]'``.
+cluster needs lenscache installed, with ``pip install '.[ray]'`` in a clone of lenscache.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def test_without_ray_one_line_says_how_to_install_it(pack_file: Path) -> None:
     )
     assert ran.returncode == 1
     assert ran.stderr.splitlines() == [
-        "error: --engine ray needs Ray: run `pip install 'lenscache[ray]'`"
+        "error: --engine ray needs Ray: run `pip install '.[ray]'` in a clone of lenscache"
     ]
 
 

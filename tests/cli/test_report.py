@@ -114,4 +114,4 @@ def test_a_missing_package_is_one_line(
 ) -> None:
     monkeypatch.setattr("lenstrain.report.page.find_spec", lambda _: None)
     result = lenstrain("report", pack, "--out", tmp_path / "r.html")
-    assert_one_line_error(result, "a report needs plotly", "pip install 'lenscache[report]'")
+    assert_one_line_error(result, "a report needs plotly", "pip install '.[report]'")

@@ -497,7 +497,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(
-        MissingPackageError, match=r"needs pyarrow: run `pip install 'lenscache\[parquet\]'`"
+        MissingPackageError, match=r"needs pyarrow: run `pip install '\.\[parquet\]'`"
     ):
         export_store(store, tmp_path / "out", "parquet")
     assert list(tmp_path.iterdir()) == []

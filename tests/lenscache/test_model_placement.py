@@ -208,7 +208,7 @@ def test_device_map_without_accelerate_says_what_to_install(
     folders: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(MissingPackageError, match=r"run `pip install 'lenscache\[multi-gpu\]'`"):
+    with pytest.raises(MissingPackageError, match=r"run `pip install '\.\[multi-gpu\]'`"):
         load_model(str(folders("llama")), device_map="auto")
 
 

@@ -653,13 +653,13 @@ def test_wrong_credentials_are_one_line(
             "s3://b/s",
             "s3fs",
             MissingPackageError,
-            r"s3://b/s needs s3fs: run `pip install 'lenscache\[s3\]'`",
+            r"s3://b/s needs s3fs: run `pip install '\.\[s3\]'`",
         ),
         (
             "gs://b/s",
             "gcsfs",
             MissingPackageError,
-            r"gs://b/s needs gcsfs: run `pip install 'lenscache\[gs\]'`",
+            r"gs://b/s needs gcsfs: run `pip install '\.\[gs\]'`",
         ),
         ("s3:///s", "", StoreFormatError, r"s3:///s names no bucket: give s3://bucket/prefix"),
         (

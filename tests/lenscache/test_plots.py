@@ -248,7 +248,8 @@ def test_without_matplotlib_one_line_names_the_extra_and_numbers_are_there(store
             print(type(error).__name__, error)
     """
     ran = run_blocked(code, "matplotlib", "pandas", "xarray", "torch", "transformers")
-    line = "MissingPackageError plots need matplotlib: run `pip install 'lenscache[plots]'`\n"
+    cure = "run `pip install '.[plots]'` in a clone of lenscache"
+    line = f"MissingPackageError plots need matplotlib: {cure}\n"
     assert (ran.stdout, ran.returncode) == ("4 2\n" + 3 * line, 0), ran.stderr
 
 

@@ -316,7 +316,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
         lambda: write_gguf(pack, tmp_path / "out"),
         lambda: read_control_vector(tmp_path / "x.gguf"),
     ):
-        with pytest.raises(MissingPackageError, match=r"run `pip install 'lenscache\[gguf\]'`"):
+        with pytest.raises(MissingPackageError, match=r"run `pip install '\.\[gguf\]'`"):
             attempt()
     assert not (tmp_path / "out").exists()
 

@@ -390,5 +390,6 @@ def test_without_matplotlib_one_line_names_the_extra() -> None:
         print(type(error).__name__, error)
     """
     ran = run_blocked(code, "matplotlib", "transformers")
-    line = "MissingPackageError plots need matplotlib: run `pip install 'lenscache[plots]'`\n"
+    cure = "run `pip install '.[plots]'` in a clone of lenscache"
+    line = f"MissingPackageError plots need matplotlib: {cure}\n"
     assert (ran.stdout, ran.returncode) == (line, 0), ran.stderr

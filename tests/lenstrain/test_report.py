@@ -345,6 +345,6 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, pack
         lambda name: None if name == package else importlib.util.find_spec(name),
     )
     with pytest.raises(
-        MissingPackageError, match=rf"needs {package}: run `pip install 'lenscache\[report\]'`"
+        MissingPackageError, match=rf"needs {package}: run `pip install '\.\[report\]'`"
     ):
         render_page(make_report(made_up_pack(3)))

@@ -180,7 +180,7 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
         import pyarrow.parquet
     except ImportError:
         raise PackError(
-            "reading Parquet needs pyarrow: run `pip install 'lenscache[parquet]'`"
+            "reading Parquet needs pyarrow: run `pip install '.[parquet]'` in a clone of lenscache"
         ) from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:

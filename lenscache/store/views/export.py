@@ -382,7 +382,7 @@ def _import_pyarrow() -> tuple[Any, Any]:
         import pyarrow.parquet
     except ImportError:
         raise MissingPackageError(
-            "writing Parquet needs pyarrow: run `pip install 'lenscache[parquet]'`"
+            "writing Parquet needs pyarrow: run `pip install '.[parquet]'` in a clone of lenscache"
         ) from None
     return pyarrow, pyarrow.parquet
 

@@ -29,8 +29,8 @@ try:
     from xarray.core import indexing
 except ImportError:
     raise MissingPackageError(
-        "a store as a dataset or a table needs xarray and pandas: run `pip install "
-        "'lenscache[xarray]'`"
+        "a store as a dataset or a table needs xarray and pandas: run `pip install '.[xarray]'` in "
+        "a clone of lenscache"
     ) from None
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ def open_dataset(
         If the store holds no such level, model layer or phase.
     """
     if chunks is not None and importlib.util.find_spec("dask") is None:
-        raise MissingPackageError("chunks= needs dask: run `pip install 'lenscache[dask]'`")
+        raise MissingPackageError(
+            "chunks= needs dask: run `pip install '.[dask]'` in a clone of lenscache"
+        )
     selection = select(store, _as_levels(level), model_layers=model_layers, phases=phases)
     header = store.header
     source = _Activations(selection, header.hidden, store.digest())
