@@ -103,8 +103,8 @@ def steer(
         If the direction does not fit the model, or it or a number is not finite; or if processes
         share the model.
     ModelError
-        While the model runs, if it generates without a cache and `positions` is not "all": prompt
-        and completion cannot be told apart then.
+        While the model runs, if it generates without a cache and `positions` is a phase: prompt and
+        completion cannot be told apart then. For a slice, if it keeps its state elsewhere.
     """
     change = Intervention(direction, model_layer, strength, deviation, ablate, level, positions)
     with steer_all(model, [change]):
@@ -125,7 +125,8 @@ def steer_all(
     blocks = model.blocks if isinstance(model, LoadedModel) else find_blocks(module)
     hidden = int(module.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
     changes = [_Change(intervention, len(blocks), hidden) for intervention in interventions]
-    passes = _Passes(module)
+    by_phase = any(change.positions in ("prompt", "completion") for change in changes)
+    passes = _Passes(module, by_phase=by_phase)
     with ExitStack() as hooks:
         if any(change.positions != "all" for change in changes):
             handle = module.register_forward_pre_hook(passes.begin, with_kwargs=True)
@@ -139,11 +140,12 @@ def steer_all(
 class _Passes:
     """What is known of the forward pass that runs: which real position each of its positions is."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, by_phase: bool) -> None:
         self.n_before = 0
         """Positions that the model has in its cache."""
         self._mask: torch.Tensor | None = None
-        self._names, self._cache = list(inspect.signature(module.forward).parameters), GivenCache()
+        self._names = list(inspect.signature(module.forward).parameters)
+        self._cache = GivenCache(may_grow=not by_phase)
 
     def begin(self, _module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         inputs = dict(zip(self._names, args, strict=False)) | dict(kwargs)

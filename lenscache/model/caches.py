@@ -32,9 +32,15 @@ class GivenCache:
     """Finds the cache among what successive forward passes of a model are given.
 
     By what it can do, not by its name: whoever calls the model may use a name that is deprecated.
+
+    Parameters
+    ----------
+    may_grow : whether passes may repeat a text with a token more each: right where positions are
+        counted, wrong where a text that goes on must be told from a new one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, may_grow: bool = False) -> None:
+        self._may_grow = may_grow
         self._tokens: torch.Tensor | None = None  # of the pass before, if it had no cache
         self._alone = 0  # passes of one token in a row that had none
 
@@ -67,6 +73,8 @@ class GivenCache:
                 "completion cannot be told apart; call it with use_cache=False if each token is a "
                 "text"
             )
+        if self._may_grow:
+            return
         grown = (tokens.shape[0], tokens.shape[1] - 1)
         if before is not None and before.shape == grown and torch.equal(before, tokens[:, :-1]):
             raise ModelError(

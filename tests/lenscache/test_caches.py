@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -149,6 +150,23 @@ def test_a_cache_is_found_under_a_name_that_is_deprecated(name: str) -> None:
     assert GivenCache().n_cached({"input_ids": TOKENS, "use_cache": True, name: cache}) == 4
 
 
+def test_transformers_calls_nothing_that_the_runner_does_deprecated() -> None:
+    """It says so by its logger, which the commands silence, so no filter of warnings sees it."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = transformers.utils.logging.get_logger("transformers")
+    transformers.utils.logging.warning_once.cache_clear()
+    logger.addHandler(handler)
+    try:
+        for replay in (False, True):
+            runner = Runner(tiny_model(), [0], max_new_tokens=5, batch_size=2, replay=replay)
+            runner.run([Row([5, 17, 240]), Row([9, 33])])
+    finally:
+        logger.removeHandler(handler)
+    assert [message for message in said if "deprecated" in message] == []
+
+
 # --- passes that generate without a cache --------------------------------------------------------
 
 
@@ -170,11 +188,22 @@ def test_tokens_that_are_fed_back_without_a_cache_are_an_error(which: int) -> No
             loaded.model(torch.tensor([[9]]), use_cache=True)
 
 
-@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("which", range(3))
 def test_generating_without_a_cache_is_an_error(which: int) -> None:
     loaded = tiny_model()
     with pytest.raises(ModelError, match="generate with use_cache=True"), contexts(loaded)[which]:
         loaded.model.generate(TOKENS, max_new_tokens=4, do_sample=False, use_cache=False)
+
+
+def test_a_slice_is_steered_the_same_with_and_without_a_cache() -> None:
+    loaded, written = tiny_model(), []
+    for use_cache in (True, False):
+        with steer(loaded, torch.ones(32), 0, 9.0, positions=slice(5, None)):
+            settings = {"max_new_tokens": 6, "do_sample": False, "use_cache": use_cache}
+            written.append(loaded.model.generate(TOKENS, **settings).tolist())
+    assert written[0] == written[1]
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    assert written[0] != loaded.model.generate(TOKENS, **settings).tolist()
 
 
 def test_texts_one_after_the_other_are_no_generation() -> None:
