@@ -51,7 +51,9 @@ def test_a_commit_without_its_tag_is_not(repository: Path, tag: str | None) -> N
         git(repository, "tag", tag)
     code, said = release(repository)
     assert code == 1
-    assert ("run 'git tag v1.2.0'" if tag is None else "has the tag v1.1.0, expected v1.2.0") in said
+    assert (
+        "run 'git tag v1.2.0'" if tag is None else "has the tag v1.1.0, expected v1.2.0"
+    ) in said
 
 
 @pytest.mark.parametrize("heading", ["Unreleased", "1.1.0 - 2026-11-30", "1.2.0", "1.2.0 - soon"])

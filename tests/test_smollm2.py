@@ -83,7 +83,7 @@ def test_steering_moves_a_lens_of_grade_a_the_way_it_pushes(
     dataset: LensDataset, lenses: list[FittedLens], dtype: str
 ) -> None:
     loaded = load_model("smollm2-135m", dtype=dtype, device="cpu")
-    trusted = [lens for lens in lenses if lens.grade is Grade.A]
+    trusted = [lens for lens in lenses if lens.verdict.grade is Grade.A]
     assert trusted
     for lens in trusted:
         ((model_layer, vector, deviation),) = lens.directions

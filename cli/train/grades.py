@@ -150,7 +150,7 @@ def old_rule(pack: LensPack) -> str | None:
         return None
     return (
         "the grades of this pack come from the rule of versions before 0.3, by which test "
-        "name the concept count, too: fit again"
+        "samples that name the concept count, too: fit again"
     )
 
 

@@ -297,7 +297,7 @@ def test_progress_that_starts_again_is_timed_from_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = iter(float(i) for i in range(0, 10_000, 10))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr("lens_cli.meter.time.monotonic", lambda: next(now))
     meter = progress.Meter()
     for _ in range(2):
         for done in (0, 1, 2):

@@ -291,8 +291,8 @@ def test_a_pack_of_the_rule_before_says_so_in_one_line(lenstrain: Run, tmp_path:
     assert result.exit_code == 0, result.stderr
     said = [line for line in result.stdout.splitlines() if "rule of versions before 0.3" in line]
     assert said == [
-        "the grades of this pack come from the rule of versions before 0.3, by which test samples that "
-        "name the concept count, too: fit again"
+        "the grades of this pack come from the rule of versions before 0.3, by which test "
+        "samples that name the concept count, too: fit again"
     ]
     assert "nan" not in result.stdout
     rows = rows_of(result.stdout)

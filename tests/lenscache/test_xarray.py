@@ -312,7 +312,5 @@ def test_chunks_without_dask_say_what_to_install(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        MissingPackageError, match=r"needs dask: run `pip install '\.\[dask\]'`"
-    ):
+    with pytest.raises(MissingPackageError, match=r"needs dask: run `pip install '\.\[dask\]'`"):
         store.to_xarray(1, chunks={})
