@@ -107,7 +107,7 @@ def test_no_strength_writes_the_same_text(steer: Any) -> None:
         ),
         (
             {"grade": Grade.B, "reason": "test F1 is 0.31 at its threshold"},
-            ["capped at B", "test F1 is 0.31 at its threshold", "--allow-grade C"],
+            ["has grade B (test F1 is 0.31 at its threshold)", "allow grade C"],
             "(B)",
         ),
         (
