@@ -79,7 +79,7 @@ def load_state_dict(file: Path) -> dict[str, torch.Tensor]:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, on types that are refused below
+            warnings.simplefilter("ignore", UserWarning)  # of torch, on types refused below
             found = torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         # Not torch's own message, which goes on to recommend weights_only=False.
