@@ -24,28 +24,31 @@ _UNSAFE = re.compile(
 )
 
 
-def loading_error(error: Exception, name: str, folder: Path | None) -> ModelError:
+def loading_error(
+    error: Exception, name: str, folder: Path | None, *, doing: str = "load"
+) -> ModelError:
     """What to raise for an error that transformers raised.
 
     Parameters
     ----------
     name : what was asked for.
     folder : where its files are; None if it is not known.
+    doing : what could not be done with the model.
     """
     damaged = next(damaged_files(folder), None) if folder is not None else None
     if damaged is not None:
-        return ModelError(f"cannot load the model {name!r}: {damaged}")
+        return ModelError(f"cannot {doing} the model {name!r}: {damaged}")
     said = str(error).strip()
     if "trust_remote_code" in said or "custom code" in said:
         return ModelError(
-            f"cannot load the model {name!r}: it needs code from its repository, which is never "
+            f"cannot {doing} the model {name!r}: it needs code from its repository, which is never "
             "run here: use a model whose architecture is part of transformers"
         )
     first = next((line for line in said.splitlines() if not _UNSAFE.search(line)), "")
     first = first.strip() or type(error).__name__
     return ModelNotFoundError(
-        f"cannot load the model {name!r}: {first}{'' if first.endswith('.') else '.'} Give a model "
-        f"folder, a Hugging Face id, or one of: {', '.join(BUILT_IN)}"
+        f"cannot {doing} the model {name!r}: {first}{'' if first.endswith('.') else '.'} Give a "
+        f"model folder, a Hugging Face id, or one of: {', '.join(BUILT_IN)}"
     )
 
 

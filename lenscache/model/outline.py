@@ -60,7 +60,8 @@ def outline_model(name: str, *, dtype: str = "auto", cache_dir: Path | None = No
             f"outlining {name!r} needs a package that is not installed: {first_line(error)}"
         ) from error
     except (OSError, ValueError, KeyError) as error:
-        raise loading_error(error, name, local_folder(str(folder))) from error
+        doing = "read the configuration of"
+        raise loading_error(error, name, local_folder(str(folder)), doing=doing) from error
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError):

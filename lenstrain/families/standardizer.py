@@ -12,8 +12,15 @@ _CHUNK_ROWS = 4096
 
 _SMALLEST = 1e-39  # of a deviation: below the normal numbers of float32
 
-_RELATIVE_STEP = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10, "int8": 1 / 127}
-"""From 1 to the next number, by the type of stored activations; of int8, in the largest feature."""
+_RELATIVE_STEP = {
+    "float64": 1e-9,
+    "float32": 2.0**-23,
+    "bfloat16": 2.0**-7,
+    "float16": 2.0**-10,
+    "int8": 1 / 127,
+}
+"""From 1 to the next number, by the type of stored activations; of int8, in the largest feature; of
+float64, what sums over many rows are exact to."""
 
 Matrix: TypeAlias = torch.Tensor | Any
 """Features, one row a vector: a dense tensor or a sparse matrix (scipy.sparse.csr_array)."""
@@ -28,20 +35,22 @@ class Standardizer(NamedTuple):
     """(hidden,), where a feature is constant 1, or how far rounding takes it if that is more."""
 
     @classmethod
-    def fit(cls, X: NDArray[Any], stored_as: str = "float32") -> Standardizer:
+    def fit(cls, X: NDArray[Any], stored_as: str | None = None) -> Standardizer:
         """Measure X (rows, hidden), without a copy of it.
 
         Parameters
         ----------
-        stored_as : the type in which a store keeps the activations, whatever the type of X. What
-            varies by no more than rounding to that type is a constant.
+        stored_as : the type in which a store keeps the activations, whatever the type of X; None
+            for the type of X, float32 or float64. What varies by no more than rounding to that type
+            is a constant.
         """
         parts = [X[start : start + _CHUNK_ROWS] for start in range(0, len(X), _CHUNK_ROWS)]
         mean = np.sum([part.sum(axis=0, dtype=np.float64) for part in parts], axis=0) / len(X)
         squares = np.sum([np.square(part - mean).sum(axis=0) for part in parts], axis=0)
         scale = np.sqrt(squares / len(X))
         # A feature that varies by rounding alone would be blown up to look like signal.
-        rounding = _RELATIVE_STEP[stored_as] * np.abs(mean)
+        of_X = "float64" if X.dtype == np.float64 else "float32"
+        rounding = _RELATIVE_STEP[stored_as or of_X] * np.abs(mean)
         constant = scale <= np.maximum(rounding, _SMALLEST)
         return cls(mean, np.where(constant, np.maximum(rounding, 1.0), scale))
 

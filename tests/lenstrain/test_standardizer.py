@@ -53,7 +53,8 @@ def test_what_float32_tells_apart_is_a_constant_in_bfloat16() -> None:
 def test_wider_rows_are_judged_by_what_was_stored() -> None:
     x = 1000 * (1 + 1e-7 * np.random.default_rng(0).normal(size=(500, 1)))
     x = x.astype(np.float32)
-    assert Standardizer.fit(x.astype(np.float64)).scale[0] == 1.0
+    assert Standardizer.fit(x.astype(np.float64), "float32").scale[0] == 1.0
+    assert Standardizer.fit(x).scale[0] == 1.0
 
 
 def test_small_features_around_zero_are_no_constants() -> None:
