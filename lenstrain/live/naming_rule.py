@@ -33,11 +33,11 @@ class Rule:
     """What a lens needs for being named."""
 
     min_grade: Grade = Grade.B
-    untrusted: bool = False
-    """Whether a lens is named, too, that is ungraded or whose grade is capped."""
     min_signal: float = MIN_SIGNAL
     """Deviations above its noise floor at a token; one less over a whole text. Its threshold has
     to be reached, too."""
+    untrusted: bool = False
+    """Whether a lens is named, too, that is ungraded or whose grade is capped."""
 
 
 class Finding(NamedTuple):
