@@ -102,7 +102,7 @@ OUTSIDE = {
     ),
     "transformers": (
         "lenscache/model/loading.py lenscache/model/outline.py lenscache/model/builtin.py "
-        "lenscache/model/checkpoint.py"
+        "lenscache/model/checkpoint.py lenscache/model/caches.py"
     ),
     "huggingface_hub": "lenscache/model/names.py",
     "accelerate": "lenscache/model/placement.py",

@@ -17,6 +17,7 @@ from lenscache.extract.identity import make_header
 from lenscache.extract.rows import PlannedRows, tokenize
 from lenscache.extract.settings import ExtractSettings
 from lenscache.inference.runner import Row, Runner
+from lenscache.inference.trial import check_model_runs
 from lenscache.model.loading import LoadedModel
 from lenscache.store.disk import COMPRESSED_SHARE, estimate_bytes
 
@@ -69,6 +70,7 @@ def estimate_run(
     """
     settings = settings or ExtractSettings()
     header = make_header(loaded, pack, settings)
+    check_model_runs(loaded, header.model_layers, header.mode)
     plans = [
         plan_samples(pack, [level], seed=settings.seed, limit=limit, samples=settings.samples)
         for level in (levels or pack.levels)

@@ -27,6 +27,7 @@ from lenscache.extract.reuse import ReusableRows
 from lenscache.extract.round import RoundExtraction, RoundShape
 from lenscache.extract.rows import PlannedRows, last_rows, tokenize
 from lenscache.extract.settings import ExtractReport, OnProgress
+from lenscache.inference.trial import check_model_runs
 from lenscache.model.loading import LoadedModel
 from lenscache.store.disk import check_disk_space
 from lenscache.store.header import StoreHeader
@@ -154,10 +155,13 @@ def lay_out(
 
     Raises
     ------
+    UnsupportedModelError
+        If the model cannot run two rows together.
     StoreMismatchError, StoreIncompleteError, PlanError, DiskSpaceError
         As `lenscache.extract.extract` and `extract_top_up`.
     """
     header = make_header(loaded, request.pack, request.settings)
+    check_model_runs(loaded, header.model_layers, header.mode)
     planned, exhausted = _planned(request, header)
     reusable = None
     if request.reuse:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import nn
 
+from lenscache.inference.hooks import residual_stream
 from lenscache.terms import Pooling
 
 
@@ -150,7 +151,7 @@ class Capture:
         def hook(_block: nn.Module, _inputs: Any, output: Any) -> None:
             if self._mask is None:
                 return
-            hidden = output[0] if isinstance(output, tuple) else output  # (batch, position, hidden)
+            hidden = residual_stream(output)
             place = self._places.get(model_layer)
             if place is None:
                 place = self._places[model_layer] = hidden.device

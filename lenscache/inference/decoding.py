@@ -4,18 +4,20 @@
     Replayed   a cache of fixed size; on CUDA one step is recorded as a graph, hooks included, and
                replayed for every token of every batch of its shape: Python launches no kernel
 
-Both take and give the same tensors. A model that cannot be recorded is left to `Growing`.
+Both take and give the same tensors. What cannot be recorded is left to `Growing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 
+from lenscache.errors import UnsupportedModelError
 from lenscache.inference.capture import Capture
-from lenscache.model.loading import LoadedModel, fixed_cache
+from lenscache.inference.recording import Step, recorder_for, what_forbids_recording
+from lenscache.model.caches import fixed_cache
+from lenscache.model.loading import LoadedModel
 
 _WARM_UP_STEPS = 3  # before a graph is recorded, kernels must have allocated their workspaces
 
@@ -56,7 +58,8 @@ class Growing:
     """Decode with the model's own cache."""
 
     def __init__(self, loaded: LoadedModel, capture: Capture) -> None:
-        self._loaded, self.capture, self.can_drop_rows = loaded, capture, True
+        self._loaded, self.capture = loaded, capture
+        self.can_drop_rows = self._attends = True
         self._cache: Any = None
         self._mask = self._last = torch.zeros(0)
         self._rows: torch.Tensor | None = None
@@ -69,7 +72,9 @@ class Growing:
         output = self._loaded.model(**inputs, use_cache=True)
         self._cache = self._loaded.cache_of(output)
         self._mask, self._last = mask, positions[:, -1:]
-        self.can_drop_rows = hasattr(self._cache, "batch_select_indices")
+        self.can_drop_rows = hasattr(self._cache, "reorder_cache")
+        # A state, unlike keys and values, has no positions that the mask of a step could hide.
+        self._attends = not all(getattr(self._cache, "is_linear", [False]))
         self.capture.start(len(token_ids))
         return _last_logits(output)
 
@@ -78,7 +83,8 @@ class Growing:
         self.capture.count(counted.unsqueeze(1))
         self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
         self._last = self._last + 1
-        inputs = model_inputs(self._loaded, tokens.unsqueeze(1), self._mask, self._last)
+        mask = self._mask if self._attends else self._mask[:, -1:]
+        inputs = model_inputs(self._loaded, tokens.unsqueeze(1), mask, self._last)
         inputs[self._loaded.cache_argument] = self._cache
         output = self._loaded.model(**inputs, use_cache=True)
         self._cache = self._loaded.cache_of(output)
@@ -86,8 +92,8 @@ class Growing:
 
     def drop(self, kept: torch.Tensor) -> None:
         """As `Decoding.drop`."""
-        # Numbers on the host select from the keys and values of whatever device a block is on.
-        self._cache.batch_select_indices(kept if self._loaded.is_whole else kept.cpu())
+        # Unlike batch_select_indices, layers of every kind have it: states of linear attention too.
+        self._cache.reorder_cache(kept)
         self._mask, self._last = self._mask[kept], self._last[kept]
         self._rows = kept if self._rows is None else self._rows[kept]
         self.capture.select(self._rows)
@@ -96,7 +102,7 @@ class Growing:
 class Replayed:
     """Decode in tensors of fixed shape and place, for all batches of a shape, one after the other.
 
-    On a CPU nothing is recorded and every step is called: tests of the arithmetic need no GPU.
+    Where nothing records (on a CPU), every step is called.
 
     Parameters
     ----------
@@ -105,12 +111,15 @@ class Replayed:
     Raises
     ------
     UnsupportedModelError
-        If the model has no cache of fixed size for that many positions.
+        If the model has no cache of fixed size; or later, if a step cannot be recorded.
     """
 
     def __init__(self, loaded: LoadedModel, capture: Capture, batch_size: int, length: int) -> None:
         self._loaded, self.capture, self.can_drop_rows = loaded, capture, False
-        self._cache = fixed_cache(loaded, length)
+        self._cache = fixed_cache(loaded.model.config, length)
+        self._record = recorder_for(loaded.device)
+        self.is_proven = False
+        """Whether a batch was found to be the same as with a growing cache."""
 
         def zeros(columns: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros(batch_size, columns, dtype=dtype, device=loaded.device)
@@ -119,7 +128,18 @@ class Replayed:
         self._tokens, self._positions = zeros(1, torch.long), zeros(1, torch.long)
         self._width = self._steps = 0
         self._logits = torch.zeros(0)
-        self._replay: Callable[[], None] | None = None
+        self._replay: Step | None = None
+
+    @property
+    def has_replayed(self) -> bool:
+        """Whether a step did not run as it was called, but as it was recorded."""
+        return self._record is None or self._steps > _WARM_UP_STEPS + 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values."""
+        layers = [layer for layer in self._cache.layers if layer.is_initialized]
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
 
     def prefill(
         self, token_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
@@ -145,10 +165,13 @@ class Replayed:
         self._width += 1
         self._positions += 1
         self.capture.count(self._counted)
-        is_warm = self._loaded.device.type == "cuda" and self._steps >= _WARM_UP_STEPS
-        if is_warm and self._replay is None:
-            self._replay = self._record()
         self._steps += 1
+        if self._record is not None and self._steps == _WARM_UP_STEPS:
+            if found := what_forbids_recording(self._forward):
+                raise UnsupportedModelError(f"a step cannot be recorded: {found}")
+            return self._logits
+        if self._record is not None and self._replay is None and self._steps > _WARM_UP_STEPS:
+            self._replay = self._record(self._forward)
         (self._replay or self._forward)()
         return self._logits
 
@@ -163,15 +186,6 @@ class Replayed:
         given = model_inputs(self._loaded, *inputs)
         given[self._loaded.cache_argument] = self._cache
         return _last_logits(self._loaded.model(**given, use_cache=True))
-
-    def _record(self) -> Callable[[], None]:
-        """Record one step without running it, once every tensor has its final place."""
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize(self._loaded.device)
-        with torch.cuda.device(self._loaded.device), torch.cuda.graph(graph):
-            self._forward()
-        replay: Callable[[], None] = graph.replay
-        return replay
 
 
 def _last_logits(output: Any) -> torch.Tensor:

@@ -11,27 +11,37 @@ are not fed back: a completion of k tokens has k - 1 pooled positions, or k if t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lenscache.errors import ModelError, NonFiniteError, UnsupportedModelError
+from lenscache.errors import (
+    ModelError,
+    NonFiniteError,
+    PromptTooLongError,
+    UnsupportedModelError,
+)
 from lenscache.inference.batches import batch_sizes
 from lenscache.inference.capture import Capture
 from lenscache.inference.decoding import Decoding, Growing, Replayed, model_inputs
+from lenscache.inference.hooks import check_not_compiled
+from lenscache.inference.recordings import Recordings
 from lenscache.inference.sampling import row_uniforms, sample_tokens
-from lenscache.model.loading import LoadedModel
+from lenscache.model.loading import LoadedModel, first_line
+from lenscache.model.memory import is_out_of_memory
 from lenscache.model.tensor_parallel import Order
 from lenscache.terms import Mode, Phase, Pooling
 
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
+"""How a forward pass fails that is asked for what its model cannot do."""
 _SAMPLE, _END = -1, -2  # no token ids
 _KEPT_SHARE = 0.75  # ended rows leave once so few go on: the cache is copied each time
 _STEPS_BETWEEN_LOOKS = 4  # on a GPU, where asking who has ended makes it wait for the answer
-_LENGTH_STEP = 64  # positions that lengths are rounded up to, so that batches share a recorded step
-_MOST_RECORDED = 4  # shapes whose caches are kept
+_SAME = 0.05
+"""Relative error below which a recorded step does what the model does; a wrong one is off by 1."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,11 @@ class Runner:
     batch_tokens : positions a batch may have, padding and completions included; None for no limit.
     overhead : positions that cost as much as a batch does beside its own, see `batch_sizes`.
     replay : whether to decode in fixed tensors, recorded as a CUDA graph; None: if there is CUDA.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If torch has compiled the model, so that hooks would not be called.
     """
 
     def __init__(
@@ -86,6 +101,7 @@ class Runner:
         overhead: float | None = None,
         replay: bool | None = None,
     ) -> None:
+        check_not_compiled(loaded.model)
         self.loaded, self.model_layers = loaded, model_layers
         self.mode, self.max_new_tokens = mode, max_new_tokens
         self.pooling, self.pool_first_position = pooling, pool_first_position
@@ -94,8 +110,7 @@ class Runner:
         self.tokens_run = 0
         """Tokens put through the model so far, without padding."""
         on_one_gpu = loaded.device.type == "cuda" and loaded.is_whole
-        self._replay = on_one_gpu if replay is None else replay
-        self._recorded: dict[tuple[Any, ...], Replayed] = {}
+        self.recordings = Recordings(loaded, is_on=on_one_gpu if replay is None else replay)
         self._capture = self._new_capture()
         self._eos = torch.tensor(sorted(loaded.eos_ids), dtype=torch.long, device=loaded.device)
 
@@ -109,22 +124,25 @@ class Runner:
         rows: Sequence[Row],
         *,
         on_rows: Callable[[int], None] = lambda _: None,
-        replay: bool | None = None,
+        replay: bool = True,
     ) -> list[RowResult]:
         """Run rows, shortest first so that little is padding; results come in the order of `rows`.
 
         Parameters
         ----------
         on_rows : called after every batch with the number of its rows.
-        replay : whether these rows may use a recorded step; None for the runner's own choice.
+        replay : whether these rows may use a recorded step, if the runner has any.
 
         Raises
         ------
         ModelError
             If not even one row fits the device's memory.
+        PromptTooLongError
+            If a row has more positions than the model.
         NonFiniteError
             If logits are NaN, but not the activations.
         """
+        self._check_lengths(rows)
         results: dict[int, RowResult] = {}
         order = sorted(range(len(rows)), key=lambda row: len(rows[row].token_ids))
         running: tuple[list[int], _Pending] | None = None
@@ -133,11 +151,12 @@ class Runner:
             chosen = order[done : done + sizes[0]] if sizes else []
             begun: tuple[list[int], _Pending] | None = None
             if chosen:
-                may_replay = self._replay and replay is not False
                 try:
-                    begun = chosen, self.run_batch([rows[row] for row in chosen], may_replay)
-                except torch.OutOfMemoryError as error:
-                    self._halve(error, len(chosen))
+                    begun = chosen, self.run_batch([rows[row] for row in chosen], replay)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    self._make_room(error, len(chosen))
                     sizes = self._batch_sizes(rows, order[done:])
                     continue
                 sizes = sizes[1:]
@@ -158,6 +177,15 @@ class Runner:
         ids = result.completion_ids
         return str(self.loaded.tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
 
+    def _check_lengths(self, rows: Sequence[Row]) -> None:
+        longest = max((len(row.token_ids) for row in rows), default=0)
+        most = self.loaded.max_positions
+        if most is not None and longest + self.n_passes - 1 > most:
+            raise PromptTooLongError(
+                f"a prompt of {longest} tokens and {self.n_passes - 1} more are to be run, "
+                f"{self.loaded.id} takes {most} positions: cut the prompt or ask for fewer"
+            )
+
     def _batch_sizes(self, rows: Sequence[Row], order: Sequence[int]) -> list[int]:
         return batch_sizes(
             [len(rows[row].token_ids) for row in order],
@@ -167,10 +195,14 @@ class Runner:
             overhead=self.overhead,
         )
 
-    def _halve(self, error: Exception, n_rows: int) -> None:
-        self._recorded.clear()
+    def _make_room(self, error: Exception, n_rows: int) -> None:
+        """Give up the caches of other recorded steps; where there are none, halve the batch."""
+        had_others = len(self.recordings.by_shape) > 1
+        self.recordings.by_shape.clear()
         if self.loaded.device.type == "cuda":
             torch.cuda.empty_cache()
+        if had_others:
+            return
         if n_rows == 1:
             raise ModelError(
                 f"one row does not fit the memory of {self.loaded.device}: use a smaller dtype, "
@@ -182,7 +214,7 @@ class Runner:
     def _new_capture(self) -> Capture:
         return Capture(self.loaded.blocks, self.model_layers, pooling=self.pooling)
 
-    def run_batch(self, rows: Sequence[Row], replay: bool = False) -> _Pending:
+    def run_batch(self, rows: Sequence[Row], replay: bool = True) -> _Pending:
         """Begin one batch, in all processes that share the model.
 
         Raises
@@ -192,17 +224,49 @@ class Runner:
         """
         team = self.loaded.team
         if team is None:
-            return self._run_batch(rows, replay)
+            fixed = None
+            if replay and self.mode != "prompt" and len(rows) == self.batch_size:
+                length = max(len(row.token_ids) for row in rows) + self.max_new_tokens
+                fixed = self.recordings.find(len(rows), length, self._new_capture())
+            return self._run_batch(rows) if fixed is None else self._run_fixed(rows, fixed)
         with team.step(Order(list(rows), tuple(self.model_layers), self.mode, self.max_new_tokens)):
-            return self._run_batch(rows, replay=False)
+            return self._run_batch(rows)
+
+    def _run_fixed(self, rows: Sequence[Row], fixed: Replayed) -> _Pending:
+        """A batch in fixed tensors; with a growing cache if that fails, or is not the same.
+
+        The first batch of every shape is run both ways: a recorded step that repeats what it should
+        compute looks like any other.
+        """
+        try:
+            pending = self._run_batch(rows, fixed)
+            self.recordings.bound()
+            if fixed.is_proven:
+                return pending
+            results = pending.results()
+            followed = [
+                replace(row, completion_ids=tuple(result.completion_ids))
+                for row, result in zip(rows, results, strict=True)
+            ]
+            error = _typical_error(results, self._run_batch(followed).results())
+            if error < _SAME:
+                fixed.is_proven = fixed.has_replayed
+                return pending
+            why = f"the completions of a recorded step are off by {error:.2g}"
+        except (UnsupportedModelError, *FAILURES) as failure:
+            if is_out_of_memory(failure):
+                raise
+            why = first_line(failure)
+        self.recordings.stop(why)
+        return self._run_batch(rows)
 
     @torch.inference_mode()
-    def _run_batch(self, rows: Sequence[Row], replay: bool) -> _Pending:
+    def _run_batch(self, rows: Sequence[Row], fixed: Replayed | None = None) -> _Pending:
         token_ids, mask = _left_pad([row.token_ids for row in rows], self.loaded.device)
         positions = (mask.long().cumsum(dim=1) - 1).clamp_(min=0)
         pooled: dict[Phase, torch.Tensor] = {}
         counts: dict[Phase, torch.Tensor] = {}
-        decoding = self._decoding(len(rows), token_ids.shape[1], replay)
+        decoding: Decoding = fixed or Growing(self.loaded, self._new_capture())
         with self._capture as capture:
             capture.start(len(rows))
             if self.mode != "completion":
@@ -221,24 +285,6 @@ class Runner:
             pooled["completion"] = self._pooled_or_nan(capture, len(rows))
             counts["completion"] = capture.counts.clone()
         return _Pending(pooled, counts, len(rows), written, lost, self.loaded.dtype)
-
-    def _decoding(self, n_rows: int, width: int, replay: bool) -> Decoding:
-        """A recorded step for full batches, if the model has one; others are not worth it."""
-        shape = n_rows, -(-(width + self.max_new_tokens) // _LENGTH_STEP) * _LENGTH_STEP
-        if not replay or self.mode == "prompt" or n_rows != self.batch_size:
-            return Growing(self.loaded, self._new_capture())
-        # A recorded step repeats what hooks, such as steering, did when it was recorded.
-        key = (*shape, tuple(tuple(block._forward_hooks) for block in self.loaded.blocks))
-        found = self._recorded.pop(key, None)
-        try:
-            found = found or Replayed(self.loaded, self._new_capture(), *shape)
-        except UnsupportedModelError:
-            self._replay = False
-            return Growing(self.loaded, self._new_capture())
-        while len(self._recorded) >= _MOST_RECORDED:
-            self._recorded.pop(next(iter(self._recorded)))
-        self._recorded[key] = found  # the last one used is the last to go
-        return found
 
     def _generate(
         self, decoding: Decoding, rows: Sequence[Row], logits: torch.Tensor
@@ -362,6 +408,19 @@ class _Pending:
     def _is_finite(self) -> bool:
         counted = (v[:, self._counts[phase] > 0] for phase, v in self._pooled.items())
         return all(bool(vectors.isfinite().all()) for vectors in counted)
+
+
+def _typical_error(found: Sequence[RowResult], expected: Sequence[RowResult]) -> float:
+    """Median over rows of the completions' relative error; 0 where no row has a completion.
+
+    Of the median: a token that goes to another expert in low precision moves one row far.
+    """
+    errors = [
+        float(np.linalg.norm(one.pooled["completion"] - wanted) / np.linalg.norm(wanted))
+        for one, other in zip(found, expected, strict=True)
+        if one.n_completion_tokens and (wanted := other.pooled["completion"]).any()
+    ]
+    return float(np.median(errors)) if errors else 0.0
 
 
 def _to_host(values: torch.Tensor) -> torch.Tensor:

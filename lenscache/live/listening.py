@@ -18,6 +18,7 @@ from torch import nn
 
 from lenscache.errors import ModelError
 from lenscache.inference.capture import Capture
+from lenscache.inference.hooks import check_not_compiled, residual_stream
 from lenscache.model.caches import GivenCache
 from lenscache.model.loading import LoadedModel, check_model_layers, find_blocks, flat_ids
 from lenscache.model.tokens import check_tokens
@@ -76,7 +77,7 @@ def listen(
     ModelLayerError
         If the model has no such model layer.
     UnsupportedModelError
-        If its transformer blocks cannot be found.
+        If its transformer blocks cannot be found, put out several streams, or were compiled.
     ModelError
         While the model runs, if it generates without a cache that can be seen.
 
@@ -86,6 +87,7 @@ def listen(
     ...     model.generate(**inputs, max_new_tokens=200)
     """
     module: nn.Module = model.model if isinstance(model, LoadedModel) else model
+    check_not_compiled(module)
     blocks = model.blocks if isinstance(model, LoadedModel) else find_blocks(module)
     model_layers = check_model_layers(listener.model_layers, len(blocks), "this model")
     ends = _end_ids(model) if end_ids is None else set(end_ids)
@@ -96,6 +98,7 @@ def listen(
         for model_layer in model_layers:
             handles.append(blocks[model_layer].register_forward_hook(ears.hook_for(model_layer)))
         yield
+        check_not_compiled(module)  # hooks of this context would stay in what was compiled
     finally:
         for handle in handles:
             handle.remove()
@@ -180,8 +183,7 @@ class _Ears:
             if not self._is_open:
                 ran = "the model's blocks ran without the model"
                 raise ModelError(f"{ran}: call the model that `listen` was given")
-            hidden = output[0] if isinstance(output, tuple) else output
-            self._listener.take(model_layer, hidden.detach())
+            self._listener.take(model_layer, residual_stream(output).detach())
             if model_layer == self._deepest:
                 self._is_open = False
                 self._listener.end_pass()

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from lenscache.errors import SteeringError
+from lenscache.inference.hooks import check_not_compiled, residual_stream
 from lenscache.model.caches import GivenCache
 from lenscache.model.loading import LoadedModel, check_model_layers, find_blocks
 
@@ -102,6 +103,8 @@ def steer(
     SteeringError
         If the direction does not fit the model, or it or a number is not finite; or if processes
         share the model.
+    UnsupportedModelError
+        If the model's transformer blocks put out several streams, or were compiled.
     ModelError
         While the model runs, if it generates without a cache and `positions` is a phase: prompt and
         completion cannot be told apart then. For a slice, if it keeps its state elsewhere.
@@ -122,6 +125,7 @@ def steer_all(
             "steer: load it without tensor parallelism, with --device-map auto if it is large"
         )
     module: nn.Module = model.model if isinstance(model, LoadedModel) else model
+    check_not_compiled(module)
     blocks = model.blocks if isinstance(model, LoadedModel) else find_blocks(module)
     hidden = int(module.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
     changes = [_Change(intervention, len(blocks), hidden) for intervention in interventions]
@@ -135,6 +139,7 @@ def steer_all(
             hook = change.hook(passes)
             hooks.callback(blocks[change.model_layer].register_forward_hook(hook).remove)
         yield
+        check_not_compiled(module)  # a change would stay in what was compiled
 
 
 class _Passes:
@@ -178,7 +183,7 @@ class _Change:
         """A forward hook that makes the change."""
 
         def change(_block: nn.Module, _inputs: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output  # (batch, position, hidden)
+            hidden = residual_stream(output)
             chosen = self._chosen(passes, hidden)
             if chosen is False:
                 return None

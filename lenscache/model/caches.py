@@ -1,4 +1,5 @@
-"""The cache of keys and values: what a model's forward pass calls it, and whether one was given.
+"""The cache of keys and values: what a model's forward pass calls it, whether one was given, and
+one of fixed size.
 
 The name differs between models and versions of transformers (`past_key_values`, `cache_params`,
 `cache`), and a name that is not known is ignored without a word. So it is read from the model.
@@ -11,9 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
+from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
-from lenscache.errors import ModelError
+from lenscache.errors import ModelError, UnsupportedModelError
 
 _NAMES = ("cache", "past_key_values", "cache_params")  # where no annotation says what is a cache
 
@@ -26,6 +29,50 @@ def cache_argument(model: nn.Module) -> str | None:
     parameters = inspect.signature(model.forward).parameters
     annotated = (n for n, each in parameters.items() if "Cache" in str(each.annotation))
     return next(annotated, None) or next((name for name in _NAMES if name in parameters), None)
+
+
+def short_rope_positions(config: Any) -> int | None:
+    """Positions up to which a model with long RoPE turns keys by its short factors, if it has any.
+
+    Beyond them, all keys of a batch are turned by other factors (LongRoPE, Ding et al. 2024).
+    """
+    given = getattr(config, "rope_parameters", None) or {}
+    kinds = [given] if "rope_type" in given else [k for k in given.values() if isinstance(k, dict)]
+    found = [
+        kind.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
+    ]
+    return min((int(length) for length in found if length), default=None)
+
+
+def fixed_cache(config: Any, length: int) -> Any:
+    """A cache of keys and values for `length` positions, which stays in its place in memory.
+
+    Every position is kept, by layers with a sliding window too: which of them a token attends to
+    is then a mask computed from tensors, while a window that moves is a number in Python, which a
+    recorded step would not see change.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model keeps something else than keys and values: states of linear attention,
+        convolutions, or keys that layers share.
+    """
+    try:
+        layers = transformers.StaticCache(config=config, max_cache_len=length).layers
+    except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
+        raise UnsupportedModelError(f"no cache of fixed size: {error}") from error
+    kinds = {type(layer) for layer in layers} - {StaticLayer, StaticSlidingWindowLayer}
+    if kinds or not layers:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "no layer"
+        raise UnsupportedModelError(f"no cache of fixed size: the model keeps {names}")
+    fixed = [StaticLayer(max_cache_len=length) for _ in layers]
+    if not all(isinstance(getattr(each, "cumulative_length", 0), torch.Tensor) for each in fixed):
+        # Elsewhere the length is a number in Python, which a recorded step would not see grow.
+        raise UnsupportedModelError("no cache of fixed size: install a newer transformers")
+    return transformers.Cache(layers=fixed)
 
 
 class GivenCache:

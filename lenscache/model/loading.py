@@ -18,7 +18,7 @@ from torch import nn
 
 from lenscache.errors import ModelError, ModelLayerError, UnsupportedModelError
 from lenscache.model.builtin import BUILT_IN, built_in_folder
-from lenscache.model.caches import cache_argument
+from lenscache.model.caches import cache_argument, short_rope_positions
 from lenscache.model.checkpoint import load_weights
 from lenscache.model.fingerprint import model_fingerprint, tokenizer_fingerprint
 from lenscache.model.loading_errors import loading_error
@@ -60,8 +60,15 @@ class LoadedModel:
 
     @property
     def max_positions(self) -> int | None:
-        """Positions the model was built for; None if it has no limit."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        """Positions that a text may have; None if the model has no limit.
+
+        Those that the model was built for. Of a model with long RoPE (Phi 3 and 4), those of its
+        short factors: one text beyond them would change the keys of all others in its batch, and
+        `generate` computes the keys of a text that grows beyond them anew.
+        """
+        config = self.model.config.get_text_config()
+        limits = [getattr(config, "max_position_embeddings", None), short_rope_positions(config)]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @cached_property
     def devices(self) -> tuple[torch.device, ...]:
@@ -378,28 +385,6 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
             f"({sorted(outermost)}), expected one list of transformer blocks"
         )
     return next(iter(outermost.values()))
-
-
-def fixed_cache(loaded: LoadedModel, length: int) -> Any:
-    """A cache of keys and values for `length` positions, which stays in its place in memory.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the model keeps something else, or forgets positions within that length.
-    """
-    try:
-        cache = transformers.StaticCache(config=loaded.model.config, max_cache_len=length)
-    except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
-        why = f"{loaded.id} has no cache of fixed size: {first_line(error)}"
-        raise UnsupportedModelError(why) from error
-    # What a full sliding window does is decided in Python, which a recorded step does not run.
-    shortest = min((int(layer.max_cache_len) for layer in cache.layers), default=0)
-    if shortest < length or not all(layer.is_compileable for layer in cache.layers):
-        raise UnsupportedModelError(
-            f"{loaded.id} keeps {shortest} positions at most, {length} are needed"
-        )
-    return cache
 
 
 def silence() -> None:

@@ -67,6 +67,16 @@ def _field(file: Path, name: str) -> int | None:
     return None
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device's memory is full: torch has several errors for that, not all of a type."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    told = str(error)
+    return isinstance(error, RuntimeError) and (
+        "CUDA error: out of memory" in told or "CUBLAS_STATUS_ALLOC_FAILED" in told
+    )
+
+
 def memory_held(*devices: torch.device) -> int | None:
     """Bytes held on all GPUs, or by this process if there is none; None if the system is silent."""
     cards = [device for device in devices if device.type == "cuda"]

@@ -8,6 +8,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from lenscache.inference.hooks import residual_stream
+
 FLOAT16_LIMIT = 65504.0
 """Largest finite float16."""
 
@@ -40,7 +42,7 @@ class ResidualWatch:
 
     def _hook(self, number: int) -> Any:
         def look(_block: nn.Module, _inputs: Any, output: Any) -> None:
-            hidden = (output[0] if isinstance(output, tuple) else output).detach().float()
+            hidden = residual_stream(output).detach().float()
             largest = float(hidden.abs().nan_to_num(posinf=0.0).max())
             self.largest = max(self.largest, largest)
             if not bool(hidden.isfinite().all()):

@@ -129,10 +129,10 @@ def test_on_a_cpu_middling_prompts_are_tried(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_does_not_fit_sets_a_limit_of_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Runner._run_batch
 
-    def out_of_memory(self: Runner, rows: Sequence[Row], replay: bool) -> Any:
+    def out_of_memory(self: Runner, rows: Sequence[Row]) -> Any:
         if len(rows) > 9:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run(self, rows, replay)
+        return run(self, rows)
 
     monkeypatch.setattr(Runner, "_run_batch", out_of_memory)
     monkeypatch.setattr(lenscache.extract.batch_size, "_MOST_IN_VAIN", 9)

@@ -13,10 +13,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lenscache.errors import ModelError, UnsupportedModelError
+from lenscache.errors import ModelError
 from lenscache.inference.runner import Row, RowResult, Runner
 from lenscache.live.steering import steer
-from lenscache.model.loading import LoadedModel, fixed_cache
+from lenscache.model.caches import fixed_cache
+from lenscache.model.loading import LoadedModel
 from tests.models import ARCHITECTURES, tiny_model
 
 UNEQUAL = (40, 3, 17, 9)
@@ -118,7 +119,7 @@ def test_fixed_tensors_hold_nothing_of_the_batch_before(pooling: str) -> None:
 def test_fixed_tensors_serve_all_full_batches_of_their_length() -> None:
     runner = Runner(tiny_model(), (0,), max_new_tokens=NEW_TOKENS, replay=True)
     runner.run(rows_of((9, 12, 15, 18, 21, 24, 27, 30, 5)))
-    assert len(runner._recorded) == 1
+    assert len(runner.recordings.by_shape) == 1
 
 
 def test_a_step_recorded_under_steering_is_not_replayed_without() -> None:
@@ -127,17 +128,14 @@ def test_a_step_recorded_under_steering_is_not_replayed_without() -> None:
     with steer(loaded, np.ones(32), 1, 5.0):
         runner.run(rows)
     runner.run(rows)
-    assert len(runner._recorded) == 2
+    assert len(runner.recordings.by_shape) == 2
 
 
-def test_a_model_that_forgets_positions_decodes_with_its_own_cache() -> None:
-    """Gemma's window is shorter than these rows: what a recorded step would do once it is full is
-    decided in Python."""
-    loaded = tiny_model("gemma")
-    window = loaded.model.config.sliding_window
-    short = dataclasses.replace(loaded, model=loaded.model)
-    with pytest.raises(UnsupportedModelError, match="positions at most"):
-        fixed_cache(short, window + 1)
+def test_a_fixed_cache_keeps_every_position_also_of_a_model_with_a_window() -> None:
+    """Where a window begins is a number in Python, which a recorded step does not see change."""
+    config = tiny_model("gemma").model.config
+    layers = fixed_cache(config, config.sliding_window + 1).layers
+    assert {type(layer).__name__ for layer in layers} == {"StaticLayer"}
 
 
 def test_rows_that_have_ended_leave_the_batch() -> None:

@@ -1,0 +1,173 @@
+"""Every architecture: batches mean the same as their rows, decoded with a growing cache or with a
+recorded step, or the model is refused with a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lenscache.inference import decoding
+from lenscache.inference.runner import Row, RowResult, Runner
+from lenscache.live.steering import steer
+from lenscache.model.loading import LoadedModel
+from tests.lenscache import emulated_graph
+from tests.lenscache.architectures import CONFIGS, GROWING, RECORDED, tiny
+
+NEW_TOKENS = 12
+LENGTHS = (40, 3, 17, 9)
+
+
+def rows_of(lengths: Sequence[int] = LENGTHS, seed: int = 1) -> list[Row]:
+    rng = np.random.default_rng(seed)
+    return [Row(rng.integers(2, 300, n).tolist(), i, 0.5) for i, n in enumerate(lengths)]
+
+
+def ends_early(loaded: LoadedModel) -> LoadedModel:
+    """A copy in which a third of the vocabulary ends a completion."""
+    copy = dataclasses.replace(loaded)
+    vars(copy)["eos_ids"] = frozenset(range(0, 300, 3))
+    return copy
+
+
+def runner_of(loaded: LoadedModel, **settings: Any) -> Runner:
+    given = {"max_new_tokens": NEW_TOKENS, "batch_size": 4, **settings}
+    return Runner(loaded, range(loaded.n_layers), **given)
+
+
+def largest_error(found: Sequence[RowResult], expected: Sequence[RowResult]) -> float:
+    """Largest relative error of a vector, over rows, phases and model layers."""
+    worst = 0.0
+    for one, other in zip(found, expected, strict=True):
+        for phase, vectors in one.pooled.items():
+            assert np.array_equal(np.isnan(vectors), np.isnan(other.pooled[phase]))
+            if not np.isnan(vectors).any():
+                distance = np.linalg.norm(vectors - other.pooled[phase], axis=1)
+                norm = np.linalg.norm(other.pooled[phase], axis=1)
+                worst = max(worst, float((distance / norm).max()))
+    return worst
+
+
+def alone(loaded: LoadedModel, rows: Sequence[Row], found: Sequence[RowResult]) -> list[RowResult]:
+    """Each row by itself, following what it wrote."""
+    runner = runner_of(loaded, batch_size=1, replay=False)
+    return [
+        runner.run([dataclasses.replace(row, completion_ids=tuple(result.completion_ids))])[0]
+        for row, result in zip(rows, found, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_batch_whose_rows_end_early_equals_its_rows_alone(architecture: str) -> None:
+    loaded, rows = ends_early(tiny(architecture)), rows_of()
+    found = runner_of(loaded, replay=False).run(rows)
+    assert largest_error(found, alone(loaded, rows, found)) < 1e-5
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are recorded on the CPU, as they would be on CUDA."""
+    monkeypatch.setattr(decoding, "recorder_for", lambda _: emulated_graph.record)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_graph_does_what_a_growing_cache_does_or_is_not_used(architecture: str) -> None:
+    loaded, rows = tiny(architecture), rows_of(LENGTHS * 3)
+    runner = runner_of(loaded, replay=True)
+    error = largest_error(runner.run(rows), runner_of(loaded, replay=False).run(rows))
+    assert error < 1e-5
+    recorded = [each for each in runner.recordings.by_shape.values() if each.is_proven]
+    assert bool(recorded) == (architecture in RECORDED), runner.recordings.why_not
+    assert bool(runner.recordings.why_not) == (architecture in GROWING)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("architecture", ["llama", "gemma3-window", "gpt2"])
+def test_a_graph_serves_rows_that_end_early(architecture: str) -> None:
+    loaded, rows = ends_early(tiny(architecture)), rows_of([9, 11, 12, 14] * 4)
+    runner = runner_of(loaded, replay=True)
+    found = runner.run(rows)
+    assert any(each.has_replayed for each in runner.recordings.by_shape.values())
+    assert largest_error(found, alone(loaded, rows, found)) < 1e-5
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("positions", ["all", "prompt", "completion", slice(1, 4)], ids=str)
+@pytest.mark.parametrize("architecture", ["llama", "gemma3-window"])
+def test_a_graph_is_steered_as_a_growing_cache_is(architecture: str, positions: Any) -> None:
+    """Only of steps that are all changed alike is one recorded."""
+    loaded, rows = tiny(architecture), rows_of([9] * 8)
+    runner, growing = (runner_of(loaded, replay=replay) for replay in (True, False))
+    with steer(loaded, torch.ones(32), 1, 5.0, positions=positions):
+        assert largest_error(runner.run(rows), growing.run(rows)) < 1e-5
+    has_replayed = any(each.has_replayed for each in runner.recordings.by_shape.values())
+    assert has_replayed == (positions == "all")
+    assert largest_error(runner.run(rows), growing.run(rows)) < 1e-5
+
+
+@pytest.mark.parametrize("fails", ["while it is recorded", "when it is replayed", "by its results"])
+def test_a_graph_that_fails_leaves_the_batch_to_a_growing_cache(
+    fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    def record(step: Any) -> Any:
+        if fails == "while it is recorded":
+            broken()
+        return broken if fails == "when it is replayed" else lambda: None
+
+    monkeypatch.setattr(decoding, "recorder_for", lambda _: record)
+    loaded, rows = tiny("llama"), rows_of([9] * 8)
+    runner = runner_of(loaded, replay=True)
+    found = runner.run(rows)
+    wanted = "off by" if fails == "by its results" else "not permitted"
+    assert wanted in runner.recordings.why_not
+    assert not runner.recordings.by_shape
+    assert largest_error(found, runner_of(loaded, replay=False).run(rows)) < 1e-5
+
+
+@pytest.mark.usefixtures("emulated")
+def test_graphs_give_way_to_others_once_their_caches_are_too_large() -> None:
+    runner = runner_of(tiny("llama"), replay=True)
+    runner.run(rows_of([9] * 8))
+    (one,) = runner.recordings.by_shape.values()
+    runner.recordings.most_bytes = one.nbytes * 1.5
+    runner.run(rows_of([9] * 4 + [100] * 4))
+    assert [each.nbytes > one.nbytes for each in runner.recordings.by_shape.values()] == [True]
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=str,
+)
+def test_out_of_memory_clears_graphs_before_it_makes_batches_smaller(error: Exception) -> None:
+    loaded, runner = tiny("llama"), runner_of(tiny("llama"), replay=True)
+    runner.run(rows_of([9] * 4 + [100] * 4))
+    assert len(runner.recordings.by_shape) == 2
+    left = [error, error]
+
+    def full(*_: object) -> None:
+        if left:
+            raise left.pop()
+
+    handle = loaded.model.model.embed_tokens.register_forward_hook(full)
+    try:
+        runner.recordings._may_record = lambda: True  # type: ignore[method-assign]
+        found = runner.run(rows_of([9] * 4))
+    finally:
+        handle.remove()
+    assert not left
+    assert runner.out_of_memory == 1  # the second time; the first, other recordings made room
+    assert len(found) == 4
