@@ -37,8 +37,8 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'not slow and not gpu'
 
 # Tests that test-newest leaves out: no other library decides how they end. Who imports what, which names are public, what
-# documents and releases say; and the longest that check arithmetic of lenstrain on arrays of numpy made up by the test.
-OWN := test_data test_imports test_public_names test_readme test_release \
+# documents, releases and CI say; and the longest that check arithmetic of lenstrain on arrays of numpy made up by the test.
+OWN := test_ci test_data test_imports test_public_names test_readme test_release \
 	$(addprefix lenstrain/test_,adaptive agreement audit calibration controls follow impact iterations probability refine transfer)
 
 test-newest: $(NEWEST)/installed
