@@ -6,6 +6,8 @@ import hypothesis
 import pytest
 import torch
 
+from tests import deprecations
+
 # A busy machine is slow, not wrong.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
@@ -19,3 +21,18 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def logged_deprecations() -> Iterator[list[str]]:
+    with deprecations.overheard() as said:
+        yield said
+
+
+@pytest.fixture(autouse=True)
+def _nothing_deprecated_is_called(logged_deprecations: list[str]) -> Iterator[None]:
+    deprecations.say_again()
+    yield
+    said = logged_deprecations.copy()
+    logged_deprecations.clear()
+    assert said == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import pytest
@@ -148,23 +147,6 @@ def test_a_cache_is_found_under_a_name_that_is_deprecated(name: str) -> None:
     cache = transformers.DynamicCache()
     cache.update(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), 0)
     assert GivenCache().n_cached({"input_ids": TOKENS, "use_cache": True, name: cache}) == 4
-
-
-def test_transformers_calls_nothing_that_the_runner_does_deprecated() -> None:
-    """It says so by its logger, which the commands silence, so no filter of warnings sees it."""
-    said: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logger = transformers.utils.logging.get_logger("transformers")
-    transformers.utils.logging.warning_once.cache_clear()
-    logger.addHandler(handler)
-    try:
-        for replay in (False, True):
-            runner = Runner(tiny_model(), [0], max_new_tokens=5, batch_size=2, replay=replay)
-            runner.run([Row([5, 17, 240]), Row([9, 33])])
-    finally:
-        logger.removeHandler(handler)
-    assert [message for message in said if "deprecated" in message] == []
 
 
 # --- passes that generate without a cache --------------------------------------------------------
