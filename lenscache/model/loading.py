@@ -74,7 +74,10 @@ class LoadedModel:
     def devices(self) -> tuple[torch.device, ...]:
         """Where this process keeps weights that are ready for use, and where inputs go."""
         found = {parameter.device for parameter in self.model.parameters() if not parameter.is_meta}
-        return tuple(sorted({self.device, *found}, key=str))
+        # To torch "cuda" is another device than "cuda:0", which it stands for.
+        if self.device.index is not None or self.device.type not in {place.type for place in found}:
+            found.add(self.device)
+        return tuple(sorted(found, key=str))
 
     @cached_property
     def is_whole(self) -> bool:
@@ -411,7 +414,8 @@ def _device(name: str) -> torch.device:
 
 def _native_dtype(device: torch.device) -> str:
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if has_it else "float16"
     # torch 2.10 and later
     capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
     has_bfloat16 = any(capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))

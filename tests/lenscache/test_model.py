@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import nn
 
+import lenscache.model.loading
 from lenscache.errors import ModelError, ModelLayerError, ModelNotFoundError, UnsupportedModelError
 from lenscache.model.loading import LoadedModel, find_blocks, load_model
+from lenscache.model.memory import memory_held
 from tests.models import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 
@@ -188,6 +190,35 @@ def test_dtype_asked_for_is_the_dtype_of_the_weights(saved_model: Path) -> None:
     loaded = load_model(str(saved_model), dtype="bfloat16", device="cpu")
     assert loaded.dtype == "bfloat16"
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_memory_of_a_card_is_counted_once(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """However it is called: the model is on "cuda", its weights say "cuda:0"."""
+    weights = [SimpleNamespace(device=torch.device("cuda:0"), is_meta=False)] * 2
+    model = SimpleNamespace(parameters=lambda: iter(weights))
+    loaded = dataclasses.replace(tiny_model(), model=model, device=torch.device(device))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _card: 1000)
+    assert loaded.devices == (torch.device("cuda:0"),)
+    assert memory_held(*loaded.devices) == 1000
+
+
+def test_inputs_go_to_a_device_that_keeps_no_weights() -> None:
+    weights = [SimpleNamespace(device=torch.device("cpu"), is_meta=False)]
+    model = SimpleNamespace(parameters=lambda: iter(weights))
+    loaded = dataclasses.replace(tiny_model(), model=model, device=torch.device("cuda"))
+    assert loaded.devices == (torch.device("cpu"), torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("has_units", "dtype"), [(True, "bfloat16"), (False, "float16")])
+def test_a_card_that_only_emulates_bfloat16_computes_in_float16(
+    monkeypatch: pytest.MonkeyPatch, has_units: bool, dtype: str
+) -> None:
+    def supports(including_emulation: bool = True) -> bool:
+        return has_units or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supports)
+    assert lenscache.model.loading._native_dtype(torch.device("cuda")) == dtype
 
 
 def test_unknown_dtype_is_refused(saved_model: Path) -> None:
