@@ -117,7 +117,8 @@ def _solve(
         system = f, pull - dual, dual.sum(dim=1), cost
         try:
             by, shift = _correction(rough, *system)
-        except RuntimeError:  # with a weak penalty, float32 may take the system for a singular one
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            # With a weak penalty, float32 may take the system for a singular one.
             rough = gram
             by, shift = _correction(rough, *system)
         new_dual, new_intercept = dual + by, intercept + shift

@@ -279,6 +279,45 @@ def test_starting_from_a_stronger_penalty_leads_to_the_same_optimum() -> None:
     torch.testing.assert_close(warm.logits, cold.logits, rtol=1e-5, atol=1e-6)
 
 
+@pytest.fixture
+def corrections(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Have the first solve of a Newton step end with an error; the precisions solved in."""
+
+    def set_error(error: Exception) -> list[torch.dtype]:
+        solved, solve = [], lenstrain.families.logistic._correction
+
+        def correction(rough: torch.Tensor, *system: torch.Tensor) -> Any:
+            solved.append(rough.dtype)
+            if len(solved) == 1:
+                raise error
+            return solve(rough, *system)
+
+        monkeypatch.setattr(lenstrain.families.logistic, "_correction", correction)
+        return solved
+
+    return set_error
+
+
+def test_a_system_that_is_singular_in_float32_is_solved_in_float64(corrections: Any) -> None:
+    solved = corrections(torch.linalg.LinAlgError("singular"))  # type: ignore[attr-defined]
+    assert LinearLens().fit(*make_problem(60, 10)).converged_
+    assert solved[0] == torch.float32
+    assert set(solved[1:]) == {torch.float64}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: illegal access")],
+)
+def test_what_is_wrong_with_the_device_does_not_lead_to_a_larger_system(
+    corrections: Any, error: Exception
+) -> None:
+    solved = corrections(error)
+    with pytest.raises(type(error), match="CUDA"):
+        LinearLens().fit(*make_problem(60, 10))
+    assert solved == [torch.float32]
+
+
 def test_classes_that_come_apart_take_few_newton_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Full steps add about 1 to a margin: with a weak penalty they would be as many as the margin
     is wide."""
