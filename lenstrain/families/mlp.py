@@ -17,7 +17,7 @@ Standardisation is folded into the first layer, so a lens works on raw activatio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -32,6 +32,7 @@ from lenstrain.families.standardizer import Standardizer
 WIDTHS = (128, 64)
 """Units of the two hidden layers."""
 
+_EPOCHS = 50
 _STEP = 5e-3
 _WEIGHT_DECAY = 1e-2  # decoupled: 50 steps shrink a weight by 0.25 %
 _SMALLEST_SPREAD = 1e-6  # of a standardised feature over a concept's rows; less is rounding
@@ -181,12 +182,14 @@ class MlpTrainer:
         chosen = [self._targets[i] for i in which] if targets is None else targets
         rows = [self._rows[i][:count] for i, count in zip(which, counts, strict=True)]
         known = [target[:count] for target, count in zip(chosen, counts, strict=True)]
-        keys, device = [self._seeds[i] for i in which], str(self._Z.device)
         as_it_is = Standardizer(np.zeros(self._Z.shape[1]), np.ones(self._Z.shape[1]))
-        batch = fit_mlp_batch(
-            self._Z.cpu().numpy(), rows, known, standardizer=as_it_is, keys=keys, device=device
-        )
-        return MlpFit(batch, [self._Z[torch.from_numpy(r)] for r in rows])
+        generators = [np.random.default_rng([0, self._seeds[i]]) for i in which]
+        batch = _fit(self._take, rows, known, as_it_is, generators, epochs=_EPOCHS)
+        return MlpFit(batch, [self._take(r) for r in rows])
+
+    def _take(self, rows: NDArray[np.intp]) -> torch.Tensor:
+        """Rows of Z on its device: all of Z is never copied."""
+        return self._Z[torch.from_numpy(rows)]
 
 
 def fit_mlp_batch(
@@ -195,7 +198,7 @@ def fit_mlp_batch(
     targets: Sequence[NDArray[np.bool_]],
     *,
     standardizer: Standardizer | None = None,
-    epochs: int = 50,
+    epochs: int = _EPOCHS,
     seed: int = 0,
     keys: Sequence[int] | None = None,
     device: str = "cpu",
@@ -223,23 +226,41 @@ def fit_mlp_batch(
     ValueError
         If there are not as many keys as concepts.
     """
-    check_both_classes(targets)
     keys = range(len(rows)) if keys is None else keys
     if len(keys) != len(rows):
         raise ValueError(f"{len(keys)} keys for {len(rows)} concepts")
     if standardizer is None:
         standardizer = Standardizer.fit(X[np.unique(np.concatenate(list(rows)))])
-    hidden = X.shape[1]
+    statistics, generators = standardizer, [np.random.default_rng([seed, key]) for key in keys]
+
+    def take(chosen: NDArray[np.intp]) -> torch.Tensor:
+        return torch.from_numpy(statistics.transform(X[chosen]).astype(np.float32)).to(device)
+
+    return _fit(take, rows, targets, statistics, generators, epochs=epochs)
+
+
+def _fit(
+    take: Callable[[NDArray[np.intp]], torch.Tensor],
+    rows: Sequence[NDArray[np.intp]],
+    targets: Sequence[NDArray[np.bool_]],
+    standardizer: Standardizer,
+    generators: Sequence[np.random.Generator],
+    *,
+    epochs: int,
+) -> MlpBatch:
+    """As `fit_mlp_batch`; `take` gives standardised rows on the device that trains."""
+    check_both_classes(targets)
+    hidden = len(standardizer.scale)
     fitted = _zeros(len(rows), hidden)
     for chosen in _batches([len(r) for r in rows], hidden):
         own = [rows[i] for i in chosen], [targets[i] for i in chosen]
-        Z, y, importance = _gather(X, *own, standardizer)
-        varying = np.ptp(Z, axis=1) > _SMALLEST_SPREAD  # padding repeats a row
-        Z *= varying[:, None]
+        Z, y, importance = _gather(take, *own)
+        spread = Z.amax(dim=1) - Z.amin(dim=1)  # padding repeats a row
+        Z *= (spread > _SMALLEST_SPREAD).unsqueeze(1)
+        varying = (spread > _SMALLEST_SPREAD).cpu().numpy()
         used = np.flatnonzero(varying.any(axis=0))
-        generators = [np.random.default_rng([seed, keys[i]]) for i in chosen]
-        network = _draw(varying[:, used], generators, device)
-        problem = [torch.from_numpy(part).to(device) for part in (Z[:, :, used], y, importance)]
+        network = _draw(varying[:, used], [generators[i] for i in chosen], Z.device)
+        problem = Z[:, :, torch.from_numpy(used).to(Z.device)], y, importance
         fitted.converged[chosen] = _train(network, problem, epochs).cpu().numpy()
         w1, b1, w2, b2, w3, b3 = (part.detach().cpu().numpy() for part in network)
         for place, i in enumerate(chosen):
@@ -266,7 +287,7 @@ class MlpLens:
     converged_ : bool, whether the loss stayed finite.
     """
 
-    def __init__(self, epochs: int = 50, seed: int = 0) -> None:
+    def __init__(self, epochs: int = _EPOCHS, seed: int = 0) -> None:
         self.epochs = epochs
         self.seed = seed
 
@@ -324,29 +345,28 @@ def _batches(lengths: Sequence[int], hidden: int) -> list[list[int]]:
 
 
 def _gather(
-    X: NDArray[Any],
+    take: Callable[[NDArray[np.intp]], torch.Tensor],
     rows: Sequence[NDArray[np.intp]],
     targets: Sequence[NDArray[np.bool_]],
-    standardizer: Standardizer,
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Standardised rows (batch, n, hidden), targets and row weights (batch, n).
 
     The weights of a concept sum to 1. Padding repeats its first row with weight 0.
     """
     width = max(len(r) for r in rows)
-    Z = np.empty((len(rows), width, X.shape[1]), np.float32)
     y, importance = np.zeros((2, len(rows), width), np.float32)
+    padded = np.empty((len(rows), width), np.intp)
     for i, (chosen, target) in enumerate(zip(rows, targets, strict=True)):
         n = len(chosen)
-        Z[i, :n] = standardizer.transform(X[chosen])
-        Z[i, n:] = Z[i, 0]
+        padded[i, :n], padded[i, n:] = chosen, chosen[0]
         y[i, :n] = target
         importance[i, :n] = np.where(target, 0.5 / target.sum(), 0.5 / (~target).sum())
-    return Z, y, importance
+    Z = torch.stack([take(chosen) for chosen in padded])
+    return Z, torch.from_numpy(y).to(Z.device), torch.from_numpy(importance).to(Z.device)
 
 
 def _draw(
-    varying: NDArray[np.bool_], generators: Sequence[np.random.Generator], device: str
+    varying: NDArray[np.bool_], generators: Sequence[np.random.Generator], device: torch.device
 ) -> _Network:
     """First weights, 0 for a feature that does not vary, drawn for the others as if it were absent.
 

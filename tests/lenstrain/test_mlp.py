@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 import lenstrain.families.mlp
 from lenstrain.errors import TooFewSamplesError
 from lenstrain.families.linear_lens import LinearLens
-from lenstrain.families.mlp import MlpBatch, MlpLens, fit_mlp_batch
+from lenstrain.families.mlp import MlpBatch, MlpLens, MlpTrainer, fit_mlp_batch
 from lenstrain.families.standardizer import Standardizer
 
 
@@ -246,6 +246,31 @@ def test_concept_in_whose_rows_nothing_varies_is_undecided_beside_one_that_is_no
     logits = fit_mlp_batch(X, rows, targets, standardizer=Standardizer.fit(X)).decision_function(X)
     np.testing.assert_array_equal(logits[:, 0], 0)
     assert np.abs(logits[:, 1]).max() > 0.1
+
+
+class Watched(torch.Tensor):
+    """A tensor that notes how much of it goes to the host."""
+
+    copied: list[int]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.cpu, torch.Tensor.numpy):
+            cls.copied.append(args[0].numel())
+        return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+
+
+def test_fitting_some_rows_does_not_copy_all_of_them_to_the_host() -> None:
+    X, rows, targets = make_tasks([20, 30])
+    plain = torch.from_numpy(Standardizer.fit(X).transform(X).astype(np.float32))
+    Watched.copied = []
+
+    def logits(Z: torch.Tensor) -> NDArray[np.float64]:
+        fit = MlpTrainer(Z, rows, targets, seeds=[3, 4]).fit([0, 1], [20, 30], [1.0, 1.0])
+        return fit.decision_function(plain)
+
+    np.testing.assert_array_equal(logits(plain.as_subclass(Watched)), logits(plain))
+    assert 0 < max(Watched.copied) < plain.numel()
 
 
 @pytest.mark.gpu
