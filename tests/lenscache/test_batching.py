@@ -58,6 +58,57 @@ def pace(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], list[i
     return set_pace
 
 
+class Clock:
+    """Runners whose batches take the seconds that the test says, by batch size, run after run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: dict[int, list[float]]) -> None:
+        self.now, self.left = 0.0, {size: iter(each) for size, each in seconds.items()}
+        self.runs: list[int] = []
+        watch = SimpleNamespace(perf_counter=lambda: self.now)
+        monkeypatch.setattr(lenscache.extract.batch_size, "time", watch)
+
+    def new_runner(self, batch_size: int) -> Runner:
+        runner = new_runner(batch_size)
+
+        def run(rows: Sequence[Row]) -> None:
+            self.runs.append(len(rows))
+            self.now += next(self.left[len(rows)])
+
+        vars(runner)["run"] = run
+        return runner
+
+    def choose(self) -> BatchChoice:
+        return choose_batch(self.new_runner, ROWS, most=32)
+
+
+def test_the_second_run_of_a_size_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one records steps, which takes the same time whatever the size."""
+    clock = Clock(monkeypatch, {4: [9.4, 0.4], 8: [9.8, 0.8], 16: [9.9, 1.6]})
+    choice = clock.choose()
+    assert clock.runs == [4, 4, 8, 8, 16, 16]
+    assert choice.tried == pytest.approx({4: 10.0, 8: 10.0, 16: 10.0})
+    assert choice.rows == 4
+
+
+def test_a_size_that_is_slower_than_a_smaller_one_is_timed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Other load met the first timings of 8 and of 16 rows."""
+    seconds = {4: [1, 0.4], 8: [1, 9.0, 0.5], 16: [1, 9.0, 0.8], 32: [1, 0.8]}
+    clock = Clock(monkeypatch, seconds)
+    choice = clock.choose()
+    assert clock.runs == [4, 4, 8, 8, 8, 16, 16, 16, 32, 32]
+    assert choice.tried == pytest.approx({4: 10.0, 8: 16.0, 16: 20.0, 32: 40.0})
+    assert choice.rows == 32
+
+
+def test_a_size_that_is_slower_twice_counts_as_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, {4: [1, 0.4], 8: [1, 2.0, 1.0], 16: [1, 4.0, 5.0]})
+    choice = clock.choose()
+    assert choice.tried == pytest.approx({4: 10.0, 8: 8.0, 16: 4.0})
+    assert choice.rows == 4
+
+
 def test_batches_grow_as_long_as_that_pays(pace: Any) -> None:
     rates = {4: 10.0, 8: 18.0, 16: 24.0, 32: 24.5, 40: 24.9}
     tried = pace(rates)
@@ -161,7 +212,11 @@ def test_the_choice_is_told_kept_and_taken_up_again(
     (line,) = [message for message in told if message]
     assert line.startswith("batches of ")
     assert "rows/s by batch size: 4:" in line
-    chosen = [target.attributes["auto_batch"][0] for target in open_store(tmp_path / "s").rounds()]
+    attributes = [target.attributes for target in open_store(tmp_path / "s").rounds()]
+    chosen = [each["auto_batch"][0] for each in attributes]
+    for each in attributes:
+        rates = ", ".join(f"{size}: {rate:.1f}" for size, rate in each["auto_batch_rates"].items())
+        assert f"(rows/s by batch size: {rates})" in line
     monkeypatch.setattr(lenscache.extract.batch_size, "choose_batch", None)
     report = extract(tmp_path / "s", small_pack(), tiny_model(), settings)
     assert chosen == [report.batch_size] * 2
