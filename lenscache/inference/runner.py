@@ -30,6 +30,7 @@ from lenscache.inference.decoding import Decoding, Growing, Replayed, model_inpu
 from lenscache.inference.hooks import check_not_compiled
 from lenscache.inference.recordings import Recordings
 from lenscache.inference.sampling import row_uniforms, sample_tokens
+from lenscache.inference.to_host import HostCopies
 from lenscache.model.loading import LoadedModel, first_line
 from lenscache.model.memory import is_out_of_memory
 from lenscache.model.tensor_parallel import Order
@@ -111,6 +112,7 @@ class Runner:
         """Tokens put through the model so far, without padding."""
         on_one_gpu = loaded.device.type == "cuda" and loaded.is_whole
         self.recordings = Recordings(loaded, is_on=on_one_gpu if replay is None else replay)
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._capture = self._new_capture()
         self._eos = torch.tensor(sorted(loaded.eos_ids), dtype=torch.long, device=loaded.device)
 
@@ -279,12 +281,13 @@ class Runner:
             if self.mode != "completion":
                 pooled["prompt"], counts["prompt"] = capture.pooled(), capture.counts
         if self.mode == "prompt":
-            return _Pending(pooled, counts, len(rows))
+            return _Pending(HostCopies(self._streams), pooled, counts, len(rows))
         with decoding.capture as capture:
             written, lost = self._generate(decoding, rows, logits)
             pooled["completion"] = self._pooled_or_nan(capture, len(rows))
             counts["completion"] = capture.counts.clone()
-        return _Pending(pooled, counts, len(rows), written, lost, self.loaded.dtype)
+        copies = HostCopies(self._streams)
+        return _Pending(copies, pooled, counts, len(rows), written, lost, self.loaded.dtype)
 
     def _generate(
         self, decoding: Decoding, rows: Sequence[Row], logits: torch.Tensor
@@ -343,7 +346,8 @@ class Runner:
 
     def _pooled_or_nan(self, capture: Capture, n_rows: int) -> torch.Tensor:
         if capture.is_empty:
-            return torch.full((len(capture.model_layers), n_rows, self.loaded.hidden), float("nan"))
+            shape = len(capture.model_layers), n_rows, self.loaded.hidden
+            return torch.full(shape, float("nan"), device=self.loaded.device)
         return capture.pooled()
 
 
@@ -352,6 +356,7 @@ class _Pending:
 
     Parameters
     ----------
+    copies : takes everything to the host.
     pooled : (model layer, batch, hidden) by phase.
     counts : (batch,) pooled positions by phase.
     written : (batch, step) tokens of the completions; None in prompt mode.
@@ -361,6 +366,7 @@ class _Pending:
 
     def __init__(
         self,
+        copies: HostCopies,
         pooled: dict[Phase, torch.Tensor],
         counts: dict[Phase, torch.Tensor],
         n_rows: int,
@@ -368,13 +374,11 @@ class _Pending:
         lost: torch.Tensor | None = None,
         dtype: str = "",
     ) -> None:
-        self._n_rows, self._dtype = n_rows, dtype
-        self._pooled = {phase: _to_host(vectors) for phase, vectors in pooled.items()}
-        self._counts = {phase: _to_host(count) for phase, count in counts.items()}
-        self._written = None if written is None else _to_host(written)
-        self._lost = None if lost is None else _to_host(lost)
-        devices = {vectors.device for vectors in pooled.values() if vectors.device.type == "cuda"}
-        self._events = [torch.cuda.current_stream(device).record_event() for device in devices]
+        self._copies, self._n_rows, self._dtype = copies, n_rows, dtype
+        self._pooled = {phase: copies.copy(vectors) for phase, vectors in pooled.items()}
+        self._counts = {phase: copies.copy(count) for phase, count in counts.items()}
+        self._written = None if written is None else copies.copy(written)
+        self._lost = None if lost is None else copies.copy(lost)
 
     def results(self) -> list[RowResult]:
         """The results, waited for.
@@ -385,8 +389,7 @@ class _Pending:
             If logits were NaN, so that samples mean nothing. If a captured block is NaN, too, the
             store says so instead, and in which row.
         """
-        for event in self._events:
-            event.synchronize()
+        self._copies.wait()
         if self._lost is not None and bool(self._lost) and self._is_finite():
             raise NonFiniteError(
                 f"the model's logits are NaN in {self._dtype}, so no token can be sampled: compute "
@@ -421,14 +424,6 @@ def _typical_error(found: Sequence[RowResult], expected: Sequence[RowResult]) ->
         if one.n_completion_tokens and (wanted := other.pooled["completion"]).any()
     ]
     return float(np.median(errors)) if errors else 0.0
-
-
-def _to_host(values: torch.Tensor) -> torch.Tensor:
-    """A copy in the host's memory; from a GPU one that is still being made."""
-    if values.device.type != "cuda":
-        return values.cpu()
-    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    return copy.copy_(values, non_blocking=True)
 
 
 def _left_pad(
