@@ -4,7 +4,8 @@
 
 A batch costs its positions, padding included, and a fixed overhead: each pass reads every weight
 and launches every operation once, however many rows there are. Where the overhead is known, it is
-given in positions, and a batch ends where more padding would cost more than another batch.
+given in positions, and a batch ends where more padding would cost more than another batch. Else
+batches are filled, and halved where that is more positions than they may have.
 """
 
 from __future__ import annotations
@@ -54,12 +55,18 @@ def batch_sizes(
     return sizes[::-1]
 
 
+def full_sizes(most: int) -> list[int]:
+    """Sizes of batches that are filled, the largest first: `most` rows, halved where a limit of
+    positions allows no more. They are few, so that a step recorded for one serves others."""
+    return [most >> halvings for halvings in range(most.bit_length())]
+
+
 def _filled(widths: NDArray[np.int64], most: int, max_positions: int) -> list[int]:
     sizes, start = [], 0
     while start < len(widths):
-        size = min(most, len(widths) - start)
-        while size > 1 and size * widths[start + size - 1] > max_positions:
-            size -= 1
-        sizes.append(size)
-        start += size
+        left = len(widths) - start
+        some = [min(most, left), *(size for size in full_sizes(most) if size < left)]
+        fitting = (size for size in some if size * widths[start + size - 1] <= max_positions)
+        sizes.append(next(fitting, 1))
+        start += sizes[-1]
     return sizes

@@ -24,7 +24,7 @@ from lenscache.errors import (
     PromptTooLongError,
     UnsupportedModelError,
 )
-from lenscache.inference.batches import batch_sizes
+from lenscache.inference.batches import batch_sizes, full_sizes
 from lenscache.inference.capture import Capture
 from lenscache.inference.decoding import Decoding, Growing, Replayed, model_inputs
 from lenscache.inference.hooks import check_not_compiled
@@ -227,12 +227,17 @@ class Runner:
         team = self.loaded.team
         if team is None:
             fixed = None
-            if replay and self.mode != "prompt" and len(rows) == self.batch_size:
+            if replay and self.mode != "prompt" and self._comes_again(len(rows)):
                 length = max(len(row.token_ids) for row in rows) + self.max_new_tokens
                 fixed = self.recordings.find(len(rows), length, self._new_capture())
             return self._run_batch(rows) if fixed is None else self._run_fixed(rows, fixed)
         with team.step(Order(list(rows), tuple(self.model_layers), self.mode, self.max_new_tokens)):
             return self._run_batch(rows)
+
+    def _comes_again(self, n_rows: int) -> bool:
+        """Whether many batches have this size, so that a recorded step is worth its making."""
+        sizes = full_sizes(self.batch_size)
+        return n_rows in (sizes if self.batch_tokens is not None else sizes[:1])
 
     def _run_fixed(self, rows: Sequence[Row], fixed: Replayed) -> _Pending:
         """A batch in fixed tensors; with a growing cache if that fails, or is not the same.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lenscache.inference.batches import batch_sizes
+from lenscache.inference.batches import batch_sizes, full_sizes
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=9).map(sorted)
 
@@ -79,6 +79,23 @@ def test_without_a_known_cost_batches_are_filled_up_to_the_limit_of_positions() 
         1,
         1,
     ]
+
+
+def test_batches_that_are_cut_short_have_half_as_many_rows() -> None:
+    """Or a quarter: sizes that come again, unlike 23 rows here and 22 there."""
+    lengths = [10] * 40 + [20] * 40 + [45] * 40
+    assert batch_sizes(lengths, most=32, max_positions=700) == [32, 32, 16, 8, 8, 8, 8, 8]
+    assert full_sizes(32) == [32, 16, 8, 4, 2, 1]
+    assert full_sizes(40) == [40, 20, 10, 5, 2, 1]
+
+
+@given(LENGTHS, st.integers(1, 6), st.integers(20, 200))
+def test_filled_batches_keep_to_the_limits_and_to_few_sizes(
+    lengths: list[int], most: int, max_positions: int
+) -> None:
+    sizes = batch_sizes(lengths, most=most, max_positions=max_positions)
+    assert sizes in every_way(lengths, most, max_positions)
+    assert set(sizes[:-1]) <= set(full_sizes(most))
 
 
 def test_no_rows_make_no_batch() -> None:

@@ -122,6 +122,15 @@ def test_fixed_tensors_serve_all_full_batches_of_their_length() -> None:
     assert len(runner.recordings.by_shape) == 1
 
 
+def test_batches_that_a_limit_of_positions_cuts_are_recorded_too() -> None:
+    loaded, rows = tiny_model(), rows_of([9] * 8 + [40] * 4 + [90] * 4)
+    settings: dict[str, Any] = {"batch_size": 8, "batch_tokens": 8 * 33}
+    expected = run(loaded, rows, replay=False, **settings)
+    runner = Runner(loaded, (0, 1, 2), max_new_tokens=NEW_TOKENS, replay=True, **settings)
+    assert_same_results(runner.run(rows), expected)
+    assert {key[0] for key in runner.recordings.by_shape} == {8, 4, 2}
+
+
 def test_a_step_recorded_under_steering_is_not_replayed_without() -> None:
     loaded, rows = tiny_model(), rows_of(UNEQUAL)
     runner = Runner(loaded, (0, 1, 2), max_new_tokens=NEW_TOKENS, replay=True)
