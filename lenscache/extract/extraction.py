@@ -1,7 +1,7 @@
 """The loop of an extraction: blocks of planned rounds through one model into one store.
 
     Request --lay_out--> Extraction: rounds in the store, their rows, a runner
-                         do(block):    --Runner--> Block --writer thread--> Round.write_block
+                         do(block):    --Runner--> results --writer thread--> Round.write_block
                          finish(round): some rows again, one by one
 
 An `Extraction` is what one process with one model holds. `run` drives it from beginning to end; an
@@ -76,7 +76,7 @@ class Extraction:
         rows = list(map(PlannedRows, plans, tokenized))
         self.runner = runner_for_rounds(loaded, header, settings, rounds, rows, on_progress)
         self._partition = settings.partition or Partition(1, 1)
-        # One block is written while the next one runs; no more, so that memory stays flat.
+        # Blocks are written while later ones run, in their order.
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lenscache-write")
         self._rounds = [
             RoundExtraction(
@@ -102,7 +102,7 @@ class Extraction:
         self.close()
 
     def close(self) -> None:
-        """Wait for the block that is being written."""
+        """Wait for the blocks that are being written."""
         self._writer.shutdown()
 
     def run(self) -> ExtractReport:
@@ -123,8 +123,8 @@ class Extraction:
 
         Returns
         -------
-        The blocks written by now, as (round, block). This block itself is written while the next
-        one runs, and told then, or by `flush`.
+        The blocks written since, as (round, block). This block itself is written while later ones
+        run, and told then, or by `flush`.
         """
         others = (n for n in range(len(self._rounds)) if n != number)
         written = [entry for other in others for entry in self._flush(other)]

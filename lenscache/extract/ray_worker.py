@@ -26,7 +26,7 @@ class Done(NamedTuple):
     """What a worker answers when a block is through its model."""
 
     written: list[BlockName]
-    """Blocks that are in the store now; mostly the one before."""
+    """Blocks that are in the store now; mostly one before."""
     report: ExtractReport
     """Of everything since the worker began."""
     life: str

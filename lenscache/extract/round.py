@@ -1,13 +1,17 @@
 """The blocks of one round: extracted, written, verified.
 
-do(block): rows --Runner--> Block --writer thread--> Round.write_block
+do(block): rows --Runner--> results --writer thread--> Block --> Round.write_block
 finish():  some rows again, one by one
+
+The next block runs meanwhile, so that a device does not stand idle while results become a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +28,8 @@ from lenscache.model.memory import memory_held
 from lenscache.store.header import StoreHeader
 from lenscache.store.round import Block, Round
 from lenscache.terms import Phase
+
+_MOST_IN_FLIGHT = 2  # blocks that are not written yet while another one runs: memory stays flat
 
 
 class RoundShape(NamedTuple):
@@ -57,7 +63,7 @@ class RoundExtraction:
         self.reusable, self.last_rows = reusable, last_rows
         self.report, self.on_progress = report, on_progress
         self._writer = writer
-        self._writing: tuple[int, Future[None]] | None = None
+        self._writing: deque[tuple[int, Future[None]]] = deque()
         self.rows_done = self.rows_run = 0
         self.rows_total = len(rows)
 
@@ -90,19 +96,14 @@ class RoundExtraction:
             self.finish()
 
     def do(self, block: int) -> list[int]:
-        """Extract a block unless it is complete; which blocks are written now."""
+        """Extract a block unless it is complete; which blocks have been written since."""
         if self.target.complete_blocks(slice(block, block + 1))[0] and self._reads_back(block):
             return [block]
         return self._start_writing(block, self._extract_block(block))
 
     def flush(self) -> list[int]:
-        """Wait for the block that is being written; which it is."""
-        if self._writing is None:
-            return []
-        block, writing = self._writing
-        self._writing = None
-        writing.result()
-        return [block]
+        """Wait for the blocks that are being written; which these are."""
+        return self._wait_until(0)
 
     def finish(self) -> None:
         """Verify, unless that was done."""
@@ -110,9 +111,25 @@ class RoundExtraction:
             error = check_batches(self.target, self.header, self.runner, self.rows)
             self.report.max_relative_error = max(self.report.max_relative_error, error)
 
-    def _start_writing(self, block: int, data: Block) -> list[int]:
-        written = self.flush()
-        self._writing = block, self._writer.submit(self.target.write_block, block, data)
+    def _start_writing(self, block: int, assemble: Callable[[], Block]) -> list[int]:
+        written = self._wait_until(_MOST_IN_FLIGHT - 1)
+        earlier = [writing for _, writing in self._writing]
+
+        def write() -> None:
+            for writing in earlier:
+                writing.result()  # where one could not be written, the next ones are not tried
+            self.target.write_block(block, assemble())
+
+        self._writing.append((block, self._writer.submit(write)))
+        return written
+
+    def _wait_until(self, in_flight: int) -> list[int]:
+        """Wait until so few blocks are in flight; which ones have been written since."""
+        written = []
+        while len(self._writing) > in_flight or (self._writing and self._writing[0][1].done()):
+            block, writing = self._writing.popleft()
+            writing.result()
+            written.append(block)
         return written
 
     def _reads_back(self, block: int) -> bool:
@@ -128,18 +145,22 @@ class RoundExtraction:
         self.rows_done += self._n_rows(block)
         return True
 
-    def _extract_block(self, block: int) -> Block:
+    def _extract_block(self, block: int) -> Callable[[], Block]:
+        """Run the rows of a block; what puts the block together, for the writer thread."""
         rows = self.rows[self.target.rows(block)]
         copied = self._copy(block)
         tries = self.runner.out_of_memory
         missing = [row for number, row in enumerate(rows) if number not in copied.numbers]
         if not missing:
-            return copied.block
+            return lambda: copied.block
         results = self.runner.run(missing, on_rows=self._advance)
         if self.runner.out_of_memory > tries:
             self._tell(f"out of memory: going on with batches of {self.runner.batch_size}")
+        return partial(self._assemble, copied, results, len(rows))
+
+    def _assemble(self, copied: CopiedRows, results: Sequence[RowResult], n_rows: int) -> Block:
         extracted = self._to_block(results)
-        return copied.merge(extracted, len(rows)) if copied.numbers else extracted
+        return copied.merge(extracted, n_rows) if copied.numbers else extracted
 
     def _copy(self, block: int) -> CopiedRows:
         """Rows of a block that another store holds; none where that store is damaged."""
