@@ -17,6 +17,7 @@ from lenscache.store.header import StoreHeader, show_value
 from lenscache.store.layout import NATIVE_DTYPES
 from lenscache.store.round import Block, Round
 from lenscache.store.store import Store
+from lenscache.store.token_ids import unknown_rows
 
 
 class CopiedRows(NamedTuple):
@@ -40,11 +41,15 @@ class CopiedRows(NamedTuple):
             where: join(values, extracted.activations[where])
             for where, values in self.block.activations.items()
         }
+        ids = None
+        if self.block.completion_ids is not None and extracted.completion_ids is not None:
+            ids = join(self.block.completion_ids, extracted.completion_ids)
         texts = {True: iter(self.block.completion), False: iter(extracted.completion)}
         return Block(
             activations,
             completion=[next(texts[bool(copied)]) for copied in place],
             n_completion_tokens=join(self.block.n_completion_tokens, extracted.n_completion_tokens),
+            completion_ids=ids,
         )
 
 
@@ -100,6 +105,8 @@ class ReusableRows:
             for model_layer in header.model_layers
         }
         completion, counts = np.full(n, "", object), np.empty(n, np.int32)
+        # A store of before token ids were kept has none; they are not guessed from the text.
+        token_ids = unknown_rows(n, header.max_new_tokens)
         for entry, block, target, source in self._by_block([keys[number] for number in numbers]):
             entry.verify_block(block)
             rows = entry.rows(block)
@@ -108,7 +115,9 @@ class ReusableRows:
             samples, first = entry.samples(rows), rows.start
             completion[target] = samples.completion[source - first]
             counts[target] = samples.n_completion_tokens[source - first]
-        block_of_rows = Block(activations, [str(text) for text in completion], counts)
+            if (found := entry.completion_ids(rows)) is not None:
+                token_ids[target] = found[source - first]
+        block_of_rows = Block(activations, [str(text) for text in completion], counts, token_ids)
         return CopiedRows(frozenset(numbers), block_of_rows)
 
     def _by_block(

@@ -27,6 +27,7 @@ from lenscache.inference.runner import RowResult, Runner
 from lenscache.model.memory import memory_held
 from lenscache.store.header import StoreHeader
 from lenscache.store.round import Block, Round
+from lenscache.store.token_ids import as_rows
 from lenscache.terms import Phase
 
 _MOST_IN_FLIGHT = 2  # blocks that are not written yet while another one runs: memory stays flat
@@ -185,7 +186,9 @@ class RoundExtraction:
             for model_layer, vectors in zip(self.header.model_layers, stacked, strict=True):
                 activations[phase, model_layer] = vectors
         counts = np.array([result.n_completion_tokens for result in results], np.int32)
-        return Block(activations, [self.runner.text_of(result) for result in results], counts)
+        texts = [self.runner.text_of(result) for result in results]
+        ids = as_rows([r.completion_ids for r in results], self.header.max_new_tokens)
+        return Block(activations, texts, counts, ids)
 
     def _advance(self, n: int) -> None:
         self.rows_done += n

@@ -19,7 +19,7 @@ from lenscache.store.layout import COLUMN_CHUNK_ROWS, vector_arrays
 Engine = Literal["partitions", "ray"]
 """How workers come by their blocks: each has its share, or they are handed out one by one."""
 
-_SAMPLE_COLUMNS, _LABEL_COLUMNS, _BLOCK_COLUMNS, _HIERARCHY_COLUMNS = 8, 3, 2, 4
+_SAMPLE_COLUMNS, _LABEL_COLUMNS, _HIERARCHY_COLUMNS = 8, 3, 4
 _COLUMNS = _SAMPLE_COLUMNS + _LABEL_COLUMNS
 _WRITES_OF_ROUND_ATTRIBUTES = 3  # on creation, with the request, and with the verification
 
@@ -106,7 +106,8 @@ def requests_to_join(
 def requests_of_block(header: StoreHeader, engine: Engine = "partitions") -> Requests:
     """Requests for one block: zarr reads the index of a shard before it replaces it."""
     marks = _looks_at_marks(engine) if engine == "ray" else 0
-    return Requests(_arrays(header) + _BLOCK_COLUMNS + 1, _shards(header) + 1 + marks, 0, 0)
+    objects = _arrays(header) + _block_columns(header) + 1
+    return Requests(objects, _shards(header) + 1 + marks, 0, 0)
 
 
 def _gets_of_round(header: StoreHeader, size: RoundSize, chunks_a_block: int) -> int:
@@ -116,7 +117,7 @@ def _gets_of_round(header: StoreHeader, size: RoundSize, chunks_a_block: int) ->
     # of every group above what is created
     laying_out = 123 + 6 * kinds + 7 * (_groups(header) - kinds) + 8 * arrays
     blocks = size.blocks * requests_of_block(header).get
-    columns = _SAMPLE_COLUMNS * _chunks(size.rows) + _BLOCK_COLUMNS * size.blocks
+    columns = _SAMPLE_COLUMNS * _chunks(size.rows) + 2 * size.blocks
     seen = size.blocks * (1 - (1 - 1 / size.blocks) ** verified)  # blocks with a verified row
     read = arrays * verified * (1 if chunks_a_block == 1 else 2)
     return laying_out + blocks + columns + round(seen) + read
@@ -135,12 +136,18 @@ def _looks_at_marks(engine: Engine) -> int:
 
 def _objects_of_round(header: StoreHeader, size: RoundSize) -> int:
     """Objects below a round's own metadata."""
-    metadata = 2 + _groups(header) + _COLUMNS + _BLOCK_COLUMNS + _arrays(header) + 1
-    return metadata + _column_chunks(size) + size.blocks * (_arrays(header) + _BLOCK_COLUMNS + 1)
+    by_block = _arrays(header) + _block_columns(header) + 1
+    metadata = 2 + _groups(header) + _COLUMNS + by_block
+    return metadata + _column_chunks(size) + size.blocks * by_block
 
 
 def _column_chunks(size: RoundSize) -> int:
     return _SAMPLE_COLUMNS * _chunks(size.rows) + _LABEL_COLUMNS * _chunks(size.labels)
+
+
+def _block_columns(header: StoreHeader) -> int:
+    """Columns of samples that extraction fills in: texts, counts, and tokens where there are."""
+    return 2 if header.mode == "prompt" else 3
 
 
 def _groups(header: StoreHeader) -> int:

@@ -29,6 +29,7 @@ from lenscache.errors import (
 )
 from lenscache.store.header import StoreHeader, show_value
 from lenscache.store.quantization import MISSING
+from lenscache.store.token_ids import UNKNOWN
 
 NATIVE_DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -45,6 +46,8 @@ _BLOSC_LEVEL = 1
 _BLOCK_ROWS = 256  # about as many rows are written, and may be lost, as one unit
 COLUMN_CHUNK_ROWS = 8192
 """Rows of an object of a column that is whole from the start."""
+COMPLETION_IDS = "completion_ids"
+"""A column of `samples`, and the attribute that says whether a round has it: older ones do not."""
 
 
 def lay_out_round(
@@ -68,6 +71,7 @@ def lay_out_round(
         "concepts": list(plan.concepts),
         "n_targets": plan.n_targets,
         "kinds": list(KINDS),
+        COMPLETION_IDS: _has_completion_ids(group, header),
     }
     if "plan_digest" not in group.attrs:
         group.update_attributes(attributes)
@@ -95,6 +99,17 @@ def lay_out_round(
     for place, values in columns.items():
         write_column(group, place, values)
     _create_empty_columns(group, header, len(plan), block_rows)
+
+
+def _has_completion_ids(group: zarr.Group, header: StoreHeader) -> bool:
+    """Whether a round whose attributes are written now is to hold token ids.
+
+    Not where none are generated, nor in a round of before there were any, whose attributes were
+    lost: its complete blocks have none.
+    """
+    is_laid_out = find_node(group, "complete") is not None
+    has_array = find_node(group, f"samples/{COMPLETION_IDS}") is not None
+    return header.mode != "prompt" and (has_array or not is_laid_out)
 
 
 def default_block_rows(hidden: int) -> int:
@@ -227,17 +242,18 @@ def _create_array(group: zarr.Group, name: str, **spec: Any) -> zarr.Array[Any]:
 def _create_empty_columns(group: zarr.Group, header: StoreHeader, n: int, block_rows: int) -> None:
     """Lay out what extraction fills block by block; `complete` last."""
 
-    def create_column(name: str, dtype: str, fill: Any) -> None:
+    def create_column(name: str, dtype: str, fill: Any, **more: int) -> None:
+        """`more`: length by name of further axes."""
         if find_node(group, name) is None:
             _create_array(
                 group,
                 name,
-                shape=(n,),
-                chunks=(block_rows,),
+                shape=(n, *more.values()),
+                chunks=(block_rows, *more.values()),
                 dtype=dtype,
                 fill_value=fill,
                 compressors=[ZstdCodec(level=3), Crc32cCodec()],
-                dimension_names=["sample"],
+                dimension_names=["sample", *more],
             )
 
     for phase in header.phases:
@@ -248,6 +264,9 @@ def _create_empty_columns(group: zarr.Group, header: StoreHeader, n: int, block_
                 create_column(f"scales/{phase}/{model_layer}", "float32", float("nan"))
     create_column("samples/completion", "string", "")
     create_column("samples/n_completion_tokens", "int32", -1)
+    if group.attrs.get(COMPLETION_IDS):
+        width = header.max_new_tokens
+        create_column(f"samples/{COMPLETION_IDS}", "int32", UNKNOWN, token=width)
     if find_node(group, "complete") is None:
         _create_array(
             group,

@@ -29,10 +29,17 @@ from lenscache.errors import (
     StoreIncompleteError,
 )
 from lenscache.store.header import StoreHeader
-from lenscache.store.layout import NATIVE_DTYPES, find_node, vector_arrays, writing
+from lenscache.store.layout import (
+    COMPLETION_IDS,
+    NATIVE_DTYPES,
+    find_node,
+    vector_arrays,
+    writing,
+)
 from lenscache.store.objects import object_place
 from lenscache.store.quantization import dequantize, quantize
 from lenscache.store.shards import ShardReader
+from lenscache.store.token_ids import impossible_rows, unknown_rows
 from lenscache.terms import Phase
 
 
@@ -74,6 +81,8 @@ class Block(NamedTuple):
     """(rows, hidden) by phase and model layer; a row with no pooled position is all NaN."""
     completion: Sequence[str]
     n_completion_tokens: NDArray[np.int32]
+    completion_ids: NDArray[np.int32] | None = None
+    """(rows, max_new_tokens), see `lenscache.store.token_ids`; None if no row's are known."""
 
 
 def has_position(
@@ -172,6 +181,17 @@ class Round:
         self._require_columns(*(f"samples/{name}" for name in whole))
         return Samples(*(self._read(f"samples/{name}", rows) for name in Samples._fields))
 
+    def completion_ids(self, rows: slice = slice(None)) -> NDArray[np.int32] | None:
+        """(rows, max_new_tokens) tokens of completions, see `lenscache.store.token_ids`.
+
+        None in a round that holds none: in mode prompt, and in rounds that are older than they.
+        """
+        return self._read(f"samples/{COMPLETION_IDS}", rows) if self._has_ids else None
+
+    @property
+    def _has_ids(self) -> bool:
+        return bool(self._fixed.get(COMPLETION_IDS))
+
     def labels(self) -> Labels:
         """All label columns.
 
@@ -244,6 +264,11 @@ class Round:
                 self._write(name, block, part)
         self._write("samples/completion", block, np.array(list(data.completion), dtype=object))
         self._write("samples/n_completion_tokens", block, data.n_completion_tokens)
+        if self._has_ids:
+            ids = data.completion_ids
+            if ids is None:
+                ids = unknown_rows(rows.stop - rows.start, self._header.max_new_tokens)
+            self._write(f"samples/{COMPLETION_IDS}", block, ids)
         self._set_mark(block, 1)
 
     def verify_block(self, block: int) -> None:
@@ -262,6 +287,12 @@ class Round:
                 f"{self.name}/samples/n_completion_tokens: {where} were never written"
             )
         self._read_present("samples/completion", block)
+        if self._has_ids:
+            ids = self._read_present(f"samples/{COMPLETION_IDS}", block)
+            if impossible_rows(ids, counts).any():
+                raise StoreDamagedError(
+                    f"{self.name}/samples/{COMPLETION_IDS}: {where} hold impossible token ids"
+                )
         for phase, present in self._has_position(rows, counts).items():
             for model_layer in self._header.model_layers:
                 for name in self._arrays_of(phase, model_layer):

@@ -3,8 +3,10 @@ are there for.
 
     python -m tests.golden.make FOLDER
 
-Two tiny stores of format version 1, every value of which follows from what stands here: one of
-bfloat16 with both phases and a label set, one of int8 with prompts alone.
+Tiny stores of format version 1, every value of which follows from what stands here: one of bfloat16
+with both phases and a label set, one of int8 with prompts alone, and one with the tokens of the
+completions. The first two are older than `samples/completion_ids`, and made with a lenscache that
+did not write it.
 """
 
 from __future__ import annotations
@@ -98,7 +100,17 @@ def vectors(rows: slice, phase: Phase) -> NDArray[Any]:
     return np.asarray(values if phase == "prompt" else -values, np.float32)
 
 
-def make(path: Path, store_dtype: StoreDtype, mode: Mode) -> None:
+def token_ids(rows: slice) -> NDArray[np.int32]:
+    """Row r wrote r % 3 tokens, 100 + r each; nobody knows which those of row 9 were."""
+    ids = np.full((rows.stop - rows.start, 5), -1, np.int32)
+    for row in range(rows.start, rows.stop):
+        ids[row - rows.start, : row % 3] = 100 + row
+        if row == 9:
+            ids[row - rows.start] = -2
+    return ids
+
+
+def make(path: Path, store_dtype: StoreDtype, mode: Mode, *, with_ids: bool = False) -> None:
     """Write one store."""
     store = create_store(path, header(store_dtype, mode), PACK)
     plan = plan_samples(PACK, [1], seed=7)
@@ -121,7 +133,8 @@ def make(path: Path, store_dtype: StoreDtype, mode: Mode) -> None:
             arrays["completion", 1][generated == 0] = np.nan
         texts = [f"and {n}" if n and mode == "combined" else "" for n in generated]
         counts = (generated if mode == "combined" else 0 * generated).astype(np.int32)
-        target.write_block(block, Block(arrays, texts, counts))
+        ids = token_ids(rows) if with_ids else None
+        target.write_block(block, Block(arrays, texts, counts, ids))
     target.update_attributes(
         {
             "verification": {
@@ -140,3 +153,4 @@ def make(path: Path, store_dtype: StoreDtype, mode: Mode) -> None:
 if __name__ == "__main__":
     make(Path(sys.argv[1]) / "format-1.zarr", "bfloat16", "combined")
     make(Path(sys.argv[1]) / "format-1-int8.zarr", "int8", "prompt")
+    make(Path(sys.argv[1]) / "format-1-ids.zarr", "float32", "combined", with_ids=True)

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from lenscache.concepts.prompts import KINDS
 from lenscache.errors import StoreFormatError
 from lenscache.store.store import open_store
+from lenscache.store.token_ids import ids_of_row
 from lenscache.store.verify.verify import verify_store
 from lenstrain.data.dataset import LensDataset
 from tests.golden.make import HIDDEN
 
 FOLDER = Path(__file__).parent
 BF16, INT8 = FOLDER / "format-1.zarr", FOLDER / "format-1-int8.zarr"
+WITH_IDS = FOLDER / "format-1-ids.zarr"
 
 # Written out, and not computed by the code that is under test.
 KEY = "dc922bfc34414acfc346c96b05add950"
@@ -34,7 +36,7 @@ TEXTS = [
 
 
 def test_golden_stores_are_of_format_1() -> None:
-    for path in (BF16, INT8):
+    for path in (BF16, INT8, WITH_IDS):
         assert json.loads((path / "zarr.json").read_text())["attributes"]["format_version"] == 1
 
 
@@ -88,7 +90,17 @@ def test_golden_int8_store_holds_what_was_put_into_it() -> None:
     np.testing.assert_allclose(target.read("prompt", 1), values, atol=values.max() / 254)
 
 
-@pytest.mark.parametrize("path", [BF16, INT8], ids=lambda path: path.stem)
+def test_golden_token_ids_read_back_and_older_stores_have_none() -> None:
+    (target,) = open_store(WITH_IDS).rounds(1)
+    ids = target.completion_ids()
+    assert ids is not None
+    rows = [ids_of_row(row) for row in ids]
+    assert rows == [None if row == 9 else (100 + row,) * (row % 3) for row in range(12)]
+    for path in (BF16, INT8):
+        assert open_store(path).rounds(1)[0].completion_ids() is None
+
+
+@pytest.mark.parametrize("path", [BF16, INT8, WITH_IDS], ids=lambda path: path.stem)
 def test_golden_stores_verify(path: Path) -> None:
     assert verify_store(path).findings == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,16 @@ def tree(path: Path) -> dict[str, bytes]:
     about."""
     files = (file for file in path.rglob("*") if file.is_file() and file.suffix != ".partial")
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
+
+
+def without_ids(store: Path) -> Path:
+    """The store as a lenscache left it that did not keep the tokens of completions."""
+    for folder in store.glob("layer_*/round_*"):
+        shutil.rmtree(folder / "samples" / "completion_ids", ignore_errors=True)
+        metadata = json.loads((folder / "zarr.json").read_text())
+        metadata["attributes"].pop("completion_ids", None)
+        (folder / "zarr.json").write_text(json.dumps(metadata, indent=2))
+    return store
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,7 @@ BLOCK_ARRAYS = (
     "activations/completion/2",
     "samples/completion",
     "samples/n_completion_tokens",
+    "samples/completion_ids",
 )
 PLAN_ARRAYS = tuple(
     name

@@ -117,6 +117,7 @@ def objects(store: Path, block: int) -> list[Path]:
             base / "samples" / name / "c" / str(block)
             for name in ("completion", "n_completion_tokens")
         ),
+        base / "samples" / "completion_ids" / "c" / str(block) / "0",
     ]
 
 

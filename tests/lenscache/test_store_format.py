@@ -116,14 +116,16 @@ def test_example_of_the_document_is_right() -> None:
 def test_fill_values_and_dimension_names_are_those_of_the_document(finished_store: Path) -> None:
     target: Any = zarr.open_group(str(finished_store / ROUND), mode="r")
     for name, array in target["samples"].arrays():
-        row = re.search(rf"^\| `{name}` \(n(, 16)?\) \| (\w+) \| (\S+) \|", DOCUMENT, re.MULTILINE)
+        pattern = rf"^\| `{name}` \(n(?:, (\w+))?\) \| (\w+) \| (\S+) \|"
+        row = re.search(pattern, DOCUMENT, re.MULTILINE)
         assert row is not None, name
         kind = "string" if "String" in str(array.dtype) else str(array.dtype)
         assert (kind, json.dumps(array.metadata.fill_value.item() if kind != "string" else "")) == (
             row[2],
             row[3].strip("`") + (".0" if kind == "float32" else ""),
         )
-        assert array.metadata.dimension_names == (("sample", "byte") if row[1] else ("sample",))
+        further = {None: (), "16": ("byte",), "T": ("token",)}[row[1]]
+        assert array.metadata.dimension_names == ("sample", *further)
     for _, array in target["labels"].arrays():
         assert array.metadata.dimension_names == ("label",)
     assert target["complete"].metadata.dimension_names == ("block",)

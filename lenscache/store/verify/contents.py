@@ -18,7 +18,9 @@ from lenscache.concepts.prompts import NEGATIVE, concept_prompts
 from lenscache.errors import LenscacheError
 from lenscache.store.header import StoreHeader
 from lenscache.store.keys import sample_keys
+from lenscache.store.layout import COMPLETION_IDS
 from lenscache.store.store import make_hierarchy
+from lenscache.store.token_ids import impossible_rows
 from lenscache.store.verify.findings import WRITE_ANEW, Finding
 from lenscache.store.verify.round import RoundCheck
 
@@ -53,6 +55,7 @@ def check_columns(check: RoundCheck) -> Iterator[Finding]:
         shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
         yield _finding(check, "labels", f"columns of unequal length: {shown}")
     yield from _check_counts(check)
+    yield from _check_ids(check)
     yield from _check_identity(check)
 
 
@@ -65,6 +68,20 @@ def _check_counts(check: RoundCheck) -> Iterator[Finding]:
             found = f"{len(rows)} counts are not in 0 to {most}"
             yield check.block_finding(
                 "samples/n_completion_tokens", block, found, (int(rows[0]), int(rows[-1]))
+            )
+
+
+def _check_ids(check: RoundCheck) -> Iterator[Finding]:
+    counts = check.parts("samples/n_completion_tokens")
+    for block, ids in sorted(check.parts(f"samples/{COMPLETION_IDS}").items()):
+        if block not in counts:
+            continue  # damage that was reported
+        wrong = impossible_rows(ids, counts[block])
+        if wrong.any():
+            rows = check.rows(block).start + np.flatnonzero(wrong)
+            found = f"{len(rows)} rows are no completions of as many tokens as were fed back"
+            yield check.block_finding(
+                f"samples/{COMPLETION_IDS}", block, found, (int(rows[0]), int(rows[-1]))
             )
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lenscache.errors import StoreAccessError, StoreDamagedError
 from lenscache.store.header import StoreHeader
-from lenscache.store.layout import find_node, vector_arrays
+from lenscache.store.layout import COMPLETION_IDS, find_node, vector_arrays
 from lenscache.store.objects import StoredArray, first_line, object_names
 from lenscache.store.quantization import MISSING
 from lenscache.store.round import has_position
@@ -34,7 +34,8 @@ from lenscache.store.verify.findings import (
 from lenscache.terms import Phase
 
 _VECTORS = ("activations/", "scales/")
-_PER_BLOCK = frozenset({"samples/completion", "samples/n_completion_tokens"})
+_IDS = f"samples/{COMPLETION_IDS}"
+_PER_BLOCK = frozenset({"samples/completion", "samples/n_completion_tokens", _IDS})
 _COLUMN_TYPES = {
     "samples/key": "uint8",
     "samples/text": "string",
@@ -196,6 +197,8 @@ class RoundCheck:
             arrays[f"activations/{place}"] = ((n, header.hidden), header.store_dtype)
             if header.store_dtype == "int8":
                 arrays[f"scales/{place}"] = ((n,), "float32")
+        if self.attributes.get(COMPLETION_IDS):
+            arrays[_IDS] = ((n, header.max_new_tokens), "int32")
         return {**arrays, "complete": ((self.n_blocks,), "uint8")}
 
     def _open(self, name: str, shape: tuple[int | None, ...], data_type: str) -> None:

@@ -53,7 +53,8 @@ def open_dataset(
     position in a phase is NaN there. `sample` is the name of the row in the store
     (`layer_1/round_0/17`). Coordinates along it are level, round, row and the columns that the
     store has of a sample: key, text, completion, kind, split, n_prompt_tokens, n_completion_tokens,
-    temperature ... The attribute `rows_not_extracted` says how many rows are left out.
+    temperature ... The tokens of completions are not among them: see `Round.completion_ids`. The
+    attribute `rows_not_extracted` says how many rows are left out.
 
     Parameters
     ----------
