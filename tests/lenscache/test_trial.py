@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from lenscache.errors import ModelError, PromptTooLongError, UnsupportedModelError
+from lenscache.errors import BatchMismatchError, PromptTooLongError, UnsupportedModelError
 from lenscache.extract import ExtractSettings, extract
 from lenscache.extract.estimate import estimate_run
 from lenscache.inference.runner import Row, Runner
@@ -149,10 +149,36 @@ def test_a_state_that_cannot_be_continued_is_refused_before_a_store_is_made(tmp_
     check_model_runs(loaded, [0], "prompt")
 
 
-def test_recurrent_models_without_a_cache_are_refused_for_completions() -> None:
-    config = transformers.RwkvConfig(vocab_size=300, hidden_size=32, num_hidden_layers=4)
-    with pytest.raises(ModelError, match="--mode prompt"):
-        check_model_runs(own_model(config), [0], "combined")
+RECURRENT: dict[str, Callable[[], Any]] = {
+    "RecurrentGemma": lambda: transformers.RecurrentGemmaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        lru_width=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        attention_window_size=64,
+    ),
+    "RWKV": lambda: transformers.RwkvConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=3, context_length=256
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_a_recurrent_model_that_reads_padding_is_refused(kind: str, tmp_path: Path) -> None:
+    """For completions it gives no cache; the prompts of a batch are not those of its rows."""
+    loaded = own_model(RECURRENT[kind]())
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.15)
+    with pytest.raises(UnsupportedModelError, match="--mode prompt"):
+        extract(tmp_path / "s", small_pack(), loaded)
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(BatchMismatchError, match=r"does not batch.*--batch-size 1"):
+        extract(tmp_path / "s", small_pack(), loaded, ExtractSettings(mode="prompt"))
 
 
 def test_a_model_with_long_rope_has_the_positions_of_its_short_factors(tmp_path: Path) -> None:
