@@ -4,7 +4,9 @@ recorded step, or the model is refused with a reason."""
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,3 +173,10 @@ def test_out_of_memory_clears_graphs_before_it_makes_batches_smaller(error: Exce
     assert not left
     assert runner.out_of_memory == 1  # the second time; the first, other recordings made room
     assert len(found) == 4
+
+
+def test_the_list_of_models_says_how_each_architecture_decodes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(\S+)` \| (recorded|growing)", page, flags=re.MULTILINE))
+    wanted = {name: "recorded" if name in RECORDED else "growing" for name in CONFIGS}
+    assert listed == wanted
