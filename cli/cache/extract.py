@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
@@ -16,7 +15,7 @@ from typer import BadParameter, Option
 
 from .. import console, options
 from ..meter import Meter
-from ..models import follow, is_follower, load
+from ..models import load
 from ..options import Dtype, Engine, Mode, StoreDtype
 from ..runlog import RunLog
 from . import printing
@@ -54,14 +53,6 @@ def extract(
     store_dtype: options.StoreDtypeOption = StoreDtype.bfloat16,
     device: options.Device = "auto",
     device_map: options.DeviceMapOption = None,
-    tensor_parallel: Annotated[
-        bool,
-        Option(
-            "--tensor-parallel",
-            help="Share every block among the processes of `torchrun --nproc-per-node N "
-            "--no-python lenscache ...`.",
-        ),
-    ] = False,
     seed: options.Seed = 0,
     limit: options.Limit = None,
     samples: options.Samples = None,
@@ -113,17 +104,8 @@ def extract(
     from lenscache.extract.settings import ExtractSettings
     from lenscache.store.store import open_store
 
-    if tensor_parallel and is_follower():
-        follow(model, dtype)
-        return
-    if tensor_parallel and batch_size == "auto":
-        raise BadParameter(
-            "--batch-size auto tries until memory is full, which --tensor-parallel cannot: give N"
-        )
-    if engine is Engine.ray and (tensor_parallel or device_map is not None):
-        raise BadParameter(
-            "Ray gives each worker one GPU: leave out --tensor-parallel and --device-map"
-        )
+    if engine is Engine.ray and device_map is not None:
+        raise BadParameter("Ray gives each worker one GPU: leave out --device-map")
     options.check_engine(engine, workers, address)
     concepts = options.load_pack(pack, templates)
     settings = ExtractSettings(
@@ -143,10 +125,7 @@ def extract(
     request = _request(store, concepts, settings, level, limit, reuse or [], top_up)
     said = _say_unnamed(request, quiet=log_json)
     if engine is Engine.local:
-        run = _local_run(
-            request,
-            partial(load, model, dtype, device, device_map, tensor_parallel=tensor_parallel),
-        )
+        run = _local_run(request, partial(load, model, dtype, device, device_map))
     else:
         run = _ray_run(request, model, dtype, device, workers, address)
     asked = {"levels": level, "limit": limit, "pack": f"{concepts.name} ({concepts.digest})"}
@@ -239,8 +218,7 @@ def _local_run(request: Any, new_model: Callable[[], Any]) -> _Run:
     loaded = new_model()
 
     def start(on_progress: Any) -> Any:
-        leading = nullcontext() if loaded.team is None else loaded.team.leading()
-        with leading, lay_out(request, loaded, on_progress) as extraction:
+        with lay_out(request, loaded, on_progress) as extraction:
             return extraction.run()
 
     return _Run(loaded.placement, start)

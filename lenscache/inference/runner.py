@@ -33,7 +33,6 @@ from lenscache.inference.sampling import row_uniforms, sample_tokens
 from lenscache.inference.to_host import HostCopies
 from lenscache.model.loading import LoadedModel, first_line
 from lenscache.model.memory import is_out_of_memory
-from lenscache.model.tensor_parallel import Order
 from lenscache.terms import Mode, Phase, Pooling
 
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
@@ -217,22 +216,12 @@ class Runner:
         return Capture(self.loaded.blocks, self.model_layers, pooling=self.pooling)
 
     def run_batch(self, rows: Sequence[Row], replay: bool = True) -> _Pending:
-        """Begin one batch, in all processes that share the model.
-
-        Raises
-        ------
-        ModelError
-            If they are several, and the memory of a device is full or one of them is gone.
-        """
-        team = self.loaded.team
-        if team is None:
-            fixed = None
-            if replay and self.mode != "prompt" and self._comes_again(len(rows)):
-                length = max(len(row.token_ids) for row in rows) + self.max_new_tokens
-                fixed = self.recordings.find(len(rows), length, self._new_capture())
-            return self._run_batch(rows) if fixed is None else self._run_fixed(rows, fixed)
-        with team.step(Order(list(rows), tuple(self.model_layers), self.mode, self.max_new_tokens)):
-            return self._run_batch(rows)
+        """Begin one batch; with a recorded step, if there is one for its shape."""
+        fixed = None
+        if replay and self.mode != "prompt" and self._comes_again(len(rows)):
+            length = max(len(row.token_ids) for row in rows) + self.max_new_tokens
+            fixed = self.recordings.find(len(rows), length, self._new_capture())
+        return self._run_batch(rows) if fixed is None else self._run_fixed(rows, fixed)
 
     def _comes_again(self, n_rows: int) -> bool:
         """Whether many batches have this size, so that a recorded step is worth its making."""
@@ -315,8 +304,6 @@ class Runner:
         for step in range(steps):
             lost = lost | (logits.isnan().any(dim=1) & alive).any()
             tokens = sample_tokens(logits, temperature, uniform[:, step])
-            if self.loaded.team is not None:
-                tokens = self.loaded.team.share(tokens)
             if given is not None:
                 tokens = torch.where(given[:, step] >= 0, given[:, step], tokens)
                 alive = alive & (given[:, step] != _END)
@@ -446,17 +433,3 @@ def _left_pad(
         token_ids[number, width - len(row) :] = torch.tensor(row)
         mask[number, width - len(row) :] = True
     return token_ids.to(device), mask.to(device)
-
-
-def follow(loaded: LoadedModel) -> None:
-    """Share a model without leading: run every batch that the leader runs, and keep nothing.
-
-    Raises
-    ------
-    ModelError
-        If the memory of this process's device is full, or the leader is gone.
-    """
-    assert loaded.team is not None  # noqa: S101 - for the type checker
-    for rows, model_layers, mode, max_new_tokens in loaded.team.orders():
-        runner = Runner(loaded, model_layers, mode=mode, max_new_tokens=max_new_tokens)
-        runner.run_batch(rows)

@@ -101,8 +101,7 @@ def steer(
     ModelLayerError
         If the model has no such transformer block.
     SteeringError
-        If the direction does not fit the model, or it or a number is not finite; or if processes
-        share the model.
+        If the direction does not fit the model, or it or a number is not finite.
     UnsupportedModelError
         If the model's transformer blocks put out several streams, or were compiled.
     ModelError
@@ -119,11 +118,6 @@ def steer_all(
     model: LoadedModel | nn.Module, interventions: Sequence[Intervention]
 ) -> Iterator[None]:
     """Steer along several directions at once, on one model layer or on several; as `steer`."""
-    if isinstance(model, LoadedModel) and model.team is not None:
-        raise SteeringError(
-            f"{model.id} is shared by {model.team.size} processes, of which only this one would "
-            "steer: load it without tensor parallelism, with --device-map auto if it is large"
-        )
     module: nn.Module = model.model if isinstance(model, LoadedModel) else model
     check_not_compiled(module)
     blocks = model.blocks if isinstance(model, LoadedModel) else find_blocks(module)

@@ -23,8 +23,7 @@ from lenscache.model.checkpoint import load_weights
 from lenscache.model.fingerprint import model_fingerprint, tokenizer_fingerprint
 from lenscache.model.loading_errors import loading_error
 from lenscache.model.names import check_name, local_folder
-from lenscache.model.placement import check_device_map, input_device, offload_folder, whole_weights
-from lenscache.model.tensor_parallel import Team
+from lenscache.model.placement import check_device_map, input_device, offload_folder
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -45,8 +44,6 @@ class LoadedModel:
     """Where inputs go."""
     blocks: Sequence[nn.Module]
     """The transformer blocks, in order."""
-    team: Team | None = None
-    """The processes that share the weights; None where this one has them all."""
 
     @property
     def n_layers(self) -> int:
@@ -81,15 +78,13 @@ class LoadedModel:
 
     @cached_property
     def is_whole(self) -> bool:
-        """Whether all weights stay on one device of one process."""
+        """Whether all weights stay on one device."""
         places = set(self._places)
-        return self.team is None and len(places) < 2 and "disk" not in places
+        return len(places) < 2 and "disk" not in places
 
     @property
     def placement(self) -> str:
         """Where the weights are, for people."""
-        if self.team is not None:
-            return f"{self.team.size} processes, the first of them on {self.team.device}"
         return ", ".join(dict.fromkeys(self._places)) or str(self.device)
 
     @property
@@ -173,7 +168,6 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     device_map: str | Mapping[str, Any] | None = None,
-    team: Team | None = None,
     cache_dir: Path | None = None,
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer.
@@ -189,52 +183,32 @@ def load_model(
     device_map : how to spread the blocks over all devices, one of `placement.DEVICE_MAPS`; or which
         part goes where, as accelerate takes it. What no card holds stays in memory or on the disk
         and is fetched when it is needed: slow.
-    team : the processes that share each block; every one of them has to load the model.
     cache_dir : where built-in models are converted to, once; None for the user's cache folder.
 
     Raises
     ------
     ModelError
-        If the device, the dtype, the device map or the team cannot be used.
+        If the device, the dtype or the device map cannot be used.
     ModelNotFoundError
         If nothing can be loaded under this name.
     WeightsError
         If weights are missing, left over, or of another shape.
     UnsupportedModelError
-        If its transformer blocks cannot be found, or it cannot be shared among the processes.
+        If its transformer blocks cannot be found.
     MissingPackageError
         If a device map is given without accelerate.
     """
     if device_map is not None:
-        if device != "auto" or team is not None:
-            other = "a team of processes" if team is not None else f"the device {device}"
-            raise ModelError(f"a device map and {other} are given: leave one of them out")
+        if device != "auto":
+            raise ModelError(
+                f"a device map and the device {device} are given: leave one of them out"
+            )
         check_device_map(device_map)
-    place = _device(device) if team is None else team.device
+    place = _device(device)
     dtype = _native_dtype(place) if dtype == "auto" else dtype
     if dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}, expected auto, {', '.join(DTYPES)}")
-    if team is None:
-        return _load(name, dtype, place, device_map, None, cache_dir)
-    error, loaded = None, None
-    try:
-        loaded = _load(name, dtype, place, None, team, cache_dir)
-    except Exception as found:  # noqa: BLE001 - raised again, once the others know
-        error = found
-    team.agree(error)
-    assert loaded is not None  # noqa: S101 - for the type checker
-    _put_together(loaded, team)
-    loaded.model.register_forward_pre_hook(team.check_in_step)
-    return loaded
-
-
-def _put_together(loaded: LoadedModel, team: Team) -> None:
-    """Compute the leader's fingerprint: it takes the slices of every process at the same time."""
-    if team.is_leader:
-        loaded.fingerprint  # noqa: B018 - kept from now on
-    else:
-        for _ in whole_weights(loaded.model):
-            pass
+    return _load(name, dtype, place, device_map, cache_dir)
 
 
 def _load(
@@ -242,7 +216,6 @@ def _load(
     dtype: str,
     place: torch.device,
     device_map: Any,
-    team: Team | None,
     cache_dir: Path | None,
 ) -> LoadedModel:
     check_name(name)
@@ -258,10 +231,8 @@ def _load(
             model = _spread(name, device_map, how)
             place = input_device(model)
         else:
-            how |= {} if team is None else {"distributed_config": _shared(folder, team)}
             model = load_weights(name, **how)
-            if team is None:
-                model.to(place)
+            model.to(place)
         model.eval().requires_grad_(False)
     except ModelError:
         raise
@@ -279,7 +250,7 @@ def _load(
             raise
         raise loading_error(error, name, local_folder(str(folder))) from error
     label = Path(name).name if Path(name).exists() else name
-    return LoadedModel(model, tokenizer, label, dtype, place, list(find_blocks(model)), team)
+    return LoadedModel(model, tokenizer, label, dtype, place, list(find_blocks(model)))
 
 
 def _is_of_files(error: Exception) -> bool:
@@ -296,41 +267,6 @@ def _spread(name: str, device_map: str | Mapping[str, Any], how: dict[str, Any])
         model = load_weights(name, device_map=given, offload_folder=offloaded, **how)
         keep_for(model)
     return model
-
-
-def _shared(folder: str | Path, team: Team) -> Any:
-    """What tells transformers to share a model among the processes.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the model has no plan for that, or its attention heads cannot be shared evenly.
-    ModelError
-        If transformers is too old.
-    """
-    whole = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    config = whole.get_text_config()
-    if not getattr(config, "base_model_tp_plan", None):
-        raise UnsupportedModelError(
-            f"transformers has no tensor-parallel plan for {config.model_type} models: use "
-            "--device-map auto"
-        )
-    for name in ("num_attention_heads", "num_key_value_heads"):
-        heads = getattr(config, name, None) or team.size
-        if heads % team.size:
-            raise UnsupportedModelError(
-                f"{name} is {heads}, which {team.size} processes cannot share evenly: start a "
-                "number that divides it"
-            )
-    try:
-        from transformers.distributed import DistributedConfig
-
-        return DistributedConfig(tp_size=team.size)
-    except (ImportError, TypeError) as error:
-        raise ModelError(
-            f"transformers {transformers.__version__} cannot share a model among processes: "
-            "install a newer one"
-        ) from error
 
 
 def first_line(error: Exception) -> str:

@@ -69,7 +69,7 @@ def input_device(model: Any) -> torch.device:
 
 
 def whole_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a model's state by name: slices put together, offloaded ones read, lazily.
+    """The tensors of a model's state by name, offloaded ones read, lazily.
 
     Raises
     ------
@@ -77,10 +77,7 @@ def whole_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         If the values of a weight are nowhere to be found.
     """
     for name, tensor in sorted(model.state_dict().items()):
-        if hasattr(tensor, "full_tensor"):
-            yield name, tensor.full_tensor()
-        else:
-            yield name, _fetched(model, name) if tensor.is_meta else tensor
+        yield name, _fetched(model, name) if tensor.is_meta else tensor
 
 
 def _fetched(model: nn.Module, name: str) -> torch.Tensor:
