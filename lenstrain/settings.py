@@ -13,7 +13,7 @@ from lenstrain.metrics.score import REFERENCE_PREVALENCE
 Validation = Literal["advisory", "blocking", "falloff"]
 PhaseChoice = Literal["both", "prompt", "completion"]
 Stage = Literal["choosing model layers", "fitting", "fitting text lenses", "refining", "checking"]
-FamilyName = Literal["linear", "mlp", "mean-difference", "ensemble", "text"]
+FamilyName = Literal["linear", "mlp", "discriminant", "mean-difference", "ensemble", "text"]
 
 
 class Step(Protocol):
@@ -62,6 +62,9 @@ class FitSettings:
     """Inverse L2 strength on standardised features; None to choose it from `STRENGTHS`."""
     family: FamilyName = "linear"
     """See `lenstrain.families.contract`; "text" reads what the model wrote, not its activations."""
+    unit_norm: bool = True
+    """Whether "discriminant" reads activations over their standardised length, which a plain linear
+    lens cannot."""
     fpr: float | None = None
     """Share of all unrelated calibration samples that the decision threshold may let through; None
     for the threshold with the best F1 on the concept's own calibration samples."""

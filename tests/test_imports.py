@@ -121,7 +121,7 @@ OUTSIDE = {
     "matplotlib": "lenscache/drawing.py lenscache/plots.py lenstrain/plots.py",
     "ray": "lenscache/cluster.py lenscache/extract/ray_driver.py lenstrain/sweeps/ray.py",
     "scipy": (
-        "lenstrain/metrics lenstrain/families lenstrain/data/words.py lenstrain/audit "
+        "lenstrain/metrics lenstrain/families lenstrain/data lenstrain/audit "
         "lenstrain/pack/tensors.py lenstrain/compare"
     ),
     "sklearn": "lenstrain/data/words.py lenstrain/audit/twins.py",

@@ -33,6 +33,7 @@ Family = StrEnum(
     "Family",
     {
         "linear": "linear",
+        "discriminant": "discriminant",
         "mlp": "mlp",
         "mean_difference": "mean-difference",
         "ensemble": "ensemble",
@@ -66,6 +67,13 @@ def fit(
     family: Annotated[
         list[Family] | None, Option(help="What a lens is; repeatable. Default: linear.")
     ] = None,
+    unit_norm: Annotated[
+        bool,
+        Option(
+            "--unit-norm/--no-unit-norm",
+            help="Discriminant lenses divide activations by their length, or are plainly linear.",
+        ),
+    ] = True,
     level: options.Levels = None,
     model_layers: Annotated[
         list[str] | None,
@@ -202,6 +210,7 @@ def fit(
         validation=validation.value,
         min_grade=Grade(min_grade.value),
         C=c,
+        unit_norm=unit_norm,
         fpr=fpr,
         beyond_graduation=beyond,
         phase=phase.value,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from lenstrain.data.dataset import TRAIN, LensDataset, Rows
 from lenstrain.errors import SettingsError
 from lenstrain.families.contract import Scores
 from lenstrain.families.linear import LinearFit
-from lenstrain.families.standardizer import Matrix, Standardizer
+from lenstrain.families.standardizer import Matrix, Standardizer, scale_to_unit
 
 # Rows of a product: the same on any number of cores, since other slices may round differently.
 _SLICE = 1024
@@ -33,6 +34,7 @@ class Features:
     Z : (vectors, features), sorted by split as `LensDataset.split_place` says.
     standardizer : what Z was standardised with; None if it is what it was.
     finite : (vectors,) rows that can be used; None for all.
+    lengths : (vectors, model layers) of the standardised vectors, where Z has them scaled to 1.
     """
 
     def __init__(
@@ -41,18 +43,29 @@ class Features:
         Z: Matrix,
         standardizer: Standardizer | None = None,
         finite: NDArray[np.bool_] | None = None,
+        lengths: NDArray[np.float32] | None = None,
     ) -> None:
         self.dataset, self.Z, self.standardizer = dataset, Z, standardizer
+        self._lengths = lengths
         self.finite = np.ones(Z.shape[0], np.bool_) if finite is None else finite
 
     @classmethod
     def of_model_layers(
-        cls, dataset: LensDataset, model_layers: Sequence[int], device: str = "cpu"
+        cls,
+        dataset: LensDataset,
+        model_layers: Sequence[int],
+        device: str = "cpu",
+        *,
+        unit_norm: bool = False,
     ) -> Features:
-        """Standardised activations of one model layer, or of several side by side."""
+        """Standardised activations of one model layer, or of several side by side.
+
+        With `unit_norm`, vectors of each model layer have length 1.
+        """
         read = [dataset.vectors(model_layer, dataset.split_place) for model_layer in model_layers]
         X = read[0] if len(read) == 1 else np.hstack(read)
-        return cls.of_dense(dataset, X, device, dataset.store.header.store_dtype)
+        n_unit = len(read) if unit_norm else 0
+        return cls.of_dense(dataset, X, device, dataset.store.header.store_dtype, n_unit)
 
     @classmethod
     def of_dense(
@@ -61,8 +74,9 @@ class Features:
         X: NDArray[np.float32],
         device: str = "cpu",
         stored_as: str = "float32",
+        n_unit: int = 0,
     ) -> Features:
-        """Standardise X (vectors, features), sorted by split, in place; see `Standardizer.fit`."""
+        """Standardise X (vectors, features), sorted by split, in place; see `Standardizer`."""
         finite = _finite_rows(X)
         train = X[dataset.split_slices[TRAIN]]
         if not finite.all():
@@ -70,7 +84,21 @@ class Features:
         standardizer = Standardizer.fit(train, stored_as)
         standardizer.transform_in_place(X)
         X[~finite] = 0.0  # so that no product with it is NaN; whoever needs such a row is told
-        return cls(dataset, torch.from_numpy(X).to(device), standardizer, finite)
+        lengths = None
+        if n_unit:
+            lengths = scale_to_unit(X, n_unit)
+            mean, scale = (each.astype(np.float32) for each in standardizer[:2])
+            standardizer = Standardizer(mean, scale, n_unit)  # as it is shipped
+        return cls(dataset, torch.from_numpy(X).to(device), standardizer, finite, lengths)
+
+    def standardised(self, rows: Any) -> torch.Tensor:
+        """(rows, features) some dense rows, by number or slice, as they were before scaling to
+        length 1."""
+        Z: torch.Tensor = self.Z[rows]
+        if self._lengths is None:
+            return Z
+        lengths = torch.from_numpy(self._lengths[rows]).to(Z)
+        return (Z.reshape(*lengths.shape, -1) * lengths[:, :, None]).reshape(Z.shape)
 
     @property
     def row_bytes(self) -> int:

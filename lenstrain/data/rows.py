@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
-from lenstrain.data.dataset import TEST, TRAIN, LensDataset, Rows
+from lenstrain.data.dataset import NO_ROWS, TEST, TRAIN, LensDataset, Rows
 from lenstrain.data.tasks import Task
 from lenstrain.errors import LeakageError
 from lenstrain.metrics.score import Ranked, rank_positives
@@ -93,6 +95,14 @@ class TaskRows:
         related = np.union1d(self.task.related, samples)
         task = replace(self.task, negatives=negatives, related=related)
         return TaskRows(self.dataset, task, self._settings)
+
+    @property
+    def apart(self) -> Rows:
+        """Rows of the training split that are no negatives: its own, its ancestors' and
+        descendants'."""
+        mark = np.zeros(self.dataset.n_samples, np.bool_)
+        mark[self.task.positives[TRAIN]] = mark[self.task.related] = True
+        return np.flatnonzero(mark[_samples(self.dataset, TRAIN)])
 
     def drawn_from(self, split: int, positives: Rows) -> HeldOut:
         """Some of its positive samples in a split, and its negatives there."""
@@ -189,6 +199,21 @@ class TaskRows:
         """Let go of what was looked up."""
         self._drawn.clear()
         self._sides.clear()
+
+
+def training_classes(dataset: LensDataset, usable: NDArray[np.bool_]) -> Any:
+    """Sparse (training rows, concepts + 1): 1 where a row expresses a concept, in the last column
+    where it expresses none; nothing for rows that are not `usable` (training rows,)."""
+    concepts = [*dataset.positive_rows.values()]
+    numbers = np.repeat(np.arange(len(concepts)), [len(rows) for rows in concepts])
+    places = np.concatenate([NO_ROWS, *concepts]), numbers
+    shape = dataset.n_samples, len(concepts)
+    expressed = csr_array((np.ones(len(numbers), np.float32), places), shape)
+    none = csr_array((np.diff(expressed.indptr) == 0)[:, None].astype(np.float32))
+    rows = scipy.sparse.hstack([expressed, none], format="csr")[_samples(dataset, TRAIN)]
+    rows.data[np.repeat(~usable, np.diff(rows.indptr))] = 0
+    rows.eliminate_zeros()
+    return rows
 
 
 def _samples(dataset: LensDataset, split: int) -> Rows:

@@ -42,14 +42,14 @@ from lenstrain.exchange.filenames import file_stems
 from lenstrain.exchange.folder import Sidecar, read_sidecar, write_export, write_json, write_sidecar
 from lenstrain.exchange.statedict import from_state_dict, load_state_dict, n_inputs, to_state_dict
 from lenstrain.families.linear import LinearWeights
-from lenstrain.families.weights import Weights
+from lenstrain.families.weights import Weights, norm_of
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.grade import RULE
 from lenstrain.pack.lens import Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings, settings_to_json
 
-_FAMILIES = ("linear", "mean-difference", "mlp")
+_FAMILIES = ("linear", "discriminant", "mean-difference", "mlp")
 _SUFFIX = "_classifier"
 _LAYER = re.compile(r"layer(\d{1,3})")
 _PATTERNS = ("*.pt", "activation_lenses/*.pt", "layer*/*.pt", "layer*/classifiers/*.pt")
@@ -89,10 +89,15 @@ def write_hatcat(pack: LensPack, out: Path, *, overwrite: bool = False) -> dict[
     LensPackExistsError
         If `out` exists, and is not an earlier export or `overwrite` is off.
     """
-    if pack.family not in _FAMILIES:
+    if pack.family not in _FAMILIES or any(len(lens.model_layers) > 1 for lens in pack):
         raise SettingsError(
             f"{pack.family} lenses have no form in HatCat, whose classifiers read one model layer: "
             f"export a pack of {', '.join(_FAMILIES)}"
+        )
+    if any(norm_of(lens.weights) is not None for lens in pack):
+        raise SettingsError(
+            "HatCat's classifiers cannot divide by the length of an activation, as these lenses "
+            "do: fit them with --no-unit-norm"
         )
     files: dict[str, str] = {}
     for level in _levels(pack):

@@ -11,7 +11,7 @@ what each of them promises.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,3 +77,8 @@ class Job(NamedTuple):
     targets: Sequence[Targets]
     seeds: Sequence[int]
     """One for each concept, for families that draw."""
+    apart: Sequence[Rows] = ()
+    """For each concept, the training rows of Z that are no negatives of it: those that express it,
+    taken up or not, and its ancestors' and descendants'."""
+    shared: Any = None
+    """What `Family.share` made of all training rows, of a family that has it."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from lenstrain.families.contract import Job, Trainer
+from lenstrain.families.discriminant import DiscriminantTrainer, Within
 from lenstrain.families.ensemble import EnsembleTrainer
 from lenstrain.families.linear import LinearTrainer
 from lenstrain.families.mean_difference import MeanDifferenceTrainer
@@ -24,6 +26,10 @@ class Family:
     """How many model layers a lens reads; 0 if it reads text."""
     bytes_per_feature: int = 0
     """Memory of a fit beyond its rows, for each feature."""
+    share: Callable[..., Any] | None = None
+    """What concepts share: made of all training rows once, as `Within.fit`, for `Job.shared`."""
+    unit_norm: bool = False
+    """Whether it reads standardised vectors of length 1, unless settings say otherwise."""
 
 
 STRENGTHS = (0.01, 0.1, 1.0)
@@ -31,8 +37,9 @@ STRENGTHS = (0.01, 0.1, 1.0)
 
 _ALL = (
     Family("linear", lambda job: LinearTrainer(*job[:3]), STRENGTHS),
+    Family("discriminant", DiscriminantTrainer, share=Within.fit, unit_norm=True),
     Family("mean-difference", lambda job: MeanDifferenceTrainer(*job[:3])),
-    Family("mlp", lambda job: MlpTrainer(*job), bytes_per_feature=4 * 128 * 4),
+    Family("mlp", lambda job: MlpTrainer(*job[:4]), bytes_per_feature=4 * 128 * 4),
     # The best model layer of each third, as the system that this one succeeds selects them.
     Family("ensemble", lambda job: EnsembleTrainer(job, 3), STRENGTHS, n_model_layers=3),
     # Rows of TF-IDF have length 1, standardised activations the square root of the hidden size.

@@ -32,10 +32,16 @@ class LinearWeights(NamedTuple):
     weight: NDArray[np.float32]
     """(hidden,) on raw activations."""
     bias: float
+    norm: Standardizer | None = None
+    """Of a lens that divides activations by their standardised length: what they are less the mean
+    and over that length is multiplied by the weights. All lenses of a model layer share it."""
 
     def decision_function(self, X: NDArray[Any]) -> NDArray[np.float32]:
         """(n,) logits of raw activations X (n, hidden)."""
-        return np.asarray(X.astype(np.float32) @ self.weight + np.float32(self.bias))
+        X = X.astype(np.float32)
+        if self.norm is not None:
+            X = self.norm.over_length(X)
+        return np.asarray(X @ self.weight + np.float32(self.bias))
 
 
 class LinearFit(NamedTuple):
@@ -92,10 +98,14 @@ class LinearFit(NamedTuple):
     def ship(self, number: int, standardizer: Standardizer | None) -> LinearWeights:
         """The lens of one concept on raw features; None where features were not standardised."""
         weight, bias = self.weight[number], self.intercept[number]
+        norm = None
         if standardizer is not None:
             weight = weight / standardizer.scale
-            bias = bias - weight @ standardizer.mean
-        return LinearWeights(weight.astype(np.float32), float(np.float32(bias)))
+            if standardizer.n_unit:
+                norm = standardizer
+            else:
+                bias = bias - weight @ standardizer.mean
+        return LinearWeights(weight.astype(np.float32), float(np.float32(bias)), norm)
 
 
 def _even(weight: NDArray[np.float64], rows: NDArray[Any]) -> NDArray[Any]:
@@ -140,7 +150,7 @@ class LinearTrainer:
         width = max(map(len, rows))
         self._gram = torch.zeros(len(rows), width, width, dtype=torch.float64, device=self._device)
         for number, part in enumerate(self._parts):
-            self._gram[number, : part.shape[0], : part.shape[0]] = _gram(part)
+            self._gram[number, : part.shape[0], : part.shape[0]] = gram(part)
         self._targets = targets
 
     def fit(
@@ -219,7 +229,7 @@ def _fit(weight: NDArray[np.float64], solution: Solution, counts: Sequence[int])
     return LinearFit(weight, intercept, logits, converged)
 
 
-def _gram(part: Matrix) -> torch.Tensor:
+def gram(part: Matrix) -> torch.Tensor:
     """(n, n) products of all rows with all."""
     if not isinstance(part, torch.Tensor):
         return torch.from_numpy((part @ part.T).toarray())

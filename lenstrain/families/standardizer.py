@@ -1,4 +1,4 @@
-"""Features with mean 0 and deviation 1 over the training rows."""
+"""Features with mean 0 and deviation 1 over the training rows, and rows of length 1."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ Matrix: TypeAlias = torch.Tensor | Any
 class Standardizer(NamedTuple):
     """Mean and deviation of each feature over training rows."""
 
-    mean: NDArray[np.float64]
-    """(hidden,)"""
-    scale: NDArray[np.float64]
+    mean: Any
+    """(hidden,) array; a tensor where it is applied to tensors."""
+    scale: Any
     """(hidden,), where a feature is constant 1, or how far rounding takes it if that is more."""
+    n_unit: int = 0
+    """Model layers side by side whose standardised vectors are scaled to length 1; 0 if none is."""
 
     @classmethod
     def fit(cls, X: NDArray[Any], stored_as: str | None = None) -> Standardizer:
@@ -56,9 +58,38 @@ class Standardizer(NamedTuple):
 
     def transform(self, X: NDArray[Any]) -> NDArray[np.float64]:
         """Standardise X (rows, hidden)."""
-        return np.asarray((X - self.mean) / self.scale)
+        return np.asarray(self.over_length(X) / self.scale)
+
+    def part(self, number: int, n_parts: int) -> Standardizer:
+        """That of one of some model layers that lie side by side."""
+        mean, scale = (np.split(each, n_parts)[number] for each in self[:2])
+        return Standardizer(mean, scale, min(self.n_unit, 1))
+
+    def over_length(self, X: Any) -> Any:
+        """X (rows, hidden), array or tensor, less the mean, and over the length that it has when
+        standardised if that is to be 1, a model layer at a time."""
+        centred = X - self.mean
+        if not self.n_unit:
+            return centred
+        shape = len(X), self.n_unit, X.shape[1] // self.n_unit
+        lengths = ((centred / self.scale).reshape(shape) ** 2).sum(2)[:, :, None] ** 0.5
+        return (centred.reshape(shape) / (lengths + (lengths == 0))).reshape(X.shape)
 
     def transform_in_place(self, X: NDArray[np.float32]) -> None:
         """Standardise X (rows, hidden), which may fill most of the memory."""
         for start in range(0, len(X), _CHUNK_ROWS):
             X[start : start + _CHUNK_ROWS] = self.transform(X[start : start + _CHUNK_ROWS])
+
+
+def scale_to_unit(X: NDArray[np.float32], n_parts: int) -> NDArray[np.float32]:
+    """Scale each of the parts of X (rows, features), side by side, to length 1, in place.
+
+    Returns
+    -------
+    (rows, parts) the lengths before; of a part of zeros, which stays as it is, 1.
+    """
+    parts = X.reshape(len(X), n_parts, -1)
+    lengths: NDArray[np.float32] = np.sqrt(np.einsum("rpf,rpf->rp", parts, parts))
+    lengths[lengths == 0] = 1
+    parts /= lengths[:, :, None]
+    return lengths

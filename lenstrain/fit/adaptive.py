@@ -214,7 +214,11 @@ def _features(
 ) -> tuple[Features, Vocabulary | None]:
     """Activations of some model layers, or without any the words of the completions."""
     if model_layers:
-        return Features.of_model_layers(dataset, model_layers, settings.device), None
+        unit_norm = FAMILIES[settings.family].unit_norm and settings.unit_norm
+        features = Features.of_model_layers(
+            dataset, model_layers, settings.device, unit_norm=unit_norm
+        )
+        return features, None
     return word_features(dataset, dataset.completions)
 
 

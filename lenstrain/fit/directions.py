@@ -36,10 +36,10 @@ def steering_directions(
     training = features.dataset.split_slices[TRAIN]
     # Standardised, the mean of all training vectors is 0.
     positives = [torch.from_numpy(t.training.rows[t.training.targets]) for t in tasks]
-    means = torch.stack([Z[rows].mean(dim=0) for rows in positives])
+    means = torch.stack([features.standardised(rows).mean(dim=0) for rows in positives])
     scale = torch.from_numpy(standardizer.scale).to(Z)
     every = max(1, (training.stop - training.start) // _REFERENCE_ROWS)
-    reference = Z[training][::every]
+    reference = features.standardised(slice(training.start, training.stop, every))
     found: list[list[Direction]] = [[] for _ in tasks]
     width = Z.shape[1] // len(model_layers)
     for number, model_layer in enumerate(model_layers):

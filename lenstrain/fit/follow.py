@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from lenstrain.data.dataset import LensDataset, extraction_state, open_dataset
 from lenstrain.errors import StalledError, TooFewSamplesError
+from lenstrain.families.kinds import FAMILIES
 from lenstrain.fit.train import train
 from lenstrain.pack.folder import check_output
 from lenstrain.pack.lens import Lens
@@ -87,6 +88,8 @@ def fit_following(
         open_dataset, path, levels=levels, phase=settings.phase, seed=settings.seed, labels=labels
     )
     provisional: dict[str, Lens] = {}
+    # Lenses that share something are of one fit, or not in one pack.
+    together = FAMILIES[settings.family].share is not None
     blocks_then, heard = -1, time.monotonic()
     while True:
         state = extraction_state(path, levels)
@@ -104,7 +107,9 @@ def fit_following(
             fresh = [c for c in dataset.concepts if c in wanted and c not in provisional]
             # Not for text lenses: a pack has one vocabulary, and that of each wave is another one.
             if settings.family != "text" and fresh and len(fresh) >= len(provisional) / 2:
-                pack = _fit_provisional(fit, dataset, fresh, provisional)
+                before = {} if together else provisional
+                fresh += [*provisional] if together else []
+                pack = _fit_provisional(fit, dataset, fresh, before)
                 if len(pack):
                     pack.save(out, overwrite=overwrite or bool(provisional))
                     provisional = {lens.concept: lens for lens in pack}

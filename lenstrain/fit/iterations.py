@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, groupby, repeat
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, stable_seed
 from lenstrain.data.features import Features
-from lenstrain.data.rows import TaskRows
+from lenstrain.data.rows import TaskRows, training_classes
 from lenstrain.families.contract import Fitted, Job, PathTrainer, Trainer
 from lenstrain.families.kinds import FAMILIES
 from lenstrain.fit.choice import best_for_each, calibration_scores
@@ -201,6 +201,7 @@ class AdaptiveTraining:
         self.tasks = [rows for task in tasks if (rows := self._usable(task, skipped)) is not None]
         self.waves = self._waves()
         self._kept: list[Trainer] = []
+        self._shared: Any = None
 
     def run(
         self, times: dict[int, IterationTime], strengths: Sequence[float] | None = None
@@ -208,10 +209,20 @@ class AdaptiveTraining:
         """The lenses of each concept, one for each of the settings; `times` gets what each
         iteration cost."""
         with cores(self.jobs) as pool:
+            self._shared = self._share(pool)
             strengths = strengths or self._choose_strengths(pool)
             for wave in self.waves:
                 for found in self._train(self._chunks(wave, strengths, pool), pool, times):
                     yield from found
+
+    def _share(self, pool: Executor) -> Any:
+        """What the concepts share, of a family in which they share something."""
+        if self.family.share is None:
+            return None
+        training, dataset = self.features.dataset.split_slices[TRAIN], self.features.dataset
+        classes = training_classes(dataset, self.features.finite[training])
+        n_parts = len(self.model_layers)
+        return self.family.share(self.features.Z[training], classes, n_parts, pool.map)
 
     def _waves(self) -> list[list[list[int]]]:
         """Numbers of tasks in chunks, those in waves."""
@@ -244,7 +255,10 @@ class AdaptiveTraining:
             here = [self.tasks[i] for i in chunk]
             rows, targets = [t.training.rows for t in here], [t.training.targets for t in here]
             seeds = [stable_seed("lens", self.settings.seed, t.task.concept) for t in here]
-            return self.family.trainer(Job(self.features.Z, rows, targets, seeds))
+            apart = [t.apart for t in here] if self._shared is not None else []
+            return self.family.trainer(
+                Job(self.features.Z, rows, targets, seeds, apart, self._shared)
+            )
 
         return [*pool.map(trainer, wave)]
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.mlp import MlpWeights
+from lenstrain.families.standardizer import Standardizer
+from lenstrain.families.weights import norm_of
 from lenstrain.pack.lens import Lens
 
 _CHUNK_BYTES = 256 * 2**20  # of the first hidden layer of many networks
@@ -41,6 +43,7 @@ class LensScorer:
         self.device = device
         self.model_layers = tuple(sorted({layer for lens in lenses for layer in lens.model_layers}))
         self._weights = {layer: _weights(lenses, layer, device) for layer in self.model_layers}
+        self._norms = {layer: _norm(lenses, layer, device) for layer in self.model_layers}
         place, n_products = _places(lenses, self.model_layers)
         self._is_ragged = bool((place == n_products).any())
         self._place = torch.from_numpy(place).to(device)
@@ -55,6 +58,8 @@ class LensScorer:
         weights = self._weights[model_layer]
         if isinstance(weights, _Networks):
             return _forward(weights, X)
+        if (norm := self._norms[model_layer]) is not None:
+            X = norm.over_length(X)
         # As a vector where it is one: a product with a matrix of one row is several times slower.
         return (weights @ X[0])[None] if len(X) == 1 else X @ weights.T
 
@@ -93,6 +98,17 @@ def _weights(
         if isinstance(lens.weights, LinearWeights)
     ]
     return torch.from_numpy(np.array(rows, np.float32)).to(device)
+
+
+def _norm(lenses: Sequence[Lens], model_layer: int, device: torch.device) -> Standardizer | None:
+    """What those share that divide by the length of an activation, as tensors."""
+    for lens in lenses:
+        if model_layer in lens.model_layers:
+            place, n = lens.model_layers.index(model_layer), len(lens.model_layers)
+            if (norm := norm_of(lens.weights, place, n)) is not None:
+                mean, scale = (torch.from_numpy(each).to(device) for each in norm[:2])
+                return Standardizer(mean, scale, norm.n_unit)
+    return None
 
 
 def _places(lenses: Sequence[Lens], model_layers: Sequence[int]) -> tuple[NDArray[np.int64], int]:

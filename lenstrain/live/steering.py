@@ -75,7 +75,7 @@ def _across(lens: Lens) -> tuple[Direction, ...]:
     noise deviation."""
     if not lens.model_layers:
         return ()
-    if not isinstance(lens.weights, LinearWeights):
+    if not isinstance(lens.weights, LinearWeights) or lens.weights.norm is not None:
         raise SettingsError(
             f"the lens of {lens.concept} is not linear: steer along its mean difference"
         )

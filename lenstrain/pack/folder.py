@@ -34,9 +34,18 @@ from lenstrain.families.weights import Weights
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Direction, Iteration, Lens, NoiseFloor
-from lenstrain.pack.tensors import pack_directions, pack_weights, unpack_directions, unpack_weights
+from lenstrain.pack.tensors import (
+    pack_directions,
+    pack_norms,
+    pack_weights,
+    unpack_directions,
+    unpack_weights,
+    with_norms,
+)
 
 FORMAT_VERSION = 2
+NORM_VERSION = 3
+"""Of packs that a reader of version 2 would score wrongly: they hold `norm` tensors."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as a path: without its second slash
 
@@ -80,10 +89,11 @@ def read_folder(folder: Path) -> PackContent:
     except (ValueError, safetensors.SafetensorError) as error:
         raise _unreadable(folder, error) from error
     found = data.get("format_version") if isinstance(data, dict) else None
-    if found != FORMAT_VERSION:
+    if found not in (FORMAT_VERSION, NORM_VERSION):
         is_older = isinstance(found, int) and found < FORMAT_VERSION
         raise LensPackFormatError(
-            f"{folder} has format version {found}, this lenstrain reads {FORMAT_VERSION}: "
+            f"{folder} has format version {found}, this lenstrain reads {FORMAT_VERSION} and "
+            f"{NORM_VERSION}: "
             f"{'fit it again' if is_older else 'upgrade lenstrain'}"
         )
     try:
@@ -95,6 +105,7 @@ def read_folder(folder: Path) -> PackContent:
             raise ValueError(f"{len(rows)} lenses in JSON and {len(weights)} in safetensors")
         path = folder / "run.json"
         run = _read_json(path) if path.exists() else {}
+        weights = with_norms(weights, [tuple(row["model_layers"]) for row in rows], tensors)
         vectors = unpack_directions(tensors, len(weights))
         lenses = [lens_from_json(*row) for row in zip(rows, weights, vectors, strict=True)]
     except (KeyError, TypeError, ValueError, OSError) as error:
@@ -139,14 +150,15 @@ def write_beside(folder: Path, write: Callable[[Path], None], *, overwrite: bool
 def write_folder(folder: Path, content: PackContent, *, short: Sequence[str]) -> None:
     """Write one folder; `short` are concepts without a lens that ask for samples, too."""
     tensors = pack_weights([lens.weights for lens in content.lenses], content.family)
-    tensors |= pack_directions(content.lenses)
+    norms = pack_norms(content.lenses)
+    tensors |= pack_directions(content.lenses) | norms
     if content.vocabulary is not None:
         tensors["idf"] = content.vocabulary.idf
         _write_json(folder / "vocabulary.json", list(content.vocabulary.terms))
     # Not save_file, which makes the file private whatever the umask says.
     (folder / "lenses.safetensors").write_bytes(safetensors.numpy.save(tensors))
     data = {
-        "format_version": FORMAT_VERSION,
+        "format_version": NORM_VERSION if norms else FORMAT_VERSION,
         "provenance": content.provenance,
         "skipped": content.skipped,
         "lenses": [lens_to_json(lens) for lens in content.lenses],

@@ -128,7 +128,7 @@ class Lens:
 
     @property
     def _linear(self) -> LinearWeights:
-        if not isinstance(self.weights, LinearWeights):
+        if not isinstance(self.weights, LinearWeights) or self.weights.norm is not None:
             raise TypeError(f"the lens of {self.concept} is not linear: use its decision_function")
         return self.weights
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from lenstrain.data.tasks import SHORT
 from lenstrain.data.words import Vocabulary
 from lenstrain.families.linear import LinearWeights
-from lenstrain.families.weights import Weights
+from lenstrain.families.standardizer import Standardizer
+from lenstrain.families.weights import Weights, norm_of
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.folder import PackContent, family_of, read_folder, write_beside, write_folder
 from lenstrain.pack.lens import Lens
@@ -31,6 +32,8 @@ class _Readers(NamedTuple):
     linear: list[int]
     weight: NDArray[np.float32]
     """(linear, hidden) their weights of this model layer."""
+    norm: Standardizer | None
+    """What they share where they divide by the length of an activation."""
     others: list[int]
     alone: list[int]
     """Those that read no other model layer."""
@@ -141,6 +144,7 @@ class LensPack:
         if len(readers.linear):
             # For one row, a product with a vector is several times faster, with the same numbers.
             X = X.astype(np.float32, copy=False)
+            X = X if readers.norm is None else readers.norm.over_length(X)
             product = (readers.weight @ X[0])[None] if len(X) == 1 else X @ readers.weight.T
             if len(readers.linear) == len(self):
                 scores += product
@@ -177,19 +181,21 @@ class LensPack:
     def _readers(self, model_layer: int) -> _Readers:
         if model_layer not in self._by_model_layer:
             linear, rows, others, alone = [], [], [], []
+            norm = None
             for number, lens in enumerate(self.lenses):
                 if lens.model_layers == (model_layer,):
                     alone.append(number)
                 if model_layer in lens.model_layers:
                     if isinstance(lens.weights, LinearWeights):
-                        parts = np.split(lens.weights.weight, len(lens.model_layers))
+                        place, n = lens.model_layers.index(model_layer), len(lens.model_layers)
                         linear.append(number)
-                        rows.append(parts[lens.model_layers.index(model_layer)])
+                        rows.append(np.split(lens.weights.weight, n)[place])
+                        norm = norm or norm_of(lens.weights, place, n)
                     else:
                         others.append(number)
             hidden = len(rows[0]) if rows else 0
             weight = np.array(rows, np.float32).reshape(len(rows), hidden)
-            self._by_model_layer[model_layer] = _Readers(linear, weight, others, alone)
+            self._by_model_layer[model_layer] = _Readers(linear, weight, norm, others, alone)
         return self._by_model_layer[model_layer]
 
     def grades(self) -> dict[str, int]:

@@ -1,7 +1,10 @@
 """The weights of lenses as named tensors, by family.
 
     linear, mean-difference  weight (lenses, hidden) and bias (lenses,), on raw activations
-    ensemble                 the same, hidden being that of its model layers side by side
+    ensemble, discriminant   the same, hidden being that of its model layers side by side
+    discriminant             norm.model_layer (model layers,) int32, norm.mean and norm.scale (model
+                             layers, hidden), unless it was fitted without unit norm: weights go
+                             with (x - mean) / |(x - mean) / scale|, a model layer at a time
     mlp                      w1 (lenses, hidden, 128), b1 (lenses, 128), w2 (lenses, 128, 64),
                              b2 (lenses, 64), w3 (lenses, 64), b3 (lenses,)
     text                     weight as compressed sparse rows (weight.indptr, .indices, .data),
@@ -23,7 +26,8 @@ from numpy.typing import NDArray
 
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.mlp import MlpWeights
-from lenstrain.families.weights import Weights
+from lenstrain.families.standardizer import Standardizer
+from lenstrain.families.weights import Weights, norm_of
 from lenstrain.pack.lens import Lens
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -69,6 +73,51 @@ def unpack_weights(tensors: Tensors, family: str, n_terms: int = 0) -> list[Weig
         weight = tensors["weight"]
     rows = zip(weight, tensors["bias"], strict=True)
     return [LinearWeights(row, float(bias)) for row, bias in rows]
+
+
+def pack_norms(lenses: Sequence[Lens]) -> dict[str, NDArray[Any]]:
+    """What lenses share that divide activations by their length, once for each model layer."""
+    found: dict[int, Standardizer] = {}
+    for lens in lenses:
+        for place, model_layer in enumerate(lens.model_layers):
+            norm = norm_of(lens.weights, place, len(lens.model_layers))
+            if norm is not None:
+                found.setdefault(model_layer, norm)
+    if not found:
+        return {}
+    return {
+        "norm.model_layer": np.array([*found], np.int32),
+        "norm.mean": np.array([norm.mean for norm in found.values()], np.float32),
+        "norm.scale": np.array([norm.scale for norm in found.values()], np.float32),
+    }
+
+
+def with_norms(
+    weights: Sequence[Weights], model_layers: Sequence[tuple[int, ...]], tensors: Tensors
+) -> list[Weights]:
+    """Weights with what they share, which lies in memory once for each choice of model layers.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If a model layer or tensor is missing or they do not fit together.
+    """
+    if "norm.model_layer" not in tensors:
+        return [*weights]
+    place = {int(number): i for i, number in enumerate(tensors["norm.model_layer"])}
+    mean, scale = tensors["norm.mean"], tensors["norm.scale"]
+    shared = {
+        chosen: Standardizer(
+            np.concatenate([mean[place[number]] for number in chosen]),
+            np.concatenate([scale[place[number]] for number in chosen]),
+            len(chosen),
+        )
+        for chosen in {*model_layers}
+    }
+    return [
+        each._replace(norm=shared[chosen]) if isinstance(each, LinearWeights) else each
+        for each, chosen in zip(weights, model_layers, strict=True)
+    ]
 
 
 def pack_directions(lenses: Sequence[Lens]) -> dict[str, NDArray[Any]]:

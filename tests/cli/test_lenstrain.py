@@ -88,6 +88,7 @@ def test_options_reach_the_provenance(lenstrain: Run, finished_store: Path, tmp_
         "A",
         "--C",
         0.5,
+        "--no-unit-norm",
         "--concept",
         "bird",
         "--concept",
@@ -98,6 +99,7 @@ def test_options_reach_the_provenance(lenstrain: Run, finished_store: Path, tmp_
     settings = pack.provenance["settings"]
     assert [lens.concept for lens in pack] == ["bird", "fish"]
     assert {lens.model_layer for lens in pack} == {2}
+    assert settings["unit_norm"] is False
     assert (settings["validation"], settings["min_grade"], settings["C"], settings["phase"]) == (
         "blocking",
         "A",

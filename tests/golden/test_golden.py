@@ -1,4 +1,5 @@
-"""Stores of format version 1 that were written once and must open for ever, as they are."""
+"""Stores of format version 1 and a lens pack that were written once and must open for ever, as they
+are."""
 
 from __future__ import annotations
 
@@ -17,11 +18,13 @@ from lenscache.store.store import open_store
 from lenscache.store.token_ids import ids_of_row
 from lenscache.store.verify.verify import verify_store
 from lenstrain.data.dataset import LensDataset
+from lenstrain.pack.pack import LensPack
 from tests.golden.make import HIDDEN
 
 FOLDER = Path(__file__).parent
 BF16, INT8 = FOLDER / "format-1.zarr", FOLDER / "format-1-int8.zarr"
 WITH_IDS = FOLDER / "format-1-ids.zarr"
+LENSES = FOLDER / "lenses-2"
 
 # Written out, and not computed by the code that is under test.
 KEY = "dc922bfc34414acfc346c96b05add950"
@@ -103,6 +106,15 @@ def test_golden_token_ids_read_back_and_older_stores_have_none() -> None:
 @pytest.mark.parametrize("path", [BF16, INT8, WITH_IDS], ids=lambda path: path.stem)
 def test_golden_stores_verify(path: Path) -> None:
     assert verify_store(path).findings == []
+
+
+def test_golden_lens_pack_scores_as_it_did() -> None:
+    """Written by a lenstrain that knew no `norm` tensors."""
+    pack, X = LensPack.load(LENSES), np.load(LENSES / "activations.npy")
+    scores = np.load(LENSES / "scores.npy")
+    assert [lens.concept for lens in pack] == ["bird", "vote", "oven"]
+    np.testing.assert_allclose(pack.score(X, 1), scores, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(pack["vote"].decision_function(X), scores[:, 1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("version", [2, "2", None])

@@ -48,9 +48,12 @@ class Trained:
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Trained:
         rows, target = checks.check_rows(X, y)
-        self.standardizer = Standardizer.fit(rows.astype(np.float64))
-        job = Job(self._features(rows), [np.arange(len(rows))], [target], [0])
-        self.fitted = KINDS[self.name].trainer(job).fit([0], [len(rows)], [1.0])
+        kind, Z = KINDS[self.name], self._fit_features(rows)
+        job = Job(Z, [np.arange(len(rows))], [target], [0], [np.flatnonzero(target)])
+        if kind.share is not None:
+            classes = scipy.sparse.csr_array(np.stack([target, ~target], axis=1).astype(np.float32))
+            job = job._replace(shared=kind.share(Z, classes, kind.n_model_layers))
+        self.fitted = kind.trainer(job).fit([0], [len(rows)], [1.0])
         return self
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -61,6 +64,11 @@ class Trained:
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         present = expit(self.decision_function(X))
         return np.stack([1 - present, present], axis=1)
+
+    def _fit_features(self, X: NDArray[Any]) -> Any:
+        fitted = Standardizer.fit(X.astype(np.float64))
+        self.standardizer = fitted._replace(n_unit=int(KINDS[self.name].unit_norm))
+        return self._features(X)
 
     def _features(self, X: NDArray[Any]) -> Any:
         Z = self.standardizer.transform(X.astype(np.float64))

@@ -22,7 +22,7 @@ def test_device_that_is_not_there_is_one_clear_line(planted: LensDataset, device
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("family", ["linear", "ensemble", "mean-difference"])
+@pytest.mark.parametrize("family", ["linear", "ensemble", "discriminant", "mean-difference"])
 def test_lenses_of_a_gpu_are_those_of_the_cpu(planted: LensDataset, family: str) -> None:
     """Iterations, strengths and grades alike; weights within the rounding of float32 products."""
     n = FAMILIES[family].n_model_layers

@@ -326,13 +326,14 @@ class Damaged(LensDataset):
         return X
 
 
+@pytest.mark.parametrize("family", ["linear", "discriminant"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_activations_that_are_no_numbers_are_a_line_for_their_concept_and_the_others_go_on(
-    store: Store, value: float
+    store: Store, value: float, family: FamilyName
 ) -> None:
     damaged = Damaged(store)
     damaged.value = value
-    result = fit_lenses(damaged, FitSettings(model_layers=(1,)))
+    result = fit_lenses(damaged, FitSettings(family=family, model_layers=(1,)))
     told = (
         "bird: 1 of its samples have activations at model layer 1 that are NaN or infinite: run "
         "`lenscache verify`"
@@ -344,8 +345,11 @@ def test_activations_that_are_no_numbers_are_a_line_for_their_concept_and_the_ot
     assert np.mean([lens.ranking.score for lens in good]) > 0.8
 
 
+@pytest.mark.parametrize("family", ["linear", "discriminant"])
 @pytest.mark.parametrize("kind", ["huge", "constant", "duplicates"])
-def test_degenerate_activations_end_in_finite_lenses(store: Store, kind: str) -> None:
+def test_degenerate_activations_end_in_finite_lenses(
+    store: Store, kind: str, family: FamilyName
+) -> None:
     class Degenerate(LensDataset):
         def vectors(
             self, model_layer: int, place: NDArray[np.intp] | None = None
@@ -360,7 +364,7 @@ def test_degenerate_activations_end_in_finite_lenses(store: Store, kind: str) ->
                 X[::2] += 1.0
             return X
 
-    result = fit_lenses(Degenerate(store), FitSettings(model_layers=(1,)))
+    result = fit_lenses(Degenerate(store), FitSettings(family=family, model_layers=(1,)))
     assert len(result.lenses) == 12
     for lens in result.lenses:
         assert np.isfinite(lens.threshold)

@@ -94,7 +94,12 @@ def test_what_was_not_complete_when_the_dataset_was_opened_stays_out(tmp_path: P
     )
 
 
-def test_following_a_growing_store_ends_with_what_a_fit_afterwards_gives(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings", [SETTINGS, FitSettings(family="discriminant", model_layers=(1,), unit_norm=False)]
+)
+def test_following_a_growing_store_ends_with_what_a_fit_afterwards_gives(
+    settings: FitSettings, tmp_path: Path
+) -> None:
     store = begin(tmp_path / "s")
     seen: list[FollowProgress] = []
     packs: list[set[str]] = []
@@ -118,11 +123,11 @@ def test_following_a_growing_store_ends_with_what_a_fit_afterwards_gives(tmp_pat
     writer = threading.Thread(target=extract)
     writer.start()
     pack = fit_following(
-        tmp_path / "s", tmp_path / "out", SETTINGS, waiting=EAGER, on_progress=watch
+        tmp_path / "s", tmp_path / "out", settings, waiting=EAGER, on_progress=watch
     )
     writer.join()
     dataset = LensDataset(open_store(tmp_path / "s"))
-    afterwards = make_lens_pack(fit_lenses(dataset, SETTINGS), dataset, SETTINGS)
+    afterwards = make_lens_pack(fit_lenses(dataset, settings), dataset, settings)
     assert weights_of(pack) == weights_of(afterwards)
     assert LensPack.load(tmp_path / "out").provenance == afterwards.provenance
     assert "provisional" not in pack.provenance

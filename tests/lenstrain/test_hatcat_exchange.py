@@ -267,10 +267,21 @@ def test_families_without_a_form_in_hatcat_are_refused(
     other = LensPack(linear.lenses, {**linear.provenance, "settings": {"family": family}}, {})
     with pytest.raises(
         SettingsError,
-        match=rf"^{family} lenses have no form in HatCat.*linear, mean-difference, mlp",
+        match=rf"^{family} lenses have no form in HatCat.*linear, discriminant, mean-difference",
     ):
         write_hatcat(other, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_lenses_that_divide_by_a_length_are_refused_and_their_plain_form_is_not(
+    planted: LensDataset, tmp_path: Path
+) -> None:
+    one = {"family": "discriminant", "model_layers": (1,)}
+    with pytest.raises(SettingsError, match=r"cannot divide by the length .* --no-unit-norm"):
+        write_hatcat(fit(planted, **one), tmp_path / "out")
+    plain, X = fit(planted, **one, unit_norm=False), planted.vectors(1)
+    write_hatcat(plain, tmp_path / "out")
+    np.testing.assert_array_equal(read_hatcat(tmp_path / "out").score(X, 1), plain.score(X, 1))
 
 
 # --- names --------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lenstrain.data.dataset import CALIBRATION, TEST, LensDataset
+from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset
 from lenstrain.data.features import Features
-from lenstrain.data.rows import TaskRows, Which
+from lenstrain.data.rows import TaskRows, Which, training_classes
 from lenstrain.data.tasks import draw_task
 from lenstrain.data.words import word_features
 from lenstrain.families.contract import Job
@@ -32,7 +32,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> LensDataset:
     return LensDataset(store)
 
 
-@pytest.mark.parametrize("family", ["linear", "ensemble", "mean-difference"])
+@pytest.mark.parametrize("family", ["linear", "ensemble", "discriminant", "mean-difference"])
 def test_waves_of_any_size_give_the_same_lenses(
     family: str, dataset: LensDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,9 +140,12 @@ def test_some_lenses_of_a_fit_say_on_some_rows_what_they_say_among_all(
         [task.training.rows for task in tasks],
         [task.training.targets for task in tasks],
     )
-    fitted = kind.trainer(Job(features.Z, rows, targets, [0, 1, 2])).fit(
-        range(3), list(map(len, tasks)), [0.1] * 3
-    )
+    job = Job(features.Z, rows, targets, [0, 1, 2], [task.apart for task in tasks])
+    if kind.share is not None:
+        training = dataset.split_slices[TRAIN]
+        classes = training_classes(dataset, features.finite[training])
+        job = job._replace(shared=kind.share(features.Z[training], classes, kind.n_model_layers))
+    fitted = kind.trainer(job).fit(range(3), list(map(len, tasks)), [0.1] * 3)
     every = features.logits([fitted], TEST)
     chosen = np.array([3, 0, 7])
     for number in range(3):

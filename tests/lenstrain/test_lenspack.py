@@ -440,9 +440,10 @@ def test_pack_without_its_weights_is_not_found(saved: Path) -> None:
 
 
 def test_newer_format_asks_for_an_upgrade(saved: Path) -> None:
-    edit_json(saved, format_version=3)
+    edit_json(saved, format_version=4)
     with pytest.raises(
-        LensPackFormatError, match="has format version 3, this lenstrain reads 2: upgrade lenstrain"
+        LensPackFormatError,
+        match="has format version 4, this lenstrain reads 2 and 3: upgrade lenstrain",
     ):
         LensPack.load(saved)
 
@@ -450,7 +451,8 @@ def test_newer_format_asks_for_an_upgrade(saved: Path) -> None:
 def test_older_format_asks_for_another_fit(saved: Path) -> None:
     edit_json(saved, format_version=1)
     with pytest.raises(
-        LensPackFormatError, match="has format version 1, this lenstrain reads 2: fit it again"
+        LensPackFormatError,
+        match="has format version 1, this lenstrain reads 2 and 3: fit it again",
     ):
         LensPack.load(saved)
 
@@ -561,7 +563,7 @@ def all_activations(deep: LensDataset) -> dict[int, NDArray[np.float32]]:
     return {model_layer: deep.vectors(model_layer) for model_layer in deep.model_layers}
 
 
-@pytest.mark.parametrize("family", ["linear", "mlp", "mean-difference", "ensemble"])
+@pytest.mark.parametrize("family", ["linear", "mlp", "discriminant", "mean-difference", "ensemble"])
 def test_pack_of_any_family_scores_as_before_bit_for_bit(
     family: str,
     packs: dict[str, LensPack],
@@ -621,7 +623,7 @@ def test_nothing_is_pickled_whatever_the_family(
     safetensors.numpy.load(found["lenses.safetensors"])
 
 
-@pytest.mark.parametrize("family", ["linear", "mlp", "mean-difference", "ensemble"])
+@pytest.mark.parametrize("family", ["linear", "mlp", "discriminant", "mean-difference", "ensemble"])
 def test_score_of_any_family_is_that_of_each_lens(
     family: str, packs: dict[str, LensPack], all_activations: dict[int, NDArray[np.float32]]
 ) -> None:

@@ -22,6 +22,7 @@ from lenstrain.data.words import Vocabulary
 from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.mlp import MlpWeights
+from lenstrain.families.standardizer import Standardizer
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.live.monitor import Monitor
@@ -36,7 +37,8 @@ from tests.packs import small_pack
 
 HIDDEN = 32
 TEXT = "The cat sat on the mat and looked at the rain, slow and brown."
-FAMILIES = ("linear", "ensemble", "mlp")
+FAMILIES = ("linear", "ensemble", "discriminant", "mlp")
+WITH_TWO = ("ensemble", "discriminant")  # model layers a lens
 PHASES: tuple[Phase, ...] = ("prompt", "completion")
 
 
@@ -53,14 +55,24 @@ def random_weights(family: str, rng: np.random.Generator) -> Any:
             draw(64),
             np.float32(0.5),  # type: ignore[arg-type]
         )
-    return LinearWeights(draw(HIDDEN * (2 if family == "ensemble" else 1)), float(rng.normal()))
+    return LinearWeights(draw(HIDDEN * (2 if family in WITH_TWO else 1)), float(rng.normal()))
+
+
+def with_norm(lens: Lens) -> Lens:
+    """A lens that divides activations by their length, of statistics that those of a model layer
+    share."""
+    drawn = [np.random.default_rng(number).normal(size=HIDDEN) for number in lens.model_layers]
+    mean = np.concatenate(drawn).astype(np.float32)
+    norm = Standardizer(mean, np.exp(mean), len(drawn))
+    assert isinstance(lens.weights, LinearWeights)
+    return dataclasses.replace(lens, weights=lens.weights._replace(norm=norm))
 
 
 def random_pack(family: str = "linear", n: int = 7, **settings: Any) -> LensPack:
     """Lenses on three model layers; `settings` are those of the store."""
     rng = np.random.default_rng(3)
     model_layers: list[tuple[int, ...]] = (
-        [(0, 2), (1, 2), (0, 1)] if family == "ensemble" else [(2,), (0,), (1,)]
+        [(0, 2), (1, 2), (0, 1)] if family in WITH_TWO else [(2,), (0,), (1,)]
     )
     lenses = [
         Lens(
@@ -80,6 +92,8 @@ def random_pack(family: str = "linear", n: int = 7, **settings: Any) -> LensPack
     ]
     if family == "ensemble":  # one that reads a single model layer beside those that read two
         lenses.append(dataclasses.replace(random_pack("linear", 1).lenses[0], concept="alone"))
+    if family == "discriminant":
+        lenses = [with_norm(lens) for lens in lenses]
     return LensPack(lenses, {"store": {"settings": settings}}, {})
 
 
