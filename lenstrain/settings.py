@@ -73,6 +73,8 @@ class FitSettings:
     phase: PhaseChoice = "both"
     model_layers: tuple[int, ...] | None = None
     """Transformer blocks to choose from; None for all that the store holds."""
+    n_model_layers: int | None = None
+    """Of these, how many a lens reads; None for as many as its family does."""
     prevalence: float = REFERENCE_PREVALENCE
     """Prevalence at which the calibration score is computed."""
     seed: int = 0
@@ -104,10 +106,12 @@ class FitSettings:
             raise SettingsError(
                 "C and negatives per positive must be above 0, prevalence between 0 and 1"
             )
-        if self.family == "text" and self.model_layers is not None:
+        if self.family == "text" and (self.model_layers, self.n_model_layers) != (None, None):
             raise SettingsError(
                 "text lenses read what the model wrote, not a model layer: leave model layers out"
             )
+        if self.n_model_layers is not None and self.n_model_layers < 1:
+            raise SettingsError(f"n_model_layers is {self.n_model_layers}, expected 1 or more")
         if self.model_layers == ():
             raise SettingsError(
                 "no model layers to choose from: name at least one, or None for all that are stored"

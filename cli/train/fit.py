@@ -83,6 +83,15 @@ def fit(
             "Default: all.",
         ),
     ] = None,
+    n_model_layers: Annotated[
+        int | None,
+        Option(
+            min=1,
+            metavar="N",
+            help="How many of them a lens reads. Default: 6, spread evenly, of discriminant; 3 of "
+            "ensemble; else 1, the best.",
+        ),
+    ] = None,
     phase: _PhaseOption = Phase.both,
     concept: options.Concepts = None,
     labels: options.Labels = None,
@@ -211,6 +220,7 @@ def fit(
         min_grade=Grade(min_grade.value),
         C=c,
         unit_norm=unit_norm,
+        n_model_layers=n_model_layers,
         fpr=fpr,
         beyond_graduation=beyond,
         phase=phase.value,

@@ -185,6 +185,13 @@ def _print_head(folder: Any, pack: LensPack) -> None:
         f"{folder}: {pack.provenance['store']['model']['id']}, {pack.family} lenses, "
         f"target F1 {settings['target_f1']:g}, {settings['validation']} validation"
     )
+    most = max((len(lens.model_layers) for lens in pack), default=0)
+    if most > 1:
+        read = ", ".join(map(str, pack.model_layers))
+        console.say(
+            f"a lens reads {most} model layers, and the pack {read}: each costs a product of "
+            "activations and weights at serving"
+        )
     if (line := grades.old_rule(pack)) is not None:
         console.say(line)
 
@@ -266,7 +273,7 @@ def _cells(lens: Lens, with_agreement: bool) -> list[Text | str]:
     low, high = (grades.figure(metrics.get(end)) for end in ("score_low", "score_high"))
     return [
         str(lens.level),
-        "+".join(map(str, lens.model_layers)) or "text",
+        _model_layers(lens),
         _tests(metrics),
         grades.figure(metrics["test_f1"]),
         grades.figure(metrics["score"]),
@@ -277,6 +284,13 @@ def _cells(lens: Lens, with_agreement: bool) -> list[Text | str]:
         f"at {metrics['iterations']}" if metrics["graduated"] else "no",
         *[grades.figure(metrics.get("agreement", {}).get("kappa"))] * with_agreement,
     ]
+
+
+def _model_layers(lens: Lens) -> str:
+    layers = lens.model_layers
+    if len(layers) > 3:
+        return f"{layers[0]}..{layers[-1]}"
+    return "+".join(map(str, layers)) or "text"
 
 
 def _tests(metrics: dict[str, Any]) -> str:

@@ -80,5 +80,7 @@ class Job(NamedTuple):
     apart: Sequence[Rows] = ()
     """For each concept, the training rows of Z that are no negatives of it: those that express it,
     taken up or not, and its ancestors' and descendants'."""
+    n_model_layers: int = 1
+    """Whose features lie side by side in Z."""
     shared: Any = None
     """What `Family.share` made of all training rows, of a family that has it."""

@@ -19,10 +19,10 @@ class EnsembleTrainer:
     columns.
     """
 
-    def __init__(self, job: Job, n_members: int) -> None:
+    def __init__(self, job: Job) -> None:
         if not isinstance(job.Z, torch.Tensor):
             raise TypeError("an ensemble reads activations")
-        columns = job.Z.chunk(n_members, dim=1)
+        columns = job.Z.chunk(job.n_model_layers, dim=1)
         self._members = [LinearTrainer(Z.contiguous(), job.rows, job.targets) for Z in columns]
 
     def fit(self, *args: Any, **options: Any) -> LinearFit:

@@ -24,6 +24,9 @@ class Family:
     """Inverse L2 strengths to choose from, the strongest penalty first; empty if it has none."""
     n_model_layers: int = 1
     """How many model layers a lens reads; 0 if it reads text."""
+    spread: bool = False
+    """Whether those are spread evenly over the model, or fewer where there are fewer, instead of
+    chosen for each concept."""
     bytes_per_feature: int = 0
     """Memory of a fit beyond its rows, for each feature."""
     share: Callable[..., Any] | None = None
@@ -37,11 +40,18 @@ STRENGTHS = (0.01, 0.1, 1.0)
 
 _ALL = (
     Family("linear", lambda job: LinearTrainer(*job[:3]), STRENGTHS),
-    Family("discriminant", DiscriminantTrainer, share=Within.fit, unit_norm=True),
+    Family(
+        "discriminant",
+        DiscriminantTrainer,
+        n_model_layers=6,
+        spread=True,
+        share=Within.fit,
+        unit_norm=True,
+    ),
     Family("mean-difference", lambda job: MeanDifferenceTrainer(*job[:3])),
     Family("mlp", lambda job: MlpTrainer(*job[:4]), bytes_per_feature=4 * 128 * 4),
     # The best model layer of each third, as the system that this one succeeds selects them.
-    Family("ensemble", lambda job: EnsembleTrainer(job, 3), STRENGTHS, n_model_layers=3),
+    Family("ensemble", EnsembleTrainer, STRENGTHS, n_model_layers=3),
     # Rows of TF-IDF have length 1, standardised activations the square root of the hidden size.
     Family("text", lambda job: LinearTrainer(*job[:3]), (1.0, 10.0, 100.0), n_model_layers=0),
 )

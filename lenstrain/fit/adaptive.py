@@ -128,8 +128,8 @@ def fit_targets(
         TaskRows(dataset, task, settings) for task in _tasks(dataset, settings, concepts, skipped)
     ]
     chosen = [ModelLayerChoice((), {})] * len(tasks)
-    if tasks and (n := FAMILIES[settings.family].n_model_layers):
-        chosen = choose_model_layers(dataset, tasks, settings, n, jobs=jobs, on_progress=tell)
+    if tasks and FAMILIES[settings.family].n_model_layers:
+        chosen = choose_model_layers(dataset, tasks, settings, jobs=jobs, on_progress=tell)
     through: list[list[FittedLens]] = []
 
     def on_through(found: list[list[FittedLens]]) -> None:

@@ -14,6 +14,7 @@ from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
 from lenstrain.errors import SettingsError
 from lenstrain.families.contract import Scores
+from lenstrain.families.kinds import FAMILIES, Family
 from lenstrain.families.linear import LinearTrainer
 from lenstrain.parallel import chunks_by_size, in_parallel
 from lenstrain.settings import FitProgress, FitSettings, OnProgress
@@ -41,12 +42,13 @@ def choose_model_layers(
     dataset: LensDataset,
     tasks: Sequence[TaskRows],
     settings: FitSettings,
-    n: int = 1,
     *,
     jobs: int | None = None,
     on_progress: OnProgress = lambda _: None,
 ) -> list[ModelLayerChoice]:
-    """The n model layers of each task: the best of each of n parts, on the calibration split.
+    """The model layers of each task: the best of each of n parts, on the calibration split.
+
+    Of a family whose model layers are spread, the last of each part, of all tasks alike.
 
     Linear lenses, fitted on all samples, find where a concept can be read, whatever the family. A
     concept has few calibration samples, and the best of thirty model layers on a few samples is
@@ -57,7 +59,8 @@ def choose_model_layers(
     Raises
     ------
     SettingsError
-        If a model layer asked for is not in the store, or there are fewer than n.
+        If a model layer asked for is not in the store, or there are fewer than n, or the family
+        reads no other number than its own.
     """
     candidates = dataset.model_layers
     if settings.model_layers is not None:
@@ -68,14 +71,12 @@ def choose_model_layers(
                 f"model layer {model_layer} is not in the store, which has "
                 f"{ranges(dataset.model_layers)}"
             )
-    if len(candidates) < n:
-        raise SettingsError(
-            f"an ensemble reads {n} model layers, there are {len(candidates)} to choose from: "
-            "extract or name more"
-        )
+    family = FAMILIES[settings.family]
+    n = _number_of_model_layers(family, settings.n_model_layers, len(candidates))
     parts = np.array_split(np.arange(len(candidates)), n)
-    if all(len(part) == 1 for part in parts):
-        return [ModelLayerChoice(candidates, {})] * len(tasks)
+    if all(len(part) == 1 for part in parts) or (family.spread and n > 1):
+        last = tuple(candidates[part[-1]] for part in parts)
+        return [ModelLayerChoice(last, {})] * len(tasks)
     strength = settings.C or _MIDDLE_STRENGTH
     scores, shown = np.empty((2, len(candidates), len(tasks)))
     for number, model_layer in enumerate(candidates):
@@ -94,6 +95,24 @@ def choose_model_layers(
         )
         for task, numbers in enumerate(zip(*best, strict=True))
     ]
+
+
+def _number_of_model_layers(family: Family, wanted: int | None, available: int) -> int:
+    """How many model layers a lens reads."""
+    n = wanted or family.n_model_layers
+    if n > 1 and family.n_model_layers == 1:
+        raise SettingsError(
+            f"{family.name} lenses read one model layer, {n} were asked for: leave that out, or "
+            "choose discriminant or ensemble"
+        )
+    if family.spread and wanted is None:
+        return min(n, available)
+    if available < n:
+        raise SettingsError(
+            f"{family.name} lenses are to read {n} model layers, there are {available} to choose "
+            "from: extract or name more"
+        )
+    return n
 
 
 def _linear_scores(

@@ -256,8 +256,9 @@ class AdaptiveTraining:
             rows, targets = [t.training.rows for t in here], [t.training.targets for t in here]
             seeds = [stable_seed("lens", self.settings.seed, t.task.concept) for t in here]
             apart = [t.apart for t in here] if self._shared is not None else []
+            n = len(self.model_layers)
             return self.family.trainer(
-                Job(self.features.Z, rows, targets, seeds, apart, self._shared)
+                Job(self.features.Z, rows, targets, seeds, apart, n, self._shared)
             )
 
         return [*pool.map(trainer, wave)]

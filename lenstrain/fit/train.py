@@ -34,6 +34,7 @@ def text_settings(
     schedule."""
     reads_text = {"family": "text", "phase": "completion", "model_layers": None, "device": "cpu"}
     fixed: dict[str, Any] = {**reads_text, "C": None, "target_f1": target_f1}
+    fixed["n_model_layers"] = None
     return replace(settings, **fixed | changes)
 
 

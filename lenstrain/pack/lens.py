@@ -106,9 +106,20 @@ class Lens:
 
     @property
     def model_layer(self) -> int:
-        """The transformer block it reads, of a lens that reads one."""
-        (model_layer,) = self.model_layers
-        return model_layer
+        """The transformer block it reads, of a lens that reads one.
+
+        Raises
+        ------
+        TypeError
+            If it reads several, or text.
+        """
+        if len(self.model_layers) != 1:
+            read = ", ".join(map(str, self.model_layers)) or "none"
+            raise TypeError(
+                f"the lens of {self.concept} reads not one model layer ({read}): use model_layers, "
+                "and their activations side by side"
+            )
+        return self.model_layers[0]
 
     @property
     def weight(self) -> NDArray[np.float32]:

@@ -90,12 +90,13 @@ class Grid:
         families = tuple(dict.fromkeys(self.families))
         cells: dict[str, Cell] = {}
         for family in families:
-            own = replace(self.settings, family=family, model_layers=None, target_f1=targets[-1])
+            own: dict[str, Any] = {"family": family, "model_layers": None}
             if family == "text":  # `train` does the same; here, to compare with packs that exist
-                own = replace(own, phase="completion")
+                own |= {"phase": "completion", "n_model_layers": None}
             once = family == "text" and len(families) > 1
             for model_layers in (None,) if once else self.model_layers:
-                cell = Cell(replace(own, model_layers=model_layers), targets)
+                own |= {"model_layers": model_layers, "target_f1": targets[-1]}
+                cell = Cell(replace(self.settings, **own), targets)
                 cells.setdefault(cell.label, cell)
         return list(cells.values())
 

@@ -89,6 +89,8 @@ def test_options_reach_the_provenance(lenstrain: Run, finished_store: Path, tmp_
         "--C",
         0.5,
         "--no-unit-norm",
+        "--n-model-layers",
+        1,
         "--concept",
         "bird",
         "--concept",
@@ -99,7 +101,7 @@ def test_options_reach_the_provenance(lenstrain: Run, finished_store: Path, tmp_
     settings = pack.provenance["settings"]
     assert [lens.concept for lens in pack] == ["bird", "fish"]
     assert {lens.model_layer for lens in pack} == {2}
-    assert settings["unit_norm"] is False
+    assert (settings["unit_norm"], settings["n_model_layers"]) == (False, 1)
     assert (settings["validation"], settings["min_grade"], settings["C"], settings["phase"]) == (
         "blocking",
         "A",

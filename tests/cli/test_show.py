@@ -62,6 +62,19 @@ def names_of(lenses: list[Lens]) -> set[str]:
     return {lens.name for lens in lenses}
 
 
+def test_what_lenses_of_several_model_layers_read_and_cost_is_told(
+    lenstrain: Run, pack: LensPack, tmp_path: Path
+) -> None:
+    several = (4, 9, 14, 19)
+    lenses = [replace(lens, model_layers=several, directions=()) for lens in pack.lenses[:3]]
+    LensPack(lenses, pack.provenance, {}).save(tmp_path / "several")
+    result = lenstrain("show", tmp_path / "several")
+    assert result.exit_code == 0, result.stderr
+    told = "a lens reads 4 model layers, and the pack 4, 9, 14, 19: each costs a product"
+    assert told in " ".join(result.stdout.split())
+    assert result.stdout.count("4..19") == 3
+
+
 # --- which ones, and in which order -------------------------------------------------------------
 
 

@@ -50,6 +50,7 @@ class Trained:
         rows, target = checks.check_rows(X, y)
         kind, Z = KINDS[self.name], self._fit_features(rows)
         job = Job(Z, [np.arange(len(rows))], [target], [0], [np.flatnonzero(target)])
+        job = job._replace(n_model_layers=max(1, kind.n_model_layers))
         if kind.share is not None:
             classes = scipy.sparse.csr_array(np.stack([target, ~target], axis=1).astype(np.float32))
             job = job._replace(shared=kind.share(Z, classes, kind.n_model_layers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,3 +208,64 @@ def test_their_weights_are_no_vector_to_steer_along(pack: LensPack) -> None:
         directions_of(pack["bird"], "weights", allow_grade_c=True)
     with pytest.raises(TypeError, match="not linear"):
         pack["bird"].weight  # noqa: B018
+
+
+# --- several model layers -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> LensDataset:
+    """Six model layers, the directions in one of them."""
+    path = tmp_path_factory.mktemp("deep") / "s"
+    return LensDataset(make_planted_store(path, n_layers=6, model_layers=tuple(range(6))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (0, 1, 2, 3, 4, 5)),
+        ({"n_model_layers": 3}, (1, 3, 5)),
+        ({"model_layers": (0, 1, 4, 5), "n_model_layers": 2}, (1, 5)),
+        ({"model_layers": (0, 1)}, (0, 1)),  # fewer than six
+        ({"n_model_layers": 1}, (SIGNAL_LAYER,)),  # chosen on the calibration split
+    ],
+)
+def test_model_layers_are_spread_evenly_or_one_is_chosen(
+    changes: dict[str, Any], expected: tuple[int, ...], deep: LensDataset
+) -> None:
+    settings = FitSettings(family="discriminant", max_iterations=1, **changes)
+    (lens,) = train(deep, settings, concepts=["bird"])
+    assert lens.model_layers == expected
+    if len(expected) > 1:
+        with pytest.raises(TypeError, match=r"reads not one model layer .* use model_layers"):
+            lens.model_layer  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"family": "linear", "n_model_layers": 2}, "linear lenses read one model layer, 2 were"),
+        ({"family": "discriminant", "n_model_layers": 7}, "read 7 model layers, there are 6 to"),
+        ({"family": "text", "n_model_layers": 2}, "text lenses read what the model wrote"),
+        ({"n_model_layers": 0}, "n_model_layers is 0, expected 1 or more"),
+    ],
+)
+def test_numbers_of_model_layers_that_make_no_sense_are_refused(
+    changes: dict[str, Any], message: str, deep: LensDataset
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        fit_lenses(deep, FitSettings(**changes))
+
+
+def test_logits_are_the_mean_over_model_layers(deep: LensDataset) -> None:
+    once = FitSettings(family="discriminant", initial_samples=200, model_layers=(1, 4))
+    (both,) = fit_lenses(deep, once, concepts=["bird"]).lenses
+    parts = []
+    for number in (1, 4):
+        (alone,) = fit_lenses(
+            deep, dataclasses.replace(once, model_layers=(number,)), concepts=["bird"]
+        ).lenses
+        parts.append(alone.weights.decision_function(deep.vectors(number)))
+    X = np.hstack([deep.vectors(number) for number in (1, 4)])
+    expected = np.mean(parts, axis=0)
+    np.testing.assert_allclose(both.weights.decision_function(X), expected, rtol=1e-3, atol=1e-4)

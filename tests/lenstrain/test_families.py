@@ -173,7 +173,7 @@ def test_ensemble_reads_the_best_model_layer_of_each_third(dataset: LensDataset)
 
 def test_ensemble_of_too_few_model_layers_is_refused(dataset: LensDataset) -> None:
     with pytest.raises(
-        SettingsError, match="an ensemble reads 3 model layers, there are 2 to choose from"
+        SettingsError, match="ensemble lenses are to read 3 model layers, there are 2 to choose"
     ):
         fit_lenses(dataset, FitSettings(family="ensemble", model_layers=(0, 1)))
 

@@ -127,8 +127,9 @@ def test_some_lenses_of_a_fit_say_on_some_rows_what_they_say_among_all(
     family: str, dataset: LensDataset
 ) -> None:
     kind, settings = FAMILIES[family], FitSettings()
-    if kind.n_model_layers:
-        features = Features.of_model_layers(dataset, tuple(range(kind.n_model_layers)))
+    n = min(kind.n_model_layers, len(dataset.model_layers))
+    if n:
+        features = Features.of_model_layers(dataset, tuple(range(n)))
     else:
         dataset = dataset.with_phase("completion")
         features = word_features(dataset, dataset.completions)[0]
@@ -140,11 +141,11 @@ def test_some_lenses_of_a_fit_say_on_some_rows_what_they_say_among_all(
         [task.training.rows for task in tasks],
         [task.training.targets for task in tasks],
     )
-    job = Job(features.Z, rows, targets, [0, 1, 2], [task.apart for task in tasks])
+    job = Job(features.Z, rows, targets, [0, 1, 2], [task.apart for task in tasks], n)
     if kind.share is not None:
         training = dataset.split_slices[TRAIN]
         classes = training_classes(dataset, features.finite[training])
-        job = job._replace(shared=kind.share(features.Z[training], classes, kind.n_model_layers))
+        job = job._replace(shared=kind.share(features.Z[training], classes, n))
     fitted = kind.trainer(job).fit(range(3), list(map(len, tasks)), [0.1] * 3)
     every = features.logits([fitted], TEST)
     chosen = np.array([3, 0, 7])
