@@ -1,8 +1,8 @@
 """What fitting costs: beside a loop over scikit-learn and one over MLPs, as concepts grow in
 number, and in scoring.
 
-    python benchmarks/fit.py [--quick] [--compare] [--scale] [--device cuda] [--json FILE]
-                             [--workdir FOLDER]
+    python benchmarks/fit.py [--quick] [--compare] [--scale] [--family NAME] [--device cuda]
+                             [--json FILE] [--workdir FOLDER]
 
 All data are stores planted by benchmarks/planted.py, read from disk as any other; --workdir keeps
 them.
@@ -126,10 +126,11 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--workdir", type=Path, help="folder that planted stores are kept in")
+    parser.add_argument("--family", default="linear", help="of the growing stores; default linear")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(fit_alone(arguments.child)))
+        print(json.dumps(fit_alone(arguments.child, arguments.family)))
         return
     torch.set_num_threads(1)
     everything = not (arguments.compare or arguments.scale)
@@ -139,7 +140,7 @@ def main() -> None:
         if everything or arguments.compare:
             figures |= compare(folder, arguments.device, quick=arguments.quick)
         if everything or arguments.scale:
-            figures |= scale(folder, quick=arguments.quick)
+            figures |= scale(folder, arguments.family, quick=arguments.quick)
         if everything:
             figures |= measure_scoring(turns=50 if arguments.quick else 300)
     held = check(figures)
@@ -429,13 +430,13 @@ def measure_one_fit(
 # --- growing stores -----------------------------------------------------------------------------
 
 
-def fit_alone(path: Path) -> dict[str, Any]:
+def fit_alone(path: Path, family: Any) -> dict[str, Any]:
     """Fit a store in this process, which has done nothing else: what it cost and what came of
     it."""
     start = time.perf_counter()
     dataset = open_dataset(path)
     opened, worked = time.perf_counter(), time.process_time()
-    lenses = fit_lenses(dataset, FitSettings(model_layers=(0,))).lenses
+    lenses = fit_lenses(dataset, FitSettings(family=family, model_layers=(0,))).lenses
     seconds, cpu_seconds = time.perf_counter() - opened, time.process_time() - worked
     peak = peak_memory()
     world = World(Planting.of_size(len(dataset.concepts)), dataset.hierarchy)
@@ -487,7 +488,7 @@ def peak_memory() -> float:
     )
 
 
-def scale(folder: Path, *, quick: bool) -> dict[str, Any]:
+def scale(folder: Path, family: str, *, quick: bool) -> dict[str, Any]:
     """Stores of growing size, each fitted in a process of its own."""
     print(
         f"\n{'concepts':>8}  {'rows':>7}  {'seconds':>7}  predicted  of CPU  GiB peak  {'A':>5} "
@@ -497,7 +498,7 @@ def scale(folder: Path, *, quick: bool) -> dict[str, Any]:
     runs: list[dict[str, Any]] = []
     for n in (75, 150, 300) if quick else (500, 1000, 2000, ALL):
         path = planted(folder, str(n), Planting.of_size(n))
-        command = [sys.executable, __file__, "--child", str(path)]
+        command = [sys.executable, __file__, "--family", family, "--child", str(path)]
         run = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         runs.append(run)
         grades = " ".join(f"{number:5}" for number in run["grades"].values())

@@ -107,12 +107,12 @@ def run(work: Path, model: LoadedModel, quick: bool, with_list: bool) -> dict[st
         mode="prompt", batch_size=32, model_layers=tuple(int(i) for i in chosen)
     )
     given = json.loads(SENTENCES.read_text())
-    sentences = tuple(_with_examples(c, given[c.id]) for c in concepts)
+    sentences = tuple(with_examples(c, given[c.id]) for c in concepts)
     packs = {
         "with": pack,
-        "without": replace(pack, concepts=tuple(_with_examples(c, ()) for c in concepts)),
+        "without": replace(pack, concepts=tuple(with_examples(c, ()) for c in concepts)),
         "sentences": replace(pack, concepts=sentences, prompts="examples"),
-        "noise": _noise(pack),
+        "noise": noise_concepts(pack),
     }
     for name, path in stores.items():
         reuse = [] if name in ("with", "sentences") else [open_store(stores["with"])]
@@ -134,11 +134,12 @@ def run(work: Path, model: LoadedModel, quick: bool, with_list: bool) -> dict[st
     return figures
 
 
-def _with_examples(concept: Concept, examples: tuple[str, ...] | list[str]) -> Concept:
+def with_examples(concept: Concept, examples: tuple[str, ...] | list[str]) -> Concept:
+    """A concept with other example sentences."""
     return replace(concept, examples=tuple(examples), negatives=())
 
 
-def _noise(pack: ConceptPack) -> ConceptPack:
+def noise_concepts(pack: ConceptPack) -> ConceptPack:
     """Concepts of sentences drawn by lot, which mean nothing together."""
     rng = np.random.default_rng(0)
     texts = sorted({text for concept in pack.concepts for text in concept.examples})

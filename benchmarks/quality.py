@@ -1,0 +1,271 @@
+"""How good the lenses of each family are: in the pack, on natural text, with half of the world
+unknown.
+
+    python benchmarks/quality.py [--model smollm2-135m] [--quick] [--families linear mlp]
+                                 [--natural FOLDER] [--work DIR] [--json FILE]
+
+The foundation pack is extracted in prompt mode (levels 0-3, with `--quick` 0-2) and fitted with
+every family, on all training positives and on 5 of each concept. The lenses are judged on
+
+score      their own unnamed test texts among all held-out samples of other concepts, as grades are
+natural    the same texts among texts of no concept in particular, at the same prevalence of 1 %
+fpr        how many of those natural texts pass a threshold that lets 1 % of the pack's pass
+recall     how many of the unnamed test texts pass it
+unnamed    eight sentences a concept out of `benchmarks/data/unnamed.json`, in no split of any fit,
+           among those of other concepts
+unknown    the same, by lenses that were trained while every second concept was not in the pack
+noise      grades of 200 concepts of sentences that were drawn by lot
+
+Natural texts are what the model itself writes from its beginning-of-sequence token, at temperature
+1; none is part of any fit. With `--natural FOLDER` they are the lines of the text files there.
+Differences from the linear family are paired over concepts, with 95 % bootstrap intervals.
+
+`--work` keeps the stores, for another run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from names import ROOT, SENTENCES, noise_concepts, with_examples
+from numpy.typing import NDArray
+
+from lenscache import ConceptPack, ExtractSettings, LoadedModel, load_model, open_store
+from lenscache.concepts.pack import Concept
+from lenscache.extract import extract
+from lenscache.inference.runner import Row, Runner
+from lenstrain import FitSettings, LensDataset, LensPack, open_dataset, train
+from lenstrain.data.dataset import CALIBRATION, TEST
+from lenstrain.data.rows import TaskRows
+from lenstrain.data.tasks import draw_task
+from lenstrain.families.kinds import FAMILIES
+from lenstrain.metrics.grade import Grade
+from lenstrain.metrics.score import ranking
+from lenstrain.metrics.thresholds import threshold_for_fpr
+
+DEFAULT = FitSettings().family
+FAST = ("discriminant", "mean-difference")
+FEW = 5
+N_NATURAL = 600
+TEXT_TOKENS = 40
+FPR = 0.01
+BOOTSTRAPS = 2000
+
+
+class Worth(NamedTuple):
+    """What a lens is worth, as the head of this file says."""
+
+    score: float
+    natural: float
+    fpr: float
+    recall: float
+    unnamed: float
+
+    def line(self) -> str:
+        """For the table."""
+        return (
+            f"{self.score:6.3f} {self.natural:8.3f} {self.fpr:7.2%} {self.recall:7.2f} "
+            f"{self.unnamed:8.3f}"
+        )
+
+    def figures(self, name: str) -> dict[str, float]:
+        """By what they are called in the JSON file."""
+        return {
+            f"score_{name}": self.score,
+            f"score_natural_{name}": self.natural,
+            f"fpr_natural_{name}": self.fpr,
+            f"unnamed_{name}": self.unnamed,
+        }
+
+
+@dataclass(frozen=True)
+class Stores:
+    """What lenses are fitted on and judged by."""
+
+    whole: LensDataset
+    half: LensDataset
+    """Without every second concept."""
+    noise: LensDataset
+    sentences: LensDataset
+    natural: LensDataset
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--quick", action="store_true", help="levels 0-2 instead of 0-3")
+    parser.add_argument("--families", nargs="*", choices=FAMILIES, help="default: fast ones")
+    parser.add_argument("--natural", type=Path, help="folder of text files, a text a line")
+    parser.add_argument("--work", type=Path, help="folder for the stores (default: temporary)")
+    parser.add_argument("--json", type=Path, help="write the figures to a file, too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # two that wait for each other on a busy machine are slower
+    families = [*dict.fromkeys(["linear", *(arguments.families or FAST)])]
+    with tempfile.TemporaryDirectory() as scratch:
+        work, model = arguments.work or Path(scratch), load_model(arguments.model)
+        stores = make_stores(work, model, 2 if arguments.quick else 3, arguments.natural)
+        figures = measure(stores, families)
+    print(", ".join(f"{name} {value:.3g}" for name, value in figures.items()))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def make_stores(work: Path, model: LoadedModel, top: int, natural: Path | None) -> Stores:
+    """Extract everything; what is in `work` already is kept."""
+    foundation = ConceptPack.load(ROOT / "data" / "packs" / "foundation.json")
+    whole = replace(foundation, concepts=tuple(c for c in foundation.concepts if c.level <= top))
+    sentences = json.loads(SENTENCES.read_text())
+    texts = write_texts(model, N_NATURAL) if natural is None else read_texts(natural)
+    of_texts = Concept(id="natural", name="natural text", level=0, examples=tuple(texts))
+    packs = {
+        "whole": whole,
+        "half": without_every_second(whole),
+        "noise": noise_concepts(whole),
+        "sentences": replace(
+            whole,
+            concepts=tuple(with_examples(c, sentences[c.id]) for c in whole.concepts),
+            prompts="examples",
+        ),
+        "natural": replace(whole, concepts=(of_texts,), prompts="examples"),
+    }
+    settings = ExtractSettings(mode="prompt", batch_size=32)
+    for name, pack in packs.items():
+        reuse = [open_store(work / f"{top}-whole.zarr")] if name in ("half", "noise") else []
+        report = extract(work / f"{top}-{name}.zarr", pack, model, settings, reuse=reuse)
+        found = f"{name}: {report.rows} rows, {report.rows_run} run, {report.elapsed_s:.0f} s"
+        print(found, flush=True)
+    return Stores(**{name: open_dataset(work / f"{top}-{name}.zarr") for name in packs})
+
+
+def write_texts(model: LoadedModel, n: int) -> list[str]:
+    """Texts that the model writes out of nothing, the same for the same model."""
+    first = model.tokenizer.bos_token_id
+    if first is None:
+        raise SystemExit(f"{model.id} has no beginning-of-sequence token: pass --natural FOLDER")
+    runner = Runner(model, [0], mode="completion", max_new_tokens=TEXT_TOKENS, batch_size=64)
+    written = runner.run([Row([first], seed, 1.0) for seed in range(n)])
+    texts = [model.tokenizer.decode(w.completion_ids, skip_special_tokens=True) for w in written]
+    return [text for text in dict.fromkeys(" ".join(t.split()) for t in texts) if text]
+
+
+def read_texts(folder: Path) -> list[str]:
+    """The lines of all text files of a folder, five times as many as the model writes at most."""
+    lines = (line.strip() for path in folder.glob("*.txt") for line in path.read_text().split("\n"))
+    texts = sorted({line for line in lines if line})
+    return random.Random(0).sample(texts, min(len(texts), 5 * N_NATURAL))
+
+
+def without_every_second(pack: ConceptPack) -> ConceptPack:
+    """Half of the concepts; those whose parents are gone have fewer."""
+    kept = {concept.id for concept in pack.concepts[::2]}
+    concepts = [
+        replace(c, parents=tuple(parent for parent in c.parents if parent in kept))
+        for c in pack.concepts
+        if c.id in kept
+    ]
+    return replace(pack, concepts=tuple(concepts))
+
+
+def measure(stores: Stores, families: Sequence[str]) -> dict[str, float]:
+    """Fit, judge and print; the figures."""
+    figures: dict[str, float] = {}
+    print(f"{len(stores.whole.concepts)} concepts, {stores.natural.n_samples} natural texts\n")
+    print("family, positives   seconds  score  natural     fpr  recall  unnamed  unknown  A B C")
+    for positives in (None, FEW):
+        linear: dict[str, Worth] = {}
+        for family in families:
+            settings = FitSettings(family=family)  # type: ignore[arg-type]  # checked by argparse
+            if positives is not None:
+                settings = replace(settings, max_samples=positives)
+            start = time.process_time()
+            pack = train(stores.whole, settings)
+            seconds = time.process_time() - start
+            found = worth(pack, stores.whole, stores)
+            mean = Worth(*np.nanmean([*found.values()], axis=0))
+            line = f"{family:15} {positives or 'all':>3} {seconds:8.1f} {mean.line()}"
+            if positives is None:
+                half = worth(train(stores.half, settings), stores.half, stores)
+                unknown = np.nanmean([each.unnamed for each in half.values()])
+                grades = train(stores.noise, settings).grades()
+                line += f" {unknown:8.3f}  {' '.join(str(grades[grade]) for grade in Grade)}"
+                for name in ("linear",) * (family == "linear") + ("default",) * (family == DEFAULT):
+                    figures |= mean.figures(name)
+                if family == DEFAULT:
+                    figures["noise_a"] = grades[Grade.A]
+            print(line, flush=True)
+            linear = linear or found
+            if found is not linear:
+                _print_differences(found, linear)
+    return figures
+
+
+def worth(pack: LensPack, dataset: LensDataset, stores: Stores) -> dict[str, Worth]:
+    """What each lens of a pack is worth, by concept."""
+    own, natural, sentences = (
+        pack.score_all({i: data.vectors(i, data.split_place) for i in pack.model_layers})
+        for data in (dataset, stores.natural, stores.sentences)
+    )
+    calibration, test = (dataset.split_slices[split] for split in (CALIBRATION, TEST))
+    settings, found = FitSettings(), {}
+    for number, lens in enumerate(pack):
+        rows = TaskRows(dataset, draw_task(dataset, lens.concept, settings.n_negatives), settings)
+        of_test, others = own[test, number].astype(np.float64), natural[:, number]
+        sides = rows.sides(TEST)
+        positives = of_test[sides.positives[sides.is_unnamed]]
+        held = rows.judged(CALIBRATION)
+        threshold = threshold_for_fpr(held.y, own[calibration, number][held.rows], FPR)
+        found[lens.concept] = Worth(
+            rows.score(TEST, of_test, settings.prevalence),
+            _score(positives, others),
+            float((others >= threshold).mean()),
+            float((positives >= threshold).mean()) if len(positives) else np.nan,
+            _score(*_sentences_of(lens.concept, sentences[:, number], stores.sentences)),
+        )
+    return found
+
+
+def _sentences_of(
+    concept: str, logits: NDArray[np.float32], data: LensDataset
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits of a concept's own sentences, and of those of unrelated concepts."""
+    mark = np.zeros(data.n_samples, np.int8)
+    for relative in data.hierarchy.family(concept):
+        mark[data.labelled(relative)] = 2
+    mark[data.positives(concept)] = 1
+    by_row = mark[data.samples_by_split]
+    return logits[by_row == 1], logits[by_row == 0]
+
+
+def _score(positives: NDArray[Any], negatives: NDArray[Any]) -> float:
+    y = np.repeat([True, False], [len(positives), len(negatives)])
+    return ranking(y, np.concatenate([positives, negatives]).astype(np.float64)).score
+
+
+def _print_differences(found: dict[str, Worth], linear: dict[str, Worth]) -> None:
+    """Means over the concepts that both have, with their bootstrap intervals."""
+    both = [concept for concept in found if concept in linear]
+    difference = np.array([found[c] for c in both]) - np.array([linear[c] for c in both])
+    drawn = np.random.default_rng(0).integers(len(both), size=(BOOTSTRAPS, len(both)))
+    told = []
+    for name in ("score", "natural", "unnamed"):
+        values = difference[:, Worth._fields.index(name)]
+        low, high = np.nanpercentile(np.nanmean(values[drawn], axis=1), [2.5, 97.5])
+        told.append(f"{name} {np.nanmean(values):+.3f} [{low:+.3f}, {high:+.3f}]")
+    print(f"  minus linear: {', '.join(told)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
