@@ -12,8 +12,8 @@ requests   extractions into a real S3 server on this machine, whose requests are
 growth     what a model of 8B on 8 H100s costs, and how it changes with one thing at a time;
            forecasts
 workers    5,665 concepts, a model of 70B on pairs of H100s, 40 samples a concept and 1,000, into
-           S3: makespans of 10 to 1,000 workers by `lenscache.forecast.fleet`, with blocks handed
-           out (`--engine ray`) and with `--partition k/n`
+           S3: makespans of 10 to 1,000 workers by `fleet.py`, with blocks handed out
+           (`--engine ray`) and with `--partition k/n`
 
 PREDICTED: time 0.7 to 1.4 of what is seen, median within 15 %; objects and PUT exact, GET and HEAD
 within 3 a round; 1,000 workers: efficiency below 5 % with 40 samples, since loading 140 GB takes
@@ -40,26 +40,27 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-
-from lenscache.concepts.pack import ConceptPack
-from lenscache.concepts.plan import plan_samples
-from lenscache.errors import PlanError
-from lenscache.extract import ExtractSettings, Partition, extract
-from lenscache.extract.identity import make_header
-from lenscache.forecast.devices import DEVICES, Device, measure_device
-from lenscache.forecast.fleet import Fleet, Outcome, Storage, simulate
-from lenscache.forecast.footprint import (
+from fleet import Fleet, Outcome, Storage, simulate
+from store_requests import (
     RoundSize,
     expected_objects,
     expected_requests,
     requests_of_block,
     requests_to_join,
 )
-from lenscache.forecast.forecast import (
-    GETS_PER_SECOND,
-    PUTS_PER_SECOND,
+
+from lenscache.concepts.pack import ConceptPack
+from lenscache.concepts.plan import plan_samples
+from lenscache.errors import PlanError
+from lenscache.extract import ExtractSettings, Partition, extract
+from lenscache.extract.identity import make_header
+from lenscache.forecast import (
+    DEVICES,
+    Device,
+    Forecast,
     Workload,
     forecast_run,
+    measure_device,
     outline_work,
 )
 from lenscache.model.loading import LoadedModel, find_blocks, load_model, silence
@@ -215,7 +216,7 @@ def run_case(case: Case, loaded: LoadedModel, device: Device) -> tuple[float, fl
         model_layers=None if case.captured is None else (loaded.n_layers - 1,),
     )
     work = outline_work(pack, loaded, settings, levels=[3], limit=case.concepts)
-    estimate = forecast_run(work, settings, device, place="disk")
+    estimate = forecast_run(work, settings, device)
     told: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         extract(
@@ -319,6 +320,12 @@ def s3_server() -> Iterator[tuple[Any, Any]]:
 # --- workers ------------------------------------------------------------------------------------
 
 
+# Amazon's "Best practices design patterns: optimizing Amazon S3 performance": 3,500 PUT and 5,500
+# GET a second and prefix, 100 to 200 ms until the first byte, 85 MB/s a connection.
+PUTS_PER_SECOND, GETS_PER_SECOND, SECONDS_A_REQUEST = 3500.0, 5500.0, 0.1
+STREAM_BYTES_PER_SECOND = 85e6
+ENCODED_BYTES_PER_SECOND = 250e6  # of one thread: Blosc with zstd, measured 200 to 340 MB/s
+
 LEVELS = (5, 276, 1070, 1011, 616, 2687)
 """Concepts by level: 5,665 in all, of which the largest level has 2,687."""
 ROUGH = {"spread": 0.3, "slow_share": 0.05, "slow_factor": 3.0, "lifetime": 2 * 3600.0}
@@ -360,11 +367,8 @@ def large_work(
     lengths = tuple(drawn.choice(small.lengths[0], size=n * samples) for n in concepts)
     return small._replace(
         lengths=lengths,
-        labels=tuple(len(each) for each in lengths),
         levels=tuple(range(len(concepts))),
         concepts=sum(concepts),
-        pack_concepts=sum(concepts),
-        pack_links=sum(concepts),
     )
 
 
@@ -376,7 +380,6 @@ def growth(*, quick: bool) -> dict[str, Any]:
         "concepts": [1000, 1000],
         "samples": 40,
         "devices": 8,
-        "place": "s3",
         "new": 20,
         "batch": "auto",
         "stored": stored,
@@ -389,7 +392,6 @@ def growth(*, quick: bool) -> dict[str, Any]:
         "twice the concepts": {"concepts": [2000, 2000]},
         "twice the samples": {"samples": 80},
         "all 32 model layers": {"stored": tuple(range(32))},
-        "all 32 model layers, on a disk": {"stored": tuple(range(32)), "place": "disk"},
         "70B (hidden 8192, 80 blocks), 16 devices": {"shape": LARGE, "devices": 16},
         "hidden 2048": {
             "shape": MIDDLE
@@ -421,18 +423,37 @@ def growth(*, quick: bool) -> dict[str, Any]:
         work = large_work(
             outlined(chosen["shape"]), settings, chosen["concepts"], chosen["samples"]
         )
-        found = forecast_run(
-            work, settings, DEVICES[chosen["kind"]], chosen["devices"], place=chosen["place"]
-        )
+        found = forecast_run(work, settings, DEVICES[chosen["kind"]], chosen["devices"])
+        n_objects = objects(work, found)
         figures[name] = {k: v for k, v in asdict(found).items() if isinstance(v, int | float)}
+        figures[name]["objects"] = n_objects
         print(
             f"{name:42} {found.seconds / 60:6.1f} min ({found.seconds_low / 60:.1f} to "
             f"{found.seconds_high / 60:.1f}), {found.device_hours:6.2f} device hours, "
-            f"{found.stored_bytes / 1e9:.1f} GB, {found.objects} objects, {found.puts} PUT, "
-            f"{found.gets} GET, efficiency {found.efficiency:.0%}",
+            f"{found.stored_bytes / 1e9:.1f} GB, {n_objects} objects, written in "
+            f"{write_seconds(work, found):.1f} s a block into S3",
             flush=True,
         )
     return figures
+
+
+def rounds_of(work: Workload, found: Forecast) -> list[RoundSize]:
+    """The rounds of a forecast; each row is labelled once."""
+    return [RoundSize(len(n), len(n), found.block_rows) for n in work.lengths]
+
+
+def objects(work: Workload, found: Forecast) -> int:
+    """Objects of the store, of a pack in which every concept has a parent."""
+    pack = {"concepts": work.concepts, "links": work.concepts}
+    return expected_objects(work.header, rounds_of(work, found), **pack)
+
+
+def write_seconds(work: Workload, found: Forecast) -> float:
+    """Seconds to write a block into S3: one request after the other, encoded by one thread."""
+    asked = requests_of_block(work.header, "ray")
+    requests_take = (asked.put + asked.get) * SECONDS_A_REQUEST
+    a_block = found.stored_bytes / found.blocks / STREAM_BYTES_PER_SECOND
+    return requests_take + a_block + found.raw_bytes / found.blocks / ENCODED_BYTES_PER_SECOND
 
 
 def workers(*, quick: bool) -> dict[str, Any]:
@@ -457,21 +478,22 @@ def _table(
     blocks = np.full(sum(rounds), one.seconds_a_block)
     block, sizes = (
         requests_of_block(work.header, "ray"),
-        [RoundSize(len(n), len(n), one.block_rows) for n in lengths],
+        rounds_of(work, one),
     )
     join = requests_to_join(
         work.header, sizes, concepts=sum(LEVELS), links=sum(LEVELS), engine="ray"
     )
     alone = requests_to_join(work.header, sizes, concepts=sum(LEVELS), links=sum(LEVELS))
+    writing = write_seconds(work, one)
     print(
         f"-- {name}: {len(blocks)} blocks of {one.block_rows} rows, {one.seconds_a_block:.1f} s "
-        f"each on 2 H100s, written in {one.seconds_to_write_a_block:.1f} s; loading "
-        f"{one.seconds_to_load:.0f} s; {one.objects} objects, {one.stored_bytes / 1e9:.0f} GB; a "
+        f"each on 2 H100s, written in {writing:.1f} s; loading {one.seconds_to_load:.0f} s; "
+        f"{objects(work, one)} objects, {one.stored_bytes / 1e9:.0f} GB; a "
         f"block {block.put} PUT and {block.get} GET, a start {join.get + join.list} (with "
         f"partitions {alone.get + alone.list})"
     )
     ray = Storage(
-        one.seconds_to_write_a_block,
+        writing,
         block.put,
         block.get,
         join.get + join.list,
@@ -489,7 +511,7 @@ def _table(
             "static",
         )
     thousand = Fleet(1000, one.seconds_to_load)
-    free = Storage(one.seconds_to_write_a_block)
+    free = Storage(writing)
     runs |= {
         "1000, nothing befalls them, no limits": (thousand, free, "dynamic"),
         "1000, stragglers alone": (
@@ -534,7 +556,7 @@ def _table(
     return {
         "seconds_a_block": one.seconds_a_block,
         "blocks": len(blocks),
-        "objects": one.objects,
+        "objects": objects(work, one),
         "runs": found,
     }
 

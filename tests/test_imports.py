@@ -49,7 +49,7 @@ RULES = {
     "lenscache/extract": "terms.py concepts model inference store cluster.py",
     "lenscache/inspection.py": "terms.py store store/views",
     "lenscache/plots.py": "terms.py store inspection.py drawing.py",
-    "lenscache/forecast": "concepts model store extract",
+    "lenscache/forecast.py": "concepts model store extract",
     "lenscache/preflight": "concepts model inference live",
     # errors, metrics, parallel < settings, families < data < pack, audit < compare, live < fit,
     # report, exchange < sweeps, inspection, plots
@@ -93,12 +93,13 @@ OUTSIDE = {
         "lenscache/concepts lenscache/inference lenscache/bfloat16.py lenscache/store "
         "lenscache/store/verify lenscache/store/views "
         "lenscache/live lenscache/extract lenscache/inspection.py lenscache/plots.py "
-        "lenscache/forecast lenscache/preflight lenstrain cli/train cli/cache/preflight_lenses.py"
+        "lenscache/forecast.py lenscache/preflight lenstrain cli/train "
+        "cli/cache/preflight_lenses.py"
     ),
     "torch": (
-        "lenscache/model lenscache/inference lenscache/live lenscache/extract lenscache/forecast "
-        "lenscache/preflight lenstrain/families lenstrain/data lenstrain/fit lenstrain/live "
-        "lenstrain/exchange lenstrain/parallel.py"
+        "lenscache/model lenscache/inference lenscache/live lenscache/extract "
+        "lenscache/forecast.py lenscache/preflight lenstrain/families lenstrain/data "
+        "lenstrain/fit lenstrain/live lenstrain/exchange lenstrain/parallel.py"
     ),
     "transformers": (
         "lenscache/model/loading.py lenscache/model/outline.py lenscache/model/builtin.py "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import StrEnum
 from typing import Annotated, Any
 
 from typer import BadParameter, Option
@@ -12,8 +11,6 @@ from .. import console, options
 from ..models import load
 from ..options import Dtype, Mode, StoreDtype
 from . import printing
-
-Storage = StrEnum("Storage", {"s3": "s3", "disk": "disk"})
 
 
 @console.reports_errors
@@ -49,18 +46,13 @@ def plan(
             "A folder with config.json is model enough for all but here.",
         ),
     ] = None,
-    storage: Annotated[
-        Storage,
-        Option(help="Where the store would be, with --devices: an object store, or a shared disk."),
-    ] = Storage.s3,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Show what an extraction would cost: prompts, tokens, bytes and time.
 
     The time is that of a few timed batches, scaled up. With --devices or --device-kind, estimate
-    for other machines: time, bytes, objects, requests and what drives them. Concepts without
-    texts for a grade are counted at the end.
+    for other machines: time and bytes. Concepts without texts for a grade are counted at the end.
     """
     from lenscache.concepts.evidence import count_unnamed
     from lenscache.concepts.plan import plan_samples, select_concepts
@@ -92,11 +84,11 @@ def plan(
         estimate = estimate_run(concepts, loaded, settings, levels=level, limit=limit)
         show = printing.print_estimate
     else:
-        from lenscache.forecast.forecast import forecast_run, outline_work
+        from lenscache.forecast import forecast_run, outline_work
 
         outline, kind = _outline(model, dtype, device, device_kind or "here")
         work = outline_work(concepts, outline, settings, levels=level, limit=limit)
-        estimate = forecast_run(work, settings, kind, devices or 1, place=storage.value)
+        estimate = forecast_run(work, settings, kind, devices or 1)
         show = printing.print_forecast
     if json:
         console.print_json(asdict(estimate) | {"unnamed_texts": unnamed.to_dict()})
@@ -107,7 +99,7 @@ def plan(
 
 def _outline(model: str, dtype: Dtype, device: str, kind: str) -> tuple[Any, Any]:
     """A model, loaded only if this device is meant, and the figures of the device."""
-    from lenscache.forecast.devices import find_device, measure_device
+    from lenscache.forecast import find_device, measure_device
     from lenscache.model.loading import silence
     from lenscache.model.outline import outline_model
 

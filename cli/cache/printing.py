@@ -13,7 +13,6 @@ from .. import console
 from ..meter import clock
 
 _TABLE_COLUMNS = 5
-_SMALLEST_SHARE = 0.01  # of the time; smaller parts are not named
 _MOST_FINDINGS = 3  # of a rule in a table
 _FINDING_LINES = 12  # of findings in a table, divided among the rules: a screen has 24 in all
 _LONG = 400  # characters of a finding by itself: all that it says
@@ -47,30 +46,19 @@ def print_forecast(estimate: Any) -> None:
     over = estimate.devices_per_copy
     spread = f", each over {over} devices" if over > 1 else ""
     copies = "one copy" if estimate.copies == 1 else f"{estimate.copies} copies"
-    otherwise = ""
-    if estimate.engine == "ray":
-        otherwise = (
-            f" with --engine ray; with --partition {clock(estimate.seconds_with_partitions)} and "
-            f"{estimate.gets_with_partitions} GET and HEAD"
-        )
-    elif estimate.copies > 1:
-        otherwise = f" with --partition, a share for each of {estimate.copies}"
-    largest = sorted(estimate.parts.items(), key=lambda part: -part[1])
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= _SMALLEST_SHARE)
+    shared = "--partition" if over > 1 else "--engine ray or --partition"
+    divided = f" with {shared}" if estimate.copies > 1 else ""
     for line in (
         f"{estimate.concepts} concepts on {_levels(estimate)}: {estimate.prompts} prompts, "
         f"{estimate.prompt_tokens} prompt tokens{guessed}, at most {estimate.new_tokens} new ones",
         f"{estimate.devices} x {estimate.device_kind}: {copies} of the model{spread}, batches of "
         f"{estimate.batch_size}, {estimate.blocks} blocks of {estimate.block_rows} rows",
         f"about {clock(estimate.seconds)} (from {clock(estimate.seconds_low)} to "
-        f"{clock(estimate.seconds_high)}), {estimate.device_hours:.2f} device hours{otherwise}",
-        f"loading {clock(estimate.seconds_to_load)}; a block {estimate.seconds_a_block:.1f} s, "
-        f"written in {estimate.seconds_to_write_a_block:.1f} s beside the next one",
-        f"time: {shares}",
+        f"{clock(estimate.seconds_high)}), {estimate.device_hours:.2f} device hours{divided}: "
+        f"loading {clock(estimate.seconds_to_load)}, then {estimate.seconds_a_block:.1f} s a block",
         f"{estimate.model_layers} model layers: about {size(estimate.stored_bytes)} stored, of "
-        f"{size(estimate.raw_bytes)} raw, in {estimate.objects} objects",
-        f"requests: {estimate.puts} PUT, {estimate.gets} GET and HEAD, {estimate.lists} LIST",
-        *(f"cheaper: {advice}" for advice in estimate.cheaper),
+        f"{size(estimate.raw_bytes)} raw",
+        "not counted: waiting for an object store, slow machines and restarts (docs/scaling.md)",
     ):
         console.say(line)
 

@@ -41,23 +41,20 @@ def test_plan_for_other_devices_needs_no_weights(
     assert lines[0].startswith("7 concepts on levels 0, 1: ")
     assert "guessed from their letters" in lines[0]
     assert lines[1].startswith("16 x h100: 16 copies of the model, batches of 4, ")
-    assert "device hours" in lines[2]
-    assert lines[4].startswith("time: ")
-    assert "PUT" in lines[6]
+    assert " device hours with --engine ray or --partition: loading " in lines[2]
+    assert " stored, of " in lines[3]
+    assert lines[4].startswith("not counted: waiting for an object store")
 
 
 def test_plan_for_other_devices_counts_what_extract_left(
     lenscache: Run, extract_options: list[str], finished_store: Path
 ) -> None:
     found = json.loads(lenscache("info", finished_store, "--json").stdout)
-    result = lenscache(
-        "plan", *extract_options, "--device-kind", "l40s", "--storage", "disk", "--json"
-    )
+    result = lenscache("plan", *extract_options, "--device-kind", "l40s", "--json")
     planned = json.loads(result.stdout)
     assert planned["prompts"] == sum(entry["rows"] for entry in found["rounds"])
     assert planned["blocks"] == sum(entry["blocks"] for entry in found["rounds"])
     assert planned["raw_bytes"] == found["raw_bytes"]
-    assert planned["objects"] == sum(file.is_file() for file in finished_store.rglob("*"))
     assert (planned["devices"], planned["are_tokens_guessed"]) == (1, False)
     assert planned["seconds_low"] < planned["seconds"] < planned["seconds_high"]
 

@@ -1,10 +1,8 @@
-"""Forecasts for other machines, against real stores, a real object store and sums done by hand."""
+"""Forecasts for other machines, against real stores and sums done by hand."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,23 +14,23 @@ import transformers
 
 from lenscache.concepts.plan import plan_samples
 from lenscache.errors import ModelNotFoundError, PlanError
-from lenscache.extract import ExtractSettings, Partition, extract
-from lenscache.extract.identity import make_header
-from lenscache.forecast.devices import DEVICES, Device, Efficiency, find_device, measure_device
-from lenscache.forecast.footprint import Requests, RoundSize, expected_objects, expected_requests
-from lenscache.forecast.forecast import forecast_run, outline_work
-from lenscache.forecast.roofline import Shape, Work, batch_seconds, devices_of_a_copy
+from lenscache.extract import ExtractSettings, extract
+from lenscache.forecast import (
+    DEVICES,
+    Device,
+    Efficiency,
+    Shape,
+    Workload,
+    batch_seconds,
+    find_device,
+    forecast_run,
+    measure_device,
+    outline_work,
+)
 from lenscache.model.outline import ModelOutline, outline_model
-from lenscache.store.layout import chunk_rows
-from tests.lenscache.conftest import PACK, SETTINGS, run_small
-from tests.lenscache.counting_s3 import RequestLog, serving_counted
-from tests.lenscache.s3_server import connect, environment
+from tests.lenscache.conftest import PACK, SETTINGS
 from tests.models import ARCHITECTURES, CONFIGS, tiny_model
 
-COUNTED: dict[str, Any] = {
-    "concepts": len(PACK.concepts),
-    "links": sum(len(concept.parents) for concept in PACK.concepts),
-}
 FULL = Efficiency(1.0, 1.0)
 GPU = Device("test", 80e9, 1e12, 1e15, 1e14, efficiencies=(FULL, FULL, FULL))
 LLAMA_70B = {
@@ -45,79 +43,7 @@ LLAMA_70B = {
 }
 
 
-def sizes(
-    settings: ExtractSettings, levels: tuple[int, ...], limit: int | None = None
-) -> list[RoundSize]:
-    assert settings.block_rows is not None
-    plans = [plan_samples(PACK, [level], limit=limit) for level in levels]
-    return [RoundSize(len(plan), len(plan.label_role), settings.block_rows) for plan in plans]
-
-
-# --- objects and requests -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "levels"),
-    [
-        ({}, (1,)),
-        ({"block_rows": 3, "model_layers": (0, 1, 2)}, (0, 1)),
-        ({"mode": "prompt", "store_dtype": "int8"}, (1,)),
-    ],
-)
-def test_a_store_has_as_many_objects_as_forecast(
-    change: dict[str, Any], levels: tuple[int, ...], tmp_path: Path
-) -> None:
-    settings = replace(SETTINGS, **change)
-    run_small(tmp_path / "s.zarr", settings=settings, levels=levels)
-    header = make_header(tiny_model(), PACK, settings)
-    seen = sum(file.is_file() for file in (tmp_path / "s.zarr").rglob("*"))
-    assert seen == expected_objects(header, sizes(settings, levels, 2), **COUNTED)
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RequestLog]:
-    """A server in whose bucket `lenses` stores are made, and what it was asked for."""
-    log = tmp_path_factory.mktemp("requests") / "log"
-    with serving_counted(log) as (url, requests), pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        for name, value in environment(url).items():
-            patch.setenv(name, value)
-        connect(url).create_bucket(Bucket="lenses")
-        yield requests
-
-
-@pytest.mark.parametrize(
-    ("change", "levels", "workers"),
-    [
-        ({"model_layers": (1,), "mode": "prompt"}, (1,), 2),
-        pytest.param({"model_layers": (0, 1, 2)}, (1,), 2, marks=pytest.mark.slow),
-        pytest.param({"block_rows": 4}, (0, 1), 1, marks=pytest.mark.slow),
-        pytest.param({"store_dtype": "int8"}, (1,), 3, marks=pytest.mark.slow),
-    ],
-)
-def test_an_object_store_is_asked_as_often_as_forecast(
-    change: dict[str, Any], levels: tuple[int, ...], workers: int, served: RequestLog
-) -> None:
-    """PUT to the request; others within three a round, since which blocks are verified is drawn."""
-    settings, before = replace(SETTINGS, **change), served.counts()
-    for part in range(1, workers + 1):
-        its = replace(settings, partition=Partition(part, workers) if workers > 1 else None)
-        run_small(f"s3://lenses/{len(before)}-{before.total()}/s.zarr", settings=its, levels=levels)
-    seen = served.counts() - before
-    header, rounds = make_header(tiny_model(), PACK, settings), sizes(settings, levels, 2)
-    assert settings.block_rows is not None
-    chunks = settings.block_rows // chunk_rows(header.hidden, settings.block_rows)
-    expected = expected_requests(header, rounds, workers=workers, chunks_a_block=chunks, **COUNTED)
-    assert Requests(seen["PUT"], 0, seen["HEAD"], seen["LIST"]) == expected._replace(get=0)
-    assert abs(seen["GET"] - expected.get) <= 3 * len(levels)
-
-
 # --- seconds ------------------------------------------------------------------------------------
-
-
-def weights_of(shape: Shape) -> float:
-    return shape.n_layers * shape.block_weights * shape.itemsize
 
 
 @pytest.fixture(scope="module")
@@ -130,52 +56,54 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> ModelOutline:
     return outline_model(str(folder))
 
 
-def seconds_of(
-    shape: Shape, work: Work, size: float, width: float, device: Device = GPU
-) -> dict[str, float]:
-    found = batch_seconds(
-        shape, device, device.efficiencies[0], work, "bfloat16", np.array([size]), np.array([width])
+def work_of(model: Any, mode: str = "combined", depth: int = 80, new_tokens: int = 21) -> Workload:
+    """One model layer of a model, over the prompts of the tests' pack."""
+    settings = ExtractSettings(
+        mode=mode,  # type: ignore[arg-type]
+        model_layers=(depth - 1,),
+        max_new_tokens=new_tokens,
     )
-    return {name: float(values[0]) for name, values in found.items()}
+    return outline_work(PACK, model, settings)
+
+
+def seconds_of(work: Workload, size: float, width: float, device: Device = GPU) -> float:
+    sizes, widths = np.array([size]), np.array([width])
+    return float(batch_seconds(work, device, device.efficiencies[0], sizes, widths)[0])
 
 
 def test_a_decode_step_takes_what_reading_the_weights_takes_and_a_prefill_its_operations(
     large: ModelOutline,
 ) -> None:
-    shape = Shape.of(large)
+    work, fewer = work_of(large), work_of(large, new_tokens=11)
+    shape = work.shape
     assert shape.weight_bytes == pytest.approx(141.1e9, rel=0.001)
-    work = Work(shape.n_layers, 1, 21, is_recorded=True)
-    found = seconds_of(shape, work, 1, 32)
-    assert found["decode: weights"] == pytest.approx(20 * weights_of(shape) / GPU.bandwidth)
-    assert found["decode: arithmetic"] == 0
-    products = 2 * weights_of(shape) / shape.itemsize * 64 * 512 / GPU.half_flops
+    weights = shape.n_layers * shape.block_weights * shape.itemsize
+    head = shape.vocab * shape.hidden * shape.itemsize
+    a_step = (seconds_of(work, 1, 32) - seconds_of(fewer, 1, 32)) / 10
+    assert a_step == pytest.approx((weights + head) / GPU.bandwidth, rel=0.01)
+    products = 2 * weights / shape.itemsize * 64 * 512 / GPU.half_flops
     # the rest of the time reads and writes what passes by
-    assert products < seconds_of(shape, work, 64, 512)["prefill"] < 1.4 * products
-    assert seconds_of(shape, work, 2000, 32)["decode: arithmetic"] > 0
+    prompts = work_of(large, "prompt")
+    assert products < seconds_of(prompts, 64, 512) < 1.4 * products
+    # with many rows, arithmetic takes longer than reading
+    many = (seconds_of(work, 2000, 32) - seconds_of(fewer, 2000, 32)) / 10
+    assert many > 2 * weights / shape.itemsize * 2000 / GPU.half_flops > weights / GPU.bandwidth
 
 
 def test_prompt_mode_pays_for_the_blocks_up_to_the_deepest_stored_one_alone(
     large: ModelOutline,
 ) -> None:
-    shape = Shape.of(large)
-    whole, half = (
-        seconds_of(shape, Work(depth, 1, 0, is_recorded=True), 64, 64) for depth in (80, 40)
-    )
-    assert half["prefill"] == pytest.approx(whole["prefill"] / 2, rel=0.01)
-    assert sum(whole.values()) == whole["prefill"]
+    whole, half = (seconds_of(work_of(large, "prompt", depth), 64, 64) for depth in (80, 40))
+    assert half == pytest.approx(whole / 2, rel=0.01)
 
 
 @pytest.mark.parametrize("kind", DEVICES)
 def test_larger_batches_take_longer_but_less_a_row(large: ModelOutline, kind: str) -> None:
-    shape, device = Shape.of(large), DEVICES[kind]
-    work = Work(80, 80, 20, is_recorded=device.is_gpu)
-    seconds = [
-        sum(seconds_of(shape, work, size, 32, device).values()) for size in (1, 4, 16, 64, 256)
-    ]
+    work, sizes = work_of(large), (1, 4, 16, 64, 256)
+    seconds = [seconds_of(work, size, 32, DEVICES[kind]) for size in sizes]
     assert seconds == sorted(seconds)
-    assert [s / n for s, n in zip(seconds, (1, 4, 16, 64, 256), strict=True)] == sorted(
-        (s / n for s, n in zip(seconds, (1, 4, 16, 64, 256), strict=True)), reverse=True
-    )
+    a_row = [taken / size for taken, size in zip(seconds, sizes, strict=True)]
+    assert a_row == sorted(a_row, reverse=True)
 
 
 def test_experts_are_read_once_each_and_multiplied_with_by_few_positions() -> None:
@@ -198,12 +126,12 @@ def test_experts_are_read_once_each_and_multiplied_with_by_few_positions() -> No
 
 
 def test_a_model_is_spread_over_as_few_devices_as_hold_it(large: ModelOutline) -> None:
-    shape, work = Shape.of(large), Work(80, 80, 20, is_recorded=True)
-    assert [
-        devices_of_a_copy(shape, find_device(kind), work, 64) for kind in ("h100", "l40s", "cpu")
-    ] == [2, 4, 1]
     settings = ExtractSettings(batch_size="auto")
     found = outline_work(PACK, large, settings)
+    assert [
+        forecast_run(found, settings, find_device(kind), 4).devices_per_copy
+        for kind in ("h100", "l40s", "cpu")
+    ] == [2, 4, 1]
     with pytest.raises(
         PlanError, match=r"takes 141 GB in bfloat16 .* a h100 has 80: give --devices 2 or more"
     ):
@@ -221,48 +149,31 @@ def test_a_forecast_counts_what_extract_then_leaves(tmp_path: Path) -> None:
     )
     report = extract(tmp_path / "s.zarr", PACK, tiny_model(), SETTINGS)
     assert estimate.prompts == report.rows
-    assert estimate.objects == sum(file.is_file() for file in (tmp_path / "s.zarr").rglob("*"))
     assert estimate.blocks == sum(1 for _ in (tmp_path / "s.zarr").rglob("complete/c/*"))
     assert not estimate.are_tokens_guessed
 
 
-def test_shares_make_a_whole_and_the_range_holds_what_is_expected(large: ModelOutline) -> None:
+def test_more_devices_are_faster_and_the_range_holds_what_is_expected(large: ModelOutline) -> None:
     settings = ExtractSettings(batch_size="auto", block_rows=16)
     work = outline_work(PACK, large, settings)
-    for devices in (2, 8, 200):
-        found = forecast_run(work, settings, find_device("h100"), devices)
-        assert sum(found.parts.values()) == pytest.approx(1.0, abs=0.02)
-        assert found.seconds_low < found.seconds < found.seconds_high
-        assert 0 < found.efficiency <= 1
+    found = [forecast_run(work, settings, find_device("h100"), n) for n in (2, 8, 200)]
+    for each in found:
+        assert each.seconds_low < each.seconds < each.seconds_high
+        assert each.seconds > each.seconds_to_load
+        assert each.device_hours == pytest.approx(each.devices * each.seconds / 3600)
+    assert found[0].seconds > found[1].seconds > found[2].seconds
+    assert found[2].device_hours > found[0].device_hours  # each of them loads the model
 
 
-def test_advice_names_what_is_cheaper_and_by_how_much(large: ModelOutline) -> None:
-    few, kind = ExtractSettings(batch_size=4), find_device("h100")
-    work = outline_work(PACK, large, few)
-    slow = forecast_run(work, few, kind, 2, place="disk")
-    auto = forecast_run(work, replace(few, batch_size="auto"), kind, 2, place="disk")
-    assert auto.batch_size > 4
-    share = f"{auto.device_hours / slow.device_hours:.2f} of the device hours"
-    assert [line for line in slow.cheaper if line.startswith(f"--batch-size auto: {share}")]
-    wasteful = forecast_run(work, few, kind, 400)
-    advised = next(
-        int(line.split()[1].rstrip(":"))
-        for line in wasteful.cheaper
-        if line.startswith("--devices")
-    )
-    assert forecast_run(work, few, kind, advised).device_hours < wasteful.device_hours / 2
-
-
-def test_a_disk_that_answers_at_once_holds_nobody_up(large: ModelOutline) -> None:
-    settings = ExtractSettings(batch_size="auto")
-    work = outline_work(PACK, large, settings)
-    s3, disk = (
-        forecast_run(work, settings, find_device("h100"), 4, place=place)
-        for place in ("s3", "disk")
-    )
-    assert s3.seconds_to_write_a_block > 10 > disk.seconds_to_write_a_block
-    assert disk.seconds < s3.seconds
-    assert disk.parts["waiting for writes"] == 0
+def test_a_batch_is_as_large_as_pays_and_fits(large: ModelOutline) -> None:
+    kind, asked = find_device("h100"), ExtractSettings(batch_size=4)
+    work = outline_work(PACK, large, asked)
+    four = forecast_run(work, asked, kind, 2)
+    auto = forecast_run(work, replace(asked, batch_size="auto"), kind, 2)
+    assert four.batch_size == 4 < auto.batch_size
+    assert auto.seconds_a_block < four.seconds_a_block
+    small = replace(kind, memory_bytes=work.shape.weight_bytes / 0.9 + 3 * work.row_bytes())
+    assert forecast_run(work, asked, small, 1).batch_size == 2
 
 
 # --- models without weights ---------------------------------------------------------------------
