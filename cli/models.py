@@ -20,7 +20,7 @@ def load(
     console.note(f"loading {model}")
     loaded = load_model(
         model,
-        dtype=str(dtype),
+        dtype=dtype,
         device=device,
         device_map=None if device_map is None else str(device_map),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,25 +13,12 @@ if TYPE_CHECKING:
     from lenscache.concepts.pack import ConceptPack
 
 # Choices of the options of these names.
-Mode = StrEnum("Mode", {"combined": "combined", "prompt": "prompt", "completion": "completion"})
-StoreDtype = StrEnum(
-    "StoreDtype",
-    {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32", "int8": "int8"},
-)
-Dtype = StrEnum(
-    "Dtype", {"auto": "auto", "bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}
-)
-DeviceMap = StrEnum(
-    "DeviceMap",
-    {
-        "auto": "auto",
-        "balanced": "balanced",
-        "balanced_low_0": "balanced_low_0",
-        "sequential": "sequential",
-    },
-)
-Engine = StrEnum("Engine", {"local": "local", "ray": "ray"})
-MinGrade = StrEnum("MinGrade", {"A": "A", "B": "B", "C": "C"})
+Mode = Literal["combined", "prompt", "completion"]
+StoreDtype = Literal["bfloat16", "float16", "float32", "int8"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
+Engine = Literal["local", "ray"]
+MinGrade = Literal["A", "B", "C"]
 
 _count = partial(Option, min=1, metavar="N")
 
@@ -183,7 +169,7 @@ def parse_batch_size(text: str) -> int | Literal["auto"]:
 
 def check_engine(engine: Engine, workers: int | None, address: str | None) -> None:
     """Refuse --engine ray where Ray is not installed, and options of Ray without --engine ray."""
-    if engine is Engine.ray:
+    if engine == "ray":
         from lenscache.cluster import require_ray
 
         require_ray()

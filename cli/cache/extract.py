@@ -6,21 +6,20 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from typer import BadParameter, Option
 
 from .. import console, options
 from ..meter import Meter
 from ..models import load
-from ..options import Dtype, Engine, Mode, StoreDtype
+from ..options import Dtype, Engine, Mode
 from ..runlog import RunLog
 from . import printing
 
-Pooling = StrEnum("Pooling", {"mean": "mean", "max": "max", "last": "last"})
+Pooling = Literal["mean", "max", "last"]
 
 _many = partial(Option, rich_help_panel="Many workers")
 
@@ -38,19 +37,19 @@ def extract(
     templates: options.Templates = None,
     mode: Annotated[
         Mode, Option(help="What to pool: the prompt, the completion, or both in one pass.")
-    ] = Mode.combined,
+    ] = "combined",
     batch_size: options.BatchSize = "4",
     max_new_tokens: options.MaxNewTokens = 20,
     max_prompt_tokens: options.MaxPromptTokens = None,
-    pooling: Annotated[Pooling, Option(help="How positions become one vector.")] = Pooling.mean,
+    pooling: Annotated[Pooling, Option(help="How positions become one vector.")] = "mean",
     pool_first_position: Annotated[
         bool,
         Option(
             "--pool-first-position", help="Pool the first position too, often an attention sink."
         ),
     ] = False,
-    dtype: options.DtypeOption = Dtype.auto,
-    store_dtype: options.StoreDtypeOption = StoreDtype.bfloat16,
+    dtype: options.DtypeOption = "auto",
+    store_dtype: options.StoreDtypeOption = "bfloat16",
     device: options.Device = "auto",
     device_map: options.DeviceMapOption = None,
     seed: options.Seed = 0,
@@ -82,7 +81,7 @@ def extract(
     ] = None,
     engine: Annotated[
         Engine, _many(help="This process, or the workers of a Ray cluster.")
-    ] = Engine.local,
+    ] = "local",
     workers: Annotated[
         int | None,
         _many(
@@ -104,18 +103,18 @@ def extract(
     from lenscache.extract.settings import ExtractSettings
     from lenscache.store.store import open_store
 
-    if engine is Engine.ray and device_map is not None:
+    if engine == "ray" and device_map is not None:
         raise BadParameter("Ray gives each worker one GPU: leave out --device-map")
     options.check_engine(engine, workers, address)
     concepts = options.load_pack(pack, templates)
     settings = ExtractSettings(
-        mode=mode.value,
+        mode=mode,
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=max_prompt_tokens,
         model_layers=options.parse_model_layers(model_layers),
-        pooling=pooling.value,
+        pooling=pooling,
         pool_first_position=pool_first_position,
-        store_dtype=store_dtype.value,
+        store_dtype=store_dtype,
         seed=seed,
         batch_size=options.parse_batch_size(batch_size),
         block_rows=block_rows,
@@ -124,7 +123,7 @@ def extract(
     )
     request = _request(store, concepts, settings, level, limit, reuse or [], top_up)
     said = _say_unnamed(request, quiet=log_json)
-    if engine is Engine.local:
+    if engine == "local":
         run = _local_run(request, partial(load, model, dtype, device, device_map))
     else:
         run = _ray_run(request, model, dtype, device, workers, address)
@@ -240,7 +239,7 @@ def _ray_run(
     start = partial(
         extract_with_ray,
         request,
-        partial(load_model, place, dtype=dtype.value, device=device),
+        partial(load_model, place, dtype=dtype, device=device),
         workers=workers,
         address=address,
         use_gpu=None if device == "auto" else device == "cuda",

@@ -9,7 +9,7 @@ from typer import BadParameter, Option
 
 from .. import console, options
 from ..models import load
-from ..options import Dtype, Mode, StoreDtype
+from ..options import Dtype, Mode
 from . import printing
 
 
@@ -20,12 +20,12 @@ def plan(
     level: options.Levels = None,
     model_layers: options.ModelLayers = None,
     templates: options.Templates = None,
-    mode: Annotated[Mode, Option(help="As for extract.")] = Mode.combined,
+    mode: Annotated[Mode, Option(help="As for extract.")] = "combined",
     batch_size: options.BatchSize = "4",
     max_new_tokens: options.MaxNewTokens = 20,
     max_prompt_tokens: options.MaxPromptTokens = None,
-    dtype: Annotated[Dtype, Option(help="Weights and arithmetic, as for extract.")] = Dtype.auto,
-    store_dtype: options.StoreDtypeOption = StoreDtype.bfloat16,
+    dtype: Annotated[Dtype, Option(help="Weights and arithmetic, as for extract.")] = "auto",
+    store_dtype: options.StoreDtypeOption = "bfloat16",
     device: options.Device = "auto",
     device_map: options.DeviceMapOption = None,
     limit: options.Limit = None,
@@ -64,11 +64,11 @@ def plan(
         )
     concepts = options.load_pack(pack, templates)
     settings = ExtractSettings(
-        mode=mode.value,
+        mode=mode,
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=max_prompt_tokens,
         model_layers=options.parse_model_layers(model_layers),
-        store_dtype=store_dtype.value,
+        store_dtype=store_dtype,
         batch_size=options.parse_batch_size(batch_size),
         samples=samples,
         block_rows=block_rows,
@@ -106,6 +106,6 @@ def _outline(model: str, dtype: Dtype, device: str, kind: str) -> tuple[Any, Any
     if kind != "here":
         figures = find_device(kind)
         silence()
-        return outline_model(model, dtype=dtype.value), figures
+        return outline_model(model, dtype=dtype), figures
     loaded = load(model, dtype, device)
     return loaded, measure_device(loaded.device, loaded.dtype)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, BadParameter, Exit, Option
 
@@ -15,9 +15,8 @@ from ..meter import Meter
 from . import printing
 
 # Choices of --to.
-ExportFormat = StrEnum(
-    "ExportFormat", {"safetensors": "safetensors", "npz": "npz", "parquet": "parquet"}
-)
+ExportFormat = Literal["safetensors", "npz", "parquet"]
+# typer takes no list of literals.
 Phase = StrEnum("Phase", {"prompt": "prompt", "completion": "completion"})
 
 
@@ -116,10 +115,10 @@ def export(
         report = export_store(
             open_store(store),
             out,
-            to.value,
+            to,
             levels=level,
             model_layers=options.parse_model_layers(model_layers),
-            phases=[choice.value for choice in phase] if phase else None,
+            phases=[each.value for each in phase] if phase else None,
             overwrite=overwrite,
             on_progress=lambda done, total: meter.update("export", done, total, "vectors"),
         )

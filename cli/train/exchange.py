@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
@@ -13,11 +12,11 @@ from ..console import visible
 from ..options import MinGrade
 
 # Choices of --to.
-Target = StrEnum("Target", {"hatcat": "hatcat", "gguf": "gguf", "safetensors": "safetensors"})
-Source = StrEnum("Source", {"hatcat": "hatcat"})  # choices of --from
+Target = Literal["hatcat", "gguf", "safetensors"]
+Source = Literal["hatcat"]  # choices of --from
 # Choices of --direction.
-Kind = StrEnum("Kind", {"weights": "weights", "mean_difference": "mean-difference"})
-_WHAT = {Target.hatcat: "classifiers", Target.gguf: "control vectors", Target.safetensors: "lenses"}
+Kind = Literal["weights", "mean-difference"]
+_WHAT = {"hatcat": "classifiers", "gguf": "control vectors", "safetensors": "lenses"}
 
 
 @console.reports_errors
@@ -35,7 +34,7 @@ def export_pack(
         list[str] | None,
         Option(metavar="ID", help="Concept to export; repeatable. Default: all."),
     ] = None,
-    min_grade: Annotated[MinGrade, Option(help="Leave out lenses below this grade.")] = MinGrade.C,
+    min_grade: Annotated[MinGrade, Option(help="Leave out lenses below this grade.")] = "C",
     ungraded: options.Ungraded = False,
     direction: Annotated[
         Kind,
@@ -43,7 +42,7 @@ def export_pack(
             help="What control vectors lie along: the difference of means, or the weights of a "
             "lens."
         ),
-    ] = Kind.mean_difference,
+    ] = "mean-difference",
     overwrite: Annotated[bool, options.overwrite("an earlier export that is there")] = False,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -55,15 +54,15 @@ def export_pack(
     written = write_pack(
         folder,
         out,
-        to.value,
+        to,
         concepts=concept,
-        min_grade=Grade(min_grade.value),
+        min_grade=Grade(min_grade),
         untrusted=ungraded,
-        kind=direction.value,
+        kind=direction,
         overwrite=overwrite,
     )
     if json:
-        console.print_json({"out": str(out), "to": to.value, **written._asdict()})
+        console.print_json({"out": str(out), "to": to, **written._asdict()})
         return
     for reason in written.left_out.values():
         console.note(f"left out: {visible(reason, len(reason))}")

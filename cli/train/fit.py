@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import BadParameter, Option
 
@@ -24,11 +24,10 @@ if TYPE_CHECKING:
     from lenstrain.sweeps.grid import Engine as FitEngine
     from lenstrain.sweeps.grid import Grid
 
-Phase = StrEnum("Phase", {"both": "both", "prompt": "prompt", "completion": "completion"})
-Validation = StrEnum(
-    "Validation", {"advisory": "advisory", "blocking": "blocking", "falloff": "falloff"}
-)
-MinGrade = StrEnum("MinGrade", {"A": "A", "B": "B"})
+Phase = Literal["both", "prompt", "completion"]
+Validation = Literal["advisory", "blocking", "falloff"]
+MinGrade = Literal["A", "B"]
+# typer takes no list of literals.
 Family = StrEnum(
     "Family",
     {
@@ -92,16 +91,14 @@ def fit(
             "ensemble; else 1, the best.",
         ),
     ] = None,
-    phase: _PhaseOption = Phase.both,
+    phase: _PhaseOption = "both",
     concept: options.Concepts = None,
     labels: options.Labels = None,
     validation: Annotated[
         Validation,
         Option(help="Whether a low grade holds graduation back: never, always, or less and less."),
-    ] = Validation.advisory,
-    min_grade: Annotated[
-        MinGrade, Option(help="Grade that blocking validation asks for.")
-    ] = MinGrade.B,
+    ] = "advisory",
+    min_grade: Annotated[MinGrade, Option(help="Grade that blocking validation asks for.")] = "B",
     fpr: options.Fpr = None,
     refine: Annotated[
         bool,
@@ -176,7 +173,7 @@ def fit(
     engine: Annotated[
         Engine,
         _where(help="This process, or the workers of a Ray cluster."),
-    ] = Engine.local,
+    ] = "local",
     workers: Annotated[
         int | None,
         _where(
@@ -216,14 +213,14 @@ def fit(
         min_iterations=min_iterations,
         max_iterations=max_iterations,
         min_test_samples=min_test_samples,
-        validation=validation.value,
-        min_grade=Grade(min_grade.value),
+        validation=validation,
+        min_grade=Grade(min_grade),
         C=c,
         unit_norm=unit_norm,
         n_model_layers=n_model_layers,
         fpr=fpr,
         beyond_graduation=beyond,
-        phase=phase.value,
+        phase=phase,
         seed=seed,
         device=device,
     )
@@ -245,7 +242,7 @@ def fit(
         text=text_settings(settings, text_f1, **changed) if text else None,
         refine=refine,
     )
-    if follow and (engine is Engine.ray or not grid.is_single):
+    if follow and (engine == "ray" or not grid.is_single):
         raise BadParameter(
             "--follow fits one combination in this process: leave --engine and all others out"
         )
@@ -356,10 +353,10 @@ def sweep(
             help="Transformer blocks to choose from, a concept at a time. Default: all.",
         ),
     ] = None,
-    phase: _PhaseOption = Phase.both,
+    phase: _PhaseOption = "both",
     concept: options.Concepts = None,
     labels: options.Labels = None,
-    validation: Annotated[Validation, Option(help="As for fit.")] = Validation.advisory,
+    validation: Annotated[Validation, Option(help="As for fit.")] = "advisory",
     fpr: options.Fpr = None,
     max_samples: Annotated[int, Option(min=1, help="Positive training samples at most.")] = 200,
     seed: options.Seed = 0,
@@ -381,16 +378,16 @@ def sweep(
         check_output(each, overwrite=overwrite)
     settings = FitSettings(
         target_f1=targets[-1],
-        validation=validation.value,
+        validation=validation,
         max_samples=max_samples,
-        phase=phase.value,
+        phase=phase,
         fpr=fpr,
         family=family.value,
         model_layers=options.parse_model_layers(model_layers),
         seed=seed,
     )
     start = time.perf_counter()
-    dataset = open_dataset(store, levels=level, phase=phase.value, seed=seed, labels=labels)
+    dataset = open_dataset(store, levels=level, phase=phase, seed=seed, labels=labels)
     tell_left_out(dataset)
     asked = {"store": store, "targets": targets, "settings": settings_to_json(settings)}
     log = RunLog("sweep", out, to_stderr=log_json, **asked)
@@ -421,7 +418,7 @@ def sweep(
 def _engine(
     engine: Engine, workers: int | None, address: str | None, jobs: int | None, dataset: Any
 ) -> Any:
-    if engine is Engine.ray:
+    if engine == "ray":
         from lenstrain.sweeps.ray import RayEngine
 
         return RayEngine(workers, address, jobs)

@@ -13,7 +13,7 @@ from typer import Argument, BadParameter, Option
 from .. import console, options
 from ..console import visible
 from ..models import load_for
-from ..options import Dtype, MinGrade
+from ..options import MinGrade
 from .grades import COLOURS, old_rule
 
 _ROWS = 80  # tokens of a text that is shown token by token
@@ -36,9 +36,7 @@ def read(
         int,
         Option(min=1, help="Tokens that a token's score is pooled over, itself the last."),
     ] = 8,
-    min_grade: Annotated[
-        MinGrade, Option(help="Grade that a lens needs for being named.")
-    ] = MinGrade.B,
+    min_grade: Annotated[MinGrade, Option(help="Grade that a lens needs for being named.")] = "B",
     ungraded: options.Ungraded = False,
     min_signal: Annotated[
         float,
@@ -54,7 +52,7 @@ def read(
         Path | None, Option(metavar="OUT", help="Write a page that shows every token, too.")
     ] = None,
     allow_other_model: options.AllowOtherModel = False,
-    dtype: options.DtypeOption = Dtype.auto,
+    dtype: options.DtypeOption = "auto",
     device: options.Device = "auto",
     device_map: options.DeviceMapOption = None,
     json: options.Json = False,
@@ -71,7 +69,7 @@ def read(
     from lenstrain.pack.pack import LensPack
 
     lenses = LensPack.load(pack)
-    rule = Rule(Grade(min_grade.value), untrusted=ungraded, min_signal=min_signal)
+    rule = Rule(Grade(min_grade), untrusted=ungraded, min_signal=min_signal)
     # Before the model is loaded: an unknown concept shows at once.
     monitor = Monitor(lenses, concepts=concept, window=window, keep=None, rule=rule)
     content = _content(file, text)

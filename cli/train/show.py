@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.cells import cell_len
 from rich.table import Table
@@ -22,22 +22,13 @@ if TYPE_CHECKING:
     from lenstrain.pack.pack import LensPack
 
 # Choices of the options of these names.
+# typer takes no list of literals.
 GradeShown = StrEnum("GradeShown", {"A": "A", "B": "B", "C": "C", "ungraded": "ungraded"})
 Status = StrEnum(
     "Status",
     {"ungraded": "ungraded", "provisional": "provisional", "certified": "certified"},
 )
-Sort = StrEnum(
-    "Sort",
-    {
-        "score": "score",
-        "grade": "grade",
-        "name": "name",
-        "f1": "f1",
-        "samples": "samples",
-        "level": "level",
-    },
-)
+Sort = Literal["score", "grade", "name", "f1", "samples", "level"]
 
 _MANY, _FEW = 40, 20  # of more lenses than many, few are shown
 _LEAST_NAME, _MOST_NAME = 12, 32  # columns; at most where lines may be as long as they are
@@ -87,12 +78,12 @@ def show(
     chosen = [
         lens
         for lens in _called(pack, concept)
-        if (not grade or (lens.grade or GradeShown.ungraded) in grade)
+        if (not grade or (lens.grade or "ungraded") in grade)
         and (not status or lens.status in status)
         and (not level or lens.level in level)
     ]
     if sort is not None or not json:
-        chosen = _sorted(chosen, sort or Sort.level)
+        chosen = _sorted(chosen, sort or "level")
     if json:
         _print_json(pack, chosen, limit)
         return
@@ -137,13 +128,13 @@ def _sorted(lenses: Sequence[Lens], by: Sort) -> list[Lens]:
     def key(lens: Lens) -> tuple[Any, ...]:
         score = falling(lens, "score")
         name = lens.name.casefold(), lens.concept
-        if by is Sort.name:
+        if by == "name":
             return name
-        if by is Sort.grade:
+        if by == "grade":
             return lens.grade is None, lens.grade or "", score, *name
-        if by is Sort.level:
+        if by == "level":
             return lens.level, score, *name
-        metric = {Sort.score: "score", Sort.f1: "test_f1", Sort.samples: "n_samples"}[by]
+        metric = {"score": "score", "f1": "test_f1", "samples": "n_samples"}[by]
         return falling(lens, metric), score, *name
 
     return sorted(lenses, key=key)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from rich.text import Text
 from typer import Option
@@ -12,13 +11,12 @@ from typer import Option
 from .. import console, options
 from ..console import visible
 from ..models import load_for
-from ..options import Dtype
 from .grades import old_rule
 
 # Choices of --direction.
-Kind = StrEnum("Kind", {"mean_difference": "mean-difference", "weights": "weights"})
-Positions = StrEnum("Positions", {"all": "all", "prompt": "prompt", "completion": "completion"})
-AllowedGrade = StrEnum("AllowedGrade", {"C": "C"})  # choices of --allow-grade
+Kind = Literal["mean-difference", "weights"]
+Positions = Literal["all", "prompt", "completion"]
+AllowedGrade = Literal["C"]  # choices of --allow-grade
 
 
 @console.reports_errors
@@ -37,8 +35,8 @@ def steer(
     direction: Annotated[
         Kind,
         Option(help="From all activations to the concept's, or along the weights of its lens."),
-    ] = Kind.mean_difference,
-    positions: Annotated[Positions, Option(help="Which positions to change.")] = Positions.all,
+    ] = "mean-difference",
+    positions: Annotated[Positions, Option(help="Which positions to change.")] = "all",
     allow_grade: Annotated[
         AllowedGrade | None,
         Option(
@@ -50,7 +48,7 @@ def steer(
     max_new_tokens: Annotated[int, Option(min=1, help="Tokens to write.")] = 40,
     temperature: Annotated[float, Option(min=0.01, help="Of the sampling.")] = 0.7,
     seed: options.Seed = 0,
-    dtype: options.DtypeOption = Dtype.auto,
+    dtype: options.DtypeOption = "auto",
     device: options.Device = "auto",
     device_map: options.DeviceMapOption = None,
     allow_other_model: options.AllowOtherModel = False,
@@ -71,9 +69,9 @@ def steer(
     found = [
         each
         for lens in lenses
-        for each in directions_of(lens, direction.value, allow_grade_c=allow_grade is not None)
+        for each in directions_of(lens, direction, allow_grade_c=allow_grade is not None)
     ]
-    change = partial(Intervention, ablate=ablate, positions=positions.value)
+    change = partial(Intervention, ablate=ablate, positions=positions)
     loaded, notes = load_for(pack, model, dtype, device, device_map, allow_other=allow_other_model)
     notes += [line] if (line := old_rule(pack)) is not None else []
     model_layers = sorted({i for lens in lenses for i in lens.model_layers})

@@ -93,7 +93,7 @@ def test_the_help_of_a_subcommand_breaks_no_line_early(
     monkeypatch.setenv("COLUMNS", "200")
     run = request.getfixturevalue(command)
     subcommand, words = {
-        "lenscache": ("plan", "estimate for other machines: time, bytes, objects"),
+        "lenscache": ("plan", "estimate for other machines: time and bytes"),
         "lenstrain": ("fit", "a pack for each combination, in a folder of its own, and a table"),
     }[command]
     assert words in run(subcommand, "--help").stdout
