@@ -81,7 +81,7 @@ def expected_requests(
     get, head, listed = 28, 12, 2
     for each in rounds:
         get += _gets_of_round(header, each, chunks_a_block) + each.blocks * _looks_at_marks(engine)
-        head += _heads_of_round(header, each)
+        head += _heads_of_round(header)
     later = requests_to_join(header, rounds, concepts=concepts, links=links, engine=engine)
     totals = zip((put, get, head, listed), later, strict=True)
     return Requests(*(first + (workers - 1) * joined for first, joined in totals))
@@ -98,7 +98,8 @@ def requests_to_join(
     """Requests of a worker that joins, without those for blocks: it compares every column."""
     get = 2 + _HIERARCHY_COLUMNS + 1 + _HIERARCHY_COLUMNS * _chunks(concepts) + _chunks(links)
     for each in rounds:
-        get += 23 + _groups(header) + 2 * _arrays(header) + _column_chunks(each)
+        get += 23 + _groups(header) + 2 * (_arrays(header) + _has_ids(header))
+        get += _column_chunks(each)
         get += each.blocks * _looks_at_marks("partitions") if engine == "partitions" else 1
     return Requests(0, get, 0, _HIERARCHY_COLUMNS + 1 + _COLUMNS * len(rounds))
 
@@ -112,21 +113,23 @@ def requests_of_block(header: StoreHeader, engine: Engine = "partitions") -> Req
 
 def _gets_of_round(header: StoreHeader, size: RoundSize, chunks_a_block: int) -> int:
     """For the layout, the blocks and the verification of a round; without looks at marks."""
-    arrays, verified = _arrays(header), min(VERIFIED_ROWS, size.rows)
+    arrays, has_ids = _arrays(header), _has_ids(header)
     kinds = len(vector_arrays(header))
     # of every group above what is created
-    laying_out = 123 + 6 * kinds + 7 * (_groups(header) - kinds) + 8 * arrays
+    laying_out = 120 + 6 * kinds + 7 * (_groups(header) - kinds) + 8 * arrays + 7 * has_ids
     blocks = size.blocks * requests_of_block(header).get
-    columns = _SAMPLE_COLUMNS * _chunks(size.rows) + 2 * size.blocks
-    seen = size.blocks * (1 - (1 - 1 / size.blocks) ** verified)  # blocks with a verified row
-    read = arrays * verified * (1 if chunks_a_block == 1 else 2)
-    return laying_out + blocks + columns + round(seen) + read
+    # of rows that are verified, not in the first block if there are others, and their blocks' marks
+    others = max(size.blocks - 1, 1)
+    verified = min(VERIFIED_ROWS, size.rows - size.block_rows if size.blocks > 1 else size.rows)
+    marks = others * (1 - (1 - 1 / others) ** verified)
+    read = verified * (has_ids + arrays * (1 if chunks_a_block == 1 else 2))
+    return laying_out + blocks + round(marks) + read
 
 
-def _heads_of_round(header: StoreHeader, size: RoundSize) -> int:
+def _heads_of_round(header: StoreHeader) -> int:
     kinds = len(vector_arrays(header))
     groups = 3 * kinds + 4 * (_groups(header) - kinds)
-    return 64 + groups + 5 * _arrays(header) + _SAMPLE_COLUMNS * _chunks(size.rows)
+    return 64 + groups + 5 * _arrays(header) + 4 * _has_ids(header)
 
 
 def _looks_at_marks(engine: Engine) -> int:
@@ -146,8 +149,12 @@ def _column_chunks(size: RoundSize) -> int:
 
 
 def _block_columns(header: StoreHeader) -> int:
-    """Columns of samples that extraction fills in: texts, counts, and tokens where there are."""
-    return 2 if header.mode == "prompt" else 3
+    """Columns of samples that extraction fills in: texts, counts, and tokens."""
+    return 2 + _has_ids(header)
+
+
+def _has_ids(header: StoreHeader) -> bool:
+    return header.mode != "prompt"
 
 
 def _groups(header: StoreHeader) -> int:

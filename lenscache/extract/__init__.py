@@ -5,7 +5,8 @@
     api: `extract`, what users call      ray_driver, ray_worker: the same on many machines
     extraction: the rounds of a run      identity: model + pack + settings -> StoreHeader
     round: the blocks of a round         reuse: rows of other stores
-    batch_check: rows one by one         estimate: what a run costs, timed
+    batch_check, comparison, mismatch,   estimate: what a run costs, timed
+    tolerance: rows one by one
 
 The names below load on first use, so that importing a module of this folder loads no torch.
 """
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lenscache.extract.api import extract, extract_top_up
-    from lenscache.extract.batch_check import TOLERANCE
     from lenscache.extract.partitions import Partition
     from lenscache.extract.settings import (
         ExtractProgress,
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
         ExtractSettings,
         OnProgress,
     )
+    from lenscache.extract.tolerance import TOLERANCE
 
 _MODULES = {
     "api": "extract extract_top_up",
-    "batch_check": "TOLERANCE",
     "partitions": "Partition",
     "settings": "ExtractProgress ExtractReport ExtractSettings OnProgress",
+    "tolerance": "TOLERANCE",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

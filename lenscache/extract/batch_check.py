@@ -1,45 +1,86 @@
-"""Proof that batches change nothing: some rows of a round, run again together and one by one.
+"""Proof that batches change nothing: some rows of a round, as written, beside the same rows alone.
 
-round, runner --check_batches--> largest relative error, recorded in the round: it is complete now
+    first block of a run ---check_block---> nothing, or an error before the block is written
+    round, all written ----check_batches--> largest relative error, recorded: it is complete now
+
+What is compared is what ran: the vectors and tokens that the extraction's own batches left,
+recorded decode steps included. A row alone follows the tokens that were written, see `comparison`:
+in low precision another batch tips sampled tokens, and what follows is then another text, which
+says nothing about the activations.
+
+Rows whose tokens nobody recorded, in rounds of older versions and copied from them, are run again
+in full batches; those batches are compared with the rows alone, and with what is stored where they
+wrote the same text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.errors import BatchMismatchError
-from lenscache.extract.rows import PlannedRows
-from lenscache.inference.runner import Runner
+from lenscache.extract.comparison import Comparison, Written, differences, n_positions, written_by
+from lenscache.extract.mismatch import mismatch
+from lenscache.inference.runner import Row, RowResult, Runner
 from lenscache.store.header import StoreHeader
-from lenscache.store.quantization import as_stored
 from lenscache.store.round import Round
+from lenscache.store.token_ids import ids_of_row
 
 VERIFIED_ROWS = 8
-"""Rows of a round that are extracted again one by one at its end."""
-
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
-"""Largest relative error between a row in a batch and alone, by the dtype the model computes in."""
-
-_ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11, "int8": 2.0**-6}
-"""What storing may add: values that differ a little may be rounded apart."""
+"""Rows that are compared, of the first block of a run and at the end of a round."""
 
 
-def check_batches(target: Round, header: StoreHeader, runner: Runner, rows: PlannedRows) -> float:
-    """Run some rows again, together and one by one; record the largest error: the round is done.
+def check_block(
+    target: Round,
+    header: StoreHeader,
+    runner: Runner,
+    rows: Sequence[Row],
+    results: Sequence[RowResult],
+) -> None:
+    """Compare some rows of a block that was just extracted with themselves alone.
 
-    A row alone is made to follow the completion that it wrote in the batch: in low precision a
-    batch may tip a sampled token, and what follows is then another text, which says nothing about
-    the activations.
+    A model that does not batch is found out here, and not after hours, at the end of a round.
+
+    Parameters
+    ----------
+    rows, results : what ran, and what came of it.
+
+    Raises
+    ------
+    BatchMismatchError
+        If they differ.
+    """
+    rng = np.random.default_rng([header.seed, target.level, target.index])
+    compared = Comparison(header, runner)
+    for number in _draw(rng, np.arange(len(rows))):
+        written = written_by(header, number, rows[number], results[number])
+        counted = [p for p in header.phases if n_positions(header, written.row, p)]
+        # else the store refuses them
+        if all(np.isfinite(written.vectors[phase]).all() for phase in counted):
+            compared.add(written, decode=compared.rows == 0)
+    if compared.differs or compared.has_other_tokens:
+        consequence = "the block is not written, the round is not marked complete"
+        raise mismatch(target, compared, rows, consequence)
+
+
+def check_batches(
+    target: Round,
+    header: StoreHeader,
+    runner: Runner,
+    rows: Sequence[Row],
+    is_copied: NDArray[np.bool_] | None = None,
+) -> float:
+    """Compare some rows of a round with themselves alone and record it: the round is complete.
+
+    They are not from the first block, which was checked before it was written, if there are others.
 
     Parameters
     ----------
     target : a round of which every block is written.
     rows : all rows of the round.
+    is_copied : (rows,) which of them another store holds, and are compared only for want of others.
 
     Returns
     -------
@@ -48,62 +89,81 @@ def check_batches(target: Round, header: StoreHeader, runner: Runner, rows: Plan
     Raises
     ------
     BatchMismatchError
-        If it is above the tolerance; the round is not marked complete.
+        If rows differ; the round is not marked complete.
     """
     rng = np.random.default_rng([header.seed, target.level, target.index])
-    n = min(VERIFIED_ROWS, len(rows))
-    chosen = sorted(rng.choice(len(rows), size=n, replace=False).tolist())
-    stored_texts = target.samples().completion
-    errors = dict.fromkeys(header.model_layers, 0.0)
-    other_completions = 0
-    for row, together in zip(chosen, runner.run([rows[row] for row in chosen]), strict=True):
-        followed = replace(rows[row], completion_ids=tuple(together.completion_ids))
-        alone = runner.run([followed], replay=False)[0]
-        same_text = runner.text_of(together) == stored_texts[row]
-        other_completions += not same_text
-        for phase in header.phases:
-            for number, model_layer in enumerate(header.model_layers):
-                vector = together.pooled[phase][number]
-                found = [_relative_error(vector, alone.pooled[phase][number])]
-                if phase == "prompt" or same_text:
-                    stored = target.read(phase, model_layer, slice(row, row + 1))[0]
-                    found.append(_relative_error(stored, as_stored(vector, header.store_dtype)))
-                errors[model_layer] = max(errors[model_layer], *found)
-    return _record(target, header, runner, chosen, errors, other_completions)
-
-
-def _record(
-    target: Round,
-    header: StoreHeader,
-    runner: Runner,
-    chosen: Sequence[int],
-    errors: Mapping[int, float],
-    other_completions: int,
-) -> float:
-    worst = max(errors, key=lambda model_layer: errors[model_layer])
-    tolerance = TOLERANCE[header.model_dtype] + _ROUNDING[header.store_dtype]
-    tipped_allowed = len(chosen) if header.model_dtype != "float32" else 1
-    if errors[worst] > tolerance or other_completions > tipped_allowed:
-        raise BatchMismatchError(
-            f"{target.name}: rows extracted one by one differ from the batched ones by "
-            f"{errors[worst]:.2g} at model layer {worst} (allowed {tolerance:.2g}), "
-            f"{other_completions} of {len(chosen)} in their completion: the round is not marked "
-            "complete; this model does not batch, extract into another store with --batch-size 1"
-        )
+    places = np.arange(target.block_rows if target.n_blocks > 1 else 0, len(rows))
+    if is_copied is not None and not is_copied[places].all():
+        places = places[~is_copied[places]]
+    compared, other_texts = Comparison(header, runner), 0
+    unknown: list[int] = []
+    for number in _draw(rng, places):
+        written = _read(target, header, rows[number], number)
+        if written.row.completion_ids is None and header.mode != "prompt":
+            unknown.append(number)
+        else:
+            compared.add(written, decode=compared.rows == 0)
+    if unknown:
+        other_texts = _compare_again(compared, target, rows, unknown)
+    # Texts tell less than tokens: one may tip in float32, and most do in low precision.
+    are_others = header.model_dtype == "float32" and other_texts > 1
+    if compared.differs or compared.has_other_tokens or are_others:
+        assert compared.suspect is not None  # noqa: S101 - for the type checker
+        block = target.rows(compared.suspect.number // target.block_rows)
+        raise mismatch(target, compared, rows[block], "the round is not marked complete")
     verification = {
-        "rows": len(chosen),
-        "tolerance": tolerance,
-        "other_completions": other_completions,
-        "max_relative_error": {str(model_layer): error for model_layer, error in errors.items()},
+        "rows": compared.rows,
+        "tolerance": compared.tolerance,
+        "other_completions": compared.other_completions + other_texts,
+        "token_distance": compared.token_distance,
+        "max_relative_error": {str(layer): error for layer, error in compared.errors.items()},
     }
     target.update_attributes({"verification": verification, "batch_size": runner.batch_size})
-    return errors[worst]
+    return max(compared.errors.values())
 
 
-def _relative_error(stored: NDArray[Any], alone: NDArray[Any]) -> float:
-    """Norm of the difference over the norm; 0 where both have no pooled position."""
-    stored, alone = stored.astype(np.float64), alone.astype(np.float64)
-    if np.isnan(stored).all() and np.isnan(alone).all():
-        return 0.0
-    error = float(np.linalg.norm(stored - alone) / np.linalg.norm(alone))
-    return error if np.isfinite(error) else float("inf")
+def _draw(rng: np.random.Generator, places: NDArray[np.intp]) -> list[int]:
+    n = min(VERIFIED_ROWS, len(places))
+    return sorted(rng.choice(places, size=n, replace=False).tolist())
+
+
+def _read(target: Round, header: StoreHeader, row: Row, number: int) -> Written:
+    """A row as it is stored; without tokens if they are unknown."""
+    rows = slice(number, number + 1)
+    if (ids := target.completion_ids(rows)) is not None:
+        row = replace(row, completion_ids=ids_of_row(ids[0]))
+    vectors = {
+        phase: np.stack([target.read(phase, layer, rows)[0] for layer in header.model_layers])
+        for phase in header.phases
+    }
+    return Written(number, row, vectors)
+
+
+def _compare_again(
+    compared: Comparison, target: Round, rows: Sequence[Row], numbers: Sequence[int]
+) -> int:
+    """Compare rows whose tokens are unknown by way of another run; how many wrote another text."""
+    header, runner, other_texts = compared.header, compared.runner, 0
+    # Full batches: only they run what was recorded.
+    n_more = min(-len(numbers) % runner.batch_size, len(rows) - len(numbers))
+    more = [n for n in range(len(numbers) + n_more) if n not in set(numbers)][:n_more]
+    results = runner.run([rows[number] for number in (*numbers, *more)])
+    for number, result in zip(numbers, results, strict=False):
+        again = written_by(header, number, rows[number], result)
+        compared.add(again, decode=compared.rows == 0)
+        stored = _read(target, header, rows[number], number)._replace(row=again.row)
+        if "prompt" in header.phases:
+            compared.take(stored, again.vectors, ["prompt"])
+        if _is_same_completion(target, number, result, runner.text_of(result)) and all(
+            each.share <= 1 for each in differences(header, stored, again.vectors, ["completion"])
+        ):
+            compared.take(stored, again.vectors, ["completion"])
+        else:  # other tokens, even where they spell the same text
+            other_texts += 1
+    return other_texts
+
+
+def _is_same_completion(target: Round, number: int, result: RowResult, text: str) -> bool:
+    samples = target.samples(slice(number, number + 1))
+    same_count = samples.n_completion_tokens[0] == result.n_completion_tokens
+    return bool(same_count and samples.completion[0] == text)

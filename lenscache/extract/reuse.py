@@ -85,6 +85,10 @@ class ReusableRows:
                     for row in range(rows.start, rows.stop):
                         self._places.setdefault(bytes(keys[row]), (store.path, entry, row))
 
+    def holds(self, key: bytes) -> bool:
+        """Whether a row is there."""
+        return key in self._places
+
     def read(self, keys: Sequence[bytes]) -> CopiedRows:
         """Those of some rows that are there; blocks are read whole, each once.
 

@@ -1,7 +1,7 @@
 """The blocks of one round: extracted, written, verified.
 
 do(block): rows --Runner--> results --writer thread--> Block --> Round.write_block
-finish():  some rows again, one by one
+finish():  some rows again, one by one; of the first block that runs, before it is written
 
 The next block runs meanwhile, so that a device does not stand idle while results become a block.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenscache.errors import StoreDamagedError
-from lenscache.extract.batch_check import check_batches
+from lenscache.extract.batch_check import check_batches, check_block
 from lenscache.extract.partitions import Partition
 from lenscache.extract.reuse import NO_COPIES, CopiedRows, ReusableRows
 from lenscache.extract.rows import PlannedRows
@@ -65,6 +65,8 @@ class RoundExtraction:
         self.report, self.on_progress = report, on_progress
         self._writer = writer
         self._writing: deque[tuple[int, Future[None]]] = deque()
+        # A round of one block is verified as soon as that is written.
+        self._is_block_checked = target.n_blocks == 1
         self.rows_done = self.rows_run = 0
         self.rows_total = len(rows)
 
@@ -109,7 +111,8 @@ class RoundExtraction:
     def finish(self) -> None:
         """Verify, unless that was done."""
         if not self.target.is_complete:
-            error = check_batches(self.target, self.header, self.runner, self.rows)
+            its = self.target, self.header, self.runner, self.rows, self._are_copies()
+            error = check_batches(*its)
             self.report.max_relative_error = max(self.report.max_relative_error, error)
 
     def _start_writing(self, block: int, assemble: Callable[[], Block]) -> list[int]:
@@ -157,6 +160,11 @@ class RoundExtraction:
         results = self.runner.run(missing, on_rows=self._advance)
         if self.runner.out_of_memory > tries:
             self._tell(f"out of memory: going on with batches of {self.runner.batch_size}")
+        # Whoever runs blocks of a round checks the first before it is written: what is there was
+        # checked, and a run that goes on needs to know nothing of the one before.
+        if not self._is_block_checked:
+            check_block(self.target, self.header, self.runner, missing, results)
+            self._is_block_checked = True
         return partial(self._assemble, copied, results, len(rows))
 
     def _assemble(self, copied: CopiedRows, results: Sequence[RowResult], n_rows: int) -> Block:
@@ -177,6 +185,13 @@ class RoundExtraction:
         self.report.rows_reused += len(copied.numbers)
         self._tell()
         return copied
+
+    def _are_copies(self) -> NDArray[np.bool_] | None:
+        """(rows,) whether another store holds each row of the round; None if none is reused."""
+        if self.reusable is None:
+            return None
+        keys = self.target.samples().key
+        return np.array([self.reusable.holds(bytes(key)) for key in keys], np.bool_)
 
     def _to_block(self, results: Sequence[RowResult]) -> Block:
         activations: dict[tuple[Phase, int], NDArray[Any]] = {}

@@ -297,11 +297,13 @@ def test_interrupted_run_resumes_to_the_same_bytes(
 def test_run_interrupted_while_verifying_verifies_again(
     finished_store: Path, tmp_path: Path
 ) -> None:
-    seen = set()
+    seen = 0
 
     def stop(_block: object, inputs: tuple[torch.Tensor], _output: object) -> None:
-        seen.add(len(inputs[0]))
-        if len(inputs[0]) == 1 and 4 in seen:  # after batches of four rows: the verification
+        nonlocal seen
+        seen += len(inputs[0]) == 4
+        # after five batches of four rows, of five passes each: this is the check at the end
+        if len(inputs[0]) == 1 and seen == 25:
             raise Stop("stopped")
 
     with pytest.raises(Stop, match="stopped"):
@@ -389,16 +391,12 @@ def test_model_that_does_not_batch_is_found_out(block: int, tmp_path: Path) -> N
         rf"{ROUND}: rows extracted one by one differ .* not marked complete"
         ".* another store with --batch-size 1"
     )
-    with pytest.raises(BatchMismatchError, match=message):
-        run_small(tmp_path / "s", own_model(depends_on_the_batch, block=block))
-    with pytest.raises(BatchMismatchError, match=message):  # and it is not forgotten
-        run_small(
-            tmp_path / "s", own_model(depends_on_the_batch, block=block), setting(batch_size=1)
-        )
+    for _ in range(2):  # it is not forgotten
+        with pytest.raises(BatchMismatchError, match=message):
+            run_small(tmp_path / "s", own_model(depends_on_the_batch, block=block))
     target = the_round(tmp_path / "s")
     assert not target.is_complete
     assert "verification" not in target.attributes
-    assert target.complete_blocks().all()  # what is there is kept
 
 
 @pytest.mark.parametrize("existing", [False, True])
@@ -519,7 +517,8 @@ def test_blocks_before_a_value_that_is_not_finite_are_kept(
     calls: list[int] = []
 
     def fails_later(_block: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-        calls.append(len(output))
+        if len(output) > 1:  # not where the first block is checked
+            calls.append(len(output))
         if len(calls) > 15:  # two batches of five passes a block: in the second block
             output = output.index_fill(2, torch.tensor([7]), value)
         return output

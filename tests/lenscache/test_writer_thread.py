@@ -70,6 +70,8 @@ def test_two_blocks_are_in_flight_while_another_one_runs_and_no_more(
 
     def run_rows(self: Runner, rows: Sequence[Row], **options: Any) -> list[RowResult]:
         nonlocal n_run
+        if len(rows) == 1:  # checked, of the first block
+            return run(self, rows, **options)
         in_flight.append(n_run - n_written)
         n_run += 1
         if n_run == 3:
