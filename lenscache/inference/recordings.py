@@ -29,6 +29,7 @@ class Recordings:
         self._loaded, self.is_on = loaded, is_on
         self.why_not = ""
         """Why steps are called one by one although they were to be recorded."""
+        self._is_told = False
         self.by_shape: dict[tuple[Any, ...], Replayed] = {}
         """The one that was used last is the last."""
 
@@ -58,6 +59,11 @@ class Recordings:
         """Record no more, and free what was recorded."""
         self.is_on, self.why_not = False, why
         self.by_shape.clear()
+
+    def told_once(self) -> str:
+        """`why_not` for whoever asks first, "" afterwards."""
+        why, self._is_told = "" if self._is_told else self.why_not, bool(self.why_not)
+        return why
 
     def bound(self) -> None:
         """Give up those that were used longest ago, where all together hold too much memory."""

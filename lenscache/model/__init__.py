@@ -2,5 +2,5 @@
 
 folder, Hugging Face id or built-in name --loading--> LoadedModel, spread over devices (placement)
 fingerprint: a digest of the weights; outline: shapes without weights; memory: held and available
-caches: what the forward pass calls its cache of keys and values, and whether it was given one
+caches: keys and values: their name in the forward pass, whether they were given, of fixed size
 """

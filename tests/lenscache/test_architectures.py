@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 
+from lenscache.extract import ExtractSettings, batch_size, extract
 from lenscache.inference import decoding
 from lenscache.inference.runner import Row, RowResult, Runner
 from lenscache.live.steering import steer
 from lenscache.model.loading import LoadedModel
 from tests.lenscache import emulated_graph
 from tests.lenscache.architectures import CONFIGS, GROWING, RECORDED, tiny
+from tests.packs import small_pack
 
 NEW_TOKENS = 12
 LENGTHS = (40, 3, 17, 9)
@@ -173,6 +176,24 @@ def test_out_of_memory_clears_graphs_before_it_makes_batches_smaller(error: Exce
     assert not left
     assert runner.out_of_memory == 1  # the second time; the first, other recordings made room
     assert len(found) == 4
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize(("architecture", "times"), [("mamba", 1), ("llama", 0)])
+def test_extraction_says_once_why_no_graph_is_used(
+    architecture: str, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_size, "Runner", partial(Runner, replay=True))
+    settings, told = ExtractSettings(block_rows=8, max_new_tokens=6), []
+    extract(
+        tmp_path / "s",
+        small_pack(),
+        tiny(architecture),
+        settings,
+        on_progress=lambda progress: told.append(progress.message),
+    )
+    wanted = "decode steps are called, not recorded as a graph: no cache of fixed size"
+    assert sum(message.startswith(wanted) for message in told) == times
 
 
 def test_the_list_of_models_says_how_each_architecture_decodes() -> None:
