@@ -3,7 +3,7 @@
     Written, runner --Comparison.add--> errors by model layer, tokens that no rounding explains
 
 A row is read in one forward pass. Some models decode otherwise than they read, by design, so a row
-that seems to differ is decoded alone, a token a pass, and that decides.
+that seems to differ is decoded alone, a token a pass, and that decides. So is one row in any case.
 """
 
 from __future__ import annotations
@@ -80,16 +80,13 @@ class Comparison:
         self._share = 0.0
 
     def add(self, written: Written, *, decode: bool) -> None:
-        """Compare one more row; `decode` to decode it alone even if reading it says enough."""
-        alone = self._read(written.row)
-        seems_alike = alone is not None and self._is_alike(written, alone)
-        found = [alone] if alone is not None and seems_alike else []
-        if decode or not seems_alike:
-            found.append(decode_alone(self.runner, written.row))
+        """Compare one more row; `decode` to decode it alone without trying to read it."""
+        alone = None if decode else self._read(written.row)
+        if alone is None or not self._is_alike(written, alone):
+            alone = decode_alone(self.runner, written.row)
         self.rows += 1
-        for each in found:
-            self.take(written, each.pooled)
-        farthest = max(float(each.distances.max(initial=0.0)) for each in found)
+        self.take(written, alone.pooled)
+        farthest = float(alone.distances.max(initial=0.0))
         self.token_distance = max(self.token_distance, farthest)
         share = farthest / TOKEN_DISTANCE[self.header.model_dtype]
         self.other_completions += share > 1
