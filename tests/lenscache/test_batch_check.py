@@ -179,6 +179,28 @@ def test_an_old_round_is_checked_by_another_run_of_its_rows(store_copy: Path) ->
     assert (found["rows"], found["other_completions"]) == (8, 0)
 
 
+def test_rows_of_an_old_round_run_again_in_a_full_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight rows alone would not run the step that is recorded for sixteen."""
+    monkeypatch.setattr(batch_size, "Runner", partial(Runner, replay=True))
+    settings = replace(SETTINGS, batch_size=16, block_rows=16)
+    run_small(tmp_path / "s", settings=settings)
+    without_ids(tmp_path / "s")
+    open_store(tmp_path / "s", mode="r+").rounds(1)[0].update_attributes({"verification": None})
+    sizes: list[int] = []
+    prefill = Replayed.prefill
+
+    def noted(self: Replayed, token_ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(token_ids))
+        return prefill(self, token_ids, *rest)
+
+    monkeypatch.setattr(Replayed, "prefill", noted)
+    run_small(tmp_path / "s", settings=settings)
+    assert sizes == [16]
+    assert the_round(tmp_path / "s").is_complete
+
+
 def test_an_old_round_with_other_vectors_than_the_model_gives_is_found_out(
     store_copy: Path,
 ) -> None:
