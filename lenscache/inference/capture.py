@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import nn
 
+from lenscache.errors import UnsupportedModelError
 from lenscache.inference.hooks import residual_stream
 from lenscache.terms import Pooling
 
@@ -152,6 +153,11 @@ class Capture:
             if self._mask is None:
                 return
             hidden = residual_stream(output)
+            if hidden.shape[1] != self._mask.shape[1]:
+                raise UnsupportedModelError(
+                    f"block {model_layer} runs for {hidden.shape[1]} of {self._mask.shape[1]} "
+                    "positions, so the others cannot be pooled: this kind of model is not supported"
+                )
             place = self._places.get(model_layer)
             if place is None:
                 place = self._places[model_layer] = hidden.device

@@ -49,7 +49,9 @@ def model_inputs(
     inputs: dict[str, Any] = {"input_ids": token_ids, "attention_mask": mask.long()}
     if loaded.accepts("position_ids"):  # models without it derive positions from the mask
         inputs["position_ids"] = positions
-    if loaded.accepts("logits_to_keep"):
+    # Asked for some logits, Gemma 4 runs blocks that share keys for those positions alone.
+    has_skipping_blocks = getattr(loaded.model.config.get_text_config(), "num_kv_shared_layers", 0)
+    if loaded.accepts("logits_to_keep") and not (has_skipping_blocks and token_ids.shape[1] > 1):
         inputs["logits_to_keep"] = 1
     return inputs
 

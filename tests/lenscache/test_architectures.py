@@ -16,6 +16,8 @@ import torch
 
 from lenscache.extract import ExtractSettings, batch_size, extract
 from lenscache.inference import decoding
+from lenscache.inference.alone import read_alone
+from lenscache.inference.hooks import residual_stream
 from lenscache.inference.runner import Row, RowResult, Runner
 from lenscache.live.steering import steer
 from lenscache.model.loading import LoadedModel
@@ -71,6 +73,42 @@ def test_a_batch_whose_rows_end_early_equals_its_rows_alone(architecture: str) -
     loaded, rows = ends_early(tiny(architecture)), rows_of()
     found = runner_of(loaded, replay=False).run(rows)
     assert largest_error(found, alone(loaded, rows, found)) < 1e-5
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_row_is_read_in_one_pass_as_it_is_decoded(architecture: str) -> None:
+    """So that the check of batches seldom has to decode."""
+    runner, rows = runner_of(ends_early(tiny(architecture)), replay=False), rows_of()
+    found = runner.run(rows)
+    read = [
+        read_alone(runner, dataclasses.replace(row, completion_ids=tuple(result.completion_ids)))
+        for row, result in zip(rows, found, strict=True)
+    ]
+    pooled = [one._replace(pooled=row.pooled) for one, row in zip(found, read, strict=True)]
+    assert largest_error(found, pooled) < 1e-4
+    assert max(row.distances.max() for row in read) < 1e-4
+
+
+@pytest.mark.parametrize("mode", ["combined", "prompt"])
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_prompts_are_pooled_over_what_every_block_puts_out(architecture: str, mode: Any) -> None:
+    """By the model's own account: one row, no padding, all logits asked for."""
+    loaded, rows = tiny(architecture), rows_of()
+    found = runner_of(loaded, replay=False, mode=mode).run(rows)
+    for row, result in zip(rows, found, strict=True):
+        seen: list[torch.Tensor] = []
+        keep = partial(_keep_output, seen)
+        handles = [block.register_forward_hook(keep) for block in loaded.blocks]
+        with torch.inference_mode():
+            loaded.model(torch.tensor([row.token_ids]))
+        for handle in handles:
+            handle.remove()
+        expected = torch.stack([hidden[0, 1:].mean(dim=0) for hidden in seen]).numpy()
+        np.testing.assert_allclose(result.pooled["prompt"], expected, rtol=1e-3, atol=1e-4)
+
+
+def _keep_output(seen: list[torch.Tensor], _block: object, _inputs: object, output: Any) -> None:
+    seen.append(residual_stream(output))
 
 
 @pytest.fixture

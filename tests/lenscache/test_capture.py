@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
+from lenscache.errors import UnsupportedModelError
 from lenscache.inference.capture import Capture
 from lenscache.model.loading import LoadedModel
 from lenscache.terms import Pooling
@@ -221,3 +222,13 @@ def test_run_to_deepest_computes_nothing_past_the_deepest_block(
                 assert calls == Counter(f"block {i}" for i in range(deepest + 1))
     assert calls["head"] == 1  # the whole model, for comparison
     torch.testing.assert_close(pooled[0], pooled[1], rtol=0, atol=0)
+
+
+def test_a_block_that_runs_for_some_positions_alone_is_refused() -> None:
+    """Else the ones that ran would be taken for all."""
+    block = nn.Identity()
+    with Capture([block], [0]) as capture:
+        capture.start(2)
+        capture.count(torch.ones(2, 5, dtype=torch.bool))
+        with pytest.raises(UnsupportedModelError, match="block 0 runs for 1 of 5 positions"):
+            block(torch.zeros(2, 1, 4))
