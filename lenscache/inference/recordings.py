@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 from lenscache.errors import UnsupportedModelError
 from lenscache.inference.capture import Capture
@@ -74,7 +75,7 @@ class Recordings:
         """Whether the only hooks, which a recorded step repeats, are those of whole blocks."""
         blocks = set(self._loaded.blocks)
         return not any(
-            module._forward_pre_hooks or (module._forward_hooks and module not in blocks)
+            module._forward_pre_hooks or (module not in blocks and _has_hooks(module))
             for module in self._loaded.model.modules()
         )
 
@@ -89,3 +90,10 @@ class Recordings:
         if device.type != "cuda":
             return float("inf")
         return _SHARE * torch.cuda.get_device_properties(device).total_memory
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks but those that transformers leaves once hidden states were asked
+    for: they do nothing until it is asked again."""
+    homes = (str(getattr(hook, "__module__", "")) for hook in module._forward_hooks.values())
+    return any(not home.startswith("transformers.") for home in homes)

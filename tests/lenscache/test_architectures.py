@@ -3,6 +3,7 @@ recorded step, or the model is refused with a reason."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from lenscache.inference.alone import read_alone
 from lenscache.inference.hooks import residual_stream
 from lenscache.inference.runner import Row, RowResult, Runner
 from lenscache.live.steering import steer
-from lenscache.model.loading import LoadedModel
+from lenscache.model.loading import LoadedModel, find_blocks
 from tests.lenscache import emulated_graph
 from tests.lenscache.architectures import CONFIGS, GROWING, RECORDED, tiny
 from tests.packs import small_pack
@@ -173,6 +174,24 @@ def test_a_graph_that_fails_leaves_the_batch_to_a_growing_cache(
     assert wanted in runner.recordings.why_not
     assert not runner.recordings.by_shape
     assert largest_error(found, runner_of(loaded, replay=False).run(rows)) < 1e-5
+
+
+@pytest.mark.usefixtures("emulated")
+def test_a_graph_is_used_though_hidden_states_were_asked_for_before() -> None:
+    """transformers leaves hooks in the model then, which do nothing until they are asked for."""
+    model = copy.deepcopy(tiny("llama").model)
+    loaded = dataclasses.replace(tiny("llama"), model=model, blocks=list(find_blocks(model)))
+    rows = rows_of([9] * 8)
+    model(torch.tensor([[5, 6]]), output_hidden_states=True)
+    runner = runner_of(loaded, replay=True)
+    assert largest_error(runner.run(rows), runner_of(loaded, replay=False).run(rows)) < 1e-5
+    assert any(each.has_replayed for each in runner.recordings.by_shape.values())
+    # a hook of somebody else is called at every step, and so is the step
+    handle = model.model.embed_tokens.register_forward_hook(lambda *_: None)
+    other = runner_of(loaded, replay=True)
+    other.run(rows)
+    handle.remove()
+    assert not other.recordings.by_shape
 
 
 @pytest.mark.usefixtures("emulated")
