@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from lenscache.errors import ModelError
+from lenscache.errors import ModelError, UnsupportedModelError
 from lenscache.inference.capture import Capture
 from lenscache.inference.hooks import check_not_compiled, residual_stream
 from lenscache.model.caches import GivenCache
@@ -152,7 +152,7 @@ class _Ears:
         self._end_ids = torch.tensor(sorted(end_ids))
         self._alive = torch.ones(0, dtype=torch.bool)  # (batch,) rows whose sequence has not ended
         self._cache = GivenCache()
-        self._is_open = False
+        self._is_open, self._n_positions = False, 0
 
     @torch.inference_mode()
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -172,7 +172,7 @@ class _Ears:
             self._end_ids = self._end_ids.to(device)
             self._alive = self._alive & ~torch.isin(tokens[:, 0], self._end_ids)
             real = real & self._alive[:, None]
-        self._is_open = True
+        self._is_open, self._n_positions = True, n_positions
         phase: Phase = "completion" if generates else "prompt"
         self._listener.begin_pass(phase, real=real, first=first, is_new=is_new)
 
@@ -183,7 +183,14 @@ class _Ears:
             if not self._is_open:
                 ran = "the model's blocks ran without the model"
                 raise ModelError(f"{ran}: call the model that `listen` was given")
-            self._listener.take(model_layer, residual_stream(output).detach())
+            hidden = residual_stream(output).detach()
+            if hidden.shape[1] != self._n_positions:
+                raise UnsupportedModelError(
+                    f"block {model_layer} ran for {hidden.shape[1]} of {self._n_positions} "
+                    "positions, since not all logits were asked for: call the model, or generate, "
+                    "with logits_to_keep=0"
+                )
+            self._listener.take(model_layer, hidden)
             if model_layer == self._deepest:
                 self._is_open = False
                 self._listener.end_pass()

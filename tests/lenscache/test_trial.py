@@ -192,3 +192,13 @@ def test_a_model_with_long_rope_has_the_positions_of_its_short_factors(tmp_path:
     settings = ExtractSettings(mode="prompt", max_prompt_tokens=200)
     with pytest.raises(PromptTooLongError, match="128 positions"):
         extract(tmp_path / "s", small_pack(), loaded, settings)
+
+
+def test_blocks_that_run_for_some_positions_alone_are_not_heard_as_if_for_all() -> None:
+    """Gemma 4 does that where layers share keys and one logit is asked for, as `generate` does."""
+    loaded = tiny("gemma4-shared-keys")
+    with listen(loaded, Recorder([3])):
+        loaded.model(TOKENS)
+    wrong = pytest.raises(UnsupportedModelError, match=r"block 3 ran for 1 of \d+ positions")
+    with listen(loaded, Recorder([3])), wrong:
+        loaded.model(TOKENS, logits_to_keep=1)
