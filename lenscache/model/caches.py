@@ -22,13 +22,21 @@ _NAMES = ("cache", "past_key_values", "cache_params")  # where no annotation say
 
 
 def cache_argument(model: nn.Module) -> str | None:
-    """The argument of a model's forward pass that takes its cache; None if there is none.
-
-    The output of the pass holds the cache under the same name.
-    """
+    """The argument of a model's forward pass that takes its cache; None if there is none."""
     parameters = inspect.signature(model.forward).parameters
     annotated = (n for n, each in parameters.items() if "Cache" in str(each.annotation))
     return next(annotated, None) or next((name for name in _NAMES if name in parameters), None)
+
+
+def returned_cache(output: Any, argument: str) -> Any:
+    """The cache in the output of a model whose forward pass takes it as `argument`; None if there
+    is none.
+
+    A model that wraps another may return it under the other's name. Names that the output does not
+    hold are not asked for: a deprecated one is answered with a warning.
+    """
+    held = getattr(output, "__dict__", {})
+    return next((held[name] for name in (argument, *_NAMES) if held.get(name) is not None), None)
 
 
 def short_rope_positions(config: Any) -> int | None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from lenscache.errors import ModelError, ModelLayerError, UnsupportedModelError
 from lenscache.model.builtin import BUILT_IN, built_in_folder
-from lenscache.model.caches import cache_argument, short_rope_positions
+from lenscache.model.caches import cache_argument, returned_cache, short_rope_positions
 from lenscache.model.checkpoint import load_weights
 from lenscache.model.fingerprint import model_fingerprint, tokenizer_fingerprint
 from lenscache.model.loading_errors import loading_error
@@ -111,7 +111,7 @@ class LoadedModel:
 
     @cached_property
     def cache_argument(self) -> str:
-        """What the model's forward pass and its output call the cache of keys and values.
+        """What the model's forward pass calls the cache of keys and values.
 
         Raises
         ------
@@ -134,7 +134,7 @@ class LoadedModel:
         UnsupportedModelError
             If the model takes or returns none.
         """
-        found = getattr(output, self.cache_argument, None)
+        found = returned_cache(output, self.cache_argument)
         if found is None:
             raise UnsupportedModelError(
                 f"{self.id} was asked for its cache of keys and values and returned none as "

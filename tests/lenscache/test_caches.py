@@ -103,6 +103,28 @@ def test_a_model_that_takes_no_cache_is_refused_for_completions_and_fine_for_pro
     assert list(read.pooled) == ["prompt"]
 
 
+class Wrapped(nn.Module):
+    """A model that takes a cache under an old name and returns it as the model inside does."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        super().__init__()
+        self._inner, self._name = loaded.model, loaded.cache_argument
+        self.config, self.generation_config = loaded.model.config, loaded.model.generation_config
+
+    def forward(
+        self, input_ids: Any, attention_mask: Any = None, past_key_values: Any = None, **other: Any
+    ) -> Any:
+        return self._inner(input_ids, attention_mask, **{self._name: past_key_values}, **other)
+
+
+def test_a_cache_is_found_under_the_name_that_the_model_inside_returns() -> None:
+    loaded = loaded_as(Wrapped)
+    assert loaded.cache_argument == "past_key_values"
+    with torch.inference_mode():
+        cache = loaded.cache_of(loaded.model(TOKENS, use_cache=True))
+    assert cache.get_seq_length() == TOKENS.shape[1]
+
+
 def test_a_model_that_returns_no_cache_is_refused() -> None:
     loaded = loaded_as(Renamed)
     with pytest.raises(UnsupportedModelError, match="returned none as memory"):
