@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.mlp import MlpWeights
 from lenstrain.families.standardizer import Standardizer
-from lenstrain.families.weights import norm_of
-from lenstrain.pack.lens import Lens
+from lenstrain.pack.lens import Lens, shared_norm
 
 _CHUNK_BYTES = 256 * 2**20  # of the first hidden layer of many networks
 
@@ -101,14 +100,11 @@ def _weights(
 
 
 def _norm(lenses: Sequence[Lens], model_layer: int, device: torch.device) -> Standardizer | None:
-    """What those share that divide by the length of an activation, as tensors."""
-    for lens in lenses:
-        if model_layer in lens.model_layers:
-            place, n = lens.model_layers.index(model_layer), len(lens.model_layers)
-            if (norm := norm_of(lens.weights, place, n)) is not None:
-                mean, scale = (torch.from_numpy(each).to(device) for each in norm[:2])
-                return Standardizer(mean, scale, norm.n_unit)
-    return None
+    """What they share that divide by the length of an activation, as tensors."""
+    if (norm := shared_norm(lenses, model_layer)) is None:
+        return None
+    mean, scale = (torch.from_numpy(each).to(device) for each in norm[:2])
+    return Standardizer(mean, scale, norm.n_unit)
 
 
 def _places(lenses: Sequence[Lens], model_layers: Sequence[int]) -> tuple[NDArray[np.int64], int]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearWeights
-from lenstrain.families.weights import Weights
+from lenstrain.families.standardizer import Standardizer
+from lenstrain.families.weights import Weights, norm_of
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.grade import Grade, Status
 
@@ -162,3 +165,31 @@ class Lens:
     def signal(self, logits: NDArray[Any]) -> NDArray[np.float64]:
         """How far logits, any shape, are above the noise floor, in its deviations."""
         return np.asarray((logits - self.noise.mean) / self.noise.unit, np.float64)
+
+
+def shared_norm(lenses: Iterable[Lens], model_layer: int) -> Standardizer | None:
+    """What lenses do to the activations of a model layer before they multiply; None for nothing.
+
+    Raises
+    ------
+    SettingsError
+        If some of them do something else: they are of several fits, and no product serves them all.
+    """
+    readers = [lens for lens in lenses if model_layer in lens.model_layers]
+    # Lenses of a fit hold the same object, which is cut up once for each place in them.
+    different: dict[tuple[int, int, int], Standardizer | None] = {}
+    for lens in readers:
+        place, n = lens.model_layers.index(model_layer), len(lens.model_layers)
+        key = id(getattr(lens.weights, "norm", None)), place, n
+        if key not in different:
+            different[key] = norm_of(lens.weights, place, n)
+    first, *others = different.values() or [None]
+    for other in others:
+        if (first is None) != (other is None) or not all(
+            np.array_equal(one, two) for one, two in zip(first or (), other or (), strict=True)
+        ):
+            raise SettingsError(
+                f"the lenses of model layer {model_layer} standardise activations in different "
+                "ways: they are of several fits; fit them together, or keep a pack for each"
+            )
+    return first

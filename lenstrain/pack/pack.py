@@ -20,10 +20,10 @@ from lenstrain.data.tasks import SHORT
 from lenstrain.data.words import Vocabulary
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.standardizer import Standardizer
-from lenstrain.families.weights import Weights, norm_of
+from lenstrain.families.weights import Weights
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.folder import PackContent, family_of, read_folder, write_beside, write_folder
-from lenstrain.pack.lens import Lens
+from lenstrain.pack.lens import Lens, shared_norm
 
 
 class _Readers(NamedTuple):
@@ -181,20 +181,19 @@ class LensPack:
     def _readers(self, model_layer: int) -> _Readers:
         if model_layer not in self._by_model_layer:
             linear, rows, others, alone = [], [], [], []
-            norm = None
             for number, lens in enumerate(self.lenses):
                 if lens.model_layers == (model_layer,):
                     alone.append(number)
                 if model_layer in lens.model_layers:
                     if isinstance(lens.weights, LinearWeights):
-                        place, n = lens.model_layers.index(model_layer), len(lens.model_layers)
+                        parts = np.split(lens.weights.weight, len(lens.model_layers))
                         linear.append(number)
-                        rows.append(np.split(lens.weights.weight, n)[place])
-                        norm = norm or norm_of(lens.weights, place, n)
+                        rows.append(parts[lens.model_layers.index(model_layer)])
                     else:
                         others.append(number)
             hidden = len(rows[0]) if rows else 0
             weight = np.array(rows, np.float32).reshape(len(rows), hidden)
+            norm = shared_norm(self.lenses, model_layer)
             self._by_model_layer[model_layer] = _Readers(linear, weight, norm, others, alone)
         return self._by_model_layer[model_layer]
 

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.mlp import MlpWeights
 from lenstrain.families.standardizer import Standardizer
-from lenstrain.families.weights import Weights, norm_of
-from lenstrain.pack.lens import Lens
+from lenstrain.families.weights import Weights
+from lenstrain.pack.lens import Lens, shared_norm
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -77,12 +77,9 @@ def unpack_weights(tensors: Tensors, family: str, n_terms: int = 0) -> list[Weig
 
 def pack_norms(lenses: Sequence[Lens]) -> dict[str, NDArray[Any]]:
     """What lenses share that divide activations by their length, once for each model layer."""
-    found: dict[int, Standardizer] = {}
-    for lens in lenses:
-        for place, model_layer in enumerate(lens.model_layers):
-            norm = norm_of(lens.weights, place, len(lens.model_layers))
-            if norm is not None:
-                found.setdefault(model_layer, norm)
+    model_layers = sorted({number for lens in lenses for number in lens.model_layers})
+    norms = {number: shared_norm(lenses, number) for number in model_layers}
+    found = {number: norm for number, norm in norms.items() if norm is not None}
     if not found:
         return {}
     return {

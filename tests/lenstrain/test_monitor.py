@@ -25,6 +25,7 @@ from lenstrain.families.mlp import MlpWeights
 from lenstrain.families.standardizer import Standardizer
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
+from lenstrain.live.device_lenses import LensScorer
 from lenstrain.live.monitor import Monitor
 from lenstrain.live.naming_rule import Rule
 from lenstrain.live.running_pool import Phase
@@ -95,6 +96,21 @@ def random_pack(family: str = "linear", n: int = 7, **settings: Any) -> LensPack
     if family == "discriminant":
         lenses = [with_norm(lens) for lens in lenses]
     return LensPack(lenses, {"store": {"settings": settings}}, {})
+
+
+def test_lenses_that_standardise_differently_are_no_pack(tmp_path: Path) -> None:
+    """Of two fits, say: one product for all would score some of them wrongly."""
+    plain, other = random_pack("linear", 6), random_pack("linear", 6)
+    mixed = LensPack([*plain.lenses[:3], *map(with_norm, other.lenses[3:])], {}, {})
+    rows = np.ones((2, HIDDEN), np.float32)
+    for use in (
+        lambda: mixed.score(rows, model_layer=2),
+        lambda: mixed.save(tmp_path / "pack"),
+        lambda: LensScorer(mixed.lenses, torch.device("cpu")),
+    ):
+        with pytest.raises(SettingsError, match=r"different ways.*fit them together"):
+            use()
+    assert not (tmp_path / "pack").exists()
 
 
 def captured(loaded: LoadedModel, tokens: torch.Tensor) -> dict[int, NDArray[np.float32]]:
