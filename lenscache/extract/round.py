@@ -161,7 +161,7 @@ class RoundExtraction:
         if self.runner.out_of_memory > tries:
             self._tell(f"out of memory: going on with batches of {self.runner.batch_size}")
         if why := self.runner.recordings.told_once():
-            self._tell(f"decode steps are called, not recorded as a graph: {why}")
+            self._tell(f"decode steps are not recorded as a CUDA graph, which is slower: {why}")
         # Whoever runs blocks of a round checks the first before it is written: what is there was
         # checked, and a run that goes on needs to know nothing of the one before.
         if not self._is_block_checked:

@@ -111,6 +111,8 @@ class Runner:
         """Tokens put through the model so far, without padding."""
         on_one_gpu = loaded.device.type == "cuda" and loaded.is_whole
         self.recordings = Recordings(loaded, is_on=on_one_gpu if replay is None else replay)
+        self._has_given_up = False
+        """Whether the recorded steps were given up for the batch that is tried."""
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._capture = self._new_capture()
         self._eos = torch.tensor(sorted(loaded.eos_ids), dtype=torch.long, device=loaded.device)
@@ -160,7 +162,7 @@ class Runner:
                     self._make_room(error, len(chosen))
                     sizes = self._batch_sizes(rows, order[done:])
                     continue
-                sizes = sizes[1:]
+                sizes, self._has_given_up = sizes[1:], False
             # The host takes in a batch while the device is at the next one.
             if running is not None:
                 numbers, pending = running
@@ -197,12 +199,13 @@ class Runner:
         )
 
     def _make_room(self, error: Exception, n_rows: int) -> None:
-        """Give up the caches of other recorded steps; where there are none, halve the batch."""
-        had_others = len(self.recordings.by_shape) > 1
+        """Give up recorded steps and their caches, once a batch; else halve the batch."""
+        gives_up = bool(self.recordings.by_shape) and not self._has_given_up
+        self._has_given_up = gives_up
         self.recordings.by_shape.clear()
         if self.loaded.device.type == "cuda":
             torch.cuda.empty_cache()
-        if had_others:
+        if gives_up:
             return
         if n_rows == 1:
             raise ModelError(
