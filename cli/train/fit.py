@@ -87,8 +87,8 @@ def fit(
         Option(
             min=1,
             metavar="N",
-            help="How many of them a lens reads. Default: 6, spread evenly, of discriminant; 3 of "
-            "ensemble; else 1, the best.",
+            help="How many of them a lens reads; a fit holds so many in memory at a time. Default: "
+            "6, spread evenly, of discriminant; 3 of ensemble; else 1, the best.",
         ),
     ] = None,
     phase: _PhaseOption = "both",

@@ -41,3 +41,27 @@ def check_both_classes(targets: Sequence[NDArray[np.bool_]]) -> None:
         if not 0 < target.sum() < len(target):
             found = f"{target.sum()} of {len(target)} training rows are positive"
             raise TooFewSamplesError(f"concept number {number}: {found}")
+
+
+def first_targets(
+    own: Sequence[NDArray[np.bool_]],
+    which: Sequence[int],
+    counts: Sequence[int],
+    others: Sequence[NDArray[np.bool_]] | None = None,
+) -> list[NDArray[np.bool_]]:
+    """Whether each of the first `counts` rows of some concepts expresses its concept.
+
+    Parameters
+    ----------
+    own : targets of all concepts, of which `which` are wanted.
+    others : targets to take instead, one entry for each of `which`, such as shuffled ones.
+
+    Raises
+    ------
+    TooFewSamplesError
+        If a concept has rows of one class only.
+    """
+    chosen = [own[number] for number in which] if others is None else others
+    known = [target[:count] for target, count in zip(chosen, counts, strict=True)]
+    check_both_classes(known)
+    return known

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse.linalg import splu
 
-from lenstrain.families.checks import check_both_classes
+from lenstrain.families.checks import first_targets
 from lenstrain.families.contract import Job, Rows
 from lenstrain.families.linear import LinearFit, gram
 
@@ -127,9 +127,7 @@ class DiscriminantTrainer:
         targets: Sequence[NDArray[np.bool_]] | None = None,
     ) -> LinearFit:
         """As `lenstrain.families.contract.Trainer.fit`."""
-        chosen = [self._targets[i] for i in which] if targets is None else targets
-        known = [target[:count] for target, count in zip(chosen, counts, strict=True)]
-        check_both_classes(known)
+        known = first_targets(self._targets, which, counts, targets)
         rows = [self._parts[i][:count] for i, count in zip(which, counts, strict=True)]
         expressing = (Z[torch.from_numpy(y)] for Z, y in zip(rows, known, strict=True))
         own = [Z.double().mean(dim=0) for Z in expressing]

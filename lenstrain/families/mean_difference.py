@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from lenstrain.errors import NotFittedError
-from lenstrain.families.checks import check_both_classes, check_rows
+from lenstrain.families.checks import check_both_classes, check_rows, first_targets
 from lenstrain.families.linear import LinearFit
 from lenstrain.families.linear_lens import LinearBatch
 from lenstrain.families.standardizer import Standardizer
@@ -88,9 +88,7 @@ class MeanDifferenceTrainer:
         targets: Sequence[NDArray[np.bool_]] | None = None,
     ) -> LinearFit:
         """As `lenstrain.families.contract.Trainer.fit`."""
-        chosen = [self._targets[i] for i in which] if targets is None else targets
-        known = [target[:count] for target, count in zip(chosen, counts, strict=True)]
-        check_both_classes(known)
+        known = first_targets(self._targets, which, counts, targets)
         parts = [self._parts[i][:count] for i, count in zip(which, counts, strict=True)]
         return _fit(zip(parts, known, strict=True))
 

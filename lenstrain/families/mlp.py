@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from lenstrain.errors import NotFittedError
-from lenstrain.families.checks import check_both_classes, check_rows
+from lenstrain.families.checks import check_both_classes, check_rows, first_targets
 from lenstrain.families.standardizer import Standardizer
 
 WIDTHS = (128, 64)
@@ -179,9 +179,8 @@ class MlpTrainer:
         targets: Sequence[NDArray[np.bool_]] | None = None,
     ) -> MlpFit:
         """As `lenstrain.families.contract.Trainer.fit`."""
-        chosen = [self._targets[i] for i in which] if targets is None else targets
+        known = first_targets(self._targets, which, counts, targets)
         rows = [self._rows[i][:count] for i, count in zip(which, counts, strict=True)]
-        known = [target[:count] for target, count in zip(chosen, counts, strict=True)]
         as_it_is = Standardizer(np.zeros(self._Z.shape[1]), np.ones(self._Z.shape[1]))
         generators = [np.random.default_rng([0, self._seeds[i]]) for i in which]
         batch = _fit(self._take, rows, known, as_it_is, generators, epochs=_EPOCHS)
@@ -226,6 +225,7 @@ def fit_mlp_batch(
     ValueError
         If there are not as many keys as concepts.
     """
+    check_both_classes(targets)
     keys = range(len(rows)) if keys is None else keys
     if len(keys) != len(rows):
         raise ValueError(f"{len(keys)} keys for {len(rows)} concepts")
@@ -249,7 +249,6 @@ def _fit(
     epochs: int,
 ) -> MlpBatch:
     """As `fit_mlp_batch`; `take` gives standardised rows on the device that trains."""
-    check_both_classes(targets)
     hidden = len(standardizer.scale)
     fitted = _zeros(len(rows), hidden)
     for chosen in _batches([len(r) for r in rows], hidden):
