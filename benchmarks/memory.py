@@ -76,8 +76,8 @@ def extract_alone(n: int, *, tiny: bool) -> dict[str, Any]:
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from lenscache.concepts.pack import ConceptPack
     from lenscache.extract import ExtractSettings, extract
+    from lenscache.memory import peak_resident_bytes, resident_bytes
     from lenscache.model.loading import load_model, silence
-    from lenscache.model.memory import peak_resident_bytes, resident_bytes
     from tests.models import tiny_model
 
     silence()

@@ -24,7 +24,7 @@ from lenscache.extract.reuse import NO_COPIES, CopiedRows, ReusableRows
 from lenscache.extract.rows import PlannedRows
 from lenscache.extract.settings import ExtractProgress, ExtractReport, OnProgress
 from lenscache.inference.runner import RowResult, Runner
-from lenscache.model.memory import memory_held
+from lenscache.memory import memory_held
 from lenscache.store.header import StoreHeader
 from lenscache.store.round import Block, Round
 from lenscache.store.token_ids import as_rows

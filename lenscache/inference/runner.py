@@ -31,8 +31,8 @@ from lenscache.inference.hooks import check_not_compiled
 from lenscache.inference.recordings import Recordings
 from lenscache.inference.sampling import row_uniforms, sample_tokens
 from lenscache.inference.to_host import HostCopies
+from lenscache.memory import is_out_of_memory
 from lenscache.model.loading import LoadedModel, first_line
-from lenscache.model.memory import is_out_of_memory
 from lenscache.terms import Mode, Phase, Pooling
 
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)

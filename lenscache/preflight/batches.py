@@ -9,14 +9,14 @@ import torch
 
 from lenscache.errors import ModelError
 from lenscache.inference.runner import Row, Runner
-from lenscache.model.loading import LoadedModel
-from lenscache.model.memory import (
+from lenscache.memory import (
     available_bytes,
     peak_resident_bytes,
     release,
     reset_peak,
     resident_bytes,
 )
+from lenscache.model.loading import LoadedModel
 from lenscache.preflight.conclusion import MOST_TRIED
 from lenscache.preflight.models import cached_bytes, load
 from lenscache.preflight.results import Outcome, Request, Tell

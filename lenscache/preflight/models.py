@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from lenscache.errors import ModelError
+from lenscache.memory import available_bytes, release, resident_bytes
 from lenscache.model.loading import LoadedModel, load_model
-from lenscache.model.memory import available_bytes, release, resident_bytes
 
 _ROOM = 1.2  # of the weights: loading needs a little more than what stays
 

@@ -13,8 +13,8 @@ import torch
 
 from lenscache.errors import ModelError, ModelNotFoundError
 from lenscache.inference.runner import Row, Runner
+from lenscache.memory import available_bytes, peak_resident_bytes, resident_bytes
 from lenscache.model.loading import LoadedModel
-from lenscache.model.memory import available_bytes, peak_resident_bytes, resident_bytes
 from lenscache.preflight.models import check_room, load
 from lenscache.preflight.results import Outcome, Request, Tell
 from lenscache.preflight.texts import load_pack, prompt_ids

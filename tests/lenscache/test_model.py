@@ -15,8 +15,8 @@ from torch import nn
 
 import lenscache.model.loading
 from lenscache.errors import ModelError, ModelLayerError, ModelNotFoundError, UnsupportedModelError
+from lenscache.memory import memory_held
 from lenscache.model.loading import LoadedModel, find_blocks, load_model
-from lenscache.model.memory import memory_held
 from tests.models import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 

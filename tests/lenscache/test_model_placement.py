@@ -27,8 +27,8 @@ from lenscache.errors import (
 from lenscache.extract import ExtractSettings
 from lenscache.inference.runner import RowResult, Runner
 from lenscache.live.steering import Intervention, steer_all
+from lenscache.memory import memory_held
 from lenscache.model.loading import LoadedModel, find_blocks, load_model
-from lenscache.model.memory import memory_held
 from lenscache.terms import Mode, Pooling
 from tests.lenscache.conftest import run_small, tree
 from tests.lenscache.test_runner import (

@@ -14,7 +14,7 @@ import torch
 
 from lenscache.concepts.pack import ConceptPack
 from lenscache.errors import ModelError, ModelNotFoundError, PlanError
-from lenscache.model.memory import available_bytes, peak_resident_bytes, resident_bytes
+from lenscache.memory import available_bytes, peak_resident_bytes, resident_bytes
 from lenscache.preflight import (
     Check,
     Outcome,
