@@ -82,6 +82,18 @@ Limit = Annotated[int | None, _count(help="Only the first N concepts of each lev
 Samples = Annotated[
     int | None, _count(help="Only the first N prompts of each concept; a top-up adds more.")
 ]
+Background = Annotated[
+    str | None,
+    Option(
+        metavar="FILE|N",
+        help="Texts that express no concept: of a file, one a line or a column of a table, or N "
+        "that the model writes; 0 for none. Half teach lenses what no concept is, half judge them. "
+        "Default: 200.",
+    ),
+]
+BackgroundColumn = Annotated[
+    str, Option(metavar="NAME", help="Column of the background texts, in a table.")
+]
 Labels = Annotated[
     str | None,
     Option(metavar="NAME", help="Label set to train on. Default: the labels of the pack."),
@@ -165,6 +177,13 @@ def parse_batch_size(text: str) -> int | Literal["auto"]:
     if not text.isdecimal() or int(text) < 1:
         raise BadParameter(f"{text!r} is no batch size: give a number from 1 on, or auto")
     return int(text)
+
+
+def parse_background(text: str, column: str) -> int | tuple[str, ...] | None:
+    """How many background texts the model writes, None for none, or the texts of a file."""
+    from lenscache.concepts.importers.texts import read_texts
+
+    return (int(text) or None) if text.isdecimal() else read_texts(text, column)
 
 
 def check_engine(engine: Engine, workers: int | None, address: str | None) -> None:

@@ -22,14 +22,15 @@ import torch
 from numpy.typing import NDArray
 
 from lenscache.concepts.pack import ConceptPack
-from lenscache.concepts.plan import plan_samples
+from lenscache.concepts.plan import plan_background, plan_samples
 from lenscache.errors import PlanError
+from lenscache.extract.background import WRITTEN_TOKENS
 from lenscache.extract.batch_size import MOST_ON_A_CPU, PAYS
 from lenscache.extract.identity import make_header
 from lenscache.extract.rows import tokenize
 from lenscache.extract.settings import ExtractSettings
+from lenscache.memory import available_bytes
 from lenscache.model.loading import LoadedModel
-from lenscache.model.memory import available_bytes
 from lenscache.store.disk import COMPRESSED_SHARE, estimate_bytes
 from lenscache.store.header import StoreHeader
 from lenscache.store.layout import default_block_rows
@@ -284,6 +285,7 @@ def outline_work(
     *,
     levels: Sequence[int] | None = None,
     limit: int | None = None,
+    background: int | Sequence[str] | None = None,
 ) -> Workload:
     """Plan the rounds and count their tokens.
 
@@ -295,9 +297,14 @@ def outline_work(
     header, chosen = make_header(model, pack, settings), tuple(levels or pack.levels)
     asked: dict[str, Any] = {"seed": settings.seed, "limit": limit, "samples": settings.samples}
     plans = [plan_samples(pack, [level], **asked) for level in chosen]
-    lengths = tuple(_lengths(model, plan.texts, header) for plan in plans)
+    lengths = [_lengths(model, plan.texts, header) for plan in plans]
+    if isinstance(background, int):
+        lengths.append(np.full(background, WRITTEN_TOKENS, np.int32))
+    elif background is not None:
+        texts = plan_background(pack, background, seed=settings.seed).texts
+        lengths.append(_lengths(model, texts, header))
     concepts, is_guessed = sum(plan.n_targets for plan in plans), model.tokenizer is None
-    return Workload(header, Shape.of(model), chosen, lengths, concepts, is_guessed)
+    return Workload(header, Shape.of(model), chosen, tuple(lengths), concepts, is_guessed)
 
 
 def _lengths(model: LoadedModel, texts: Sequence[str], header: StoreHeader) -> NDArray[np.int32]:

@@ -37,20 +37,21 @@ RULES = {
     "lenscache/bfloat16.py": "",
     "lenscache/drawing.py": "",
     "lenscache/cluster.py": "",
+    "lenscache/memory.py": "",
     "lenscache/concepts": "",
     "lenscache/concepts/importers": "concepts",
     "lenscache/model": "terms.py",
-    "lenscache/inference": "terms.py model",
+    "lenscache/inference": "terms.py memory.py model",
     "lenscache/store": "terms.py bfloat16.py concepts",
     "lenscache/store/store.py": "store/views",  # for Store.to_xarray
     "lenscache/store/verify": "terms.py concepts store",
     "lenscache/store/views": "terms.py concepts store",
     "lenscache/live": "terms.py model inference",
-    "lenscache/extract": "terms.py concepts model inference store cluster.py",
+    "lenscache/extract": "terms.py concepts model inference store cluster.py memory.py",
     "lenscache/inspection.py": "terms.py store store/views",
     "lenscache/plots.py": "terms.py store inspection.py drawing.py",
-    "lenscache/forecast.py": "concepts model store extract",
-    "lenscache/preflight": "concepts model inference live",
+    "lenscache/forecast.py": "memory.py concepts model store extract",
+    "lenscache/preflight": "memory.py concepts model inference live",
     # errors, metrics, parallel < settings, families < data < pack, audit < compare, live < fit,
     # report, exchange < sweeps, inspection, plots
     "lenstrain/__init__.py": "lenstrain",
@@ -61,8 +62,8 @@ RULES = {
     "lenstrain/settings.py": "metrics",
     "lenstrain/families": "parallel.py",
     "lenstrain/data": (
-        "metrics settings.py families "
-        "lenscache/store lenscache/concepts lenscache/terms.py lenscache/errors.py"
+        "metrics settings.py families lenscache/store lenscache/concepts lenscache/terms.py "
+        "lenscache/errors.py lenscache/memory.py"
     ),
     "lenstrain/audit": "settings.py data",
     "lenstrain/pack": "metrics families data",
@@ -97,7 +98,7 @@ OUTSIDE = {
         "cli/cache/preflight_lenses.py"
     ),
     "torch": (
-        "lenscache/model lenscache/inference lenscache/live lenscache/extract "
+        "lenscache/model lenscache/inference lenscache/live lenscache/extract lenscache/memory.py "
         "lenscache/forecast.py lenscache/preflight lenstrain/families lenstrain/data "
         "lenstrain/fit lenstrain/live lenstrain/exchange lenstrain/parallel.py"
     ),
@@ -220,7 +221,7 @@ def test_every_row_is_about_something_that_is_there() -> None:
         ("lenscache/store/round.py", "from lenscache.store.verify.verify import verify_store"),
         ("lenscache/inference/runner.py", "from lenscache.store.store import Store"),
         ("lenscache/inference/runner.py", "from lenscache.store import store"),
-        ("lenscache/model/memory.py", "import transformers"),
+        ("lenscache/memory.py", "import transformers"),
         ("cli/cache/plan.py", "from lenstrain import train"),
         ("cli/console.py", "from .meter import Meter"),
         ("cli/console.py", "from . import meter"),

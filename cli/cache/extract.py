@@ -69,6 +69,8 @@ def extract(
             help="Copy rows that this store holds, as of an older pack; repeatable.",
         ),
     ] = None,
+    background: options.Background = None,
+    background_column: options.BackgroundColumn = "text",
     block_rows: Annotated[
         int | None, Option(min=1, help="Rows written, and kept, as one unit. Default: about 256.")
     ] = None,
@@ -99,6 +101,7 @@ def extract(
     debug: options.Debug = False,
 ) -> None:
     """Extract activations into STORE, or continue where an earlier run stopped."""
+    from lenscache.extract.background import default_background
     from lenscache.extract.partitions import Partition
     from lenscache.extract.settings import ExtractSettings
     from lenscache.store.store import open_store
@@ -121,7 +124,12 @@ def extract(
         samples=samples,
         partition=None if partition is None else Partition.parse(partition),
     )
-    request = _request(store, concepts, settings, level, limit, reuse or [], top_up)
+    beside: Any
+    if background is not None:
+        beside = options.parse_background(background, background_column)
+    else:
+        beside = default_background(store) if top_up is None else None
+    request = _request(store, concepts, settings, level, limit, reuse or [], top_up, beside)
     said = _say_unnamed(request, quiet=log_json)
     if engine == "local":
         run = _local_run(request, partial(load, model, dtype, device, device_map))
@@ -156,6 +164,7 @@ def _request(
     limit: int | None,
     reuse: list[str],
     top_up: Path | None,
+    background: int | tuple[str, ...] | None,
 ) -> Any:
     """What is asked for, checked as far as it can be before a model is loaded."""
     from lenscache.concepts.plan import select_concepts
@@ -165,9 +174,10 @@ def _request(
     from lenscache.store.remote import check_place
     from lenscache.store.store import open_store
 
-    if top_up is not None and (levels or limit or reuse):
+    if top_up is not None and (levels or limit or reuse or background):
         raise PlanError(
-            "--top-up takes its concepts from the file: leave out --level, --limit and --reuse"
+            "--top-up takes its concepts from the file: leave out --level, --limit, --reuse and "
+            "--background"
         )
     select_concepts(concepts, levels, limit)
     check_place(store)
@@ -175,7 +185,7 @@ def _request(
         open_store(path)
     added = None if top_up is None else read_top_up(top_up, settings.samples)
     chosen = None if levels is None else tuple(levels)
-    return Request(store, concepts, settings, chosen, limit, tuple(reuse), added)
+    return Request(store, concepts, settings, chosen, limit, tuple(reuse), added, background)
 
 
 def _say_unnamed(request: Any, *, quiet: bool) -> dict[str, Any]:
@@ -250,17 +260,17 @@ def _ray_run(
 def _show_progress(meter: Meter, begun: float, progress: Any) -> None:
     if progress.message:
         meter.say(progress.message)
-    if not progress.concepts_total:  # nothing is under way yet
+    if not progress.rows_total:  # nothing is under way yet
         return
     pace = progress.tokens_run / max(time.monotonic() - begun, 1e-9)
     at = min(progress.concepts_done + 1, progress.concepts_total)
-    facts = [f"concept {at} of {progress.concepts_total}"]
+    facts = [f"concept {at} of {progress.concepts_total}"] if progress.concepts_total else []
     if progress.tokens_run:
         facts.append(f"{pace:.0f} tokens/s")
     if progress.memory_bytes is not None:
         facts.append(console.megabytes(progress.memory_bytes))
     meter.update(
-        f"level {progress.level}",
+        f"level {progress.level}" if progress.concepts_total else "background",
         progress.rows_done,
         progress.rows_total,
         "rows",

@@ -30,6 +30,8 @@ def plan(
     device_map: options.DeviceMapOption = None,
     limit: options.Limit = None,
     samples: options.Samples = None,
+    background: options.Background = None,
+    background_column: options.BackgroundColumn = "text",
     block_rows: Annotated[
         int | None,
         Option(min=1, help="Rows written as one unit, as for extract. Default: about 256."),
@@ -56,6 +58,7 @@ def plan(
     """
     from lenscache.concepts.evidence import count_unnamed
     from lenscache.concepts.plan import plan_samples, select_concepts
+    from lenscache.extract.background import DEFAULT_BACKGROUND
     from lenscache.extract.settings import ExtractSettings
 
     if device_map is not None and (devices is not None or device_kind is not None):
@@ -73,6 +76,7 @@ def plan(
         samples=samples,
         block_rows=block_rows,
     )
+    its = options.parse_background(background or str(DEFAULT_BACKGROUND), background_column)
     select_concepts(concepts, level, limit)  # before the model is loaded
     texts = plan_samples(concepts, level, seed=settings.seed, limit=limit, samples=samples)
     unnamed = count_unnamed(concepts, texts)
@@ -81,13 +85,15 @@ def plan(
         from lenscache.extract.estimate import estimate_run
 
         loaded = load(model, dtype, device, device_map)
-        estimate = estimate_run(concepts, loaded, settings, levels=level, limit=limit)
+        estimate = estimate_run(
+            concepts, loaded, settings, levels=level, limit=limit, background=its
+        )
         show = printing.print_estimate
     else:
         from lenscache.forecast import forecast_run, outline_work
 
         outline, kind = _outline(model, dtype, device, device_kind or "here")
-        work = outline_work(concepts, outline, settings, levels=level, limit=limit)
+        work = outline_work(concepts, outline, settings, levels=level, limit=limit, background=its)
         estimate = forecast_run(work, settings, kind, devices or 1)
         show = printing.print_forecast
     if json:

@@ -26,6 +26,8 @@ def print_estimate(estimate: Any) -> None:
         f"{estimate.concepts} concepts on {_levels(estimate)}: {estimate.prompts} prompts, "
         f"{estimate.prompt_tokens} prompt tokens, at most {estimate.new_tokens} new ones"
     )
+    if estimate.background:
+        console.say(f"{estimate.background} of the prompts are background texts of no concept")
     if estimate.cut_prompts:
         cut = f"{estimate.cut_prompts} prompts are longer than the model takes"
         console.say(f"{cut}, and would be cut")
@@ -71,6 +73,8 @@ def print_report(store: Any, report: Any) -> None:
         pace = report.rows_run / report.elapsed_s
         line += f" in {report.elapsed_s:.0f} s, {pace:.1f} rows/s"
     say(line)
+    if store.background is not None:
+        say(f"background: {store.background.n_samples} rows that express no concept")
     if report.cut_prompts:
         first = f"their first {summary['settings']['max_prompt_tokens']} tokens"
         say(f"cut: {report.cut_prompts} prompts to {first} (samples/n_cut_tokens says which)")

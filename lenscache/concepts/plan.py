@@ -3,6 +3,7 @@
     ConceptPack --concept_prompts--> prompts of each concept, in a fixed order
                 --plan_samples-----> SamplePlan: each text once, with every label it carries
                 --plan_top_up------> SamplePlan of a later round: other texts, or sampled again
+    label-free texts --plan_background--> SamplePlan of rows that express no concept
 
 The plan is deterministic. Whatever looks random is keyed by a stable hash: the order of a concept's
 prompts by (seed, concept, text); the sampling seed and temperature of a row by (seed, text). These
@@ -24,7 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenscache.concepts.pack import ConceptPack
-from lenscache.concepts.prompts import Prompt, concept_prompts, folded_words, group_of, stable_hash
+from lenscache.concepts.prompts import (
+    EXAMPLE,
+    Prompt,
+    concept_prompts,
+    folded_words,
+    group_of,
+    stable_hash,
+)
 from lenscache.errors import PlanError
 
 SPLITS = ("train", "calibration", "test")
@@ -32,6 +40,9 @@ SPLIT_FRACTIONS = (0.6, 0.2, 0.2)
 
 TEMPERATURE_RANGE = (0.3, 0.9)
 """Sampling temperatures, spread evenly over the rows by hash: independent of any label."""
+
+MIN_BACKGROUND = 10
+"""Distinct texts that a background needs: half of them judge."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +198,49 @@ def plan_top_up(
     return _make_plan(pack, list(concepts), rows, prompts, seed=seed)
 
 
+def plan_background(pack: ConceptPack, texts: Iterable[str], *, seed: int = 0) -> SamplePlan:
+    """Plan rows that express no concept of a pack: half of them to learn from, in split "train",
+    half to judge by, in split "test".
+
+    Texts of the pack are left out, and those that differ from an earlier one in case, punctuation
+    or spacing only.
+
+    Raises
+    ------
+    PlanError
+        If fewer than `MIN_BACKGROUND` texts are left.
+    """
+    known = {_normalised(p.text) for found in _all_prompts(pack, seed).values() for p in found}
+    kept: list[str] = []
+    given = list(texts)
+    for text in given:
+        if text.strip() and (folded := _normalised(text)) not in known:
+            known.add(folded)
+            kept.append(text)
+    if len(kept) < MIN_BACKGROUND:
+        raise PlanError(
+            f"{len(kept)} of {len(given)} background texts are distinct and not the pack's, "
+            f"expected {MIN_BACKGROUND} or more: give more texts"
+        )
+    split = np.full(len(kept), SPLITS.index("train"), np.uint8)
+    drawn = sorted(range(len(kept)), key=lambda i: stable_hash("background", seed, kept[i]))
+    split[drawn[1::2]] = SPLITS.index("test")
+    seeds, temperatures = _sampling(seed, [(text, 0) for text in kept])
+    return SamplePlan(
+        concepts=(),
+        n_targets=0,
+        texts=tuple(kept),
+        kind=np.full(len(kept), EXAMPLE, np.uint8),
+        split=split,
+        repeat=np.zeros(len(kept), np.uint16),
+        sampling_seed=seeds,
+        temperature=temperatures,
+        label_sample=np.zeros(0, np.int32),
+        label_concept=np.zeros(0, np.int32),
+        label_role=np.zeros(0, np.uint8),
+    )
+
+
 def sampling_seed(seed: int, text: str, repeat: int) -> int:
     """What keys the completion of a text, each time that it is sampled."""
     return stable_hash("sampling", *_draw(seed, text, repeat))
@@ -194,6 +248,18 @@ def sampling_seed(seed: int, text: str, repeat: int) -> int:
 
 def _draw(seed: int, text: str, repeat: int) -> tuple[object, ...]:
     return (seed, text, repeat) if repeat else (seed, text)
+
+
+def _sampling(
+    seed: int, places: Sequence[tuple[str, int]]
+) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
+    """(n,) sampling seeds and temperatures of some (text, time) rows."""
+    low, high = TEMPERATURE_RANGE
+    drawn = (stable_hash("temperature", *_draw(seed, *place)) / 2**64 for place in places)
+    return (
+        np.array([sampling_seed(seed, *place) for place in places], np.uint64),
+        np.array([low + (high - low) * share for share in drawn], np.float32),
+    )
 
 
 def _all_prompts(pack: ConceptPack, seed: int) -> dict[str, list[Prompt]]:
@@ -232,9 +298,7 @@ def _make_plan(
         for row in rows_of_text.get(prompt.text, ())
     ]
     label_sample, label_concept, label_role = zip(*labels, strict=True)
-    low, high = TEMPERATURE_RANGE
-    draws = (stable_hash("temperature", *_draw(seed, *place)) / 2**64 for place in row_of)
-    seeds = [sampling_seed(seed, *place) for place in row_of]
+    seeds, temperatures = _sampling(seed, [*row_of])
     return SamplePlan(
         concepts=concepts,
         n_targets=len(targets),
@@ -242,8 +306,8 @@ def _make_plan(
         kind=np.array([kind_of[text] for text, _ in row_of], np.uint8),
         split=np.array([split_of[_normalised(text)] for text, _ in row_of], np.uint8),
         repeat=np.array([time for _, time in row_of], np.uint16),
-        sampling_seed=np.array(seeds, np.uint64),
-        temperature=np.array([low + (high - low) * drawn for drawn in draws], np.float32),
+        sampling_seed=seeds,
+        temperature=temperatures,
         label_sample=np.array(label_sample, np.int32),
         label_concept=np.array(label_concept, np.int32),
         label_role=np.array(label_role, np.uint8),

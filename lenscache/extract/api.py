@@ -32,6 +32,7 @@ def extract(
     levels: Sequence[int] | None = None,
     limit: int | None = None,
     reuse: Sequence[Store] = (),
+    background: int | Sequence[str] | None = None,
     on_progress: OnProgress | None = None,
 ) -> ExtractReport:
     """Extract the activations of a pack's levels into the store at `path`, or continue doing so.
@@ -42,6 +43,9 @@ def extract(
     levels : levels of abstraction; None for all of the pack.
     limit : the first `limit` concepts of each level only.
     reuse : stores whose rows are copied where they are the same, as with an earlier pack version.
+    background : texts that express no concept, or how many of them the model writes by itself; None
+        for none, or those that the store has. Fits learn from half of them what no concept is, and
+        report how lenses do on the other half.
     on_progress : called after every batch.
 
     Raises
@@ -54,7 +58,9 @@ def extract(
         If the model produced what must not be stored. Complete blocks are kept.
     """
     settings, chosen = settings or ExtractSettings(), None if levels is None else tuple(levels)
-    return _run(Request(path, pack, settings, chosen, limit, tuple(reuse)), loaded, on_progress)
+    texts = background if background is None or isinstance(background, int) else tuple(background)
+    request = Request(path, pack, settings, chosen, limit, tuple(reuse), background=texts)
+    return _run(request, loaded, on_progress)
 
 
 def extract_top_up(

@@ -52,7 +52,7 @@ def check_block(
     BatchMismatchError
         If they differ.
     """
-    rng = np.random.default_rng([header.seed, target.level, target.index])
+    rng = np.random.default_rng([header.seed, *target.place])
     compared = Comparison(header, runner)
     for number in _draw(rng, np.arange(len(rows))):
         written = written_by(header, number, rows[number], results[number])
@@ -91,7 +91,7 @@ def check_batches(
     BatchMismatchError
         If rows differ; the round is not marked complete.
     """
-    rng = np.random.default_rng([header.seed, target.level, target.index])
+    rng = np.random.default_rng([header.seed, *target.place])
     places = np.arange(target.block_rows if target.n_blocks > 1 else 0, len(rows))
     if is_copied is not None and not is_copied[places].all():
         places = places[~is_copied[places]]

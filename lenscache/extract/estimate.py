@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from lenscache.concepts.pack import ConceptPack
-from lenscache.concepts.plan import plan_samples
+from lenscache.concepts.plan import plan_background, plan_samples
+from lenscache.extract.background import write_texts
 from lenscache.extract.batch_size import choose_batch, make_runner
 from lenscache.extract.identity import make_header
 from lenscache.extract.rows import PlannedRows, tokenize
@@ -26,6 +27,7 @@ TIMED_BATCHES = 4
 
 
 _BLOCK_ROWS = 256  # of a block, hence of a batch, about
+_WRITTEN = 16  # background texts that the model writes, to time it
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class RunEstimate:
     prompts_per_second: float
     batch_size: int
     """Rows a forward pass, as asked for or as found."""
+    background: int = 0
+    """Of the prompts, texts that express no concept."""
 
 
 def estimate_run(
@@ -60,6 +64,7 @@ def estimate_run(
     *,
     levels: Sequence[int] | None = None,
     limit: int | None = None,
+    background: int | Sequence[str] | None = None,
 ) -> RunEstimate:
     """Estimate what `extract` with the same arguments would cost, by running a few batches.
 
@@ -75,6 +80,10 @@ def estimate_run(
         plan_samples(pack, [level], seed=settings.seed, limit=limit, samples=settings.samples)
         for level in (levels or pack.levels)
     ]
+    seconds_to_write = 0.0
+    if background is not None:
+        texts, seconds_to_write = _background_texts(background, loaded, settings)
+        plans.append(plan_background(pack, texts, seed=settings.seed))
     goes_on, cut_at = header.mode != "prompt", header.max_prompt_tokens
     tokenized = [tokenize(loaded, plan.texts, cut_at, continued=goes_on) for plan in plans]
     rows = [PlannedRows(plan, found) for plan, found in zip(plans, tokenized, strict=True)]
@@ -98,10 +107,24 @@ def estimate_run(
         raw_bytes=raw,
         stored_bytes=stored,
         bytes_per_model_layer=stored // len(header.model_layers),
-        seconds=seconds_a_row * n_rows,
+        seconds=seconds_a_row * n_rows + seconds_to_write,
         prompts_per_second=1 / seconds_a_row,
         batch_size=batch_size,
+        background=0 if background is None else len(plans[-1]),
     )
+
+
+def _background_texts(
+    asked: int | Sequence[str], loaded: LoadedModel, settings: ExtractSettings
+) -> tuple[Sequence[str], float]:
+    """The texts, or as many that are like those the model would write; and the seconds that it
+    would take to write them."""
+    if not isinstance(asked, int):
+        return asked, 0.0
+    few, begun = min(asked, _WRITTEN), time.perf_counter()
+    written = write_texts(loaded, few, settings, lambda _: None)
+    seconds = (time.perf_counter() - begun) * asked / few
+    return [f"{written[number % few]} {number}" for number in range(asked)], seconds
 
 
 def _pace(runner: Runner, rows: Sequence[Row]) -> float:

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 from lenscache.concepts.plan import plan_samples
+from lenscache.extract.background import plan_own_round
 from lenscache.extract.batch_size import runner_for_rounds
 from lenscache.extract.identity import make_header
 from lenscache.extract.partitions import Partition
@@ -32,6 +33,7 @@ from lenscache.model.loading import LoadedModel
 from lenscache.store.disk import check_disk_space
 from lenscache.store.header import StoreHeader
 from lenscache.store.keys import sample_keys
+from lenscache.store.layout import BACKGROUND, round_name
 from lenscache.store.store import Store, create_store, open_store
 
 
@@ -53,10 +55,10 @@ class Extraction:
         tokenized = [
             tokenize(loaded, entry.plan.texts, limit, continued=goes_on) for entry in planned
         ]
-        sizes = {f"layer_{p.level}/round_{p.index}": len(p.plan) for p in planned}
+        sizes = {round_name(p.level, p.index): len(p.plan) for p in planned}
         check_disk_space(path, header, sizes)
         store = create_store(path, header, request.pack)
-        self.report = ExtractReport(levels=[entry.level for entry in planned])
+        self.report = ExtractReport(levels=[p.level for p in planned if p.level != BACKGROUND])
         self.report.cut_prompts = sum(int((found.n_cut > 0).sum()) for found in tokenized)
         # All rounds are laid out first: a misfit must not show after hours of extracting another.
         rounds = [
@@ -162,12 +164,17 @@ def lay_out(
     """
     header = make_header(loaded, request.pack, request.settings)
     check_model_runs(loaded, header.model_layers, header.mode)
+    tell = on_progress or (lambda _: None)
     planned, exhausted = _planned(request, header)
+    if request.top_up is None:
+        its = request.pack, request.settings, loaded, request.path, tell
+        # First: a fit that follows the extraction reads it from its beginning.
+        if (own := plan_own_round(request.background, *its)) is not None:
+            planned.insert(0, own)
     reusable = None
     if request.reuse:
         stores = [e if isinstance(e, Store) else open_store(e) for e in request.reuse]
         reusable = ReusableRows(stores, header)
-    tell = on_progress or (lambda _: None)
     extraction = Extraction(request, loaded, header, planned, reusable, tell)
     extraction.report.exhausted_concepts = exhausted
     return extraction

@@ -54,7 +54,7 @@ class Partition:
 
 def partitions_done(store: Store, count: int) -> list[dict[str, int | str | bool]]:
     """For each of `count` partitions, its blocks over all rounds and those that are complete."""
-    marks = [target.complete_blocks() for target in store.rounds()]
+    marks = [target.complete_blocks() for target in store.all_rounds]
     found: list[dict[str, int | str | bool]] = []
     for number in range(1, count + 1):
         partition = Partition(number, count)

@@ -24,3 +24,6 @@ class Request:
     """Stores, or where they are, whose rows are copied where they are the same."""
     top_up: TopUp | None = None
     """More samples for some concepts, instead of `levels` and `limit`."""
+    background: int | tuple[str, ...] | None = None
+    """Texts that express no concept, or how many of them the model writes; None for those that the
+    store has, if any."""

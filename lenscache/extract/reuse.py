@@ -78,7 +78,7 @@ class ReusableRows:
                 held, lacking = show_value(store.header.model_layers), tuple(sorted(missing))
                 found = f"{held}, without {show_value(lacking)}"
                 raise StoreMismatchError("model layers", found, show_value(header.model_layers))
-            for entry in store.rounds():
+            for entry in store.all_rounds:
                 keys = entry.samples().key
                 for block in np.flatnonzero(entry.complete_blocks()):
                     rows = entry.rows(int(block))

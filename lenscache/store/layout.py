@@ -46,8 +46,16 @@ _BLOSC_LEVEL = 1
 _BLOCK_ROWS = 256  # about as many rows are written, and may be lost, as one unit
 COLUMN_CHUNK_ROWS = 8192
 """Rows of an object of a column that is whole from the start."""
+BACKGROUND = -1
+"""In place of a level: rows that express no concept."""
 COMPLETION_IDS = "completion_ids"
 """A column of `samples`, and the attribute that says whether a round has it: older ones do not."""
+
+
+def round_name(level: int, index: int) -> str:
+    """Path of a round inside the store."""
+    folder = "background" if level == BACKGROUND else f"layer_{level}"
+    return f"{folder}/round_{index}"
 
 
 def lay_out_round(

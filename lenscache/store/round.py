@@ -30,9 +30,11 @@ from lenscache.errors import (
 )
 from lenscache.store.header import StoreHeader
 from lenscache.store.layout import (
+    BACKGROUND,
     COMPLETION_IDS,
     NATIVE_DTYPES,
     find_node,
+    round_name,
     vector_arrays,
     writing,
 )
@@ -95,7 +97,8 @@ def has_position(
 
 
 class Round:
-    """One extraction of samples for a level of concepts. Immutable once complete."""
+    """One extraction of samples for a level of concepts, or of `BACKGROUND`. Immutable once
+    complete."""
 
     def __init__(self, group: zarr.Group, header: StoreHeader, level: int, index: int) -> None:
         self.level, self.index, self._group, self._header = level, index, group, header
@@ -107,7 +110,13 @@ class Round:
     @property
     def name(self) -> str:
         """Path of the round inside the store."""
-        return f"layer_{self.level}/round_{self.index}"
+        return round_name(self.level, self.index)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Two numbers of 0 or more that no other round of the store has: what is drawn is keyed by
+        them."""
+        return (2**31 if self.level == BACKGROUND else self.level), self.index
 
     @property
     def attributes(self) -> dict[str, Any]:

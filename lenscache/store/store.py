@@ -3,6 +3,7 @@
     store.zarr/             StoreHeader in its attributes
       hierarchy/            the concepts of the pack and their parents: training needs no pack file
       layer_0/round_0/      one Round of level 0: samples, labels, activations, complete blocks
+      background/round_0/   the same of texts that express no concept
 
 Nothing is ever deleted or locked: the plan is deterministic, hence two writers of one block write
 the same bytes.
@@ -29,10 +30,12 @@ from lenscache.concepts.plan import SamplePlan
 from lenscache.errors import StoreDamagedError, StoreFormatError, StoreNotFoundError
 from lenscache.store.header import FORMAT_VERSION, StoreHeader
 from lenscache.store.layout import (
+    BACKGROUND,
     default_block_rows,
     find_node,
     lay_out_round,
     require_group,
+    round_name,
     write_column,
     writing,
 )
@@ -83,12 +86,26 @@ class Store:
 
     def levels(self) -> list[int]:
         """Levels of concepts that have at least one round, ascending."""
-        return sorted({level for level, _ in self._round_places()})
+        return sorted({level for level, _ in self._round_places() if level != BACKGROUND})
 
     def rounds(self, level: int | None = None) -> list[Round]:
-        """The rounds of one level, or of all, in order."""
+        """The rounds of one level, or of all, in order; without the background."""
         places = sorted(self._round_places())
-        return [self.round(*place) for place in places if level in (None, place[0])]
+        return [
+            self.round(*place)
+            for place in places
+            if (place[0] != BACKGROUND if level is None else place[0] == level)
+        ]
+
+    @property
+    def background(self) -> Round | None:
+        """The rows that express no concept; None if the store has none."""
+        return next(iter(self.rounds(BACKGROUND)), None)
+
+    @property
+    def all_rounds(self) -> list[Round]:
+        """The rounds of all levels, in order, and the background."""
+        return self.rounds() + self.rounds(BACKGROUND)
 
     def to_xarray(
         self,
@@ -117,7 +134,7 @@ class Store:
         StoreDamagedError
             If its metadata is gone or does not parse.
         """
-        name = f"layer_{level}/round_{index}"
+        name = round_name(level, index)
         if (group := find_node(self.group, name)) is None:
             raise StoreDamagedError(
                 f"{name}/zarr.json is missing from {self.path}: run `lenscache extract` again, "
@@ -129,18 +146,19 @@ class Store:
         """Level and index of every round that was begun, whether or not it is laid out whole;
         sorted."""
         # Listed by name: zarr's own listing warns about .partial files, left by a killed writer.
-        levels = _numbers(self.group, "", "layer_")
-        return sorted((n, i) for n in levels for i in _numbers(self.group, f"layer_{n}", "round_"))
+        folders = {f"layer_{n}": n for n in _numbers(self.group, "", "layer_")}
+        folders["background"] = BACKGROUND
+        return sorted((n, i) for f, n in folders.items() for i in _numbers(self.group, f, "round_"))
 
     def digest(self) -> str:
         """Identity of the content: header, and the plan of every round; 16 hex digits."""
-        plans = [(r.name, r.attributes["plan_digest"]) for r in self.rounds()]
+        plans = [(r.name, r.attributes["plan_digest"]) for r in self.all_rounds]
         content = json.dumps([self.header.to_attributes(), plans], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def summary(self) -> dict[str, Any]:
         """Everything `lenscache info` shows, as plain values; see `lenscache.store.summary`."""
-        return summarize(self.path, self.digest(), self.header, self.rounds())
+        return summarize(self.path, self.digest(), self.header, self.all_rounds)
 
     def create_round(
         self,
@@ -170,10 +188,11 @@ class Store:
         StoreMismatchError
             If the round was laid out from another plan.
         """
-        name = f"layer_{level}/round_{index}"
+        name = round_name(level, index)
         cut = np.zeros(len(plan), np.int32) if n_cut_tokens is None else n_cut_tokens
         with writing(f"{self.path}: the layout of {name}"):
-            require_group(self.group, f"layer_{level}")  # a writer may be killed between the two
+            # Both, one by one: a writer may be killed between the two.
+            require_group(self.group, name.partition("/")[0])
             created = require_group(self.group, name)
             default: Any = created.attrs.get("block_rows", default_block_rows(self.header.hidden))
             lay_out_round(
@@ -190,7 +209,7 @@ class Store:
 
     def _round_places(self) -> Iterator[tuple[int, int]]:
         for level, index in self.places():
-            if find_node(self.group, f"layer_{level}/round_{index}/complete") is not None:
+            if find_node(self.group, f"{round_name(level, index)}/complete") is not None:
                 yield level, index
 
     def _hierarchy_array(self, name: str) -> zarr.Array[Any]:

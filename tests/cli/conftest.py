@@ -59,6 +59,8 @@ def extract_options(model_folder: Path, pack_file: Path) -> list[str]:
         "4",
         "--block-rows",
         "32",
+        "--background",
+        "0",
     ]
 
 

@@ -213,6 +213,8 @@ def test_plan_counts_what_extract_then_extracts(
         "float32",
         "--max-new-tokens",
         4,
+        "--background",
+        0,
     ]
     planned = json.loads(lenscache("plan", *options, "--json").stdout)
     found = json.loads(lenscache("info", finished_store, "--json").stdout)

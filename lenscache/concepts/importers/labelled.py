@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,11 @@ class LabelledColumns:
     separator: str | None = None
     """What separates the classes of one row, if a row may have several."""
 
+    @property
+    def named(self) -> list[str]:
+        """Columns that the source must have."""
+        return [name for name in (self.text, self.label, self.split) if name is not None]
+
 
 def import_labelled(path: str | Path, columns: LabelledColumns | None = None) -> Imported:
     """Make a pack of a labelled text file.
@@ -61,7 +66,7 @@ def import_labelled(path: str | Path, columns: LabelledColumns | None = None) ->
     labels: dict[str, dict[str, None]] = {}
     splits: dict[str, str] = {}
     rows = 0
-    for number, row in _read_rows(path, columns):
+    for number, row in read_rows(path, columns.named):
         rows += 1
         text, found = row.get(columns.text), _classes(row.get(columns.label), columns.separator)
         if not is_text(text):
@@ -131,14 +136,19 @@ def _note_split(
         report.repair("text given to two splits, kept in the held-out one", f"row {number}")
 
 
-def _read_rows(path: Path, columns: LabelledColumns) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows and their numbers from 1, one at a time."""
+def read_rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a table and their numbers from 1, one at a time.
+
+    Raises
+    ------
+    PackError
+        If the file cannot be read, is no table, or lacks a wanted column.
+    """
     readers: tuple[Callable[[Path], Iterator[dict[str, Any]]], ...]
     readers = _read_csv, _read_csv, _read_jsonl, _read_jsonl, _read_parquet
     reader = dict(zip(SUFFIXES, readers, strict=True)).get(path.suffix.casefold())
     if reader is None:
         raise PackError(f"{path} is not one of {', '.join(SUFFIXES)}")
-    wanted = [name for name in (columns.text, columns.label, columns.split) if name is not None]
     try:
         for number, row in enumerate(reader(path), start=1):
             if number == 1 and (missing := [name for name in wanted if name not in row]):

@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 
 from lenscache.errors import StoreAccessError, StoreDamagedError
 from lenscache.store.header import StoreHeader
-from lenscache.store.layout import COMPLETION_IDS, find_node, vector_arrays
+from lenscache.store.layout import (
+    BACKGROUND,
+    COMPLETION_IDS,
+    find_node,
+    round_name,
+    vector_arrays,
+)
 from lenscache.store.objects import StoredArray, first_line, object_names
 from lenscache.store.quantization import MISSING
 from lenscache.store.round import has_position
@@ -88,7 +94,7 @@ class RoundCheck:
     ) -> None:
         self.root, self.header, self.quick = root, header, quick
         self.level, self.index = level, index
-        self.name = f"layer_{level}/round_{index}"
+        self.name = round_name(level, index)
         self.findings: list[Finding] = []
         self.notes: list[str] = []
         self.attributes: dict[str, Any] = {}
@@ -138,7 +144,7 @@ class RoundCheck:
             return
         phases = [f"/{phase}" for phase in self.header.phases]
         vectors = [f"{name}{end}" for name in vector_arrays(self.header) for end in ("", *phases)]
-        self._check_group(f"layer_{self.level}")
+        self._check_group(self.name.partition("/")[0])
         for name in ("samples", "labels", *vectors):
             self._check_group(f"{self.name}/{name}")
         if not self._is_laid_out:
@@ -161,7 +167,7 @@ class RoundCheck:
         attributes = dict(group.attrs)
         if "plan_digest" not in attributes and not self._has_marks():
             return False  # a writer was stopped between the group and its attributes
-        if fault := _attributes_fault(attributes, self.header):
+        if fault := _attributes_fault(attributes, self.header, self.level):
             self._add_metadata(self.name, fault)
             return False
         self.attributes = attributes
@@ -388,7 +394,7 @@ def _read_mark(marks: StoredArray, block: int) -> int | str | None:
     return value if value in (0, 1) else f"the mark is {value}, expected 0 or 1"
 
 
-def _attributes_fault(attributes: Mapping[str, Any], header: StoreHeader) -> str | None:
+def _attributes_fault(attributes: Mapping[str, Any], header: StoreHeader, level: int) -> str | None:
     """What is wrong with a round's attributes, if anything."""
     kinds = {"n_samples": int, "block_rows": int, "plan_digest": str}
     kinds |= {"concepts": list, "n_targets": int, "kinds": list}
@@ -398,7 +404,7 @@ def _attributes_fault(attributes: Mapping[str, Any], header: StoreHeader) -> str
     if attributes["n_samples"] < 1 or attributes["block_rows"] < 1:
         n, block_rows = attributes["n_samples"], attributes["block_rows"]
         return f"{n} samples in blocks of {block_rows}, expected 1 or more"
-    if not 0 < attributes["n_targets"] <= len(attributes["concepts"]):
+    if not (level != BACKGROUND) <= attributes["n_targets"] <= len(attributes["concepts"]):
         return f"{attributes['n_targets']} target concepts of {len(attributes['concepts'])}"
     if attributes.get("seed") != header.seed:
         return f"the seed is {attributes.get('seed')}, that of the store is {header.seed}"

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from lenscache.concepts.pack import ConceptPack
 from lenscache.errors import LabelSetError, PlanError, StoreDamagedError
 from lenscache.store.labelsets import label_set_names, read_label_set
+from lenscache.store.layout import BACKGROUND
 from lenscache.store.objects import StoredArray, leftover_files
 from lenscache.store.store import Store, open_store
 from lenscache.store.verify.contents import check_columns, check_hierarchy, check_pack
@@ -66,7 +67,7 @@ def verify_store(
     report = VerifyReport(str(path), quick)
     places = [place for place in store.places() if level in (None, place[0])]
     if level is not None and not places:
-        there = sorted({n for n, _ in store.places()})
+        there = sorted({n for n, _ in store.places() if n != BACKGROUND})
         raise PlanError(f"{path} has no level {level}, it has {there}")
     checks = [RoundCheck(store.group, store.header, *place, quick=quick) for place in places]
     for check in checks:
