@@ -13,7 +13,7 @@ from lenstrain.metrics.score import REFERENCE_PREVALENCE
 Validation = Literal["advisory", "blocking", "falloff"]
 PhaseChoice = Literal["both", "prompt", "completion"]
 Stage = Literal["choosing model layers", "fitting", "fitting text lenses", "refining", "checking"]
-FamilyName = Literal["linear", "mlp", "discriminant", "mean-difference", "ensemble", "text"]
+FamilyName = Literal["auto", "linear", "mlp", "discriminant", "mean-difference", "ensemble", "text"]
 
 
 class Step(Protocol):
@@ -60,11 +60,15 @@ class FitSettings:
     """Grade that "blocking" asks for."""
     C: float | None = None
     """Inverse L2 strength on standardised features; None to choose it from `STRENGTHS`."""
-    family: FamilyName = "linear"
-    """See `lenstrain.families.contract`; "text" reads what the model wrote, not its activations."""
+    family: FamilyName = "auto"
+    """See `lenstrain.families.contract`. "text" reads what the model wrote, not its activations;
+    "auto" is what `lenstrain.fit.choice.settled` says: "discriminant" or "linear"."""
     unit_norm: bool = True
     """Whether "discriminant" reads activations over their standardised length, which a plain linear
     lens cannot."""
+    background_weight: float | None = None
+    """Share that texts of no concept, where the store has any, have in the mean negative of
+    "discriminant"; None for 0.25, and 0.1 of a concept whose training texts all name it."""
     fpr: float | None = None
     """Share of all unrelated calibration samples that the decision threshold may let through; None
     for the threshold with the best F1 on the concept's own calibration samples."""
@@ -105,6 +109,10 @@ class FitSettings:
         if not (has_strength and self.negatives_per_positive > 0 and 0 < self.prevalence < 1):
             raise SettingsError(
                 "C and negatives per positive must be above 0, prevalence between 0 and 1"
+            )
+        if self.background_weight is not None and not 0 <= self.background_weight < 1:
+            raise SettingsError(
+                f"background_weight is {self.background_weight}, expected 0 or more and below 1"
             )
         if self.family == "text" and (self.model_layers, self.n_model_layers) != (None, None):
             raise SettingsError(

@@ -6,7 +6,7 @@ from ..group import command_group
 from . import lenses
 from .audit import audit
 from .exchange import export_pack, import_pack
-from .fit import fit, sweep
+from .fit import fit
 from .read import read
 from .report import report
 from .show import show
@@ -17,7 +17,6 @@ app = command_group(
     "Train, calibrate and grade concept lenses from a lenscache store, with no model in memory.",
     {
         "fit": (fit, "store.zarr --f1 0.95 --out lenses-0.95"),
-        "sweep": (sweep, "store.zarr --f1 0.80 --f1 0.90 --f1 0.95 --out lenses"),
         "show": (show, "lenses-0.95 --grade A --sort score --limit 20"),
         "impact": (lenses.impact, "lenses-0.95"),
         "compare": (lenses.compare, "lenses-0.95 lenses-mlp --store store.zarr"),

@@ -16,7 +16,7 @@ from ..meter import Meter
 from ..options import Engine
 from ..runlog import RunLog
 from . import grades
-from .grid import fit_combinations, summary_cells, tell_left_out
+from .grid import fit_combinations, tell_left_out
 
 if TYPE_CHECKING:
     from lenstrain.data.dataset import LensDataset
@@ -31,6 +31,7 @@ MinGrade = Literal["A", "B"]
 Family = StrEnum(
     "Family",
     {
+        "auto": "auto",
         "linear": "linear",
         "discriminant": "discriminant",
         "mlp": "mlp",
@@ -64,7 +65,11 @@ def fit(
         ),
     ] = None,
     family: Annotated[
-        list[Family] | None, Option(help="What a lens is; repeatable. Default: linear.")
+        list[Family] | None,
+        Option(
+            help="What a lens is; repeatable. Default: auto, which is discriminant of a store with "
+            "30 concepts or more, and linear elsewhere."
+        ),
     ] = None,
     unit_norm: Annotated[
         bool,
@@ -100,6 +105,15 @@ def fit(
     ] = "advisory",
     min_grade: Annotated[MinGrade, Option(help="Grade that blocking validation asks for.")] = "B",
     fpr: options.Fpr = None,
+    background_weight: Annotated[
+        float | None,
+        Option(
+            min=0.0,
+            max=1.0,
+            help="Share of texts of no concept in what discriminant lenses take for the mean "
+            "negative. Default: 0.25, and 0.1 of concepts that all training texts name.",
+        ),
+    ] = None,
     refine: Annotated[
         bool,
         Option(
@@ -216,6 +230,7 @@ def fit(
         validation=validation,
         min_grade=Grade(min_grade),
         C=c,
+        background_weight=background_weight,
         unit_norm=unit_norm,
         n_model_layers=n_model_layers,
         fpr=fpr,
@@ -233,7 +248,7 @@ def fit(
     grid = Grid(
         store,
         settings,
-        families=tuple(each.value for each in family or [Family.linear]),
+        families=tuple(each.value for each in family or [Family.auto]),
         targets=tuple(f1 or [0.95]),
         model_layers=tuple(options.parse_model_layers(each) for each in model_layers or ["all"]),
         levels=None if level is None else tuple(level),
@@ -246,6 +261,8 @@ def fit(
         raise BadParameter(
             "--follow fits one combination in this process: leave --engine and all others out"
         )
+    if not grid.is_single:
+        grid = grid.settled()  # folders are named by family
     new_engine = partial(_engine, engine, workers, address, jobs)
     shown = {"overwrite": overwrite, "log_json": log_json, "json": json}
     if not grid.is_single:
@@ -337,84 +354,6 @@ def _follow(
     )
 
 
-@console.reports_errors
-def sweep(
-    store: options.StorePath,
-    out: Annotated[Path, Option(help="Folder to write the lens packs to, one folder a target.")],
-    f1: Annotated[
-        list[float], Option(min=0.0, max=1.0, help="Test F1 to graduate at; repeatable.")
-    ],
-    family: Annotated[Family, Option(help="What a lens is.")] = Family.linear,
-    level: options.Levels = None,
-    model_layers: Annotated[
-        str | None,
-        Option(
-            metavar="0,5,10-15",
-            help="Transformer blocks to choose from, a concept at a time. Default: all.",
-        ),
-    ] = None,
-    phase: _PhaseOption = "both",
-    concept: options.Concepts = None,
-    labels: options.Labels = None,
-    validation: Annotated[Validation, Option(help="As for fit.")] = "advisory",
-    fpr: options.Fpr = None,
-    max_samples: Annotated[int, Option(min=1, help="Positive training samples at most.")] = 200,
-    seed: options.Seed = 0,
-    jobs: options.Jobs = None,
-    overwrite: Annotated[bool, options.overwrite("lens packs that are there")] = False,
-    log_json: options.LogJson = False,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
-    """Fit lenses for several targets in one pass over STORE: a pack for each, and a table."""
-    from lenstrain.data.dataset import open_dataset
-    from lenstrain.fit.train import train_targets
-    from lenstrain.pack.folder import check_output, none_for_nan
-    from lenstrain.settings import FitSettings, settings_to_json
-
-    targets = sorted(dict.fromkeys(f1))
-    folders = [out / f"f1-{target:g}" for target in targets]
-    for each in folders:
-        check_output(each, overwrite=overwrite)
-    settings = FitSettings(
-        target_f1=targets[-1],
-        validation=validation,
-        max_samples=max_samples,
-        phase=phase,
-        fpr=fpr,
-        family=family.value,
-        model_layers=options.parse_model_layers(model_layers),
-        seed=seed,
-    )
-    start = time.perf_counter()
-    dataset = open_dataset(store, levels=level, phase=phase, seed=seed, labels=labels)
-    tell_left_out(dataset)
-    asked = {"store": store, "targets": targets, "settings": settings_to_json(settings)}
-    log = RunLog("sweep", out, to_stderr=log_json, **asked)
-    with log, Meter(log).running() as meter:
-        grades.tell_evidence(dataset, concept, meter.say)
-        show = partial(_show_progress, meter)
-        packs = train_targets(
-            dataset, settings, targets, concepts=concept, jobs=jobs, on_progress=show
-        )
-        saved = list(zip(map(str, folders), packs, strict=True))
-        for folder, pack in saved:
-            pack.save(folder, overwrite=overwrite)
-        log.result(packs={folder: none_for_nan(pack.summary()) for folder, pack in saved})
-    elapsed = time.perf_counter() - start
-    if json:
-        rows = [
-            {"target_f1": target, "out": folder, **pack.summary()}
-            for target, (folder, pack) in zip(targets, saved, strict=True)
-        ]
-        console.print_json(none_for_nan({"elapsed_s": elapsed, "packs": rows}))
-        return
-    console.out().print(_sweep_table(targets, packs))
-    for reason in packs[0].skipped.values():
-        console.note(f"left out: {reason}")
-    console.say(f"{elapsed:.0f} s; written to {', '.join(map(str, folders))}")
-
-
 def _engine(
     engine: Engine, workers: int | None, address: str | None, jobs: int | None, dataset: Any
 ) -> Any:
@@ -447,17 +386,3 @@ def _show_progress(meter: Meter, progress: Any) -> None:
         graduated=progress.graduated,
         grades=dict(progress.grades),
     )
-
-
-def _sweep_table(targets: list[float], packs: list[Any]) -> Any:
-    columns = "lenses, graduated, A, B, C, ungraded, test F1, score, samples, iterations, hungry"
-    table = console.make_table("target F1", *columns.split(", "))
-    for target, pack in zip(targets, packs, strict=True):
-        summary = pack.summary()
-        table.add_row(
-            f"{target:.2f}",
-            *summary_cells(summary),
-            grades.figure(summary["mean_iterations"], 1),
-            str(len(summary["hungry"])),
-        )
-    return table

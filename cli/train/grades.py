@@ -69,6 +69,18 @@ def summary_line(pack: LensPack) -> str:
     return f"{line}; {len(pack.skipped)} left out" if pack.skipped else line
 
 
+def natural_line(pack: LensPack) -> str | None:
+    """How lenses do on texts that express no concept; None where the store has none."""
+    summary, given = pack.summary(), pack.provenance.get("background")
+    if given is None or "mean_natural_score" not in summary:
+        return None
+    rate = 100 * summary["mean_natural_false_positive_rate"]
+    return (
+        f"natural: among {given['texts_to_judge_by']} texts that express no concept, mean score "
+        f"{figure(summary['mean_natural_score'])}; a lens fires on {figure(rate)} % of them"
+    )
+
+
 def count_uncertain(pack: LensPack) -> int:
     """Lenses whose interval crosses the boundary of a grade."""
     return sum(bool(lens.metrics["grade_uncertain"]) for lens in pack)
@@ -112,6 +124,8 @@ MORE_EXAMPLES = (
 
 def tell_standing(pack: LensPack) -> None:
     """What to know before these lenses are trusted, a line each."""
+    if (line := natural_line(pack)) is not None:
+        say(line)
     ungraded, capped = without_grade(pack)
     for what, lenses in (("ungraded", ungraded), ("capped", capped)):
         if lenses:

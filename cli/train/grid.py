@@ -107,16 +107,6 @@ def _show_progress(meter: Meter, progress: GridProgress) -> None:
     )
 
 
-def summary_cells(summary: dict[str, Any]) -> list[str]:
-    """A pack in a table: lenses, graduated, A, B, C, ungraded, test F1, score, samples."""
-    return [
-        *(str(summary[name]) for name in ("n_lenses", "graduated")),
-        *(str(summary["grades"][grade]) for grade in ("A", "B", "C", "ungraded")),
-        *(grades.figure(summary[f"mean_{name}"]) for name in ("test_f1", "score")),
-        grades.figure(summary["mean_samples"], 1),
-    ]
-
-
 def _rows(result: GridResult) -> list[dict[str, Any]]:
     calibration = result.calibration_scores()
     return [
@@ -141,7 +131,11 @@ def _show(result: GridResult, out: Path, elapsed: float) -> None:
     table = console.make_table("combination", *columns.split(", "))
     table.columns[0].overflow = "fold"  # two combinations may differ in the last letter
     for pack in result.packs:
-        *cells, f1, score, samples = summary_cells(pack.summary)
+        summary = pack.summary
+        cells = [*(str(summary[name]) for name in ("n_lenses", "graduated"))]
+        cells += [str(summary["grades"][grade]) for grade in ("A", "B", "C", "ungraded")]
+        f1, score = (grades.figure(summary[f"mean_{name}"]) for name in ("test_f1", "score"))
+        samples = grades.figure(summary["mean_samples"], 1)
         chosen_by = f"{grades.figure(calibration[pack.name], 3)}{'*' if pack.name == best else ' '}"
         seconds = f"{pack.elapsed_s:.0f}{'=' if pack.kept else ' '}"
         table.add_row(pack.name, *cells, chosen_by, f1, score, samples, seconds)

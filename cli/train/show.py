@@ -39,6 +39,7 @@ _HEADERS = (
     *("\nnames", "\ngrade", "best\ncontrol", "gradu-\nated"),
 )
 _AGREEMENT = "agree-\nment"
+_NATURAL = ("natural\nscore", "fires\nthere")
 _ALWAYS = len(_HEADERS) - 2  # columns; the others are left out where there is no room
 _LEGEND = (
     "tests: distinct test texts (of these, without the concept's name); score: on those without, "
@@ -191,8 +192,9 @@ def _print_lenses(lenses: Sequence[Lens]) -> None:
     """A row a lens. Its reason stands beside the figures, or below where there is no room."""
     out = console.out()
     with_agreement = any("agreement" in lens.metrics for lens in lenses)
-    headers = [*_HEADERS, *[_AGREEMENT] * with_agreement]
-    rows = [_cells(lens, with_agreement) for lens in lenses]
+    with_natural = any("natural_score" in lens.metrics for lens in lenses)
+    headers = [*_HEADERS, *_NATURAL * with_natural, *[_AGREEMENT] * with_agreement]
+    rows = [_cells(lens, with_agreement, with_natural) for lens in lenses]
     widths = _widths([headers, *rows])
     while out.is_terminal and _LEAST_NAME + _total(widths) > out.width and len(widths) > _ALWAYS:
         headers, widths, rows = headers[:-1], widths[:-1], [cells[:-1] for cells in rows]
@@ -213,14 +215,18 @@ def _print_lenses(lenses: Sequence[Lens]) -> None:
             table.show_header = False
     if table.row_count:
         out.print(table)
-    _print_legend(shown, with_agreement)
+    _print_legend(shown, with_agreement, with_natural)
 
 
-def _print_legend(shown: Sequence[str], with_agreement: bool) -> None:
+def _print_legend(shown: Sequence[str], with_agreement: bool, with_natural: bool) -> None:
     legend = _LEGEND
+    if _NATURAL[0] in shown:
+        legend += "; natural: the score among texts that express no concept, and the share of them"
+        legend += " that the lens fires on"
     if _AGREEMENT in shown:
         legend += "; agreement: with the lens that reads what the model wrote (kappa)"
-    names = "control", "graduated", *["agreement"] * with_agreement
+    of_natural = ("natural score", "natural share") * with_natural
+    names = "control", "graduated", *of_natural, *["agreement"] * with_agreement
     if missing := names[len(shown) - _ALWAYS :]:
         legend += f"; no room for: {', '.join(missing)} (--json has them)"
     grades.say(legend, style="dim")
@@ -259,7 +265,7 @@ def _new_table(headers: Sequence[str], widths: Sequence[int]) -> Table:
     return table
 
 
-def _cells(lens: Lens, with_agreement: bool) -> list[Text | str]:
+def _cells(lens: Lens, with_agreement: bool, with_natural: bool) -> list[Text | str]:
     metrics = lens.metrics
     low, high = (grades.figure(metrics.get(end)) for end in ("score_low", "score_high"))
     return [
@@ -273,6 +279,8 @@ def _cells(lens: Lens, with_agreement: bool) -> list[Text | str]:
         _grade(lens),
         _best_control(metrics),
         f"at {metrics['iterations']}" if metrics["graduated"] else "no",
+        *[grades.figure(metrics.get("natural_score"))] * with_natural,
+        *[grades.figure(metrics.get("natural_false_positive_rate"), 3)] * with_natural,
         *[grades.figure(metrics.get("agreement", {}).get("kappa"))] * with_agreement,
     ]
 

@@ -26,9 +26,11 @@ from lenscache.concepts.plan import SPLITS
 from lenscache.concepts.prompts import EXAMPLE, POSITIVE, stable_hash
 from lenscache.errors import StoreIncompleteError
 from lenscache.store.labelsets import LabelSet, read_label_set
+from lenscache.store.layout import BACKGROUND
 from lenscache.store.round import Round
 from lenscache.store.store import Store, open_store
 from lenscache.terms import Phase
+from lenstrain.data.background import Background
 from lenstrain.errors import SettingsError
 from lenstrain.settings import PhaseChoice
 
@@ -137,6 +139,8 @@ class LensDataset:
             waiting = set(of.concept[~_by_row(entry, done)[of.sample]].tolist())
             targets.update(dict.fromkeys(entry.targets))
             unfinished.update(c for i, c in enumerate(entry.targets) if i in waiting)
+        self.n_concepts = len(targets)
+        """Concepts that the store is to hold, extracted or not yet."""
         self.concepts = tuple(concept for concept in targets if concept not in unfinished)
 
     def _use_label_set(self, label_set: LabelSet, keys: NDArray[np.uint8]) -> None:
@@ -152,6 +156,7 @@ class LensDataset:
         self.split = label_set.split[np.array(numbers, np.intp)]
         self.kind = np.full(len(numbers), EXAMPLE, np.uint8)
         self.concepts = tuple(concept for concept in label_set.concepts if concept in self._labels)
+        self.n_concepts = len(self.concepts)
 
     def with_phase(self, phase: PhaseChoice) -> LensDataset:
         """The same samples and labels with other vectors.
@@ -244,6 +249,14 @@ class LensDataset:
     @cached_property
     def _has_examples_alone(self) -> bool:
         return bool((self.kind == EXAMPLE).all())
+
+    @cached_property
+    def background(self) -> Background | None:
+        """Vectors of texts that express no concept; None if the store has none that is complete."""
+        source = self.store.background
+        if source is None or not source.is_complete:
+            return None
+        return Background(source, self.store.header, self.phases)
 
     @cached_property
     def split_order(self) -> Rows:
@@ -394,7 +407,8 @@ class ExtractionState(NamedTuple):
 
 def extraction_state(path: str | Path, levels: Sequence[int] | None = None) -> ExtractionState:
     """How far the store at `path` is, over some levels or all; read anew at every call."""
-    rounds = _rounds_of(open_store(path), levels)
+    store = open_store(path)
+    rounds = _rounds_of(store, levels) + store.rounds(BACKGROUND)
     done = sum(int(entry.complete_blocks().sum()) for entry in rounds)
     total = sum(entry.n_blocks for entry in rounds)
     return ExtractionState(done, total, all(entry.is_complete for entry in rounds))
@@ -460,7 +474,7 @@ def _rounds_of(store: Store, levels: Sequence[int] | None) -> list[Round]:
 
 def _complete_rounds(store: Store, levels: Sequence[int] | None) -> list[Round]:
     rounds = _rounds_of(store, levels)
-    for r in rounds:
+    for r in (*rounds, *store.rounds(BACKGROUND)):
         if not r.is_complete and r.index == 0:
             done = r.complete_blocks()
             raise StoreIncompleteError(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lenscache.memory import available_bytes
 from lenstrain.data.dataset import TRAIN, LensDataset, Rows
 from lenstrain.errors import SettingsError
 from lenstrain.families.contract import Scores
@@ -47,6 +48,10 @@ class Features:
     ) -> None:
         self.dataset, self.Z, self.standardizer = dataset, Z, standardizer
         self._lengths = lengths
+        self.background: torch.Tensor | None = None
+        """(vectors, features) texts of no concept to learn from; None where there are none."""
+        self.natural: torch.Tensor | None = None
+        """(vectors, features) texts of no concept to judge by."""
         self.finite = np.ones(Z.shape[0], np.bool_) if finite is None else finite
 
     @classmethod
@@ -62,10 +67,25 @@ class Features:
 
         With `unit_norm`, vectors of each model layer have length 1.
         """
-        read = [dataset.vectors(model_layer, dataset.split_place) for model_layer in model_layers]
-        X = read[0] if len(read) == 1 else np.hstack(read)
-        n_unit = len(read) if unit_norm else 0
-        return cls.of_dense(dataset, X, device, dataset.store.header.store_dtype, n_unit)
+        hidden, n_parts = dataset.store.header.hidden, len(model_layers)
+        _check_memory(len(dataset.vector_sample), hidden, n_parts)
+        read = (dataset.vectors(number, dataset.split_place) for number in model_layers)
+        if n_parts == 1:
+            X = next(read)
+        else:
+            X = np.empty((len(dataset.vector_sample), hidden * n_parts), np.float32)
+            for part, its in enumerate(read):
+                X[:, part * hidden : (part + 1) * hidden] = its
+        n_unit = n_parts if unit_norm else 0
+        found = cls.of_dense(dataset, X, device, dataset.store.header.store_dtype, n_unit)
+        if (source := dataset.background) is not None and found.standardizer is not None:
+            raw = np.hstack([source.vectors(model_layer) for model_layer in model_layers])
+            Z = found.standardizer.transform(raw).astype(np.float32)
+            found.background, found.natural = (
+                torch.from_numpy(Z[source.is_held_out == held_out]).to(device)
+                for held_out in (False, True)
+            )
+        return found
 
     @classmethod
     def of_dense(
@@ -99,6 +119,12 @@ class Features:
             return Z
         lengths = torch.from_numpy(self._lengths[rows]).to(Z)
         return (Z.reshape(*lengths.shape, -1) * lengths[:, :, None]).reshape(Z.shape)
+
+    def natural_logits(self, lenses: Sequence[Scores]) -> list[NDArray[np.float64]]:
+        """For each lens, its logits on the texts of no concept to judge by; none without any."""
+        if self.natural is None:
+            return [np.zeros(0)] * len(lenses)
+        return [*np.hstack([decide(self.natural) for decide in side_by_side(lenses)]).T]
 
     @property
     def row_bytes(self) -> int:
@@ -139,6 +165,18 @@ def side_by_side(fits: Sequence[Scores]) -> list[Callable[[Matrix], NDArray[np.f
     if len(linear) == len(fits):
         return [partial(LinearFit.joined(linear).decision_function, even=True)]
     return [fit.decision_function for fit in fits]
+
+
+def _check_memory(n_rows: int, hidden: int, n_model_layers: int) -> None:
+    """Raise SettingsError if the activations of some model layers do not fit the memory."""
+    copies = n_model_layers + (n_model_layers > 1)
+    needed, available = 4 * n_rows * hidden * copies, available_bytes()
+    if available is not None and needed > available:
+        raise SettingsError(
+            f"{n_rows} vectors of {n_model_layers} model layers take {needed / 1e9:.1f} GB, "
+            f"{available / 1e9:.1f} GB of memory are free: fit fewer levels, or read fewer with "
+            "--n-model-layers"
+        )
 
 
 def check_device(device: str) -> None:

@@ -189,6 +189,22 @@ class TaskRows:
             own, texts, logits[reaching], sides.n_negative, sides.n_negative_texts
         )
 
+    def ranked_among_natural(
+        self, test: NDArray[np.float64], natural: NDArray[np.float64]
+    ) -> Ranked:
+        """Its unnamed test positives ranked among texts that express no concept.
+
+        Parameters
+        ----------
+        test : (rows of the test split,) logits.
+        natural : (texts of no concept, a phase each,) logits.
+        """
+        sides, source = self.sides(TEST), self.dataset.background
+        chosen = sides.positives[sides.is_unnamed]
+        n_texts = 0 if source is None else source.n_texts
+        texts = self._texts(TEST)[chosen]
+        return rank_positives(test[chosen], texts, natural, len(natural), n_texts)
+
     def score(
         self, split: int, logits: NDArray[np.float64], prevalence: float, which: Which = "unnamed"
     ) -> float:

@@ -84,3 +84,7 @@ class Job(NamedTuple):
     """Whose features lie side by side in Z."""
     shared: Any = None
     """What `Family.share` made of all training rows, of a family that has it."""
+    background: Any = None
+    """(vectors, features) tensor: texts of no concept to learn from; None without any."""
+    background_weights: Sequence[float] = ()
+    """For each concept, the share that these have in its mean negative."""

@@ -12,8 +12,9 @@ and its descendants', S the within-class covariance and d the number of features
     w = (S + tr(S)/d I)^-1 (m+ - m-),    logit = w . (z - (m+ + m-) / 2) / sqrt(w . (m+ - m-))
 
 which is in deviations of the logit within a class: so logits of several model layers can be
-averaged. Less shrinkage than that ranks a pack's own negatives better and natural text worse; so it
-is fixed (`benchmarks/quality.py`).
+averaged. Where a store has texts of no concept, their mean is a share of m-. Less shrinkage than
+that ranks a pack's own negatives better and natural text worse; so it is fixed
+(`benchmarks/quality.py`).
 """
 
 from __future__ import annotations
@@ -117,7 +118,11 @@ class DiscriminantTrainer:
             raise TypeError("a discriminant is fitted with what all concepts share")
         self._within, self._targets = within, job.targets
         self._parts = [Z[torch.from_numpy(rows)] for rows in job.rows]
-        self._rest = torch.stack([within.mean_without(Z, rows) for rows in job.apart])
+        rest = torch.stack([within.mean_without(Z, rows) for rows in job.apart])
+        if job.background is not None:
+            share = torch.tensor(job.background_weights, dtype=rest.dtype, device=rest.device)
+            rest += share[:, None] * (job.background.to(rest).mean(dim=0) - rest)
+        self._rest = rest
 
     def fit(
         self,

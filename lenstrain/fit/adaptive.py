@@ -27,7 +27,7 @@ from lenstrain.data.tasks import Task, draw_task
 from lenstrain.data.words import Vocabulary, word_features
 from lenstrain.errors import SettingsError, TooFewSamplesError
 from lenstrain.families.kinds import FAMILIES
-from lenstrain.fit.choice import ModelLayerChoice, choose_model_layers
+from lenstrain.fit.choice import ModelLayerChoice, choose_model_layers, settled
 from lenstrain.fit.controls import Controls
 from lenstrain.fit.cut import draw_thresholds
 from lenstrain.fit.fitted import FittedLens
@@ -118,7 +118,7 @@ def fit_targets(
     SettingsError, TooFewSamplesError
         As `fit_lenses`.
     """
-    tell = on_progress or (lambda _: None)
+    tell, settings = on_progress or (lambda _: None), settled(settings, dataset.n_concepts)
     wanted = [replace(settings, target_f1=target) for target in targets]
     if not wanted:
         raise SettingsError("no target F1 to train for: name at least one")
@@ -157,7 +157,7 @@ def fit_targets(
     for task, its in zip(tasks, chosen, strict=True):
         found = lenses.get(task.task.concept, [])
         for lens in found:
-            lens.score_by_model_layer = its.score_by_model_layer
+            lens.score_by_model_layer = its.score_by_model_layer or lens.score_by_model_layer
         in_order += [found] if found else []
     times = dict(sorted(times.items()))
     fits = [[found[number] for found in in_order] for number in range(len(wanted))]
@@ -193,6 +193,7 @@ def fit_again(
     ----------
     strengths : inverse L2 strength of each concept.
     """
+    settings = settled(settings, dataset.n_concepts)
     features, controls = _features(dataset, model_layers, settings)[0], Controls(dataset, settings)
     once = [replace(settings, beyond_graduation=False)]
     training = AdaptiveTraining(features, tasks, model_layers, once, controls, jobs, {})

@@ -1,9 +1,11 @@
-"""Choices on the calibration split before training: a concept's model layers and L2 strength."""
+"""Choices before training: the family by the number of concepts; on the calibration split, a
+concept's model layers and L2 strength."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +28,23 @@ _MIDDLE_STRENGTH = 0.1  # for choosing the model layer, before the strength is c
 CHOICE_PREVALENCE = 0.5
 # Calibration samples that the mean over concepts is worth; 4 to 36 chose about equally well.
 _PRIOR = 12
+
+
+MANY_CONCEPTS = 30
+"""Concepts from which on "auto" is "discriminant": the fewest with which it was better than
+"linear" in the pack, on natural text and on unnamed sentences, beyond the 95 % intervals of all
+three (`benchmarks/RESULTS.md`)."""
+
+
+def settled(settings: FitSettings, n_concepts: int) -> FitSettings:
+    """The settings with the family that "auto" stands for in a store of so many concepts.
+
+    It is "linear" below `MANY_CONCEPTS`, and where an L2 strength is asked for.
+    """
+    if settings.family != "auto":
+        return settings
+    is_shared = n_concepts >= MANY_CONCEPTS and settings.C is None
+    return replace(settings, family="discriminant" if is_shared else "linear")
 
 
 class ModelLayerChoice(NamedTuple):
@@ -62,6 +81,7 @@ def choose_model_layers(
         If a model layer asked for is not in the store, or there are fewer than n, or the family
         reads no other number than its own.
     """
+    settings = settled(settings, dataset.n_concepts)
     candidates = dataset.model_layers
     if settings.model_layers is not None:
         candidates = tuple(sorted(set(settings.model_layers)))

@@ -36,6 +36,8 @@ class AtThreshold(NamedTuple):
     """Of those that do."""
     false_positive_rate: float
     """Share of all unrelated test samples at or above the threshold."""
+    natural_false_positive_rate: float
+    """Of texts that express no concept; NaN without any."""
 
 
 class Drawn(NamedTuple):
@@ -46,6 +48,8 @@ class Drawn(NamedTuple):
     is_unnamed: NDArray[np.bool_]
     """(n,) whether it does so without naming it."""
     logits: NDArray[np.float64]
+    natural: NDArray[np.float64] = np.zeros(0)
+    """Logits of texts that express no concept."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +125,16 @@ def draw_thresholds(cuts: Sequence[Cut], levels: Sequence[int]) -> list[Cut]:
 
 
 def _measure(drawn: Drawn, threshold: float, rate: float) -> AtThreshold:
-    y, is_unnamed, logits = drawn
+    y, is_unnamed, logits, natural = drawn
 
     def f1_of(kept: NDArray[np.bool_]) -> float:
         some = kept | ~y
         return classify(y[some], logits[some], threshold).f1 if kept.any() else np.nan
 
     f1, precision, recall = classify(y, logits, threshold)
-    return AtThreshold(f1, precision, recall, f1_of(is_unnamed), f1_of(y & ~is_unnamed), rate)
+    by_name = f1_of(is_unnamed), f1_of(y & ~is_unnamed)
+    in_natural = float((natural >= threshold).mean()) if len(natural) else np.nan
+    return AtThreshold(f1, precision, recall, *by_name, rate, in_natural)
 
 
 def _deviation(noise: NoiseFloor) -> float:

@@ -72,6 +72,8 @@ class FittedLens:
     n_test_unnamed: int
     """Of those, texts that do not name the concept."""
     converged: bool
+    natural_score: float
+    """Score of its unnamed test texts among texts that express no concept; NaN without any."""
     score_by_model_layer: dict[int, float] = field(default_factory=dict)
     """Calibration score at each model layer that it was chosen from; empty if there was one."""
     graduated: bool = False

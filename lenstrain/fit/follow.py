@@ -21,6 +21,7 @@ from typing import NamedTuple
 from lenstrain.data.dataset import LensDataset, extraction_state, open_dataset
 from lenstrain.errors import StalledError, TooFewSamplesError
 from lenstrain.families.kinds import FAMILIES
+from lenstrain.fit.choice import settled
 from lenstrain.fit.train import train
 from lenstrain.pack.folder import check_output
 from lenstrain.pack.lens import Lens
@@ -88,8 +89,6 @@ def fit_following(
         open_dataset, path, levels=levels, phase=settings.phase, seed=settings.seed, labels=labels
     )
     provisional: dict[str, Lens] = {}
-    # Lenses that share something are of one fit, or not in one pack.
-    together = FAMILIES[settings.family].share is not None
     blocks_then, heard = -1, time.monotonic()
     while True:
         state = extraction_state(path, levels)
@@ -103,10 +102,13 @@ def fit_following(
             blocks_then, heard = state.blocks_done, time.monotonic()
             tell(None)
             dataset = opened(partial=True)
+            family = settled(settings, dataset.n_concepts).family
             wanted = set(dataset.concepts if concepts is None else concepts)
             fresh = [c for c in dataset.concepts if c in wanted and c not in provisional]
             # Not for text lenses: a pack has one vocabulary, and that of each wave is another one.
-            if settings.family != "text" and fresh and len(fresh) >= len(provisional) / 2:
+            if family != "text" and fresh and len(fresh) >= len(provisional) / 2:
+                # Lenses that share something are of one fit, or not in one pack.
+                together = FAMILIES[family].share is not None
                 before = {} if together else provisional
                 fresh += [*provisional] if together else []
                 pack = _fit_provisional(fit, dataset, fresh, before)

@@ -27,7 +27,8 @@ from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows, training_classes
 from lenstrain.families.contract import Fitted, Job, PathTrainer, Trainer
 from lenstrain.families.kinds import FAMILIES
-from lenstrain.fit.choice import best_for_each, calibration_scores
+from lenstrain.families.linear import LinearFit
+from lenstrain.fit.choice import best_for_each, calibration_scores, settled
 from lenstrain.fit.controls import Controls
 from lenstrain.fit.directions import steering_directions
 from lenstrain.fit.fitted import FittedLens
@@ -40,6 +41,10 @@ from lenstrain.settings import FitSettings
 _WAVE_BYTES = 2**30  # of rows and Gram matrices
 _COLUMNS = 256  # lenses in one product: on 45,000 rows of a split their logits are 92 MB
 _PIECE_BYTES = 2**22  # of float32 systems that a core solves before it takes the next
+BACKGROUND_WEIGHT = 0.25
+"""Share of texts of no concept in the mean negative (`benchmarks/quality.py`)."""
+BACKGROUND_WEIGHT_OF_NAMES = 0.1
+"""The same of a concept whose training texts all name it."""
 _DECIDED = 16  # lenses that a core finds the thresholds of before it takes the next
 
 
@@ -197,7 +202,8 @@ class AdaptiveTraining:
         self.features, self.model_layers, self.controls = features, model_layers, controls
         self.wanted, self.settings, self.jobs = wanted, wanted[0], jobs
         self._on_through = on_through
-        self.family = FAMILIES[self.settings.family]
+        its = settled(self.settings, features.dataset.n_concepts)
+        self.family = FAMILIES[its.family]
         self.tasks = [rows for task in tasks if (rows := self._usable(task, skipped)) is not None]
         self.waves = self._waves()
         self._kept: list[Trainer] = []
@@ -256,12 +262,16 @@ class AdaptiveTraining:
             rows, targets = [t.training.rows for t in here], [t.training.targets for t in here]
             seeds = [stable_seed("lens", self.settings.seed, t.task.concept) for t in here]
             apart = [t.apart for t in here] if self._shared is not None else []
-            n = len(self.model_layers)
-            return self.family.trainer(
-                Job(self.features.Z, rows, targets, seeds, apart, n, self._shared)
-            )
+            n, weights = len(self.model_layers), [self._background_weight(task) for task in here]
+            its = self._shared, self.features.background, weights
+            return self.family.trainer(Job(self.features.Z, rows, targets, seeds, apart, n, *its))
 
         return [*pool.map(trainer, wave)]
+
+    def _background_weight(self, task: TaskRows) -> float:
+        if self.settings.background_weight is not None:
+            return self.settings.background_weight
+        return BACKGROUND_WEIGHT if task.n_texts(TRAIN, "unnamed") else BACKGROUND_WEIGHT_OF_NAMES
 
     def _choose_strengths(self, pool: Executor) -> list[float]:
         """The L2 strength of each task: the best of the family's on the calibration split.
@@ -366,15 +376,39 @@ class AdaptiveTraining:
     def _keep(self, ended: Sequence[_Ended], pool: Executor, iteration: int) -> None:
         """Measure lenses that are the last of their concept."""
         for some in _blocks(ended, lambda _: 1):
-            calibration = self.features.logits(
-                [each.fit.fitted.some([each.number]) for each in some], CALIBRATION, pool
-            )
-            for each, lens in zip(some, pool.map(self._measure, some, calibration), strict=True):
+            lenses = [each.fit.fitted.some([each.number]) for each in some]
+            calibration = self.features.logits(lenses, CALIBRATION, pool)
+            natural = self.features.natural_logits(lenses)
+            by_model_layer = self._scores_by_model_layer(some, pool)
+            found = pool.map(self._measure, some, calibration, natural)
+            for each, lens, scores in zip(some, found, by_model_layer, strict=True):
+                lens.score_by_model_layer = scores
                 fit, place = each.fit, each.fit.places[each.number]
                 fit.chunk.runs[place].lenses[iteration] = lens
                 fit.chunk.ends.append(_End(lens, place, fit.n_rows[each.number]))
 
-    def _measure(self, ended: _Ended, calibration: NDArray[np.float64]) -> FittedLens:
+    def _scores_by_model_layer(
+        self, some: Sequence[_Ended], pool: Executor
+    ) -> list[dict[int, float]]:
+        """For each lens, the calibration score of what it reads at each of its model layers; empty
+        in families that choose model layers by such scores."""
+        scores: list[dict[int, float]] = [{} for _ in some]
+        if not self.family.spread or len(self.model_layers) == 1:
+            return scores
+        fits = [cast(LinearFit, each.fit.fitted.some([each.number])) for each in some]
+        fit, width = LinearFit.joined(fits), self.features.Z.shape[1] // len(self.model_layers)
+        for number, model_layer in enumerate(self.model_layers):
+            part = slice(number * width, (number + 1) * width)
+            alone = Features(self.features.dataset, self.features.Z[:, part])
+            logits = alone.logits([fit._replace(weight=fit.weight[:, part])], CALIBRATION, pool)
+            for each, own, its in zip(some, logits, scores, strict=True):
+                rows, prevalence = each.fit.run(each.number).rows, self.settings.prevalence
+                its[model_layer] = rows.score(CALIBRATION, own, prevalence)
+        return scores
+
+    def _measure(
+        self, ended: _Ended, calibration: NDArray[np.float64], natural: NDArray[np.float64]
+    ) -> FittedLens:
         fit, number, threshold, test = ended
         run, C = fit.run(number), fit.chunk.C[fit.places[number]]
         return measure(
@@ -382,6 +416,7 @@ class AdaptiveTraining:
             self.features,
             fit.fitted.ship(number, self.features.standardizer),
             {CALIBRATION: calibration, TEST: test},
+            natural,
             run.steps[-1],
             threshold,
             self.settings,

@@ -75,6 +75,7 @@ def measure(
     features: Features,
     weights: Weights,
     logits: Logits,
+    natural: NDArray[np.float64],
     step: Iteration,
     threshold: float,
     settings: FitSettings,
@@ -83,15 +84,15 @@ def measure(
     C: float | None,
     converged: bool,
 ) -> FittedLens:
-    """Everything else about a lens, once."""
+    """Everything else about a lens, once; `natural` are its logits on texts of no concept."""
     task, dataset, prevalence = rows.task, features.dataset, settings.prevalence
     test, calibration = logits[TEST], logits[CALIBRATION]
     drawn, judged = rows.drawn(TEST), rows.judged(TEST)
     seed = stable_seed("measure", settings.seed, task.concept)
     own, unrelated = rows.drawn(CALIBRATION), rows.judged(CALIBRATION)
     calibrator, losses = choose_calibrator(own.y, calibration[own.rows], own.samples, seed=seed)
-    background = calibration[unrelated.rows[~unrelated.y]]
-    noise = NoiseFloor(float(background.mean()), float(background.std()))
+    negative = calibration[unrelated.rows[~unrelated.y]]
+    noise = NoiseFloor(float(negative.mean()), float(negative.std()))
     in_test = dataset.split_slices[TEST]
     phase, graded = dataset.phases_by_split[in_test], rows.ranked(TEST, test)
     is_unnamed = dataset.unnamed(task.concept, drawn.samples)
@@ -119,7 +120,7 @@ def measure(
         cut=Cut.make(
             threshold,
             noise,
-            Drawn(drawn.y, drawn.y & is_unnamed, test[drawn.rows]),
+            Drawn(drawn.y, drawn.y & is_unnamed, test[drawn.rows], natural),
             test[judged.rows[~judged.y]],
             rows.n_texts(CALIBRATION),
         ),
@@ -127,6 +128,7 @@ def measure(
         n_test=rows.n_texts(TEST),
         n_test_unnamed=rows.n_graded,
         converged=converged,
+        natural_score=rows.ranked_among_natural(test, natural).score(prevalence),
     )
 
 

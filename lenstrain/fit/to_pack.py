@@ -6,12 +6,15 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from lenstrain.data.dataset import LensDataset
 from lenstrain.fit.adaptive import FitResult, FitSettings, FittedLens, settings_to_json
+from lenstrain.fit.choice import settled
 from lenstrain.metrics.grade import RULE
 from lenstrain.pack.folder import none_for_nan
 from lenstrain.pack.lens import Lens
-from lenstrain.pack.pack import LensPack
+from lenstrain.pack.pack import NATURAL, LensPack
 
 
 def make_lens_pack(
@@ -28,6 +31,9 @@ def make_lens_pack(
 def _ship(lens: FittedLens, name: str, level: int) -> Lens:
     rank, interval, probability = lens.ranking, lens.score_interval, lens.probability
     verdict, cut = lens.verdict, lens.cut.metrics
+    in_natural = lens.natural_score, cut.natural_false_positive_rate
+    # A store without texts of no concept has no such figures.
+    natural = {} if np.isnan(in_natural[1]) else dict(zip(NATURAL, in_natural, strict=True))
     return Lens(
         concept=lens.concept,
         name=name,
@@ -40,7 +46,8 @@ def _ship(lens: FittedLens, name: str, level: int) -> Lens:
         grade=verdict.grade,
         status=verdict.status,
         reason=verdict.reason,
-        metrics={
+        metrics=natural
+        | {
             "test_f1": lens.test_f1,
             "test_f1_unnamed": cut.f1_unnamed,
             "test_f1_named": cut.f1_named,
@@ -92,12 +99,16 @@ def pack_provenance(dataset: LensDataset, settings: FitSettings) -> dict[str, An
     header, labels = dataset.store.header.to_attributes(), None
     if (used := dataset.label_set) is not None:
         labels = {"name": used.name, "digest": used.digest, "source": used.source}
+    background = {}
+    if (its := dataset.background) is not None:
+        background = {"background": {"texts_to_judge_by": its.n_texts}}
     packages = ("lenscache", "numpy", "torch", "zarr")
     return {
         "store": {"digest": dataset.store.digest(), **header},
         "labels": labels,
+        **background,
         "grading_rule": RULE,
-        "settings": settings_to_json(settings),
+        "settings": settings_to_json(settled(settings, dataset.n_concepts)),
         "rounds": list(dataset.rounds),
         "layers": sorted({dataset.hierarchy.levels[concept] for concept in dataset.concepts}),
         "versions": {"python": platform.python_version()}

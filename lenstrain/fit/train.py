@@ -18,6 +18,7 @@ from lenstrain.compare.rivals import check_pack
 from lenstrain.data.dataset import CALIBRATION, LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.fit.adaptive import FitResult, fit_targets
+from lenstrain.fit.choice import settled
 from lenstrain.fit.refine import refine_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.pack.pack import LensPack
@@ -92,6 +93,7 @@ def train_targets(
         As `train`.
     """
     tell, start = on_progress or (lambda _: None), time.perf_counter()
+    settings = settled(settings, dataset.n_concepts)
     check_family(settings.family, text=text is not None, refine=refine)
     own = dataset
     if settings.family == "text":

@@ -25,6 +25,9 @@ from lenstrain.metrics.grade import Grade
 from lenstrain.pack.folder import PackContent, family_of, read_folder, write_beside, write_folder
 from lenstrain.pack.lens import Lens, shared_norm
 
+NATURAL = ("natural_score", "natural_false_positive_rate")
+"""Metrics of lenses whose store has texts of no concept."""
+
 
 class _Readers(NamedTuple):
     """The lenses that read one model layer, by number."""
@@ -217,7 +220,7 @@ class LensPack:
             return float(np.mean(values)) if values else math.nan
 
         of = ["test_f1", "test_f1_unnamed", "test_f1_named", "score", "score_named", "n_samples"]
-        of.append("iterations")
+        of += ["iterations", *[name for name in NATURAL if any(name in x.metrics for x in self)]]
         return {
             "n_lenses": len(self),
             "grades": self.grades(),

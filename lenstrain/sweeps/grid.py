@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 from lenstrain.data.dataset import LensDataset, open_dataset
 from lenstrain.errors import LensPackExistsError, LenstrainError, SettingsError
-from lenstrain.fit.choice import ranges
+from lenstrain.fit.choice import ranges, settled
 from lenstrain.fit.train import check_family, train_targets
 from lenstrain.pack.folder import check_output
 from lenstrain.pack.pack import LensPack
@@ -82,6 +82,14 @@ class Grid:
             check_family(cell.settings.family, text=self.text is not None, refine=self.refine)
             for target in cell.targets:
                 replace(cell.settings, target_f1=target)  # refused now, not after the work
+
+    def settled(self) -> Grid:
+        """The same with the family that "auto" stands for in this store."""
+        if "auto" not in self.families:
+            return self
+        n_concepts = self.open().n_concepts
+        its = (settled(replace(self.settings, family=f), n_concepts).family for f in self.families)
+        return replace(self, families=tuple(dict.fromkeys(its)))
 
     @property
     def cells(self) -> list[Cell]:

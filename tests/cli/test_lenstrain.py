@@ -25,7 +25,7 @@ def lens_folder(
     return folder
 
 
-@pytest.mark.parametrize("command", ["fit", "sweep", "show", "impact", "compare", "check", "audit"])
+@pytest.mark.parametrize("command", ["fit", "show", "impact", "compare", "check", "audit"])
 def test_help_of_every_command_ends_with_an_example(lenstrain: Run, command: str) -> None:
     result = lenstrain(command, "--help")
     assert f"Example: lenstrain {command}" in " ".join(result.stdout.split())
@@ -245,12 +245,11 @@ def test_fit_counts_the_concepts_that_it_is_asked_for(
     assert "mean score -; " in only.stdout
 
 
-@pytest.mark.parametrize("command", ["sweep", "fit"])
 def test_tables_of_several_packs_count_the_ungraded(
-    lenstrain: Run, named_store: Path, tmp_path: Path, command: str
+    lenstrain: Run, named_store: Path, tmp_path: Path
 ) -> None:
     options = ["--f1", "0.9", "--f1", "0.5", "--out", tmp_path / "p"]
-    result = lenstrain(command, named_store, *options)
+    result = lenstrain("fit", named_store, *options)
     assert result.exit_code == 0, result.stderr
     assert "1 of 6 concepts have too few unnamed texts for a grade" in result.stderr
     lines = [line.split() for line in result.stdout.splitlines()[:3]]
@@ -277,24 +276,6 @@ def test_a_concept_with_too_few_samples_is_left_out_and_named(
 
 def test_show_of_something_else_is_one_line(lenstrain: Run, tmp_path: Path) -> None:
     assert_one_line_error(lenstrain("show", tmp_path), "no lens pack at")
-
-
-def test_sweep_writes_a_pack_for_each_target_and_prints_a_table(
-    lenstrain: Run, finished_store: Path, tmp_path: Path
-) -> None:
-    options = ["--f1", "0.95", "--f1", "0.5", "--level", "1", "--out", str(tmp_path / "lenses")]
-    result = lenstrain("sweep", finished_store, *options)
-    assert result.exit_code == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:3]] == ["0.50", "0.95"]
-    graduated = [int(line.split()[2]) for line in lines[1:3]]
-    assert graduated[0] >= graduated[1]
-    for target in ("0.5", "0.95"):
-        shown = json.loads(lenstrain("show", tmp_path / "lenses" / f"f1-{target}", "--json").stdout)
-        assert shown["n_lenses"] == 5
-    again = lenstrain("sweep", finished_store, *options)
-    assert again.exit_code == 1
-    assert "pass --overwrite" in again.stderr
 
 
 def test_progress_that_starts_again_is_timed_from_there(
@@ -442,29 +423,6 @@ def test_no_lens_graduates_before_as_many_iterations_as_asked_for(
     assert {lens.metrics["iterations"] for lens in held if lens.metrics["graduated"]} == {3}
     result = lenstrain("fit", finished_store, "--min-iterations", 51, "--out", tmp_path / "l")
     assert_one_line_error(result, "min_iterations 51 is above max_iterations 50")
-
-
-def test_sweep_json_holds_a_summary_for_each_target(
-    lenstrain: Run, finished_store: Path, tmp_path: Path
-) -> None:
-    result = lenstrain(
-        "sweep",
-        finished_store,
-        "--f1",
-        0.9,
-        "--f1",
-        0.5,
-        "--level",
-        0,
-        "--out",
-        tmp_path / "s",
-        "--json",
-    )
-    assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout, parse_constant=pytest.fail)
-    assert [each["target_f1"] for each in found["packs"]] == [0.5, 0.9]
-    for each in found["packs"]:
-        assert each["n_lenses"] == len(LensPack.load(each["out"])) == 2
 
 
 def test_fit_json_is_the_summary_and_no_nan(

@@ -76,7 +76,7 @@ def test_hungry_concepts_are_topped_up_and_fitted_again(
     open_store(store, mode="r+").rounds(1)[1].unmark_block(0)
     for command in (
         ["fit", "--out", tmp_path / "fewer"],
-        ["sweep", "--f1", "0.9", "--out", tmp_path / "sweep"],
+        ["fit", "--f1", "0.9", "--f1", "0.8", "--out", tmp_path / "two"],
     ):
         result = lenstrain(command[0], store, *command[1:])
         assert "left out: layer_1/round_1 is not finished" in " ".join(result.stderr.split())

@@ -15,7 +15,8 @@ from lenscache.store.store import Store
 from lenstrain.data.dataset import CALIBRATION, LensDataset
 from lenstrain.data.rows import TaskRows
 from lenstrain.fit.adaptive import fit_lenses
-from lenstrain.fit.choice import best_for_each
+from lenstrain.fit.choice import MANY_CONCEPTS, best_for_each, settled
+from lenstrain.fit.train import train
 from lenstrain.settings import FitSettings
 from tests.lenstrain.conftest import (
     BRANCHES,
@@ -167,3 +168,30 @@ def test_a_store_of_names_alone_is_not_read_at_the_first_model_layer(tmp_path: P
         model_layers=tuple(range(5)),
     )
     assert {*chosen(Named(store)).values()} == {2}
+
+
+# --- the family ---------------------------------------------------------------------------------
+
+
+def test_auto_is_discriminant_of_many_concepts_and_linear_elsewhere() -> None:
+    auto = FitSettings()
+    assert auto.family == "auto"
+    assert settled(auto, MANY_CONCEPTS - 1).family == "linear"
+    assert settled(auto, MANY_CONCEPTS).family == "discriminant"
+    strength = dataclasses.replace(auto, C=0.1)
+    assert settled(strength, MANY_CONCEPTS).family == "linear"
+    mlp = dataclasses.replace(auto, family="mlp")
+    assert settled(mlp, MANY_CONCEPTS) == mlp
+
+
+@pytest.mark.parametrize(("many", "family"), [(12, "discriminant"), (13, "linear")])
+def test_a_pack_says_which_family_auto_was(
+    planted: LensDataset, monkeypatch: pytest.MonkeyPatch, many: int, family: str
+) -> None:
+    """The concepts of the store count, however few are asked for."""
+    monkeypatch.setattr("lenstrain.fit.choice.MANY_CONCEPTS", many)
+    pack = train(planted, FitSettings(), concepts=["bird", "fish"])
+    assert pack.family == family
+    named = train(planted, FitSettings(family=family), concepts=["bird", "fish"])  # type: ignore[arg-type]
+    for one, two in zip(pack, named, strict=True):
+        np.testing.assert_array_equal(one.weights.weight, two.weights.weight)  # type: ignore[union-attr]

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from numpy import nan
 from numpy.typing import NDArray
 
 from lenstrain.data.dataset import CALIBRATION, TEST, LensDataset
@@ -112,9 +113,11 @@ def test_metrics_at_a_moved_threshold_are_those_of_the_logits(
     noise, y = NoiseFloor(0.7, scale), np.arange(90) < 15
     is_unnamed, logits = y & (np.arange(90) < 6), 0.7 + scale * (rng.normal(size=90) + 2 * y)
     unrelated = 0.7 + scale * rng.normal(size=333)
-    cut = Cut.make(0.7, noise, Drawn(y, is_unnamed, logits), unrelated, 4).moved(deviations)
+    natural = 0.7 + scale * rng.normal(size=40)
+    drawn = Drawn(y, is_unnamed, logits, natural)
+    cut = Cut.make(0.7, noise, drawn, unrelated, 4).moved(deviations)
     assert deviations_of(cut) == pytest.approx(max(deviations, -5.0), abs=STEP / 2 + 1e-9)
-    check(cut.metrics._asdict(), cut.threshold, y, is_unnamed, logits, unrelated)
+    check(cut.metrics._asdict(), cut.threshold, y, is_unnamed, logits, unrelated, natural)
 
 
 def check(
@@ -124,6 +127,7 @@ def check(
     is_unnamed: NDArray[np.bool_],
     logits: NDArray[np.float64],
     unrelated: NDArray[np.float64],
+    natural: NDArray[np.float64],
 ) -> None:
     """All metrics at a threshold, from the raw logits."""
     f1, precision, recall = classify(y, logits, threshold)
@@ -135,8 +139,11 @@ def check(
         "f1_unnamed": classify(y[without_named], logits[without_named], threshold).f1,
         "f1_named": classify(y[without_unnamed], logits[without_unnamed], threshold).f1,
         "false_positive_rate": float((unrelated >= threshold).mean()),
+        "natural_false_positive_rate": float((natural >= threshold).mean())
+        if len(natural)
+        else nan,
     }
-    assert found == pytest.approx(expected, abs=1e-6)  # the grid is in float32
+    assert found == pytest.approx(expected, abs=1e-6, nan_ok=True)  # the grid is in float32
 
 
 def test_without_named_or_unnamed_positives_their_f1_is_no_number() -> None:
@@ -208,6 +215,7 @@ def test_thresholds_of_a_fit_are_drawn_and_measured_where_they_are(
             is_unnamed,
             lens.cut.drawn.logits,
             logits[judged.rows[~judged.y]],
+            lens.cut.drawn.natural,
         )
     assert moved > len(lenses) / 2
 

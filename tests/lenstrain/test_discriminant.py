@@ -269,3 +269,36 @@ def test_logits_are_the_mean_over_model_layers(deep: LensDataset) -> None:
     X = np.hstack([deep.vectors(number) for number in (1, 4)])
     expected = np.mean(parts, axis=0)
     np.testing.assert_allclose(both.weights.decision_function(X), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_lens_of_several_model_layers_says_what_it_reads_at_each(planted: LensDataset) -> None:
+    """As a lens on that model layer alone would score, by the part of its weights there."""
+    result = fit_lenses(planted, FitSettings(family="discriminant", unit_norm=False))
+    sides = planted.split_slices[CALIBRATION]
+    for lens in result.lenses:
+        assert lens.model_layers == (0, SIGNAL_LAYER)
+        assert set(lens.score_by_model_layer) == {0, SIGNAL_LAYER}
+        rows = TaskRows(
+            planted, draw_task(planted, lens.concept, FitSettings().n_negatives), FitSettings()
+        )
+        assert isinstance(lens.weights, LinearWeights)
+        for part, model_layer in enumerate(lens.model_layers):
+            X = planted.vectors(model_layer, planted.split_place)[sides]
+            logits = X @ np.split(lens.weights.weight, 2)[part]
+            expected = rows.score(CALIBRATION, logits.astype(np.float64), 0.01)
+            assert lens.score_by_model_layer[model_layer] == pytest.approx(expected, abs=1e-3)
+    means = np.mean([[lens.score_by_model_layer[i] for i in (0, 1)] for lens in result.lenses], 0)
+    assert means[SIGNAL_LAYER] > means[0] + 0.5
+
+
+def test_activations_that_do_not_fit_the_memory_are_refused_before_they_are_read(
+    planted: LensDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = 4 * planted.vectors(0).size
+    monkeypatch.setattr("lenstrain.data.features.available_bytes", lambda: 2 * one)
+    monkeypatch.setattr(LensDataset, "vectors", None)
+    with pytest.raises(SettingsError, match=r"2 model layers take .* read fewer with --n-model-la"):
+        Features.of_model_layers(planted, (0, 1))
+    monkeypatch.undo()
+    monkeypatch.setattr("lenstrain.data.features.available_bytes", lambda: one)
+    assert Features.of_model_layers(planted, (0,)).Z.shape[1] == 48

@@ -59,7 +59,7 @@ def inputs_of(lens: FittedLens, dataset: LensDataset) -> NDArray[np.float32]:
 
 
 def test_every_name_that_settings_take_is_a_family() -> None:
-    assert set(get_args(FamilyName)) == set(FAMILIES)
+    assert set(get_args(FamilyName)) == {"auto", *FAMILIES}
 
 
 def test_clear_concepts_get_good_lenses_of_every_family(fitted: tuple[str, FitResult]) -> None:
