@@ -2,10 +2,12 @@
 unknown.
 
     python benchmarks/quality.py [--model smollm2-135m] [--quick] [--families linear mlp]
-                                 [--natural FOLDER] [--work DIR] [--json FILE]
+                                 [--background FILE|N] [--natural FOLDER] [--work DIR]
+                                 [--json FILE]
 
-The foundation pack is extracted in prompt mode (levels 0-3, with `--quick` 0-2) and fitted with
-every family, on all training positives and on 5 of each concept. The lenses are judged on
+The foundation pack is extracted in prompt mode (levels 0-3, with `--quick` 0-2) with a background
+of texts of no concept (`--background`, 0 for none) and fitted with every family, on all training
+positives and on 5 of each concept. The lenses are judged on
 
 score      their own unnamed test texts among all held-out samples of other concepts, as grades are
 natural    the same texts among texts of no concept in particular, at the same prevalence of 1 %
@@ -17,7 +19,8 @@ unknown    the same, by lenses that were trained while every second concept was 
 noise      grades of 200 concepts of sentences that were drawn by lot
 
 Natural texts are what the model itself writes from its beginning-of-sequence token, at temperature
-1; none is part of any fit. With `--natural FOLDER` they are the lines of the text files there.
+1, with another seed than the background; none is part of any fit. With `--natural FOLDER` they are
+the lines of the text files there.
 Differences from the linear family are paired over concepts, with 95 % bootstrap intervals.
 
 `--work` keeps the stores, for another run.
@@ -41,23 +44,24 @@ from names import ROOT, SENTENCES, noise_concepts, with_examples
 from numpy.typing import NDArray
 
 from lenscache import ConceptPack, ExtractSettings, LoadedModel, load_model, open_store
+from lenscache.concepts.importers.texts import read_texts
 from lenscache.concepts.pack import Concept
 from lenscache.extract import extract
-from lenscache.inference.runner import Row, Runner
+from lenscache.extract.background import write_texts
 from lenstrain import FitSettings, LensDataset, LensPack, open_dataset, train
 from lenstrain.data.dataset import CALIBRATION, TEST
 from lenstrain.data.rows import TaskRows
 from lenstrain.data.tasks import draw_task
 from lenstrain.families.kinds import FAMILIES
+from lenstrain.fit.choice import MANY_CONCEPTS, settled
 from lenstrain.metrics.grade import Grade
 from lenstrain.metrics.score import ranking
 from lenstrain.metrics.thresholds import threshold_for_fpr
 
-DEFAULT = FitSettings().family
+DEFAULT = settled(FitSettings(), MANY_CONCEPTS).family
 FAST = ("discriminant", "mean-difference")
 FEW = 5
-N_NATURAL = 600
-TEXT_TOKENS = 40
+N_BACKGROUND, N_NATURAL = 200, 600
 FPR = 0.01
 BOOTSTRAPS = 2000
 
@@ -108,6 +112,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--quick", action="store_true", help="levels 0-2 instead of 0-3")
     parser.add_argument("--families", nargs="*", choices=FAMILIES, help="default: fast ones")
+    parser.add_argument("--background", default=str(N_BACKGROUND), help="file of texts, or a count")
     parser.add_argument("--natural", type=Path, help="folder of text files, a text a line")
     parser.add_argument("--work", type=Path, help="folder for the stores (default: temporary)")
     parser.add_argument("--json", type=Path, help="write the figures to a file, too")
@@ -116,19 +121,33 @@ def main() -> None:
     families = [*dict.fromkeys(["linear", *(arguments.families or FAST)])]
     with tempfile.TemporaryDirectory() as scratch:
         work, model = arguments.work or Path(scratch), load_model(arguments.model)
-        stores = make_stores(work, model, 2 if arguments.quick else 3, arguments.natural)
+        given = arguments.background
+        background = int(given) or None if given.isdecimal() else read_texts(given)
+        top = 2 if arguments.quick else 3
+        stores = make_stores(work, model, top, background, arguments.natural)
         figures = measure(stores, families)
     print(", ".join(f"{name} {value:.3g}" for name, value in figures.items()))
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def make_stores(work: Path, model: LoadedModel, top: int, natural: Path | None) -> Stores:
+def make_stores(
+    work: Path,
+    model: LoadedModel,
+    top: int,
+    background: int | Sequence[str] | None,
+    natural: Path | None,
+) -> Stores:
     """Extract everything; what is in `work` already is kept."""
     foundation = ConceptPack.load(ROOT / "data" / "packs" / "foundation.json")
     whole = replace(foundation, concepts=tuple(c for c in foundation.concepts if c.level <= top))
     sentences = json.loads(SENTENCES.read_text())
-    texts = write_texts(model, N_NATURAL) if natural is None else read_texts(natural)
+    settings = ExtractSettings(mode="prompt", batch_size=32)
+    texts: Sequence[str]
+    if natural is None:
+        texts = write_texts(model, N_NATURAL, replace(settings, seed=1), lambda _: None)
+    else:
+        texts = read_folder(natural)
     of_texts = Concept(id="natural", name="natural text", level=0, examples=tuple(texts))
     packs = {
         "whole": whole,
@@ -141,27 +160,18 @@ def make_stores(work: Path, model: LoadedModel, top: int, natural: Path | None) 
         ),
         "natural": replace(whole, concepts=(of_texts,), prompts="examples"),
     }
-    settings = ExtractSettings(mode="prompt", batch_size=32)
     for name, pack in packs.items():
         reuse = [open_store(work / f"{top}-whole.zarr")] if name in ("half", "noise") else []
-        report = extract(work / f"{top}-{name}.zarr", pack, model, settings, reuse=reuse)
+        path, learned = work / f"{top}-{name}.zarr", background if name == "whole" else None
+        if reuse and (known := reuse[0].background) is not None:
+            learned = [str(text) for text in known.samples().text]
+        report = extract(path, pack, model, settings, reuse=reuse, background=learned)
         found = f"{name}: {report.rows} rows, {report.rows_run} run, {report.elapsed_s:.0f} s"
         print(found, flush=True)
     return Stores(**{name: open_dataset(work / f"{top}-{name}.zarr") for name in packs})
 
 
-def write_texts(model: LoadedModel, n: int) -> list[str]:
-    """Texts that the model writes out of nothing, the same for the same model."""
-    first = model.tokenizer.bos_token_id
-    if first is None:
-        raise SystemExit(f"{model.id} has no beginning-of-sequence token: pass --natural FOLDER")
-    runner = Runner(model, [0], mode="completion", max_new_tokens=TEXT_TOKENS, batch_size=64)
-    written = runner.run([Row([first], seed, 1.0) for seed in range(n)])
-    texts = [model.tokenizer.decode(w.completion_ids, skip_special_tokens=True) for w in written]
-    return [text for text in dict.fromkeys(" ".join(t.split()) for t in texts) if text]
-
-
-def read_texts(folder: Path) -> list[str]:
+def read_folder(folder: Path) -> list[str]:
     """The lines of all text files of a folder, five times as many as the model writes at most."""
     lines = (line.strip() for path in folder.glob("*.txt") for line in path.read_text().split("\n"))
     texts = sorted({line for line in lines if line})
