@@ -157,3 +157,8 @@ class WorkerError(LenscacheError, RuntimeError):
 
 class MissingPackageError(LenscacheError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
+
+
+def first_line(error: BaseException | str) -> str:
+    """The first line of what an error says; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -23,6 +23,7 @@ from lenscache.errors import (
     NonFiniteError,
     PromptTooLongError,
     UnsupportedModelError,
+    first_line,
 )
 from lenscache.inference.batches import batch_sizes, full_sizes
 from lenscache.inference.capture import Capture
@@ -32,7 +33,7 @@ from lenscache.inference.recordings import Recordings
 from lenscache.inference.sampling import row_uniforms, sample_tokens
 from lenscache.inference.to_host import HostCopies
 from lenscache.memory import is_out_of_memory
-from lenscache.model.loading import LoadedModel, first_line
+from lenscache.model.loading import LoadedModel
 from lenscache.terms import Mode, Phase, Pooling
 
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lenscache.errors import NonFiniteError, UnsupportedModelError
+from lenscache.errors import NonFiniteError, UnsupportedModelError, first_line
 from lenscache.inference.runner import FAILURES, Row, Runner
-from lenscache.model.loading import LoadedModel, first_line
+from lenscache.model.loading import LoadedModel
 from lenscache.terms import Mode
 
 _ROWS = Row([0, 0, 0], completion_ids=(0, 0)), Row([0, 0], completion_ids=(0,))

@@ -13,7 +13,7 @@ from typing import Any
 import transformers
 from torch import nn
 
-from lenscache.errors import WeightsError
+from lenscache.errors import WeightsError, first_line
 
 _NAMED = 3  # weights that a message names, of each kind
 
@@ -71,7 +71,7 @@ def check_weights(name: str, model: nn.Module, report: Mapping[str, Any]) -> Non
         )
         if keys
     ]
-    errors = [str(error).strip().splitlines()[0] for error in report.get("error_msgs", ())]
+    errors = [first_line(error) for error in report.get("error_msgs", ())]
     if not parts and not errors:
         return
     raise WeightsError(

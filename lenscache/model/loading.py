@@ -16,7 +16,7 @@ import torch
 import transformers
 from torch import nn
 
-from lenscache.errors import ModelError, ModelLayerError, UnsupportedModelError
+from lenscache.errors import ModelError, ModelLayerError, UnsupportedModelError, first_line
 from lenscache.model.builtin import BUILT_IN, built_in_folder
 from lenscache.model.caches import cache_argument, returned_cache, short_rope_positions
 from lenscache.model.checkpoint import load_weights
@@ -267,11 +267,6 @@ def _spread(name: str, device_map: str | Mapping[str, Any], how: dict[str, Any])
         model = load_weights(name, device_map=given, offload_folder=offloaded, **how)
         keep_for(model)
     return model
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def flat_ids(*entries: Any) -> frozenset[int]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 import transformers
 
-from lenscache.errors import ModelError
+from lenscache.errors import ModelError, first_line
 from lenscache.model.builtin import BUILT_IN, built_in_folder
-from lenscache.model.loading import DTYPES, LoadedModel, find_blocks, first_line
+from lenscache.model.loading import DTYPES, LoadedModel, find_blocks
 from lenscache.model.loading_errors import loading_error
 from lenscache.model.names import check_name, local_folder
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lenscache.errors import ModelError, ModelNotFoundError
+from lenscache.errors import ModelError, ModelNotFoundError, first_line
 from lenscache.inference.capture import Capture
 from lenscache.live.steering import steer
 from lenscache.model.loading import LoadedModel
@@ -96,7 +96,7 @@ class _Attempts:
         except ModelNotFoundError:
             raise
         except (ModelError, RuntimeError) as error:  # some devices lack operations in some types
-            why = f"it does not run: {str(error).splitlines()[0]}"
+            why = f"it does not run: {first_line(error)}"
             return {"works": False, "runs": False, "why": why}
 
 

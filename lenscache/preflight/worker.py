@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lenscache.errors import LenscacheError, ModelNotFoundError
+from lenscache.errors import LenscacheError, ModelNotFoundError, first_line
 from lenscache.preflight.results import MARK, CheckFunction, Outcome, Request, Verdict
 
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
@@ -55,7 +55,7 @@ def serve(check: CheckFunction, refusals: tuple[type[Exception], ...] = (Lenscac
     except ModelNotFoundError as error:
         send("not found", why=str(error))
     except refusals as error:
-        send("result", verdict=Verdict.failed, why=_first_line(error), details={})
+        send("result", verdict=Verdict.failed, why=first_line(error), details={})
     except Exception as error:  # noqa: BLE001 - the answer of a check that broke is how it broke
         traceback.print_exc()
         outcome = _fault(error)
@@ -74,12 +74,8 @@ def _end_with_parent() -> None:
 def _fault(error: Exception) -> Outcome:
     is_memory = type(error).__name__ in _OUT_OF_MEMORY or "can't allocate memory" in str(error)
     if is_memory:
-        return Outcome.failed(f"out of memory: {_first_line(error)}")
-    return Outcome(Verdict.crashed, f"{type(error).__name__}: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Outcome.failed(f"out of memory: {first_line(error)}")
+    return Outcome(Verdict.crashed, f"{type(error).__name__}: {first_line(error)}")
 
 
 def plain(value: Any) -> Any:

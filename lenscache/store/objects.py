@@ -115,7 +115,7 @@ class StoredArray:
         except StoreAccessError:
             raise
         except OSError as error:
-            return Look(size, f"does not read back ({first_line(error)})")
+            return Look(size, f"does not read back ({type_and_text(error)})")
 
     def check(self, number: int) -> Look:
         """Decode an object, which compares every checksum of it, and keep the values."""
@@ -127,7 +127,7 @@ class StoredArray:
         except StoreAccessError:  # says nothing about the object
             raise
         except Exception as error:  # noqa: BLE001 - codecs raise anything on damaged input
-            fault = self.look(number).fault or f"does not read back ({first_line(error)})"
+            fault = self.look(number).fault or f"does not read back ({type_and_text(error)})"
             return Look(size, fault)
 
     def _shard_fault(self, number: int, size: int) -> str | None:
@@ -159,7 +159,7 @@ def object_place(array: zarr.Array[Any], number: int) -> StorePath:
     return array.store_path / array.metadata.encode_chunk_key((number,) + (0,) * (array.ndim - 1))
 
 
-def first_line(error: BaseException) -> str:
+def type_and_text(error: BaseException) -> str:
     """An error as part of a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split()):.120}"
 

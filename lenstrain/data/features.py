@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lenscache.errors import first_line
 from lenscache.memory import available_bytes
 from lenstrain.data.dataset import TRAIN, LensDataset, Rows
 from lenstrain.errors import SettingsError
@@ -184,9 +185,8 @@ def check_device(device: str) -> None:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch's, depending on its build
-        reason = str(error).splitlines()[0]
         raise SettingsError(
-            f"device {device!r} cannot be used ({reason}): use cpu, or see `nvidia-smi`"
+            f"device {device!r} cannot be used ({first_line(error)}): use cpu, or see `nvidia-smi`"
         ) from error
 
 

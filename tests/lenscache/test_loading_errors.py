@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from huggingface_hub import constants
 
-from lenscache.errors import ModelError, ModelNotFoundError
+from lenscache.errors import ModelError, ModelNotFoundError, first_line
 from lenscache.model.loading import load_model
 from lenscache.model.outline import outline_model
 from tests.models import tiny_model, tiny_tokenizer
@@ -123,3 +123,18 @@ def test_a_misspelt_name_is_answered_soon_with_the_near_ones(
 def test_a_misspelt_folder_is_answered_with_its_neighbour(folder: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=rf"no such folder\. Did you mean {folder}\?"):
         load_model(str(folder.with_name("modle")), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("one\ntwo"), "one"),
+        (ValueError("\n  one  \n"), "one"),
+        (RuntimeError(), "RuntimeError"),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_the_first_line_of_an_error_is_its_type_where_it_says_nothing(
+    error: Exception, line: str
+) -> None:
+    assert first_line(error) == line

@@ -26,7 +26,7 @@ from lenscache.store.layout import (
     round_name,
     vector_arrays,
 )
-from lenscache.store.objects import StoredArray, first_line, object_names
+from lenscache.store.objects import StoredArray, object_names, type_and_text
 from lenscache.store.quantization import MISSING
 from lenscache.store.round import has_position
 from lenscache.store.verify.findings import (
@@ -356,7 +356,7 @@ class RoundCheck:
         self.findings.append(Finding(name, found, advice, path=path, round=self.name, cure=cure))
 
     def _add_unparsed(self, name: str, error: StoreDamagedError) -> None:
-        cause = first_line(error.__cause__ or error)
+        cause = type_and_text(error.__cause__ or error)
         self._add_metadata(name, f"zarr.json does not parse ({cause})")
 
     def _add_block(self, name: str, block: int, found: str) -> None:
@@ -390,7 +390,7 @@ def _read_mark(marks: StoredArray, block: int) -> int | str | None:
     except StoreAccessError:
         raise
     except Exception as error:  # noqa: BLE001 - codecs raise anything on damaged input
-        return f"the mark does not read back ({first_line(error)})"
+        return f"the mark does not read back ({type_and_text(error)})"
     return value if value in (0, 1) else f"the mark is {value}, expected 0 or 1"
 
 
