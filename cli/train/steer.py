@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.text import Text
 from typer import Option
@@ -12,6 +12,9 @@ from .. import console, options
 from ..console import visible
 from ..models import load_for
 from .grades import old_rule
+
+if TYPE_CHECKING:
+    from lenstrain.pack.lens import Direction
 
 # Choices of --direction.
 Kind = Literal["mean-difference", "weights"]
@@ -36,6 +39,14 @@ def steer(
         Kind,
         Option(help="From all activations to the concept's, or along the weights of its lens."),
     ] = "mean-difference",
+    at: Annotated[
+        list[int] | None,
+        Option(
+            metavar="N",
+            help="Model layers to change, of those that the lens reads; repeatable. Default: of "
+            "several, the middle one; all to ablate.",
+        ),
+    ] = None,
     positions: Annotated[Positions, Option(help="Which positions to change.")] = "all",
     allow_grade: Annotated[
         AllowedGrade | None,
@@ -61,19 +72,22 @@ def steer(
     """
     from lenscache.live.continuation import continue_prompt
     from lenscache.live.steering import Intervention
-    from lenstrain.live.steering import directions_of, find_lens
+    from lenstrain.live.steering import directions_at, directions_of, find_lens
     from lenstrain.pack.pack import LensPack
 
     pack = LensPack.load(folder)
     lenses = [find_lens(pack, name) for name in concept]
-    found = [
-        each
-        for lens in lenses
-        for each in directions_of(lens, direction, allow_grade_c=allow_grade is not None)
-    ]
+    found: list[Direction] = []
+    for lens in lenses:
+        its = directions_of(lens, direction, allow_grade_c=allow_grade is not None)
+        # A projection at several model layers is none too many; a push is.
+        found += its if ablate and at is None else directions_at(its, at)
     change = partial(Intervention, ablate=ablate, positions=positions)
     loaded, notes = load_for(pack, model, dtype, device, device_map, allow_other=allow_other_model)
     notes += [line] if (line := old_rule(pack)) is not None else []
+    if len(found) < sum(len(lens.model_layers) for lens in lenses):
+        where = ", ".join(str(i) for i in sorted({each.model_layer for each in found}))
+        notes.append(f"steered at model layer {where}: --at chooses others that the lens reads")
     model_layers = sorted({i for lens in lenses for i in lens.model_layers})
     results = []
     for amount in [None, *([0.0] if ablate else strength or [4.0])]:

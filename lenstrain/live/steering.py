@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -68,6 +69,29 @@ def directions_of(
             f"the activations of {lens.concept} do not differ from all others: nowhere to steer to"
         )
     return found
+
+
+def directions_at(
+    directions: Sequence[Direction], model_layers: Sequence[int] | None = None
+) -> tuple[Direction, ...]:
+    """Those of some model layers; for None the middle one, so that a strength means the same for a
+    lens that reads several.
+
+    Raises
+    ------
+    SettingsError
+        If there is no direction at a model layer.
+    """
+    if model_layers is None:
+        return (directions[(len(directions) - 1) // 2],)
+    by_model_layer = {direction.model_layer: direction for direction in directions}
+    if missing := sorted(set(model_layers) - by_model_layer.keys()):
+        there = ", ".join(map(str, sorted(by_model_layer)))
+        raise SettingsError(
+            f"the lens has no direction at model layer {missing[0]}, it reads {there}: choose one "
+            "of these"
+        )
+    return tuple(by_model_layer[number] for number in sorted(set(model_layers)))
 
 
 def _across(lens: Lens) -> tuple[Direction, ...]:

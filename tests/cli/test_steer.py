@@ -202,3 +202,21 @@ def test_other_weights_of_the_same_shape_are_refused(
     )
     assert result.exit_code == 1
     assert "0000000000000000" in result.stderr
+
+
+def test_a_lens_of_several_model_layers_pushes_at_one_and_ablates_at_all(
+    lenstrain: Run, finished_store: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    pack = tmp_path / "pack"
+    fitted = lenstrain("fit", finished_store, "--family", "discriminant", "--out", pack)
+    assert fitted.exit_code == 0, fitted.stderr
+    given = ["--model", model_folder, "--dtype", "float32", "--prompt", "The old man"]
+    given += ["--concept", "bird", "--allow-grade", "C", "--max-new-tokens", 4]
+    pushed = lenstrain("steer", pack, *given)
+    assert pushed.exit_code == 0, pushed.stderr
+    note = "steered at model layer {}: --at chooses others that the lens reads"
+    assert note.format(1) in " ".join(pushed.stdout.split())
+    chosen = lenstrain("steer", pack, *given, "--at", 0, "--at", 2)
+    assert note.format("0, 2") in " ".join(chosen.stdout.split())
+    assert "steered at model layer" not in lenstrain("steer", pack, *given, "--ablate").stdout
+    assert_one_line_error(lenstrain("steer", pack, *given, "--at", 7), "it reads 0, 1, 2")

@@ -9,9 +9,9 @@ from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import SettingsError
 from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
-from lenstrain.live.steering import directions_of, find_lens
+from lenstrain.live.steering import directions_at, directions_of, find_lens
 from lenstrain.metrics.grade import Grade
-from lenstrain.pack.lens import Lens
+from lenstrain.pack.lens import Direction, Lens
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FitSettings
 
@@ -88,3 +88,12 @@ def test_the_weights_of_an_mlp_are_no_direction(planted: LensDataset) -> None:
     with pytest.raises(SettingsError, match="is not linear: steer along its mean difference"):
         directions_of(lens, "weights", allow_grade_c=True)
     assert directions_of(lens, allow_grade_c=True)
+
+
+def test_of_several_model_layers_the_middle_one_is_steered_or_those_asked_for() -> None:
+    six = tuple(Direction(layer, np.ones(4, np.float32), 1.0) for layer in (4, 9, 14, 19, 24, 29))
+    assert [each.model_layer for each in directions_at(six)] == [14]
+    assert directions_at(six[:1]) == six[:1]
+    assert [each.model_layer for each in directions_at(six, [24, 4, 24])] == [4, 24]
+    with pytest.raises(SettingsError, match="no direction at model layer 5, it reads 4, 9, 14, 19"):
+        directions_at(six, [4, 5])
