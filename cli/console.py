@@ -69,7 +69,9 @@ def reports_errors(command: Function, *, interrupted: str = "nothing was written
 
 def print_json(value: Any) -> None:
     """Print one JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=str))
+    # Where a letter cannot be written, JSON has an escape of its own for it.
+    is_narrow = not (sys.stdout.encoding or "utf-8").casefold().startswith("utf")
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=is_narrow, allow_nan=False, default=str))
 
 
 def make_table(*columns: str) -> Table:

@@ -215,8 +215,9 @@ class RemoteStore(FsspecStore):
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:  # noqa: D102
         with _explaining(self.url):
             async for name in super().list_dir(prefix):
-                # consoles of object stores create an empty object that stands for the folder itself
-                if name:
+                # Web servers list folders with a slash; consoles of object stores create an empty
+                # object that stands for the folder itself.
+                if name := name.strip("/"):
                     yield name
 
 

@@ -121,7 +121,7 @@ class Round:
     @property
     def attributes(self) -> dict[str, Any]:
         """The attributes as they are on disk now."""
-        return dict(zarr.open_group(self._group.store_path, mode="r").attrs)
+        return dict(zarr.open_group(self._group.store_path, mode="r", use_consolidated=False).attrs)
 
     @cached_property
     def _fixed(self) -> dict[str, Any]:
@@ -364,7 +364,9 @@ class Round:
     def update_attributes(self, values: Mapping[str, Any]) -> None:
         """Add attributes, or replace them."""
         with writing(f"{self.name}, its attributes,"):
-            zarr.open_group(self._group.store_path, mode="r+").update_attributes(dict(values))
+            zarr.open_group(
+                self._group.store_path, mode="r+", use_consolidated=False
+            ).update_attributes(dict(values))
 
     def _array(self, name: str) -> zarr.Array[Any]:
         if (opened := self._opened.get(name)) is not None:

@@ -297,7 +297,8 @@ def _write_hierarchy(store: Store, pack: ConceptPack) -> None:
 
 def _find_group(place: str | RemoteStore, mode: Literal["r", "r+"]) -> zarr.Group | None:
     try:
-        return zarr.open_group(place, mode=mode, zarr_format=3)
+        # Consolidated metadata, which others may add, does not know what was written after it.
+        return zarr.open_group(place, mode=mode, zarr_format=3, use_consolidated=False)
     except (FileNotFoundError, FileExistsError, NotADirectoryError):
         return None
 

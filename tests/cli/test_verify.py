@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,3 +153,34 @@ def test_repair_refuses_what_only_a_person_can_mend_and_exits_1(
     assert report["unmarked"] == ["layer_1/round_0 block 0, rows 0-31"]  # all the same
     (left,) = report["left_to_user"]
     assert left["advice"].startswith("remove layer_1/round_0/samples/key/zarr.json and run ")
+
+
+def test_a_store_in_which_no_round_is_found_is_not_called_clean(
+    lenscache: Run, finished_store: Path, tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(finished_store, tmp_path / "s"))
+    for folder in store.glob("layer_*"):
+        shutil.rmtree(folder)
+    said = " ".join(lenscache("verify", store).stdout.split())
+    assert "no round was found" in said
+    assert "clean" not in said
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_letters_that_a_terminal_cannot_show_end_no_command(tmp_path: Path, encoding: str) -> None:
+    pack = small_pack()
+    bird = dataclasses.replace(pack["bird"], name="\u96e8 Wörter", definition="\u96e8 fällt.")
+    others = [concept for concept in pack.concepts if concept.id != "bird"]
+    dataclasses.replace(pack, concepts=(*others, bird)).save(tmp_path / "pack.json")
+    command = [sys.executable, "-m", "lenscache", "pack", "show", str(tmp_path / "pack.json")]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    for options in ([], ["--json"]):
+        ran = subprocess.run(
+            [*command, *options], capture_output=True, env=environment, timeout=120
+        )
+        assert ran.returncode == 0, ran.stderr
+        shown = ran.stdout.decode(encoding)
+        if options:
+            assert "\u96e8 Wörter" in str(json.loads(shown))
+        else:
+            assert "\\u96e8" in shown

@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import threading
+import warnings
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from lenscache.store.layout import write_column
 from lenscache.store.round import Block, Round
 from lenscache.store.store import Store, create_store, open_store
 from lenscache.store.summary import stored_bytes, summarize_round
+from lenscache.store.verify.verify import verify_store
 from lenscache.terms import Phase
 from tests.lenscache.conftest import PACK, ROUND, run_small, tree
 from tests.packs import small_pack
@@ -608,3 +613,39 @@ def test_column_of_zeros_that_another_writer_creates_first_keeps_its_object(
     monkeypatch.setattr("lenscache.store.layout.find_node", lambda *_: None)
     write_column(group, "samples/n_cut_tokens", zeros)
     assert file.exists()
+
+
+def test_what_is_written_after_metadata_were_consolidated_is_seen(
+    finished_store: Path, tmp_path: Path
+) -> None:
+    """Many consolidate a store before they share it, and go on with it later."""
+    path = Path(shutil.copytree(finished_store, tmp_path / "s"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(str(path))
+    run_small(path, levels=[0])
+    assert [entry.name for entry in open_store(path).rounds()] == ["layer_0/round_0", ROUND]
+    assert run_small(path, levels=[0]).rows_run == 0
+
+
+def test_a_store_behind_a_web_server_that_lists_folders_is_read(finished_store: Path) -> None:
+    pytest.importorskip("aiohttp")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = partial(Quiet, directory=str(finished_store.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/{finished_store.name}"
+        try:
+            (target,) = open_store(url).rounds()
+            assert target.is_complete
+            (local,) = open_store(finished_store).rounds()
+            np.testing.assert_array_equal(target.read("prompt", 2), local.read("prompt", 2))
+            report = verify_store(url)
+        finally:
+            server.shutdown()
+    assert not report.findings
+    assert [state.name for state in report.rounds] == [ROUND]
