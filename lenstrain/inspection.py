@@ -227,7 +227,8 @@ def lens_similarity(
     """Cosines of the lenses of a pack.
 
     All model layers write to one residual stream, so lenses of different model layers can be
-    compared; the further apart they are, the nearer to 0 is the cosine.
+    compared; the further apart they are, the nearer to 0 is the cosine. Lenses that read several
+    are compared with those that read the same ones; of a pack with both, the larger group is shown.
 
     Parameters
     ----------
@@ -237,13 +238,18 @@ def lens_similarity(
     Raises
     ------
     SettingsError
-        If fewer than two lenses have one: weights are those of linear lenses of one model layer.
+        If fewer than two lenses can be compared: weights are those of linear lenses.
     """
-    vectors = {lens.concept: v for lens in pack if (v := _vector(lens, of)) is not None}
+    groups: dict[tuple[int, ...], dict[str, NDArray[np.float64]]] = {(): {}}
+    for lens in pack:
+        if (vector := _vector(lens, of)) is not None:
+            read = lens.model_layers if len(lens.model_layers) > 1 else ()
+            groups.setdefault(read, {})[lens.concept] = vector
+    vectors = max(groups.values(), key=len)
     if len(vectors) < 2:
         raise SettingsError(
-            f"{len(vectors)} lenses of the pack are linear and read one model layer: "
-            "two are compared"
+            f"{len(vectors)} lenses of the pack are linear and can be compared with another one: "
+            "two are needed"
         )
     order = [(c, "") for c in vectors]
     if hierarchy is not None:
@@ -255,8 +261,10 @@ def lens_similarity(
 
 
 def _vector(lens: Lens, of: Literal["weights", "directions"]) -> NDArray[np.float64] | None:
-    if len(lens.model_layers) != 1:
+    if not lens.model_layers:
         return None
     if of == "directions":
-        return lens.directions[0].vector.astype(np.float64) if lens.directions else None
-    return lens.weight.astype(np.float64) if isinstance(lens.weights, LinearWeights) else None
+        found = [direction.vector for direction in lens.directions]
+        return np.concatenate(found).astype(np.float64) if found else None
+    weights = lens.weights
+    return weights.weight.astype(np.float64) if isinstance(weights, LinearWeights) else None

@@ -185,6 +185,22 @@ def test_the_lens_pack_notebook_shows_a_pack(
     assert any("&lt;script&gt;" in page for page in shown(cells, "text/html"))
 
 
+def test_the_lens_pack_notebook_shows_lenses_of_several_model_layers(
+    made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    train(open_dataset(made[0]), FitSettings(family="discriminant")).save(tmp_path / "lenses")
+    cells = run(
+        "inspect_lens_pack",
+        monkeypatch,
+        LENSCACHE_STORE=made[0],
+        LENSCACHE_PACK=tmp_path / "lenses",
+        LENSCACHE_CONCEPT=SCRIPT,
+    )
+    assert_harmless(cells)
+    assert "7 discriminant lenses" in printed(cells)
+    assert len(shown(cells, "image/png")) == 10
+
+
 def test_own_labels_become_lenses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny_model()
     loaded.model.save_pretrained(tmp_path / "model")

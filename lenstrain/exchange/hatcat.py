@@ -91,8 +91,9 @@ def write_hatcat(pack: LensPack, out: Path, *, overwrite: bool = False) -> dict[
     """
     if pack.family not in _FAMILIES or any(len(lens.model_layers) > 1 for lens in pack):
         raise SettingsError(
-            f"{pack.family} lenses have no form in HatCat, whose classifiers read one model layer: "
-            f"export a pack of {', '.join(_FAMILIES)}"
+            f"these {pack.family} lenses have no form in HatCat, whose classifiers read one model "
+            "layer: fit with --family linear, mean-difference or mlp, or with discriminant "
+            "--n-model-layers 1 --no-unit-norm"
         )
     if any(norm_of(lens.weights) is not None for lens in pack):
         raise SettingsError(

@@ -267,7 +267,7 @@ def test_families_without_a_form_in_hatcat_are_refused(
     other = LensPack(linear.lenses, {**linear.provenance, "settings": {"family": family}}, {})
     with pytest.raises(
         SettingsError,
-        match=rf"^{family} lenses have no form in HatCat.*linear, discriminant, mean-difference",
+        match=rf"^these {family} lenses have no form in HatCat.*--family linear, mean-difference",
     ):
         write_hatcat(other, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -269,6 +269,17 @@ def test_cosines_are_those_of_the_lenses(pack: LensPack, planted: LensDataset, o
     assert len(ax.get_lines()) == 2 * (len(BRANCHES) - 1)
 
 
+@pytest.mark.parametrize("of", ["weights", "directions"])
+def test_lenses_of_several_model_layers_are_compared_with_those_that_read_the_same(
+    pack: LensPack, planted: LensDataset, of: Any
+) -> None:
+    shared = train(planted, FitSettings(family="discriminant"))
+    found = inspection.lens_similarity(shared, of=of)
+    assert found.concepts == tuple(lens.concept for lens in shared)
+    both = LensPack([*shared.lenses[:5], *pack.lenses[5:8]], pack.provenance, {})
+    assert len(inspection.lens_similarity(both, of=of).concepts) == 5
+
+
 def test_similarity_is_of_two_lenses_at_least(pack: LensPack) -> None:
     with pytest.raises(SettingsError, match="1 lenses of the pack are linear"):
         plots.plot_similarity(LensPack([pack["bird"]], pack.provenance, {}))
