@@ -26,8 +26,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from lenstrain.pack.pack import LensPack
 from lenstrain.report import render_page
-from tests.lenstrain.report_packs import HOSTILE, MODEL_LAYERS, made_up_report
+from lenstrain.report.data import make_report
+from tests.lenstrain.report_packs import HOSTILE, MODEL_LAYERS, made_up_pack, made_up_report
 from tests.lenstrain.test_report import large_page
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
@@ -157,6 +159,23 @@ def rows(page: Page) -> list[list[str]]:
 
 
 # --- opening ------------------------------------------------------------------------------------
+
+
+def test_a_pack_of_shared_lenses_tells_natural_figures_and_no_chart_of_bars_alike(
+    page: Page, tmp_path: Path
+) -> None:
+    pack = made_up_pack(12)
+    natural = {"natural_score": 0.67, "natural_false_positive_rate": 0.048}
+    lenses = [
+        replace(lens, model_layers=(4, 9, 14), metrics={**lens.metrics, **natural}) for lens in pack
+    ]
+    shared = LensPack(lenses, pack.provenance, pack.skipped, run=pack.run)
+    path = tmp_path / "shared.html"
+    path.write_text(render_page(make_report(shared)), encoding="utf-8")
+    page.open(path)
+    page.charts(3)
+    assert "0.67\nnatural score · fires on 4.8 % of texts of no concept" in page.text(".tiles")
+    assert "Which model layers the lenses read" not in page.text("body")
 
 
 def test_it_opens_with_figures_warnings_and_charts(page: Page, file: Path) -> None:

@@ -83,7 +83,9 @@ function conceptRows(section, groups, measured) {
 
 function readBy(section) {
   const read = concepts().filter((i) => C.model_layers[i].length);
-  if (!read.length) return;
+  // Where all lenses read the same model layers, bars of one height would say nothing.
+  const sets = new Set(read.map((i) => C.model_layers[i].join()));
+  if (!read.length || (sets.size === 1 && C.model_layers[read[0]].length > 1)) return;
   const x = R.modelLayers.length ? R.modelLayers : [...new Set(read.flatMap((i) => C.model_layers[i]))].sort((a,
       b) => a - b);
   const traces = gradesThere().map((grade) => ({

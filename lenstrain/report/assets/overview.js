@@ -13,6 +13,8 @@ function renderOverview(section) {
       : `mean score · ${fixed(summary.mean_score_named)} on texts that name the concept`],
     [fixed(summary.mean_test_f1), summary.mean_test_f1_unnamed === null ? "mean test F1"
       : `mean test F1 · ${fixed(summary.mean_test_f1_unnamed)} unnamed, ${fixed(summary.mean_test_f1_named)} named`],
+    "mean_natural_score" in summary && [fixed(summary.mean_natural_score), "natural score · fires on "
+      + `${fixed(100 * summary.mean_natural_false_positive_rate, 1)} % of texts of no concept`],
     [fixed(summary.mean_samples, 1), "training samples on average"],
     [duration(about.elapsed_s), "to fit the pack"],
     blocking && [`+${blocking.extra_iterations.toLocaleString("en")}`, "iterations, had grade B been asked for"],
