@@ -49,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model_layers = tuple(arguments.model_layers[-2:] if arguments.quick else arguments.model_layers)
     dataset = open_dataset(arguments.store, levels=arguments.levels)
-    settings = FitSettings(initial_samples=200, model_layers=model_layers)
+    settings = FitSettings(family="linear", initial_samples=200, model_layers=model_layers)
     print(f"{len(dataset.concepts)} concepts, model layers {', '.join(map(str, model_layers))}")
     print(f"{'chosen by':26}  score   AUROC   test F1")
     for name, prevalence in CRITERIA.items():

@@ -98,7 +98,9 @@ from lenstrain.settings import FitSettings
 
 LEVEL = Planting((5, 276), prompts=(40, 200))
 SMALL_LEVEL = Planting((5, 96), prompts=(40, 200))
-LEVEL_SETTINGS = FitSettings(negatives_per_positive=1.0, beyond_graduation=False, model_layers=(0,))
+LEVEL_SETTINGS = FitSettings(
+    family="linear", negatives_per_positive=1.0, beyond_graduation=False, model_layers=(0,)
+)
 ALL = 5665
 MIDDLE = np.quantile(STRENGTHS, [1 / 3, 2 / 3])
 SEED = 0

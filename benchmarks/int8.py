@@ -177,7 +177,7 @@ def stored(store: Store, levels: list[int], model_layers: list[int]) -> int:
 
 def measure(store: Store, levels: list[int], model_layer: int) -> NDArray[Any]:
     """(concepts, metrics)"""
-    settings = FitSettings(model_layers=(model_layer,), initial_samples=200)
+    settings = FitSettings(family="linear", model_layers=(model_layer,), initial_samples=200)
     lenses = fit_lenses(LensDataset(store, levels=levels), settings).lenses
     return np.array([(lens.test_f1, lens.score, lens.ranking.auroc) for lens in lenses])
 

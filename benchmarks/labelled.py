@@ -262,12 +262,20 @@ def compare(dataset: LensDataset, concept: str, rows: Rows, C: float | None) -> 
     """Every method of the module's docstring; the lens comes first and the others are measured
     against it."""
     n = dataset.n_samples
-    at_once = FitSettings(phase="prompt", initial_samples=n, max_samples=n, max_negatives=n, C=C)
+    at_once = FitSettings(
+        family="linear",
+        phase="prompt",
+        initial_samples=n,
+        max_samples=n,
+        max_negatives=n,
+        C=C,
+    )
+    adaptive = FitSettings(family="linear", phase="prompt", C=C)
     lens = fit_lens("lens", dataset, concept, rows, at_once)
     here = [lens.model_layer]
     results = [
         lens,
-        fit_lens("lens, adaptive", dataset, concept, rows, FitSettings(phase="prompt", C=C)),
+        fit_lens("lens, adaptive", dataset, concept, rows, adaptive),
         fit_regression("regression, same rows", dataset, here, rows, rows.of(TRAIN)),
         fit_regression("regression, same block", dataset, here, rows, rows.of(TRAIN, CALIBRATION)),
         fit_regression(

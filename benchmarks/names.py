@@ -123,7 +123,7 @@ def run(work: Path, model: LoadedModel, quick: bool, with_list: bool) -> dict[st
         )
     held = open_dataset(stores["sentences"])
     fitted = {
-        name: train(open_dataset(stores[name]), FitSettings())
+        name: train(open_dataset(stores[name]), FitSettings(family="linear"))
         for name in ("with", "without", "noise")
     }
     judged = {name: [*judge(fitted[name], held)] for name in ("with", "without")}

@@ -72,7 +72,10 @@ def main() -> None:
         settings = ExtractSettings(mode="prompt", model_layers=model_layers, batch_size=16)
         extract(store, pack, loaded, settings, levels=[1])
         for model_layer in model_layers:
-            dataset, settings_of_fit = open_dataset(store), FitSettings(model_layers=(model_layer,))
+            dataset, settings_of_fit = (
+                open_dataset(store),
+                FitSettings(family="linear", model_layers=(model_layer,)),
+            )
             lenses = make_lens_pack(fit_lenses(dataset, settings_of_fit), dataset, settings_of_fit)
             best = sorted(lenses, key=lambda lens: -np.nan_to_num(lens.metrics["score"]))[
                 :n_concepts

@@ -40,7 +40,7 @@ def main() -> None:
     if missing := [path for path in stores if not path.exists()]:
         raise SystemExit(f"no store at {missing[0]}: run benchmarks/names.py --work DIR first")
     dataset, sentences = map(open_dataset, stores)
-    lenses = fit_lenses(dataset, FitSettings()).lenses
+    lenses = fit_lenses(dataset, FitSettings(family="linear")).lenses
     levels = [dataset.hierarchy.levels[lens.concept] for lens in lenses]
     vectors = {i: sentences.vectors(i) for i in {lens.model_layers[0] for lens in lenses}}
     rows = [judged_by(lens, sentences, vectors) for lens in lenses]

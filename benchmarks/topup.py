@@ -135,7 +135,7 @@ class Bench:
     def full(self, targets: Sequence[float]) -> list[Arm]:
         """Everything for everyone; one pass over the data trains for all targets."""
         report, dataset = self.extract("full.zarr"), self.dataset("full.zarr")
-        packs = train_targets(dataset, FitSettings(), targets)
+        packs = train_targets(dataset, FitSettings(family="linear"), targets)
         return [
             Arm("full", target, report.rows, n_tokens(dataset), report.elapsed_s, pack)
             for target, pack in zip(targets, packs, strict=True)
@@ -148,7 +148,7 @@ class Bench:
         rounds, report = [], first
         while True:
             with stopwatch() as spent:
-                pack = train(self.dataset(name), FitSettings(target_f1=target))
+                pack = train(self.dataset(name), FitSettings(family="linear", target_f1=target))
             graduated = sum(lens.metrics["graduated"] for lens in pack)
             rounds.append(
                 RoundOfTopUp(
@@ -189,7 +189,7 @@ class Bench:
         name = f"even-{target:.2f}.zarr"
         report = self.extract(name, samples, reuse=[open_store(self.folder / "full.zarr")])
         dataset = self.dataset(name)
-        pack = train(dataset, FitSettings(target_f1=target))
+        pack = train(dataset, FitSettings(family="linear", target_f1=target))
         return Arm(f"even, {samples}", target, report.rows, n_tokens(dataset), 0.0, pack)
 
 
