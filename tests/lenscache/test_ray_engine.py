@@ -308,6 +308,16 @@ def test_top_up_and_reuse_are_those_of_one_process(expected: Path, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("ray_is_running")
+def test_workers_share_a_background_that_one_of_them_wrote(tmp_path: Path) -> None:
+    extract(tmp_path / "local.zarr", PACK, tiny_model(), SETTINGS, background=12)
+    report = with_ray(tmp_path / "ray.zarr", background=12)
+    assert arrays(tmp_path / "ray.zarr") == arrays(tmp_path / "local.zarr")
+    assert open_store(tmp_path / "ray.zarr").background is not None
+    assert -1 not in report.levels
+    assert_whole(tmp_path / "ray.zarr")
+
+
+@pytest.mark.usefixtures("ray_is_running")
 @pytest.mark.slow
 def test_a_batch_size_found_by_one_worker_is_that_of_all(tmp_path: Path) -> None:
     report = with_ray(
