@@ -2,8 +2,8 @@
 unknown.
 
     python benchmarks/quality.py [--model smollm2-135m] [--quick] [--families linear mlp]
-                                 [--background FILE|N] [--natural FOLDER] [--work DIR]
-                                 [--json FILE]
+                                 [--background FILE|N] [--learn N ...] [--natural FOLDER]
+                                 [--work DIR] [--json FILE]
 
 The foundation pack is extracted in prompt mode (levels 0-3, with `--quick` 0-2) with a background
 of texts of no concept (`--background`, 0 for none) and fitted with every family, on all training
@@ -23,6 +23,9 @@ Natural texts are what the model itself writes from its beginning-of-sequence to
 the lines of the text files there.
 Differences from the linear family are paired over concepts, with 95 % bootstrap intervals.
 
+With `--learn`, discriminant lenses instead, which learn from the first N background texts each
+time: how many a store needs.
+
 `--work` keeps the stores, for another run.
 """
 
@@ -37,6 +40,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -50,6 +54,7 @@ from lenscache.extract import extract
 from lenscache.extract.background import write_texts
 from lenstrain import FitSettings, LensDataset, LensPack, open_dataset, train
 from lenstrain.data.dataset import CALIBRATION, TEST
+from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
 from lenstrain.data.tasks import draw_task
 from lenstrain.families.kinds import FAMILIES
@@ -113,6 +118,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="levels 0-2 instead of 0-3")
     parser.add_argument("--families", nargs="*", choices=FAMILIES, help="default: fast ones")
     parser.add_argument("--background", default=str(N_BACKGROUND), help="file of texts, or a count")
+    parser.add_argument(
+        "--learn", type=int, nargs="+", help="background texts to learn from, a fit for each"
+    )
     parser.add_argument("--natural", type=Path, help="folder of text files, a text a line")
     parser.add_argument("--work", type=Path, help="folder for the stores (default: temporary)")
     parser.add_argument("--json", type=Path, help="write the figures to a file, too")
@@ -125,6 +133,9 @@ def main() -> None:
         background = int(given) or None if given.isdecimal() else read_texts(given)
         top = 2 if arguments.quick else 3
         stores = make_stores(work, model, top, background, arguments.natural)
+        if arguments.learn:
+            learn_from_few(stores, arguments.learn)
+            return
         figures = measure(stores, families)
     print(", ".join(f"{name} {value:.3g}" for name, value in figures.items()))
     if arguments.json:
@@ -222,6 +233,27 @@ def measure(stores: Stores, families: Sequence[str]) -> dict[str, float]:
     return figures
 
 
+def learn_from_few(stores: Stores, sizes: Sequence[int]) -> None:
+    """Print what discriminant lenses are worth by the background texts that they learned from."""
+    read, first = Features.of_model_layers, {}
+    print("texts to learn from   score  natural     fpr  recall  unnamed")
+    for size in sizes:
+
+        def cut(*given: Any, **options: Any) -> Features:
+            features = read(*given, **options)
+            if features.background is not None:
+                features.background = features.background[:size] if size else None  # noqa: B023
+            return features
+
+        with patch.object(Features, "of_model_layers", cut):
+            pack = train(stores.whole, FitSettings(family="discriminant"))
+        found = worth(pack, stores.whole, stores)
+        print(f"{size:>19}  {Worth(*np.nanmean([*found.values()], axis=0)).line()}", flush=True)
+        first = first or found
+        if found is not first:
+            _print_differences(found, first, f"{sizes[0]} texts")
+
+
 def worth(pack: LensPack, dataset: LensDataset, stores: Stores) -> dict[str, Worth]:
     """What each lens of a pack is worth, by concept."""
     own, natural, sentences = (
@@ -264,17 +296,19 @@ def _score(positives: NDArray[Any], negatives: NDArray[Any]) -> float:
     return ranking(y, np.concatenate([positives, negatives]).astype(np.float64)).score
 
 
-def _print_differences(found: dict[str, Worth], linear: dict[str, Worth]) -> None:
+def _print_differences(
+    found: dict[str, Worth], first: dict[str, Worth], name_of_first: str = "linear"
+) -> None:
     """Means over the concepts that both have, with their bootstrap intervals."""
-    both = [concept for concept in found if concept in linear]
-    difference = np.array([found[c] for c in both]) - np.array([linear[c] for c in both])
+    both = [concept for concept in found if concept in first]
+    difference = np.array([found[c] for c in both]) - np.array([first[c] for c in both])
     drawn = np.random.default_rng(0).integers(len(both), size=(BOOTSTRAPS, len(both)))
     told = []
     for name in ("score", "natural", "unnamed"):
         values = difference[:, Worth._fields.index(name)]
         low, high = np.nanpercentile(np.nanmean(values[drawn], axis=1), [2.5, 97.5])
         told.append(f"{name} {np.nanmean(values):+.3f} [{low:+.3f}, {high:+.3f}]")
-    print(f"  minus linear: {', '.join(told)}", flush=True)
+    print(f"  minus {name_of_first}: {', '.join(told)}", flush=True)
 
 
 if __name__ == "__main__":
