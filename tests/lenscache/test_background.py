@@ -25,6 +25,7 @@ from lenscache.store.round import Round
 from lenscache.store.store import open_store
 from lenscache.store.verify.verify import verify_store
 from tests.lenscache.conftest import PACK, SETTINGS, tree
+from tests.lenscache.test_caches import Stateful, loaded_as
 from tests.models import tiny_model
 
 TEXTS = tuple(f"Line {i} of a paper that nobody read." for i in range(21))
@@ -85,7 +86,7 @@ def test_too_few_texts_are_refused() -> None:
     [
         ("texts.txt", "one\ntwo\n"),
         ("texts.csv", "id,text\n1,one\n2,two\n3,\n"),
-        ("texts.jsonl", '{"text": "one"}\n{"text": "two"}\n'),
+        ("texts.jsonl", '{"text": "one"}\n{"text": "two"}\n{"text": 3}\n{"text": null}\n'),
     ],
 )
 def test_texts_are_lines_or_a_column(tmp_path: Path, name: str, content: str) -> None:
@@ -230,6 +231,13 @@ def test_a_model_that_cannot_write_is_refused(
     with pytest.raises(PlanError, match=r"no beginning-of-sequence token .*give a file"):
         run(tmp_path / "s", 12, loaded=loaded)
     assert not (tmp_path / "s").exists()
+
+
+def test_a_model_without_a_cache_is_told_to_take_a_file() -> None:
+    """It can store prompts, and a prompt store has a background by default, too."""
+    wanted = r"cannot write background texts \(.*\): give a file of texts, or 0 for none"
+    with pytest.raises(PlanError, match=wanted):
+        write_texts(loaded_as(Stateful), 12, SETTINGS, lambda _: None)
 
 
 # --- what it costs -------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lenscache.concepts.importers.labelled import SUFFIXES, read_rows
+from lenscache.concepts.importers.report import is_text
 from lenscache.errors import PlanError
 
 
@@ -20,7 +21,8 @@ def read_texts(path: str | Path, column: str = "text") -> tuple[str, ...]:
     """
     path = Path(path)
     if path.suffix.casefold() in SUFFIXES:
-        return tuple(str(row[column]) for _, row in read_rows(path, [column]) if row.get(column))
+        cells = (row.get(column) for _, row in read_rows(path, [column]))
+        return tuple(cell for cell in cells if is_text(cell))
     try:
         return tuple(path.read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
