@@ -80,7 +80,7 @@ def steer(
     found: list[Direction] = []
     for lens in lenses:
         its = directions_of(lens, direction, allow_grade_c=allow_grade is not None)
-        # A projection at several model layers is none too many; a push is.
+        # Pushes at several model layers add up. To ablate is to project out at each of them.
         found += its if ablate and at is None else directions_at(its, at)
     change = partial(Intervention, ablate=ablate, positions=positions)
     loaded, notes = load_for(pack, model, dtype, device, device_map, allow_other=allow_other_model)

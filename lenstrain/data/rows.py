@@ -197,7 +197,7 @@ class TaskRows:
         Parameters
         ----------
         test : (rows of the test split,) logits.
-        natural : (texts of no concept, a phase each,) logits.
+        natural : (background vectors to judge by,) logits, see `LensDataset.background`.
         """
         sides, source = self.sides(TEST), self.dataset.background
         chosen = sides.positives[sides.is_unnamed]

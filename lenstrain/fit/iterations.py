@@ -395,15 +395,16 @@ class AdaptiveTraining:
         scores: list[dict[int, float]] = [{} for _ in some]
         if not self.family.spread or len(self.model_layers) == 1:
             return scores
+        tasks = [each.fit.run(each.number).rows for each in some]
         fits = [cast(LinearFit, each.fit.fitted.some([each.number])) for each in some]
         fit, width = LinearFit.joined(fits), self.features.Z.shape[1] // len(self.model_layers)
         for number, model_layer in enumerate(self.model_layers):
             part = slice(number * width, (number + 1) * width)
             alone = Features(self.features.dataset, self.features.Z[:, part])
-            logits = alone.logits([fit._replace(weight=fit.weight[:, part])], CALIBRATION, pool)
-            for each, own, its in zip(some, logits, scores, strict=True):
-                rows, prevalence = each.fit.run(each.number).rows, self.settings.prevalence
-                its[model_layer] = rows.score(CALIBRATION, own, prevalence)
+            own = [fit._replace(weight=fit.weight[:, part])]
+            (found,) = calibration_scores(alone, own, tasks, [self.settings.prevalence], pool)
+            for its, score in zip(scores, found.tolist(), strict=True):
+                its[model_layer] = score
         return scores
 
     def _measure(
