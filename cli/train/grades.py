@@ -77,7 +77,8 @@ def natural_line(pack: LensPack) -> str | None:
     rate = 100 * summary["mean_natural_false_positive_rate"]
     return (
         f"natural: among {given['texts_to_judge_by']} texts that express no concept, mean score "
-        f"{figure(summary['mean_natural_score'])}; a lens fires on {figure(rate)} % of them"
+        f"{figure(summary['mean_natural_score'])}; a lens fires on {figure(rate)} % of them on "
+        "average"
     )
 
 
