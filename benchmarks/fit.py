@@ -128,7 +128,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--workdir", type=Path, help="folder that planted stores are kept in")
-    parser.add_argument("--family", default="linear", help="of the growing stores; default linear")
+    parser.add_argument("--family", default="linear", help="of lenstrain's lenses; default linear")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -140,7 +140,8 @@ def main() -> None:
     with threadpool_limits(1), tempfile.TemporaryDirectory() as scratch:
         folder = arguments.workdir or Path(scratch)
         if everything or arguments.compare:
-            figures |= compare(folder, arguments.device, quick=arguments.quick)
+            settings = replace(LEVEL_SETTINGS, device=arguments.device, family=arguments.family)
+            figures |= compare(folder, settings, quick=arguments.quick)
         if everything or arguments.scale:
             figures |= scale(folder, arguments.family, quick=arguments.quick)
         if everything:
@@ -168,9 +169,8 @@ Decide = Callable[[NDArray[np.float32]], NDArray[Any]]
 Fit = Callable[[NDArray[np.float32], NDArray[np.bool_], float], Decide]
 
 
-def compare(folder: Path, device: str, *, quick: bool) -> dict[str, Any]:
+def compare(folder: Path, settings: FitSettings, *, quick: bool) -> dict[str, Any]:
     """lenstrain and both loops, turn by turn, and single fits."""
-    settings = replace(LEVEL_SETTINGS, device=device)
     turns, n_sklearn, n_mlp = (2, 10, 1) if quick else (3, 40, 8)
     level = SMALL_LEVEL if quick else LEVEL
     dataset = open_dataset(planted(folder, f"level-{level.levels[1]}", level), levels=[1])
@@ -269,7 +269,7 @@ def bare_lenses() -> Iterator[None]:
 
     def measure(rows: TaskRows, *args: Any, **_: Any) -> FittedLens:
         (step,) = (arg for arg in args if isinstance(arg, Iteration))
-        f1 = AtThreshold(step.test_f1, np.nan, np.nan, np.nan, np.nan, np.nan)
+        f1 = AtThreshold(step.test_f1, *[np.nan] * (len(AtThreshold._fields) - 1))
         known = {"concept": rows.task.concept, "cut": Cut(**nothing | {"metrics": f1})}
         known |= {"graded": nobody, "score": step.score, "n_test_unnamed": 0}
         return FittedLens(**unknown | known)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ SIBLING_SHARE = 0.3
 """Share of a concept's negatives that are samples of its siblings."""
 CONTRAST_SHARE = 0.2
 """Share of a concept's negatives, at most, that are its own contrast samples."""
+_SHARES = (CONTRAST_SHARE, SIBLING_SHARE, 1 - CONTRAST_SHARE - SIBLING_SHARE)
 HELD_OUT_NEGATIVES = 300
 """Negatives, at least, by which thresholds are chosen and F1 is measured."""
 
@@ -94,16 +95,17 @@ def _draw_negatives(
     same_branch = _concatenate(map(by_branch.get, sorted(branches)))
     # Each pool draws from the generator, so their order counts.
     others = [pool(rows) for branch, rows in by_branch.items() if branch not in branches]
-    contrasts = iter(pool(dataset.rows_with_role(concept, CONTRAST)))
-    related = chain(pool(of_siblings), pool(same_branch))
+    contrasts = pool(dataset.rows_with_role(concept, CONTRAST))
+    related = np.concatenate([pool(of_siblings), pool(same_branch)])
     rest = _round_robin([others[i] for i in rng.permutation(len(others))])
-    shares = (CONTRAST_SHARE, SIBLING_SHARE, 1 - CONTRAST_SHARE - SIBLING_SHARE)
-    by_share = _merge_by_share(list(zip(shares, (contrasts, related, rest), strict=True)))
     given = pool(dataset.rows_with_role(concept, NEGATIVE))
     distinct = dict.fromkeys(given.tolist()[:n])
-    while len(distinct) < n and (row := next(by_share, None)) is not None:
-        distinct.setdefault(row)
-    return np.array(list(distinct), np.intp)
+    by_share = (contrasts, related, rest)
+    # A row may be in two pools, so some more than n are looked at, or all.
+    for most in (2 * n, sum(map(len, by_share))):
+        if len(distinct) < n:
+            distinct |= dict.fromkeys(_merge_by_share(by_share, most).tolist())
+    return np.array([*distinct][:n], np.intp)
 
 
 def _check_enough(concept: str, positives: Sequence[Rows], negatives: Sequence[Rows]) -> None:
@@ -124,23 +126,35 @@ def _concatenate(parts: Iterable[Rows | None]) -> Rows:
     return np.concatenate([NO_ROWS, *(part for part in parts if part is not None)])
 
 
-def _round_robin(lists: Sequence[Rows]) -> Iterator[int]:
+def _round_robin(lists: Sequence[Rows]) -> Rows:
     """First of each, second of each, ...; the shorter ones end earlier."""
-    for position in range(max(map(len, lists), default=0)):
-        for rows in lists:
-            if position < len(rows):
-                yield int(rows[position])
+    places = np.concatenate([NO_ROWS, *(np.arange(len(rows)) for rows in lists)])
+    return _concatenate(lists)[np.argsort(places, kind="stable")]
 
 
-def _merge_by_share(streams: Sequence[tuple[float, Iterator[int]]]) -> Iterator[int]:
-    """Merge so that every prefix has the shares given; the others share that of an ended stream."""
-    remaining = list(streams)
-    taken = [0] * len(remaining)
-    while remaining:
-        lag = [share * (sum(taken) + 1) - n for (share, _), n in zip(remaining, taken, strict=True)]
+def _merge_by_share(parts: Sequence[Rows], most: int) -> Rows:
+    """The first rows, `most` at most, merged so that every prefix has the shares of `_SHARES`; the
+    others share that of an ended part."""
+    turns = _turns(tuple(min(len(rows), most) for rows in parts), most)
+    merged = np.empty(len(turns), np.intp)
+    for number, rows in enumerate(parts):
+        merged[turns == number] = rows[: np.count_nonzero(turns == number)]
+    return merged
+
+
+@lru_cache(maxsize=1024)
+def _turns(lengths: tuple[int, ...], most: int) -> NDArray[np.int8]:
+    """(rows,) which part each row of a merge comes from; thousands of concepts have the same."""
+    remaining, taken, left = [*_SHARES], [0] * len(lengths), [*enumerate(lengths)]
+    turns: list[int] = []
+    while left and len(turns) < most:
+        n = sum(taken) + 1
+        lag = [share * n - own for share, own in zip(remaining, taken, strict=True)]
         chosen = lag.index(max(lag))
-        try:
-            yield int(next(remaining[chosen][1]))
+        number, length = left[chosen]
+        if taken[chosen] < length:
+            turns.append(number)
             taken[chosen] += 1
-        except StopIteration:
-            del remaining[chosen], taken[chosen]
+        else:
+            del remaining[chosen], taken[chosen], left[chosen]
+    return np.array(turns, np.int8)

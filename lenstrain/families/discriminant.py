@@ -3,7 +3,7 @@
 A concept has a dozen positives, the store thousands of vectors of other concepts, which tell how
 activations vary within a concept (Fisher 1936; Friedman 1989, Regularized discriminant analysis).
 
-    training rows, what each expresses --Within.fit--> covariance, factorised once a model layer
+    training rows, what each expresses --Within.fit--> covariance, inverted once a model layer
     Within + rows of some concepts --DiscriminantTrainer.fit(counts)--> LinearFit
 
 With m+ the mean of a concept's positives, m- that of all training rows but its own, its ancestors'
@@ -43,8 +43,8 @@ Map = Callable[..., Iterable[Any]]
 class Within(NamedTuple):
     """What all lenses of some model layers share, from training rows."""
 
-    factors: list[torch.Tensor]
-    """For each model layer, the Cholesky factor (features, features) of its covariance."""
+    inverses: list[torch.Tensor]
+    """For each model layer, (features, features) that of its covariance."""
     total: torch.Tensor
     """(features,) sum of all rows."""
     n_rows: int
@@ -83,7 +83,7 @@ class Within(NamedTuple):
 
         n_rows = int((np.diff(classes.indptr) > 0).sum())
         spread = _sum_in_order(squares, starts, over)
-        return cls([_factor(each / n_rows) for each in spread], total, n_rows)
+        return cls([_inverse(each / n_rows) for each in spread], total, n_rows)
 
     def mean_without(self, Z: torch.Tensor, rows: Rows) -> torch.Tensor:
         """(features,) the mean of all rows but some of Z, by number."""
@@ -100,12 +100,12 @@ class Within(NamedTuple):
         deviation 1 within a class; zeros where the means of a concept (concepts, features) do not
         differ."""
         found, first = [], 0
-        for factor in self.factors:
-            d = difference[:, first : first + len(factor)]
-            weight = torch.cholesky_solve(d.T, factor).T
+        for inverse in self.inverses:
+            d = difference[:, first : first + len(inverse)]
+            weight = d @ inverse
             deviation = (weight * d).sum(dim=1, keepdim=True).sqrt()
-            found.append(weight / (deviation + (deviation == 0)) / len(self.factors))
-            first += len(factor)
+            found.append(weight / (deviation + (deviation == 0)) / len(self.inverses))
+            first += len(inverse)
         return torch.cat(found, dim=1)
 
 
@@ -116,8 +116,7 @@ class DiscriminantTrainer:
         Z, within = job.Z, job.shared
         if not isinstance(within, Within):
             raise TypeError("a discriminant is fitted with what all concepts share")
-        self._within, self._targets = within, job.targets
-        self._parts = [Z[torch.from_numpy(rows)] for rows in job.rows]
+        self._Z, self._within, self._rows, self._targets = Z, within, job.rows, job.targets
         rest = torch.stack([within.mean_without(Z, rows) for rows in job.apart])
         if job.background is not None:
             share = torch.tensor(job.background_weights, dtype=rest.dtype, device=rest.device)
@@ -133,21 +132,25 @@ class DiscriminantTrainer:
     ) -> LinearFit:
         """As `lenstrain.families.contract.Trainer.fit`."""
         known = first_targets(self._targets, which, counts, targets)
-        rows = [self._parts[i][:count] for i, count in zip(which, counts, strict=True)]
-        expressing = (Z[torch.from_numpy(y)] for Z, y in zip(rows, known, strict=True))
-        own = [Z.double().mean(dim=0) for Z in expressing]
+        rows = [self._rows[i][:count] for i, count in zip(which, counts, strict=True)]
+        own = [
+            self._take(some[y]).double().mean(dim=0) for some, y in zip(rows, known, strict=True)
+        ]
         positive, negative = torch.stack(own), self._rest[list(which)]
         weight = self._within.solve(positive - negative)
         intercept = -(weight * (positive + negative)).sum(dim=1) / 2
-        logits = [
-            (Z @ w.to(Z)).double() + b for Z, w, b in zip(rows, weight, intercept, strict=True)
-        ]
+        along = (self._take(some) @ w for some, w in zip(rows, weight.to(self._Z), strict=True))
+        logits = [each.double() + b for each, b in zip(along, intercept, strict=True)]
         return LinearFit(
             weight.cpu().numpy(),
             intercept.cpu().numpy(),
             [each.cpu().numpy() for each in logits],
             np.ones(len(weight), np.bool_),
         )
+
+    def _take(self, rows: Rows) -> torch.Tensor:
+        """(rows, features) gathered each time: to keep them all takes longer, and memory."""
+        return self._Z[torch.from_numpy(rows)]
 
 
 def _sum_in_order(
@@ -163,11 +166,12 @@ def _sum_in_order(
     return sums
 
 
-def _factor(covariance: torch.Tensor) -> torch.Tensor:
-    """Of a covariance (features, features) that is shrunk: its mean variance is added to each."""
+def _inverse(covariance: torch.Tensor) -> torch.Tensor:
+    """Of a covariance (features, features) that is shrunk: its mean variance is added to each. So
+    its condition is at most 1 + the number of features, and the inverse as good as a solution."""
     variances = covariance.diagonal()
     varying = variances > _CONSTANT * variances.max()
     mean = variances.sum() / max(1, int(varying.sum()))
     eye = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device)
-    factor: torch.Tensor = torch.linalg.cholesky(covariance + (mean if mean > 0 else 1.0) * eye)
-    return factor
+    factor = torch.linalg.cholesky(covariance + (mean if mean > 0 else 1.0) * eye)
+    return torch.cholesky_inverse(factor)

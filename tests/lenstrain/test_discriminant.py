@@ -65,12 +65,12 @@ def overlapping(n: int = 300, d: int = 8) -> tuple[torch.Tensor, csr_array]:
 
 def test_covariance_is_that_of_what_the_means_of_a_rows_concepts_leave() -> None:
     Z, classes = overlapping()
-    (factor,) = Within.fit(Z, classes, 1).factors
+    (inverse,) = Within.fit(Z, classes, 1).inverses
     y, rows = classes.toarray().astype(np.float64), Z.double().numpy()
     rest = rows - y @ np.linalg.lstsq(y, rows, rcond=None)[0]
     S = rest.T @ rest / len(rest)
     expected = S + np.trace(S) / len(S) * np.eye(len(S))
-    np.testing.assert_allclose(factor @ factor.T, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.inv(inverse), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_rows_that_express_nothing_are_a_class_of_their_own(planted: LensDataset) -> None:
@@ -96,11 +96,11 @@ def test_blocks_are_summed_in_their_order_on_any_number_of_threads(
     monkeypatch.setattr("lenstrain.families.discriminant._BLOCK_ROWS", 16)
     with ThreadPoolExecutor(3) as pool:
         one, many = Within.fit(Z, classes, 2), Within.fit(Z, classes, 2, pool.map)
-    for a, b in zip([*one.factors, one.total], [*many.factors, many.total], strict=True):
+    for a, b in zip([*one.inverses, one.total], [*many.inverses, many.total], strict=True):
         assert torch.equal(a, b)
     monkeypatch.undo()
     whole = Within.fit(Z, classes, 2)
-    torch.testing.assert_close(one.factors[1], whole.factors[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(one.inverses[1], whole.inverses[1], rtol=1e-5, atol=1e-6)
 
 
 def test_negatives_are_all_rows_but_those_of_the_concept_and_its_relatives(
