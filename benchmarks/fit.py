@@ -292,7 +292,7 @@ def bare_lenses() -> Iterator[None]:
         patch.object(lenstrain.fit.iterations, "measure", measure),
         patch.object(lenstrain.fit.iterations, "steering_directions", no_directions),
         patch.object(lenstrain.fit.adaptive, "Controls", NoControls),
-        patch.object(lenstrain.fit.adaptive, "settle_thresholds", lambda *_: None),
+        patch.object(lenstrain.fit.adaptive, "settle", lambda *_: None),
     ):
         yield
 

@@ -17,6 +17,10 @@ unnamed    eight sentences a concept out of `benchmarks/data/unnamed.json`, in n
            among those of other concepts
 unknown    the same, by lenses that were trained while every second concept was not in the pack
 noise      grades of 200 concepts of sentences that were drawn by lot
+ece        expected calibration error of the test samples of all lenses together, classes alike;
+           without bins (`smooth`), of lenses that share nothing (`alone`), and at the prevalence
+           that the test split has; Brier scores, their difference with its interval
+changed    share of graded lenses that get another grade with another seed, at the same splits
 
 Natural texts are what the model itself writes from its beginning-of-sequence token, at temperature
 1, with another seed than the background; none is part of any fit. With `--natural FOLDER` they are
@@ -59,6 +63,7 @@ from lenstrain.data.rows import TaskRows
 from lenstrain.data.tasks import draw_task
 from lenstrain.families.kinds import FAMILIES
 from lenstrain.fit.choice import MANY_CONCEPTS, settled
+from lenstrain.metrics import calibrators
 from lenstrain.metrics.grade import Grade
 from lenstrain.metrics.score import ranking
 from lenstrain.metrics.thresholds import threshold_for_fpr
@@ -226,11 +231,55 @@ def measure(stores: Stores, families: Sequence[str]) -> dict[str, float]:
                     figures |= mean.figures(name)
                 if family == DEFAULT:
                     figures["noise_a"] = grades[Grade.A]
-            print(line, flush=True)
+                print(line, flush=True)
+                told = probabilities(pack, stores.whole, settings)
+                told["grades_changed_by_seed"] = changed_by_seed(pack, stores.whole, settings)
+                print("  " + ", ".join(f"{name} {value:.4f}" for name, value in told.items()))
+                figures |= told if family == DEFAULT else {}
+            else:
+                print(line, flush=True)
             linear = linear or found
             if found is not linear:
                 _print_differences(found, linear)
     return figures
+
+
+def probabilities(pack: LensPack, dataset: LensDataset, settings: FitSettings) -> dict[str, float]:
+    """How far probabilities are from what was observed: both classes alike in prevalence, beside
+    those of lenses that share nothing, and at the prevalence that the test split has."""
+    with patch.object(calibrators, "PULLS", (0.0,)):
+        alone = train(dataset, settings)
+    found = {}
+    for name, its in (("", pack), ("_of_each_alone", alone)):
+        noted = its.provenance["calibration"]
+        found |= {f"ece{name}": noted["expected_calibration_error"], f"brier{name}": noted["brier"]}
+    found["ece_smooth"] = pack.provenance["calibration"]["smooth_calibration_error"]
+    paired = np.array(
+        [a.metrics["brier"] - b.metrics["brier"] for a, b in zip(pack, alone, strict=True)]
+    )
+    drawn = np.random.default_rng(0).choice(paired, (BOOTSTRAPS, len(paired))).mean(axis=1)
+    found["brier_difference"] = float(paired.mean())
+    found |= dict(zip(("brier_low", "brier_high"), np.percentile(drawn, [2.5, 97.5]), strict=True))
+    logits = pack.score_all({i: dataset.vectors(i, dataset.split_place) for i in pack.model_layers})
+    y, p = [], []
+    for number, lens in enumerate(pack):
+        rows = TaskRows(dataset, draw_task(dataset, lens.concept, settings.n_negatives), settings)
+        judged = rows.judged(TEST)
+        y.append(judged.y)
+        own = logits[dataset.split_slices[TEST], number][judged.rows]
+        p.append(lens.calibrator(own, float(judged.y.mean())))
+    weight = np.concatenate([np.full(len(its), 1 / len(its) / len(pack)) for its in y])
+    error = calibrators.expected_calibration_error
+    found["ece_at_true_prevalence"] = error(np.concatenate(y), np.concatenate(p), weight=weight)
+    return found
+
+
+def changed_by_seed(pack: LensPack, dataset: LensDataset, settings: FitSettings) -> float:
+    """Share of graded lenses that get another grade from other negatives, folds and controls, at
+    the same splits."""
+    again = train(open_dataset(dataset.store.path, seed=1), replace(settings, seed=1))
+    both = [(a.grade, b.grade) for a, b in zip(pack, again, strict=True) if a.grade or b.grade]
+    return float(np.mean([a is not b for a, b in both]))
 
 
 def learn_from_few(stores: Stores, sizes: Sequence[int]) -> None:

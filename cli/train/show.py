@@ -103,6 +103,12 @@ def show(
         console.say(f"{len(chosen)} of {len(pack)} lenses were asked for; of the whole pack:")
     grades.say(grades.summary_line(pack))
     grades.tell_standing(pack)
+    if (found := pack.provenance.get("calibration")) and found["brier"] is not None:
+        error, smooth = found["expected_calibration_error"], found["smooth_calibration_error"]
+        grades.say(
+            f"probabilities, on the test samples of all lenses: {error:.3f} from what was observed "
+            f"in the mean ({smooth:.3f} without bins), Brier score {found['brier']:.3f}"
+        )
     if pack.text is not None:
         grades.say(f"text lenses: {grades.summary_line(pack.text)}")
         console.say(f"see them with: lenstrain show {folder / 'text'}")

@@ -29,9 +29,9 @@ from lenstrain.errors import SettingsError, TooFewSamplesError
 from lenstrain.families.kinds import FAMILIES
 from lenstrain.fit.choice import ModelLayerChoice, choose_model_layers, settled
 from lenstrain.fit.controls import Controls
-from lenstrain.fit.cut import draw_thresholds
 from lenstrain.fit.fitted import FittedLens
 from lenstrain.fit.iterations import AdaptiveTraining, IterationTime
+from lenstrain.fit.settle import SharedCalibration, settle
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Iteration
 from lenstrain.settings import FitProgress, FitSettings, OnProgress, settings_to_json
@@ -61,6 +61,8 @@ class FitResult:
     """By iteration, those after graduation included; the same for all targets of one pass."""
     vocabulary: Vocabulary | None = None
     """Of lenses that read text."""
+    calibration: SharedCalibration | None = None
+    """How good their probabilities are."""
 
     @property
     def hungry(self) -> list[str]:
@@ -161,21 +163,10 @@ def fit_targets(
         in_order += [found] if found else []
     times = dict(sorted(times.items()))
     fits = [[found[number] for found in in_order] for number in range(len(wanted))]
-    if settings.fpr is None:
-        for fit in fits:
-            settle_thresholds(dataset, fit)
-    return [FitResult(fit, dict(skipped), times, vocabulary) for fit in fits]
-
-
-def settle_thresholds(dataset: LensDataset, lenses: Sequence[FittedLens]) -> None:
-    """Draw the thresholds of a fit's lenses towards those of their levels.
-
-    Thresholds for a false positive rate stay: they are chosen on nearly all rows.
-    """
-    levels = dataset.hierarchy.levels
-    drawn = draw_thresholds([lens.cut for lens in lenses], [levels[x.concept] for x in lenses])
-    for lens, cut in zip(lenses, drawn, strict=True):
-        lens.cut = cut
+    return [
+        FitResult(fit, dict(skipped), times, vocabulary, settle(dataset, fit, settings))
+        for fit in fits
+    ]
 
 
 def fit_again(

@@ -9,10 +9,19 @@ import numpy as np
 
 from lenstrain.families.weights import Weights
 from lenstrain.fit.cut import Cut
-from lenstrain.metrics.calibrators import Calibrator, Reliability
+from lenstrain.metrics.calibrators import (
+    CalibrationRows,
+    Calibrator,
+    Reliability,
+    brier_score,
+    expected_calibration_error,
+    reliability,
+)
 from lenstrain.metrics.grade import Evidence, Verdict, judge_evidence
 from lenstrain.metrics.score import Interval, Ranked, Ranking
 from lenstrain.pack.lens import Direction, Iteration, NoiseFloor
+
+UNCALIBRATED = Calibrator("sigmoid", (1.0, 0.0))
 
 
 class Control(NamedTuple):
@@ -31,8 +40,6 @@ class ProbabilityQuality(NamedTuple):
     expected_calibration_error: float
     expected_calibration_error_before: float
     reliability: Reliability
-    held_out_log_loss: dict[str, float]
-    """By kind of calibrator, cross-validated on the calibration split: the lowest was chosen."""
 
 
 @dataclass
@@ -47,8 +54,8 @@ class FittedLens:
     """Inverse L2 strength it was fitted with, where its family has one."""
     cut: Cut
     """Its decision threshold, and its metrics there."""
-    calibrator: Calibrator
-    """Calibrated probability; both classes alike in prevalence."""
+    calibration: CalibrationRows
+    """What its probabilities are fitted on, together with those of the other lenses."""
     noise: NoiseFloor
     graded: Ranked
     """Its unnamed test texts, ranked among all other test samples."""
@@ -66,7 +73,6 @@ class FittedLens:
     """Score on the vectors of each phase alone."""
     train_f1: float
     """At the threshold that the concept's own samples ask for."""
-    probability: ProbabilityQuality
     n_test: int
     """Distinct positive test texts."""
     n_test_unnamed: int
@@ -74,6 +80,7 @@ class FittedLens:
     converged: bool
     natural_score: float
     """Score of its unnamed test texts among texts that express no concept; NaN without any."""
+    calibrator: Calibrator = UNCALIBRATED
     score_by_model_layer: dict[int, float] = field(default_factory=dict)
     """Calibration score at each model layer that it was chosen from; empty if there was one."""
     graduated: bool = False
@@ -102,6 +109,19 @@ class FittedLens:
     def test_f1(self) -> float:
         """At its threshold, both classes alike in prevalence."""
         return self.cut.metrics.f1
+
+    @property
+    def probability(self) -> ProbabilityQuality:
+        """How good its probabilities are."""
+        y, logits = self.cut.drawn.y, self.cut.drawn.logits
+        after, before = self.calibrator(logits), UNCALIBRATED(logits)
+        return ProbabilityQuality(
+            brier_score(y, after),
+            brier_score(y, before),
+            expected_calibration_error(y, after),
+            expected_calibration_error(y, before),
+            reliability(y, after),
+        )
 
     @property
     def verdict(self) -> Verdict:

@@ -16,14 +16,8 @@ from lenstrain.data.features import Features
 from lenstrain.data.rows import HeldOut, TaskRows
 from lenstrain.families.weights import Weights
 from lenstrain.fit.cut import Cut, Drawn
-from lenstrain.fit.fitted import FittedLens, ProbabilityQuality
-from lenstrain.metrics.calibrators import (
-    Calibrator,
-    brier_score,
-    choose_calibrator,
-    expected_calibration_error,
-    reliability,
-)
+from lenstrain.fit.fitted import FittedLens
+from lenstrain.metrics.calibrators import CalibrationRows
 from lenstrain.metrics.grade import Grade, lack_of_texts
 from lenstrain.metrics.score import ranking
 from lenstrain.metrics.thresholds import best_threshold, classify, threshold_for_fpr
@@ -90,9 +84,9 @@ def measure(
     drawn, judged = rows.drawn(TEST), rows.judged(TEST)
     seed = stable_seed("measure", settings.seed, task.concept)
     own, unrelated = rows.drawn(CALIBRATION), rows.judged(CALIBRATION)
-    calibrator, losses = choose_calibrator(own.y, calibration[own.rows], own.samples, seed=seed)
     negative = calibration[unrelated.rows[~unrelated.y]]
     noise = NoiseFloor(float(negative.mean()), float(negative.std()))
+    signals = (calibration[own.rows] - noise.mean) / noise.unit
     in_test = dataset.split_slices[TEST]
     phase, graded = dataset.phases_by_split[in_test], rows.ranked(TEST, test)
     is_unnamed = dataset.unnamed(task.concept, drawn.samples)
@@ -107,7 +101,7 @@ def measure(
         model_layers=model_layers,
         weights=weights,
         C=C,
-        calibrator=calibrator,
+        calibration=CalibrationRows(own.y, signals, dataset.text_number[own.samples]),
         noise=noise,
         graded=graded,
         score=graded.score(prevalence),
@@ -124,7 +118,6 @@ def measure(
             test[judged.rows[~judged.y]],
             rows.n_texts(CALIBRATION),
         ),
-        probability=_probability_quality(drawn, test, calibrator, losses),
         n_test=rows.n_texts(TEST),
         n_test_unnamed=rows.n_graded,
         converged=converged,
@@ -136,18 +129,3 @@ def calibration_score(rows: TaskRows, logits: NDArray[np.float64], prevalence: f
     """Score on the unnamed calibration samples; on all of them where there are none."""
     score = rows.score(CALIBRATION, logits, prevalence)
     return rows.score(CALIBRATION, logits, prevalence, "all") if np.isnan(score) else score
-
-
-def _probability_quality(
-    held: HeldOut, logits: NDArray[np.float64], calibrator: Calibrator, losses: dict[str, float]
-) -> ProbabilityQuality:
-    y, values = held.y, logits[held.rows]
-    after, before = calibrator(values), 1 / (1 + np.exp(-np.clip(values, -500, 500)))
-    return ProbabilityQuality(
-        brier_score(y, after),
-        brier_score(y, before),
-        expected_calibration_error(y, after),
-        expected_calibration_error(y, before),
-        reliability(y, after),
-        losses,
-    )

@@ -19,8 +19,9 @@ from lenstrain.compare.rivals import LensCheck
 from lenstrain.data.dataset import TRAIN, LensDataset, Rows
 from lenstrain.data.rows import TaskRows
 from lenstrain.data.tasks import Task, draw_task
-from lenstrain.fit.adaptive import FitResult, fit_again, settle_thresholds
+from lenstrain.fit.adaptive import FitResult, fit_again
 from lenstrain.fit.fitted import FittedLens
+from lenstrain.fit.settle import settle
 from lenstrain.settings import FitProgress, FitSettings, OnProgress
 
 _MOST_EXTRA = 100  # samples of all confusers together
@@ -64,9 +65,7 @@ def refine_lenses(
             if lens.calibration_score > old.calibration_score:
                 better[lens.concept] = _in_place_of(old, lens, confusers[lens.concept], settings)
     lenses = [better.get(lens.concept, lens) for lens in result.lenses]
-    if settings.fpr is None:
-        settle_thresholds(dataset, lenses)
-    return replace(result, lenses=lenses)
+    return replace(result, lenses=lenses, calibration=settle(dataset, lenses, settings))
 
 
 def _needs_it(check: LensCheck) -> bool:

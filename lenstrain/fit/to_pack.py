@@ -25,6 +25,8 @@ def make_lens_pack(
     lenses = [_ship(lens, names[lens.concept], levels[lens.concept]) for lens in result.lenses]
     run = {"iterations": {str(number): spent._asdict() for number, spent in result.times.items()}}
     provenance, vocabulary = pack_provenance(dataset, settings), result.vocabulary
+    if result.calibration is not None:
+        provenance["calibration"] = none_for_nan(result.calibration._asdict())
     return LensPack(lenses, provenance, result.skipped, vocabulary=vocabulary, text=text, run=run)
 
 
@@ -74,7 +76,6 @@ def _ship(lens: FittedLens, name: str, level: int) -> Lens:
             "brier_before": probability.brier_before,
             "expected_calibration_error": probability.expected_calibration_error,
             "expected_calibration_error_before": probability.expected_calibration_error_before,
-            "calibration_log_loss": probability.held_out_log_loss,
             "reliability": none_for_nan(probability.reliability.to_json()),
             "n_samples": lens.n_samples,
             "n_test": lens.n_test,

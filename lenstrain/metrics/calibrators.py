@@ -1,26 +1,38 @@
-"""Probabilities of presence from the logits of a lens, and how good they are.
+"""Probabilities of presence from the logits of lenses, and how good they are.
 
-A calibrator is fitted on the calibration split. Which kind it is, sigmoid, temperature or isotonic,
-is chosen there too, by the log loss on samples that it was not fitted on. Both classes weigh alike
-throughout: negatives cost nothing, so how many there are says nothing about how often the concept
-occurs.
+    calibration rows of all concepts --fit_calibrators--> slope and intercept of each
+                                     logit --Calibrator--> probability
+
+A concept has a handful of calibration texts, and a map fitted on a handful is partly luck. So one
+slope and intercept is fitted on the rows of all concepts, and each concept's own are drawn towards
+them, the more so the fewer texts it has (empirical Bayes). Both classes weigh alike throughout:
+negatives cost nothing, so how many there are says nothing about how often the concept occurs.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import scipy.ndimage
 import scipy.special
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 Kind = Literal["sigmoid", "temperature", "isotonic"]
+"""Packs of before version 3 hold the other two; sigmoids are what is fitted."""
 
-_KINDS: tuple[Kind, ...] = get_args(Kind)
+_KINDS = ("sigmoid", "temperature", "isotonic")
+PULLS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, math.inf)
+"""Texts that the shared slope and intercept may be worth."""
+_FEWEST_SHARING = 3  # concepts: the two classes of a labelled set are each other's opposite
+_N_FOLDS = 5
+_CHOSEN_ON = 500  # concepts, of thousands: there is one number to choose
+_FARTHEST = 50.0  # deviations: a lens next to without noise must not outweigh all others
 _NAMES = {"sigmoid": ("slope", "intercept"), "temperature": ("slope",)}  # of parameters, in JSON
+_GRID = 1001  # probabilities that the smooth calibration error tells apart
 _TINY = 1e-12  # no probability is nearer to 0 or 1
 
 Labels = NDArray[np.bool_]
@@ -29,7 +41,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Calibrator:
-    """A rising map from logit to probability of presence, both classes alike in prevalence."""
+    """A rising map from logit to probability of presence."""
 
     kind: Kind
     x: tuple[float, ...]
@@ -37,13 +49,29 @@ class Calibrator:
     p: tuple[float, ...] = ()
     """Probabilities at the knots (isotonic)."""
 
-    def __call__(self, logits: NDArray[Any]) -> Floats:
-        """Probabilities of logits, any shape; never 0 or 1 as far as float64 can tell."""
-        values = np.asarray(logits, np.float64)
+    def __call__(self, logits: NDArray[Any], prevalence: float = 0.5) -> Floats:
+        """Probabilities of logits, any shape; never 0 or 1 as far as float64 can tell.
+
+        Parameters
+        ----------
+        prevalence : share of texts that express the concept where the lens is used (Saerens et al.,
+            "Adjusting the outputs of a classifier to new a priori probabilities", 2002). The
+            default takes both classes to be as frequent.
+
+        Raises
+        ------
+        ValueError
+            If the prevalence is not between 0 and 1.
+        """
+        if not 0 < prevalence < 1:
+            raise ValueError(f"prevalence {prevalence}, expected one above 0 and below 1")
+        values, shift = np.asarray(logits, np.float64), scipy.special.logit(prevalence)
         if self.kind == "isotonic":
-            return np.asarray(np.interp(values, self.x, self.p))
-        slope, intercept = (*self.x, 0.0)[:2]
-        p = scipy.special.expit(slope * values + intercept)
+            p = np.interp(values, self.x, self.p)
+            p = scipy.special.expit(scipy.special.logit(p) + shift) if shift else p
+        else:
+            slope, intercept = (*self.x, 0.0)[:2]
+            p = scipy.special.expit(slope * values + intercept + shift)
         return np.asarray(np.clip(p, _TINY, 1 - _TINY))
 
     def to_json(self) -> dict[str, Any]:
@@ -82,52 +110,149 @@ class Calibrator:
         return bool(fits and (np.diff(x) > 0).all() and (np.diff(p) >= 0).all())
 
 
-def fit_calibrator(kind: Kind, y: Labels, logits: Floats) -> Calibrator:
-    """Fit one kind on rows y, logits (n,), both classes present.
+class CalibrationRows(NamedTuple):
+    """The rows of one concept that its calibrator is fitted on."""
 
-    sigmoid: slope and intercept (Platt, "Probabilistic outputs for support vector machines", 1999).
-    temperature: a slope alone (Guo et al., "On calibration of modern neural networks", 2017).
-    isotonic: any rising function (Zadrozny and Elkan, "Transforming classifier scores into accurate
-    multiclass probability estimates", 2002). Targets are smoothed as Platt does, so that a
-    separable calibration set does not give certainty. Logits that run the wrong way get a flat
-    curve, not an inverted one.
+    y: Labels
+    """(n,) whether each expresses the concept."""
+    signals: Floats
+    """(n,) logits in deviations above the noise floor of the lens, so that those of all lenses are
+    alike."""
+    texts: NDArray[np.integer]
+    """(n,) the text of each."""
+
+
+class Calibration(NamedTuple):
+    """How the signals of some lenses become probabilities."""
+
+    shared: Floats
+    """(2,) slope and intercept of all concepts together."""
+    pull: float
+    """Calibration texts that these are worth."""
+    lines: Floats
+    """(concepts, 2) slope and intercept of each."""
+
+
+def fit_calibrator(y: Labels, logits: Floats) -> Calibrator:
+    """The sigmoid of one lens by itself, from rows y, logits (n,), both classes present (Platt,
+    "Probabilistic outputs for support vector machines", 1999).
+
+    Targets are smoothed as Platt does, so that a separable calibration set does not give certainty.
+    Logits that run the wrong way get a flat curve, not an inverted one.
     """
-    (calibrator,) = _fit_each(kind, y, logits, np.ones((1, len(y)), np.bool_))
-    return calibrator
+    # Centred, or the slope of logits far from 0 would drown in its intercept.
+    low, unit = float(logits.min()), float(np.ptp(logits)) or 1.0
+    rows = _Rows.of([CalibrationRows(y, (logits - low) / unit, np.arange(len(y)))])
+    slope, intercept = rows.own_lines()[0].tolist()
+    return Calibrator("sigmoid", (slope / unit, intercept - slope / unit * low))
 
 
-def choose_calibrator(
-    y: Labels, logits: Floats, groups: NDArray[np.integer], *, n_folds: int = 5, seed: int = 0
-) -> tuple[Calibrator, dict[str, float]]:
-    """The kind with the lowest log loss on rows it was not fitted on, fitted on all of them.
+def fit_calibrators(concepts: Sequence[CalibrationRows], *, seed: int = 0) -> Calibration:
+    """Slope and intercept of each concept: its own, drawn towards those of all concepts together.
 
-    Cross-validation in `n_folds` folds, or in as many as the rarer class has samples; rows of one
-    sample are never in two folds, and each fold has its share of both classes. With fewer than two
-    samples of a class there is nothing to choose by, and it is the sigmoid. Equal ones go to the
-    first of sigmoid, temperature, isotonic.
+    With n texts of its own a concept has n / (n + pull) of its own line. The pull is what predicts
+    texts best that neither line was fitted on, in five folds over the texts of every concept. One
+    or two concepts share nothing.
 
     Parameters
     ----------
-    y, logits : (n,) of the calibration split, both classes present.
-    groups : (n,) the sample of each row.
     seed : all that the folds depend on.
-
-    Returns
-    -------
-    The calibrator, and the held-out log loss of each kind in nats; without any if nothing could be
-    held out.
     """
-    fold = _folds(y, groups, n_folds, seed)
-    if fold is None:
-        return fit_calibrator("sigmoid", y, logits), {}
-    losses, used = {}, fold != np.arange(fold.max() + 1)[:, None]
-    for kind in _KINDS:
-        p = np.empty(len(y))
-        for number, calibrator in enumerate(_fit_each(kind, y, logits, used)):
-            p[fold == number] = calibrator(logits[fold == number])
-        losses[str(kind)] = log_loss(y, p)
-    best = min(_KINDS, key=lambda kind: round(losses[kind], 12))
-    return fit_calibrator(best, y, logits), losses
+    rows = _Rows.of(concepts)
+    if len(concepts) < _FEWEST_SHARING:
+        pull = 0.0
+    else:
+        step = -(-len(concepts) // _CHOSEN_ON)
+        pull = _choose_pull(concepts[::step], seed)
+    own, shared = rows.own_lines(), rows.shared_line()
+    n_texts = np.array([_n_positive_texts(its) for its in concepts])
+    return Calibration(shared, pull, _drawn(own, shared, n_texts, pull))
+
+
+def _drawn(own: Floats, shared: Floats, n_texts: NDArray[Any], pull: float) -> Floats:
+    """(concepts, 2) the lines of concepts with so many texts, drawn towards the shared one."""
+    weight = np.zeros(len(own)) if math.isinf(pull) else n_texts / np.maximum(n_texts + pull, 1)
+    return np.asarray(weight[:, None] * own + (1 - weight[:, None]) * shared)
+
+
+def _choose_pull(concepts: Sequence[CalibrationRows], seed: int) -> float:
+    """The pull of least log loss on held-out texts, concepts weighing alike; of equal ones, the
+    strongest."""
+    rows = _Rows.of(concepts)
+    folds = [
+        _folds(its.y, its.texts, _N_FOLDS, seed + number) for number, its in enumerate(concepts)
+    ]
+    fold = np.concatenate(folds)
+    loss = np.zeros((len(PULLS), len(rows.y)))
+    for number in range(_N_FOLDS):
+        kept = rows.some(fold != number)
+        own, shared = kept.own_lines(), kept.shared_line()
+        n_texts = np.array(
+            [
+                _n_positive_texts(CalibrationRows(*(part[its != number] for part in concept)))
+                for concept, its in zip(concepts, folds, strict=True)
+            ]
+        )
+        here = fold == number
+        for place, pull in enumerate(PULLS):
+            line = _drawn(own, shared, n_texts, pull)[rows.concept[here]]
+            f = line[:, 0] * rows.x[here] + line[:, 1]
+            loss[place, here] = np.logaddexp(0, f) - rows.y[here] * f
+    weight = rows.some(fold >= 0).weight
+    means = (loss[:, fold >= 0] @ weight).round(12)
+    return PULLS[int(np.flatnonzero(means == means.min())[-1])]
+
+
+def _n_positive_texts(its: CalibrationRows) -> int:
+    return len(np.unique(its.texts[its.y]))
+
+
+class _Rows(NamedTuple):
+    """Calibration rows of some concepts, end to end."""
+
+    y: Labels
+    x: Floats
+    concept: NDArray[np.intp]
+    n_concepts: int
+
+    @classmethod
+    def of(cls, concepts: Sequence[CalibrationRows]) -> _Rows:
+        numbers = np.repeat(np.arange(len(concepts)), [len(its.y) for its in concepts])
+        x = np.concatenate([its.signals for its in concepts]).clip(-_FARTHEST, _FARTHEST)
+        return cls(np.concatenate([its.y for its in concepts]), x, numbers, len(concepts))
+
+    def some(self, kept: NDArray[np.bool_]) -> _Rows:
+        """Some of the rows."""
+        return self._replace(y=self.y[kept], x=self.x[kept], concept=self.concept[kept])
+
+    def _counts(self) -> Floats:
+        """(2, concepts) rows of each class, negatives first."""
+        places = self.y * self.n_concepts + self.concept
+        return np.bincount(places, minlength=2 * self.n_concepts).reshape(2, -1).astype(np.float64)
+
+    @property
+    def weight(self) -> Floats:
+        """(rows,) one half for each class of a concept; nothing where one is missing."""
+        counts = self._counts()
+        half = np.where((counts > 0).all(axis=0), 0.5 / np.maximum(counts, 1), 0.0)
+        return np.asarray(half[self.y.astype(np.intp), self.concept])
+
+    def own_lines(self) -> Floats:
+        """(concepts, 2) slope and intercept fitted on the rows of each by themselves."""
+        negative, positive = self._counts()
+        target = np.where(
+            self.y,
+            ((positive + 1) / (positive + 2))[self.concept],
+            (1 / (negative + 2))[self.concept],
+        )
+        return _newton(self.x, target, self.weight, self.concept, self.n_concepts)
+
+    def shared_line(self) -> Floats:
+        """(2,) slope and intercept fitted on all rows, concepts weighing alike."""
+        negative, positive = self._counts().sum(axis=1)
+        target = np.where(self.y, (positive + 1) / (positive + 2), 1 / (negative + 2))
+        weight = self.weight / self.n_concepts
+        return np.asarray(_newton(self.x, target, weight, np.zeros_like(self.concept), 1)[0])
 
 
 def log_loss(y: Labels, p: Floats) -> float:
@@ -166,119 +291,116 @@ class Reliability(NamedTuple):
         return {name: values.tolist() for name, values in self._asdict().items()}
 
 
-def reliability(y: Labels, p: Floats, n_bins: int = 10) -> Reliability:
+def reliability(
+    y: Labels, p: Floats, n_bins: int = 10, weight: Floats | None = None
+) -> Reliability:
     """What was observed in bins of equal width, as in a reliability diagram (Guo et al., 2017).
 
-    y, p : (n,), both classes present.
+    y, p : (n,), both classes present. They weigh alike, if there is no other weight (n,).
     """
     edges = np.linspace(0, 1, n_bins + 1)
     place = np.clip(np.digitize(p, edges) - 1, 0, n_bins - 1)
-    balanced = _balanced(y)
-    weight = np.bincount(place, weights=balanced, minlength=n_bins).astype(np.float64)
+    weights = balanced(y) if weight is None else weight
+    mass = np.bincount(place, weights, n_bins).astype(np.float64)
     with np.errstate(invalid="ignore"):
-        predicted = np.bincount(place, balanced * p, n_bins) / weight
-        observed = np.bincount(place, balanced * y, n_bins) / weight
+        predicted = np.bincount(place, weights * p, n_bins) / mass
+        observed = np.bincount(place, weights * y, n_bins) / mass
     rows = np.bincount(place, minlength=n_bins).astype(np.float64)
-    return Reliability(edges, predicted, observed, rows, weight)
+    return Reliability(edges, predicted, observed, rows, mass)
 
 
-def expected_calibration_error(y: Labels, p: Floats, n_bins: int = 10) -> float:
-    """Mean distance of predicted and observed over bins (Naeini et al., 2015), classes alike.
+def expected_calibration_error(
+    y: Labels, p: Floats, n_bins: int = 10, weight: Floats | None = None
+) -> float:
+    """Mean distance of predicted and observed over bins (Naeini et al., 2015).
 
-    y, p : (n,). From 0 to 1; NaN if a class is missing.
+    y, p, weight : as for `reliability`. From 0 to 1; NaN if a class is missing.
     """
     if not y.any() or y.all():
         return math.nan
-    bins = reliability(y, p, n_bins)
+    bins = reliability(y, p, n_bins, weight)
     return float(np.nansum(bins.weight * np.abs(bins.predicted - bins.observed)))
+
+
+def smooth_calibration_error(y: Labels, p: Floats, weight: Floats) -> float:
+    """Distance of predicted and observed without bins: both smoothed by a kernel, as wide as the
+    error that it shows (Błasiok and Nakkiran, "Smooth ECE", 2024).
+
+    y, p, weight : (n,), weights of sum 1. From 0 to 1.
+    """
+    place = np.round(p * (_GRID - 1)).astype(np.intp)
+    gaps = np.bincount(place, weight * (y - p), _GRID)
+    low, high = 1 / _GRID, 1.0
+    while high - low > 1e-4:
+        width = (low + high) / 2
+        smoothed = scipy.ndimage.gaussian_filter1d(gaps, width * _GRID, mode="reflect")
+        low, high = (width, high) if np.abs(smoothed).sum() > width else (low, width)
+    return high
 
 
 def _mean(y: Labels, values: Floats) -> float:
     """Both classes weighing alike; NaN if one is missing."""
-    return float(_balanced(y) @ values) if y.any() and not y.all() else math.nan
+    return float(balanced(y) @ values) if y.any() and not y.all() else math.nan
 
 
-def _balanced(y: Labels) -> Floats:
-    """Row weights that give each class one half."""
+def balanced(y: Labels) -> Floats:
+    """(n,) row weights that give each class of y (n,) one half."""
     return np.asarray(np.where(y, 0.5 / max(int(y.sum()), 1), 0.5 / max(int((~y).sum()), 1)))
 
 
-def _fit_each(kind: Kind, y: Labels, logits: Floats, used: NDArray[np.bool_]) -> list[Calibrator]:
-    """One calibrator for each row of `used` (sets, n), which says what rows it is fitted on.
-
-    Parametric ones are fitted together: what a step costs is the call, not the arithmetic.
-    """
-    n_positive, n_negative = ((used & own).sum(axis=1, keepdims=True) for own in (y, ~y))
-    target = np.where(y, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
-    weight = used * np.where(y, 0.5 / n_positive, 0.5 / n_negative)
-    if kind == "isotonic":
-        sets = zip(target, weight, used, strict=True)
-        return [_fit_isotonic(t[u], w[u], logits[u]) for t, w, u in sets]
-    if kind == "temperature":
-        unit = float(np.abs(logits).max()) or 1.0
-        theta = _newton((logits / unit)[:, None], target, weight)
-        return [Calibrator(kind, (max(float(slope / unit), 0.0),)) for slope in theta[:, 0]]
-    # Centred, or the slope of logits far from 0 would drown in its intercept.
-    middle, unit = float(np.mean(logits)), float(np.ptp(logits)) or 1.0
-    theta = _newton(np.stack([(logits - middle) / unit, np.ones(len(y))], axis=1), target, weight)
-    flat = scipy.special.logit((weight * target).sum(axis=1))
-    is_flat = (theta[:, 0] <= 0) | (np.ptp(logits) == 0)
-    theta[:, 0] /= unit
-    theta[:, 1] -= theta[:, 0] * middle
-    theta[is_flat] = np.stack([np.zeros_like(flat), flat], axis=1)[is_flat]
-    return [Calibrator(kind, (slope, intercept)) for slope, intercept in theta.tolist()]
-
-
-def _folds(
-    y: Labels, groups: NDArray[np.integer], n_folds: int, seed: int
-) -> NDArray[np.intp] | None:
-    """(n,) fold of each row; None if a class has fewer than two samples, one with any positive row
-    counting as positive."""
-    samples, place = np.unique(groups, return_inverse=True)
+def _folds(y: Labels, texts: NDArray[np.integer], n_folds: int, seed: int) -> NDArray[np.intp]:
+    """(n,) fold of each row, those of a text in one; -1 throughout if a class has fewer than two
+    texts, one with any positive row counting as positive."""
+    distinct, place = np.unique(texts, return_inverse=True)
     positive = np.bincount(place, y) > 0
     n_folds = min(n_folds, int(positive.sum()), int((~positive).sum()))
-    if n_folds < 2:
-        return None
-    rng, fold = np.random.default_rng(seed), np.empty(len(samples), np.intp)
-    for members in (np.flatnonzero(positive), np.flatnonzero(~positive)):
-        fold[rng.permutation(members)] = np.arange(len(members)) % n_folds
-    return fold[place]
+    fold = np.full(len(distinct), -1, np.intp)
+    if n_folds > 1:
+        rng = np.random.default_rng(seed)
+        for members in (np.flatnonzero(positive), np.flatnonzero(~positive)):
+            fold[rng.permutation(members)] = np.arange(len(members)) % n_folds
+    return np.asarray(fold[place])
 
 
-def _fit_isotonic(target: Floats, weight: Floats, logits: Floats) -> Calibrator:
-    """Knots of the rising step function, both ends of each step."""
-    x, place = np.unique(logits, return_inverse=True)
-    mass = np.bincount(place, weight)
-    rising = isotonic_regression(np.bincount(place, weight * target) / mass, weights=mass).x
-    ends = np.flatnonzero(np.diff(rising))
-    keep = np.unique(np.concatenate([[0, len(x) - 1], ends, ends + 1]))
-    return Calibrator("isotonic", tuple(x[keep].tolist()), tuple(rising[keep].tolist()))
+def _newton(
+    x: Floats, target: Floats, weight: Floats, group: NDArray[np.intp], n_groups: int
+) -> Floats:
+    """(groups, 2) slope and intercept of least weighted logistic loss in each group of rows (n,),
+    groups ascending.
 
-
-def _newton(x: Floats, target: Floats, weight: Floats) -> Floats:
-    """(sets, columns) coefficients of least weighted logistic loss on x (n, columns).
-
-    Newton's method with halving; `target` and `weight` are (sets, n).
+    Newton's method with halving, of all groups in step: what a step costs is the call, not the
+    arithmetic. A slope below 0 becomes 0, with the mean of the targets.
     """
-    theta, f = np.zeros((len(target), x.shape[1])), np.zeros_like(target)
+
+    def total(values: Floats) -> Floats:
+        return np.asarray(np.bincount(group, values, n_groups))
 
     def loss(f: Floats) -> Floats:
-        return np.asarray((weight * (np.logaddexp(0, f) - target * f)).sum(axis=1))
+        return total(weight * (np.logaddexp(0, f) - target * f))
 
+    # From a row of the group: where all are alike, slope and intercept could not be told apart.
+    origin = np.append(x, 0.0)[np.searchsorted(group, np.arange(n_groups))]
+    x = x - origin[group]
+    line, f = np.zeros((n_groups, 2)), np.zeros_like(x)
     now = loss(f)
     for _ in range(100):
         p = scipy.special.expit(f)
-        gradient = (weight * (p - target)) @ x
+        rest, curve = weight * (p - target), weight * p * (1 - p)
+        gradient = np.stack([total(rest * x), total(rest)], axis=1)
         if np.abs(gradient).max() < 1e-10:
             break
-        hessian = np.einsum("sn,ni,nj->sij", weight * p * (1 - p), x, x)
-        hessian += 1e-12 * np.eye(x.shape[1])
-        step, scale = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0], np.ones(len(target))
-        along = step @ x.T
+        mixed = total(curve * x)
+        hessian = np.stack([total(curve * x * x), mixed, mixed, total(curve)], axis=1)
+        hessian = hessian.reshape(-1, 2, 2) + 1e-12 * np.eye(2)
+        step, scale = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0], np.ones(n_groups)
+        along = step[group, 0] * x + step[group, 1]
         # Near the optimum the loss is flat to rounding, and a full step is right whatever it says.
         while (
-            worse := (then := loss(f - scale[:, None] * along)) > now + 1e-12
+            worse := (then := loss(f - scale[group] * along)) > now + 1e-12
         ).any() and scale.min() > 1e-9:
             scale = np.where(worse, scale / 2, scale)
-        theta, f, now = theta - scale[:, None] * step, f - scale[:, None] * along, then
-    return theta
+        line, f, now = line - scale[:, None] * step, f - scale[group] * along, then
+    line[:, 1] -= line[:, 0] * origin
+    mean = np.clip(total(weight * target) / np.maximum(total(weight), _TINY), 1e-6, 1 - 1e-6)
+    flat = np.stack([np.zeros(n_groups), scipy.special.logit(mean)], axis=1)
+    return np.asarray(np.where(line[:, :1] > 0, line, flat))

@@ -153,9 +153,16 @@ class Lens:
         """
         return np.asarray(self.weights.decision_function(np.asarray(X)), np.float32)
 
-    def predict_proba(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        """(n, 2) calibrated probabilities of absence and presence, both alike in prevalence."""
-        present = self.calibrator(self.decision_function(X).astype(np.float64))
+    def predict_proba(self, X: NDArray[Any], prevalence: float = 0.5) -> NDArray[np.float64]:
+        """(n, 2) calibrated probabilities of absence and presence of raw activations X (n, hidden).
+
+        Parameters
+        ----------
+        prevalence : share of texts that express the concept where the lens is used. By default
+            half of them do: a probability above 0.5 then says that presence is what the text speaks
+            for, not that it is the likelier of the two among texts that hardly ever express it.
+        """
+        present = self.calibrator(self.decision_function(X).astype(np.float64), prevalence)
         return np.stack([1 - present, present], axis=1)
 
     def predict(self, X: NDArray[Any]) -> NDArray[np.bool_]:

@@ -278,7 +278,7 @@ def _line(lens: Lens) -> ConceptLine:
 
 
 _SHOWN_ELSEWHERE = {
-    *("score", "score_low", "score_high", "grade_uncertain", "calibration_log_loss"),
+    *("score", "score_low", "score_high", "grade_uncertain"),
     *("score_named", "best_control", "lead_over_controls", "n_test", "n_test_unnamed"),
     *("test_f1", "test_f1_named", "test_f1_unnamed", "controls", "reliability"),
     *("score_by_model_layer", "beside_others", "refined_against", "graduated", "hungry"),

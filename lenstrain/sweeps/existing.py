@@ -35,7 +35,9 @@ def difference(
     dataset, settings, concepts, text, refine : as for `lenstrain.fit.train.train`.
     """
     wanted = pack_provenance(dataset, settings) | ({"refined": True} if refine else {})
-    found = _first_difference(pack.provenance, json.loads(json.dumps(none_for_nan(wanted))))
+    # What came of a fit says nothing of what went into it.
+    recorded = {key: value for key, value in pack.provenance.items() if key != "calibration"}
+    found = _first_difference(recorded, json.loads(json.dumps(none_for_nan(wanted))))
     asked = list(dataset.concepts if concepts is None else concepts)
     fitted = [concept for concept in asked if concept not in pack.skipped]
     if found is None and (

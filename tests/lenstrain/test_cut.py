@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from lenstrain.data.dataset import CALIBRATION, TEST, LensDataset
 from lenstrain.data.rows import TaskRows
 from lenstrain.data.tasks import draw_task
-from lenstrain.fit.adaptive import fit_lenses, settle_thresholds
+from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.cut import PRIOR_TEXTS, Cut, Drawn, draw_thresholds
 from lenstrain.fit.fitted import FittedLens
+from lenstrain.fit.settle import settle
 from lenstrain.metrics.thresholds import best_threshold, classify, threshold_for_fpr
 from lenstrain.pack.lens import NoiseFloor
 from lenstrain.settings import FitSettings
@@ -220,13 +221,30 @@ def test_thresholds_of_a_fit_are_drawn_and_measured_where_they_are(
     assert moved > len(lenses) / 2
 
 
-def test_settling_thresholds_once_more_changes_nothing(
+def test_settling_once_more_changes_nothing(planted: LensDataset, settings: FitSettings) -> None:
+    lenses = fit_lenses(planted, settings).lenses
+    before = [(lens.threshold, lens.cut.metrics, lens.calibrator) for lens in lenses]
+    settle(planted, lenses, settings)
+    after = [(lens.threshold, lens.cut.metrics, lens.calibrator) for lens in lenses]
+    np.testing.assert_equal(after, before)
+
+
+def test_probabilities_of_all_lenses_together_are_measured_on_test_samples(
     planted: LensDataset, settings: FitSettings
 ) -> None:
-    lenses = fit_lenses(planted, settings).lenses
-    before = [(lens.threshold, lens.cut.metrics) for lens in lenses]
-    settle_thresholds(planted, lenses)
-    np.testing.assert_equal([(lens.threshold, lens.cut.metrics) for lens in lenses], before)
+    result = fit_lenses(planted, settings)
+    found = result.calibration
+    assert found is not None
+    briers = [lens.probability.brier for lens in result.lenses]
+    assert found.brier == pytest.approx(np.mean(briers))
+    assert (
+        0
+        < found.expected_calibration_error
+        < np.mean([lens.probability.expected_calibration_error for lens in result.lenses])
+    )
+    assert found.smooth_calibration_error == pytest.approx(
+        found.expected_calibration_error, abs=0.05
+    )
 
 
 def test_thresholds_of_few_lenses_are_those_of_their_own_samples(
