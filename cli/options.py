@@ -19,6 +19,7 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 Engine = Literal["local", "ray"]
 MinGrade = Literal["A", "B", "C"]
+Quoting = Literal["auto", "csv", "none"]
 
 _count = partial(Option, min=1, metavar="N")
 
@@ -27,6 +28,44 @@ StorePath = Annotated[
 ]
 PackFile = Annotated[Path, Argument(metavar="PACK", help="Concept pack, a JSON file.")]
 PackFolder = Annotated[Path, Argument(metavar="DIR", help="Folder of a lens pack.")]
+# Of labelled tables.
+TextColumn = Annotated[str, Option("--text", help="Tables: column of texts, such as data.text.")]
+LabelColumn = Annotated[str, Option("--label", help="Tables: column of labels.")]
+SplitColumn = Annotated[
+    str | None, Option("--split", help="Tables: column of splits. Default: they are drawn.")
+]
+BinaryConcept = Annotated[
+    str | None, Option("--concept", help="Tables: id of a binary set's concept.")
+]
+Separator = Annotated[
+    str | None,
+    Option(help="Tables: between the labels of one row; '' to say that there is one in each."),
+]
+Threshold = Annotated[
+    float | None, Option(help="Tables: labels are scores, from this on the concept is there.")
+]
+FoldCase = Annotated[
+    bool, Option("--fold-case", help="Tables: labels that differ in case only are one.")
+]
+Missing = Annotated[
+    list[str] | None,
+    Option(metavar="LABEL", help="Tables: a label that says that there is none; repeatable."),
+]
+KeepNa = Annotated[
+    bool, Option("--keep-na", help="Tables: labels such as NA, None and null are classes.")
+]
+Encoding = Annotated[str, Option(help="Tables: what text files are written in.")]
+Delimiter = Annotated[
+    str | None, Option(help="CSV, TSV: between fields. Default: a comma or a tab, by the suffix.")
+]
+QuotingOption = Annotated[
+    Quoting,
+    Option(
+        "--quoting",
+        help="CSV, TSV: csv: marks stand around fields; none: marks are text; auto: none for TSV "
+        "that does not read as csv.",
+    ),
+]
 Pack = Annotated[Path, Option(help="Concept pack, a JSON file.")]
 Templates = Annotated[
     Path | None,

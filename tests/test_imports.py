@@ -117,7 +117,7 @@ OUTSIDE = {
     "ml_dtypes": "lenscache/store lenscache/bfloat16.py",
     "numcodecs": "lenscache/store/shards.py",
     "google_crc32c": "lenscache/store/shards.py",
-    "pyarrow": "lenscache/store/views/export.py lenscache/concepts/importers/labelled.py",
+    "pyarrow": "lenscache/store/views/export.py lenscache/concepts/importers/tables.py",
     "xarray": "lenscache/store/views/xarray_view.py lenscache/store/store.py",
     "pandas": "lenscache/store/views/xarray_view.py lenscache/store/store.py",
     "matplotlib": "lenscache/drawing.py lenscache/plots.py lenstrain/plots.py",

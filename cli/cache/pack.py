@@ -27,22 +27,23 @@ def import_pack(
     source: Annotated[
         Path,
         Argument(
-            help="Labelled text (CSV, JSON Lines, Parquet), layerN.json, SUMO KIF or a WordNet "
-            "folder."
+            help="Labelled texts (CSV, TSV, JSON, Parquet, a saved Hugging Face dataset), "
+            "layerN.json, SUMO KIF or a WordNet folder."
         ),
     ],
     out: Annotated[Path, Option(help="Pack to write, a JSON file.")],
-    text: Annotated[str, Option(help="Labelled text: column of texts.")] = "text",
-    label: Annotated[str, Option(help="Labelled text: column of labels.")] = "label",
-    split: Annotated[
-        str | None, Option(help="Labelled text: column of splits. Default: they are drawn.")
-    ] = None,
-    concept: Annotated[
-        str | None, Option(help="Labelled text: id of a binary set's concept.")
-    ] = None,
-    separator: Annotated[
-        str | None, Option(help="Labelled text: between the labels of one row.")
-    ] = None,
+    text: options.TextColumn = "text",
+    label: options.LabelColumn = "label",
+    split: options.SplitColumn = None,
+    concept: options.BinaryConcept = None,
+    separator: options.Separator = None,
+    threshold: options.Threshold = None,
+    fold_case: options.FoldCase = False,
+    missing: options.Missing = None,
+    keep_na: options.KeepNa = False,
+    encoding: options.Encoding = "utf-8-sig",
+    delimiter: options.Delimiter = None,
+    quoting: options.QuotingOption = "auto",
     root: Annotated[
         list[str] | None, Option(help="KIF and WordNet: concept to start from; repeatable.")
     ] = None,
@@ -52,19 +53,23 @@ def import_pack(
 ) -> None:
     """Make a concept pack of what you have, and say what was read, repaired and left out."""
     from lenscache.concepts.importers.labelled import LabelledColumns
+    from lenscache.concepts.importers.tables import TableFormat
     from lenscache.errors import PackError
 
     if out.exists() and not overwrite:
         raise PackError(f"{out} exists already: choose another --out, or pass --overwrite")
-    columns = LabelledColumns(text, label, split, concept, separator)
-    imported = _import_any(source, columns, root)
+    meaning = separator, threshold, fold_case, tuple(missing or ()), keep_na
+    columns = LabelledColumns(text, label, split, concept, *meaning)
+    table = TableFormat(encoding, delimiter, quoting)
+    imported = _import_any(source, columns, table, root)
+    if not json:
+        for line in imported.report.lines():
+            console.say(line)
     imported.pack.save(out)
     if json:
         found = {"out": str(out), "digest": imported.pack.digest}
         console.print_json(found | imported.report.to_dict())
         return
-    for line in imported.report.lines():
-        console.say(line)
     console.say(f"written to {out}; next: lenscache pack check {out}")
 
 
@@ -148,7 +153,7 @@ def show_pack(
                 console.say(f"{key if number == 0 else '':16} {line}")
 
 
-def _import_any(source: Path, columns: Any, roots: list[str] | None) -> Any:
+def _import_any(source: Path, columns: Any, table: Any, roots: list[str] | None) -> Any:
     """Import a source as the kind that its files show."""
     from lenscache.concepts.importers.hatcat import import_hatcat, is_hatcat
     from lenscache.concepts.importers.kif import import_kif, is_kif
@@ -161,7 +166,7 @@ def _import_any(source: Path, columns: Any, roots: list[str] | None) -> Any:
         return import_kif(source, roots=roots)
     if is_wordnet(source):
         return import_wordnet(source, roots=roots) if roots else import_wordnet(source)
-    return import_labelled(source, columns)
+    return import_labelled(source, columns, table)
 
 
 def _first_of_each(findings: Sequence[Any], limit: int | None) -> list[Any]:

@@ -49,31 +49,38 @@ def info(
 def label(
     store: options.StorePath,
     source: Annotated[
-        Path, Argument(metavar="FILE", help="Labelled text: CSV, JSON Lines or Parquet.")
+        Path, Argument(metavar="FILE", help="Labelled texts, as `pack import` reads.")
     ],
     name: Annotated[str, Option(help="Name of the label set, for `lenstrain fit --labels`.")],
-    text: Annotated[str, Option(help="Column of texts.")] = "text",
-    label: Annotated[str, Option(help="Column of labels.")] = "label",
-    split: Annotated[str | None, Option(help="Column of splits. Default: they are drawn.")] = None,
-    concept: Annotated[str | None, Option(help="Id of a binary set's concept.")] = None,
-    separator: Annotated[
-        str | None, Option(help="What stands between the labels of one row.")
-    ] = None,
+    text: options.TextColumn = "text",
+    label: options.LabelColumn = "label",
+    split: options.SplitColumn = None,
+    concept: options.BinaryConcept = None,
+    separator: options.Separator = None,
+    threshold: options.Threshold = None,
+    fold_case: options.FoldCase = False,
+    missing: options.Missing = None,
+    keep_na: options.KeepNa = False,
+    encoding: options.Encoding = "utf-8-sig",
+    delimiter: options.Delimiter = None,
+    quoting: options.QuotingOption = "auto",
     overwrite: Annotated[bool, options.overwrite("a label set of this name")] = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Label texts that STORE already holds, without the model."""
     from lenscache.concepts.importers.labelled import LabelledColumns, import_labelled
+    from lenscache.concepts.importers.tables import TableFormat
     from lenscache.store.labelsets import add_label_set
     from lenscache.store.store import open_store
 
     opened = open_store(store, mode="r+")
-    columns = LabelledColumns(text, label, split, concept, separator)
-    imported = import_labelled(source, columns)
+    meaning = separator, threshold, fold_case, tuple(missing or ()), keep_na
+    columns = LabelledColumns(text, label, split, concept, *meaning)
+    imported = import_labelled(source, columns, TableFormat(encoding, delimiter, quoting))
     added = add_label_set(opened, name, imported.pack, overwrite=overwrite)
-    for missing in added.missing:
-        imported.report.leave_out("text that the store does not hold", missing)
+    for unknown in added.missing:
+        imported.report.leave_out("text that the store does not hold", unknown)
     for lost in added.lost_concepts:
         imported.report.leave_out("concept without a text in the store", lost)
     kept = added.label_set

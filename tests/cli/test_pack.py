@@ -91,6 +91,8 @@ def test_import_check_and_show_go_together(lenscache: Run, source: Path, tmp_pat
         "read: 41 rows",
         "read: 40 texts",
         "read: 1 concepts",
+        "class: 20 texts: praise",
+        "class: 20 texts: not praise",
         "left out: 1 x row without label: row 41",
         f"written to {out}; next: lenscache pack check {out}",
     ]
@@ -123,6 +125,7 @@ def test_import_prints_its_report_as_json(lenscache: Run, source: Path, tmp_path
         "read": {"rows": 41, "texts": 40, "concepts": 1},
         "repaired": {},
         "left_out": {"row without label": 1},
+        "classes": {"label": 20, "not label": 20},
     }
 
 
@@ -145,7 +148,7 @@ def test_an_import_that_fails_with_overwrite_keeps_the_old_pack(
     out = tmp_path / "pack.json"
     out.write_text("mine")
     result = lenscache("pack", "import", source, "--out", out, "--overwrite", "--label", "mood")
-    assert_one_line_error(result, "has no column 'mood'", "text, label, fold")
+    assert_one_line_error(result, "has no column 'mood'", "'text', 'label', 'fold'")
     assert out.read_text() == "mine"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["pack.json", "reviews.csv"]
 

@@ -101,7 +101,7 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
             read_texts(tmp_path / name)
         assert "\n" not in str(error.value)
     (tmp_path / "texts.csv").write_text("id,said\n1,one\n")
-    with pytest.raises(PackError, match="no column 'text', its columns are id, said"):
+    with pytest.raises(PackError, match="no column 'text', its columns are 'id', 'said'"):
         read_texts(tmp_path / "texts.csv")
     assert read_texts(tmp_path / "texts.csv", "said") == ("one",)
 

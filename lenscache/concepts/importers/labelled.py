@@ -1,30 +1,37 @@
-"""Labelled text: CSV, JSON Lines or Parquet with a text column and a label column.
+"""Labelled text: a table with a text column and a label column.
 
     rows --label--> one concept a class; in a binary set one concept with negatives of its own
          --split--> kept as given, where there is a split column
 
 Labels are read as binary when all of them are 0/1, true/false or yes/no; else every distinct label
-is a class. A list in JSON Lines or Parquet, or a text with `separator`, gives a row several
-classes. There is no hierarchy: each class is the negative of the others.
+is a class. A list in JSON or Parquet, or a text with `separator`, gives a row several classes.
+There is no hierarchy: each class is the negative of the others. Labels that may mean something else
+(scores, several in one cell, spellings of one label, NaN) are refused until it is said what they
+mean.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from lenscache.concepts.importers.labels import (
+    LabelledColumns,
+    are_opposites,
+    classes_of,
+    is_binary,
+    is_true,
+    number_of,
+    refuse_uncertain,
+)
 from lenscache.concepts.importers.report import Imported, ImportReport, is_text
+from lenscache.concepts.importers.tables import TableFormat, read_rows
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import PackError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+__all__ = ["LabelledColumns", "import_labelled"]
 
-_TRUE, _FALSE = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no"})
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("calibration", "validation", "valid", "val", "dev"), "calibration"),
@@ -32,50 +39,40 @@ _SPLITS = {
 }
 
 
-@dataclass(frozen=True)
-class LabelledColumns:
-    """Which columns of the source hold what."""
+def import_labelled(
+    path: str | Path, columns: LabelledColumns | None = None, table: TableFormat | None = None
+) -> Imported:
+    """Make a pack of a table of labelled texts.
 
-    text: str = "text"
-    label: str = "label"
-    split: str | None = None
-    """Column of given splits; None to draw them."""
-    concept: str | None = None
-    """Id of the concept of a binary set; None for the name of the label column."""
-    separator: str | None = None
-    """What separates the classes of one row, if a row may have several."""
-
-    @property
-    def named(self) -> list[str]:
-        """Columns that the source must have."""
-        return [name for name in (self.text, self.label, self.split) if name is not None]
-
-
-def import_labelled(path: str | Path, columns: LabelledColumns | None = None) -> Imported:
-    """Make a pack of a labelled text file.
-
-    Rows without text or label and texts that a binary set calls both are left out. Equal texts are
-    joined.
+    Rows without text or label and texts that a set calls both are left out and counted. Equal texts
+    are joined.
 
     Raises
     ------
     PackError
-        If the file cannot be read, lacks a column, or holds no usable row.
+        If the file cannot be read, lacks a column, holds no usable row, or has labels that may mean
+        more than one thing.
     """
     path, columns, report = Path(path), columns or LabelledColumns(), ImportReport()
     labels: dict[str, dict[str, None]] = {}
     splits: dict[str, str] = {}
     rows = 0
-    for number, row in read_rows(path, columns.named):
+    first_row: dict[str, int] = {}
+    is_none = _label_of_none(path, columns, table)
+    for number, row in read_rows(path, columns.named, table):
         rows += 1
-        text, found = row.get(columns.text), _classes(row.get(columns.label), columns.separator)
+        if row is None:
+            report.leave_out("row with more fields than columns", f"row {number}")
+            continue
+        text, found = row.get(columns.text), classes_of(row.get(columns.label), columns)
         if not is_text(text):
             report.leave_out("row without text", f"row {number}")
-        elif not found:
+        elif not (found := [label for label in found if label not in is_none]):
             report.leave_out("row without label", f"row {number}")
         else:
             if text in labels:
                 report.repair("text that occurs more than once, joined", f"row {number}")
+            first_row.setdefault(text, number)
             labels.setdefault(text, {}).update(dict.fromkeys(found))
             if columns.split is not None:
                 _note_split(splits, text, row.get(columns.split), number, report)
@@ -84,9 +81,13 @@ def import_labelled(path: str | Path, columns: LabelledColumns | None = None) ->
         raise PackError(
             f"{path} holds no row with a text in {columns.text!r} and a label in {columns.label!r}"
         )
-    concepts = _concepts(labels, columns, report)
+    _refuse_swallowed(path, labels, first_row, table or TableFormat())
+    concepts = _concepts(path, labels, columns, report)
     used = {text for concept in concepts for text in (*concept.examples, *concept.negatives)}
     report.read.update({"texts": len(used), "concepts": len(concepts)})
+    report.classes.update({concept.id: len(concept.examples) for concept in concepts})
+    if negatives := sum(len(concept.negatives) for concept in concepts):
+        report.classes[f"not {concepts[0].id}"] = negatives
     given: dict[str, tuple[str, ...]] = {}
     for name in ("train", "calibration", "test"):
         if texts := tuple(t for t, split in splits.items() if split == name and t in used):
@@ -95,33 +96,76 @@ def import_labelled(path: str | Path, columns: LabelledColumns | None = None) ->
     return Imported(pack, report)
 
 
+def _label_of_none(
+    path: Path, columns: LabelledColumns, table: TableFormat | None
+) -> frozenset[str]:
+    """Labels that say that a row has none: those named by the caller, and -1 beside 0 and 1.
+
+    Raises
+    ------
+    PackError
+        If the labels may mean more than one thing.
+    """
+    count: Counter[str] = Counter()
+    rows: dict[str, int] = {}
+    for number, row in read_rows(path, columns.named, table):
+        if row is not None and is_text(row.get(columns.text)):
+            for label in classes_of(row.get(columns.label), columns):
+                count[label] += 1
+                rows.setdefault(label, number)
+    found = set(columns.missing)
+    numbers = {label: number_of(label) for label in count}
+    whole = [value for value in numbers.values() if value is not None and value == int(value)]
+    if len(whole) == len(count) and {-1.0, 0.0, 1.0} <= set(whole) and min(whole) == -1:
+        found |= {label for label, value in numbers.items() if value == -1}
+    left = {label: n for label, n in count.items() if label not in found}
+    refuse_uncertain(path, left, rows, columns)
+    return frozenset(found)
+
+
+def _refuse_swallowed(
+    path: Path, labels: dict[str, dict[str, None]], rows: dict[str, int], table: TableFormat
+) -> None:
+    """Raise PackError if the lines of a text look like rows: a stray quotation mark at the head of
+    a field joins what follows up to the next one."""
+    if table.quoting != "auto" or path.suffix.casefold() not in (".csv", ".tsv"):
+        return
+    delimiter = table.delimiter_of(path)
+    known = {label for found in labels.values() for label in found}
+    for text in labels:
+        for line in text.splitlines()[:-1]:
+            fields = [field.strip() for field in line.split(delimiter)]
+            if len(fields) > 1 and known & {fields[0], fields[-1]}:
+                raise PackError(
+                    f"{path} row {rows[text]}: a text in quotation marks holds what looks like "
+                    f"another row, {line!r:.60}: pass --quoting csv if it belongs to the text, or "
+                    "--quoting none if the mark before it is text"
+                )
+
+
 def _concepts(
-    labels: dict[str, dict[str, None]], columns: LabelledColumns, report: ImportReport
+    path: Path,
+    labels: dict[str, dict[str, None]],
+    columns: LabelledColumns,
+    report: ImportReport,
 ) -> tuple[Concept, ...]:
     classes = dict.fromkeys(label for found in labels.values() for label in found)
-    if not {label.casefold() for label in classes} <= _TRUE | _FALSE:
+    if columns.threshold is None and not is_binary(classes):
+        for text in [text for text, found in labels.items() if are_opposites(found)]:
+            report.leave_out("text labelled both ways", text)
+            del labels[text]
         texts_of = {label: tuple(t for t in labels if label in labels[t]) for label in classes}
         return tuple(Concept(label, label, level=0, examples=texts_of[label]) for label in classes)
-    is_true = {t: {label.casefold() in _TRUE for label in found} for t, found in labels.items()}
-    for text in (text for text, values in is_true.items() if len(values) > 1):
+    said = {t: {is_true(path, x, columns) for x in found} for t, found in labels.items()}
+    for text in (text for text, values in said.items() if len(values) > 1):
         report.leave_out("text labelled both ways", text)
-    true, false = (tuple(t for t in is_true if is_true[t] == {value}) for value in (True, False))
+    true, false = (tuple(t for t in said if said[t] == {value}) for value in (True, False))
     if not true:
         raise PackError(
             f"no row is labelled true in {columns.label!r}: a concept needs texts that express it"
         )
     name = columns.concept or columns.label
     return (Concept(id=name, name=name, level=0, examples=true, negatives=false),)
-
-
-def _classes(label: Any, separator: str | None) -> list[str]:
-    if isinstance(label, list | tuple):
-        parts = [str(part) for part in label if part is not None]
-    elif label is None or label != label:  # not a number is how tables say that there is none
-        parts = []
-    else:
-        parts = str(label).split(separator) if separator else [str(label)]
-    return [part.strip() for part in parts if is_text(part)]
 
 
 def _note_split(
@@ -134,67 +178,3 @@ def _note_split(
         # In doubt for the held-out side: a test text must never be trained on.
         splits[text] = max(split, splits[text], key=("train", "calibration", "test").index)
         report.repair("text given to two splits, kept in the held-out one", f"row {number}")
-
-
-def read_rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a table and their numbers from 1, one at a time.
-
-    Raises
-    ------
-    PackError
-        If the file cannot be read, is no table, or lacks a wanted column.
-    """
-    readers: tuple[Callable[[Path], Iterator[dict[str, Any]]], ...]
-    readers = _read_csv, _read_csv, _read_jsonl, _read_jsonl, _read_parquet
-    reader = dict(zip(SUFFIXES, readers, strict=True)).get(path.suffix.casefold())
-    if reader is None:
-        raise PackError(f"{path} is not one of {', '.join(SUFFIXES)}")
-    try:
-        for number, row in enumerate(reader(path), start=1):
-            if number == 1 and (missing := [name for name in wanted if name not in row]):
-                columns_there = ", ".join(map(str, row))
-                raise PackError(
-                    f"{path} has no column {missing[0]!r}, its columns are {columns_there}"
-                )
-            yield number, row
-    except FileNotFoundError:
-        raise PackError(f"no file at {path}") from None
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise PackError(f"{path} cannot be read: {error}") from error
-
-
-def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # by default, 131,072 characters
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file, delimiter="\t" if path.suffix.casefold() == ".tsv" else ",")
-
-
-def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise PackError(
-                    f"{path} line {number} is not JSON ({error}): expected one object a line"
-                ) from None
-            if not isinstance(row, dict):
-                raise PackError(f"{path} line {number} is {type(row).__name__}, expected an object")
-            yield row
-
-
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise PackError(
-            "reading Parquet needs pyarrow: run `pip install '.[parquet]'` in a clone of lenscache"
-        ) from None
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=4096):
-                yield from batch.to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise PackError(f"{path} is not a Parquet file: {error}") from error

@@ -12,6 +12,7 @@ from lenscache.concepts.pack import ConceptPack
 from lenscache.errors import PackError
 
 _SHOWN = 3
+_MOST_CLASSES = 12
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
@@ -25,6 +26,8 @@ class ImportReport:
     """Counts by what happened, with a few of the places where it did."""
 
     read: dict[str, int] = field(default_factory=dict)
+    classes: dict[str, int] = field(default_factory=dict)
+    """Texts of each class of a table."""
     repaired: dict[str, list[str]] = field(default_factory=dict)
     """Places by what was mended there."""
     left_out: dict[str, list[str]] = field(default_factory=dict)
@@ -41,6 +44,7 @@ class ImportReport:
     def lines(self) -> list[str]:
         """The report for people, one line a kind."""
         lines = [f"read: {count} {what}" for what, count in self.read.items()]
+        lines += self._class_lines()
         for title, kinds in (("repaired", self.repaired), ("left out", self.left_out)):
             for kind, places in kinds.items():
                 shown = ", ".join(f"{_printable(place):.60}" for place in places[:_SHOWN])
@@ -48,11 +52,20 @@ class ImportReport:
                 lines.append(f"{title}: {len(places)} x {kind}: {shown}{more}")
         return lines
 
+    def _class_lines(self) -> list[str]:
+        largest = sorted(self.classes.items(), key=lambda item: -item[1])
+        shown, rest = largest[:_MOST_CLASSES], largest[_MOST_CLASSES:]
+        lines = [f"class: {n} texts: {_printable(name):.60}" for name, n in shown]
+        if rest:
+            lines.append(f"class: {len(rest)} more, none with more than {rest[0][1]} texts")
+        return lines
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with counts for places."""
         repaired = {kind: len(places) for kind, places in self.repaired.items()}
         left_out = {kind: len(places) for kind, places in self.left_out.items()}
-        return {"read": self.read, "repaired": repaired, "left_out": left_out}
+        found = {"read": self.read, "repaired": repaired, "left_out": left_out}
+        return found | ({"classes": self.classes} if self.classes else {})
 
 
 def numbered_lines(

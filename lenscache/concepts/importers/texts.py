@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lenscache.concepts.importers.labelled import SUFFIXES, read_rows
 from lenscache.concepts.importers.report import is_text
+from lenscache.concepts.importers.tables import SUFFIXES, read_rows
 from lenscache.errors import PlanError
 
 
@@ -21,7 +21,7 @@ def read_texts(path: str | Path, column: str = "text") -> tuple[str, ...]:
     """
     path = Path(path)
     if path.suffix.casefold() in SUFFIXES:
-        cells = (row.get(column) for _, row in read_rows(path, [column]))
+        cells = (row.get(column) for _, row in read_rows(path, [column]) if row is not None)
         return tuple(cell for cell in cells if is_text(cell))
     try:
         return tuple(path.read_text(encoding="utf-8-sig").splitlines())

@@ -18,6 +18,7 @@ import pytest
 
 from lenscache.concepts.importers.labelled import LabelledColumns, import_labelled
 from lenscache.concepts.importers.report import Imported
+from lenscache.concepts.importers.tables import TableFormat
 from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import SPLITS, plan_samples
 from lenscache.concepts.prompts import EXAMPLE
@@ -179,14 +180,18 @@ def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path: Path) -> 
         "read": {"rows": 10, "texts": 1, "concepts": 1},
         "repaired": {},
         "left_out": {"row without text": 5, "row without label": 4},
+        "classes": {"x": 1},
     }
 
 
-def test_a_short_csv_row_has_no_label(tmp_path: Path) -> None:
+def test_a_short_csv_row_has_no_label_and_a_long_one_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,label\nalone\na,x\nb,x,too many\n")
     result = import_labelled(tmp_path / "rows.csv")
-    assert classes(result.pack) == {"x": ("a", "b")}
-    assert result.report.left_out == {"row without label": ["row 1"]}
+    assert classes(result.pack) == {"x": ("a",)}
+    assert result.report.left_out == {
+        "row without label": ["row 1"],
+        "row with more fields than columns": ["row 3"],
+    }
 
 
 def test_a_text_that_occurs_twice_is_joined(tmp_path: Path) -> None:
@@ -342,7 +347,7 @@ def test_odd_class_names_never_become_paths(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_missing_column_is_named_beside_those_there_are(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(PackError, match="has no column 'mood', its columns are text, label"):
+    with pytest.raises(PackError, match="has no column 'mood', its columns are 'text', 'label'"):
         imported(tmp_path, ANIMALS, suffix, label="mood")
     with pytest.raises(PackError, match="has no column 'fold'"):
         imported(tmp_path, ANIMALS, suffix, split="fold")
@@ -392,6 +397,170 @@ def test_a_file_that_does_not_serve_says_why(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PackError, match=message):
         import_labelled(tmp_path / name)
+
+
+# --- labels that may mean more than one thing ---------------------------------------------------
+
+
+def test_minus_one_beside_0_and_1_says_that_there_is_no_label(tmp_path: Path) -> None:
+    result = imported(tmp_path, labelled(("a", 1), ("b", 0), ("c", -1)))
+    assert (result.pack["label"].examples, result.pack["label"].negatives) == (("a",), ("b",))
+    assert result.report.left_out == {"row without label": ["row 3"]}
+
+
+@pytest.mark.parametrize(
+    ("labels", "advice"),
+    [
+        ((1, -1, 1), "--threshold 0"),
+        ((0.2, 0.7, 0.9), "--threshold 0.5"),
+        (("good", "Good", "bad"), "--fold-case"),
+        (("good", "NaN", "bad"), "--missing NaN if it says that a row has no label, or --keep-na"),
+        (("good", "None", "bad"), "--keep-na"),
+        (("food", "law", "food|law", "law|food"), r"--separator '\|', or --separator ''"),
+        (tuple(f"id {i}" for i in range(30)), "30 different labels in 30 rows"),
+    ],
+)
+def test_labels_that_may_mean_something_else_are_refused_with_what_to_say(
+    tmp_path: Path, labels: tuple[Any, ...], advice: str
+) -> None:
+    rows = labelled(*((f"text {number}", label) for number, label in enumerate(labels)))
+    with pytest.raises(PackError, match=advice):
+        imported(tmp_path, rows)
+
+
+def test_what_was_asked_for_is_done(tmp_path: Path) -> None:
+    scores = imported(tmp_path, labelled(("a", 0.2), ("b", 0.5)), threshold=0.5).pack["label"]
+    assert (scores.examples, scores.negatives) == (("b",), ("a",))
+    both = labelled(("a", "Good"), ("b", "good"), ("c", "bad"))
+    assert classes(imported(tmp_path, both, fold_case=True).pack)["good"] == ("a", "b")
+    absent = labelled(("a", "NaN"), ("b", "x"), ("c", "y"))
+    left_out = imported(tmp_path, absent, missing=("NaN",)).report.left_out
+    assert left_out == {"row without label": ["row 1"]}
+    assert list(classes(imported(tmp_path, absent, keep_na=True).pack)) == ["NaN", "x", "y"]
+    marks = labelled(("a", "x"), ("b", "y"), ("c", "x|y"), ("d", "y|x"))
+    assert len(imported(tmp_path, marks, separator="").pack) == 4
+    assert len(imported(tmp_path, marks, separator="|").pack) == 2
+
+
+def test_a_label_that_is_no_score_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PackError, match="has the label 'high', expected numbers with --threshold"):
+        imported(tmp_path, labelled(("a", 0.2), ("b", "high")), threshold=0.5)
+
+
+@pytest.mark.parametrize("pair", [("positive", "negative"), ("toxic", "not toxic"), ("a", "non-a")])
+def test_a_text_that_opposite_classes_claim_is_left_out(
+    tmp_path: Path, pair: tuple[str, str]
+) -> None:
+    rows = labelled(("a", pair[0]), ("a", pair[1]), ("b", pair[0]), ("c", pair[1]))
+    result = imported(tmp_path, rows)
+    assert classes(result.pack) == {pair[0]: ("b",), pair[1]: ("c",)}
+    assert result.report.left_out == {"text labelled both ways": ["a"]}
+
+
+def test_texts_of_each_class_are_counted(tmp_path: Path) -> None:
+    rows = labelled(*((f"text {i}", f"c{i % 15}") for i in range(100)))
+    report = imported(tmp_path, rows).report
+    assert report.classes["c0"] == 7
+    assert report.lines()[3] == "class: 7 texts: c0"
+    assert report.lines()[-1] == "class: 3 more, none with more than 6 texts"
+
+
+# --- how a table is written ---------------------------------------------------------------------
+
+
+def read_text(folder: Path, name: str, text: str, **table: Any) -> Imported:
+    (folder / name).write_bytes(text.encode("latin-1" if "latin" in str(table) else "utf-8"))
+    return import_labelled(folder / name, table=TableFormat(**table))
+
+
+def test_marks_of_a_tsv_that_does_not_read_as_csv_are_text(tmp_path: Path) -> None:
+    text = 'text\tlabel\n"Storm" she wrote\twet\n"The sun\tdry\nfog\twet\n'
+    pack = read_text(tmp_path, "rows.tsv", text).pack
+    assert classes(pack) == {"wet": ('"Storm" she wrote', "fog"), "dry": ('"The sun',)}
+
+
+@pytest.mark.parametrize("more", ["fog,dry\n", 'the "end",dry\n'])
+def test_a_stray_mark_of_a_csv_is_refused_with_its_line(tmp_path: Path, more: str) -> None:
+    text = 'text,label\nrain,wet\n"Storm,wet\n' + more
+    with pytest.raises(PackError, match=r"rows\.csv line 3: a quotation mark opens a field"):
+        read_text(tmp_path, "rows.csv", text)
+    assert len(read_text(tmp_path, "rows.csv", text, quoting="none").pack) == 2
+
+
+def test_rows_that_a_stray_mark_joined_are_found_by_their_labels(tmp_path: Path) -> None:
+    text = 'text,label\nrain,wet\n"Storm,wet\nsun,dry\nhot",dry\n'
+    with pytest.raises(PackError, match="row 2: a text in quotation marks holds what looks like"):
+        read_text(tmp_path, "rows.csv", text)
+    assert len(read_text(tmp_path, "rows.csv", text, quoting="csv").pack) == 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl"])
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"rows{suffix}"
+    if suffix == ".parquet":
+        column = pyarrow.array(["a"])
+        table = pyarrow.Table.from_arrays([column] * 3, names=["text", "text", "label"])
+        pyarrow.parquet.write_table(table, file)
+    elif suffix == ".jsonl":
+        file.write_text('{"text": "a", "text": "b", "label": "x"}\n')
+    else:
+        file.write_text("text,text,label\na,b,x\n".replace(",", "\t" if suffix == ".tsv" else ","))
+    with pytest.raises(PackError, match=r"2 columns 'text'|'text' twice"):
+        import_labelled(file)
+
+
+def test_an_encoding_that_does_not_fit_is_told_with_byte_and_line(tmp_path: Path) -> None:
+    text = "text,label\none,x\ncaf\xe9,y\n"
+    (tmp_path / "rows.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(PackError, match=r"byte 20, line 3: .* --encoding latin-1"):
+        import_labelled(tmp_path / "rows.csv")
+    pack = read_text(tmp_path, "rows.csv", text, encoding="latin-1").pack
+    assert classes(pack)["y"] == ("café",)
+    with pytest.raises(PackError, match="unknown encoding: latin-99: give an encoding such as"):
+        import_labelled(tmp_path / "rows.csv", table=TableFormat(encoding="latin-99"))
+
+
+def test_another_delimiter_can_be_given(tmp_path: Path) -> None:
+    pack = read_text(tmp_path, "rows.csv", "text;label\na, b;x\nc;y\n", delimiter=";").pack
+    assert classes(pack) == {"x": ("a, b",), "y": ("c",)}
+
+
+def test_a_json_array_and_nested_fields_are_read(tmp_path: Path) -> None:
+    rows = [{"data": {"text": "a"}, "label": "x"}, {"data": None, "label": "y"}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    result = import_labelled(tmp_path / "rows.json", LabelledColumns(text="data.text"))
+    assert classes(result.pack) == {"x": ("a",)}
+    assert result.report.left_out == {"row without text": ["row 2"]}
+    (tmp_path / "rows.json").write_text('{"text": "a"}')
+    with pytest.raises(PackError, match="is dict, expected an array of objects"):
+        import_labelled(tmp_path / "rows.json")
+
+
+def arrow_file(file: Path, table: Any) -> None:
+    with pyarrow.ipc.new_stream(str(file), table.schema) as stream:
+        stream.write_table(table)
+
+
+def test_a_saved_dataset_has_the_names_of_its_classes_and_its_splits(tmp_path: Path) -> None:
+    """As `datasets.DatasetDict.save_to_disk` lays it out."""
+    folder = tmp_path / "saved"
+    for split in ("train", "test"):
+        (folder / split).mkdir(parents=True)
+        table = pyarrow.table({"text": [f"{split} a", f"{split} b", "c"], "label": [0, 1, -1]})
+        arrow_file(folder / split / "data-00000-of-00001.arrow", table)
+        state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}
+        (folder / split / "state.json").write_text(json.dumps(state))
+        label = {"names": ["calm", "storm"], "_type": "ClassLabel"}
+        info = {"features": {"text": {"dtype": "string", "_type": "Value"}, "label": label}}
+        (folder / split / "dataset_info.json").write_text(json.dumps(info))
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    result = import_labelled(folder, LabelledColumns(split="split"))
+    assert classes(result.pack) == {"calm": ("train a", "test a"), "storm": ("train b", "test b")}
+    assert result.pack.splits == {"train": ("train a", "train b"), "test": ("test a", "test b")}
+    assert result.report.left_out == {"row without label": ["row 3", "row 6"]}
+    (folder / "train" / "state.json").write_text("{}")
+    with pytest.raises(PackError, match="is not a saved dataset"):
+        import_labelled(folder)
 
 
 # --- size ---------------------------------------------------------------------------------------

@@ -1,0 +1,157 @@
+"""What the labels of a table mean, and which of them may mean more than one thing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lenscache.concepts.importers.report import is_text
+from lenscache.errors import PackError
+
+_TRUE, _FALSE = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no"})
+_MISSING = frozenset({"NaN", "nan", "NA", "N/A", "#N/A", "<NA>", "None", "null", "NULL"})
+_SEPARATORS = ("|", ";", ",")
+_MANY_CLASSES = (
+    20  # of which it is asked whether they are classes, if most rows have one of their own
+)
+
+
+@dataclass(frozen=True)
+class LabelledColumns:
+    """Which columns of the source hold what, and what their labels mean."""
+
+    text: str = "text"
+    label: str = "label"
+    split: str | None = None
+    """Column of given splits; None to draw them."""
+    concept: str | None = None
+    """Id of the concept of a binary set; None for the name of the label column."""
+    separator: str | None = None
+    """What separates the classes of one row, if a row may have several; "" to say that none has.
+    None asks where labels look as if they had."""
+    threshold: float | None = None
+    """Labels are scores, and from this on they say that the concept is there."""
+    fold_case: bool = False
+    """Whether labels that differ in case only are one, in lower case."""
+    missing: tuple[str, ...] = ()
+    """Labels that say that a row has none."""
+    keep_na: bool = False
+    """Whether labels such as NA, None and null are classes like others."""
+
+    @property
+    def named(self) -> list[str]:
+        """Columns that the source must have."""
+        return [name for name in (self.text, self.label, self.split) if name is not None]
+
+
+def refuse_uncertain(
+    path: Path, count: dict[str, int], rows: dict[str, int], columns: LabelledColumns
+) -> None:
+    """Raise PackError, with what to say, if labels of a column may mean more than one thing."""
+    where = f"{path}: column {columns.label!r} has"
+
+    def place(label: str) -> str:
+        return f"{label!r:.60} (row {rows[label]})"
+
+    if not columns.keep_na and (absent := [label for label in count if label in _MISSING]):
+        raise PackError(
+            f"{where} the label {place(absent[0])}: pass --missing {absent[0]} if it says that a "
+            "row has no label, or --keep-na if it is a class like others"
+        )
+    spellings: dict[str, list[str]] = {}
+    for label in count:
+        spellings.setdefault(label.casefold(), []).append(label)
+    if not is_binary(count) and (same := [its for its in spellings.values() if len(its) > 1]):
+        raise PackError(
+            f"{where} labels that differ in case only, {place(same[0][0])} and "
+            f"{place(same[0][1])}: pass --fold-case to make them one, or rename one"
+        )
+    if columns.separator is None:
+        for mark in _SEPARATORS:
+            parts = {part.strip() for label in count for part in label.split(mark)}
+            several = [label for label in count if mark in label]
+            if len(several) > 1 and len(parts - {""}) <= len(count):
+                raise PackError(
+                    f"{where} labels that look like several in one, such as {place(several[0])}: "
+                    f"pass --separator {mark!r}, or --separator '' if each is one label"
+                )
+    if columns.threshold is not None or is_binary(count):
+        return
+    values = [value for label in count if (value := number_of(label)) is not None]
+    if len(values) == len(count) and any(value != int(value) for value in values):
+        raise PackError(
+            f"{where} scores from {min(values):g} to {max(values):g}: pass --threshold "
+            f"{_middle(values):g} to take those from there on for true, or name a column of "
+            "classes with --label"
+        )
+    if len(values) == len(count) and set(values) == {-1.0, 1.0}:
+        raise PackError(
+            f"{where} the labels -1 and 1: pass --threshold 0 if 1 says that the concept is there, "
+            "or --missing=-1 if -1 says that a row has no label"
+        )
+    if len(count) > max(_MANY_CLASSES, sum(count.values()) / 2):
+        raise PackError(
+            f"{where} {len(count)} different labels in {sum(count.values())} rows: name a column "
+            "of classes with --label"
+        )
+
+
+def is_binary(labels: Iterable[str]) -> bool:
+    """Whether all labels say that something is so, or is not."""
+    return {label.casefold() for label in labels} <= _TRUE | _FALSE
+
+
+def is_true(path: Path, label: str, columns: LabelledColumns) -> bool:
+    """What a label of a binary set says, or a score beside its threshold.
+
+    Raises
+    ------
+    PackError
+        If a label is no score where there is a threshold.
+    """
+    if columns.threshold is None:
+        return label.casefold() in _TRUE
+    if (value := number_of(label)) is None:
+        raise PackError(
+            f"{path}: column {columns.label!r} has the label {label!r:.60}, expected numbers "
+            "with --threshold"
+        )
+    return value >= columns.threshold
+
+
+def are_opposites(labels: Iterable[str]) -> bool:
+    """Whether some of the labels of a text deny each other."""
+    found = {
+        " ".join(label.casefold().replace("-", " ").replace("_", " ").split()) for label in labels
+    }
+    pairs = ({"positive", "negative"}, {"pos", "neg"}, {"true", "false"}, {"yes", "no"})
+    denied = {f"{word} {label}" for label in found for word in ("not", "non", "no")}
+    return any(pair <= found for pair in pairs) or bool(denied & found)
+
+
+def number_of(label: str) -> float | None:
+    """The finite number that a label is, if it is one."""
+    try:
+        value = float(label)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _middle(values: list[float]) -> float:
+    return 0.5 if min(values) >= 0 and max(values) <= 1 else sorted(values)[len(values) // 2]
+
+
+def classes_of(label: Any, columns: LabelledColumns) -> list[str]:
+    """The labels of one cell; none for an empty one."""
+    if isinstance(label, list | tuple):
+        parts = [str(part) for part in label if part is not None]
+    elif label is None or label != label:  # not a number is how tables say that there is none
+        parts = []
+    else:
+        parts = str(label).split(columns.separator) if columns.separator else [str(label)]
+    stripped = [part.strip() for part in parts if is_text(part)]
+    return [part.casefold() for part in stripped] if columns.fold_case else stripped
