@@ -11,7 +11,7 @@ from typer import BadParameter, Exit, Option
 from .. import console, options
 from ..meter import Meter
 
-_LENS_COMMAND = "lens_cli.cache.preflight_lenses"
+_LENS_MODULE = "lens_cli.cache.preflight_lenses"
 
 
 @partial(console.reports_errors, interrupted="no answer is kept")
@@ -55,7 +55,7 @@ def preflight(
         report = run_preflight(
             request,
             numbers=numbers,
-            lens_command=(_LENS_COMMAND,),
+            lens_module=_LENS_MODULE,
             time_limit_s=time_limit,
             keep=keep,
             on_progress=partial(_show_progress, meter),

@@ -1,10 +1,5 @@
 """Check 4 of `lenscache preflight`: are lenses of bf16 activations as good as those of fp32?
 
-It runs in a process of its own:
-
-    python -m lens_cli.cache.preflight_lenses < request.json    the check, and lenses to steer
-    python -m lens_cli.cache.preflight_lenses steering          those lenses only
-
 Prompts are extracted, no completions: a completion is sampled, and where rounding tips a token the
 two precisions would read different texts. The module stands here because it needs both packages:
 lenscache to extract, lenstrain to fit.
@@ -12,13 +7,11 @@ lenscache to extract, lenstrain to fit.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lenscache.errors import LenscacheError, ModelError, ModelNotFoundError
+from lenscache.errors import ModelError, ModelNotFoundError, first_line
 from lenscache.preflight.results import Outcome, Request, Tell, Verdict
-from lenscache.preflight.worker import serve
 
 if TYPE_CHECKING:
     from lenscache.extract import ExtractProgress
@@ -36,6 +29,15 @@ _STEERED = 2
 
 def check(request: Request, tell: Tell) -> Outcome:
     """Extract the same prompts in both precisions, fit lenses on each, judge each on both."""
+    from lenstrain.errors import LenstrainError
+
+    try:
+        return _compare(request, tell)
+    except LenstrainError as error:
+        return Outcome.failed(first_line(error))
+
+
+def _compare(request: Request, tell: Tell) -> Outcome:
     from lenscache.preflight.models import check_room
     from lenstrain.data.dataset import open_dataset
     from lenstrain.fit.transfer import transfer
@@ -78,11 +80,9 @@ def extract_in(
         If the model does not load or does not fit in this dtype.
     """
     from lenscache.extract import ExtractSettings, extract
-    from lenscache.model.loading import silence
     from lenscache.preflight.models import load
     from lenscache.preflight.texts import load_pack, spread
 
-    silence()
     tell(f"loading {dtype}", 0, 1)
     pack = spread(load_pack(request), _CONCEPTS[request.quick])
     loaded, footprint = load(request.model, dtype, request.device)
@@ -170,10 +170,3 @@ def judge(found: Any) -> Outcome:
         for metric in change
     )
     return Outcome.failed(why, **details) if is_worse else Outcome.passed(why, **details)
-
-
-if __name__ == "__main__":
-    from lenstrain.errors import LenstrainError
-
-    asked = check_steering if sys.argv[1:] == ["steering"] else check
-    serve(asked, (LenscacheError, LenstrainError))

@@ -4,8 +4,7 @@
     all CheckResults --draw_conclusion--> a paragraph
 
 Each check runs in a process of its own: a crash or a lack of memory ends that check alone. `run`
-starts them, `process` talks to one, `worker` is the other end. Every other module is one check, or
-shared by checks.
+starts them, `process` is both ends of one. Every other module is one check, or shared by checks.
 """
 
 from lenscache.preflight.results import CheckResult, Outcome, Request, Verdict

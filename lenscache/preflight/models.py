@@ -8,7 +8,7 @@ import torch
 
 from lenscache.errors import ModelError
 from lenscache.memory import available_bytes, release, resident_bytes
-from lenscache.model.loading import LoadedModel, load_model
+from lenscache.model.loading import LoadedModel, load_model, silence
 
 _ROOM = 1.2  # of the weights: loading needs a little more than what stays
 
@@ -33,6 +33,7 @@ def load(name: str, dtype: str, device: str) -> tuple[LoadedModel, Footprint]:
     ModelError
         As `load_model`.
     """
+    silence()
     loaded = load_model(name, dtype=dtype, device=device)
     counts: dict[str, int] = {}
     for parameter in loaded.model.parameters():

@@ -1,4 +1,4 @@
-"""What a check is asked, and what it answers: plain values, sent between processes as JSON."""
+"""What a check is asked, and what it answers: plain values, sent between processes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
-
-MARK = "preflight"
-"""The key that tells a message between processes from anything else that looks like JSON."""
 
 LENS_FILE = "steering.npz"
 """File of the directions that the check of lenses leaves for the check of steering."""

@@ -14,7 +14,7 @@ from lenscache.preflight.conclusion import draw_conclusion
 from lenscache.preflight.process import run_check
 from lenscache.preflight.results import LENS_FILE, CheckResult, Outcome, Request, Verdict
 
-_WORKER = "lenscache.preflight.worker"
+_HERE = "lenscache.preflight"
 
 
 class Check(NamedTuple):
@@ -23,18 +23,18 @@ class Check(NamedTuple):
     number: int
     name: str
     question: str
-    command: tuple[str, ...]
-    """Arguments after ``python -m``; none if it takes something that is not given."""
+    function: str
+    """What answers it, as "module:function"; empty if it takes something that is not given."""
 
 
 CHECKS = (
-    Check(1, "bf16", "Does bf16 load and run?", (_WORKER, "precision")),
-    Check(2, "memory", "Does batch 4 fit?", (_WORKER, "batches")),
-    Check(3, "speed", "What is the real speed-up?", (_WORKER, "speed")),
-    Check(4, "lenses", "Are lenses as good?", ()),
-    Check(5, "steering", "Can we steer, and in which precision?", (_WORKER, "steering")),
+    Check(1, "bf16", "Does bf16 load and run?", f"{_HERE}.precision:check"),
+    Check(2, "memory", "Does batch 4 fit?", f"{_HERE}.batches:check"),
+    Check(3, "speed", "What is the real speed-up?", f"{_HERE}.speed:check"),
+    Check(4, "lenses", "Are lenses as good?", ""),
+    Check(5, "steering", "Can we steer, and in which precision?", f"{_HERE}.steering:check"),
 )
-"""Check 4 fits lenses, which this package does not: whoever does names its command."""
+"""Check 4 fits lenses, which this package does not: whoever does names its module."""
 
 _LENSES, _STEERING = 4, 5
 
@@ -74,7 +74,7 @@ def run_preflight(
     request: Request,
     *,
     numbers: Sequence[int] | None = None,
-    lens_command: Sequence[str] = (),
+    lens_module: str | None = None,
     checks: Sequence[Check] = CHECKS,
     time_limit_s: float = 900.0,
     keep: str | Path | None = None,
@@ -85,9 +85,9 @@ def run_preflight(
     Parameters
     ----------
     numbers : of the checks to run; None for all.
-    lens_command : module and arguments that answer check 4 and leave lenses for check 5; without it
-        check 4 is skipped, and check 5 steers along random directions. Its last argument is
-        "steering" where only lenses are needed.
+    lens_module : module whose `check` answers check 4 and leaves lenses for check 5, and whose
+        `check_steering` only leaves lenses. Without it, check 4 is skipped and check 5 steers along
+        random directions.
     time_limit_s : seconds that one check may take.
     keep : folder that stores and lenses are left in; None for one that is removed.
 
@@ -104,15 +104,16 @@ def run_preflight(
         choices = ", ".join(map(str, sorted(known)))
         raise PlanError(f"there is no check {unknown[0]}, only {choices}")
     by_number = {check.number: check for check in checks}
-    if lens_command and _LENSES in by_number:
-        by_number[_LENSES] = by_number[_LENSES]._replace(command=tuple(lens_command))
+    if lens_module and _LENSES in by_number:
+        by_number[_LENSES] = by_number[_LENSES]._replace(function=f"{lens_module}:check")
     with TemporaryDirectory(prefix="lenscache-preflight-") as scratch:
         folder = Path(scratch) if keep is None else Path(keep)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LENS_FILE).unlink(missing_ok=True)  # of an earlier run, maybe of another model
         run = _Run(replace(request, folder=str(folder.absolute())), time_limit_s, on_progress)
-        if _STEERING in wanted and _LENSES not in wanted and lens_command:
-            run.ask(by_number[_LENSES]._replace(command=(*lens_command, "steering")))
+        if _STEERING in wanted and _LENSES not in wanted and lens_module:
+            fit = f"{lens_module}:check_steering"
+            run.ask(by_number[_LENSES]._replace(function=fit))
         results = tuple(run.ask(by_number[number]) for number in wanted)
     return PreflightReport(request.model, results, draw_conclusion(results))
 
@@ -132,10 +133,10 @@ class _Run:
         def tell(what: str, done: int, total: int) -> None:
             self.on_progress(CheckProgress(check.number, check.name, what, done, total))
 
-        if check.command:
+        if check.function:
             tell("starting", 0, 1)
             limit = self.time_limit_s
-            outcome = run_check(check.command, self.request, time_limit_s=limit, tell=tell)
+            outcome = run_check(check.function, self.request, time_limit_s=limit, tell=tell)
         else:
             outcome = Outcome(Verdict.skipped, "lenstrain is not at hand to fit lenses")
         asked = check.number, check.name, check.question

@@ -165,7 +165,7 @@ def test_options_reach_the_library(
         60,
         Path("here"),
     )
-    assert options["lens_command"] == ("lens_cli.cache.preflight_lenses",)
+    assert options["lens_module"] == "lens_cli.cache.preflight_lenses"
 
 
 @pytest.mark.parametrize(
@@ -211,3 +211,14 @@ def test_lenses_fail_only_if_the_whole_interval_is_a_loss(
 def test_parsing_of_checks() -> None:
     assert command.parse_checks(None) is None
     assert command.parse_checks("5,1,1") == (1, 5)
+
+
+def test_lenses_that_cannot_be_fitted_are_a_failure_in_one_line(
+    model_folder: Path, pack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight_lenses, "_SAMPLES", {True: 2})
+    request = Request(str(model_folder), "cpu", str(pack_file), str(tmp_path), quick=True)
+    outcome = preflight_lenses.check(request, lambda *_: None)
+    assert outcome.verdict is Verdict.failed
+    assert "samples" in outcome.why
+    assert "\n" not in outcome.why

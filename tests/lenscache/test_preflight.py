@@ -29,9 +29,8 @@ from lenscache.preflight import (
 )
 from lenscache.preflight.batches import bytes_per_row, largest_that_fits
 from lenscache.preflight.directions import SteeringLenses
-from lenscache.preflight.process import run_check
+from lenscache.preflight.process import plain, run_check
 from lenscache.preflight.texts import load_pack, prompt_ids, spread
-from lenscache.preflight.worker import plain
 from tests.models import tiny_model, tiny_tokenizer
 from tests.packs import small_pack
 
@@ -78,8 +77,8 @@ def request(model: str, **changes: Any) -> Request:
 
 
 def run_fake(what: str, *, time_limit_s: float = 30.0) -> Outcome:
-    command = ("tests.lenscache.preflight_checks", what)
-    return run_check(command, Request("m", folder="here"), time_limit_s=time_limit_s, tell=SILENT)
+    check = f"tests.lenscache.preflight_checks:{what}"
+    return run_check(check, Request("m", folder="here"), time_limit_s=time_limit_s, tell=SILENT)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +91,8 @@ def run_fake(what: str, *, time_limit_s: float = 30.0) -> Outcome:
         ("refuses", "failed", "the device cannot be used"),
         ("memory", "failed", "out of memory: MemoryError"),
         ("junk", "passed", "all is well"),
-        ("answers junk", "crashed", "it ended with exit code 0 and without an answer"),
+        ("ends", "crashed", "it ended with exit code 0 and without an answer"),
+        ("dies_within_a_message", "crashed", "killed by signal 9, probably out of memory"),
     ],
 )
 def test_whatever_becomes_of_a_check_is_an_outcome(what: str, verdict: str, why: str) -> None:
@@ -108,7 +108,7 @@ def test_a_check_that_hangs_is_stopped() -> None:
 
 
 def test_a_module_that_does_not_exist_is_a_crash_with_its_last_words() -> None:
-    outcome = run_check(("lenscache.no_such_check",), Request("m"), time_limit_s=30, tell=SILENT)
+    outcome = run_check("lenscache.no_such_check:check", Request("m"), time_limit_s=30, tell=SILENT)
     assert outcome.verdict is Verdict.crashed
     assert "its last words" in outcome.why
     assert "no_such_check" in outcome.why
@@ -124,18 +124,18 @@ def test_a_check_that_closes_its_output_and_goes_on_is_stopped(
 
 
 def test_a_fault_keeps_its_traceback_for_whoever_asks_for_it() -> None:
-    assert any("in check" in line for line in run_fake("raises").details["stderr"])
+    assert any("in raises" in line for line in run_fake("raises").details["stderr"])
 
 
 def test_a_model_that_is_not_there_ends_the_preflight() -> None:
     with pytest.raises(ModelNotFoundError, match="no model there"):
-        run_fake("no model")
+        run_fake("no_model")
 
 
 def test_progress_and_details_arrive_and_what_is_no_number_becomes_null() -> None:
     told: list[tuple[str, int, int]] = []
     outcome = run_check(
-        ("tests.lenscache.preflight_checks", "passes"),
+        "tests.lenscache.preflight_checks:passes",
         Request("m", folder="here"),
         time_limit_s=30,
         tell=lambda *at: told.append(at),
@@ -144,10 +144,35 @@ def test_progress_and_details_arrive_and_what_is_no_number_becomes_null() -> Non
     assert outcome.details == {"value": None, "folder": "here"}
 
 
+def test_what_a_check_prints_stays_off_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_fake("junk").verdict is Verdict.passed
+    assert run_fake("raises").verdict is Verdict.crashed
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_script_without_a_guard_is_not_run_again_by_each_check(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from lenscache.preflight.process import run_check\n"
+        "from lenscache.preflight.results import Request\n"
+        "print('begun', flush=True)\n"
+        "check = 'tests.lenscache.preflight_checks:passes'\n"
+        "print(run_check(check, Request('m'), time_limit_s=60, tell=lambda *_: None).why)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (ran.stdout, ran.stderr) == ("begun\nall is well\n", "")
+
+
 def test_a_check_ends_when_nobody_waits_for_it() -> None:
     code = (
         "from lenscache.preflight.process import run_check; from lenscache.preflight.results "
-        "import Request;run_check(('tests.lenscache.preflight_checks', 'hangs'), Request('m'), "
+        "import Request;run_check('tests.lenscache.preflight_checks:hangs', Request('m'), "
         "time_limit_s=60, tell=lambda *_: print('begun', flush=True))"
     )
     with subprocess.Popen(
@@ -184,7 +209,7 @@ def test_values_become_strict_json() -> None:
 
 
 def fake_check(number: int, what: str, name: str = "bf16") -> Check:
-    return Check(number, name, "?", ("tests.lenscache.preflight_checks", what))
+    return Check(number, name, "?", f"tests.lenscache.preflight_checks:{what}")
 
 
 def test_a_crash_takes_no_other_check_down(tmp_path: Path) -> None:
