@@ -60,8 +60,10 @@ import numpy as np
 from lenscache import ConceptPack, load_model, open_store
 from lenscache.concepts.plan import plan_samples
 from lenscache.errors import PlanError
-from lenscache.extract import ExtractReport, ExtractSettings, extract, extract_top_up
+from lenscache.extract import ExtractReport, ExtractSettings, extract
+from lenscache.extract.extraction import lay_out
 from lenscache.extract.planned_rounds import read_top_up
+from lenscache.extract.request import Request
 from lenscache.model.loading import LoadedModel, silence
 from lenstrain import FitSettings, LensPack
 from lenstrain.compare.heldout import held_out_logits
@@ -164,15 +166,15 @@ class Bench:
                 break
             lenses = self.folder / f"lenses-{target:.2f}-{len(rounds)}"
             pack.save(lenses)
-            request = read_top_up(lenses / "hungry.json", self.more)
+            request = Request(
+                self.folder / name,
+                self.pack,
+                ExtractSettings(**self.settings),
+                top_up=read_top_up(lenses / "hungry.json", self.more),
+            )
             try:
-                report = extract_top_up(
-                    self.folder / name,
-                    self.pack,
-                    self.loaded,
-                    request,
-                    ExtractSettings(**self.settings),
-                )
+                with lay_out(request, self.loaded) as extraction:
+                    report = extraction.run()
             except PlanError:  # every prompt of every hungry concept is there
                 break
             if self.settings["mode"] != "prompt" and sum(

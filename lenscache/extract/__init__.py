@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lenscache.extract.api import extract, extract_top_up
+    from lenscache.extract.api import extract
     from lenscache.extract.partitions import Partition
     from lenscache.extract.settings import (
         ExtractProgress,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lenscache.extract.tolerance import TOLERANCE
 
 _MODULES = {
-    "api": "extract extract_top_up",
+    "api": "extract",
     "partitions": "Partition",
     "settings": "ExtractProgress ExtractReport ExtractSettings OnProgress",
     "tolerance": "TOLERANCE",
@@ -42,7 +42,6 @@ __all__ = [
     "OnProgress",
     "Partition",
     "extract",
-    "extract_top_up",
 ]
 
 

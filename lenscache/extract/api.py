@@ -16,7 +16,6 @@ from pathlib import Path
 
 from lenscache.concepts.pack import ConceptPack
 from lenscache.extract.extraction import lay_out
-from lenscache.extract.planned_rounds import TopUp
 from lenscache.extract.request import Request
 from lenscache.extract.settings import ExtractReport, ExtractSettings, OnProgress
 from lenscache.model.loading import LoadedModel
@@ -60,36 +59,5 @@ def extract(
     settings, chosen = settings or ExtractSettings(), None if levels is None else tuple(levels)
     texts = background if background is None or isinstance(background, int) else tuple(background)
     request = Request(path, pack, settings, chosen, limit, tuple(reuse), background=texts)
-    return _run(request, loaded, on_progress)
-
-
-def extract_top_up(
-    path: str | Path,
-    pack: ConceptPack,
-    loaded: LoadedModel,
-    request: TopUp,
-    settings: ExtractSettings | None = None,
-    *,
-    on_progress: OnProgress | None = None,
-) -> ExtractReport:
-    """Extract more samples for some concepts, as a further round of their level, or continue that.
-
-    Prompts that were not extracted yet come first; after those, texts are sampled again with
-    another seed and temperature.
-
-    Raises
-    ------
-    PlanError
-        If a concept was never extracted, or nothing is left to add.
-    StoreIncompleteError
-        If an earlier round of a level is not finished.
-    StoreMismatchError, DiskSpaceError, NonFiniteError, BatchMismatchError
-        As `extract`.
-    """
-    whole = Request(path, pack, settings or ExtractSettings(), top_up=request)
-    return _run(whole, loaded, on_progress)
-
-
-def _run(request: Request, loaded: LoadedModel, on_progress: OnProgress | None) -> ExtractReport:
     with lay_out(request, loaded, on_progress) as extraction:
         return extraction.run()

@@ -159,8 +159,12 @@ def lay_out(
     ------
     UnsupportedModelError
         If the model cannot run two rows together.
-    StoreMismatchError, StoreIncompleteError, PlanError, DiskSpaceError
-        As `lenscache.extract.extract` and `extract_top_up`.
+    StoreMismatchError, DiskSpaceError
+        As `lenscache.extract.extract`.
+    PlanError
+        If a concept to top up was never extracted, or nothing is left to add.
+    StoreIncompleteError
+        If an earlier round of a level to top up is not finished.
     """
     header = make_header(loaded, request.pack, request.settings)
     check_model_runs(loaded, header.model_layers, header.mode)

@@ -11,6 +11,9 @@ import pytest
 
 from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractReport, ExtractSettings, OnProgress, extract
+from lenscache.extract.extraction import lay_out
+from lenscache.extract.planned_rounds import TopUp
+from lenscache.extract.request import Request
 from lenscache.model.loading import LoadedModel
 from tests.models import tiny_model
 from tests.packs import small_pack
@@ -40,6 +43,20 @@ def run_small(
         limit=limit,
         on_progress=on_progress,
     )
+
+
+def top_up(
+    path: str | Path,
+    request: TopUp,
+    settings: ExtractSettings,
+    *,
+    pack: ConceptPack = PACK,
+    on_progress: OnProgress | None = None,
+) -> ExtractReport:
+    """Add samples as `lenscache extract --top-up` does."""
+    whole = Request(path, pack, settings, top_up=request)
+    with lay_out(whole, tiny_model(), on_progress) as extraction:
+        return extraction.run()
 
 
 def tree(path: Path) -> dict[str, bytes]:

@@ -12,13 +12,13 @@ import zarr
 from numpy.typing import NDArray
 
 from lenscache.errors import StoreDamagedError
-from lenscache.extract import extract, extract_top_up
+from lenscache.extract import extract
 from lenscache.extract.planned_rounds import TopUp
 from lenscache.store.round import Block, Round
 from lenscache.store.store import open_store
 from lenscache.store.token_ids import NO_TOKEN, UNKNOWN, as_rows, ids_of_row, impossible_rows
 from lenscache.store.verify.verify import verify_store
-from tests.lenscache.conftest import PACK, ROUND, SETTINGS, run_small, tree, without_ids
+from tests.lenscache.conftest import PACK, ROUND, SETTINGS, run_small, top_up, tree, without_ids
 from tests.models import tiny_model
 
 IDS = f"{ROUND}/samples/completion_ids"
@@ -158,7 +158,7 @@ def test_a_top_up_of_an_older_store_keeps_those_of_its_own_round(tmp_path: Path)
     few = replace(SETTINGS, samples=6)
     run_small(tmp_path / "s", settings=few, limit=None)
     old = without_ids(tmp_path / "s")
-    extract_top_up(old, PACK, tiny_model(), TopUp(("bird",), samples=3), few)
+    top_up(old, TopUp(("bird",), samples=3), few)
     first, second = open_store(old).rounds(1)
     assert first.completion_ids() is None
     assert (ids_of(second)[:, 0] != UNKNOWN).all()

@@ -35,7 +35,7 @@ from lenscache.errors import (
     StoreIncompleteError,
     StoreNotFoundError,
 )
-from lenscache.extract import extract, extract_top_up
+from lenscache.extract import extract
 from lenscache.extract.planned_rounds import TopUp
 from lenscache.store.labelsets import add_label_set, label_set_names, read_label_set
 from lenscache.store.remote import RemoteStore, check_place
@@ -46,7 +46,7 @@ from lenscache.store.views.export import export_store
 from lenstrain.data.dataset import open_dataset
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
-from tests.lenscache.conftest import PACK, ROUND, SETTINGS, run_small, tree
+from tests.lenscache.conftest import PACK, ROUND, SETTINGS, run_small, top_up, tree
 from tests.lenscache.s3_server import SECRETS, connect, environment, objects, serving, upload
 from tests.lenstrain.conftest import make_planted_store, planted_pack
 from tests.models import tiny_model
@@ -303,10 +303,7 @@ def test_top_up_and_reuse_give_what_they_give_in_a_folder(
     few, request = dataclasses.replace(SETTINGS, samples=3), TopUp(("bird",), samples=3)
     run_small(tmp_path / "s.zarr", settings=few, limit=None)
     upload(s3, BUCKET, prefix, tree(tmp_path / "s.zarr"))
-    reports = [
-        extract_top_up(place, PACK, tiny_model(), request, few)
-        for place in (tmp_path / "s.zarr", url)
-    ]
+    reports = [top_up(place, request, few) for place in (tmp_path / "s.zarr", url)]
     assert reports[0].rows_run == reports[1].rows_run > 0
     assert objects(s3, BUCKET, prefix) == tree(tmp_path / "s.zarr")
     copied = extract(

@@ -15,15 +15,15 @@ import pytest
 from lenscache.concepts.plan import plan_samples, plan_top_up
 from lenscache.concepts.prompts import concept_prompts
 from lenscache.errors import PlanError, StoreIncompleteError, StoreMismatchError
-from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, extract_top_up
+from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings
 from lenscache.extract.planned_rounds import TopUp, plan_rounds, read_top_up
 from lenscache.store.round import Round
 from lenscache.store.store import Store, open_store
 from lenstrain.data.dataset import LensDataset
 from lenstrain.data.tasks import draw_task
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
+from tests.lenscache import conftest
 from tests.lenscache.conftest import PACK, SETTINGS, run_small, tree
-from tests.models import tiny_model
 
 FEW = replace(SETTINGS, samples=6)
 N_PROMPTS = len(concept_prompts(PACK, PACK["bird"]))
@@ -32,7 +32,7 @@ N_PROMPTS = len(concept_prompts(PACK, PACK["bird"]))
 def top_up(
     path: Path, request: TopUp, settings: ExtractSettings = FEW, **options: Any
 ) -> ExtractReport:
-    return extract_top_up(path, PACK, tiny_model(), request, settings, **options)
+    return conftest.top_up(path, request, settings, **options)
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_concepts_with_nothing_left_are_named_and_the_others_served(tmp_path: Pa
     )
     pack = replace(PACK, concepts=tuple(short if c.id == "oven" else c for c in PACK.concepts))
     run_small(tmp_path / "s", settings=settings, limit=None, pack=pack)
-    report = extract_top_up(tmp_path / "s", pack, tiny_model(), TopUp(("bird", "oven")), settings)
+    report = top_up(tmp_path / "s", TopUp(("bird", "oven")), settings, pack=pack)
     assert report.exhausted_concepts == ["bird"]
     assert report.rows_run == 2
 
