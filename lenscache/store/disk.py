@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lenscache.errors import DiskSpaceError
 from lenscache.store.header import StoreHeader
+from lenscache.store.layout import NATIVE_DTYPES
 from lenscache.store.remote import local_folder
 
 COMPRESSED_SHARE = 0.75
@@ -16,7 +17,7 @@ COMPRESSED_SHARE = 0.75
 
 def estimate_bytes(header: StoreHeader, n_rows: int) -> int:
     """Raw bytes of the activations of `n_rows` rows, before compression."""
-    itemsize = {"float32": 4, "int8": 1}.get(header.store_dtype, 2)
+    itemsize = NATIVE_DTYPES[header.store_dtype].itemsize
     scale = 4 if header.store_dtype == "int8" else 0
     vectors = n_rows * len(header.phases) * len(header.model_layers)
     return vectors * (header.hidden * itemsize + scale)

@@ -27,9 +27,9 @@ from lenscache.errors import (
     StoreMismatchError,
     StoreWriteError,
 )
+from lenscache.store.columns import COLUMNS, COMPLETION_IDS
 from lenscache.store.header import StoreHeader, show_value
 from lenscache.store.quantization import MISSING
-from lenscache.store.token_ids import UNKNOWN
 
 NATIVE_DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -48,8 +48,6 @@ COLUMN_CHUNK_ROWS = 8192
 """Rows of an object of a column that is whole from the start."""
 BACKGROUND = -1
 """In place of a level: rows that express no concept."""
-COMPLETION_IDS = "completion_ids"
-"""A column of `samples`, and the attribute that says whether a round has it: older ones do not."""
 
 
 def round_name(level: int, index: int) -> str:
@@ -94,18 +92,13 @@ def lay_out_round(
     columns: dict[str, NDArray[Any]] = {
         "samples/key": keys,
         "samples/text": np.array(plan.texts, dtype=object),
-        "samples/kind": plan.kind,
-        "samples/split": plan.split,
-        "samples/repeat": plan.repeat,
         "samples/n_prompt_tokens": n_prompt_tokens,
         "samples/n_cut_tokens": n_cut_tokens,
-        "samples/temperature": plan.temperature,
-        "labels/sample": plan.label_sample,
-        "labels/concept": plan.label_concept,
-        "labels/role": plan.label_role,
+        **{column.place: getattr(plan, column.plan) for column in COLUMNS if column.plan},
     }
-    for place, values in columns.items():
-        write_column(group, place, values)
+    for column in COLUMNS:
+        if not column.by_block:
+            write_column(group, column.place, columns[column.place])
     _create_empty_columns(group, header, len(plan), block_rows)
 
 
@@ -250,7 +243,7 @@ def _create_array(group: zarr.Group, name: str, **spec: Any) -> zarr.Array[Any]:
 def _create_empty_columns(group: zarr.Group, header: StoreHeader, n: int, block_rows: int) -> None:
     """Lay out what extraction fills block by block; `complete` last."""
 
-    def create_column(name: str, dtype: str, fill: Any, **more: int) -> None:
+    def create_column(name: str, dtype: str, fill: Any, more: Mapping[str, int]) -> None:
         """`more`: length by name of further axes."""
         if find_node(group, name) is None:
             _create_array(
@@ -269,12 +262,10 @@ def _create_empty_columns(group: zarr.Group, header: StoreHeader, n: int, block_
             if find_node(group, name := f"activations/{phase}/{model_layer}") is None:
                 _create_activations(group, name, header, n, block_rows)
             if header.store_dtype == "int8":
-                create_column(f"scales/{phase}/{model_layer}", "float32", float("nan"))
-    create_column("samples/completion", "string", "")
-    create_column("samples/n_completion_tokens", "int32", -1)
-    if group.attrs.get(COMPLETION_IDS):
-        width = header.max_new_tokens
-        create_column(f"samples/{COMPLETION_IDS}", "int32", UNKNOWN, token=width)
+                create_column(f"scales/{phase}/{model_layer}", "float32", float("nan"), {})
+    for column in COLUMNS:
+        if column.by_block and (not column.optional or group.attrs.get(column.name)):
+            create_column(column.place, column.dtype, column.fill, column.more_axes(header))
     if find_node(group, "complete") is None:
         _create_array(
             group,

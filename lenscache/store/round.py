@@ -28,10 +28,10 @@ from lenscache.errors import (
     StoreDamagedError,
     StoreIncompleteError,
 )
+from lenscache.store.columns import COLUMNS, COMPLETION_IDS
 from lenscache.store.header import StoreHeader
 from lenscache.store.layout import (
     BACKGROUND,
-    COMPLETION_IDS,
     NATIVE_DTYPES,
     find_node,
     round_name,
@@ -71,9 +71,6 @@ class Labels(NamedTuple):
     sample: NDArray[np.int32]
     concept: NDArray[np.int32]
     role: NDArray[np.uint8]
-
-
-_BY_BLOCK = ("completion", "n_completion_tokens")  # columns that extraction fills in
 
 
 class Block(NamedTuple):
@@ -186,8 +183,7 @@ class Round:
         StoreDamagedError
             If a column is gone, in whole or in part, or does not decode.
         """
-        whole = (name for name in Samples._fields if name not in _BY_BLOCK)
-        self._require_columns(*(f"samples/{name}" for name in whole))
+        self._require_columns("samples")
         return Samples(*(self._read(f"samples/{name}", rows) for name in Samples._fields))
 
     def completion_ids(self, rows: slice = slice(None)) -> NDArray[np.int32] | None:
@@ -209,7 +205,7 @@ class Round:
         StoreDamagedError
             If a column is gone, in whole or in part, or does not decode.
         """
-        self._require_columns(*(f"labels/{name}" for name in Labels._fields))
+        self._require_columns("labels")
         return Labels(*(self._read(f"labels/{name}") for name in Labels._fields))
 
     def read(self, phase: Phase, model_layer: int, rows: slice = slice(None)) -> NDArray[Any]:
@@ -336,9 +332,10 @@ class Round:
         self._require_object(name, block)
         return self._read(name, self.rows(block))
 
-    def _require_columns(self, *names: str) -> None:
+    def _require_columns(self, of: str) -> None:
         """Look once for all objects of columns whole from the start: missing ones read as zeros."""
-        for name in set(names) - self._columns_seen:
+        names = {c.place for c in COLUMNS if c.place.startswith(f"{of}/") and not c.by_block}
+        for name in names - self._columns_seen:
             array = self._array(name)
             for chunk in range(-(-array.shape[0] // array.chunks[0])):
                 key = array.metadata.encode_chunk_key((chunk,) + (0,) * (array.ndim - 1))

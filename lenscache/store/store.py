@@ -28,6 +28,7 @@ from lenscache.concepts.hierarchy import Hierarchy
 from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import SamplePlan
 from lenscache.errors import StoreDamagedError, StoreFormatError, StoreNotFoundError
+from lenscache.store.columns import HIERARCHY
 from lenscache.store.header import FORMAT_VERSION, StoreHeader
 from lenscache.store.layout import (
     BACKGROUND,
@@ -288,11 +289,13 @@ def _write_hierarchy(store: Store, pack: ConceptPack) -> None:
         "id": np.array([c.id for c in pack.concepts], dtype=object),
         "name": np.array([c.name for c in pack.concepts], dtype=object),
         "definition": np.array([c.definition for c in pack.concepts], dtype=object),
-        "layer": np.array([c.level for c in pack.concepts], np.int16),
-        "parent_links": np.array(links, np.int32).reshape(-1, 2),
+        "layer": np.array([c.level for c in pack.concepts]),
+        "parent_links": np.array(links).reshape(-1, 2),
     }
-    for name, values in columns.items():
-        write_column(group, name, values, ["link", "end"] if values.ndim > 1 else ["concept"])
+    for column in HIERARCHY:
+        dtype = object if column.dtype == "string" else column.dtype
+        axes = ["link", column.axis] if column.axis else ["concept"]
+        write_column(group, column.name, columns[column.name].astype(dtype), axes)
 
 
 def _find_group(place: str | RemoteStore, mode: Literal["r", "r+"]) -> zarr.Group | None:

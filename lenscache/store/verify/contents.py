@@ -16,9 +16,9 @@ from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import SPLITS, SamplePlan, sampling_seed
 from lenscache.concepts.prompts import NEGATIVE, concept_prompts
 from lenscache.errors import LenscacheError
+from lenscache.store.columns import COLUMNS, COMPLETION_IDS
 from lenscache.store.header import StoreHeader
 from lenscache.store.keys import sample_keys
-from lenscache.store.layout import COMPLETION_IDS
 from lenscache.store.store import make_hierarchy
 from lenscache.store.token_ids import impossible_rows
 from lenscache.store.verify.findings import WRITE_ANEW, Finding
@@ -103,9 +103,7 @@ def _check_identity(check: RoundCheck) -> Iterator[Finding]:
 
 def _stored_plan(check: RoundCheck) -> SamplePlan | None:
     """The plan as it can be read back; None if a column is damaged."""
-    samples = {name: f"samples/{name}" for name in ("kind", "split", "temperature", "repeat")}
-    labels = {f"label_{name}": f"labels/{name}" for name in ("sample", "concept", "role")}
-    places = {**samples, **labels}
+    places = {column.plan: column.place for column in COLUMNS if column.plan}
     if not all(name in check.columns for name in ("samples/text", *places.values())):
         return None
     columns = {field: check.columns[name] for field, name in places.items()}

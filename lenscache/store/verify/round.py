@@ -18,14 +18,9 @@ import zarr
 from numpy.typing import NDArray
 
 from lenscache.errors import StoreAccessError, StoreDamagedError
+from lenscache.store.columns import COLUMNS
 from lenscache.store.header import StoreHeader
-from lenscache.store.layout import (
-    BACKGROUND,
-    COMPLETION_IDS,
-    find_node,
-    round_name,
-    vector_arrays,
-)
+from lenscache.store.layout import BACKGROUND, find_node, round_name, vector_arrays
 from lenscache.store.objects import StoredArray, object_names, type_and_text
 from lenscache.store.quantization import MISSING
 from lenscache.store.round import has_position
@@ -40,23 +35,7 @@ from lenscache.store.verify.findings import (
 from lenscache.terms import Phase
 
 _VECTORS = ("activations/", "scales/")
-_IDS = f"samples/{COMPLETION_IDS}"
-_PER_BLOCK = frozenset({"samples/completion", "samples/n_completion_tokens", _IDS})
-_COLUMN_TYPES = {
-    "samples/key": "uint8",
-    "samples/text": "string",
-    "samples/completion": "string",
-    "samples/kind": "uint8",
-    "samples/split": "uint8",
-    "samples/repeat": "uint16",
-    "samples/n_prompt_tokens": "int32",
-    "samples/n_cut_tokens": "int32",
-    "samples/n_completion_tokens": "int32",
-    "samples/temperature": "float32",
-    "labels/sample": "int32",
-    "labels/concept": "int32",
-    "labels/role": "uint8",
-}
+_PER_BLOCK = frozenset(column.place for column in COLUMNS if column.by_block)
 
 
 @dataclass(frozen=True)
@@ -194,17 +173,21 @@ class RoundCheck:
     def _expected(self) -> dict[str, tuple[tuple[int | None, ...], str]]:
         """Shape and data type of every array the round must have; None where any length will do."""
         n, header = self.n_samples, self.header
-        shapes: dict[str, tuple[int | None, ...]] = {"samples/key": (n, 16)}
-        arrays = {
-            name: (shapes.get(name, (n if name.startswith("samples") else None,)), data_type)
-            for name, data_type in _COLUMN_TYPES.items()
+        arrays: dict[str, tuple[tuple[int | None, ...], str]] = {
+            column.place: (
+                (
+                    n if column.place.startswith("samples/") else None,
+                    *column.more_axes(header).values(),
+                ),
+                column.dtype,
+            )
+            for column in COLUMNS
+            if not column.optional or self.attributes.get(column.name)
         }
         for place in (f"{phase}/{i}" for phase in header.phases for i in header.model_layers):
             arrays[f"activations/{place}"] = ((n, header.hidden), header.store_dtype)
             if header.store_dtype == "int8":
                 arrays[f"scales/{place}"] = ((n,), "float32")
-        if self.attributes.get(COMPLETION_IDS):
-            arrays[_IDS] = ((n, header.max_new_tokens), "int32")
         return {**arrays, "complete": ((self.n_blocks,), "uint8")}
 
     def _open(self, name: str, shape: tuple[int | None, ...], data_type: str) -> None:
@@ -309,7 +292,7 @@ class RoundCheck:
             array = self.arrays[name]
             if len(parts) == array.n_objects:
                 self.columns[name] = np.concatenate([parts[number] for number in sorted(parts)])
-        for name in ("labels/sample", "labels/concept", "labels/role"):
+        for name in (column.place for column in COLUMNS if column.place.startswith("labels/")):
             if (empty := self.arrays.get(name)) is not None and empty.n_objects == 0:
                 self.columns[name] = np.asarray(empty.array[:])
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import ConceptPack
 from lenscache.errors import LabelSetError, PlanError, StoreDamagedError
+from lenscache.store.columns import HIERARCHY
 from lenscache.store.labelsets import label_set_names, read_label_set
 from lenscache.store.layout import BACKGROUND
 from lenscache.store.objects import StoredArray, leftover_files
@@ -31,9 +32,6 @@ from lenscache.store.verify.round import Outcome, RoundCheck, Task
 
 OnChecked = Callable[[int, int], None]
 """Called with the objects checked so far, and all of them."""
-
-_HIERARCHY = dict.fromkeys(("id", "name", "definition"), "string")
-_HIERARCHY |= {"layer": "int16", "parent_links": "int32"}
 
 
 def verify_store(
@@ -141,8 +139,8 @@ def _finish(check: RoundCheck, report: VerifyReport) -> None:
 def _open_hierarchy(store: Store, report: VerifyReport) -> dict[str, StoredArray]:
     """The columns of the hierarchy that can be opened."""
     found: dict[str, StoredArray] = {}
-    for name, data_type in _HIERARCHY.items():
-        place, file = f"hierarchy/{name}", f"hierarchy/{name}/zarr.json"
+    for column in HIERARCHY:
+        place, file, data_type = column.place, f"{column.place}/zarr.json", column.dtype
         try:
             array = StoredArray.open(store.group, place)
         except StoreDamagedError as error:
@@ -157,7 +155,7 @@ def _open_hierarchy(store: Store, report: VerifyReport) -> dict[str, StoredArray
             advice = f"remove {file} and extract again"
             report.findings.append(Finding(place, wrong, advice, path=file, cure="hand"))
         else:
-            found[name] = array
+            found[column.name] = array
             report.arrays += 1
     return found
 
@@ -176,7 +174,7 @@ def _check_hierarchy(arrays: dict[str, StoredArray], run: _Run) -> None:
             run.count(size)
         if len(parts) == array.n_objects and not run.report.quick:
             columns[name] = np.concatenate(parts) if parts else np.zeros(array.shape, np.int32)
-    if set(columns) == set(_HIERARCHY):
+    if len(columns) == len(HIERARCHY):
         run.report.findings += check_hierarchy(columns)
 
 
