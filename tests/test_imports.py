@@ -36,6 +36,7 @@ RULES = {
     "lenscache/terms.py": "",
     "lenscache/bfloat16.py": "",
     "lenscache/drawing.py": "",
+    "lenscache/folders.py": "",
     "lenscache/cluster.py": "",
     "lenscache/memory.py": "",
     "lenscache/concepts": "",
@@ -45,7 +46,7 @@ RULES = {
     "lenscache/store": "terms.py bfloat16.py concepts",
     "lenscache/store/store.py": "store/views",  # for Store.to_xarray
     "lenscache/store/verify": "terms.py concepts store",
-    "lenscache/store/views": "terms.py concepts store",
+    "lenscache/store/views": "terms.py folders.py concepts store",
     "lenscache/live": "terms.py model inference",
     "lenscache/extract": "terms.py concepts model inference store cluster.py memory.py",
     "lenscache/inspection.py": "terms.py store store/views",
@@ -66,7 +67,7 @@ RULES = {
         "lenscache/errors.py lenscache/memory.py"
     ),
     "lenstrain/audit": "settings.py data",
-    "lenstrain/pack": "metrics families data",
+    "lenstrain/pack": "metrics families data lenscache/folders.py",
     "lenstrain/compare": "metrics settings.py data pack",
     "lenstrain/live": "metrics families pack",
     "lenstrain/fit": "metrics parallel.py settings.py families data pack compare",

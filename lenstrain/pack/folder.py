@@ -16,8 +16,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +26,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from lenscache.folders import replacing
 from lenstrain.data.words import Vocabulary
 from lenstrain.errors import LensPackExistsError, LensPackFormatError, LensPackNotFoundError
 from lenstrain.families.weights import Weights
@@ -127,24 +126,8 @@ def write_beside(folder: Path, write: Callable[[Path], None], *, overwrite: bool
     """
     check_output(folder, overwrite=overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with replacing(folder) as scratch:
         write(scratch)
-        scratch.chmod(0o755)  # mkdtemp's folders are private
-        if folder.exists():
-            old = scratch.with_name(f"{scratch.name}-old")
-            folder.rename(old)
-            try:
-                scratch.rename(folder)
-            except BaseException:
-                old.rename(folder)
-                raise
-            shutil.rmtree(old)
-        else:
-            scratch.rename(folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
 
 
 def write_folder(folder: Path, content: PackContent, *, short: Sequence[str]) -> None:

@@ -16,11 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -30,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lenscache.errors import ExportError, MissingPackageError, StoreIncompleteError
+from lenscache.folders import replacing
 from lenscache.store.disk import require_room
 from lenscache.store.remote import local_folder
 from lenscache.store.views.selection import RoundSelection, Selection, select
@@ -115,7 +113,7 @@ def export_store(
         )
     _check_disk_space(out, store, selection, to)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(out) as scratch:
+    with replacing(out) as scratch:
         files = _Writer(scratch, store, selection, on_progress or (lambda *_: None)).write(to)
         _write_json(scratch / MANIFEST, _make_manifest(store, selection, to, files))
         size = sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())
@@ -159,29 +157,6 @@ def _listed_files(folder: Path) -> set[str] | None:
         return {MANIFEST, *(entry["path"] for entry in manifest["files"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """A scratch folder beside `out`: takes its place at the end, and vanishes after an error."""
-    scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
-        yield scratch
-        scratch.chmod(0o755)  # mkdtemp's folders are private
-        if out.exists():
-            old = scratch.with_name(f"{scratch.name}-old")
-            out.rename(old)
-            try:
-                scratch.rename(out)
-            except BaseException:
-                old.rename(out)
-                raise
-            shutil.rmtree(old)
-        else:
-            scratch.rename(out)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
 
 
 def _check_disk_space(out: Path, store: Store, selection: Selection, to: ExportFormat) -> None:
