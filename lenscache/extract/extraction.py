@@ -1,6 +1,6 @@
 """The loop of an extraction: blocks of planned rounds through one model into one store.
 
-    Request --lay_out--> Extraction: rounds in the store, their rows, a runner
+    Request --lay_out--> header, plans, room on the disk, store, rounds, runner: an Extraction
                          do(block):    --Runner--> results --writer thread--> Round.write_block
                          finish(round): some rows again, one by one
 
@@ -26,14 +26,16 @@ from lenscache.extract.planned_rounds import PlannedRound, plan_rounds
 from lenscache.extract.request import Request
 from lenscache.extract.reuse import ReusableRows
 from lenscache.extract.round import RoundExtraction, RoundShape
-from lenscache.extract.rows import PlannedRows, last_rows, tokenize
+from lenscache.extract.rows import PlannedRows, Tokenized, last_rows, tokenize
 from lenscache.extract.settings import ExtractReport, OnProgress
+from lenscache.inference.runner import Runner
 from lenscache.inference.trial import check_model_runs
 from lenscache.model.loading import LoadedModel
 from lenscache.store.disk import check_disk_space
 from lenscache.store.header import StoreHeader
 from lenscache.store.keys import sample_keys
 from lenscache.store.layout import BACKGROUND, round_name
+from lenscache.store.round import Round
 from lenscache.store.store import Store, create_store, open_store
 
 
@@ -42,59 +44,15 @@ class Extraction:
 
     def __init__(
         self,
-        request: Request,
-        loaded: LoadedModel,
-        header: StoreHeader,
-        planned: Sequence[PlannedRound],
-        reusable: ReusableRows | None,
-        on_progress: OnProgress,
+        runner: Runner,
+        rounds: Sequence[RoundExtraction],
+        report: ExtractReport,
+        writer: ThreadPoolExecutor,
+        partition: Partition,
+        start: float,
     ) -> None:
-        start, path, settings = time.perf_counter(), request.path, request.settings
-        limit = header.max_prompt_tokens
-        goes_on = header.mode != "prompt"
-        tokenized = [
-            tokenize(loaded, entry.plan.texts, limit, continued=goes_on) for entry in planned
-        ]
-        sizes = {round_name(p.level, p.index): len(p.plan) for p in planned}
-        check_disk_space(path, header, sizes)
-        store = create_store(path, header, request.pack)
-        self.report = ExtractReport(levels=[p.level for p in planned if p.level != BACKGROUND])
-        self.report.cut_prompts = sum(int((found.n_cut > 0).sum()) for found in tokenized)
-        # All rounds are laid out first: a misfit must not show after hours of extracting another.
-        rounds = [
-            store.create_round(
-                entry.level,
-                entry.index,
-                entry.plan,
-                keys=sample_keys(header, entry.plan),
-                n_prompt_tokens=found.lengths,
-                n_cut_tokens=found.n_cut,
-                block_rows=settings.block_rows,
-                request=entry.request,
-            )
-            for entry, found in zip(planned, tokenized, strict=True)
-        ]
-        plans = [entry.plan for entry in planned]
-        rows = list(map(PlannedRows, plans, tokenized))
-        self.runner = runner_for_rounds(loaded, header, settings, rounds, rows, on_progress)
-        self._partition = settings.partition or Partition(1, 1)
-        # Blocks are written while later ones run, in their order.
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lenscache-write")
-        self._rounds = [
-            RoundExtraction(
-                target,
-                header,
-                self.runner,
-                its_rows,
-                last_rows(plan),
-                reusable,
-                self.report,
-                self._writer,
-                on_progress,
-            )
-            for target, plan, its_rows in zip(rounds, plans, rows, strict=True)
-        ]
-        self.report.seconds_to_start = time.perf_counter() - start
+        self.runner, self.report = runner, report
+        self._rounds, self._writer, self._partition = rounds, writer, partition
         self._start = start
 
     def __enter__(self) -> Self:
@@ -166,32 +124,75 @@ def lay_out(
     StoreIncompleteError
         If an earlier round of a level to top up is not finished.
     """
-    header = make_header(loaded, request.pack, request.settings)
+    tell, settings = on_progress or (lambda _: None), request.settings
+    header = make_header(loaded, request.pack, settings)
     check_model_runs(loaded, header.model_layers, header.mode)
-    tell = on_progress or (lambda _: None)
-    planned, exhausted = _planned(request, header)
-    if request.top_up is None:
-        its = request.pack, request.settings, loaded, request.path, tell
-        # First: a fit that follows the extraction reads it from its beginning.
-        if (own := plan_own_round(request.background, *its)) is not None:
-            planned.insert(0, own)
-    reusable = None
-    if request.reuse:
-        stores = [e if isinstance(e, Store) else open_store(e) for e in request.reuse]
-        reusable = ReusableRows(stores, header)
-    extraction = Extraction(request, loaded, header, planned, reusable, tell)
-    extraction.report.exhausted_concepts = exhausted
-    return extraction
+    planned, exhausted = _planned(request, header, loaded, tell)
+    stores = [e if isinstance(e, Store) else open_store(e) for e in request.reuse]
+    reusable = ReusableRows(stores, header) if stores else None
+    start = time.perf_counter()
+    limit, goes_on = header.max_prompt_tokens, header.mode != "prompt"
+    tokenized = [tokenize(loaded, p.plan.texts, limit, continued=goes_on) for p in planned]
+    rounds = _lay_out_rounds(request, header, planned, tokenized)
+    rows = [PlannedRows(p.plan, found) for p, found in zip(planned, tokenized, strict=True)]
+    runner = runner_for_rounds(loaded, header, settings, rounds, rows, tell)
+    report = ExtractReport(
+        levels=[p.level for p in planned if p.level != BACKGROUND],
+        cut_prompts=sum(int((found.n_cut > 0).sum()) for found in tokenized),
+        exhausted_concepts=exhausted,
+    )
+    # Blocks are written while later ones run, in their order.
+    writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lenscache-write")
+    extractions = [
+        RoundExtraction(
+            target, header, runner, its, last_rows(p.plan), reusable, report, writer, tell
+        )
+        for target, p, its in zip(rounds, planned, rows, strict=True)
+    ]
+    report.seconds_to_start = time.perf_counter() - start
+    partition = settings.partition or Partition(1, 1)
+    return Extraction(runner, extractions, report, writer, partition, start)
 
 
-def _planned(request: Request, header: StoreHeader) -> tuple[list[PlannedRound], list[str]]:
+def _planned(
+    request: Request, header: StoreHeader, loaded: LoadedModel, tell: OnProgress
+) -> tuple[list[PlannedRound], list[str]]:
+    """The rounds to extract, and the concepts of a top-up that have nothing left."""
+    pack, settings = request.pack, request.settings
     if request.top_up is not None:
         store = open_store(request.path, mode="r+")
         store.header.check_equal(header)
-        return plan_rounds(store, request.pack, request.top_up)
-    pack, seed = request.pack, request.settings.seed
-    asked: dict[str, Any] = {"limit": request.limit, "samples": request.settings.samples}
-    return [
-        PlannedRound(level, 0, plan_samples(pack, [level], seed=seed, **asked), asked)
+        return plan_rounds(store, pack, request.top_up)
+    asked: dict[str, Any] = {"limit": request.limit, "samples": settings.samples}
+    planned = [
+        PlannedRound(level, 0, plan_samples(pack, [level], seed=settings.seed, **asked), asked)
         for level in (request.levels or pack.levels)
-    ], []
+    ]
+    own = plan_own_round(request.background, pack, settings, loaded, request.path, tell)
+    # First: a fit that follows the extraction reads it from its beginning.
+    return ([] if own is None else [own]) + planned, []
+
+
+def _lay_out_rounds(
+    request: Request,
+    header: StoreHeader,
+    planned: Sequence[PlannedRound],
+    tokenized: Sequence[Tokenized],
+) -> list[Round]:
+    """All rounds, before any runs: a misfit must not show after hours of extracting another."""
+    sizes = {round_name(p.level, p.index): len(p.plan) for p in planned}
+    check_disk_space(request.path, header, sizes)
+    store = create_store(request.path, header, request.pack)
+    return [
+        store.create_round(
+            p.level,
+            p.index,
+            p.plan,
+            keys=sample_keys(header, p.plan),
+            n_prompt_tokens=found.lengths,
+            n_cut_tokens=found.n_cut,
+            block_rows=request.settings.block_rows,
+            request=p.request,
+        )
+        for p, found in zip(planned, tokenized, strict=True)
+    ]
