@@ -17,6 +17,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _PLAIN_WIDTH = 120  # of a table that goes to a file or a pipe
 _TEXT_LENGTH = 100  # characters of a text that are shown
+_NO_THREAD = "can't start new thread"  # what Python says, in a RuntimeError
 
 
 def out() -> Console:
@@ -93,6 +94,8 @@ def one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if {"LenscacheError", "LenstrainError", "OSError"} & {c.__name__ for c in type(error).__mro__}:
         return text
+    if isinstance(error, MemoryError) or text == _NO_THREAD:
+        return f"this machine is short of memory or threads ({text}): free some and run it again"
     return f"{type(error).__name__}: {text} (this is a fault of the program; --debug shows where)"
 
 

@@ -20,7 +20,7 @@
         StoreIncompleteError                   extraction has not finished
         StoreDamagedError (OSError)            a complete block no longer reads back
         StoreWriteError (OSError)              the file system refuses a write
-        StoreAccessError (OSError)             an object store refuses or cannot be reached
+        StoreAccessError (OSError)             the store cannot be reached or read now
         LabelSetError (ValueError)             no such label set, or it cannot be added
         DiskSpaceError (OSError)               the disk cannot hold the run
       ExportError (OSError)                    the folder of an export cannot be used
@@ -133,7 +133,7 @@ class StoreWriteError(StoreError, OSError):
 
 
 class StoreAccessError(StoreError, OSError):
-    """An object store has no such bucket, gives no permission, or cannot be reached.
+    """A store cannot be reached or read: no such bucket, no permission, no memory, no file handle.
 
     This says nothing about what it holds.
     """

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import plan_samples
-from lenscache.errors import LabelSetError, StoreAccessError
+from lenscache.errors import LabelSetError
+from lenscache.store.access import raise_unless_damage
 from lenscache.store.layout import find_node, require_group, write_column
 from lenscache.store.objects import object_names
 from lenscache.store.round import Labels
@@ -152,9 +153,8 @@ def read_label_set(store: Store, name: str) -> LabelSet:
             split,
             Labels(*labels),
         )
-    except StoreAccessError:
-        raise
     except Exception as error:  # codecs raise anything on damaged input
+        raise_unless_damage(error, f"label_sets/{name}")
         raise LabelSetError(f"{hint} ({error})") from error
     if found.digest != digest:
         raise LabelSetError(f"{hint} (its digest does not match)")

@@ -21,13 +21,13 @@ from lenscache.bfloat16 import BFloat16
 from lenscache.concepts.plan import SamplePlan
 from lenscache.concepts.prompts import KINDS
 from lenscache.errors import (
-    StoreAccessError,
     StoreDamagedError,
     StoreError,
     StoreMismatchError,
     StoreWriteError,
 )
 from lenscache.store.columns import COLUMNS, COMPLETION_IDS
+from lenscache.store.access import raise_unless_damage
 from lenscache.store.header import StoreHeader, show_value
 from lenscache.store.quantization import MISSING
 
@@ -152,11 +152,9 @@ def write_column(
             whole = array.nchunks_initialized == array.nchunks
             if whole and np.array_equal(np.asarray(array[:]).astype(values.dtype), values):
                 return
-        except StoreAccessError:
-            raise
         # codecs raise anything; what does not decode is written again
-        except Exception:  # noqa: BLE001, S110
-            pass
+        except Exception as error:  # noqa: BLE001
+            raise_unless_damage(error, array.path)
     else:
         default = [name.split("/")[0].rstrip("s"), *(["byte"] if values.ndim > 1 else [])]
         array = _create_array(
@@ -208,6 +206,7 @@ def find_node(group: zarr.Group, name: str) -> zarr.Group | zarr.Array[Any] | No
         raise
     except Exception as error:  # zarr raises anything on metadata that it cannot parse
         place = f"{group.path}/{name}".lstrip("/")
+        raise_unless_damage(error, f"{place}/zarr.json")
         raise StoreDamagedError(
             f"the metadata of {place} is damaged ({type(error).__name__}: {error}): remove "
             f"{place}/zarr.json and run `lenscache extract` again, which writes it anew"

@@ -22,7 +22,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, StorePath
 
-from lenscache.errors import StoreAccessError, StoreDamagedError
+from lenscache.errors import StoreDamagedError
+from lenscache.store.access import raise_unless_damage, type_and_text
 from lenscache.store.layout import find_node
 
 ABSENT = 2**64 - 1
@@ -112,10 +113,9 @@ class StoredArray:
             return Look(0, "the object is missing" if size is None else "the object is empty")
         try:
             return Look(size, self._shard_fault(number, size) if self.array.shards else None)
-        except StoreAccessError:
+        except Exception as error:
+            raise_unless_damage(error, self.object_path(number))
             raise
-        except OSError as error:
-            return Look(size, f"does not read back ({type_and_text(error)})")
 
     def check(self, number: int) -> Look:
         """Decode an object, which compares every checksum of it, and keep the values."""
@@ -124,9 +124,8 @@ class StoredArray:
             return self.look(number)
         try:
             return Look(size, None, self.decode(number))
-        except StoreAccessError:  # says nothing about the object
-            raise
         except Exception as error:  # noqa: BLE001 - codecs raise anything on damaged input
+            raise_unless_damage(error, self.object_path(number))
             fault = self.look(number).fault or f"does not read back ({type_and_text(error)})"
             return Look(size, fault)
 
@@ -157,11 +156,6 @@ class StoredArray:
 def object_place(array: zarr.Array[Any], number: int) -> StorePath:
     """Where an object of an array lies, counted along the rows."""
     return array.store_path / array.metadata.encode_chunk_key((number,) + (0,) * (array.ndim - 1))
-
-
-def type_and_text(error: BaseException) -> str:
-    """An error as part of a line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.120}"
 
 
 def object_names(group: zarr.Group, name: str) -> list[str]:

@@ -24,11 +24,11 @@ from zarr.storage import StorePath
 
 from lenscache.errors import (
     NonFiniteError,
-    StoreAccessError,
     StoreDamagedError,
     StoreIncompleteError,
 )
 from lenscache.store.columns import COLUMNS, COMPLETION_IDS
+from lenscache.store.access import raise_unless_damage
 from lenscache.store.header import StoreHeader
 from lenscache.store.layout import (
     BACKGROUND,
@@ -157,17 +157,15 @@ class Round:
         """(blocks,) which blocks are marked complete, read anew; no mark if it does not decode."""
         try:
             return np.asarray(np.asarray(self._mark[blocks]) == 1)
-        except StoreAccessError:
-            raise
-        except Exception:  # noqa: BLE001 - codecs raise anything on damaged input
+        except Exception as error:  # noqa: BLE001 - codecs raise anything on damaged input
+            raise_unless_damage(error, f"{self.name}/complete")
             return np.array([*map(self._has_mark, range(self.n_blocks)[blocks])], np.bool_)
 
     def _has_mark(self, block: int) -> bool:
         try:
             return bool(np.asarray(self._mark[block : block + 1]) == 1)
-        except StoreAccessError:
-            raise
-        except Exception:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - as above
+            raise_unless_damage(error, self._object("complete", block).path)
             return False
 
     @property
@@ -389,7 +387,8 @@ class Round:
             except OSError:
                 raise
             # zarr reads a shard's index before it replaces it; codecs raise anything
-            except Exception:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001
+                raise_unless_damage(error, self._object(name, block).path)
                 sync(self._object(name, block).delete())  # damaged, and not marked complete
                 array[rows] = values
 
@@ -405,9 +404,10 @@ class Round:
                 start, stop, _ = rows.indices(array.shape[0])
                 return reader.read(start, stop)
             return np.asarray(array[rows])
-        except (StoreDamagedError, StoreAccessError):
+        except StoreDamagedError:
             raise
         except Exception as error:  # codecs raise anything on damaged input
+            raise_unless_damage(error, f"{self.name}/{name}")
             where = f", rows {rows.start}-{rows.stop - 1}," if rows.stop is not None else ""
             raise StoreDamagedError(
                 f"{self.name}/{name}{where} does not read back ({error}): run `lenscache extract` "

@@ -107,7 +107,7 @@ def read_folder(folder: Path) -> PackContent:
         weights = with_norms(weights, [tuple(row["model_layers"]) for row in rows], tensors)
         vectors = unpack_directions(tensors, len(weights))
         lenses = [lens_from_json(*row) for row in zip(rows, weights, vectors, strict=True)]
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
         raise _unreadable(folder, error) from error
     return PackContent(lenses, provenance, skipped, vocabulary, run)
 

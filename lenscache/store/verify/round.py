@@ -17,11 +17,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from lenscache.errors import StoreAccessError, StoreDamagedError
+from lenscache.errors import StoreDamagedError
+from lenscache.store.access import raise_unless_damage, type_and_text
 from lenscache.store.columns import COLUMNS
 from lenscache.store.header import StoreHeader
 from lenscache.store.layout import BACKGROUND, find_node, round_name, vector_arrays
-from lenscache.store.objects import StoredArray, object_names, type_and_text
+from lenscache.store.objects import StoredArray, object_names
 from lenscache.store.quantization import MISSING
 from lenscache.store.round import has_position
 from lenscache.store.verify.findings import (
@@ -370,9 +371,8 @@ def _read_mark(marks: StoredArray, block: int) -> int | str | None:
         if marks.size(block) is None:
             return None
         value = int(marks.decode(block)[0])
-    except StoreAccessError:
-        raise
     except Exception as error:  # noqa: BLE001 - codecs raise anything on damaged input
+        raise_unless_damage(error, marks.object_path(block))
         return f"the mark does not read back ({type_and_text(error)})"
     return value if value in (0, 1) else f"the mark is {value}, expected 0 or 1"
 

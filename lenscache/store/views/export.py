@@ -149,13 +149,21 @@ def check_target(out: Path, store_path: str, *, overwrite: bool) -> None:
 
 
 def _listed_files(folder: Path) -> set[str] | None:
-    """The files that the manifest of a folder names; None if it has none, or is a link."""
+    """The files that the manifest of a folder names; None if it has none, or is a link.
+
+    Raises
+    ------
+    OSError
+        If the manifest is there and cannot be read.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         if folder.is_symlink() or manifest["format"] != FORMAT:
             return None
         return {MANIFEST, *(entry["path"] for entry in manifest["files"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError):
         return None
 
 
