@@ -15,7 +15,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.group import GroupMetadata
+from zarr.core.sync import sync
 from zarr.errors import ContainsArrayError, ContainsGroupError
+from zarr.storage import StorePath
 
 from lenscache.bfloat16 import BFloat16
 from lenscache.concepts.plan import SamplePlan
@@ -56,34 +60,31 @@ def round_name(level: int, index: int) -> str:
     return f"{folder}/round_{index}"
 
 
+def create_group(place: StorePath, attributes: Mapping[str, Any]) -> None:
+    """Create a group with its attributes in one write, unless something is there already.
+
+    Of several writers that do so at the same moment one has its way; the others find what it wrote
+    when they read the group.
+    """
+    content = GroupMetadata(attributes=dict(attributes)).to_buffer_dict(default_buffer_prototype())
+    for name, data in content.items():
+        sync((place / name).set_if_not_exists(data))
+
+
 def lay_out_round(
-    group: zarr.Group,
+    root: zarr.Group,
+    name: str,
     header: StoreHeader,
     plan: SamplePlan,
     keys: NDArray[np.uint8],
     n_prompt_tokens: NDArray[np.int32],
     n_cut_tokens: NDArray[np.int32],
     *,
-    block_rows: int,
+    block_rows: int | None,
     request: Mapping[str, Any],
 ) -> None:
     """Create what a round lacks, `complete` last: it says the rest is there. See `create_round`."""
-    attributes = {
-        "n_samples": len(plan),
-        "block_rows": block_rows,
-        "plan_digest": plan.digest,
-        "seed": header.seed,
-        **request,
-        "concepts": list(plan.concepts),
-        "n_targets": plan.n_targets,
-        "kinds": list(KINDS),
-        COMPLETION_IDS: _has_completion_ids(group, header),
-    }
-    if "plan_digest" not in group.attrs:
-        group.update_attributes(attributes)
-    for key in (*request, "block_rows", "seed", "plan_digest"):
-        if (found := group.attrs.get(key)) != (wanted := attributes[key]):
-            raise StoreMismatchError(key.replace("_", " "), show_value(found), show_value(wanted))
+    group = _require_round(root, name, header, plan, block_rows=block_rows, request=request)
     # One by one: a writer may be killed while zarr creates an array and the groups above it.
     vectors = vector_arrays(header)
     of_phases = (f"{name}/{phase}" for name in vectors for phase in header.phases)
@@ -99,17 +100,57 @@ def lay_out_round(
     for column in COLUMNS:
         if not column.by_block:
             write_column(group, column.place, columns[column.place])
-    _create_empty_columns(group, header, len(plan), block_rows)
+    _create_empty_columns(group, header, len(plan), int(cast(Any, group.attrs["block_rows"])))
 
 
-def _has_completion_ids(group: zarr.Group, header: StoreHeader) -> bool:
+def _require_round(
+    root: zarr.Group,
+    name: str,
+    header: StoreHeader,
+    plan: SamplePlan,
+    *,
+    block_rows: int | None,
+    request: Mapping[str, Any],
+) -> zarr.Group:
+    """The group of a round, created unless it is there; it must be one of this plan and request."""
+    require_group(root, name.partition("/")[0])
+    found = find_node(root, name)
+    if block_rows is None:
+        default: Any = default_block_rows(header.hidden)
+        block_rows = int(default if found is None else found.attrs.get("block_rows", default))
+    attributes = {
+        "n_samples": len(plan),
+        "block_rows": block_rows,
+        "plan_digest": plan.digest,
+        "seed": header.seed,
+        **request,
+        "concepts": list(plan.concepts),
+        "n_targets": plan.n_targets,
+        "kinds": list(KINDS),
+        COMPLETION_IDS: _has_completion_ids(root, name, header),
+    }
+    if found is None:
+        create_group(root.store_path / name, attributes)
+    elif "plan_digest" not in found.attrs:  # a writer of before was killed between group and these
+        cast("zarr.Group", found).update_attributes(attributes)
+    # Read anew: another writer may have created it at this moment, for something else.
+    group = cast("zarr.Group", root[name])
+    # Not the kinds: a later lenscache may have more, and the plan's digest covers those used.
+    compared = (*request, "block_rows", "seed", "plan_digest", "n_samples", "concepts", "n_targets")
+    for key in compared:
+        if (there := group.attrs.get(key)) != (wanted := attributes[key]):
+            raise StoreMismatchError(key.replace("_", " "), show_value(there), show_value(wanted))
+    return group
+
+
+def _has_completion_ids(root: zarr.Group, name: str, header: StoreHeader) -> bool:
     """Whether a round whose attributes are written now is to hold token ids.
 
     Not where none are generated, nor in a round of before there were any, whose attributes were
     lost: its complete blocks have none.
     """
-    is_laid_out = find_node(group, "complete") is not None
-    has_array = find_node(group, f"samples/{COMPLETION_IDS}") is not None
+    is_laid_out = find_node(root, f"{name}/complete") is not None
+    has_array = find_node(root, f"{name}/samples/{COMPLETION_IDS}") is not None
     return header.mode != "prompt" and (has_array or not is_laid_out)
 
 

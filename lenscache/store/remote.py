@@ -28,7 +28,7 @@ from urllib.request import url2pathname
 
 from zarr.core.sync import loop as zarr_loop
 from zarr.core.sync import sync
-from zarr.storage import FsspecStore
+from zarr.storage import FsspecStore, LocalStore, StorePath
 
 from lenscache.errors import LenscacheError, MissingPackageError, StoreAccessError, StoreFormatError
 
@@ -83,6 +83,12 @@ def open_place(path: str | Path, *, read_only: bool) -> str | RemoteStore:
     if (folder := local_folder(path)) is not None:
         return str(folder)
     return RemoteStore.open_url(str(path), read_only=read_only)
+
+
+def create_place(path: str | Path) -> StorePath:
+    """The root of a store that is to be created, writable; a folder is made with those above it."""
+    place = open_place(path, read_only=False)
+    return StorePath(LocalStore(place) if isinstance(place, str) else place)
 
 
 def check_place(path: str | Path) -> None:
@@ -185,6 +191,18 @@ class RemoteStore(FsspecStore):
                 await super().set(key, value, byte_range)
             except FileNotFoundError:  # there are no folders that could be missing
                 raise _no_bucket(self.url) from None
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:  # noqa: D102
+        place = f"{self.path}/{key}"
+        with _explaining(self.url):
+            try:
+                await self.fs._pipe_file(place, value.to_bytes(), mode="create")
+            except FileNotFoundError:
+                raise _no_bucket(self.url) from None
+            except OSError:
+                # The condition failed: services and versions of their packages differ in how.
+                if not await super().exists(key):
+                    raise
 
     async def delete(self, key: str) -> None:  # noqa: D102
         with _explaining(self.url):

@@ -11,7 +11,6 @@ the same bytes.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.errors import ContainsGroupError
 
 from lenscache.concepts.hierarchy import Hierarchy
 from lenscache.concepts.pack import ConceptPack
@@ -32,7 +30,7 @@ from lenscache.store.columns import HIERARCHY
 from lenscache.store.header import FORMAT_VERSION, StoreHeader
 from lenscache.store.layout import (
     BACKGROUND,
-    default_block_rows,
+    create_group,
     find_node,
     lay_out_round,
     require_group,
@@ -41,7 +39,7 @@ from lenscache.store.layout import (
     writing,
 )
 from lenscache.store.objects import object_names
-from lenscache.store.remote import RemoteStore, open_place
+from lenscache.store.remote import RemoteStore, create_place, open_place
 from lenscache.store.round import Round
 from lenscache.store.summary import summarize
 from lenscache.terms import Phase
@@ -192,18 +190,15 @@ class Store:
         name = round_name(level, index)
         cut = np.zeros(len(plan), np.int32) if n_cut_tokens is None else n_cut_tokens
         with writing(f"{self.path}: the layout of {name}"):
-            # Both, one by one: a writer may be killed between the two.
-            require_group(self.group, name.partition("/")[0])
-            created = require_group(self.group, name)
-            default: Any = created.attrs.get("block_rows", default_block_rows(self.header.hidden))
             lay_out_round(
-                created,
+                self.group,
+                name,
                 self.header,
                 plan,
                 keys,
                 n_prompt_tokens,
                 cut,
-                block_rows=int(default) if block_rows is None else block_rows,
+                block_rows=block_rows,
                 request={"limit": None, "samples": None, "top_up": None, **(request or {})},
             )
         return self.round(level, index)
@@ -271,9 +266,9 @@ def create_store(path: str | Path, header: StoreHeader, pack: ConceptPack) -> St
     try:
         store = open_store(path, mode="r+")
     except StoreNotFoundError:
-        # Suppressed: another writer was faster. It asked for the same or is refused below.
-        with writing(str(path)), contextlib.suppress(ContainsGroupError):
-            zarr.create_group(open_place(path, read_only=False), attributes=header.to_attributes())
+        # Another writer may be faster: what it wrote stays, and is compared below.
+        with writing(str(path)):
+            create_group(create_place(path), header.to_attributes())
         store = open_store(path, mode="r+")
     store.header.check_equal(header)
     with writing(f"{path}: the hierarchy"):
