@@ -161,7 +161,9 @@ def copy_round(entry: Round, lossy: Store, header: StoreHeader) -> None:
         }
         texts = [str(text) for text in samples.completion[rows]]
         target.write_block(block, Block(vectors, texts, samples.n_completion_tokens[rows]))
-    target.update_attributes({"verification": {"rows": 0, "max_relative_error": {}}})
+    errors = {str(model_layer): 0.0 for model_layer in header.model_layers}
+    record = {"rows": 0, "tolerance": 1e-4, "max_relative_error": errors}
+    target.update_attributes({"verification": record})
 
 
 def stored(store: Store, levels: list[int], model_layers: list[int]) -> int:

@@ -186,8 +186,10 @@ def print_verified(report: Any) -> None:
     how = "looked at, not decoded" if report.quick else "decoded"
     counted = f"{report.objects} objects of {report.arrays} arrays {how}"
     found = f"{len(report.findings)} findings" if report.is_damaged else "clean"
-    if not (report.rounds or report.is_damaged):
+    if not (report.is_clean or report.is_damaged):
         found = "no round was found, in a store that was just begun or a folder that is not listed"
+        if report.rounds:
+            found = "nothing was checked, since no round is laid out yet"
     console.say(f"{report.path}: {found}; {counted}, {console.megabytes(report.bytes)}")
     if any(finding.block is not None for finding in report.findings):
         console.say(f"next: lenscache repair {report.path}")

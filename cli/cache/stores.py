@@ -154,7 +154,7 @@ def verify(
 ) -> None:
     """Check every object, value and count of STORE; exit code 1 if anything is wrong.
 
-    Nothing is written.
+    Also if there was nothing to check. Nothing is written.
     """
     from lenscache.concepts.pack import ConceptPack
     from lenscache.store.verify.verify import verify_store
@@ -174,10 +174,11 @@ def verify(
             on_checked=lambda done, total: meter.update("verify", done, total, "objects"),
         )
     if json:
-        console.print_json({**asdict(report), "damaged": report.is_damaged})
+        verdict = {"damaged": report.is_damaged, "clean": report.is_clean}
+        console.print_json({**asdict(report), **verdict})
     else:
         printing.print_verified(report)
-    if report.is_damaged:
+    if not report.is_clean:
         raise Exit(1)
 
 

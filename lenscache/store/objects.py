@@ -72,6 +72,11 @@ class StoredArray:
         return self.array.shape
 
     @property
+    def n_rows(self) -> int:
+        """Rows by the metadata; 0 of a number alone."""
+        return self.shape[0] if self.shape else 0
+
+    @property
     def data_type(self) -> str:
         """Name of the Zarr data type."""
         return str(self.array.metadata.data_type.to_json(zarr_format=3))  # type: ignore[union-attr]
@@ -79,16 +84,16 @@ class StoredArray:
     @property
     def object_rows(self) -> int:
         """Rows of one object; the last may have fewer."""
-        return int((self.array.shards or self.array.chunks)[0])
+        return int((self.array.shards or self.array.chunks or (1,))[0])
 
     @property
     def n_objects(self) -> int:
         """Objects that a complete array has. Other axes than the first are never cut."""
-        return -(-self.shape[0] // self.object_rows)
+        return -(-self.n_rows // self.object_rows)
 
     def rows(self, number: int) -> slice:
         """The rows in one object."""
-        return slice(number * self.object_rows, min((number + 1) * self.object_rows, self.shape[0]))
+        return slice(number * self.object_rows, min((number + 1) * self.object_rows, self.n_rows))
 
     def object_path(self, number: int) -> str:
         """Path of one object inside the store."""

@@ -29,6 +29,7 @@ from lenscache.errors import (
 )
 from lenscache.store.columns import COLUMNS, COMPLETION_IDS
 from lenscache.store.access import raise_unless_damage
+from lenscache.store.attributes import is_verified
 from lenscache.store.header import StoreHeader
 from lenscache.store.layout import (
     BACKGROUND,
@@ -171,7 +172,7 @@ class Round:
     @property
     def is_complete(self) -> bool:
         """Every block is written and the batched rows were verified one by one."""
-        return bool(self.attributes.get("verification")) and bool(self.complete_blocks().all())
+        return is_verified(self.attributes, self._header) and bool(self.complete_blocks().all())
 
     def samples(self, rows: slice = slice(None)) -> Samples:
         """All sample columns, of some consecutive rows.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from zarr.core.common import concurrent_map
 from zarr.core.sync import sync
 
+from lenscache.store.attributes import is_verified
 from lenscache.store.header import StoreHeader
 from lenscache.store.layout import NATIVE_DTYPES
 from lenscache.store.round import Round
@@ -41,7 +42,7 @@ def summarize(
 def summarize_round(target: Round, header: StoreHeader) -> dict[str, Any]:
     """How far a round is and how much it holds."""
     attributes, done = target.attributes, target.complete_blocks()
-    verification = attributes.get("verification")
+    verification = attributes["verification"] if is_verified(attributes, header) else None
     rows = [range(target.n_samples)[target.rows(block)] for block in np.flatnonzero(done).tolist()]
     arrays = [(phase, i) for phase in header.phases for i in header.model_layers]
     stored = _stored_bytes(target, arrays, done)

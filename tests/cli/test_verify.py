@@ -161,9 +161,13 @@ def test_a_store_in_which_no_round_is_found_is_not_called_clean(
     store = Path(shutil.copytree(finished_store, tmp_path / "s"))
     for folder in store.glob("layer_*"):
         shutil.rmtree(folder)
-    said = " ".join(lenscache("verify", store).stdout.split())
+    result = lenscache("verify", store)
+    said = " ".join(result.stdout.split())
     assert "no round was found" in said
     assert "clean" not in said
+    assert result.exit_code == 1
+    told = json.loads(lenscache("verify", store, "--json").stdout)
+    assert (told["damaged"], told["clean"]) == (False, False)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

@@ -372,7 +372,9 @@ def test_round_without_verification_is_not_complete(tmp_path: Path) -> None:
         assert summarize_round(target, HEADER)["state"] == "unfinished"
         target.write_block(block, random_block(target, block))
     assert (target.is_complete, summarize_round(target, HEADER)["state"]) == (False, "not verified")
-    target.update_attributes({"verification": {"max_relative_error": {"1": 0.0}}})
+    errors = dict.fromkeys(("1", "3"), 0.0)
+    verification = {"rows": 6, "tolerance": 1e-4, "max_relative_error": errors}
+    target.update_attributes({"verification": verification})
     assert (target.is_complete, summarize_round(target, HEADER)["state"]) == (True, "complete")
 
 

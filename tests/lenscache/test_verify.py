@@ -373,3 +373,109 @@ def test_run_that_goes_on_meanwhile_is_not_taken_for_damage(
 
     monkeypatch.setattr(RoundCheck, "_read_marks", read_marks)
     assert verify_store(store_copy).findings == []
+
+
+# --- what metadata claim ------------------------------------------------------------------------
+
+
+def verified(store: Path) -> dict[str, Any]:
+    found: dict[str, Any] = open_store(store).rounds()[0].attributes["verification"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"rows": 21}, "rows is 21, expected 0 to 20"),
+        ({"rows": "6"}, "rows is '6', expected 0 to 20"),
+        ({"tolerance": None}, "tolerance is None, expected a number"),
+        ({"other_completions": -1}, "other_completions is -1, expected 0 to"),
+        ({"token_distance": 1.5}, "token_distance is 1.5, expected 0 to 1"),
+        ({"max_relative_error": {"0": 0.0}}, "expected one by model layer"),
+        ({"max_relative_error": {"0": 0.0, "2": 9.0}}, "the error of model layer 2 is 9.0, above"),
+    ],
+)
+def test_verification_that_makes_no_sense_is_found_and_made_anew(
+    change: dict[str, Any], found: str, store_copy: Path
+) -> None:
+    before = tree(store_copy)
+    set_attribute(store_copy, verification={**verified(store_copy), **change})
+    finding = only_finding(store_copy)
+    assert (finding.path, finding.cure) == (f"{ROUND}/zarr.json", "extract")
+    assert found in finding.found
+    assert not open_store(store_copy).rounds()[0].is_complete
+    assert open_store(store_copy).summary()["rounds"][0]["state"] == "not verified"
+    assert run_small(store_copy).rows_run == 0
+    assert tree(store_copy) == before
+
+
+@pytest.mark.parametrize("value", [True, 7, "yes", [1]])
+def test_verification_of_another_kind_is_found(value: Any, store_copy: Path) -> None:
+    set_attribute(store_copy, verification=value)
+    assert only_finding(store_copy).found.endswith(f"it is {value!r}, expected an object")
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"n_samples": 12}, "the attribute n_samples is 12, the arrays have 20"),
+        ({"n_samples": 21}, "the attribute n_samples is 21, the arrays have 20"),
+        ({"block_rows": 10}, "the attribute block_rows is 10, the arrays have 8"),
+    ],
+)
+def test_size_that_every_array_contradicts_is_one_finding_about_the_attribute(
+    change: dict[str, Any], found: str, store_copy: Path
+) -> None:
+    set_attribute(store_copy, **change)
+    finding = only_finding(store_copy)
+    ((key, _),) = change.items()
+    assert (finding.found, finding.path) == (found, f"{ROUND}/zarr.json")
+    held = {"n_samples": 20, "block_rows": 8}[key]
+    assert finding.advice == f"set {key} to {held} in {ROUND}/zarr.json"
+
+
+@pytest.mark.parametrize(("name", "shape"), [("parent_links", [0, 2]), ("parent_links", [1, 2])])
+def test_links_that_a_shape_hides_are_found(name: str, shape: list[int], store_copy: Path) -> None:
+    cut_shape(store_copy / "hierarchy" / name, shape)
+    finding = only_finding(store_copy)
+    assert "beyond the shape" in finding.found
+    (store_copy / "hierarchy" / name / "zarr.json").unlink()
+    run_small(store_copy)
+    assert verify_store(store_copy).is_clean
+
+
+def test_levels_that_are_missing_from_the_hierarchy_are_found(store_copy: Path) -> None:
+    layer: Any = zarr.open_array(store_copy / "hierarchy/layer", mode="r+")
+    layer.with_config({"write_empty_chunks": True})[:] = 0
+    found = [finding.found for finding in verify_store(store_copy).findings]
+    assert any("are not at level 1, where they were extracted" in each for each in found)
+
+
+def test_concepts_that_are_missing_from_the_hierarchy_are_found(store_copy: Path) -> None:
+    ids: Any = zarr.open_array(store_copy / "hierarchy/id", mode="r+")
+    ids[:] = [f"other {number}" for number in range(ids.shape[0])]
+    found = [finding.found for finding in verify_store(store_copy).findings]
+    assert any(f"concepts of {ROUND} are not in it" in each for each in found)
+
+
+def cut_shape(array: Path, shape: list[int]) -> None:
+    file = array / "zarr.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "shape": shape}))
+
+
+def test_verification_that_looked_at_nothing_is_not_clean(store_copy: Path) -> None:
+    assert verify_store(store_copy).is_clean
+    (store_copy / ROUND / "complete/zarr.json").unlink()
+    shutil.rmtree(store_copy / ROUND / "complete")
+    shutil.rmtree(store_copy / "hierarchy")
+    set_attributes_aside(store_copy)
+    report = verify_store(store_copy)
+    assert (report.is_damaged, report.is_clean, len(report.rounds)) == (False, False, 1)
+    shutil.rmtree(store_copy / ROUND)
+    assert not verify_store(store_copy).is_clean
+
+
+def set_attributes_aside(store: Path) -> None:
+    """As a writer leaves a round that was killed between its group and its attributes."""
+    file = store / ROUND / "zarr.json"
+    file.write_text(json.dumps({"attributes": {}, "zarr_format": 3, "node_type": "group"}))

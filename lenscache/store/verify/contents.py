@@ -150,6 +150,25 @@ def check_hierarchy(columns: Columns) -> Iterator[Finding]:
         yield Finding("hierarchy", fault, WRITE_ANEW)
 
 
+def check_levels(columns: Columns, checks: list[RoundCheck]) -> Iterator[Finding]:
+    """Whether the hierarchy has every concept of the rounds, those planned for at their level."""
+    levels = dict(zip(map(str, columns["id"]), columns["layer"].tolist(), strict=False))
+    for check in checks:
+        concepts = check.attributes.get("concepts", [])
+        missing = [concept for concept in concepts if concept not in levels]
+        targets = concepts[: check.attributes.get("n_targets", 0)]
+        moved = [c for c in targets if levels.get(c, check.level) != check.level]
+        wrong = (
+            (missing, "are not in it"),
+            (moved, f"are not at level {check.level}, where they were extracted"),
+        )
+        for names, what in wrong:
+            if names:
+                shown = ", ".join(map(repr, names[:_NAMED]))
+                found = f"{len(names)} concepts of {check.name} {what} ({shown})"
+                yield Finding("hierarchy", found, WRITE_ANEW)
+
+
 def check_pack(
     header: StoreHeader, checks: list[RoundCheck], pack: ConceptPack
 ) -> Iterator[Finding]:

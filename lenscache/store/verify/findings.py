@@ -9,6 +9,7 @@ Cure = Literal["extract", "hand", "pack"]
 """What mends a finding: the next `lenscache extract`, the user, or naming the right pack."""
 
 EXTRACT_ROWS = "run the same `lenscache extract` again, which extracts these rows anew"
+COMPARE_ANEW = "run the same `lenscache extract` again, which compares rows one by one anew"
 WRITE_ANEW_AFTER = "run the same `lenscache extract` again, which writes it anew"
 """What to do after some file was removed."""
 WRITE_ANEW = "run the same `lenscache extract` again, which writes it anew without extracting a row"
@@ -90,3 +91,8 @@ class VerifyReport:
     def is_damaged(self) -> bool:
         """Whether anything is wrong; a store that is merely unfinished is not damaged."""
         return bool(self.findings)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether something was checked, and nothing was wrong with it."""
+        return bool(self.objects and self.rounds) and not self.findings

@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 
 from lenscache.errors import StoreDamagedError
 from lenscache.store.access import raise_unless_damage, type_and_text
+from lenscache.store.attributes import attributes_fault, is_verified, verification_fault
 from lenscache.store.columns import COLUMNS
 from lenscache.store.header import StoreHeader
-from lenscache.store.layout import BACKGROUND, find_node, round_name, vector_arrays
+from lenscache.store.layout import find_node, round_name, vector_arrays
 from lenscache.store.objects import StoredArray, object_names
 from lenscache.store.quantization import MISSING
 from lenscache.store.round import has_position
 from lenscache.store.verify.findings import (
+    COMPARE_ANEW,
     EXTRACT_ROWS,
     WRITE_ANEW,
     WRITE_ANEW_AFTER,
@@ -33,6 +35,7 @@ from lenscache.store.verify.findings import (
     Finding,
     RoundState,
 )
+from lenscache.store.verify.sizes import contradicted_sizes
 from lenscache.terms import Phase
 
 _VECTORS = ("activations/", "scales/")
@@ -109,7 +112,7 @@ class RoundCheck:
             return RoundState(self.name, 0, 0, 0, 0, "damaged" if self.findings else "not laid out")
         done, all_done = len(self.marked), len(self.marked) == self.n_blocks
         rows = sum(self.rows(block).stop - self.rows(block).start for block in self.marked)
-        state: Any = "complete" if self.attributes.get("verification") else "not verified"
+        state: Any = "complete" if is_verified(self.attributes, self.header) else "not verified"
         state = "damaged" if self.findings else state if all_done else "unfinished"
         return RoundState(self.name, self.n_samples, rows, self.n_blocks, done, state)
 
@@ -147,9 +150,18 @@ class RoundCheck:
         attributes = dict(group.attrs)
         if "plan_digest" not in attributes and not self._has_marks():
             return False  # a writer was stopped between the group and its attributes
-        if fault := _attributes_fault(attributes, self.header, self.level):
+        if fault := attributes_fault(attributes, self.header, self.level):
             self._add_metadata(self.name, fault)
             return False
+        # The other checks go by what all arrays say.
+        for key, held in contradicted_sizes(self.root, self.name, attributes):
+            path = f"{self.name}/zarr.json"
+            found = f"the attribute {key} is {attributes[key]}, the arrays have {held}"
+            advice = f"set {key} to {held} in {path}"
+            self.findings.append(
+                Finding(self.name, found, advice, path=path, round=self.name, cure="hand")
+            )
+            attributes[key] = held
         self.attributes = attributes
         return True
 
@@ -228,7 +240,8 @@ class RoundCheck:
         """
         marks = self.arrays["complete"]
         found = {block: _read_mark(marks, block) for block in range(self.n_blocks)}
-        self.attributes = dict(cast("zarr.Group", find_node(self.root, self.name)).attrs)
+        now = dict(cast("zarr.Group", find_node(self.root, self.name)).attrs)
+        self.attributes["verification"] = now.get("verification")
         for block, mark in found.items():
             if mark == 1:
                 self.marked.add(block)
@@ -238,6 +251,8 @@ class RoundCheck:
                 missing = "the mark of these rows is missing"
                 what = missing if mark is None else "these rows are marked unfinished"
                 self._add_block("complete", block, f"{what}, though the round was finished")
+        if fault := verification_fault(self.attributes, self.header):
+            self._add_metadata(self.name, f"the attribute verification: {fault}", COMPARE_ANEW)
 
     # Objects
 
@@ -375,20 +390,3 @@ def _read_mark(marks: StoredArray, block: int) -> int | str | None:
         raise_unless_damage(error, marks.object_path(block))
         return f"the mark does not read back ({type_and_text(error)})"
     return value if value in (0, 1) else f"the mark is {value}, expected 0 or 1"
-
-
-def _attributes_fault(attributes: Mapping[str, Any], header: StoreHeader, level: int) -> str | None:
-    """What is wrong with a round's attributes, if anything."""
-    kinds = {"n_samples": int, "block_rows": int, "plan_digest": str}
-    kinds |= {"concepts": list, "n_targets": int, "kinds": list}
-    for key, kind in kinds.items():
-        if not isinstance(attributes.get(key), kind):
-            return f"the attribute {key} is {attributes.get(key)!r:.60}, expected {kind.__name__}"
-    if attributes["n_samples"] < 1 or attributes["block_rows"] < 1:
-        n, block_rows = attributes["n_samples"], attributes["block_rows"]
-        return f"{n} samples in blocks of {block_rows}, expected 1 or more"
-    if not (level != BACKGROUND) <= attributes["n_targets"] <= len(attributes["concepts"]):
-        return f"{attributes['n_targets']} target concepts of {len(attributes['concepts'])}"
-    if attributes.get("seed") != header.seed:
-        return f"the seed is {attributes.get('seed')}, that of the store is {header.seed}"
-    return None

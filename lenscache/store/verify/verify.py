@@ -26,9 +26,15 @@ from lenscache.store.labelsets import label_set_names, read_label_set
 from lenscache.store.layout import BACKGROUND
 from lenscache.store.objects import StoredArray, leftover_files
 from lenscache.store.store import Store, open_store
-from lenscache.store.verify.contents import check_columns, check_hierarchy, check_pack
+from lenscache.store.verify.contents import (
+    check_columns,
+    check_hierarchy,
+    check_levels,
+    check_pack,
+)
 from lenscache.store.verify.findings import WRITE_ANEW, WRITE_ANEW_AFTER, Finding, VerifyReport
 from lenscache.store.verify.round import Outcome, RoundCheck, Task
+from lenscache.store.verify.sizes import rows_beyond
 
 OnChecked = Callable[[int, int], None]
 """Called with the objects checked so far, and all of them."""
@@ -78,7 +84,7 @@ def verify_store(
     steps = [(check, task) for check in checks for task in check.column_tasks()]
     later = [(check, task) for check in checks for task in check.activation_tasks()]
     run.total = sum(array.n_objects for array in hierarchy.values()) + len(steps) + len(later)
-    _check_hierarchy(hierarchy, run)
+    _check_hierarchy(store, hierarchy, checks, run)
     run.do(steps)
     for check in checks:
         check.join_columns()
@@ -160,7 +166,9 @@ def _open_hierarchy(store: Store, report: VerifyReport) -> dict[str, StoredArray
     return found
 
 
-def _check_hierarchy(arrays: dict[str, StoredArray], run: _Run) -> None:
+def _check_hierarchy(
+    store: Store, arrays: dict[str, StoredArray], checks: list[RoundCheck], run: _Run
+) -> None:
     columns: dict[str, NDArray[Any]] = {}
     for name, array in arrays.items():
         parts = []
@@ -174,8 +182,15 @@ def _check_hierarchy(arrays: dict[str, StoredArray], run: _Run) -> None:
             run.count(size)
         if len(parts) == array.n_objects and not run.report.quick:
             columns[name] = np.concatenate(parts) if parts else np.zeros(array.shape, np.int32)
+            if beyond := rows_beyond(store.group, array):
+                file = f"{array.name}/zarr.json"
+                hidden = f"{beyond} rows lie beyond the shape {array.shape}, which was cut"
+                advice = f"remove {file} and {WRITE_ANEW_AFTER}"
+                cut = Finding(array.name, hidden, advice, path=file, cure="hand")
+                run.report.findings.append(cut)
     if len(columns) == len(HIERARCHY):
         run.report.findings += check_hierarchy(columns)
+        run.report.findings += check_levels(columns, checks)
 
 
 def _check_label_sets(store: Store, report: VerifyReport) -> None:
