@@ -6,8 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lenscache.store.bounded import LARGEST_LENGTH
 from lenscache.store.header import StoreHeader
 from lenscache.store.layout import BACKGROUND
+
+_MOST_BLOCKS = 2**24
 
 
 def attributes_fault(attributes: Mapping[str, Any], header: StoreHeader, level: int) -> str | None:
@@ -20,6 +23,9 @@ def attributes_fault(attributes: Mapping[str, Any], header: StoreHeader, level: 
     if attributes["n_samples"] < 1 or attributes["block_rows"] < 1:
         n, block_rows = attributes["n_samples"], attributes["block_rows"]
         return f"{n} samples in blocks of {block_rows}, expected 1 or more"
+    n_blocks = -(-attributes["n_samples"] // attributes["block_rows"])
+    if attributes["n_samples"] > LARGEST_LENGTH or n_blocks > _MOST_BLOCKS:
+        return f"{attributes['n_samples']} samples in {n_blocks} blocks, more than any store has"
     if not (level != BACKGROUND) <= attributes["n_targets"] <= len(attributes["concepts"]):
         return f"{attributes['n_targets']} target concepts of {len(attributes['concepts'])}"
     if attributes.get("seed") != header.seed:

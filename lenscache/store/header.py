@@ -103,15 +103,24 @@ class StoreHeader:
         Raises
         ------
         StoreFormatError
-            If a field is missing.
+            If a field is missing, or a size is none that a model can have.
         """
         try:
-            return cls._from_attributes(attributes)
-        except (KeyError, TypeError, AttributeError) as error:
+            header = cls._from_attributes(attributes)
+            header._check_sizes()
+            return header
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise StoreFormatError(
                 f"the header of the store is damaged or incomplete ({type(error).__name__}: "
                 f"{error}): restore its zarr.json from a copy, or extract into another store"
             ) from error
+
+    def _check_sizes(self) -> None:
+        sizes = dict.fromkeys(("max_new_tokens", "max_prompt_tokens"), 2**31 - 1)
+        sizes |= {"hidden": 2**24, "n_layers": 2**16}
+        for name, most in sizes.items():
+            if not isinstance(size := getattr(self, name), int) or not 0 <= size <= most:
+                raise ValueError(f"{name} is {size!r:.60}, expected 0 to {most}")
 
     @classmethod
     def _from_attributes(cls, attributes: Mapping[str, Any]) -> StoreHeader:

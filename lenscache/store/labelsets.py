@@ -142,7 +142,7 @@ def read_label_set(store: Store, name: str) -> LabelSet:
         digest = str(store.group[f"label_sets/{name}"].attrs["current"])
         group = cast("zarr.Group", store.group[f"label_sets/{name}/{digest}"])
         key, split, *labels = (
-            np.asarray(cast("zarr.Array[Any]", group[place])[:]) for place in _COLUMNS
+            np.asarray(cast("zarr.Array[Any]", find_node(group, place))[:]) for place in _COLUMNS
         )
         found = LabelSet(
             name,

@@ -32,6 +32,7 @@ from lenscache.errors import (
 )
 from lenscache.store.columns import COLUMNS, COMPLETION_IDS
 from lenscache.store.access import raise_unless_damage
+from lenscache.store.bounded import bounded
 from lenscache.store.header import StoreHeader, show_value
 from lenscache.store.quantization import MISSING
 
@@ -237,10 +238,11 @@ def find_node(group: zarr.Group, name: str) -> zarr.Group | zarr.Array[Any] | No
     Raises
     ------
     StoreDamagedError
-        If its metadata does not parse.
+        If its metadata does not parse, or tells of an array too large to be one.
     """
     try:
-        return group[name]
+        node = group[name]
+        return bounded(node) if isinstance(node, zarr.Array) else node
     except KeyError:
         return None
     except OSError:

@@ -1,6 +1,6 @@
 """Stores that are no folder: whatever fsspec has a file system for, such as `s3://bucket/prefix`.
 
-    path --open_place--> a folder's name, which zarr opens itself
+    path --open_place--> FolderStore, see lenscache.store.folder
                      --> RemoteStore: zarr's FsspecStore over s3fs, gcsfs, memory ...
 
 Options of a file system, credentials first of all, come from where its users keep them: the
@@ -28,9 +28,10 @@ from urllib.request import url2pathname
 
 from zarr.core.sync import loop as zarr_loop
 from zarr.core.sync import sync
-from zarr.storage import FsspecStore, LocalStore, StorePath
+from zarr.storage import FsspecStore, StorePath
 
 from lenscache.errors import LenscacheError, MissingPackageError, StoreAccessError, StoreFormatError
+from lenscache.store.folder import FolderStore
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -68,8 +69,8 @@ def local_folder(path: str | Path) -> Path | None:
     return Path(url2pathname(rest)) if protocol in _FOLDERS else None
 
 
-def open_place(path: str | Path, *, read_only: bool) -> str | RemoteStore:
-    """What zarr opens or creates a group in: the name of a folder, or a store of objects.
+def open_place(path: str | Path, *, read_only: bool) -> FolderStore | RemoteStore:
+    """What zarr opens or creates a group in: a folder, or a store of objects.
 
     Raises
     ------
@@ -81,14 +82,16 @@ def open_place(path: str | Path, *, read_only: bool) -> str | RemoteStore:
         If the configuration of the service cannot be used.
     """
     if (folder := local_folder(path)) is not None:
-        return str(folder)
+        return FolderStore(folder, read_only=read_only)
     return RemoteStore.open_url(str(path), read_only=read_only)
 
 
 def create_place(path: str | Path) -> StorePath:
     """The root of a store that is to be created, writable; a folder is made with those above it."""
     place = open_place(path, read_only=False)
-    return StorePath(LocalStore(place) if isinstance(place, str) else place)
+    if isinstance(place, FolderStore):
+        place.root.mkdir(parents=True, exist_ok=True)
+    return StorePath(place)
 
 
 def check_place(path: str | Path) -> None:
@@ -151,6 +154,14 @@ class RemoteStore(FsspecStore):
             return [name async for name in self.list_dir("")]
 
         return not sync(names())
+
+    def check_there(self) -> None:
+        """Raise StoreAccessError if the header was moved or removed."""
+        if not sync(self.exists("zarr.json")):
+            raise StoreAccessError(
+                f"{self.url}/zarr.json was moved or removed while this ran: put it back, or give "
+                "the store's new URL, and run the same command again"
+            )
 
     def check_bucket(self) -> None:
         """Raise StoreAccessError if there is no bucket: a listing then looks like an empty one."""

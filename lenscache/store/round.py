@@ -29,7 +29,8 @@ from lenscache.errors import (
 )
 from lenscache.store.columns import COLUMNS, COMPLETION_IDS
 from lenscache.store.access import raise_unless_damage
-from lenscache.store.attributes import is_verified
+from lenscache.store.attributes import attributes_fault, is_verified
+from lenscache.store.folder import FolderStore
 from lenscache.store.header import StoreHeader
 from lenscache.store.layout import (
     BACKGROUND,
@@ -41,6 +42,7 @@ from lenscache.store.layout import (
 )
 from lenscache.store.objects import object_place
 from lenscache.store.quantization import dequantize, quantize
+from lenscache.store.remote import RemoteStore
 from lenscache.store.shards import ShardReader
 from lenscache.store.token_ids import impossible_rows, unknown_rows
 from lenscache.terms import Phase
@@ -100,6 +102,11 @@ class Round:
 
     def __init__(self, group: zarr.Group, header: StoreHeader, level: int, index: int) -> None:
         self.level, self.index, self._group, self._header = level, index, group, header
+        if fault := attributes_fault(self._fixed, header, level):
+            raise StoreDamagedError(
+                f"the metadata of {self.name} is damaged ({fault}): run `lenscache verify`, which "
+                "says what to do"
+            )
         self._opened: dict[str, zarr.Array[Any]] = {}
         self._mark = self._array("complete")
         self._columns_seen: set[str] = set()
@@ -253,7 +260,10 @@ class Round:
         ------
         NonFiniteError
             If a pooled activation is NaN or infinite in the store's dtype; the block is not marked.
+        StoreAccessError
+            If the store was moved away or removed since it was opened.
         """
+        cast("FolderStore | RemoteStore", self._group.store_path.store).check_there()
         rows = self.rows(block)
         present = self._has_position(rows, data.n_completion_tokens)
         encoded = {
@@ -367,13 +377,19 @@ class Round:
     def _array(self, name: str) -> zarr.Array[Any]:
         if (opened := self._opened.get(name)) is not None:
             return opened
-        if (node := find_node(self._group, name)) is None:
+        if (node := cast("zarr.Array[Any] | None", find_node(self._group, name))) is None:
             raise StoreDamagedError(
                 f"{self.name}/{name} is missing from the store: run `lenscache extract` again, "
                 "which writes it anew"
             )
+        length = self.n_blocks if name == "complete" else self.n_samples
+        if not name.startswith("labels/") and node.shape[:1] != (length,):
+            raise StoreDamagedError(
+                f"{self.name}/{name} has the shape {node.shape}, expected {length} rows: run "
+                "`lenscache verify`, which says what to do"
+            )
         # Kept: metadata never change, and asking an object store takes as long as reading a block.
-        self._opened[name] = cast("zarr.Array[Any]", node).with_config({"write_empty_chunks": True})
+        self._opened[name] = node.with_config({"write_empty_chunks": True})
         return self._opened[name]
 
     def _object(self, name: str, block: int) -> StorePath:

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, TransposeCodec
 from zarr.storage import LocalStore
 
+from lenscache.store.bounded import blosc_size
+from lenscache.store.folder import FolderStore
 from lenscache.store.objects import ABSENT, CHECKSUM_BYTES
 
 _BLOSC = Blosc()
@@ -79,6 +81,8 @@ class ShardReader(NamedTuple):
 
         blocks = range(start // self.block_rows, -(-stop // self.block_rows))
         list(_threads().map(read_block, blocks))  # list: an error in a thread is raised here
+        if isinstance(store := self.array.store_path.store, FolderStore):
+            store.check_root()
         return out
 
     def _read_rows(self, block: int, start: int, out: NDArray[Any]) -> None:
@@ -92,7 +96,8 @@ class ShardReader(NamedTuple):
             out[:] = self.array.fill_value
             return
         with file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - index_bytes))
+            end = max(0, os.fstat(file.fileno()).st_size - index_bytes)
+            file.seek(end)
             index = np.frombuffer(_checked(file.read(index_bytes)), "<u8").reshape(n_chunks, 2)
             for chunk in range(start // self.chunk_rows, -(-stop // self.chunk_rows)):
                 first = chunk * self.chunk_rows
@@ -102,9 +107,14 @@ class ShardReader(NamedTuple):
                 if offset == ABSENT:
                     target[:] = self.array.fill_value
                     continue
+                if offset + length > end:
+                    raise ValueError("a chunk lies beyond the end of its shard")
                 file.seek(offset)
+                data = _checked(file.read(length))
+                if (size := blosc_size(data[:8])) != self.chunk_rows * out.shape[1] * out.itemsize:
+                    raise ValueError(f"a chunk decodes to {size} bytes, which do not fit its shape")
                 # as integers: numpy transposes them without holding the lock
-                values = _BLOSC.decode(_checked(file.read(length)))
+                values = _BLOSC.decode(data)
                 decoded = np.frombuffer(values, f"u{out.itemsize}").reshape(-1, self.chunk_rows)
                 target.view(decoded.dtype)[:] = decoded[:, low - first : high - first].T
 

@@ -27,6 +27,7 @@ from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import SamplePlan
 from lenscache.errors import StoreDamagedError, StoreFormatError, StoreNotFoundError
 from lenscache.store.columns import HIERARCHY
+from lenscache.store.folder import FolderStore
 from lenscache.store.header import FORMAT_VERSION, StoreHeader
 from lenscache.store.layout import (
     BACKGROUND,
@@ -209,7 +210,12 @@ class Store:
                 yield level, index
 
     def _hierarchy_array(self, name: str) -> zarr.Array[Any]:
-        return cast("zarr.Array[Any]", self.group[f"hierarchy/{name}"])
+        if (node := find_node(self.group, f"hierarchy/{name}")) is None:
+            raise StoreDamagedError(
+                f"hierarchy/{name} is missing from {self.path}: run `lenscache extract` again, "
+                "which writes it anew"
+            )
+        return cast("zarr.Array[Any]", node)
 
 
 def make_hierarchy(ids: NDArray[Any], levels: NDArray[Any], links: NDArray[Any]) -> Hierarchy:
@@ -293,7 +299,7 @@ def _write_hierarchy(store: Store, pack: ConceptPack) -> None:
         write_column(group, column.name, columns[column.name].astype(dtype), axes)
 
 
-def _find_group(place: str | RemoteStore, mode: Literal["r", "r+"]) -> zarr.Group | None:
+def _find_group(place: FolderStore | RemoteStore, mode: Literal["r", "r+"]) -> zarr.Group | None:
     try:
         # Consolidated metadata, which others may add, does not know what was written after it.
         return zarr.open_group(place, mode=mode, zarr_format=3, use_consolidated=False)
@@ -301,13 +307,13 @@ def _find_group(place: str | RemoteStore, mode: Literal["r", "r+"]) -> zarr.Grou
         return None
 
 
-def _is_unused(place: str | RemoteStore) -> bool:
+def _is_unused(place: FolderStore | RemoteStore) -> bool:
     """Whether nothing is there, or only what a writer leaves if killed as it creates a store."""
     if isinstance(place, RemoteStore):
         if unused := place.is_unused():
             place.check_bucket()
         return unused
-    if not (path := Path(place)).exists():
+    if not (path := place.root).exists():
         return True
     return path.is_dir() and all(entry.suffix == ".partial" for entry in path.iterdir())
 
