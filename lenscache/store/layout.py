@@ -30,9 +30,9 @@ from lenscache.errors import (
     StoreMismatchError,
     StoreWriteError,
 )
-from lenscache.store.columns import COLUMNS, COMPLETION_IDS
 from lenscache.store.access import raise_unless_damage
 from lenscache.store.bounded import bounded
+from lenscache.store.columns import COLUMNS, COMPLETION_IDS
 from lenscache.store.header import StoreHeader, show_value
 from lenscache.store.quantization import MISSING
 

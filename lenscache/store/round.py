@@ -27,9 +27,9 @@ from lenscache.errors import (
     StoreDamagedError,
     StoreIncompleteError,
 )
-from lenscache.store.columns import COLUMNS, COMPLETION_IDS
 from lenscache.store.access import raise_unless_damage
 from lenscache.store.attributes import attributes_fault, is_verified
+from lenscache.store.columns import COLUMNS, COMPLETION_IDS
 from lenscache.store.folder import FolderStore
 from lenscache.store.header import StoreHeader
 from lenscache.store.layout import (
