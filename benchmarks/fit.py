@@ -93,6 +93,7 @@ from lenstrain.metrics.grade import Grade
 from lenstrain.metrics.score import rank_texts
 from lenstrain.pack.lens import Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
+from lenstrain.pack.records import Provenance
 from lenstrain.parallel import in_parallel
 from lenstrain.settings import FitSettings
 
@@ -569,7 +570,10 @@ def measure_scoring(*, turns: int) -> dict[str, Any]:
         )
         for i, row in enumerate(weight)
     ]
-    pack, x = LensPack(lenses, {}, {}), rng.normal(size=(1, LEVEL.hidden)).astype(np.float32)
+    pack, x = (
+        LensPack(lenses, Provenance(), {}),
+        rng.normal(size=(1, LEVEL.hidden)).astype(np.float32),
+    )
     sides: dict[str, Callable[[], NDArray[np.float32]]] = {
         "LensPack.score": lambda: pack.score(x, 0)[0],
         "numpy": lambda: weight @ x[0] + np.float32(0.5),

@@ -37,6 +37,7 @@ from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
+from lenstrain.pack.records import LensMetrics, Provenance
 
 GOAL = 0.05
 
@@ -181,12 +182,12 @@ def random_pack(config: Any, n_lenses: int, n_model_layers: int) -> LensPack:
             calibrator=Calibrator("sigmoid", (1.0, 0.0)),
             noise=NoiseFloor(0.0, 1.0),
             grade=Grade.A,
-            metrics={},
+            metrics=LensMetrics(),
             trajectory=(),
         )
         for i in range(n_lenses)
     ]
-    return LensPack(lenses, {}, {})
+    return LensPack(lenses, Provenance(), {})
 
 
 if __name__ == "__main__":

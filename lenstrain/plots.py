@@ -75,7 +75,7 @@ def plot_learning_curves(
     """
     require_matplotlib(MissingPackageError)
     lenses = list(pack) if concepts is None else known_lenses(pack, concepts)
-    target = pack.provenance.get("settings", {}).get("target_f1")
+    target = pack.provenance.settings.get("target_f1")
     if concepts is not None and len(lenses) > len(COLOURS):
         raise SettingsError(
             f"{len(lenses)} concepts are named, {len(COLOURS)} can be told apart: "
@@ -306,16 +306,17 @@ def plot_grades(pack: LensPack, *, ax: Axes | None = None) -> Axes:
     """
     require_matplotlib(MissingPackageError)
     graded = [
-        lens for lens in pack if lens.grade is not None and not math.isnan(lens.metrics["score"])
+        lens for lens in pack if lens.grade is not None and not math.isnan(lens.metrics.score)
     ]
-    lenses, names = sorted(graded, key=lambda lens: -lens.metrics["score"]), _names(pack)
+    lenses, names = sorted(graded, key=lambda lens: -lens.metrics.score), _names(pack)
     named = len(lenses) <= _MOST_NAMED
     ax = make_axes(ax, height=max(3.0, 1.8 + _ROW_INCHES * len(lenses)) if named else 8.0)
     for number, grade in enumerate(Grade):
         own = [(row, lens) for row, lens in enumerate(lenses) if lens.grade is grade]
         y, colour = [row for row, _ in own], COLOURS[number]
         x, low, high = (
-            [lens.metrics[name] for _, lens in own] for name in ("score", "score_low", "score_high")
+            [getattr(lens.metrics, name) for _, lens in own]
+            for name in ("score", "score_low", "score_high")
         )
         ax.hlines(y, low, high, color=colour, lw=1.2 if named else 0.5, alpha=0.6)
         size, name = 4.5 if named else 2.5, f"{grade.value}: {len(own)}"
@@ -369,7 +370,7 @@ def _steps(lens: Lens) -> list[Iteration]:
 
 def _pooled_reliability(lenses: Sequence[Lens]) -> tuple[NDArray[np.float64], ...]:
     """(bins,) predicted, observed and weight over all lenses, bins without rows left out."""
-    noted = [bins for lens in lenses if (bins := lens.metrics.get("reliability"))]
+    noted = [bins for lens in lenses if (bins := lens.metrics.reliability)]
     # None becomes NaN, and NaN becomes 0.
     predicted, observed, weight = (
         np.nan_to_num(np.array([bins[name] for bins in noted], np.float64))

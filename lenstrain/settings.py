@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -140,7 +140,7 @@ class FitSettings:
         return Grade.A if iteration <= 3 else Grade.B if iteration <= 9 else Grade.C
 
     def graduates(
-        self, step: Step, iteration: int, *, is_last: bool = False, n_test: int | None = None
+        self, step: Step, iteration: int, *, is_last: bool = False, n_test: float | None = None
     ) -> bool:
         """Whether a lens is done at an iteration, counted from 1: by F1, overfitting and grade.
 
@@ -181,11 +181,11 @@ def settings_to_json(settings: FitSettings) -> dict[str, Any]:
     return values
 
 
-def settings_from_json(values: dict[str, Any]) -> FitSettings:
+def settings_from_json(values: Mapping[str, Any]) -> FitSettings:
     """Settings as `settings_to_json` wrote them."""
     model_layers, min_grade = values["model_layers"], Grade(values["min_grade"])
     model_layers = None if model_layers is None else tuple(model_layers)
-    return FitSettings(**values | {"model_layers": model_layers, "min_grade": min_grade})
+    return FitSettings(**{**values, "model_layers": model_layers, "min_grade": min_grade})
 
 
 class FitProgress(NamedTuple):

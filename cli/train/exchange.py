@@ -93,7 +93,7 @@ def import_pack(
 
     pack = import_hatcat(folder, out, model_layer=model_layer, overwrite=overwrite)
     unknown = sorted(
-        {what.replace("_", " ") for lens in pack for what in lens.metrics.get("unknown", ())}
+        {what.replace("_", " ") for lens in pack for what in lens.metrics.unknown or ()}
     )
     if unknown:
         what = f"not known, and stood in for: {', '.join(unknown)}"

@@ -48,7 +48,7 @@ def named(lenses: Sequence[Lens]) -> str:
 
 def beside(lens: Lens, name: str) -> Any:
     """A metric of a lens beside the others of its level; None if it was not measured."""
-    return lens.metrics.get("beside_others", {}).get(name)
+    return (lens.metrics.beside_others or {}).get(name)
 
 
 def summary_line(pack: LensPack) -> str:
@@ -71,7 +71,7 @@ def summary_line(pack: LensPack) -> str:
 
 def natural_line(pack: LensPack) -> str | None:
     """How lenses do on texts that express no concept; None where the store has none."""
-    summary, given = pack.summary(), pack.provenance.get("background")
+    summary, given = pack.summary(), pack.provenance.background
     if given is None or "mean_natural_score" not in summary:
         return None
     rate = 100 * summary["mean_natural_false_positive_rate"]
@@ -84,7 +84,7 @@ def natural_line(pack: LensPack) -> str | None:
 
 def count_uncertain(pack: LensPack) -> int:
     """Lenses whose interval crosses the boundary of a grade."""
-    return sum(bool(lens.metrics["grade_uncertain"]) for lens in pack)
+    return sum(lens.metrics.grade_uncertain for lens in pack)
 
 
 def count_reasons(lenses: Iterable[Lens]) -> dict[str, int]:
@@ -132,15 +132,15 @@ def tell_standing(pack: LensPack) -> None:
         if lenses:
             reasons = ", ".join(f"{n} {visible(why)}" for why, n in count_reasons(lenses).items())
             say(f"{len(lenses)} of {len(pack)} {what}: {reasons}")
-    if any("n_test_unnamed" in lens.metrics for lens in ungraded):
+    if any(lens.metrics.n_test_unnamed is not None for lens in ungraded):
         say(f"what helps: {_advice()}")
-    elif any("n_test_unnamed" in lens.metrics for lens in capped):
+    elif any(lens.metrics.n_test_unnamed is not None for lens in capped):
         say(f"what helps: {MORE_EXAMPLES}")
     if uncertain := count_uncertain(pack):
         what = "have a score whose interval crosses a grade's boundary"
         say(f"{uncertain} of {len(pack)} {what}")
     # By the newer rule, what is no better than a control is capped.
-    unbeaten = [x for x in pack if x.metrics["unbeaten_controls"] and pack.grading_rule == 1]
+    unbeaten = [x for x in pack if x.metrics.unbeaten_controls and pack.grading_rule == 1]
     everywhere = [lens for lens in pack if beside(lens, "fires_everywhere")]
     for lenses, what in (
         (unbeaten, "do no better than a control, whatever their grade"),

@@ -43,7 +43,7 @@ def impact(
             figure(cost.extra_seconds, 1),
             figure(cost.mean_score_gain, 3),
         )
-    target = pack.provenance["settings"]["target_f1"]
+    target = pack.provenance.settings["target_f1"]
     console.say(f"{folder}: {len(pack)} lenses, target F1 {target:g}")
     console.out().print(table)
     console.say(

@@ -16,10 +16,13 @@ from ..console import visible
 from . import grades
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from lenstrain.pack.lens import Lens
     from lenstrain.pack.pack import LensPack
+    from lenstrain.pack.records import LensMetrics
 
 # Choices of the options of these names.
 # typer takes no list of literals.
@@ -103,7 +106,7 @@ def show(
         console.say(f"{len(chosen)} of {len(pack)} lenses were asked for; of the whole pack:")
     grades.say(grades.summary_line(pack))
     grades.tell_standing(pack)
-    if (found := pack.provenance.get("calibration")) and found["brier"] is not None:
+    if (found := pack.provenance.calibration) and found["brier"] is not None:
         error, smooth = found["expected_calibration_error"], found["smooth_calibration_error"]
         grades.say(
             f"probabilities, on the test samples of all lenses: {error:.3f} from what was observed "
@@ -171,16 +174,16 @@ def _row(lens: Lens) -> dict[str, Any]:
         "capped": lens.is_capped,
         "threshold": lens.threshold,
         "noise_floor": lens.noise._asdict(),
-        **lens.metrics,
+        **lens.metrics.to_json(),
     }
 
 
-def _print_head(folder: Any, pack: LensPack) -> None:
-    if pack.provenance.get("provisional"):
+def _print_head(folder: Path, pack: LensPack) -> None:
+    if pack.provenance.provisional:
         console.say("provisional: extraction was still running, these lenses saw part of the store")
-    settings = pack.provenance["settings"]
+    settings = pack.provenance.settings
     console.say(
-        f"{folder}: {pack.provenance['store']['model']['id']}, {pack.family} lenses, "
+        f"{folder}: {pack.provenance.model['id']}, {pack.family} lenses, "
         f"target F1 {settings['target_f1']:g}, {settings['validation']} validation"
     )
     most = max((len(lens.model_layers) for lens in pack), default=0)
@@ -197,8 +200,8 @@ def _print_head(folder: Any, pack: LensPack) -> None:
 def _print_lenses(lenses: Sequence[Lens]) -> None:
     """A row a lens. Its reason stands beside the figures, or below where there is no room."""
     out = console.out()
-    with_agreement = any("agreement" in lens.metrics for lens in lenses)
-    with_natural = any("natural_score" in lens.metrics for lens in lenses)
+    with_agreement = any(lens.metrics.agreement for lens in lenses)
+    with_natural = any(lens.metrics.natural_score is not None for lens in lenses)
     headers = [*_HEADERS, *_NATURAL * with_natural, *[_AGREEMENT] * with_agreement]
     rows = [_cells(lens, with_agreement, with_natural) for lens in lenses]
     widths = _widths([headers, *rows])
@@ -273,21 +276,21 @@ def _new_table(headers: Sequence[str], widths: Sequence[int]) -> Table:
 
 def _cells(lens: Lens, with_agreement: bool, with_natural: bool) -> list[Text | str]:
     metrics = lens.metrics
-    low, high = (grades.figure(metrics.get(end)) for end in ("score_low", "score_high"))
+    low, high = grades.figure(metrics.score_low), grades.figure(metrics.score_high)
     return [
         str(lens.level),
         _model_layers(lens),
         _tests(metrics),
-        grades.figure(metrics["test_f1"]),
-        grades.figure(metrics["score"]),
+        grades.figure(metrics.test_f1),
+        grades.figure(metrics.score),
         "-" if low == high == "-" else f"{low}-{high}",
-        grades.figure(metrics.get("score_named")),
+        grades.figure(metrics.score_named),
         _grade(lens),
         _best_control(metrics),
-        f"at {metrics['iterations']}" if metrics["graduated"] else "no",
-        *[grades.figure(metrics.get("natural_score"))] * with_natural,
-        *[grades.figure(metrics.get("natural_false_positive_rate"), 3)] * with_natural,
-        *[grades.figure(metrics.get("agreement", {}).get("kappa"))] * with_agreement,
+        f"at {metrics.iterations}" if metrics.graduated else "no",
+        *[grades.figure(metrics.natural_score)] * with_natural,
+        *[grades.figure(metrics.natural_false_positive_rate, 3)] * with_natural,
+        *[grades.figure((metrics.agreement or {}).get("kappa"))] * with_agreement,
     ]
 
 
@@ -298,17 +301,17 @@ def _model_layers(lens: Lens) -> str:
     return "+".join(map(str, layers)) or "text"
 
 
-def _tests(metrics: dict[str, Any]) -> str:
-    total, unnamed = (grades.figure(metrics.get(n), 0) for n in ("n_test", "n_test_unnamed"))
+def _tests(metrics: LensMetrics) -> str:
+    total, unnamed = (grades.figure(n, 0) for n in (metrics.n_test, metrics.n_test_unnamed))
     return total if total == unnamed == "-" else f"{total} ({unnamed})"
 
 
 def _grade(lens: Lens) -> Text:
-    mark = "?" if lens.metrics["grade_uncertain"] else " "
+    mark = "?" if lens.metrics.grade_uncertain else " "
     return Text.assemble((lens.grade_shown, grades.COLOURS[lens.grade_shown]), mark)
 
 
-def _best_control(metrics: dict[str, Any]) -> str:
-    scores = [control["score"] for control in metrics["controls"].values()]
+def _best_control(metrics: LensMetrics) -> str:
+    scores = [control["score"] for control in metrics.controls.values()]
     known = [score for score in scores if score == score]
-    return f"{max(known):.2f}{'!' if metrics['unbeaten_controls'] else ' '}" if known else "- "
+    return f"{max(known):.2f}{'!' if metrics.unbeaten_controls else ' '}" if known else "- "

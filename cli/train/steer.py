@@ -102,7 +102,7 @@ def steer(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
-            pooling=pack.provenance["store"]["settings"]["pooling"],
+            pooling=pack.provenance.store["settings"]["pooling"],
         )
         name = "not steered" if amount is None else "ablated" if ablate else f"strength {amount:+g}"
         readings = [_reading(lens, written.activations) for lens in lenses]

@@ -52,7 +52,7 @@ def held_out_logits(pack: LensPack, dataset: LensDataset, split: int) -> HeldOut
 
 def check_same_source(pack: LensPack, dataset: LensDataset) -> None:
     """Raise SettingsError unless a pack was trained on this model, with these splits."""
-    trained, header = pack.provenance.get("store", {}), dataset.store.header.to_attributes()
+    trained, header = pack.provenance.store, dataset.store.header.to_attributes()
     for what, *path in (
         ("model", "model", "fingerprint"),
         ("concept pack", "pack", "digest"),

@@ -62,7 +62,7 @@ def impact(pack: LensPack) -> list[ModeCost]:
     SettingsError
         If the pack was fitted without a record beyond graduation.
     """
-    settings = settings_from_json(pack.provenance["settings"])
+    settings = settings_from_json(pack.provenance.settings)
     if not settings.beyond_graduation:
         raise SettingsError(
             "this pack was fitted without going on after graduation: "
@@ -84,7 +84,7 @@ def impact(pack: LensPack) -> list[ModeCost]:
 def _end(lens: Lens, settings: FitSettings) -> _End:
     """Where the training of a lens ends under some settings."""
     steps = [*lens.trajectory, *lens.beyond]
-    last, n_test = len(steps), lens.metrics.get("n_test")
+    last, n_test = len(steps), lens.metrics.n_test
     for number, step in enumerate(steps, start=1):
         if settings.graduates(step, number, is_last=number == last, n_test=n_test):
             return _End(number, True, step)

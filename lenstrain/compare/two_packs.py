@@ -121,10 +121,10 @@ def open_for(pack: LensPack, store: str) -> LensDataset:
     StoreError
         As `open_dataset`.
     """
-    settings, labels = pack.provenance["settings"], pack.provenance.get("labels")
+    settings, labels = pack.provenance.settings, pack.provenance.labels
     return open_dataset(
         store,
-        levels=pack.provenance.get("layers"),
+        levels=pack.provenance.layers,
         phase=settings["phase"],
         seed=settings["seed"],
         labels=None if labels is None else labels["name"],

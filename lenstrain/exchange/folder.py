@@ -32,6 +32,7 @@ from lenstrain.pack.folder import (
 )
 from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
+from lenstrain.pack.records import Provenance
 from lenstrain.pack.tensors import pack_directions, unpack_directions
 
 _DAMAGE = (KeyError, TypeError, ValueError, OSError, RecursionError, safetensors.SafetensorError)
@@ -41,7 +42,7 @@ _DAMAGE = (KeyError, TypeError, ValueError, OSError, RecursionError, safetensors
 class Sidecar:
     """What is known of exported lenses beside their weights."""
 
-    provenance: dict[str, Any]
+    provenance: Provenance
     skipped: dict[str, str]
     entries: dict[str, tuple[dict[str, Any], NDArray[np.float32]]]
     """By file, relative to the folder: the entry of `lenses.json`, and (hidden,) or (0,) its
@@ -83,7 +84,7 @@ def write_sidecar(folder: Path, pack: LensPack, files: Mapping[str, str], format
     data = {
         "format_version": FORMAT_VERSION,
         "exported_to": format_name,
-        "provenance": pack.provenance,
+        "provenance": pack.provenance.to_json(),
         "skipped": pack.skipped,
         "lenses": [{"file": files[lens.concept], **lens_to_json(lens)} for lens in lenses],
     }
@@ -117,7 +118,8 @@ def read_sidecar(folder: Path) -> Sidecar | None:
         vectors = unpack_directions(tensors, len(data["lenses"]))
         rows = zip(data["lenses"], vectors, strict=True)
         entries = {str(entry["file"]): (entry, row) for entry, row in rows}
-        return Sidecar(dict(data["provenance"]), dict(data["skipped"]), entries, path)
+        provenance = Provenance.from_json(dict(data["provenance"]))
+        return Sidecar(provenance, dict(data["skipped"]), entries, path)
     except _DAMAGE as error:
         raise _unreadable(path, repr(error)) from error
 

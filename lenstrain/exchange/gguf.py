@@ -91,7 +91,7 @@ def steering_vectors(lens: Lens, kind: Kind = "mean-difference") -> dict[int, ND
     SettingsError
         If the lens has no such direction, or its noise floor was never measured.
     """
-    if kind == "weights" and "noise_floor" in lens.metrics.get("unknown", ()):
+    if kind == "weights" and "noise_floor" in (lens.metrics.unknown or ()):
         raise SettingsError(
             f"the noise floor of the lens of {lens.concept} is not known: its vector has no length"
         )
@@ -134,7 +134,7 @@ def write_gguf(
     if not vectors:
         raise SettingsError(next(iter(left_out.values()), "there is no lens to export"))
     files = {concept: f"{stem}.gguf" for concept, stem in file_stems(vectors).items()}
-    hint = model_hint or str(pack.provenance.get("store", {}).get("model", {}).get("id", "unknown"))
+    hint = model_hint or str(pack.provenance.model.get("id", "unknown"))
 
     def write(folder: Path) -> None:
         for concept, file in files.items():

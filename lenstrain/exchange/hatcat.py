@@ -32,6 +32,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +48,7 @@ from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.grade import RULE
 from lenstrain.pack.lens import Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
+from lenstrain.pack.records import LensMetrics, Provenance
 from lenstrain.settings import FitSettings, settings_to_json
 
 _FAMILIES = ("linear", "discriminant", "mean-difference", "mlp")
@@ -124,11 +126,10 @@ def _levels(pack: LensPack) -> list[int]:
 
 
 def _pack_info(pack: LensPack) -> dict[str, Any]:
-    store = pack.provenance.get("store", {})
     return {
         "pack_version": "1.0.0",
-        "model": store.get("model", {}).get("id", ""),
-        "source_pack": store.get("pack", {}).get("name", ""),
+        "model": pack.provenance.model.get("id", ""),
+        "source_pack": pack.provenance.store.get("pack", {}).get("name", ""),
         "trained_layers": _levels(pack),
         "hidden_dim": n_inputs(pack.lenses[0].weights) if len(pack) else 0,
         "total_lenses": len(pack),
@@ -150,11 +151,10 @@ def _version_manifest(pack: LensPack, files: dict[str, str]) -> dict[str, Any]:
 
 
 def _manifest_entry(lens: Lens, file: str, pack: LensPack) -> dict[str, Any]:
-    known = {"f1": "test_f1", "precision": "precision", "recall": "recall"}
-    ours = {theirs: lens.metrics[name] for theirs, name in known.items()}
+    its = lens.metrics
+    ours = {"f1": its.test_f1, "precision": its.precision, "recall": its.recall}
     metrics = {theirs: value for theirs, value in ours.items() if not math.isnan(value)}
-    model = pack.provenance.get("store", {}).get("model", {})
-    n_layers = max(model.get("n_layers", 0), lens.model_layer + 1)
+    n_layers = max(pack.provenance.model.get("n_layers", 0), lens.model_layer + 1)
     classifier = {
         "layer": lens.model_layer,
         "category": _THIRDS[3 * lens.model_layer // n_layers],
@@ -304,7 +304,7 @@ def _unknown_lens(file: _File, weights: Weights, model_layer: int | None, folder
         # Signals are then logits; NaN is null on disk, which would not come back as a number.
         noise=NoiseFloor(0.0, 1.0),
         grade=None,
-        metrics=metrics,
+        metrics=LensMetrics.from_json(metrics),
         trajectory=(),
         status="ungraded",
         reason="imported: never measured here",
@@ -321,9 +321,9 @@ def _check_once(lenses: Sequence[Lens], files: Sequence[_File]) -> None:
             )
 
 
-def _provenance(folder: Path, sidecar: Sidecar | None, family: str, hidden: int) -> dict[str, Any]:
+def _provenance(folder: Path, sidecar: Sidecar | None, family: str, hidden: int) -> Provenance:
     if sidecar is not None:
-        return {**sidecar.provenance, "imported": {"from": "hatcat"}}
+        return replace(sidecar.provenance, imported={"from": "hatcat"})
     # Settings for readers of a pack, though there was no fit; no fit can have the target 0.
     settings = settings_to_json(FitSettings(beyond_graduation=False))
     settings |= {"family": family, "target_f1": 0.0}
@@ -334,13 +334,12 @@ def _provenance(folder: Path, sidecar: Sidecar | None, family: str, hidden: int)
         "n_layers": 0,
         "hidden": hidden,
     }
-    return {
-        "store": {"digest": _UNKNOWN, "model": model, "settings": {"pooling": _UNKNOWN}},
-        "labels": None,
-        "grading_rule": RULE,
-        "settings": settings,
-        "imported": {"from": "hatcat", "unknown": ["store", "settings"]},
-    }
+    return Provenance(
+        store={"digest": _UNKNOWN, "model": model, "settings": {"pooling": _UNKNOWN}},
+        grading_rule=RULE,
+        settings=settings,
+        imported={"from": "hatcat", "unknown": ["store", "settings"]},
+    )
 
 
 def _model_id(folder: Path) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from lenstrain.fit.train import train
 from lenstrain.pack.folder import check_output
 from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
+from lenstrain.pack.records import Provenance
 from lenstrain.settings import FitProgress, FitSettings
 
 
@@ -134,8 +135,9 @@ def _fit_provisional(
     try:
         new = fit(dataset, concepts=fresh)
     except TooFewSamplesError:  # nothing to tell them from yet
-        return LensPack([], {}, {})
-    return LensPack([*before.values(), *new.lenses], {**new.provenance, "provisional": True}, {})
+        return LensPack([], Provenance(), {})
+    provenance = replace(new.provenance, provisional=True)
+    return LensPack([*before.values(), *new.lenses], provenance, {})
 
 
 def _teller(

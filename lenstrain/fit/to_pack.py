@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from lenstrain.fit.choice import settled
 from lenstrain.metrics.grade import RULE
 from lenstrain.pack.folder import none_for_nan
 from lenstrain.pack.lens import Lens
-from lenstrain.pack.pack import NATURAL, LensPack
+from lenstrain.pack.pack import LensPack
+from lenstrain.pack.records import LensMetrics, Provenance
 
 
 def make_lens_pack(
@@ -26,16 +27,13 @@ def make_lens_pack(
     run = {"iterations": {str(number): spent._asdict() for number, spent in result.times.items()}}
     provenance, vocabulary = pack_provenance(dataset, settings), result.vocabulary
     if result.calibration is not None:
-        provenance["calibration"] = none_for_nan(result.calibration._asdict())
+        quality = none_for_nan(result.calibration._asdict())
+        provenance = replace(provenance, calibration=quality)
     return LensPack(lenses, provenance, result.skipped, vocabulary=vocabulary, text=text, run=run)
 
 
 def _ship(lens: FittedLens, name: str, level: int) -> Lens:
-    rank, interval, probability = lens.ranking, lens.score_interval, lens.probability
-    verdict, cut = lens.verdict, lens.cut.metrics
-    in_natural = lens.natural_score, cut.natural_false_positive_rate
-    # A store without texts of no concept has no such figures.
-    natural = {} if np.isnan(in_natural[1]) else dict(zip(NATURAL, in_natural, strict=True))
+    verdict = lens.verdict
     return Lens(
         concept=lens.concept,
         name=name,
@@ -48,70 +46,76 @@ def _ship(lens: FittedLens, name: str, level: int) -> Lens:
         grade=verdict.grade,
         status=verdict.status,
         reason=verdict.reason,
-        metrics=natural
-        | {
-            "test_f1": lens.test_f1,
-            "test_f1_unnamed": cut.f1_unnamed,
-            "test_f1_named": cut.f1_named,
-            "train_f1": lens.train_f1,
-            "precision": cut.precision,
-            "recall": cut.recall,
-            "false_positive_rate": cut.false_positive_rate,
-            "score": lens.score,
-            "score_low": interval.low,
-            "score_high": interval.high,
-            "grade_uncertain": verdict.is_uncertain,
-            "score_named": lens.named_score,
-            "score_all": rank.score,
-            "average_precision": rank.average_precision,
-            "auroc": rank.auroc,
-            "calibration_score": lens.calibration_score,
-            "score_by_phase": lens.phase_scores,
-            "score_by_model_layer": {str(n): s for n, s in lens.score_by_model_layer.items()},
-            "controls": {name: control._asdict() for name, control in lens.controls.items()},
-            "unbeaten_controls": lens.unbeaten,
-            "best_control": lens.best_control,
-            "lead_over_controls": lens.lead,
-            "brier": probability.brier,
-            "brier_before": probability.brier_before,
-            "expected_calibration_error": probability.expected_calibration_error,
-            "expected_calibration_error_before": probability.expected_calibration_error_before,
-            "reliability": none_for_nan(probability.reliability.to_json()),
-            "n_samples": lens.n_samples,
-            "n_test": lens.n_test,
-            "n_test_unnamed": lens.n_test_unnamed,
-            "n_judged": rank.n_positive + rank.n_negative,
-            "iterations": len(lens.trajectory),
-            "test_looks": len(lens.trajectory),
-            "graduated": lens.graduated,
-            "refined_against": list(lens.refined),
-            "C": lens.C,
-            "hungry": lens.hungry,
-            "converged": lens.converged,
-        },
+        metrics=_metrics(lens),
         trajectory=tuple(lens.trajectory),
         beyond=tuple(lens.beyond),
         directions=lens.directions,
     )
 
 
-def pack_provenance(dataset: LensDataset, settings: FitSettings) -> dict[str, Any]:
+def _metrics(lens: FittedLens) -> LensMetrics:
+    rank, interval, probability = lens.ranking, lens.score_interval, lens.probability
+    cut = lens.cut.metrics
+    # A store without texts of no concept has no natural figures.
+    has_natural = not np.isnan(cut.natural_false_positive_rate)
+    return LensMetrics(
+        natural_score=lens.natural_score if has_natural else None,
+        natural_false_positive_rate=cut.natural_false_positive_rate if has_natural else None,
+        test_f1=lens.test_f1,
+        test_f1_unnamed=cut.f1_unnamed,
+        test_f1_named=cut.f1_named,
+        train_f1=lens.train_f1,
+        precision=cut.precision,
+        recall=cut.recall,
+        false_positive_rate=cut.false_positive_rate,
+        score=lens.score,
+        score_low=interval.low,
+        score_high=interval.high,
+        grade_uncertain=lens.verdict.is_uncertain,
+        score_named=lens.named_score,
+        score_all=rank.score,
+        average_precision=rank.average_precision,
+        auroc=rank.auroc,
+        calibration_score=lens.calibration_score,
+        score_by_phase=lens.phase_scores,
+        score_by_model_layer={str(n): s for n, s in lens.score_by_model_layer.items()},
+        controls={name: control._asdict() for name, control in lens.controls.items()},
+        unbeaten_controls=lens.unbeaten,
+        best_control=lens.best_control,
+        lead_over_controls=lens.lead,
+        brier=probability.brier,
+        brier_before=probability.brier_before,
+        expected_calibration_error=probability.expected_calibration_error,
+        expected_calibration_error_before=probability.expected_calibration_error_before,
+        reliability=none_for_nan(probability.reliability.to_json()),
+        n_samples=lens.n_samples,
+        n_test=lens.n_test,
+        n_test_unnamed=lens.n_test_unnamed,
+        n_judged=rank.n_positive + rank.n_negative,
+        iterations=len(lens.trajectory),
+        test_looks=len(lens.trajectory),
+        graduated=lens.graduated,
+        refined_against=list(lens.refined),
+        C=lens.C,
+        hungry=lens.hungry,
+        converged=lens.converged,
+    )
+
+
+def pack_provenance(dataset: LensDataset, settings: FitSettings) -> Provenance:
     """Where lenses come from: store, labels, settings, rounds, levels of abstraction, versions."""
-    header, labels = dataset.store.header.to_attributes(), None
-    if (used := dataset.label_set) is not None:
+    header, used, background = dataset.store.header, dataset.label_set, dataset.background
+    labels = None
+    if used is not None:
         labels = {"name": used.name, "digest": used.digest, "source": used.source}
-    background = {}
-    if (its := dataset.background) is not None:
-        background = {"background": {"texts_to_judge_by": its.n_texts}}
     packages = ("lenscache", "numpy", "torch", "zarr")
-    return {
-        "store": {"digest": dataset.store.digest(), **header},
-        "labels": labels,
-        **background,
-        "grading_rule": RULE,
-        "settings": settings_to_json(settled(settings, dataset.n_concepts)),
-        "rounds": list(dataset.rounds),
-        "layers": sorted({dataset.hierarchy.levels[concept] for concept in dataset.concepts}),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in packages},
-    }
+    return Provenance(
+        store={"digest": dataset.store.digest(), **header.to_attributes()},
+        labels=labels,
+        background=None if background is None else {"texts_to_judge_by": background.n_texts},
+        grading_rule=RULE,
+        settings=settings_to_json(settled(settings, dataset.n_concepts)),
+        rounds=list(dataset.rounds),
+        layers=sorted({dataset.hierarchy.levels[concept] for concept in dataset.concepts}),
+        versions={"python": platform.python_version()} | {name: version(name) for name in packages},
+    )

@@ -118,7 +118,7 @@ def train_targets(
             result = refine_lenses(own, its, result, checks, jobs=jobs, on_progress=tell)
         packs.append(_finished(result, own, its, beside, texts, tell))
         if refine:
-            packs[-1].provenance["refined"] = True
+            packs[-1].provenance = replace(packs[-1].provenance, refined=True)
     for pack in packs:
         pack.run["elapsed_s"] = time.perf_counter() - start
         pack.run["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -149,11 +149,22 @@ def _finished(
     """The pack of a fit, each lens checked beside the others and the text lenses."""
     pack = make_lens_pack(result, dataset, settings, text=text)
     tell(FitProgress("checking", 0, 1))
-    for concept, check in check_pack(pack, dataset).items():
-        found = {**check._asdict(), "fires_everywhere": check.fires_everywhere}
-        pack[concept].metrics["beside_others"] = found
+    found: dict[str, dict[str, Any]] = {
+        concept: {"beside_others": check._asdict() | {"fires_everywhere": check.fires_everywhere}}
+        for concept, check in check_pack(pack, dataset).items()
+    }
     if text is not None and texts is not None:
         for concept, agreement in agreements(pack, text, dataset, texts).items():
-            pack[concept].metrics["agreement"] = agreement._asdict()
+            found[concept]["agreement"] = agreement._asdict()
     tell(FitProgress("checking", 1, 1))
-    return pack
+    lenses = [
+        replace(lens, metrics=replace(lens.metrics, **found.get(lens.concept, {}))) for lens in pack
+    ]
+    return LensPack(
+        lenses,
+        pack.provenance,
+        pack.skipped,
+        vocabulary=pack.vocabulary,
+        text=text,
+        run=pack.run,
+    )

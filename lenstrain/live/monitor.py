@@ -86,7 +86,7 @@ class Monitor:
         if window < 1 or (keep is not None and keep < 1):
             raise SettingsError(f"window is {window} and keep is {keep}: expected 1 or more")
         lenses = choose_lenses(pack, concepts)
-        settings = pack.provenance.get("store", {}).get("settings", {})
+        settings = pack.provenance.store.get("settings", {})
         self._pooling = str(settings.get("pooling", "mean"))
         self._with_first = bool(settings.get("pool_first_position", False))
         self.presence = Presence(lenses, rule or Rule())

@@ -125,8 +125,7 @@ def check_model(
     SettingsError
         If it is another model, and that is not allowed or cannot work.
     """
-    store = pack.provenance.get("store", {})
-    made: Mapping[str, Any] = store.get("model", {})
+    store, made = pack.provenance.store, pack.provenance.model
     same_weights = made.get("fingerprint") == model["fingerprint"]
     same_tokenizer = store.get("tokenizer", {}).get("fingerprint") in (None, tokenizer)
     if same_weights and same_tokenizer:

@@ -52,7 +52,7 @@ def directions_of(
         If it is ungraded, capped or of grade C and that is not allowed, or has no direction.
     """
     if not (allow_grade_c or lens.reaches(Grade.B)):
-        why = f" ({lens.reason})" if lens.reason else f" (score {lens.metrics['score']:.2f})"
+        why = f" ({lens.reason})" if lens.reason else f" (score {lens.metrics.score:.2f})"
         grade = "is ungraded" if lens.grade is None else f"has grade {lens.grade.value}"
         raise SettingsError(
             f"the lens of {lens.concept} {grade}{why}: it may hardly tell the concept from others, "

@@ -33,6 +33,7 @@ from lenstrain.families.weights import Weights
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Direction, Iteration, Lens, NoiseFloor
+from lenstrain.pack.records import LensMetrics, Provenance
 from lenstrain.pack.tensors import (
     pack_directions,
     pack_norms,
@@ -54,20 +55,10 @@ class PackContent:
     """What one folder holds, but for the pack of text lenses inside it."""
 
     lenses: Sequence[Lens]
-    provenance: dict[str, Any]
+    provenance: Provenance
     skipped: dict[str, str]
     vocabulary: Vocabulary | None = None
     run: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def family(self) -> str:
-        """What its lenses are."""
-        return family_of(self.provenance)
-
-
-def family_of(provenance: dict[str, Any]) -> str:
-    """The lens family that a pack was fitted with."""
-    return str(provenance.get("settings", {}).get("family", "linear"))
 
 
 def read_folder(folder: Path) -> PackContent:
@@ -98,8 +89,9 @@ def read_folder(folder: Path) -> PackContent:
     try:
         vocabulary = _read_vocabulary(folder / "vocabulary.json", tensors)
         n_terms = 0 if vocabulary is None else len(vocabulary.terms)
-        rows, provenance, skipped = data["lenses"], data["provenance"], data["skipped"]
-        weights = unpack_weights(tensors, family_of(provenance), n_terms)
+        rows, skipped = data["lenses"], data["skipped"]
+        provenance = Provenance.from_json(data["provenance"])
+        weights = unpack_weights(tensors, provenance.family, n_terms)
         if len(rows) != len(weights):
             raise ValueError(f"{len(rows)} lenses in JSON and {len(weights)} in safetensors")
         path = folder / "run.json"
@@ -132,7 +124,7 @@ def write_beside(folder: Path, write: Callable[[Path], None], *, overwrite: bool
 
 def write_folder(folder: Path, content: PackContent, *, short: Sequence[str]) -> None:
     """Write one folder; `short` are concepts without a lens that ask for samples, too."""
-    tensors = pack_weights([lens.weights for lens in content.lenses], content.family)
+    tensors = pack_weights([lens.weights for lens in content.lenses], content.provenance.family)
     norms = pack_norms(content.lenses)
     tensors |= pack_directions(content.lenses) | norms
     if content.vocabulary is not None:
@@ -142,15 +134,15 @@ def write_folder(folder: Path, content: PackContent, *, short: Sequence[str]) ->
     (folder / "lenses.safetensors").write_bytes(safetensors.numpy.save(tensors))
     data = {
         "format_version": NORM_VERSION if norms else FORMAT_VERSION,
-        "provenance": content.provenance,
+        "provenance": content.provenance.to_json(),
         "skipped": content.skipped,
         "lenses": [lens_to_json(lens) for lens in content.lenses],
     }
     _write_json(folder / "lenses.json", data)
     measured = {lens.concept: lens.metrics for lens in content.lenses}
-    hungry = {concept: m["n_samples"] for concept, m in measured.items() if m["hungry"]}
+    hungry = {concept: its.n_samples for concept, its in measured.items() if its.hungry}
     hungry |= dict.fromkeys(short, 0)
-    store = content.provenance.get("store")
+    store = content.provenance.store or None
     _write_json(folder / "hungry.json", {"concepts": hungry, "store": store})
     if content.run:
         _write_json(folder / "run.json", content.run)
@@ -189,7 +181,7 @@ def lens_to_json(lens: Lens) -> dict[str, Any]:
         "grade": None if lens.grade is None else lens.grade.value,
         "status": lens.status,
         "reason": lens.reason,
-        "metrics": lens.metrics,
+        "metrics": lens.metrics.to_json(),
         "trajectory": [step._asdict() for step in lens.trajectory],
         "beyond": [step._asdict() for step in lens.beyond],
         "deviations": [direction.deviation for direction in lens.directions],
@@ -214,7 +206,7 @@ def lens_from_json(data: dict[str, Any], weights: Weights, vectors: NDArray[np.f
         # Packs of an older rule of grading have neither.
         status=data.get("status", "provisional"),
         reason=data.get("reason", ""),
-        metrics=_nan_for_none(data["metrics"]),
+        metrics=LensMetrics.from_json(_nan_for_none(data["metrics"])),
         trajectory=tuple(Iteration(**_nan_for_none(step)) for step in data["trajectory"]),
         beyond=tuple(Iteration(**_nan_for_none(step)) for step in data["beyond"]),
         directions=tuple(Direction(*each) for each in found),

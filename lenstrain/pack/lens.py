@@ -15,6 +15,7 @@ from lenstrain.families.standardizer import Standardizer
 from lenstrain.families.weights import Weights, norm_of
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.grade import Grade, Status
+from lenstrain.pack.records import LensMetrics
 
 
 class Iteration(NamedTuple):
@@ -75,7 +76,7 @@ class Lens:
     """Its logits where nothing of the concept is: what to tell a signal from."""
     grade: Grade | None
     """How far it can be trusted on texts that do not name its concept; None if nobody knows."""
-    metrics: dict[str, Any]
+    metrics: LensMetrics
     """Everything measured: F1, score, average precision, AUROC, scores by phase, controls ..."""
     trajectory: tuple[Iteration, ...]
     beyond: tuple[Iteration, ...] = ()

@@ -22,11 +22,11 @@ from lenstrain.families.linear import LinearWeights
 from lenstrain.families.standardizer import Standardizer
 from lenstrain.families.weights import Weights
 from lenstrain.metrics.grade import Grade
-from lenstrain.pack.folder import PackContent, family_of, read_folder, write_beside, write_folder
+from lenstrain.pack.folder import PackContent, read_folder, write_beside, write_folder
 from lenstrain.pack.lens import Lens, shared_norm
+from lenstrain.pack.records import Provenance
 
-NATURAL = ("natural_score", "natural_false_positive_rate")
-"""Metrics of lenses whose store has texts of no concept."""
+_NATURAL = ("natural_score", "natural_false_positive_rate")  # of a store with a background
 
 
 class _Readers(NamedTuple):
@@ -61,7 +61,7 @@ class LensPack:
     def __init__(
         self,
         lenses: Sequence[Lens],
-        provenance: dict[str, Any],
+        provenance: Provenance,
         skipped: dict[str, str],
         *,
         vocabulary: Vocabulary | None = None,
@@ -88,7 +88,7 @@ class LensPack:
     @property
     def family(self) -> str:
         """What its lenses are."""
-        return family_of(self.provenance)
+        return self.provenance.family
 
     @property
     def model_layers(self) -> tuple[int, ...]:
@@ -98,7 +98,7 @@ class LensPack:
     @property
     def hungry(self) -> list[str]:
         """Concepts that used every cached sample and did not graduate."""
-        return [lens.concept for lens in self.lenses if lens.metrics["hungry"]]
+        return [lens.concept for lens in self.lenses if lens.metrics.hungry]
 
     @property
     def short(self) -> list[str]:
@@ -208,25 +208,25 @@ class LensPack:
     @property
     def grading_rule(self) -> int:
         """Number of the rule that its grades come from: see `lenstrain.metrics.grade.RULE`."""
-        return int(self.provenance.get("grading_rule", 1))
+        return self.provenance.grading_rule or 1
 
     def summary(self) -> dict[str, Any]:
         """The pack in a few numbers."""
 
         def mean(metric: str) -> float:
             # What packs of an older rule did not measure is left out.
-            values = [lens.metrics.get(metric, math.nan) for lens in self.lenses]
+            values = [value for lens in self if (value := lens.metrics.get(metric)) is not None]
             values = [value for value in values if not math.isnan(value)]
             return float(np.mean(values)) if values else math.nan
 
         of = ["test_f1", "test_f1_unnamed", "test_f1_named", "score", "score_named", "n_samples"]
-        of += ["iterations", *[name for name in NATURAL if any(name in x.metrics for x in self)]]
+        of += ["iterations", *[name for name in _NATURAL if any(name in x.metrics for x in self)]]
         return {
             "n_lenses": len(self),
             "grades": self.grades(),
             "grading_rule": self.grading_rule,
             "capped": sum(lens.is_capped for lens in self),
-            "graduated": sum(lens.metrics["graduated"] for lens in self.lenses),
+            "graduated": sum(lens.metrics.graduated for lens in self.lenses),
             "hungry": self.hungry,
             "skipped": self.skipped,
             **{f"mean_{metric.removeprefix('n_')}": mean(metric) for metric in of},

@@ -201,7 +201,7 @@ def make_report(
     lines, tree = [_line(lens) for lens in pack], tree_of(pack, dataset)
     number = {line.id: i for i, line in enumerate(lines)}
     lines += [ConceptLine(extra.id, extra.name, extra.level) for extra in tree.without_lens]
-    scored = [lens.metrics.get("score_by_model_layer") or {} for lens in pack]
+    scored = [lens.metrics.score_by_model_layer or {} for lens in pack]
     model_layers = sorted({int(i) for scores in scored for i in scores})
     others = (beside or {}).items()
     return Report(
@@ -233,18 +233,17 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _figure(value: Any) -> float | None:
+def _figure(value: float | None) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _count(value: Any) -> int | None:
+def _count(value: float | None) -> int | None:
     figure = _figure(value)
     return None if figure is None else int(figure)
 
 
 def _line(lens: Lens) -> ConceptLine:
-    # A lens of another program may have none of these metrics.
-    metrics, beside = lens.metrics, lens.metrics.get("beside_others") or {}
+    metrics, beside = lens.metrics, lens.metrics.beside_others or {}
     controls = [value for c in _controls(lens) if (value := c[1]) is not None]
     return ConceptLine(
         id=lens.concept,
@@ -255,25 +254,25 @@ def _line(lens: Lens) -> ConceptLine:
         reason=lens.reason,
         capped=lens.is_capped,
         model_layers=lens.model_layers,
-        score=_figure(metrics.get("score")),
-        low=_figure(metrics.get("score_low")),
-        high=_figure(metrics.get("score_high")),
-        uncertain=bool(metrics.get("grade_uncertain")),
-        score_named=_figure(metrics.get("score_named")),
-        test_f1=_figure(metrics.get("test_f1")),
-        f1_named=_figure(metrics.get("test_f1_named")),
-        f1_unnamed=_figure(metrics.get("test_f1_unnamed")),
+        score=_figure(metrics.score),
+        low=_figure(metrics.score_low),
+        high=_figure(metrics.score_high),
+        uncertain=metrics.grade_uncertain,
+        score_named=_figure(metrics.score_named),
+        test_f1=_figure(metrics.test_f1),
+        f1_named=_figure(metrics.test_f1_named),
+        f1_unnamed=_figure(metrics.test_f1_unnamed),
         control=max(controls, default=None),
-        unbeaten=bool(metrics.get("unbeaten_controls")),
-        lead=_figure(metrics.get("lead_over_controls")),
+        unbeaten=bool(metrics.unbeaten_controls),
+        lead=_figure(metrics.lead_over_controls),
         first=_figure(beside.get("first")),
         everywhere=beside.get("fires_everywhere") is True,
-        n_test=_count(metrics.get("n_test")),
-        n_test_unnamed=_count(metrics.get("n_test_unnamed")),
-        n_samples=_count(metrics.get("n_samples")),
-        iterations=_count(metrics.get("iterations")),
-        graduated=metrics.get("graduated") is True,
-        hungry=metrics.get("hungry") is True,
+        n_test=_count(metrics.n_test),
+        n_test_unnamed=_count(metrics.n_test_unnamed),
+        n_samples=_count(metrics.n_samples),
+        iterations=_count(metrics.iterations),
+        graduated=metrics.graduated,
+        hungry=metrics.hungry,
     )
 
 
@@ -289,11 +288,11 @@ _SHOWN_ELSEWHERE = {
 def _detail(
     lens: Lens, number: Mapping[str, int], held: HeldOutSamples | None, texts: Texts
 ) -> ConceptDetail:
-    metrics, beside = lens.metrics, lens.metrics.get("beside_others") or {}
+    metrics, beside = lens.metrics, lens.metrics.beside_others or {}
     steps = [
         [s.n_samples, s.train_f1, s.test_f1, s.score] for s in (*lens.trajectory, *lens.beyond)
     ]
-    bins = metrics.get("reliability") or {}
+    bins = metrics.reliability or {}
     columns = [bins.get(name, []) for name in ("predicted", "observed", "rows", "weight")]
     shown = ([], [], []) if held is None else held.of(lens, number, texts)
     figures = {k: v for k, v in {**metrics, **beside}.items() if k not in _SHOWN_ELSEWHERE}
@@ -304,7 +303,7 @@ def _detail(
         controls=_controls(lens),
         figures=figures | {"threshold": lens.threshold},
         confusers=[number[c] for c in beside.get("confusers", ()) if c in number],
-        refined_against=[number[c] for c in metrics.get("refined_against") or () if c in number],
+        refined_against=[number[c] for c in metrics.refined_against if c in number],
         best=shown[0],
         worst=shown[1],
         false_alarms=shown[2],
@@ -312,12 +311,12 @@ def _detail(
 
 
 def _controls(lens: Lens) -> list[list[Any]]:
-    found: Mapping[str, Mapping[str, Any]] = lens.metrics.get("controls") or {}
-    return [[name, _figure(c.get("score")), _figure(c.get("test_f1"))] for name, c in found.items()]
+    found = lens.metrics.controls.items()
+    return [[name, _figure(c.get("score")), _figure(c.get("test_f1"))] for name, c in found]
 
 
 def _by_model_layer(lens: Lens, model_layers: Sequence[int]) -> list[int | None]:
-    scores: Mapping[str, Any] = lens.metrics.get("score_by_model_layer") or {}
+    scores = lens.metrics.score_by_model_layer
     if not scores:
         return []
     found = [_figure(scores.get(str(i))) for i in model_layers]
@@ -327,8 +326,8 @@ def _by_model_layer(lens: Lens, model_layers: Sequence[int]) -> list[int | None]
 def _about(pack: LensPack) -> dict[str, Any]:
     return {
         "family": pack.family,
-        "provenance": pack.provenance,
-        "provisional": bool(pack.provenance.get("provisional")),
+        "provenance": pack.provenance.to_json(),
+        "provisional": bool(pack.provenance.provisional),
         "finished": pack.run.get("finished"),
         "elapsed_s": pack.run.get("elapsed_s"),
         "text": pack.text is not None,

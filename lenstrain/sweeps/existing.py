@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lenstrain.data.dataset import LensDataset
@@ -34,9 +35,9 @@ def difference(
     pack : as `LensPack.load` read it.
     dataset, settings, concepts, text, refine : as for `lenstrain.fit.train.train`.
     """
-    wanted = pack_provenance(dataset, settings) | ({"refined": True} if refine else {})
+    wanted = replace(pack_provenance(dataset, settings), refined=refine or None).to_json()
     # What came of a fit says nothing of what went into it.
-    recorded = {key: value for key, value in pack.provenance.items() if key != "calibration"}
+    recorded = replace(pack.provenance, calibration=None).to_json()
     found = _first_difference(recorded, json.loads(json.dumps(none_for_nan(wanted))))
     asked = list(dataset.concepts if concepts is None else concepts)
     fitted = [concept for concept in asked if concept not in pack.skipped]

@@ -165,10 +165,10 @@ def test_a_pack_of_shared_lenses_tells_natural_figures_and_no_chart_of_bars_alik
     page: Page, tmp_path: Path
 ) -> None:
     pack = made_up_pack(12)
-    natural = {"natural_score": 0.67, "natural_false_positive_rate": 0.048}
-    lenses = [
-        replace(lens, model_layers=(4, 9, 14), metrics={**lens.metrics, **natural}) for lens in pack
-    ]
+    lenses = []
+    for lens in pack:
+        natural = replace(lens.metrics, natural_score=0.67, natural_false_positive_rate=0.048)
+        lenses.append(replace(lens, model_layers=(4, 9, 14), metrics=natural))
     shared = LensPack(lenses, pack.provenance, pack.skipped, run=pack.run)
     path = tmp_path / "shared.html"
     path.write_text(render_page(make_report(shared)), encoding="utf-8")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lens_cli import console
-from lens_cli.train.grades import count_reasons
 from rich.console import Console
 
+from lens_cli import console
+from lens_cli.train.grades import count_reasons
 from lenstrain.metrics.grade import MIN_TEXTS, Grade
 from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
@@ -266,7 +266,7 @@ def test_columns_that_a_terminal_has_no_room_for_are_named_and_left_out(
     lenstrain: Run, terminal: Callable[[int], None], tmp_path: Path, pack: LensPack
 ) -> None:
     lenses = [
-        replace(lens, metrics={**lens.metrics, "agreement": {"kappa": 0.123}})
+        replace(lens, metrics=replace(lens.metrics, agreement={"kappa": 0.123}))
         for lens in pack.lenses[:9]
     ]
     LensPack(lenses, pack.provenance, {}).save(tmp_path / "p")

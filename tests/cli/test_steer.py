@@ -144,7 +144,7 @@ def test_a_pack_of_the_rule_before_says_so(
     steer: Any, lenstrain: Run, lens_pack: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     pack = LensPack.load(lens_pack)
-    before = {key: value for key, value in pack.provenance.items() if key != "grading_rule"}
+    before = replace(pack.provenance, grading_rule=None)
     LensPack(pack.lenses, before, {}).save(tmp_path / "before")
     command = ["steer", tmp_path / "before", "--model", model_folder, "--concept", "bird"]
     command += ["--prompt", "The", "--max-new-tokens", "3", "--dtype", "float32"]

@@ -15,6 +15,7 @@ from lenstrain.metrics.grade import RULE, Evidence, Grade, Verdict, judge_eviden
 from lenstrain.metrics.score import Interval
 from lenstrain.pack.lens import Iteration, Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
+from lenstrain.pack.records import LensMetrics, Provenance
 from lenstrain.report.data import Report, make_report
 from lenstrain.report.samples import SampleLine
 from lenstrain.report.tree import Tree
@@ -77,7 +78,7 @@ def made_up_pack(
     iterations = {str(k): {"fits": max(n // k, 1), "seconds": n / (90 + k)} for k in range(1, 8)}
     return LensPack(
         lenses,
-        provenance,
+        Provenance.from_json(provenance),
         {},
         run={"iterations": iterations, "elapsed_s": n / 9, "finished": "2026-01-01"},
     )
@@ -164,7 +165,13 @@ def _of_before(lens: Lens) -> Lens:
     new = ("score_named", "score_all", "best_control", "lead_over_controls", "n_test_unnamed")
     metrics = {name: value for name, value in lens.metrics.items() if name not in new}
     metrics |= {"score": score, "score_low": score / 2, "score_high": score, "score_unnamed": 0.5}
-    return replace(lens, grade=Grade.of(score), status="provisional", reason="", metrics=metrics)
+    return replace(
+        lens,
+        grade=Grade.of(score),
+        status="provisional",
+        reason="",
+        metrics=LensMetrics.from_json(metrics),
+    )
 
 
 def _lens(i: int, name: str | None, rng: np.random.Generator, shift: float) -> Lens:
@@ -269,7 +276,7 @@ def _lens(i: int, name: str | None, rng: np.random.Generator, shift: float) -> L
         grade=verdict.grade,
         status=verdict.status,
         reason=verdict.reason,
-        metrics=metrics,
+        metrics=LensMetrics.from_json(metrics),
         trajectory=tuple(steps[:n_steps]),
         beyond=tuple(steps[n_steps:]),
     )

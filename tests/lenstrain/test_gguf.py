@@ -56,7 +56,7 @@ def moved(lens: Lens, *model_layers: int) -> Lens:
 
 
 def of(pack: LensPack, *lenses: Lens, family: str = "linear") -> LensPack:
-    return LensPack(lenses, {**pack.provenance, "settings": {"family": family}}, {})
+    return LensPack(lenses, dataclasses.replace(pack.provenance, settings={"family": family}), {})
 
 
 # --- three readers that know nothing of ours ----------------------------------------------------
@@ -292,7 +292,7 @@ def test_a_vector_without_a_known_or_finite_length_is_left_out(
     pack: LensPack, tmp_path: Path
 ) -> None:
     unknown = dataclasses.replace(
-        pack["bird"], metrics={**pack["bird"].metrics, "unknown": ["noise_floor"]}
+        pack["bird"], metrics=dataclasses.replace(pack["bird"].metrics, unknown=["noise_floor"])
     )
     flat = dataclasses.replace(
         pack["fish"], weights=LinearWeights(np.zeros(HIDDEN, np.float32), 0.0)

@@ -264,7 +264,9 @@ def test_mean_difference_lenses_stay_what_they_are(planted: LensDataset, tmp_pat
 def test_families_without_a_form_in_hatcat_are_refused(
     linear: LensPack, tmp_path: Path, family: str
 ) -> None:
-    other = LensPack(linear.lenses, {**linear.provenance, "settings": {"family": family}}, {})
+    other = LensPack(
+        linear.lenses, dataclasses.replace(linear.provenance, settings={"family": family}), {}
+    )
     with pytest.raises(
         SettingsError,
         match=rf"^these {family} lenses have no form in HatCat.*--family linear, mean-difference",

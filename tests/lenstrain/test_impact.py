@@ -20,6 +20,7 @@ from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Iteration, Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
+from lenstrain.pack.records import LensMetrics, Provenance
 from lenstrain.settings import FitSettings, settings_to_json
 from tests.lenstrain.conftest import Planting, make_planted_store, planted_pack
 
@@ -50,7 +51,7 @@ def lens(concept: str, f1: Sequence[float], scores: Sequence[float]) -> Lens:
         calibrator=Calibrator.from_json({"kind": "sigmoid", "slope": 1.0, "intercept": 0.0}),
         noise=NoiseFloor(0.0, 1.0),
         grade=Grade.C,
-        metrics={"hungry": False},
+        metrics=LensMetrics(),
         trajectory=tuple(steps[:end]),
         beyond=tuple(steps[end:]),
     )
@@ -62,7 +63,7 @@ def pack_of(
     fitted = FitSettings(**{"target_f1": TARGET, **settings})  # type: ignore[arg-type]
     return LensPack(
         lenses,
-        {"settings": settings_to_json(fitted)},
+        Provenance(settings=settings_to_json(fitted)),
         {},
         run={"iterations": times} if times else None,
     )

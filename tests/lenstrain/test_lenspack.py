@@ -406,9 +406,13 @@ def test_nan_metrics_are_null_on_disk_and_nan_again(
     planted: LensDataset, result: FitResult, tmp_path: Path
 ) -> None:
     pack = make_lens_pack(result, planted, SETTINGS)
-    pack["bird"].metrics["score_unnamed"] = math.nan
-    pack["bird"].metrics["score_by_phase"] = {"prompt": math.nan, "completion": 0.5}
-    pack.save(tmp_path / "lenses")
+    metrics = dataclasses.replace(
+        pack["bird"].metrics,
+        score_by_phase={"prompt": math.nan, "completion": 0.5},
+        others={"score_unnamed": math.nan},
+    )
+    bird = dataclasses.replace(pack["bird"], metrics=metrics)
+    LensPack([bird], pack.provenance, {}).save(tmp_path / "lenses")
     text = (tmp_path / "lenses" / "lenses.json").read_text()
     assert "NaN" not in text
     assert re.search(r'"score_unnamed": null', text)
@@ -593,7 +597,7 @@ def test_pack_of_any_family_keeps_everything_known_about_a_lens(
     assert loaded.provenance == pack.provenance
     assert (loaded.run, loaded.skipped) == (pack.run, pack.skipped)
     for before, after in zip(pack, loaded, strict=True):
-        np.testing.assert_equal(after.metrics, before.metrics)
+        np.testing.assert_equal(after.metrics.to_json(), before.metrics.to_json())
         for name in (
             "concept",
             "model_layers",
@@ -841,8 +845,41 @@ def test_score_that_there_is_none_of_is_left_out_of_the_mean(pack: LensPack) -> 
         grade=None,
         status="ungraded",
         reason="no score",
-        metrics={**pack["bird"].metrics, "score": math.nan},
+        metrics=dataclasses.replace(pack["bird"].metrics, score=math.nan),
     )
     told = LensPack([blind, pack["fish"]], pack.provenance, {}).summary()
     assert told["mean_score"] == pack["fish"].metrics["score"]
     assert told["grades"]["ungraded"] == 1
+
+
+# --- records ------------------------------------------------------------------------------------
+
+
+def test_keys_that_this_version_does_not_know_are_kept_in_their_place(
+    saved: Path, tmp_path: Path
+) -> None:
+    data = json.loads((saved / "lenses.json").read_text())
+    for own in (data["provenance"], *(lens["metrics"] for lens in data["lenses"])):
+        known = dict(own)
+        own.clear()
+        own.update({"of_tomorrow": {"others": [1, None]}, **known, "others": "of_yesterday"})
+        del own["labels" if "labels" in known else "C"]
+    (saved / "lenses.json").write_text(json.dumps(data))
+    LensPack.load(saved).save(tmp_path / "again")
+    before, after = (
+        json.loads((folder / "lenses.json").read_text()) for folder in (saved, tmp_path / "again")
+    )
+    assert json.dumps(after) == json.dumps(before)
+
+
+def test_metrics_are_read_by_name_and_as_a_mapping(pack: LensPack) -> None:
+    metrics = pack["bird"].metrics
+    assert metrics["score"] == metrics.score > 0
+    assert {**metrics} == metrics.to_json()
+    assert metrics.get("agreement") is metrics.agreement is None
+    assert "agreement" not in metrics
+    with pytest.raises(KeyError, match="agreement"):
+        metrics["agreement"]
+    changed = dataclasses.replace(metrics, agreement={"kappa": 0.5})
+    assert [*changed] == [*metrics, "agreement"]
+    assert pack.provenance["settings"] is pack.provenance.settings

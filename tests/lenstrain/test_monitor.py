@@ -33,6 +33,7 @@ from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
+from lenstrain.pack.records import LensMetrics, Provenance
 from tests.models import ARCHITECTURES, tiny_model
 from tests.packs import small_pack
 
@@ -86,7 +87,7 @@ def random_pack(family: str = "linear", n: int = 7, **settings: Any) -> LensPack
             calibrator=Calibrator("sigmoid", (1.0, 0.0)),
             noise=NoiseFloor(0.0, 1.0),
             grade=Grade.A if i % 2 else Grade.C,
-            metrics={},
+            metrics=LensMetrics(),
             trajectory=(),
         )
         for i in range(n)
@@ -95,13 +96,13 @@ def random_pack(family: str = "linear", n: int = 7, **settings: Any) -> LensPack
         lenses.append(dataclasses.replace(random_pack("linear", 1).lenses[0], concept="alone"))
     if family == "discriminant":
         lenses = [with_norm(lens) for lens in lenses]
-    return LensPack(lenses, {"store": {"settings": settings}}, {})
+    return LensPack(lenses, Provenance(store={"settings": settings}), {})
 
 
 def test_lenses_that_standardise_differently_are_no_pack(tmp_path: Path) -> None:
     """Of two fits, say: one product for all would score some of them wrongly."""
     plain, other = random_pack("linear", 6), random_pack("linear", 6)
-    mixed = LensPack([*plain.lenses[:3], *map(with_norm, other.lenses[3:])], {}, {})
+    mixed = LensPack([*plain.lenses[:3], *map(with_norm, other.lenses[3:])], Provenance(), {})
     rows = np.ones((2, HIDDEN), np.float32)
     for use in (
         lambda: mixed.score(rows, model_layer=2),
@@ -382,7 +383,9 @@ def test_memory_stays_the_same_however_long_a_text_gets() -> None:
 
 def test_a_pack_of_text_lenses_is_refused() -> None:
     pack = random_pack()
-    text = LensPack(pack.lenses, {}, {}, vocabulary=Vocabulary(("word",), np.ones(1, np.float32)))
+    text = LensPack(
+        pack.lenses, Provenance(), {}, vocabulary=Vocabulary(("word",), np.ones(1, np.float32))
+    )
     with pytest.raises(SettingsError, match="read what a model wrote, not its activations"):
         Monitor(text)
 
@@ -408,7 +411,7 @@ def test_a_model_of_another_size_is_refused_before_it_is_scored() -> None:
         for lens in pack
     ]
     with pytest.raises(SettingsError, match="activations of size 5, this model's have size 32"):
-        read_text(tiny_model(), TEXT, Monitor(LensPack(small, {}, {})))
+        read_text(tiny_model(), TEXT, Monitor(LensPack(small, Provenance(), {})))
 
 
 def test_scores_before_anything_was_read_are_an_error() -> None:

@@ -53,7 +53,7 @@ def renamed(pack: LensPack, names: tuple[str, ...]) -> LensPack:
 
 
 def with_metrics(lens: Lens, **changes: Any) -> Lens:
-    return replace(lens, metrics={**lens.metrics, **changes})
+    return replace(lens, metrics=replace(lens.metrics, **changes))
 
 
 def cells(ax: Axes) -> NDArray[np.float64]:

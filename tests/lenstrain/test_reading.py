@@ -18,6 +18,7 @@ from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
+from lenstrain.pack.records import LensMetrics, Provenance
 
 HOSTILE = "</span><script>alert(1)</script>\x1b[2J\u202e&amp;\"'"
 
@@ -35,7 +36,7 @@ def lens(
         calibrator=Calibrator("sigmoid", (1.0, 0.0)),
         noise=NoiseFloor(-2.0, 2.0),
         grade=grade,
-        metrics={},
+        metrics=LensMetrics(),
         trajectory=(),
     )
 
@@ -108,7 +109,7 @@ def test_scores_of_another_number_of_tokens_are_refused() -> None:
 # --- whether a pack fits a model ----------------------------------------------------------------
 
 MODEL = {"id": "m", "fingerprint": "f", "dtype": "bfloat16", "n_layers": 3, "hidden": 4}
-PACK = LensPack(LENSES, {"store": {"model": MODEL, "tokenizer": {"fingerprint": "t"}}}, {})
+PACK = LensPack(LENSES, Provenance(store={"model": MODEL, "tokenizer": {"fingerprint": "t"}}), {})
 
 
 def test_the_model_of_the_pack_is_taken_without_a_word() -> None:

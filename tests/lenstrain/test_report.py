@@ -22,6 +22,7 @@ from lenstrain.errors import MissingPackageError, SettingsError
 from lenstrain.fit.train import train
 from lenstrain.metrics.grade import RULE, Grade
 from lenstrain.pack.pack import LensPack
+from lenstrain.pack.records import LensMetrics, Provenance
 from lenstrain.report import Report, make_report, render_page
 from lenstrain.report.samples import N_SHOWN
 from lenstrain.settings import FitSettings
@@ -122,7 +123,7 @@ def test_every_lens_has_a_line_with_its_own_figures(report: Report, pack: LensPa
 
 def test_ungraded_lenses_are_a_group_of_their_own(pack: LensPack) -> None:
     nan = float("nan")
-    nothing = {**pack["bird"].metrics, "score": nan, "score_low": nan, "score_high": nan}
+    nothing = replace(pack["bird"].metrics, score=nan, score_low=nan, score_high=nan)
     bird = replace(
         pack["bird"], grade=None, status="ungraded", reason="no test text", metrics=nothing
     )
@@ -257,8 +258,10 @@ def test_the_data_is_strict_json_whatever_could_not_be_measured(pack: LensPack) 
     unknown |= dict.fromkeys(
         ("test_f1", "test_f1_unnamed", "test_f1_named", "iterations"), float("nan")
     )
-    foreign = LensPack([replace(bird, metrics=unknown, trajectory=(), beyond=())], {}, {})
-    foreign.lenses[0].metrics["n_test"] = float("nan")
+    unknown["n_test"] = float("nan")
+    metrics = LensMetrics.from_json(unknown)
+    lens = replace(bird, metrics=metrics, trajectory=(), beyond=())
+    foreign = LensPack([lens], Provenance(), {})
     report = make_report(foreign)
     assert (report.concepts[0].n_test, report.concepts[0].iterations) == (None, None)
     text = json.dumps([report.overview(), report.rest()], allow_nan=False)
@@ -270,7 +273,7 @@ def test_the_data_is_strict_json_whatever_could_not_be_measured(pack: LensPack) 
 
 def test_an_empty_pack_has_no_report() -> None:
     with pytest.raises(SettingsError, match="no lenses"):
-        make_report(LensPack([], {}, {}))
+        make_report(LensPack([], Provenance(), {}))
 
 
 def test_another_store_is_refused(pack: LensPack, tmp_path: Any) -> None:

@@ -13,6 +13,7 @@ from lenstrain.live.steering import directions_at, directions_of, find_lens
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Direction, Lens
 from lenstrain.pack.pack import LensPack
+from lenstrain.pack.records import Provenance
 from lenstrain.settings import FitSettings
 
 
@@ -26,7 +27,7 @@ def named(lens: Lens, concept: str, name: str) -> Lens:
 
 
 def test_a_lens_is_found_by_id_and_by_name_whatever_its_case(pack: LensPack) -> None:
-    lenses = LensPack([named(pack["bird"], "bird.n.01", "Bird"), pack["fish"]], {}, {})
+    lenses = LensPack([named(pack["bird"], "bird.n.01", "Bird"), pack["fish"]], Provenance(), {})
     assert find_lens(lenses, "bird.n.01") is find_lens(lenses, "bird") is lenses["bird.n.01"]
 
 
@@ -39,7 +40,9 @@ def test_an_unknown_concept_is_answered_with_those_spelled_alike(pack: LensPack)
 
 def test_a_name_of_several_concepts_asks_for_the_id(pack: LensPack) -> None:
     lenses = LensPack(
-        [named(pack["bird"], "crane.1", "crane"), named(pack["fish"], "crane.2", "crane")], {}, {}
+        [named(pack["bird"], "crane.1", "crane"), named(pack["fish"], "crane.2", "crane")],
+        Provenance(),
+        {},
     )
     with pytest.raises(SettingsError, match=r"name of 2 concepts.*crane.1, crane.2"):
         find_lens(lenses, "crane")
