@@ -3,6 +3,7 @@
     LenstrainError
       SettingsError (ValueError)         settings that contradict each other or the store
       TooFewSamplesError (ValueError)    a concept or store with too few samples for a lens
+        ShortConceptError                a concept that needs more samples of its own
       LeakageError (ValueError)          a row held out for calibration or test would be trained on
       StalledError (TimeoutError)        a store that is followed does not grow any more
       WorkerError (RuntimeError)         a worker process died each time, or could not begin
@@ -28,6 +29,10 @@ class SettingsError(LenstrainError, ValueError):
 
 class TooFewSamplesError(LenstrainError, ValueError):
     """There are not enough samples to fit and judge a lens."""
+
+
+class ShortConceptError(TooFewSamplesError):
+    """More samples of the concept itself are needed, as `lenscache extract --top-up` adds."""
 
 
 class LeakageError(LenstrainError, ValueError):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lenscache.concepts.plan import SPLITS
 from lenscache.concepts.prompts import CONTRAST, NEGATIVE, stable_hash
 from lenstrain.data.dataset import NO_ROWS, TRAIN, LensDataset, Rows
-from lenstrain.errors import TooFewSamplesError
+from lenstrain.errors import ShortConceptError, TooFewSamplesError
 
 SIBLING_SHARE = 0.3
 """Share of a concept's negatives that are samples of its siblings."""
@@ -21,9 +21,6 @@ CONTRAST_SHARE = 0.2
 _SHARES = (CONTRAST_SHARE, SIBLING_SHARE, 1 - CONTRAST_SHARE - SIBLING_SHARE)
 HELD_OUT_NEGATIVES = 300
 """Negatives, at least, by which thresholds are chosen and F1 is measured."""
-
-SHORT = "extract more of its prompts, or give the concept more examples"
-"""What to do for a concept that has too few samples; how its line in `FitResult.skipped` ends."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,10 @@ def draw_task(dataset: LensDataset, concept: str, n_negatives: Callable[[int], i
 
     Raises
     ------
+    ShortConceptError
+        If a split has too few positives.
     TooFewSamplesError
-        If a split has no positive, or there is not a single negative.
+        If there is not a single negative.
     """
     positive = dataset.positives(concept)
     relatives = sorted(dataset.hierarchy.family(concept) - {concept})
@@ -111,9 +110,9 @@ def _draw_negatives(
 def _check_enough(concept: str, positives: Sequence[Rows], negatives: Sequence[Rows]) -> None:
     for name, rows, minimum in zip(SPLITS, positives, (2, 1, 1), strict=True):
         if len(rows) < minimum:
-            raise TooFewSamplesError(
+            raise ShortConceptError(
                 f"{concept}: {len(rows)} positive samples in the {name} split, at least {minimum} "
-                f"are needed: {SHORT}"
+                "are needed: extract more of its prompts, or give the concept more examples"
             )
     for name, rows in zip(SPLITS, negatives, strict=True):
         if not len(rows):

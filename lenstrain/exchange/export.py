@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -127,12 +128,9 @@ def select_lenses(
     text, ids = pack.text, {lens.concept for lens in chosen}
     if text is not None:
         beside = [lens for lens in text if lens.concept in ids]
-        some = LensPack(beside, text.provenance, {}, vocabulary=text.vocabulary, run=text.run)
-        text = some if beside else None
-    skipped = pack.skipped if concepts is None else {}
-    return LensPack(
-        chosen, pack.provenance, skipped, vocabulary=pack.vocabulary, text=text, run=pack.run
-    )
+        text = replace(text, lenses=beside, skipped={}, short=()) if beside else None
+    pack = replace(pack, lenses=chosen, text=text)
+    return pack if concepts is None else replace(pack, skipped={}, short=())
 
 
 def _check_apart(folder: Path, out: Path) -> None:

@@ -11,7 +11,7 @@ Only the files of the format hold the weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Sidecar:
 
     provenance: Provenance
     skipped: dict[str, str]
+    short: Sequence[str]
     entries: dict[str, tuple[dict[str, Any], NDArray[np.float32]]]
     """By file, relative to the folder: the entry of `lenses.json`, and (hidden,) or (0,) its
     direction."""
@@ -86,6 +87,7 @@ def write_sidecar(folder: Path, pack: LensPack, files: Mapping[str, str], format
         "exported_to": format_name,
         "provenance": pack.provenance.to_json(),
         "skipped": pack.skipped,
+        **({"short": list(pack.short)} if pack.short else {}),
         "lenses": [{"file": files[lens.concept], **lens_to_json(lens)} for lens in lenses],
     }
     write_json(folder / "lenses.json", data)
@@ -119,7 +121,8 @@ def read_sidecar(folder: Path) -> Sidecar | None:
         rows = zip(data["lenses"], vectors, strict=True)
         entries = {str(entry["file"]): (entry, row) for entry, row in rows}
         provenance = Provenance.from_json(dict(data["provenance"]))
-        return Sidecar(provenance, dict(data["skipped"]), entries, path)
+        skipped, short = dict(data["skipped"]), data.get("short", ())
+        return Sidecar(provenance, skipped, short, entries, path)
     except _DAMAGE as error:
         raise _unreadable(path, repr(error)) from error
 

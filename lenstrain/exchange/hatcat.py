@@ -224,7 +224,8 @@ def read_hatcat(folder: Path, *, model_layer: int | None = None) -> LensPack:
     _check_once(lenses, files)
     family = "linear" if isinstance(weights[0], LinearWeights) else "mlp"
     provenance = _provenance(folder, sidecar, family, n_inputs(weights[0]))
-    return LensPack(lenses, provenance, {} if sidecar is None else sidecar.skipped)
+    skipped, short = ({}, ()) if sidecar is None else (sidecar.skipped, sidecar.short)
+    return LensPack(lenses, provenance, skipped, short=short)
 
 
 def _find(folder: Path) -> list[_File]:

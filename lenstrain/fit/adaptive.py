@@ -25,7 +25,7 @@ from lenstrain.data.features import Features, check_device
 from lenstrain.data.rows import TaskRows
 from lenstrain.data.tasks import Task, draw_task
 from lenstrain.data.words import Vocabulary, word_features
-from lenstrain.errors import SettingsError, TooFewSamplesError
+from lenstrain.errors import SettingsError, ShortConceptError, TooFewSamplesError
 from lenstrain.families.kinds import FAMILIES
 from lenstrain.fit.choice import ModelLayerChoice, choose_model_layers, settled
 from lenstrain.fit.controls import Controls
@@ -63,6 +63,8 @@ class FitResult:
     """Of lenses that read text."""
     calibration: SharedCalibration | None = None
     """How good their probabilities are."""
+    short: tuple[str, ...] = ()
+    """Of the concepts without a lens, those that lack samples of their own."""
 
     @property
     def hungry(self) -> list[str]:
@@ -125,10 +127,8 @@ def fit_targets(
     if not wanted:
         raise SettingsError("no target F1 to train for: name at least one")
     check_device(settings.device)
-    skipped: dict[str, str] = {}
-    tasks = [
-        TaskRows(dataset, task, settings) for task in _tasks(dataset, settings, concepts, skipped)
-    ]
+    drawn, skipped, short = _tasks(dataset, settings, concepts)
+    tasks = [TaskRows(dataset, task, settings) for task in drawn]
     chosen = [ModelLayerChoice((), {})] * len(tasks)
     if tasks and FAMILIES[settings.family].n_model_layers:
         chosen = choose_model_layers(dataset, tasks, settings, jobs=jobs, on_progress=tell)
@@ -164,7 +164,7 @@ def fit_targets(
     times = dict(sorted(times.items()))
     fits = [[found[number] for found in in_order] for number in range(len(wanted))]
     return [
-        FitResult(fit, dict(skipped), times, vocabulary, settle(dataset, fit, settings))
+        FitResult(fit, dict(skipped), times, vocabulary, settle(dataset, fit, settings), short)
         for fit in fits
     ]
 
@@ -218,16 +218,17 @@ def _tasks(
     dataset: LensDataset,
     settings: FitSettings,
     concepts: Sequence[str] | None,
-    skipped: dict[str, str],
-) -> list[Task]:
+) -> tuple[list[Task], dict[str, str], tuple[str, ...]]:
+    """What each concept is fitted on, why some are not, and which of these lack samples."""
     if concepts is not None and (unknown := [c for c in concepts if c not in dataset.concepts]):
         raise SettingsError(
             f"concept {unknown[0]!r} was not extracted into the store: see `lenscache info`"
         )
-    tasks = []
+    tasks, left_out = [], {}
     for concept in dataset.concepts if concepts is None else concepts:
         try:
             tasks.append(draw_task(dataset, concept, settings.n_negatives))
         except TooFewSamplesError as error:
-            skipped[concept] = str(error)
-    return tasks
+            left_out[concept] = error
+    short = [concept for concept, why in left_out.items() if isinstance(why, ShortConceptError)]
+    return tasks, {concept: str(why) for concept, why in left_out.items()}, tuple(short)

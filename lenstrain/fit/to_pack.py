@@ -29,7 +29,15 @@ def make_lens_pack(
     if result.calibration is not None:
         quality = none_for_nan(result.calibration._asdict())
         provenance = replace(provenance, calibration=quality)
-    return LensPack(lenses, provenance, result.skipped, vocabulary=vocabulary, text=text, run=run)
+    return LensPack(
+        lenses,
+        provenance,
+        result.skipped,
+        short=result.short,
+        vocabulary=vocabulary,
+        text=text,
+        run=run,
+    )
 
 
 def _ship(lens: FittedLens, name: str, level: int) -> Lens:

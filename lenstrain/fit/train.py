@@ -160,11 +160,4 @@ def _finished(
     lenses = [
         replace(lens, metrics=replace(lens.metrics, **found.get(lens.concept, {}))) for lens in pack
     ]
-    return LensPack(
-        lenses,
-        pack.provenance,
-        pack.skipped,
-        vocabulary=pack.vocabulary,
-        text=text,
-        run=pack.run,
-    )
+    return replace(pack, lenses=lenses)

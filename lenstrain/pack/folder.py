@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +50,21 @@ NORM_VERSION = 3
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as a path: without its second slash
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class PackContent:
     """What one folder holds, but for the pack of text lenses inside it."""
 
     lenses: Sequence[Lens]
     provenance: Provenance
     skipped: dict[str, str]
+    """Why a concept has no lens."""
+    _: KW_ONLY
+    short: Sequence[str] = ()
+    """Of the skipped, the concepts that ask for more samples."""
     vocabulary: Vocabulary | None = None
+    """Of lenses that read text."""
     run: dict[str, Any] = field(default_factory=dict)
+    """When and how long the fit ran."""
 
 
 def read_folder(folder: Path) -> PackContent:
@@ -94,14 +100,17 @@ def read_folder(folder: Path) -> PackContent:
         weights = unpack_weights(tensors, provenance.family, n_terms)
         if len(rows) != len(weights):
             raise ValueError(f"{len(rows)} lenses in JSON and {len(weights)} in safetensors")
-        path = folder / "run.json"
-        run = _read_json(path) if path.exists() else {}
+        run, hungry = (
+            _read_json(path) if path.exists() else {}
+            for path in (folder / "run.json", folder / "hungry.json")
+        )
+        short = [concept for concept in hungry.get("concepts", ()) if concept in skipped]
         weights = with_norms(weights, [tuple(row["model_layers"]) for row in rows], tensors)
         vectors = unpack_directions(tensors, len(weights))
         lenses = [lens_from_json(*row) for row in zip(rows, weights, vectors, strict=True)]
     except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
         raise _unreadable(folder, error) from error
-    return PackContent(lenses, provenance, skipped, vocabulary, run)
+    return PackContent(lenses, provenance, skipped, short=short, vocabulary=vocabulary, run=run)
 
 
 def _unreadable(folder: Path, error: Exception) -> LensPackFormatError:
@@ -122,8 +131,8 @@ def write_beside(folder: Path, write: Callable[[Path], None], *, overwrite: bool
         write(scratch)
 
 
-def write_folder(folder: Path, content: PackContent, *, short: Sequence[str]) -> None:
-    """Write one folder; `short` are concepts without a lens that ask for samples, too."""
+def write_folder(folder: Path, content: PackContent) -> None:
+    """Write one folder."""
     tensors = pack_weights([lens.weights for lens in content.lenses], content.provenance.family)
     norms = pack_norms(content.lenses)
     tensors |= pack_directions(content.lenses) | norms
@@ -141,7 +150,7 @@ def write_folder(folder: Path, content: PackContent, *, short: Sequence[str]) ->
     _write_json(folder / "lenses.json", data)
     measured = {lens.concept: lens.metrics for lens in content.lenses}
     hungry = {concept: its.n_samples for concept, its in measured.items() if its.hungry}
-    hungry |= dict.fromkeys(short, 0)
+    hungry |= dict.fromkeys(content.short, 0)
     store = content.provenance.store or None
     _write_json(folder / "hungry.json", {"concepts": hungry, "store": store})
     if content.run:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,15 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.data.tasks import SHORT
-from lenstrain.data.words import Vocabulary
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.standardizer import Standardizer
 from lenstrain.families.weights import Weights
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.folder import PackContent, read_folder, write_beside, write_folder
 from lenstrain.pack.lens import Lens, shared_norm
-from lenstrain.pack.records import Provenance
 
 _NATURAL = ("natural_score", "natural_false_positive_rate")  # of a store with a background
 
@@ -42,11 +40,14 @@ class _Readers(NamedTuple):
     """Those that read no other model layer."""
 
 
-class LensPack:
+@dataclass(eq=False, repr=False)
+class LensPack(PackContent):
     """A lens pack in memory: a sequence of lenses that can score activations all at once.
 
     Parameters
     ----------
+    skipped : why a concept has no lens, by concept.
+    short : of the skipped, the concepts that ask for more samples.
     vocabulary : of lenses that read text.
     text : the pack of text lenses that was trained beside this one.
     run : when and how long the fit ran.
@@ -58,18 +59,11 @@ class LensPack:
     >>> pack.score(X, model_layer=15)  # (n, lenses of model layer 15)  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        lenses: Sequence[Lens],
-        provenance: Provenance,
-        skipped: dict[str, str],
-        *,
-        vocabulary: Vocabulary | None = None,
-        text: LensPack | None = None,
-        run: dict[str, Any] | None = None,
-    ) -> None:
-        self.lenses, self.provenance, self.skipped = tuple(lenses), provenance, skipped
-        self.vocabulary, self.text, self.run = vocabulary, text, run or {}
+    _: KW_ONLY
+    text: LensPack | None = None
+
+    def __post_init__(self) -> None:
+        self.lenses = tuple(self.lenses)
         self._by_concept = {lens.concept: lens for lens in self.lenses}
         self._by_model_layer: dict[int, _Readers] = {}
 
@@ -99,11 +93,6 @@ class LensPack:
     def hungry(self) -> list[str]:
         """Concepts that used every cached sample and did not graduate."""
         return [lens.concept for lens in self.lenses if lens.metrics.hungry]
-
-    @property
-    def short(self) -> list[str]:
-        """Concepts without a lens for want of samples: they ask for more, too."""
-        return [concept for concept, reason in self.skipped.items() if SHORT in reason]
 
     def at(self, model_layer: int) -> list[Lens]:
         """The lenses that read one model layer alone, in the order of `score`'s columns."""
@@ -246,8 +235,7 @@ class LensPack:
         folder = Path(folder)
         own = read_folder(folder)
         text = cls.load(folder / "text") if (folder / "text").exists() else None
-        beside: dict[str, Any] = {"vocabulary": own.vocabulary, "text": text, "run": own.run}
-        return cls(own.lenses, own.provenance, own.skipped, **beside)
+        return cls(**vars(own), text=text)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the pack to a folder that does not exist yet.
@@ -264,8 +252,7 @@ class LensPack:
         write_beside(Path(folder), self._write, overwrite=overwrite)
 
     def _write(self, folder: Path) -> None:
-        content = PackContent(self.lenses, self.provenance, self.skipped, self.vocabulary, self.run)
-        write_folder(folder, content, short=self.short)
+        write_folder(folder, self)
         if self.text is not None:
             (folder / "text").mkdir()
             self.text._write(folder / "text")

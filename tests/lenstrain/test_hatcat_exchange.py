@@ -395,7 +395,7 @@ def test_an_import_without_a_description_is_saved_and_is_ungraded(
     assert math.isnan(loaded.summary()["mean_score"])
     assert loaded.provenance == pack.provenance
     assert loaded.provenance["store"]["model"]["id"] == "unknown"
-    assert loaded.hungry == loaded.short == []
+    assert (loaded.hungry, [*loaded.short]) == ([], [])
 
 
 def test_the_model_is_taken_from_hatcats_description(folder: Path) -> None:
@@ -726,3 +726,14 @@ def test_an_unknown_concept_is_refused_before_anything_is_written(
     with pytest.raises(LensPackError, match="no lens pack at"):
         export_pack(tmp_path / "nowhere", tmp_path / "out", "hatcat")
     assert not (tmp_path / "out").exists()
+
+
+def test_concepts_that_ask_for_samples_still_do_after_an_export(
+    linear: LensPack, tmp_path: Path
+) -> None:
+    skipped = {"loom": "too few", "vote": "its activations are NaN"}
+    pack = dataclasses.replace(linear, skipped=skipped, short=["loom"])
+    write_hatcat(pack, tmp_path / "out")
+    back = import_hatcat(tmp_path / "out", tmp_path / "back")
+    assert (back.skipped, [*back.short]) == (skipped, ["loom"])
+    assert [*LensPack.load(tmp_path / "back").short] == ["loom"]

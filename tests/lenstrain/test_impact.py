@@ -65,7 +65,7 @@ def pack_of(
         lenses,
         Provenance(settings=settings_to_json(fitted)),
         {},
-        run={"iterations": times} if times else None,
+        run={"iterations": times} if times else {},
     )
 
 
