@@ -27,26 +27,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.errors import ForeignFormatError, MissingPackageError, SettingsError
+from lenstrain.errors import MissingPackageError, SettingsError
 from lenstrain.exchange.filenames import file_stems
 from lenstrain.exchange.folder import write_export, write_sidecar
 from lenstrain.live.steering import Kind, directions_of
-from lenstrain.pack.lens import Direction, Lens
+from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
 
 ARCHITECTURE = "controlvector"
-
-_DIRECTION = re.compile(r"direction\.(\d{1,6})")
-_DAMAGE = (ValueError, LookupError, OSError, OverflowError, TypeError, MemoryError)
 
 
 class Written(NamedTuple):
@@ -56,26 +50,6 @@ class Written(NamedTuple):
     """By concept, relative to the folder."""
     left_out: dict[str, str]
     """Why a concept has no file."""
-
-
-@dataclass(frozen=True)
-class ControlVector:
-    """A control vector as it was read: it steers, but does not tell if its concept is present."""
-
-    model_hint: str
-    """Name of the model that it was made for; empty if the file does not say."""
-    vectors: Mapping[int, NDArray[np.float32]]
-    """(hidden,) by model layer: what strength 1 adds to the output of that transformer block."""
-
-    @property
-    def directions(self) -> tuple[Direction, ...]:
-        """What to steer along, one for each model layer; strength 1 adds the vector as it is."""
-        found = []
-        for model_layer, vector in self.vectors.items():
-            if length := float(np.linalg.norm(vector.astype(np.float64))):
-                unit = (vector / length).astype(np.float32)
-                found.append(Direction(model_layer, unit, length))
-        return tuple(found)
 
 
 def steering_vectors(lens: Lens, kind: Kind = "mean-difference") -> dict[int, NDArray[np.float32]]:
@@ -145,50 +119,6 @@ def write_gguf(
     return Written(files, left_out)
 
 
-def read_control_vector(file: str | Path) -> ControlVector:
-    """Read a control vector of llama.cpp, repeng or ours.
-
-    Raises
-    ------
-    ForeignFormatError
-        If the file is damaged, or no control vector.
-    MissingPackageError
-        If the package gguf is not installed.
-    """
-    gguf, file = _import_gguf(), Path(file)
-    try:
-        reader = gguf.GGUFReader(file)
-        architecture = _text(reader, "general.architecture")
-        hint = _text(reader, f"{ARCHITECTURE}.model_hint")
-        tensors = [(str(t.name), t.tensor_type.name, np.array(t.data)) for t in reader.tensors]
-    except _DAMAGE as error:
-        raise ForeignFormatError(
-            f"{file} is not a readable GGUF file ({error}): expected a control vector"
-        ) from None
-    if architecture != ARCHITECTURE:
-        raise ForeignFormatError(
-            f"{file} has architecture {architecture!r}, expected {ARCHITECTURE!r}"
-        )
-    vectors: dict[int, NDArray[np.float32]] = {}
-    for name, kind, values in tensors:
-        match = _DIRECTION.fullmatch(name)
-        if match is None or int(match[1]) in vectors:
-            raise ForeignFormatError(
-                f"{file} has a tensor {name!r:.80}, expected one direction.<number> a model layer"
-            )
-        if kind != "F32" or values.ndim != 1 or not np.isfinite(values).all():
-            raise ForeignFormatError(
-                f"{file}: {name} is {kind} {values.shape}, expected finite F32 (hidden,)"
-            )
-        vectors[int(match[1])] = values
-    sizes = sorted({len(values) for values in vectors.values()})
-    if len(sizes) != 1:
-        raise ForeignFormatError(
-            f"{file} has directions of sizes {sizes}, expected direction.<number> of one size"
-        )
-    return ControlVector(hint, dict(sorted(vectors.items())))
-
-
 def _check_family(pack: LensPack, kind: Kind) -> None:
     if pack.vocabulary is not None:
         raise SettingsError("text lenses read words, not activations: they have no control vector")
@@ -222,11 +152,6 @@ def _write_file(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _text(reader: Any, key: str) -> str:
-    found = reader.get_field(key)
-    return "" if found is None else bytes(found.parts[-1]).decode(errors="replace")
 
 
 def _import_gguf() -> Any:

@@ -133,20 +133,6 @@ class Calibration(NamedTuple):
     """(concepts, 2) slope and intercept of each."""
 
 
-def fit_calibrator(y: Labels, logits: Floats) -> Calibrator:
-    """The sigmoid of one lens by itself, from rows y, logits (n,), both classes present (Platt,
-    "Probabilistic outputs for support vector machines", 1999).
-
-    Targets are smoothed as Platt does, so that a separable calibration set does not give certainty.
-    Logits that run the wrong way get a flat curve, not an inverted one.
-    """
-    # Centred, or the slope of logits far from 0 would drown in its intercept.
-    low, unit = float(logits.min()), float(np.ptp(logits)) or 1.0
-    rows = _Rows.of([CalibrationRows(y, (logits - low) / unit, np.arange(len(y)))])
-    slope, intercept = rows.own_lines()[0].tolist()
-    return Calibrator("sigmoid", (slope / unit, intercept - slope / unit * low))
-
-
 def fit_calibrators(concepts: Sequence[CalibrationRows], *, seed: int = 0) -> Calibration:
     """Slope and intercept of each concept: its own, drawn towards those of all concepts together.
 
@@ -238,7 +224,12 @@ class _Rows(NamedTuple):
         return np.asarray(half[self.y.astype(np.intp), self.concept])
 
     def own_lines(self) -> Floats:
-        """(concepts, 2) slope and intercept fitted on the rows of each by themselves."""
+        """(concepts, 2) slope and intercept fitted on the rows of each by themselves (Platt,
+        "Probabilistic outputs for support vector machines", 1999).
+
+        Targets are smoothed as Platt does, so that separable rows do not give certainty. Logits
+        that run the wrong way get a flat curve, not an inverted one.
+        """
         negative, positive = self._counts()
         target = np.where(
             self.y,
@@ -253,15 +244,6 @@ class _Rows(NamedTuple):
         target = np.where(self.y, (positive + 1) / (positive + 2), 1 / (negative + 2))
         weight = self.weight / self.n_concepts
         return np.asarray(_newton(self.x, target, weight, np.zeros_like(self.concept), 1)[0])
-
-
-def log_loss(y: Labels, p: Floats) -> float:
-    """Mean -log of the probability of the truth, both classes weighing alike; log 2 is guessing.
-
-    y, p : (n,). In nats. NaN if a class is missing; certainty counts as one in 1e12.
-    """
-    p = np.clip(p, _TINY, 1 - _TINY)
-    return _mean(y, -np.where(y, np.log(p), np.log1p(-p)))
 
 
 def brier_score(y: Labels, p: Floats) -> float:

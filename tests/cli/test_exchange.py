@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from lenstrain.exchange.gguf import read_control_vector
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.pack import LensPack
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error
 from tests.lenstrain.conftest import HIDDEN, make_planted_store
+from tests.lenstrain.test_gguf import as_repeng
 
 
 def plain(text: str) -> str:
@@ -97,12 +97,10 @@ def test_control_vectors_of_chosen_concepts(lenstrain: Run, pack: Path, tmp_path
     out = succeeded(lenstrain("export", pack, *options)).stdout
     assert plain(out) == f"2 control vectors written to {tmp_path / 'vectors'}; 0 left out"
     ((_, vector, deviation),) = LensPack.load(pack)["bird"].directions
-    found = read_control_vector(tmp_path / "vectors" / "bird.gguf").vectors[1]
+    found = as_repeng(tmp_path / "vectors" / "bird.gguf")[1][1]
     np.testing.assert_allclose(found, vector * deviation, rtol=1e-5, atol=1e-6)
     succeeded(lenstrain("export", pack, *options, "--overwrite", "--direction", "weights"))
-    assert not np.allclose(
-        read_control_vector(tmp_path / "vectors" / "bird.gguf").vectors[1], found
-    )
+    assert not np.allclose(as_repeng(tmp_path / "vectors" / "bird.gguf")[1][1], found)
 
 
 def test_part_of_a_pack_as_a_pack(lenstrain: Run, pack: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import struct
 import sys
 from collections.abc import Callable
@@ -19,13 +18,11 @@ from numpy.typing import NDArray
 
 from lenstrain.data.dataset import LensDataset
 from lenstrain.errors import (
-    ForeignFormatError,
     LensPackExistsError,
     MissingPackageError,
     SettingsError,
 )
 from lenstrain.exchange import gguf as exchange
-from lenstrain.exchange.gguf import read_control_vector
 from lenstrain.families.linear import LinearWeights
 from lenstrain.fit.adaptive import fit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
@@ -59,7 +56,7 @@ def of(pack: LensPack, *lenses: Lens, family: str = "linear") -> LensPack:
     return LensPack(lenses, dataclasses.replace(pack.provenance, settings={"family": family}), {})
 
 
-# --- three readers that know nothing of ours ----------------------------------------------------
+# --- two readers that know nothing of ours ----------------------------------------------------
 
 
 def as_repeng(path: Path) -> tuple[str, Vectors]:
@@ -140,7 +137,7 @@ def test_llama_cpp_and_repeng_add_each_vector_after_our_model_layer(
     file, wanted = tmp_path / "out" / "bird.gguf", steering_vectors(lens)
     hint, directions = as_repeng(file)
     assert hint == "planted"
-    for found in (directions, as_llama_cpp(file, 30), read_control_vector(file).vectors):
+    for found in (directions, as_llama_cpp(file, 30)):
         assert list(found) == list(wanted) == list(model_layers)
         for model_layer in model_layers:
             assert found[model_layer].tobytes() == wanted[model_layer].tobytes()
@@ -190,7 +187,7 @@ def test_hostile_names_stay_in_the_folder(pack: LensPack, tmp_path: Path) -> Non
     found = list(tmp_path.rglob("*.gguf"))
     assert {path.parent for path in found} == {tmp_path / "a" / "out"}
     assert len({path.name.lower() for path in found}) == len(files) == len(names)
-    assert all(read_control_vector(path).vectors.keys() == {SIGNAL_LAYER} for path in found)
+    assert all(as_repeng(path)[1].keys() == {SIGNAL_LAYER} for path in found)
 
 
 # --- which vector -------------------------------------------------------------------------------
@@ -219,21 +216,8 @@ def test_adding_the_vector_raises_the_logit_by_a_deviation_of_its_noise(pack: Le
 def test_the_mean_difference_can_be_asked_for(pack: LensPack, tmp_path: Path) -> None:
     write_gguf(of(pack, pack["bird"]), tmp_path / "out", kind="mean-difference")
     ((direction),) = pack["bird"].directions
-    found = read_control_vector(tmp_path / "out" / "bird.gguf").vectors[SIGNAL_LAYER]
+    found = as_repeng(tmp_path / "out" / "bird.gguf")[1][SIGNAL_LAYER]
     np.testing.assert_allclose(found, direction.vector * direction.deviation, rtol=1e-5)
-
-
-def test_a_vector_that_was_read_is_a_direction_to_steer_along(
-    pack: LensPack, tmp_path: Path
-) -> None:
-    lens = moved(pack["bird"], 3, 14)
-    write_gguf(of(pack, lens), tmp_path / "out")
-    for direction in read_control_vector(tmp_path / "out" / "bird.gguf").directions:
-        assert np.linalg.norm(direction.vector) == pytest.approx(1, abs=1e-6)
-        restored = direction.vector * direction.deviation
-        np.testing.assert_allclose(
-            restored, steering_vectors(lens)[direction.model_layer], rtol=1e-5
-        )
 
 
 def test_a_vector_lies_along_the_mean_difference_unless_weights_are_asked_for(
@@ -241,7 +225,7 @@ def test_a_vector_lies_along_the_mean_difference_unless_weights_are_asked_for(
 ) -> None:
     exchange.write_gguf(pack, tmp_path / "out")
     ((model_layer, vector, deviation),) = pack["bird"].directions
-    found = read_control_vector(tmp_path / "out" / "bird.gguf").vectors[model_layer]
+    found = as_repeng(tmp_path / "out" / "bird.gguf")[1][model_layer]
     np.testing.assert_allclose(found, vector * deviation, rtol=1e-6)
 
 
@@ -312,12 +296,8 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     pack: LensPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    for attempt in (
-        lambda: write_gguf(pack, tmp_path / "out"),
-        lambda: read_control_vector(tmp_path / "x.gguf"),
-    ):
-        with pytest.raises(MissingPackageError, match=r"run `pip install '\.\[gguf\]'`"):
-            attempt()
+    with pytest.raises(MissingPackageError, match=r"run `pip install '\.\[gguf\]'`"):
+        write_gguf(pack, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -332,115 +312,3 @@ def test_an_earlier_export_is_replaced_only_if_asked_and_anything_else_never(
     pack.save(tmp_path / "pack")
     with pytest.raises(LensPackExistsError, match="is a lens pack, which an export never replaces"):
         write_gguf(pack, tmp_path / "pack", overwrite=True)
-
-
-# --- what is read -------------------------------------------------------------------------------
-
-
-def write(
-    path: Path,
-    tensors: dict[str, Any],
-    *,
-    architecture: str = "controlvector",
-    hint: str | None = "x",
-) -> Path:
-    writer = gguf.GGUFWriter(path, architecture)
-    if hint is not None:
-        writer.add_string("controlvector.model_hint", hint)
-    for name, values in tensors.items():
-        writer.add_tensor(name, values)
-    for step in (
-        writer.write_header_to_file,
-        writer.write_kv_data_to_file,
-        writer.write_tensors_to_file,
-    ):
-        step()
-    writer.close()
-    return path
-
-
-def test_vectors_of_others_are_read_in_the_order_of_their_model_layers(tmp_path: Path) -> None:
-    vectors = {block: np.full(8, block, np.float32) for block in (12, 2, 0)}
-    path = write(
-        tmp_path / "v.gguf", {f"direction.{block}": v for block, v in vectors.items()}, hint=None
-    )
-    found = read_control_vector(path)
-    assert (found.model_hint, list(found.vectors)) == ("", [0, 2, 12])
-    # a vector of zeros points nowhere
-    assert [direction.model_layer for direction in found.directions] == [2, 12]
-
-
-ONES = np.ones(8, np.float32)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "options", "message"),
-    [
-        (
-            {"direction.1": ONES},
-            {"architecture": "llama"},
-            "has architecture 'llama', expected 'controlvector'",
-        ),
-        ({}, {}, r"has directions of sizes \[\], expected direction.<number>"),
-        ({"direction.1": ONES, "direction.2": ONES[:4]}, {}, r"has directions of sizes \[4, 8\]"),
-        (
-            {"direction.1": ONES, "output.weight": ONES},
-            {},
-            "has a tensor 'output.weight', expected one direction",
-        ),
-        ({"direction.one": ONES}, {}, "has a tensor 'direction.one'"),
-        (
-            {"direction.1": ONES, "direction.01": ONES},
-            {},
-            "has a tensor 'direction.01', expected one",
-        ),
-        (
-            {"direction.1": ONES.reshape(2, 4)},
-            {},
-            r"direction.1 is F32 \(2, 4\), expected finite F32 \(hidden,\)",
-        ),
-        (
-            {"direction.1": ONES.astype(np.float16)},
-            {},
-            r"direction.1 is F16 \(8,\), expected finite F32",
-        ),
-        ({"direction.1": ONES * math.inf}, {}, "expected finite F32"),
-    ],
-)
-def test_what_is_no_control_vector_is_named_with_what_was_expected(
-    tmp_path: Path, tensors: dict[str, Any], options: dict[str, Any], message: str
-) -> None:
-    path = write(tmp_path / "v.gguf", tensors, **options)
-    with pytest.raises(ForeignFormatError, match=message) as caught:
-        read_control_vector(path)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("keep", range(0, 240, 7))
-def test_a_torn_file_is_named(tmp_path: Path, keep: int) -> None:
-    path = write(tmp_path / "v.gguf", {"direction.1": ONES, "direction.2": ONES})
-    data = path.read_bytes()
-    assert keep < len(data) - 4 * len(ONES)
-    path.write_bytes(data[:keep])
-    with pytest.raises(
-        ForeignFormatError, match=r"v.gguf (is not a readable GGUF|has architecture)"
-    ):
-        read_control_vector(path)
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_a_file_with_flipped_bytes_is_read_or_refused(tmp_path: Path, seed: int) -> None:
-    path, rng = write(tmp_path / "v.gguf", {"direction.1": ONES}), np.random.default_rng(seed)
-    data = bytearray(path.read_bytes())
-    data[int(rng.integers(0, len(data)))] ^= int(rng.integers(1, 256))
-    path.write_bytes(data)
-    try:
-        found = read_control_vector(path)
-    except ForeignFormatError:
-        return
-    assert all(np.isfinite(vector).all() for vector in found.vectors.values())
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ForeignFormatError, match=r"nowhere.gguf is not a readable GGUF file"):
-        read_control_vector(tmp_path / "nowhere.gguf")
