@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lenstrain.data.dataset import LensDataset, open_dataset
     from lenstrain.errors import LenstrainError
-    from lenstrain.families.linear_lens import LinearLens
-    from lenstrain.families.mean_difference import MeanDifferenceLens
-    from lenstrain.families.mlp import MlpLens
+    from lenstrain.estimators import LinearLens, MeanDifferenceLens, MlpLens
     from lenstrain.fit.adaptive import FitResult, fit_lenses
     from lenstrain.fit.to_pack import make_lens_pack
     from lenstrain.fit.train import text_settings, train, train_targets
@@ -27,9 +25,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "data.dataset": "LensDataset open_dataset",
     "errors": "LenstrainError",
-    "families.linear_lens": "LinearLens",
-    "families.mean_difference": "MeanDifferenceLens",
-    "families.mlp": "MlpLens",
+    "estimators": "LinearLens MeanDifferenceLens MlpLens",
     "fit.adaptive": "FitResult fit_lenses",
     "fit.to_pack": "make_lens_pack",
     "fit.train": "text_settings train train_targets",

@@ -62,6 +62,7 @@ RULES = {
     "lenstrain/metrics": "",
     "lenstrain/settings.py": "metrics",
     "lenstrain/families": "parallel.py",
+    "lenstrain/estimators.py": "parallel.py families",
     "lenstrain/data": (
         "metrics settings.py families lenscache/store lenscache/concepts lenscache/terms.py "
         "lenscache/errors.py lenscache/memory.py"
@@ -101,7 +102,8 @@ OUTSIDE = {
     "torch": (
         "lenscache/model lenscache/inference lenscache/live lenscache/extract lenscache/memory.py "
         "lenscache/forecast.py lenscache/preflight lenstrain/families lenstrain/data "
-        "lenstrain/fit lenstrain/live lenstrain/exchange lenstrain/parallel.py"
+        "lenstrain/fit lenstrain/live lenstrain/exchange lenstrain/parallel.py "
+        "lenstrain/estimators.py"
     ),
     "transformers": (
         "lenscache/model/loading.py lenscache/model/outline.py lenscache/model/builtin.py "
@@ -125,7 +127,7 @@ OUTSIDE = {
     "ray": "lenscache/cluster.py lenscache/extract/ray_driver.py lenstrain/sweeps/ray.py",
     "scipy": (
         "lenstrain/metrics lenstrain/families lenstrain/data lenstrain/audit "
-        "lenstrain/pack/tensors.py lenstrain/compare"
+        "lenstrain/pack/tensors.py lenstrain/compare lenstrain/estimators.py"
     ),
     "sklearn": "lenstrain/data/words.py lenstrain/audit/twins.py",
     "threadpoolctl": "lenstrain/parallel.py",

@@ -13,52 +13,18 @@ Standardisation is folded in, so a lens is one vector and one number on raw acti
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
+from numpy.typing import NDArray
 
-from lenstrain.errors import NotFittedError
-from lenstrain.families.checks import check_both_classes, check_rows, first_targets
+from lenstrain.families.checks import first_targets
 from lenstrain.families.linear import LinearFit
-from lenstrain.families.linear_lens import LinearBatch
-from lenstrain.families.standardizer import Standardizer
 
 _SMALLEST_VARIANCE = 0.05
 """Of s^2, as a share of |d|^2: no class mean is farther out than a logit of 10, as odds 22,000 to
 1. Otherwise two samples or duplicates, which do not vary within a class, would be infinitely
 certain."""
-
-
-def fit_mean_difference_batch(
-    X: NDArray[Any],
-    rows: Sequence[NDArray[np.intp]],
-    targets: Sequence[NDArray[np.bool_]],
-    *,
-    standardizer: Standardizer | None = None,
-) -> LinearBatch:
-    """Fit one lens for each entry of `rows`; where both class means are equal, its logit is 0.
-
-    Parameters
-    ----------
-    X : (n, hidden) raw activations that all concepts share.
-    rows : for each concept, the rows of X to train on.
-    targets : for each concept, whether each of those rows expresses it.
-    standardizer : feature statistics of the training split; None to take them from the rows used.
-
-    Raises
-    ------
-    TooFewSamplesError
-        If a concept has rows of one class only.
-    """
-    check_both_classes(targets)
-    if standardizer is None:
-        standardizer = Standardizer.fit(X[np.unique(np.concatenate(list(rows)))])
-    parts = (standardizer.transform(X[chosen]) for chosen in rows)
-    fitted = _fit(zip(parts, targets, strict=True))
-    return LinearBatch(*fitted.raw(standardizer), fitted.converged)
 
 
 class MeanDifferenceTrainer:
@@ -91,34 +57,6 @@ class MeanDifferenceTrainer:
         known = first_targets(self._targets, which, counts, targets)
         parts = [self._parts[i][:count] for i, count in zip(which, counts, strict=True)]
         return _fit(zip(parts, known, strict=True))
-
-
-class MeanDifferenceLens:
-    """One mean-difference lens, as a scikit-learn style estimator.
-
-    Attributes
-    ----------
-    weight_ : (hidden,) on raw activations.
-    bias_ : float
-    """
-
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Fit on X (n, hidden) and y (n,), true where a row expresses the concept."""
-        X, target = check_rows(X, y)
-        batch = fit_mean_difference_batch(X, [np.arange(len(X))], [target])
-        self.weight_, self.bias_ = batch.weight[0], float(batch.bias[0])
-        return self
-
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """(n,) logits."""
-        if not hasattr(self, "weight_"):
-            raise NotFittedError("this MeanDifferenceLens is not fitted yet: call fit(X, y) first")
-        return np.asarray(np.asarray(X).astype(np.float64) @ self.weight_ + self.bias_)
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """(n, 2) probabilities of absence and presence, uncalibrated."""
-        present = expit(self.decision_function(X))
-        return np.stack([1 - present, present], axis=1)
 
 
 def _fit(problems: Iterable[tuple[NDArray[np.float64], NDArray[np.bool_]]]) -> LinearFit:

@@ -18,26 +18,23 @@ Standardisation is folded into the first layer, so a lens works on raw activatio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
+from numpy.typing import NDArray
 
-from lenstrain.errors import NotFittedError
-from lenstrain.families.checks import check_both_classes, check_rows, first_targets
+from lenstrain.families.checks import first_targets
 from lenstrain.families.standardizer import Standardizer
 
 WIDTHS = (128, 64)
 """Units of the two hidden layers."""
 
-_EPOCHS = 50
+EPOCHS = 50
 _STEP = 5e-3
 _WEIGHT_DECAY = 1e-2  # decoupled: 50 steps shrink a weight by 0.25 %
 _SMALLEST_SPREAD = 1e-6  # of a standardised feature over a concept's rows; less is rounding
 _BATCH_BYTES = 256 * 2**20
-_CHUNK_BYTES = 64 * 2**20
 
 # w1, b1, w2, b2, w3, b3, each with the concepts of a batch as first axis
 _Network = tuple[torch.Tensor, ...]
@@ -62,7 +59,7 @@ class MlpWeights(NamedTuple):
 
 
 class MlpBatch(NamedTuple):
-    """Fitted networks of many concepts on one model layer, on raw activations.
+    """Fitted networks of many concepts on one model layer, on standardised features.
 
     The first layer makes this large: 1.3 MB a concept at hidden size 2,560, so 7.5 GB for 5,665
     concepts.
@@ -71,7 +68,7 @@ class MlpBatch(NamedTuple):
     w1: NDArray[np.float32]
     """(concepts, hidden, 128), 0 where a feature does not vary over a concept's rows."""
     b1: NDArray[np.float64]
-    """(concepts, 128), float64: a feature far from 0 adds much here that the product takes away."""
+    """(concepts, 128), float64: as shipped, what a feature far from 0 adds, a product takes."""
     w2: NDArray[np.float32]
     """(concepts, 128, 64)"""
     b2: NDArray[np.float32]
@@ -83,16 +80,6 @@ class MlpBatch(NamedTuple):
     converged: NDArray[np.bool_]
     """(concepts,) whether the loss stayed finite: a network stops after its epochs, not at an
     optimum."""
-
-    def decision_function(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        """(rows, concepts) logits of raw activations X (rows, hidden), in float64."""
-        logits = np.empty((len(X), len(self.w1)))
-        chunk = max(1, _CHUNK_BYTES // (8 * (X.shape[1] + 2 * sum(WIDTHS))))
-        for start in range(0, len(X), chunk):
-            part = X[start : start + chunk].astype(np.float64)
-            for i in range(len(self.w1)):
-                logits[start : start + chunk, i] = self.network(i).decision_function(part)
-        return logits
 
     def network(self, number: int) -> MlpWeights:
         """The network of one concept."""
@@ -159,7 +146,8 @@ class MlpTrainer:
     Z : (vectors, features) standardised features that all concepts share.
     rows : for each concept, the rows of Z to train on.
     targets : for each concept, whether each of those rows expresses it.
-    seeds : number from which each concept's first weights are drawn.
+    seeds : number from which each concept's first weights are drawn, together with `seed`.
+    epochs : steps to take; each sees all rows.
     """
 
     def __init__(
@@ -168,8 +156,12 @@ class MlpTrainer:
         rows: Sequence[NDArray[np.intp]],
         targets: Sequence[NDArray[np.bool_]],
         seeds: Sequence[int],
+        *,
+        epochs: int = EPOCHS,
+        seed: int = 0,
     ) -> None:
         self._Z, self._rows, self._targets, self._seeds = Z, rows, targets, seeds
+        self._epochs, self._seed = epochs, seed
 
     def fit(
         self,
@@ -181,9 +173,8 @@ class MlpTrainer:
         """As `lenstrain.families.contract.Trainer.fit`."""
         known = first_targets(self._targets, which, counts, targets)
         rows = [self._rows[i][:count] for i, count in zip(which, counts, strict=True)]
-        as_it_is = Standardizer(np.zeros(self._Z.shape[1]), np.ones(self._Z.shape[1]))
-        generators = [np.random.default_rng([0, self._seeds[i]]) for i in which]
-        batch = _fit(self._take, rows, known, as_it_is, generators, epochs=_EPOCHS)
+        generators = [np.random.default_rng([self._seed, self._seeds[i]]) for i in which]
+        batch = _fit(self._take, rows, known, generators, self._Z.shape[1], self._epochs)
         return MlpFit(batch, [self._take(r) for r in rows])
 
     def _take(self, rows: NDArray[np.intp]) -> torch.Tensor:
@@ -191,65 +182,22 @@ class MlpTrainer:
         return self._Z[torch.from_numpy(rows)]
 
 
-def fit_mlp_batch(
-    X: NDArray[Any],
-    rows: Sequence[NDArray[np.intp]],
-    targets: Sequence[NDArray[np.bool_]],
-    *,
-    standardizer: Standardizer | None = None,
-    epochs: int = _EPOCHS,
-    seed: int = 0,
-    keys: Sequence[int] | None = None,
-    device: str = "cpu",
-) -> MlpBatch:
-    """Fit one network for each entry of `rows`; where no feature varies, its logit is 0.
-
-    Besides the result and X, this needs about 0.3 GB, or what one concept needs if that is more.
-
-    Parameters
-    ----------
-    X : (n, hidden) raw activations that all concepts share.
-    rows : for each concept, the rows of X to train on.
-    targets : for each concept, whether each of those rows expresses it.
-    standardizer : feature statistics of the training split; None to take them from the rows used.
-    epochs : steps to take; each sees all rows.
-    seed, keys : a concept's first weights are drawn from (seed, key), keys being numbers from 0 up,
-        one a concept; None for its position. With keys and a standardizer of their own, concepts do
-        not depend on their company beyond rounding.
-    device : where to train, as torch names it.
-
-    Raises
-    ------
-    TooFewSamplesError
-        If a concept has rows of one class only.
-    ValueError
-        If there are not as many keys as concepts.
-    """
-    check_both_classes(targets)
-    keys = range(len(rows)) if keys is None else keys
-    if len(keys) != len(rows):
-        raise ValueError(f"{len(keys)} keys for {len(rows)} concepts")
-    if standardizer is None:
-        standardizer = Standardizer.fit(X[np.unique(np.concatenate(list(rows)))])
-    statistics, generators = standardizer, [np.random.default_rng([seed, key]) for key in keys]
-
-    def take(chosen: NDArray[np.intp]) -> torch.Tensor:
-        return torch.from_numpy(statistics.transform(X[chosen]).astype(np.float32)).to(device)
-
-    return _fit(take, rows, targets, statistics, generators, epochs=epochs)
-
-
 def _fit(
     take: Callable[[NDArray[np.intp]], torch.Tensor],
     rows: Sequence[NDArray[np.intp]],
     targets: Sequence[NDArray[np.bool_]],
-    standardizer: Standardizer,
     generators: Sequence[np.random.Generator],
-    *,
+    hidden: int,
     epochs: int,
 ) -> MlpBatch:
-    """As `fit_mlp_batch`; `take` gives standardised rows on the device that trains."""
-    hidden = len(standardizer.scale)
+    """One network for each entry of `rows`; where no feature varies, its logit is 0.
+
+    Besides the result, this needs about 0.3 GB, or what one concept needs if that is more.
+
+    Parameters
+    ----------
+    take : gives standardised rows (n, hidden) on the device that trains.
+    """
     fitted = _zeros(len(rows), hidden)
     for chosen in _batches([len(r) for r in rows], hidden):
         own = [rows[i] for i in chosen], [targets[i] for i in chosen]
@@ -264,54 +212,10 @@ def _fit(
         w1, b1, w2, b2, w3, b3 = (part.detach().cpu().numpy() for part in network)
         for place, i in enumerate(chosen):
             if varying[place].any():
-                fitted.w1[i, used] = w1[place] / standardizer.scale[used, None]
-                # With the weight as rounded, so that a mean far from 0 drops out to full precision.
-                fitted.b1[i] = b1[place, 0] - standardizer.mean @ fitted.w1[i].astype(np.float64)
+                fitted.w1[i, used], fitted.b1[i] = w1[place], b1[place, 0]
                 fitted.w2[i], fitted.b2[i] = w2[place], b2[place, 0]
                 fitted.w3[i], fitted.b3[i] = w3[place, :, 0], b3[place, 0, 0]
     return fitted
-
-
-class MlpLens:
-    """One MLP lens, a scikit-learn style estimator; rows in any order give the same lens.
-
-    Parameters
-    ----------
-    epochs : steps to take; each sees all rows.
-    seed : of the first weights.
-
-    Attributes
-    ----------
-    network_ : the fitted network on raw activations, a batch of one concept.
-    converged_ : bool, whether the loss stayed finite.
-    """
-
-    def __init__(self, epochs: int = _EPOCHS, seed: int = 0) -> None:
-        self.epochs = epochs
-        self.seed = seed
-
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Fit on X (n, hidden) and y (n,), true where a row expresses the concept."""
-        X, target = check_rows(X, y)
-        X = X.astype(np.float64)
-        # Training blows up the rounding of sums, which hangs on the order of the rows.
-        order = np.lexsort((target, *X.T[::-1]))
-        rows = np.arange(len(X))
-        options: dict[str, Any] = {"epochs": self.epochs, "seed": self.seed}
-        self.network_ = fit_mlp_batch(X[order], [rows], [target[order]], **options)
-        self.converged_ = bool(self.network_.converged[0])
-        return self
-
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """(n,) logits."""
-        if not hasattr(self, "network_"):
-            raise NotFittedError("this MlpLens is not fitted yet: call fit(X, y) first")
-        return self.network_.decision_function(np.asarray(X))[:, 0]
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """(n, 2) probabilities of absence and presence, uncalibrated."""
-        present = expit(self.decision_function(X))
-        return np.stack([1 - present, present], axis=1)
 
 
 def _zeros(n_concepts: int, hidden: int) -> MlpBatch:

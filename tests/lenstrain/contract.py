@@ -19,12 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from lenstrain.errors import LenstrainError, NotFittedError, TooFewSamplesError
+from lenstrain.estimators import LinearLens, MeanDifferenceLens, MlpLens
 from lenstrain.families import checks
 from lenstrain.families.contract import Job
 from lenstrain.families.kinds import FAMILIES as KINDS
-from lenstrain.families.linear_lens import LinearLens
-from lenstrain.families.mean_difference import MeanDifferenceLens
-from lenstrain.families.mlp import MlpLens
 from lenstrain.families.standardizer import Standardizer
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
 
-from lenstrain.families.linear_lens import LinearLens
+from lenstrain.estimators import LinearLens
 from tests.lenstrain.contract import CHECKS, FAMILIES
 
 

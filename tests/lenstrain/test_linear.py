@@ -14,9 +14,10 @@ from sklearn.preprocessing import StandardScaler
 import lenstrain.families.logistic
 import lenstrain.parallel
 from lenstrain.errors import TooFewSamplesError
+from lenstrain.estimators import LinearLens
 from lenstrain.families.linear import LinearTrainer
-from lenstrain.families.linear_lens import LinearBatch, LinearLens, fit_linear_batch
 from lenstrain.families.standardizer import Standardizer
+from tests.lenstrain.batches import LinearBatch, fit_linear_batch
 
 Problem = tuple[NDArray[np.float64], NDArray[np.bool_]]
 

@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from lenstrain.errors import TooFewSamplesError
-from lenstrain.families.linear_lens import LinearBatch
-from lenstrain.families.mean_difference import MeanDifferenceLens, fit_mean_difference_batch
+from lenstrain.estimators import MeanDifferenceLens
 from lenstrain.families.standardizer import Standardizer
+from tests.lenstrain.batches import LinearBatch, fit_mean_difference_batch
 
 
 def make_planted(
