@@ -71,6 +71,8 @@ RULES = {
     "lenstrain/pack": "metrics families data lenscache/folders.py",
     "lenstrain/compare": "metrics settings.py data pack",
     "lenstrain/live": "metrics families pack",
+    "lenstrain/live/read.py": "lenscache/live lenscache/model",
+    "lenstrain/live/steering.py": "lenscache/live lenscache/model",
     "lenstrain/fit": "metrics parallel.py settings.py families data pack compare",
     "lenstrain/report": "metrics data pack compare",
     "lenstrain/exchange": "metrics settings.py families pack live",

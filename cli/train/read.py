@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from rich.text import Text
 from typer import Argument, BadParameter, Option
@@ -15,6 +16,12 @@ from ..console import visible
 from ..models import load_for
 from ..options import MinGrade
 from .grades import COLOURS, old_rule
+
+if TYPE_CHECKING:
+    from lenstrain.live.naming_rule import Finding, Rule
+    from lenstrain.live.reading import Reading, TokenReading
+    from lenstrain.pack.lens import Lens
+    from lenstrain.pack.pack import LensPack
 
 _ROWS = 80  # tokens of a text that is shown token by token
 _PIECE_LENGTH = 48  # characters of a text that are shown in a row
@@ -62,30 +69,32 @@ def read(
 
     They are named for each token and for the whole text.
     """
-    from lenstrain.live.monitor import Monitor
-    from lenstrain.live.naming_rule import Rule
+    from lenstrain.live.naming_rule import Rule, choose_lenses
     from lenstrain.live.page import legend, reading_page
+    from lenstrain.live.read import read as read_with
     from lenstrain.metrics.grade import Grade
     from lenstrain.pack.pack import LensPack
 
     lenses = LensPack.load(pack)
     rule = Rule(Grade(min_grade), untrusted=ungraded, min_signal=min_signal)
     # Before the model is loaded: an unknown concept shows at once.
-    monitor = Monitor(lenses, concepts=concept, window=window, keep=None, rule=rule)
+    chosen = choose_lenses(lenses, concept)
     content = _content(file, text)
     loaded, notes = load_for(
         lenses, model, dtype, device, device_map, allow_other=allow_other_model
     )
-    notes += _about_grades(lenses, monitor.presence)
-    reading, n_cut = _read(monitor, loaded, content, top)
-    if n_cut:
-        cut = f"cut: the last {n_cut} tokens were not read"
+    notes += _about_grades(lenses, chosen, rule)
+    reading = read_with(
+        lenses, loaded, content, concepts=concept, rule=rule, window=window, top=top
+    )
+    if reading.n_cut:
+        cut = f"cut: the last {reading.n_cut} tokens were not read"
         notes.append(f"{cut}, the model has no positions for them")
     if html is not None:
         title = f"{pack.name} on {loaded.id}"
         html.write_text(reading_page(reading, title=title, notes=tuple(notes)), encoding="utf-8")
     if json:
-        console.print_json({**reading.to_json(), "n_cut": n_cut, "notes": notes})
+        console.print_json({**reading.to_json(), "n_cut": reading.n_cut, "notes": notes})
         return
     _print_reading(reading)
     console.say(
@@ -98,13 +107,13 @@ def read(
         console.say(f"written to {html}")
 
 
-def _about_grades(pack: Any, presence: Any) -> list[str]:
+def _about_grades(pack: LensPack, lenses: Sequence[Lens], rule: Rule) -> list[str]:
     """What to know of the grades before a reading is trusted."""
     notes = [line] if (line := old_rule(pack)) is not None else []
-    untrusted = sum(lens.grade is None or lens.is_capped for lens in presence.lenses)
-    if untrusted and not presence.rule.untrusted:
+    untrusted = sum(lens.grade is None or lens.is_capped for lens in lenses)
+    if untrusted and not rule.untrusted:
         notes.append(
-            f"{untrusted} of {len(presence.lenses)} lenses are ungraded or have a capped grade, "
+            f"{untrusted} of {len(lenses)} lenses are ungraded or have a capped grade, "
             "and are not named: --ungraded names them, too"
         )
     return notes
@@ -126,22 +135,7 @@ def _content(file: Path | None, text: str | None) -> str:
         ) from error
 
 
-def _read(monitor: Any, loaded: Any, text: str, top: int) -> tuple[Any, int]:
-    """The reading of a text, and how many of its tokens were cut."""
-    from lenscache.live.listening import read_text
-    from lenstrain.live.reading import make_reading
-
-    tokenized = read_text(loaded, text, monitor)
-    scores, pooled = (
-        logits[0].cpu().numpy() for logits in (monitor.scores, monitor.pooled("prompt"))
-    )
-    reading = make_reading(
-        monitor.presence, tokenized.tokens, scores, pooled, window=monitor.window, top=top
-    )
-    return reading, tokenized.n_cut
-
-
-def _print_reading(reading: Any) -> None:
+def _print_reading(reading: Reading) -> None:
     out = console.out()
     by_token = len(reading.tokens) <= _ROWS
     table = console.make_table("tokens", "strongest lenses")
@@ -171,12 +165,12 @@ def _print_reading(reading: Any) -> None:
     out.print(table)
 
 
-def _rows(tokens: Any, by_token: bool) -> list[tuple[str, Any]]:
+def _rows(tokens: Sequence[TokenReading], by_token: bool) -> list[tuple[str, Sequence[Finding]]]:
     """Pieces of text with the lenses found there: each named token by itself, or stretches.
 
     Tokens without a lens are always joined, and so are those of a lens unless `by_token`.
     """
-    rows: list[tuple[str, Any]] = []
+    rows: list[tuple[str, Sequence[Finding]]] = []
     strongest = [(token.findings[0].concept if token.findings else "", token) for token in tokens]
     for concept, stretch in groupby(strongest, key=lambda pair: pair[0]):
         members = [token for _, token in stretch]
@@ -197,7 +191,7 @@ def _ends(piece: str) -> str:
     return f"{shown[: half - 3].rstrip()} ... {shown[-half + 3 :].lstrip()}"
 
 
-def _cell(findings: Any) -> Text:
+def _cell(findings: Sequence[Finding]) -> Text:
     if not findings:
         return Text("-", style="dim")
     cell = Text()

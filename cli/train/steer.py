@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.text import Text
@@ -14,7 +14,8 @@ from ..models import load_for
 from .grades import old_rule
 
 if TYPE_CHECKING:
-    from lenstrain.pack.lens import Direction
+    from lenstrain.live.steering import Steered
+    from lenstrain.pack.lens import Direction, Lens
 
 # Choices of --direction.
 Kind = Literal["mean-difference", "weights"]
@@ -70,9 +71,8 @@ def steer(
 
     Both texts are read with the lenses of the concepts.
     """
-    from lenscache.live.continuation import continue_prompt
-    from lenscache.live.steering import Intervention
     from lenstrain.live.steering import directions_at, directions_of, find_lens
+    from lenstrain.live.steering import steer as steer_with
     from lenstrain.pack.pack import LensPack
 
     pack = LensPack.load(folder)
@@ -82,45 +82,34 @@ def steer(
         its = directions_of(lens, direction, allow_grade_c=allow_grade is not None)
         # Pushes at several model layers add up. To ablate is to project out at each of them.
         found += its if ablate and at is None else directions_at(its, at)
-    change = partial(Intervention, ablate=ablate, positions=positions)
     loaded, notes = load_for(pack, model, dtype, device, device_map, allow_other=allow_other_model)
     notes += [line] if (line := old_rule(pack)) is not None else []
     if len(found) < sum(len(lens.model_layers) for lens in lenses):
         where = ", ".join(str(i) for i in sorted({each.model_layer for each in found}))
         notes.append(f"steered at model layer {where}: --at chooses others that the lens reads")
-    model_layers = sorted({i for lens in lenses for i in lens.model_layers})
-    results = []
-    for amount in [None, *([0.0] if ablate else strength or [4.0])]:
-        changes = []
-        if amount is not None:
-            changes = [change(d.vector, d.model_layer, amount, d.deviation) for d in found]
-        written = continue_prompt(
-            loaded,
-            prompt,
-            changes,
-            model_layers=model_layers,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            pooling=pack.provenance.store["settings"]["pooling"],
-        )
-        name = "not steered" if amount is None else "ablated" if ablate else f"strength {amount:+g}"
-        readings = [_reading(lens, written.activations) for lens in lenses]
-        results.append((name, amount, written, readings))
+    results = steer_with(
+        pack,
+        loaded,
+        prompt,
+        lenses,
+        found,
+        [0.0] if ablate else strength or [4.0],
+        ablate=ablate,
+        positions=positions,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
     if json:
-        console.print_json([_to_json(lenses, *result) for result in results])
+        console.print_json([_to_json(lenses, each, ablate) for each in results])
     else:
-        _print(lenses, results, notes)
+        _print(lenses, results, notes, ablate)
 
 
-def _reading(lens: Any, activations: Any) -> tuple[float, float]:
-    """Calibrated probability and noise deviations of what was written; NaN if nothing was."""
-    import numpy as np
-
-    X = np.hstack([activations[i] for i in lens.model_layers])
-    if not np.isfinite(X).all():
-        return float("nan"), float("nan")
-    return float(lens.predict_proba(X)[0, 1]), float(lens.signal(lens.decision_function(X))[0])
+def _name(result: Steered, ablate: bool) -> str:
+    if result.strength is None:
+        return "not steered"
+    return "ablated" if ablate else f"strength {result.strength:+g}"
 
 
 def _lines(text: str) -> str:
@@ -128,9 +117,7 @@ def _lines(text: str) -> str:
     return "\n".join(visible(line, len(line)) for line in text.split("\n"))
 
 
-def _to_json(
-    lenses: Any, name: str, amount: float | None, written: Any, readings: Any
-) -> dict[str, Any]:
+def _to_json(lenses: Sequence[Lens], result: Steered, ablate: bool) -> dict[str, Any]:
     from lenstrain.pack.folder import none_for_nan
 
     read = {
@@ -141,22 +128,30 @@ def _to_json(
             "probability": probability,
             "signal": signal,
         }
-        for lens, (probability, signal) in zip(lenses, readings, strict=True)
+        for lens, (probability, signal) in zip(lenses, result.readings, strict=True)
     }
-    text = {"text": written.text, "perplexity": written.perplexity}
-    result = {"name": name, "strength": amount, **text, "lenses": read}
-    return none_for_nan(result)  # type: ignore[no-any-return]
+    found = {
+        "name": _name(result, ablate),
+        "strength": result.strength,
+        "text": result.written.text,
+        "perplexity": result.written.perplexity,
+        "lenses": read,
+    }
+    return none_for_nan(found)  # type: ignore[no-any-return]
 
 
-def _print(lenses: Any, results: Any, notes: list[str]) -> None:
+def _print(
+    lenses: Sequence[Lens], results: Sequence[Steered], notes: Sequence[str], ablate: bool
+) -> None:
     out = console.out()
-    for name, _, written, readings in results:
-        out.print(Text(name, style="bold"), soft_wrap=True)
+    for result in results:
+        written = result.written
+        out.print(Text(_name(result, ablate), style="bold"), soft_wrap=True)
         out.print(
             Text.assemble((_lines(written.prompt), "dim"), _lines(written.text)), soft_wrap=True
         )
         parts = [f"perplexity {written.perplexity:.1f}"]
-        for lens, (probability, signal) in zip(lenses, readings, strict=True):
+        for lens, (probability, signal) in zip(lenses, result.readings, strict=True):
             read = f"p = {probability:.2f}, {signal:+.1f} deviations"
             parts.append(f"{visible(lens.name)} ({lens.grade_shown}) {read}")
         out.print(Text("; ".join(parts), style="dim"), soft_wrap=True)

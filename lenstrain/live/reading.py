@@ -54,6 +54,8 @@ class Reading:
     n_lenses: int
     n_judged: int
     """Lenses whose grade is good enough to be named."""
+    n_cut: int = 0
+    """Tokens at the end that were not read: the model has no positions for them."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -80,6 +82,7 @@ def make_reading(
     *,
     window: int,
     top: int = 3,
+    n_cut: int = 0,
 ) -> Reading:
     """What the lenses say of a text.
 
@@ -91,6 +94,7 @@ def make_reading(
     pooled : (lenses,) logits of the whole text.
     window : positions that each of `scores` is pooled over.
     top : lenses to name at a token, and of the whole text, at most.
+    n_cut : tokens at the end that were not read.
 
     Raises
     ------
@@ -104,7 +108,8 @@ def make_reading(
         for text, row in zip(tokens, scores, strict=True)
     )
     whole = presence.strongest(pooled, top, whole=True)
-    return Reading(found, whole, window, presence.rule, len(presence.lenses), presence.n_judged)
+    counts = len(presence.lenses), presence.n_judged, n_cut
+    return Reading(found, whole, window, presence.rule, *counts)
 
 
 def check_model(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lenstrain.errors import SettingsError
 from lenstrain.families.linear import LinearWeights
@@ -14,8 +15,23 @@ from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Direction, Lens
 from lenstrain.pack.pack import LensPack
 
+if TYPE_CHECKING:
+    from lenscache.live.continuation import Continuation
+    from lenscache.live.steering import Positions
+    from lenscache.model.loading import LoadedModel
+
 Kind = Literal["mean-difference", "weights"]
 """From all vectors to the concept's, or across the lens's decision boundary."""
+
+
+class Steered(NamedTuple):
+    """What a model wrote, steered or not, and how lenses read it without steering."""
+
+    strength: float | None
+    """In deviations of the activations; None where the model was left alone."""
+    written: Continuation
+    readings: list[tuple[float, float]]
+    """Calibrated probability of each lens, and noise deviations; NaN if nothing was written."""
 
 
 def find_lens(pack: LensPack, concept: str) -> Lens:
@@ -113,3 +129,65 @@ def _across(lens: Lens) -> tuple[Direction, ...]:
         )
         for model_layer, part, length in zip(lens.model_layers, parts, lengths, strict=True)
     )
+
+
+def steer(
+    pack: LensPack,
+    model: LoadedModel,
+    prompt: str,
+    lenses: Sequence[Lens],
+    directions: Sequence[Direction],
+    strengths: Sequence[float],
+    *,
+    ablate: bool = False,
+    positions: Positions = "all",
+    max_new_tokens: int = 40,
+    temperature: float = 0.7,
+    seed: int = 0,
+) -> list[Steered]:
+    """What the model writes without and with each strength along directions, read by lenses.
+
+    Parameters
+    ----------
+    lenses : of the pack, to read what was written.
+    directions : what to steer along, as `directions_of` gives them.
+    ablate, positions : as for `lenscache.Intervention`.
+    max_new_tokens, temperature, seed : as for `lenscache.live.continuation.continue_prompt`.
+    """
+    from lenscache.live.continuation import continue_prompt
+    from lenscache.live.steering import Intervention
+
+    steered = []
+    for strength in (None, *strengths):
+        changes = [
+            Intervention(
+                each.vector,
+                each.model_layer,
+                strength,
+                each.deviation,
+                ablate=ablate,
+                positions=positions,
+            )
+            for each in directions
+            if strength is not None
+        ]
+        written = continue_prompt(
+            model,
+            prompt,
+            changes,
+            model_layers=sorted({i for lens in lenses for i in lens.model_layers}),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            pooling=pack.provenance.store["settings"]["pooling"],
+        )
+        readings = [_reading(lens, written.activations) for lens in lenses]
+        steered.append(Steered(strength, written, readings))
+    return steered
+
+
+def _reading(lens: Lens, activations: Mapping[int, NDArray[np.float32]]) -> tuple[float, float]:
+    X = np.hstack([activations[i] for i in lens.model_layers])
+    if not np.isfinite(X).all():
+        return float("nan"), float("nan")
+    return float(lens.predict_proba(X)[0, 1]), float(lens.signal(lens.decision_function(X))[0])
