@@ -27,8 +27,8 @@ from lenstrain.pack.folder import (
     FORMAT_VERSION,
     lens_from_json,
     lens_to_json,
-    none_for_nan,
     write_beside,
+    write_json,
 )
 from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
@@ -93,12 +93,6 @@ def write_sidecar(folder: Path, pack: LensPack, files: Mapping[str, str], format
     write_json(folder / "lenses.json", data)
     if directions := pack_directions(lenses):
         (folder / "directions.safetensors").write_bytes(safetensors.numpy.save(directions))
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write plain values; what could not be measured (NaN) is null."""
-    text = json.dumps(none_for_nan(data), indent=1, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
 
 
 def read_sidecar(folder: Path) -> Sidecar | None:

@@ -40,12 +40,13 @@ import torch
 
 from lenstrain.errors import ForeignFormatError, SettingsError
 from lenstrain.exchange.filenames import file_stems
-from lenstrain.exchange.folder import Sidecar, read_sidecar, write_export, write_json, write_sidecar
+from lenstrain.exchange.folder import Sidecar, read_sidecar, write_export, write_sidecar
 from lenstrain.exchange.statedict import from_state_dict, load_state_dict, n_inputs, to_state_dict
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.weights import Weights, norm_of
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.grade import RULE
+from lenstrain.pack.folder import write_json
 from lenstrain.pack.lens import Lens, NoiseFloor
 from lenstrain.pack.pack import LensPack
 from lenstrain.pack.records import LensMetrics, Provenance

@@ -41,11 +41,14 @@ _Network = tuple[torch.Tensor, ...]
 
 
 class MlpWeights(NamedTuple):
-    """One network as shipped, on raw activations; shapes as in `MlpBatch`, without concepts."""
+    """One network as shipped, on raw activations: 1.3 MB at hidden size 2,560."""
 
     w1: NDArray[np.float32]
+    """(hidden, 128), 0 where a feature does not vary over the concept's rows."""
     b1: NDArray[np.float64]
+    """(128,), float64: a feature far from 0 adds much here that the product takes away."""
     w2: NDArray[np.float32]
+    """(128, 64)"""
     b2: NDArray[np.float32]
     w3: NDArray[np.float32]
     b3: NDArray[np.float32]
@@ -58,56 +61,28 @@ class MlpWeights(NamedTuple):
         return np.asarray(inner @ self.w3.astype(np.float64) + self.b3)
 
 
-class MlpBatch(NamedTuple):
-    """Fitted networks of many concepts on one model layer, on standardised features.
+class MlpFit(NamedTuple):
+    """Networks of some concepts on standardised features, which `MlpTrainer.fit` gives."""
 
-    The first layer makes this large: 1.3 MB a concept at hidden size 2,560, so 7.5 GB for 5,665
-    concepts.
-    """
-
-    w1: NDArray[np.float32]
-    """(concepts, hidden, 128), 0 where a feature does not vary over a concept's rows."""
-    b1: NDArray[np.float64]
-    """(concepts, 128), float64: as shipped, what a feature far from 0 adds, a product takes."""
-    w2: NDArray[np.float32]
-    """(concepts, 128, 64)"""
-    b2: NDArray[np.float32]
-    """(concepts, 64)"""
-    w3: NDArray[np.float32]
-    """(concepts, 64)"""
-    b3: NDArray[np.float32]
-    """(concepts,)"""
+    networks: list[MlpWeights]
     converged: NDArray[np.bool_]
     """(concepts,) whether the loss stayed finite: a network stops after its epochs, not at an
     optimum."""
-
-    def network(self, number: int) -> MlpWeights:
-        """The network of one concept."""
-        return MlpWeights(*(part[number] for part in self[:6]))
-
-
-class MlpFit:
-    """Networks of some concepts on standardised features, which `MlpTrainer.fit` gives."""
-
-    def __init__(self, batch: MlpBatch, parts: Sequence[torch.Tensor]) -> None:
-        self._batch = batch
-        self.converged = batch.converged
-        self.training_logits = [
-            self.some([n]).decision_function(part)[:, 0] for n, part in enumerate(parts)
-        ]
-        """For each concept, the logits of the rows it was fitted on."""
+    training_logits: list[NDArray[np.float64]]
+    """For each concept, the logits of the rows it was fitted on; none of some of the networks."""
 
     def decision_function(self, Z: torch.Tensor) -> NDArray[np.float64]:
         """(rows, concepts) logits of standardised rows Z (rows, features), in float32."""
-        return self.some(range(len(self.converged))).decision_function(Z)
+        return np.stack([_logits(network, Z) for network in self.networks], axis=1)
 
-    def some(self, numbers: Sequence[int]) -> MlpSome:
+    def some(self, numbers: Sequence[int]) -> MlpFit:
         """The networks of some of the concepts."""
-        return MlpSome(self._batch, numbers)
+        chosen = list(numbers)
+        return MlpFit([self.networks[number] for number in chosen], self.converged[chosen], [])
 
     def ship(self, number: int, standardizer: Standardizer | None) -> MlpWeights:
         """The network of one concept on raw features; None where features were not standardised."""
-        network = self._batch.network(number)
+        network = self.networks[number]
         if standardizer is None:
             return network
         w1 = (network.w1 / standardizer.scale[:, None]).astype(np.float32)
@@ -115,27 +90,12 @@ class MlpFit:
         return network._replace(w1=w1, b1=network.b1 - standardizer.mean @ w1.astype(np.float64))
 
 
-class MlpSome:
-    """Some networks of a batch, on standardised features."""
-
-    def __init__(self, batch: MlpBatch, numbers: Sequence[int]) -> None:
-        self._batch, self._numbers = batch, numbers
-
-    def decision_function(self, Z: torch.Tensor) -> NDArray[np.float64]:
-        """(rows, concepts) logits of standardised rows Z (rows, features), in float32."""
-        return np.stack([self._logits(Z, number) for number in self._numbers], axis=1)
-
-    def some(self, numbers: Sequence[int]) -> MlpSome:
-        """The networks of some of the concepts."""
-        return MlpSome(self._batch, [self._numbers[number] for number in numbers])
-
-    def _logits(self, Z: torch.Tensor, number: int) -> NDArray[np.float64]:
-        w1, b1, w2, b2, w3, b3 = (
-            torch.as_tensor(part, dtype=torch.float32, device=Z.device)
-            for part in self._batch.network(number)
-        )
-        inner = torch.relu(torch.relu(Z @ w1 + b1) @ w2 + b2)
-        return np.asarray((inner @ w3 + b3).double().cpu().numpy())
+def _logits(network: MlpWeights, Z: torch.Tensor) -> NDArray[np.float64]:
+    w1, b1, w2, b2, w3, b3 = (
+        torch.as_tensor(part, dtype=torch.float32, device=Z.device) for part in network
+    )
+    inner = torch.relu(torch.relu(Z @ w1 + b1) @ w2 + b2)
+    return np.asarray((inner @ w3 + b3).double().cpu().numpy())
 
 
 class MlpTrainer:
@@ -174,8 +134,10 @@ class MlpTrainer:
         known = first_targets(self._targets, which, counts, targets)
         rows = [self._rows[i][:count] for i, count in zip(which, counts, strict=True)]
         generators = [np.random.default_rng([self._seed, self._seeds[i]]) for i in which]
-        batch = _fit(self._take, rows, known, generators, self._Z.shape[1], self._epochs)
-        return MlpFit(batch, [self._take(r) for r in rows])
+        hidden = self._Z.shape[1]
+        fitted = _fit(self._take, rows, known, generators, hidden, self._epochs)
+        logits = [_logits(*each) for each in zip(fitted[0], map(self._take, rows), strict=True)]
+        return MlpFit(*fitted, logits)
 
     def _take(self, rows: NDArray[np.intp]) -> torch.Tensor:
         """Rows of Z on its device: all of Z is never copied."""
@@ -189,8 +151,9 @@ def _fit(
     generators: Sequence[np.random.Generator],
     hidden: int,
     epochs: int,
-) -> MlpBatch:
-    """One network for each entry of `rows`; where no feature varies, its logit is 0.
+) -> tuple[list[MlpWeights], NDArray[np.bool_]]:
+    """One network for each entry of `rows`, where no feature varies one whose logit is 0; and
+    (concepts,) whether its loss stayed finite.
 
     Besides the result, this needs about 0.3 GB, or what one concept needs if that is more.
 
@@ -198,7 +161,7 @@ def _fit(
     ----------
     take : gives standardised rows (n, hidden) on the device that trains.
     """
-    fitted = _zeros(len(rows), hidden)
+    networks, converged = [_zeros(hidden)] * len(rows), np.zeros(len(rows), np.bool_)
     for chosen in _batches([len(r) for r in rows], hidden):
         own = [rows[i] for i in chosen], [targets[i] for i in chosen]
         Z, y, importance = _gather(take, *own)
@@ -208,28 +171,22 @@ def _fit(
         used = np.flatnonzero(varying.any(axis=0))
         network = _draw(varying[:, used], [generators[i] for i in chosen], Z.device)
         problem = Z[:, :, torch.from_numpy(used).to(Z.device)], y, importance
-        fitted.converged[chosen] = _train(network, problem, epochs).cpu().numpy()
+        converged[chosen] = _train(network, problem, epochs).cpu().numpy()
         w1, b1, w2, b2, w3, b3 = (part.detach().cpu().numpy() for part in network)
         for place, i in enumerate(chosen):
             if varying[place].any():
-                fitted.w1[i, used], fitted.b1[i] = w1[place], b1[place, 0]
-                fitted.w2[i], fitted.b2[i] = w2[place], b2[place, 0]
-                fitted.w3[i], fitted.b3[i] = w3[place, :, 0], b3[place, 0, 0]
-    return fitted
+                first = np.zeros((hidden, WIDTHS[0]), np.float32)
+                first[used] = w1[place]
+                rest = w2[place], b2[place, 0], w3[place, :, 0], b3[place, 0, 0]
+                networks[i] = MlpWeights(first, b1[place, 0].astype(np.float64), *rest)
+    return networks, converged
 
 
-def _zeros(n_concepts: int, hidden: int) -> MlpBatch:
-    """Networks whose logit is 0."""
-    first, second = WIDTHS
-    return MlpBatch(
-        w1=np.zeros((n_concepts, hidden, first), np.float32),
-        b1=np.zeros((n_concepts, first)),
-        w2=np.zeros((n_concepts, first, second), np.float32),
-        b2=np.zeros((n_concepts, second), np.float32),
-        w3=np.zeros((n_concepts, second), np.float32),
-        b3=np.zeros(n_concepts, np.float32),
-        converged=np.zeros(n_concepts, np.bool_),
-    )
+def _zeros(hidden: int) -> MlpWeights:
+    """A network whose logit is 0."""
+    widths = (hidden, WIDTHS[0]), WIDTHS[:1], WIDTHS, WIDTHS[1:], WIDTHS[1:], ()
+    w1, b1, *rest = (np.zeros(shape, np.float32) for shape in widths)
+    return MlpWeights(w1, b1.astype(np.float64), *rest)
 
 
 def _batches(lengths: Sequence[int], hidden: int) -> list[list[int]]:

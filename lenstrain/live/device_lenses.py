@@ -18,7 +18,7 @@ _CHUNK_BYTES = 256 * 2**20  # of the first hidden layer of many networks
 
 
 class _Networks(NamedTuple):
-    """MLP lenses of one model layer, as `lenstrain.families.mlp.MlpBatch`."""
+    """MLP lenses of one model layer, as `lenstrain.families.mlp.MlpWeights`, concepts first."""
 
     w1: torch.Tensor
     b1: torch.Tensor

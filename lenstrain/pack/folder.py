@@ -138,7 +138,7 @@ def write_folder(folder: Path, content: PackContent) -> None:
     tensors |= pack_directions(content.lenses) | norms
     if content.vocabulary is not None:
         tensors["idf"] = content.vocabulary.idf
-        _write_json(folder / "vocabulary.json", list(content.vocabulary.terms))
+        write_json(folder / "vocabulary.json", list(content.vocabulary.terms))
     # Not save_file, which makes the file private whatever the umask says.
     (folder / "lenses.safetensors").write_bytes(safetensors.numpy.save(tensors))
     data = {
@@ -147,14 +147,14 @@ def write_folder(folder: Path, content: PackContent) -> None:
         "skipped": content.skipped,
         "lenses": [lens_to_json(lens) for lens in content.lenses],
     }
-    _write_json(folder / "lenses.json", data)
+    write_json(folder / "lenses.json", data)
     measured = {lens.concept: lens.metrics for lens in content.lenses}
     hungry = {concept: its.n_samples for concept, its in measured.items() if its.hungry}
     hungry |= dict.fromkeys(content.short, 0)
     store = content.provenance.store or None
-    _write_json(folder / "hungry.json", {"concepts": hungry, "store": store})
+    write_json(folder / "hungry.json", {"concepts": hungry, "store": store})
     if content.run:
-        _write_json(folder / "run.json", content.run)
+        write_json(folder / "run.json", content.run)
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
@@ -235,7 +235,8 @@ def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any) -> None:
+    """Write plain values; what could not be measured (NaN) is null."""
     text = json.dumps(none_for_nan(data), indent=1, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
 

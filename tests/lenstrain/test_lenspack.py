@@ -334,7 +334,7 @@ def test_old_pack_survives_a_failed_overwrite(
     def fail(path: Path, data: Any) -> None:
         raise _DiskFullError("no space left")
 
-    monkeypatch.setattr("lenstrain.pack.folder._write_json", fail)
+    monkeypatch.setattr("lenstrain.pack.folder.write_json", fail)
     with pytest.raises(_DiskFullError, match="no space left"):
         pack.save(saved, overwrite=True)
     assert contents(saved) == before
@@ -363,7 +363,7 @@ def test_failed_first_save_leaves_nothing(
     def fail(path: Path, data: Any) -> None:
         raise _DiskFullError("no space left")
 
-    monkeypatch.setattr("lenstrain.pack.folder._write_json", fail)
+    monkeypatch.setattr("lenstrain.pack.folder.write_json", fail)
     with pytest.raises(_DiskFullError, match="no space left"):
         pack.save(tmp_path / "lenses")
     assert list(tmp_path.iterdir()) == []
