@@ -311,7 +311,7 @@ def fit_lens(
         method,
         model_layer,
         last.n_samples + n_negatives,
-        fitted.C,
+        fitted.metrics.C,
         auc,
         logits,
         f1=fitted.test_f1,

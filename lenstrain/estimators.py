@@ -5,6 +5,8 @@ X (n, hidden), y (n,) --standardised--> Trainer.fit --> weights on raw activatio
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -46,6 +48,7 @@ class _LinearEstimator(_Estimator):
     """An estimator whose logit is a product with `weight_`, plus `bias_`."""
 
     C = float("nan")
+    _trainer: Callable[..., LinearTrainer | MeanDifferenceTrainer]
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit on X (n, hidden) and y (n,), true where a row expresses the concept."""
@@ -53,16 +56,12 @@ class _LinearEstimator(_Estimator):
         check_both_classes([target])
         statistics = Standardizer.fit(X)
         with cores(1):
-            trainer = self._trainer(torch.from_numpy(statistics.transform(X)), target)
+            Z = torch.from_numpy(statistics.transform(X))
+            trainer = self._trainer(Z, [np.arange(len(X))], [target])
             fitted = trainer.fit([0], [len(X)], [self.C])
         (self.weight_,), (bias,) = fitted.raw(statistics)
         self.bias_, self.converged_ = float(bias), bool(fitted.converged[0])
         return self
-
-    def _trainer(
-        self, Z: torch.Tensor, target: NDArray[np.bool_]
-    ) -> LinearTrainer | MeanDifferenceTrainer:
-        raise NotImplementedError
 
     def _logits(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(X @ self.weight_ + self.bias_)
@@ -77,8 +76,7 @@ class MeanDifferenceLens(_LinearEstimator):
     bias_ : float
     """
 
-    def _trainer(self, Z: torch.Tensor, target: NDArray[np.bool_]) -> MeanDifferenceTrainer:
-        return MeanDifferenceTrainer(Z, [np.arange(len(Z))], [target])
+    _trainer = MeanDifferenceTrainer
 
 
 class LinearLens(_LinearEstimator):
@@ -95,11 +93,10 @@ class LinearLens(_LinearEstimator):
     converged_ : bool
     """
 
+    _trainer = staticmethod(partial(LinearTrainer, balanced=False))
+
     def __init__(self, C: float = DEFAULT_C) -> None:
         self.C = C
-
-    def _trainer(self, Z: torch.Tensor, target: NDArray[np.bool_]) -> LinearTrainer:
-        return LinearTrainer(Z, [np.arange(len(Z))], [target], balanced=False)
 
 
 class MlpLens(_Estimator):

@@ -66,8 +66,9 @@ def export_pack(
         return
     for reason in written.left_out.values():
         console.note(f"left out: {visible(reason, len(reason))}")
-    line = f"{len(written.files)} {_WHAT[to]} written to {out}; {len(written.left_out)} left out"
-    console.say(line)
+    console.say(
+        f"{len(written.files)} {_WHAT[to]} written to {out}; {len(written.left_out)} left out"
+    )
 
 
 @console.reports_errors
@@ -96,7 +97,7 @@ def import_pack(
         {what.replace("_", " ") for lens in pack for what in lens.metrics.unknown or ()}
     )
     if unknown:
-        what = f"not known, and stood in for: {', '.join(unknown)}"
-        console.say(f"{what}; ungraded until they are judged")
-    line = f"{len(pack)} {pack.family} lenses written to {out}; next: lenstrain show {out}"
-    console.say(line)
+        console.say(
+            f"not known, and stood in for: {', '.join(unknown)}; ungraded until they are judged"
+        )
+    console.say(f"{len(pack)} {pack.family} lenses written to {out}; next: lenstrain show {out}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import BadParameter, Option
 
@@ -20,7 +20,9 @@ from .grid import fit_combinations, tell_left_out
 
 if TYPE_CHECKING:
     from lenstrain.data.dataset import LensDataset
+    from lenstrain.fit.follow import FollowProgress
     from lenstrain.pack.pack import LensPack
+    from lenstrain.settings import FitProgress
     from lenstrain.sweeps.grid import Engine as FitEngine
     from lenstrain.sweeps.grid import Grid
 
@@ -355,8 +357,8 @@ def _follow(
 
 
 def _engine(
-    engine: Engine, workers: int | None, address: str | None, jobs: int | None, dataset: Any
-) -> Any:
+    engine: Engine, workers: int | None, address: str | None, jobs: int | None, dataset: LensDataset
+) -> FitEngine:
     if engine == "ray":
         from lenstrain.sweeps.ray import RayEngine
 
@@ -366,7 +368,7 @@ def _engine(
     return LocalEngine(dataset, jobs)
 
 
-def _show_following(meter: Meter, progress: Any) -> None:
+def _show_following(meter: Meter, progress: FollowProgress) -> None:
     if progress.fit is not None:
         _show_progress(meter, progress.fit)
         return
@@ -374,7 +376,7 @@ def _show_following(meter: Meter, progress: Any) -> None:
     meter.update(what, progress.blocks_done, progress.blocks_total, "blocks")
 
 
-def _show_progress(meter: Meter, progress: Any) -> None:
+def _show_progress(meter: Meter, progress: FitProgress) -> None:
     counted = " ".join(f"{number} {grade}" for grade, number in progress.grades)
     note = f"{progress.graduated} graduated, {counted}" if counted else ""
     meter.update(

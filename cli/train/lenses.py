@@ -102,11 +102,8 @@ def _pair_table(pairs: Any, a: Any, b: Any) -> Any:
         "concept", "F1 of A", "F1 of B", "score of A", "score of B", "B - A", "grades"
     )
 
-    def gain(pair: Any) -> float:
-        return pair.b.score - pair.a.score  # type: ignore[no-any-return]
-
-    for pair in sorted(pairs, key=lambda p: (gain(p) != gain(p), -gain(p))):
-        more = gain(pair)
+    gains = [(pair.b.score - pair.a.score, pair) for pair in pairs]
+    for more, pair in sorted(gains, key=lambda each: (each[0] != each[0], -each[0])):
         table.add_row(
             cell(pair.name),
             *map(figure, (pair.a.f1, pair.b.f1, pair.a.score, pair.b.score)),

@@ -312,6 +312,5 @@ def _grade(lens: Lens) -> Text:
 
 
 def _best_control(metrics: LensMetrics) -> str:
-    scores = [control["score"] for control in metrics.controls.values()]
-    known = [score for score in scores if score == score]
+    known = [score for each in metrics.controls.values() if (score := each["score"]) == score]
     return f"{max(known):.2f}{'!' if metrics.unbeaten_controls else ' '}" if known else "- "

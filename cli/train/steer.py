@@ -107,9 +107,8 @@ def steer(
 
 
 def _name(result: Steered, ablate: bool) -> str:
-    if result.strength is None:
-        return "not steered"
-    return "ablated" if ablate else f"strength {result.strength:+g}"
+    how = result.strength
+    return "not steered" if how is None else "ablated" if ablate else f"strength {how:+g}"
 
 
 def _lines(text: str) -> str:

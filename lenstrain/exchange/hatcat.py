@@ -152,8 +152,11 @@ def _version_manifest(pack: LensPack, files: dict[str, str]) -> dict[str, Any]:
 
 
 def _manifest_entry(lens: Lens, file: str, pack: LensPack) -> dict[str, Any]:
-    its = lens.metrics
-    ours = {"f1": its.test_f1, "precision": its.precision, "recall": its.recall}
+    ours = {
+        "f1": lens.metrics.test_f1,
+        "precision": lens.metrics.precision,
+        "recall": lens.metrics.recall,
+    }
     metrics = {theirs: value for theirs, value in ours.items() if not math.isnan(value)}
     n_layers = max(pack.provenance.model.get("n_layers", 0), lens.model_layer + 1)
     classifier = {

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lenstrain.families.checks import check_both_classes
+from lenstrain.families.checks import check_both_classes, first_targets
 from lenstrain.families.logistic import ROUGHLY, Solution, balanced_weights, solve
 from lenstrain.families.standardizer import Matrix, Standardizer
 
@@ -175,8 +175,8 @@ class LinearTrainer:
         TooFewSamplesError
             If a concept has rows of one class only.
         """
-        chosen = [self._targets[number] for number in which] if targets is None else targets
-        problem = self._problem(which, counts, chosen)
+        known = first_targets(self._targets, which, counts, targets)
+        problem = self._problem(which, counts, known)
         solution = solve(*problem, self._strengths(strengths))
         problems = zip(which, solution.dual.cpu().numpy(), counts, strict=True)
         weight = [_weights(self._parts[i], dual[None, :n])[0] for i, dual, n in problems]
@@ -188,6 +188,7 @@ class LinearTrainer:
         Each starts where the one before it ended: the strongest penalty, the smallest, comes first.
         """
         counts = [len(target) for target in self._targets]
+        check_both_classes(self._targets)
         problem = self._problem(range(len(counts)), counts, self._targets)
         solutions: list[Solution] = []
         for strength in strengths:
@@ -205,9 +206,7 @@ class LinearTrainer:
         """Gram matrices, targets and weights of the first rows of some concepts, padded."""
         width = max(counts)
         y = np.zeros((len(which), width))
-        known = [target[:count] for target, count in zip(targets, counts, strict=True)]
-        check_both_classes(known)
-        for place, target in enumerate(known):
+        for place, target in enumerate(targets):
             y[place, : len(target)] = target
         truth = torch.from_numpy(y).to(self._device)
         present = (np.arange(width) < np.array(counts)[:, None]).astype(np.float64)

@@ -230,5 +230,5 @@ def _tasks(
             tasks.append(draw_task(dataset, concept, settings.n_negatives))
         except TooFewSamplesError as error:
             left_out[concept] = error
-    short = [concept for concept, why in left_out.items() if isinstance(why, ShortConceptError)]
-    return tasks, {concept: str(why) for concept, why in left_out.items()}, tuple(short)
+    skipped = {concept: str(why) for concept, why in left_out.items()}
+    return tasks, skipped, tuple(c for c in skipped if isinstance(left_out[c], ShortConceptError))

@@ -20,6 +20,7 @@ from lenstrain.metrics.calibrators import (
 from lenstrain.metrics.grade import Evidence, Verdict, judge_evidence
 from lenstrain.metrics.score import Interval, Ranked, Ranking
 from lenstrain.pack.lens import Direction, Iteration, NoiseFloor
+from lenstrain.pack.records import LensMetrics
 
 UNCALIBRATED = Calibrator("sigmoid", (1.0, 0.0))
 
@@ -50,8 +51,6 @@ class FittedLens:
     model_layers: tuple[int, ...]
     """Transformer blocks that it reads; none for a lens that reads text."""
     weights: Weights
-    C: float | None
-    """Inverse L2 strength it was fitted with, where its family has one."""
     cut: Cut
     """Its decision threshold, and its metrics there."""
     calibration: CalibrationRows
@@ -63,23 +62,14 @@ class FittedLens:
     """On these: what the grade rests on; NaN where there are none."""
     score_interval: Interval
     """95 % confidence interval of the score."""
-    named_score: float
-    """Score on test texts that name the concept: how well it detects the name; NaN without any."""
     ranking: Ranking
     """On all test samples, named or not."""
     calibration_score: float
     """Score on the calibration split: what may decide between two lenses."""
-    phase_scores: dict[str, float]
-    """Score on the vectors of each phase alone."""
-    train_f1: float
-    """At the threshold that the concept's own samples ask for."""
-    n_test: int
-    """Distinct positive test texts."""
     n_test_unnamed: int
-    """Of those, texts that do not name the concept."""
-    converged: bool
-    natural_score: float
-    """Score of its unnamed test texts among texts that express no concept; NaN without any."""
+    """Distinct positive test texts that do not name the concept."""
+    metrics: LensMetrics
+    """What is measured once; those that later steps change are filled in for the pack."""
     calibrator: Calibrator = UNCALIBRATED
     score_by_model_layer: dict[int, float] = field(default_factory=dict)
     """Calibration score at each model layer that it was chosen from; empty if there was one."""

@@ -136,8 +136,8 @@ def _fit_provisional(
         new = fit(dataset, concepts=fresh)
     except TooFewSamplesError:  # nothing to tell them from yet
         return LensPack([], Provenance(), {})
-    provenance = replace(new.provenance, provisional=True)
-    return LensPack([*before.values(), *new.lenses], provenance, {})
+    lenses = [*before.values(), *new.lenses]
+    return LensPack(lenses, replace(new.provenance, provisional=True), {})
 
 
 def _teller(

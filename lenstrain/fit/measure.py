@@ -22,6 +22,7 @@ from lenstrain.metrics.grade import Grade, lack_of_texts
 from lenstrain.metrics.score import ranking
 from lenstrain.metrics.thresholds import best_threshold, classify, threshold_for_fpr
 from lenstrain.pack.lens import Iteration, NoiseFloor
+from lenstrain.pack.records import LensMetrics
 from lenstrain.settings import FitSettings
 
 Logits = Mapping[int, NDArray[np.float64]]
@@ -100,17 +101,12 @@ def measure(
         concept=task.concept,
         model_layers=model_layers,
         weights=weights,
-        C=C,
         calibration=CalibrationRows(own.y, signals, dataset.text_number[own.samples]),
         noise=noise,
         graded=graded,
         score=graded.score(prevalence),
         score_interval=graded.interval(prevalence, seed=seed),
-        named_score=rows.score(TEST, test, prevalence, "named"),
         ranking=ranking(judged.y, test[judged.rows], prevalence),
-        calibration_score=calibration_score(rows, calibration, prevalence),
-        phase_scores={name: score_of(phase == i) for i, name in enumerate(dataset.phases)},
-        train_f1=step.train_f1,
         cut=Cut.make(
             threshold,
             noise,
@@ -118,10 +114,17 @@ def measure(
             test[judged.rows[~judged.y]],
             rows.n_texts(CALIBRATION),
         ),
-        n_test=rows.n_texts(TEST),
+        calibration_score=calibration_score(rows, calibration, prevalence),
         n_test_unnamed=rows.n_graded,
-        converged=converged,
-        natural_score=rows.ranked_among_natural(test, natural).score(prevalence),
+        metrics=LensMetrics(
+            natural_score=rows.ranked_among_natural(test, natural).score(prevalence),
+            train_f1=step.train_f1,
+            score_named=rows.score(TEST, test, prevalence, "named"),
+            score_by_phase={name: score_of(phase == i) for i, name in enumerate(dataset.phases)},
+            n_test=rows.n_texts(TEST),
+            C=C,
+            converged=converged,
+        ),
     )
 
 

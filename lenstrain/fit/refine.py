@@ -56,7 +56,7 @@ def refine_lenses(
         rows = _with_confusers(dataset, settings, lens, confusers[lens.concept])
         if rows is not None:
             tasks.setdefault(lens.model_layers, []).append(rows)
-    strengths = {concept: lens.C for concept, lens in before.items()}
+    strengths = {concept: lens.metrics.C for concept, lens in before.items()}
     better: dict[str, FittedLens] = {}
     for done, (model_layers, here) in enumerate(sorted(tasks.items())):
         on_progress(FitProgress("refining", done, len(tasks)))

@@ -27,8 +27,7 @@ def make_lens_pack(
     run = {"iterations": {str(number): spent._asdict() for number, spent in result.times.items()}}
     provenance, vocabulary = pack_provenance(dataset, settings), result.vocabulary
     if result.calibration is not None:
-        quality = none_for_nan(result.calibration._asdict())
-        provenance = replace(provenance, calibration=quality)
+        provenance = replace(provenance, calibration=none_for_nan(result.calibration._asdict()))
     return LensPack(
         lenses,
         provenance,
@@ -66,13 +65,13 @@ def _metrics(lens: FittedLens) -> LensMetrics:
     cut = lens.cut.metrics
     # A store without texts of no concept has no natural figures.
     has_natural = not np.isnan(cut.natural_false_positive_rate)
-    return LensMetrics(
-        natural_score=lens.natural_score if has_natural else None,
+    return replace(
+        lens.metrics,
+        natural_score=lens.metrics.natural_score if has_natural else None,
         natural_false_positive_rate=cut.natural_false_positive_rate if has_natural else None,
         test_f1=lens.test_f1,
         test_f1_unnamed=cut.f1_unnamed,
         test_f1_named=cut.f1_named,
-        train_f1=lens.train_f1,
         precision=cut.precision,
         recall=cut.recall,
         false_positive_rate=cut.false_positive_rate,
@@ -80,12 +79,10 @@ def _metrics(lens: FittedLens) -> LensMetrics:
         score_low=interval.low,
         score_high=interval.high,
         grade_uncertain=lens.verdict.is_uncertain,
-        score_named=lens.named_score,
         score_all=rank.score,
+        calibration_score=lens.calibration_score,
         average_precision=rank.average_precision,
         auroc=rank.auroc,
-        calibration_score=lens.calibration_score,
-        score_by_phase=lens.phase_scores,
         score_by_model_layer={str(n): s for n, s in lens.score_by_model_layer.items()},
         controls={name: control._asdict() for name, control in lens.controls.items()},
         unbeaten_controls=lens.unbeaten,
@@ -97,16 +94,13 @@ def _metrics(lens: FittedLens) -> LensMetrics:
         expected_calibration_error_before=probability.expected_calibration_error_before,
         reliability=none_for_nan(probability.reliability.to_json()),
         n_samples=lens.n_samples,
-        n_test=lens.n_test,
         n_test_unnamed=lens.n_test_unnamed,
         n_judged=rank.n_positive + rank.n_negative,
         iterations=len(lens.trajectory),
         test_looks=len(lens.trajectory),
         graduated=lens.graduated,
         refined_against=list(lens.refined),
-        C=lens.C,
         hungry=lens.hungry,
-        converged=lens.converged,
     )
 
 

@@ -43,5 +43,12 @@ def read(
     scores, pooled = (
         logits[0].cpu().numpy() for logits in (monitor.scores, monitor.pooled("prompt"))
     )
-    own = {"window": monitor.window, "top": top, "n_cut": tokenized.n_cut}
-    return make_reading(monitor.presence, tokenized.tokens, scores, pooled, **own)
+    return make_reading(
+        monitor.presence,
+        tokenized.tokens,
+        scores,
+        pooled,
+        window=monitor.window,
+        top=top,
+        n_cut=tokenized.n_cut,
+    )

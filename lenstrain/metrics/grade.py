@@ -84,11 +84,6 @@ class Verdict(NamedTuple):
     is_uncertain: bool
     """Whether the interval of the score crosses the boundary of a grade."""
 
-    @property
-    def is_capped(self) -> bool:
-        """Whether something other than the score holds the grade down."""
-        return self.grade is not None and bool(self.reason)
-
 
 def judge_evidence(evidence: Evidence) -> Verdict:
     """The grade that the evidence carries.

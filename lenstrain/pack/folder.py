@@ -52,19 +52,15 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as a path: without its second
 
 @dataclass(eq=False, repr=False)
 class PackContent:
-    """What one folder holds, but for the pack of text lenses inside it."""
+    """What one folder holds, but for the pack of text lenses inside it: see `LensPack`."""
 
     lenses: Sequence[Lens]
     provenance: Provenance
     skipped: dict[str, str]
-    """Why a concept has no lens."""
     _: KW_ONLY
     short: Sequence[str] = ()
-    """Of the skipped, the concepts that ask for more samples."""
     vocabulary: Vocabulary | None = None
-    """Of lenses that read text."""
     run: dict[str, Any] = field(default_factory=dict)
-    """When and how long the fit ran."""
 
 
 def read_folder(folder: Path) -> PackContent:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.standardizer import Standardizer
-from lenstrain.families.weights import Weights
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.folder import PackContent, read_folder, write_beside, write_folder
 from lenstrain.pack.lens import Lens, shared_norm
@@ -59,8 +58,7 @@ class LensPack(PackContent):
     >>> pack.score(X, model_layer=15)  # (n, lenses of model layer 15)  # doctest: +SKIP
     """
 
-    _: KW_ONLY
-    text: LensPack | None = None
+    text: LensPack | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self.lenses = tuple(self.lenses)
@@ -158,17 +156,15 @@ class LensPack(PackContent):
                 "the lenses of this pack read activations: `LensPack.text` has those that read text"
             )
         rows = self.vocabulary.transform(texts)
-        weight = np.array([w.weight for w in self._weights if isinstance(w, LinearWeights)])
+        own = [lens.weights for lens in self.lenses]
+        weight = np.array([w.weight for w in own if isinstance(w, LinearWeights)])
         return np.asarray(rows @ weight.T + self._biases, np.float32)
 
     @cached_property
     def _biases(self) -> NDArray[np.float32]:
-        biases = [w.bias if isinstance(w, LinearWeights) else 0.0 for w in self._weights]
+        own = (lens.weights for lens in self.lenses)
+        biases = [w.bias if isinstance(w, LinearWeights) else 0.0 for w in own]
         return np.array(biases, np.float32)
-
-    @property
-    def _weights(self) -> list[Weights]:
-        return [lens.weights for lens in self.lenses]
 
     def _readers(self, model_layer: int) -> _Readers:
         if model_layer not in self._by_model_layer:
@@ -204,8 +200,8 @@ class LensPack(PackContent):
 
         def mean(metric: str) -> float:
             # What packs of an older rule did not measure is left out.
-            values = [value for lens in self if (value := lens.metrics.get(metric)) is not None]
-            values = [value for value in values if not math.isnan(value)]
+            found = (lens.metrics.get(metric) for lens in self)
+            values = [value for value in found if value is not None and not math.isnan(value)]
             return float(np.mean(values)) if values else math.nan
 
         of = ["test_f1", "test_f1_unnamed", "test_f1_named", "score", "score_named", "n_samples"]

@@ -311,8 +311,10 @@ def _detail(
 
 
 def _controls(lens: Lens) -> list[list[Any]]:
-    found = lens.metrics.controls.items()
-    return [[name, _figure(c.get("score")), _figure(c.get("test_f1"))] for name, c in found]
+    return [
+        [name, _figure(control.get("score")), _figure(control.get("test_f1"))]
+        for name, control in lens.metrics.controls.items()
+    ]
 
 
 def _by_model_layer(lens: Lens, model_layers: Sequence[int]) -> list[int | None]:
@@ -355,8 +357,10 @@ def _warnings(lines: Sequence[ConceptLine]) -> list[dict[str, Any]]:
 
 
 def _iterations(pack: LensPack) -> list[dict[str, float]]:
-    iterations: Mapping[str, Any] = pack.run.get("iterations", {})
-    return [{"iteration": int(number), **spent} for number, spent in iterations.items()]
+    return [
+        {"iteration": int(number), **spent}
+        for number, spent in pack.run.get("iterations", {}).items()
+    ]
 
 
 def _impact(pack: LensPack) -> list[dict[str, Any]]:

@@ -370,8 +370,8 @@ def _checked(folder: Path, grid: Grid, settings: FitSettings, dataset: LensDatas
 
 
 def _in_numbers(pack: LensPack, folder: Path, *, kept: bool) -> FittedCombination:
-    scores = {lens.concept: float(lens.metrics.get("calibration_score", math.nan)) for lens in pack}
-    known = {concept: score for concept, score in scores.items() if not math.isnan(score)}
+    scores = ((lens.concept, lens.metrics.calibration_score) for lens in pack)
+    known = {concept: its for concept, its in scores if its is not None and not math.isnan(its)}
     settings = settings_from_json(pack.provenance.settings)
     elapsed_s = float(pack.run.get("elapsed_s", math.nan))
     return FittedCombination(folder.name, folder, settings, kept, elapsed_s, pack.summary(), known)

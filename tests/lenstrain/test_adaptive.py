@@ -40,6 +40,7 @@ from tests.lenstrain.conftest import (
     make_planted_store,
     planted_pack,
 )
+from tests.lenstrain.test_grade import is_capped
 
 CONCEPTS = (*BRANCHES, *(leaf for leaves in LEAVES for leaf in leaves))
 EAGER = FitSettings(initial_samples=200, model_layers=(SIGNAL_LAYER,), C=1.0)
@@ -134,7 +135,7 @@ def test_clear_concepts_graduate_with_grade_A_whatever_their_level(fitted: FitRe
     assert {lens.concept for lens in fitted.lenses} == set(CONCEPTS)
     assert {lens.trajectory[-1].grade for lens in fitted.lenses} == {"A"}
     assert {lens.verdict.status for lens in fitted.lenses} == {"provisional"}
-    capped = [lens for lens in fitted.lenses if lens.verdict.is_capped]
+    capped = [lens for lens in fitted.lenses if is_capped(lens.verdict)]
     assert {lens.verdict.grade for lens in fitted.lenses if lens not in capped} == {Grade.A}
     # Of twelve random directions one may come near a concept's.
     assert len(capped) <= 1
@@ -142,7 +143,7 @@ def test_clear_concepts_graduate_with_grade_A_whatever_their_level(fitted: FitRe
         assert lens.controls["random direction"].score > 0.9
         assert lens.verdict.reason == "not ahead of the control 'random direction'"
     assert sum(lens.graduated for lens in fitted.lenses) >= 10
-    assert all(lens.converged for lens in fitted.lenses)
+    assert all(lens.metrics.converged for lens in fitted.lenses)
 
 
 def test_lenses_of_noise_never_grade_well(tmp_path: Path) -> None:
@@ -312,7 +313,7 @@ def test_last_iteration_is_the_lens_that_is_kept(faint: LensDataset) -> None:
         cut = lens.cut
         own = cut.noise.mean + cut.own * cut.noise.deviation
         assert last.test_f1 == classify(cut.drawn.y, cut.drawn.logits, own).f1
-        assert last.train_f1 == lens.train_f1
+        assert last.train_f1 == lens.metrics.train_f1
         assert last.score == lens.score
         assert last.grade == Grade.of(lens.score)
         assert last.graduated == lens.graduated
@@ -354,14 +355,16 @@ def test_strength_is_chosen_on_the_calibration_split_and_kept_with_the_lens(tmp_
         tmp_path / "s", planting=Planting(strength=2.0, completion_strength=1.0)
     )
     settings = FitSettings(initial_samples=200, model_layers=(SIGNAL_LAYER,))
-    chosen = {lens.concept: lens.C for lens in fit_lenses(LensDataset(store), settings).lenses}
+    chosen = {
+        lens.concept: lens.metrics.C for lens in fit_lenses(LensDataset(store), settings).lenses
+    }
     assert set(chosen.values()) <= set(STRENGTHS)
     shuffled = fit_lenses(ChangedDataset(store, shuffle, CALIBRATION), settings).lenses
-    assert {lens.concept: lens.C for lens in shuffled} != chosen
+    assert {lens.concept: lens.metrics.C for lens in shuffled} != chosen
     tested = fit_lenses(ChangedDataset(store, replace, TEST), settings).lenses
-    assert {lens.concept: lens.C for lens in tested} == chosen
+    assert {lens.concept: lens.metrics.C for lens in tested} == chosen
     given = fit_lenses(LensDataset(store), dataclasses.replace(settings, C=0.3)).lenses
-    assert {lens.C for lens in given} == {0.3}
+    assert {lens.metrics.C for lens in given} == {0.3}
 
 
 @pytest.mark.parametrize("validation", ["advisory", "blocking", "falloff"])
@@ -487,7 +490,7 @@ def test_blocking_holds_back_low_grades(faint: LensDataset) -> None:
     graduated = [lens for lens in blocked.lenses if lens.graduated]
     assert graduated
     assert all(Grade.of(lens.score) is Grade.A for lens in graduated)
-    assert all(lens.verdict.grade is Grade.A or lens.verdict.is_capped for lens in graduated)
+    assert all(lens.verdict.grade is Grade.A or is_capped(lens.verdict) for lens in graduated)
     assert sum(len(lens.trajectory) for lens in blocked.lenses) > sum(
         len(lens.trajectory) for lens in free.lenses
     )
@@ -541,16 +544,23 @@ def test_lens_stopped_by_a_setting_is_not_hungry(faint: LensDataset, bound: dict
 
 
 def test_each_phase_is_scored_on_its_own(planted: LensDataset, fitted: FitResult) -> None:
-    assert {tuple(lens.phase_scores) for lens in fitted.lenses} == {("prompt", "completion")}
+    assert {tuple(lens.metrics.score_by_phase) for lens in fitted.lenses} == {
+        ("prompt", "completion")
+    }
     only = fit_lenses(planted, EAGER)
-    assert all(0 <= score <= 1 for lens in only.lenses for score in lens.phase_scores.values())
+    assert all(
+        0 <= score <= 1 for lens in only.lenses for score in lens.metrics.score_by_phase.values()
+    )
 
 
 def test_phase_without_signal_scores_low(tmp_path: Path) -> None:
     pack, planting = planted_pack(n_examples=30), Planting(completion_strength=0.0)
     store = make_planted_store(tmp_path / "s", pack=pack, planting=planting)
     scores = np.array(
-        [list(lens.phase_scores.values()) for lens in fit_lenses(LensDataset(store), EAGER).lenses]
+        [
+            list(lens.metrics.score_by_phase.values())
+            for lens in fit_lenses(LensDataset(store), EAGER).lenses
+        ]
     )
     assert scores[:, 0].mean() > 0.7
     assert scores[:, 1].mean() < 0.2
@@ -578,14 +588,14 @@ def test_unnamed_score_is_that_of_the_examples_alone(
     for lens in fit_lenses(Hidden(planted.store), EAGER).lenses:
         assert np.isnan([lens.score, *lens.score_interval, lens.lead]).all()
         assert (lens.verdict.grade, lens.verdict.status) == (None, "ungraded")
-        assert lens.named_score == lens.ranking.score > 0.8
-        assert (lens.n_test_unnamed, lens.n_test > 0) == (0, True)
+        assert lens.metrics["score_named"] == lens.ranking.score > 0.8
+        assert (lens.n_test_unnamed, lens.metrics["n_test"] > 0) == (0, True)
         assert {step.grade for step in lens.trajectory} == {"ungraded"}
 
 
 def test_prompt_phase_can_be_fitted_alone(planted_store: Store) -> None:
     result = fit_lenses(LensDataset(planted_store, phase="prompt"), EAGER)
-    assert {tuple(lens.phase_scores) for lens in result.lenses} == {("prompt",)}
+    assert {tuple(lens.metrics.score_by_phase) for lens in result.lenses} == {("prompt",)}
     assert np.mean([lens.ranking.score for lens in result.lenses]) > 0.8
 
 

@@ -146,7 +146,7 @@ def test_names_are_read_at_the_first_model_layer(names_only: Store) -> None:
     found = fit_lenses(Named(names_only), FitSettings(model_layers=(NAMES_LAYER,))).lenses
     blind = [lens for lens in found if lens.concept in WITHOUT_EXAMPLES]
     assert len(blind) >= 3
-    assert {lens.named_score for lens in blind} == {1.0}
+    assert {lens.metrics.score_named for lens in blind} == {1.0}
     assert {lens.calibration_score for lens in blind} == {1.0}
     assert all(lens.score < 0.2 for lens in found if lens.n_test_unnamed)
 

@@ -36,9 +36,9 @@ def test_lenses_of_a_gpu_are_those_of_the_cpu(planted: LensDataset, family: str)
     for one, other in zip(here.lenses, there.lenses, strict=True):
         assert isinstance(one.weights, LinearWeights)
         assert isinstance(other.weights, LinearWeights)
-        assert (one.model_layers, one.C, one.verdict.grade) == (
+        assert (one.model_layers, one.metrics.C, one.verdict.grade) == (
             other.model_layers,
-            other.C,
+            other.metrics.C,
             other.verdict.grade,
         )
         np.testing.assert_allclose(one.weights.weight, other.weights.weight, rtol=1e-3, atol=1e-5)

@@ -35,6 +35,11 @@ GOOD = Evidence(
 """What a lens of grade A has."""
 
 
+def is_capped(verdict: Verdict) -> bool:
+    """Whether something other than the score holds the grade down."""
+    return verdict.grade is not None and bool(verdict.reason)
+
+
 def judged(**changes: Any) -> Verdict:
     return judge_evidence(GOOD._replace(**changes))
 
@@ -49,7 +54,7 @@ def rank(verdict: Verdict) -> int:
 
 def test_good_evidence_is_a_grade_without_a_reason() -> None:
     assert judge_evidence(GOOD) == Verdict(Grade.A, "provisional", "", False)
-    assert not judge_evidence(GOOD).is_capped
+    assert not is_capped(judge_evidence(GOOD))
 
 
 def test_numbers_of_the_rule_are_those_of_the_documents() -> None:
@@ -89,7 +94,7 @@ def test_with_too_few_texts_there_is_no_grade(n: int) -> None:
     reason = f"too few test texts without the concept's name: {n} of {MIN_TEXTS} needed"
     found = judged(n_unnamed=n, interval=Interval(0.0, 1.0))
     assert found == Verdict(None, "ungraded", reason, False)
-    assert not found.is_capped
+    assert not is_capped(found)
 
 
 def test_texts_are_enough_from_the_minimum_on() -> None:
@@ -114,7 +119,7 @@ def test_a_lens_that_is_not_ahead_of_its_best_control_is_at_most_c(lead: float) 
     found = judged(lead=lead)
     assert (found.grade, found.status) == (Grade.C, "provisional")
     assert found.reason == "not ahead of the control 'words of the prompt'"
-    assert found.is_capped
+    assert is_capped(found)
 
 
 @pytest.mark.parametrize("lead", [1e-9, 0.5, np.nan])
@@ -178,7 +183,7 @@ def test_rule_as_a_table() -> None:
         untold, missed = lead <= 0 or rate >= 0.25, by_score == "A" and f1 < 0.5
         expected = "C" if untold else "B" if missed else by_score
         assert (found.grade, found.status) == (expected, "provisional")
-        assert bool(found.reason) == found.is_capped == (untold or missed)
+        assert bool(found.reason) == is_capped(found) == (untold or missed)
 
 
 # --- uncertainty --------------------------------------------------------------------------------
@@ -251,5 +256,5 @@ def test_verdict_is_consistent_in_itself(found: Evidence) -> None:
     assert (verdict.grade is None) == (verdict.status == "ungraded")
     assert verdict.grade is not None or verdict.reason
     if verdict.grade is not None:
-        assert verdict.is_capped or verdict.grade is Grade.of(found.score)
+        assert is_capped(verdict) or verdict.grade is Grade.of(found.score)
         assert Grade.of(found.score).reaches(verdict.grade)

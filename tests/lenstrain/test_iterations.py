@@ -45,9 +45,9 @@ def test_waves_of_any_size_give_the_same_lenses(
         assert isinstance(one.weights, LinearWeights)
         assert isinstance(other.weights, LinearWeights)
         np.testing.assert_array_equal(one.weights.weight, other.weights.weight)
-        assert (one.concept, one.C, one.graduated, len(one.trajectory)) == (
+        assert (one.concept, one.metrics.C, one.graduated, len(one.trajectory)) == (
             other.concept,
-            other.C,
+            other.metrics.C,
             other.graduated,
             len(other.trajectory),
         )

@@ -54,7 +54,7 @@ def test_a_lens_that_reads_the_name_is_a_by_its_name_and_c_by_its_grade(
 ) -> None:
     assert len(with_examples) == 9
     for lens in with_examples.values():
-        assert Grade.of(lens.named_score) is Grade.A
+        assert Grade.of(lens.metrics["score_named"]) is Grade.A
         assert lens.n_test_unnamed >= 3
         assert lens.score < 0.2
         assert (lens.verdict.grade, lens.verdict.status) == (Grade.C, "provisional")
@@ -65,7 +65,7 @@ def test_without_unnamed_texts_it_is_ungraded_however_well_it_reads_the_name(
 ) -> None:
     assert len(without_examples) >= 5
     for lens in without_examples.values():
-        assert lens.named_score == lens.ranking.score
+        assert lens.metrics["score_named"] == lens.ranking.score
         assert Grade.of(lens.ranking.score) is Grade.A  # what the rule of before went by
         assert np.isnan(lens.score)
         assert (lens.verdict.grade, lens.verdict.status) == (None, "ungraded")

@@ -117,8 +117,11 @@ def test_test_size_of_a_lens_is_in_texts(once: LensDataset, repeated: LensDatase
     single, several = (fit_lenses(dataset, SETTINGS).lenses for dataset in (once, repeated))
     for one, more in zip(single, several, strict=True):
         rows = rows_of(once, one.concept)
-        assert (more.n_test, more.n_test_unnamed) == (one.n_test, one.n_test_unnamed)
-        assert (one.n_test, one.n_test_unnamed) == (rows.n_texts(TEST), rows.n_graded)
+        assert (more.metrics.n_test, more.n_test_unnamed) == (
+            one.metrics.n_test,
+            one.n_test_unnamed,
+        )
+        assert (one.metrics.n_test, one.n_test_unnamed) == (rows.n_texts(TEST), rows.n_graded)
         assert more.ranking.n_positive == (TIMES + 1) * one.ranking.n_positive
         assert more.cut.n_texts == one.cut.n_texts == rows.n_texts(CALIBRATION)
         width, before = (x.score_interval.high - x.score_interval.low for x in (more, one))
