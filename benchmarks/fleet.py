@@ -155,7 +155,7 @@ class _Simulation:
                     self._note_written(worker)
                     left -= 1
                 case "dies":
-                    self._bury(worker, now)
+                    self._worker_died(worker, now)
         first_idle = now if self._first_idle is None else self._first_idle
         n = max(1, len(self._written))
         return Outcome(
@@ -225,7 +225,7 @@ class _Simulation:
             self._written[writing[0]] += 1
         self._writing[worker] = None
 
-    def _bury(self, worker: int, now: float) -> None:
+    def _worker_died(self, worker: int, now: float) -> None:
         """A worker dies with what it runs and what it writes; its process is begun again."""
         self._deaths += 1
         if self._deaths > _MOST_DEATHS * (self._fleet.workers + len(self._written)):

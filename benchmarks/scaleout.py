@@ -132,7 +132,7 @@ def on_ray(request: Request, load: Callable[[], LoadedModel], workers: int) -> f
     next_for, note = _Driver._next_for, _Driver._note_written
 
     def nothing_until_all_are_ready(self: Any, *arguments: Any) -> Any:
-        if not all(seat.is_ready for seat in self._seats):
+        if not all(worker.is_ready for worker in self._workers):
             return None
         times.append(time.perf_counter())
         return next_for(self, *arguments)

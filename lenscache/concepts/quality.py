@@ -1,6 +1,6 @@
 """What makes a concept pack good to train on, as checks with a line for each fault.
 
-    ConceptPack --find_faults--> Findings, one for every rule that a text or a concept breaks
+    ConceptPack --find_faults--> Faults, one for every rule that a text or a concept breaks
 
 `lenscache.concepts.pack` already refuses packs that contradict themselves. These checks are about
 quality: examples that name the concept teach a lens the name, texts in two concepts teach neither.
@@ -51,7 +51,7 @@ class CheckSettings:
     """Largest over smallest branch of level 0, counted in concepts; None for any."""
 
 
-class Finding(NamedTuple):
+class Fault(NamedTuple):
     """One fault of a pack."""
 
     rule: str
@@ -64,15 +64,15 @@ class Finding(NamedTuple):
         return f"{self.concept} {self.message}".strip()
 
 
-def find_faults(pack: ConceptPack, settings: CheckSettings | None = None) -> list[Finding]:
+def find_faults(pack: ConceptPack, settings: CheckSettings | None = None) -> list[Fault]:
     """Hold a pack against every rule.
 
     Returns
     -------
-    Findings in pack order; an empty list for a pack without fault.
+    Faults in pack order; an empty list for a pack without fault.
     """
     settings = settings or CheckSettings()
-    found: list[Finding] = []
+    found: list[Fault] = []
     for concept in pack.concepts:
         checks = (
             _check_amounts(concept, settings),
@@ -80,7 +80,7 @@ def find_faults(pack: ConceptPack, settings: CheckSettings | None = None) -> lis
             _check_place(pack, concept),
         )
         found.extend(
-            Finding(rule, concept.id, message) for check in checks for rule, message in check
+            Fault(rule, concept.id, message) for check in checks for rule, message in check
         )
     found.extend(_check_duplicates(pack))
     found.extend(_check_balance(pack, settings))
@@ -130,7 +130,7 @@ def _check_place(pack: ConceptPack, concept: Concept) -> _Faults:
             yield "confusable", "names itself as confusable"
 
 
-def _check_duplicates(pack: ConceptPack) -> Iterator[Finding]:
+def _check_duplicates(pack: ConceptPack) -> Iterator[Fault]:
     """Texts that are equal or nearly so, in one concept or two.
 
     Only texts that share enough runs of three words are compared: many texts begin alike, and
@@ -147,13 +147,13 @@ def _check_duplicates(pack: ConceptPack) -> Iterator[Finding]:
             if _alike(" ".join(words), " ".join(other_words)):
                 where = "its own text" if other == concept else f"a text of {other!r}"
                 message = f"{text!r:.70} is nearly {where}: {other_text!r:.70}"
-                yield Finding("duplicate", concept, message)
+                yield Fault("duplicate", concept, message)
                 break
         for run in runs:
             seen[run].append(number)
 
 
-def _check_balance(pack: ConceptPack, settings: CheckSettings) -> Iterator[Finding]:
+def _check_balance(pack: ConceptPack, settings: CheckSettings) -> Iterator[Fault]:
     sizes = Counter(branch for c in pack.concepts for branch in pack.hierarchy.branches(c.id))
     if settings.max_branch_ratio is None or len(sizes) < 2:
         return
@@ -161,7 +161,7 @@ def _check_balance(pack: ConceptPack, settings: CheckSettings) -> Iterator[Findi
     if most > settings.max_branch_ratio * fewest:
         counts = f"{most} concepts and {small!r} {fewest}"
         ratio = f"more than {settings.max_branch_ratio:g} times as many"
-        yield Finding("balance", "", f"the branch {large!r} has {counts}, {ratio}")
+        yield Fault("balance", "", f"the branch {large!r} has {counts}, {ratio}")
 
 
 def _alike(one: str, other: str) -> bool:

@@ -111,7 +111,7 @@ def _place(path: str | Path) -> str:
 
 
 @dataclass
-class _Seat:
+class _WorkerState:
     """A worker as the driver sees it, through deaths and restarts."""
 
     actor: Any
@@ -138,7 +138,7 @@ class _Seat:
 class _Task(NamedTuple):
     """Something a worker was asked."""
 
-    seat: _Seat
+    worker: _WorkerState
     what: str
     arguments: tuple[int, ...]
 
@@ -170,7 +170,9 @@ class _Driver:
             max_restarts=-1,
             concurrency_groups={"watch": 1},
         )(Worker)
-        self._seats = [_Seat(actor.remote(request, load, threads, on_gpu)) for _ in range(workers)]
+        self._workers = [
+            _WorkerState(actor.remote(request, load, threads, on_gpu)) for _ in range(workers)
+        ]
         self._on_progress = on_progress
         self._tasks: dict[Any, _Task] = {}
         self._shapes: list[RoundShape] = []
@@ -203,48 +205,48 @@ class _Driver:
         """End the workers."""
         import ray
 
-        for seat in self._seats:
-            ray.kill(seat.actor, no_restart=True)
+        for worker in self._workers:
+            ray.kill(worker.actor, no_restart=True)
 
     # what is asked of workers, and what comes of it
 
-    def _ask(self, seat: _Seat, what: str, *arguments: int) -> None:
-        seat.is_busy = True
-        self._tasks[getattr(seat.actor, what).remote(*arguments)] = _Task(seat, what, arguments)
+    def _ask(self, worker: _WorkerState, what: str, *arguments: int) -> None:
+        worker.is_busy = True
+        self._tasks[getattr(worker.actor, what).remote(*arguments)] = _Task(worker, what, arguments)
 
     def _occupy(self) -> None:
         """Ask those who have nothing to do."""
         now = time.monotonic()
         under_way = {(task.what, task.arguments) for task in self._tasks.values()}
-        for seat in self._seats:
-            if seat.is_busy or seat.asked_from > now:
+        for worker in self._workers:
+            if worker.is_busy or worker.asked_from > now:
                 continue
             question: tuple[Any, ...] | None
-            if not seat.has_model:
+            if not worker.has_model:
                 question = ("load",)
-            elif not seat.is_ready:
+            elif not worker.is_ready:
                 # The first lays out the store, and chooses a batch size that the others find there.
                 is_open = self._shapes or ("lay_out", ()) not in under_way
                 question = ("lay_out",) if is_open else None
             else:
-                question = self._next_for(seat, under_way)
+                question = self._next_for(worker, under_way)
             if question is not None:
                 what, *arguments = question
-                self._ask(seat, what, *arguments)
+                self._ask(worker, what, *arguments)
                 under_way.add((what, tuple(arguments)))
 
     def _next_for(
-        self, seat: _Seat, under_way: Collection[tuple[str, tuple[int, ...]]]
+        self, worker: _WorkerState, under_way: Collection[tuple[str, tuple[int, ...]]]
     ) -> tuple[Any, ...] | None:
         """A block, a round to verify, or to see its last block written."""
         if self._waiting:
             block = self._waiting.popleft()
-            seat.given.add(block)
+            worker.given.add(block)
             return ("do", *block)
         for number in sorted(self._unverified):
             if not self._unwritten[number] and ("finish", (number,)) not in under_way:
                 return ("finish", number)
-        return ("flush",) if seat.given else None
+        return ("flush",) if worker.given else None
 
     def _answers(self) -> Iterator[tuple[_Task, Any]]:
         """Answers that have come; of a worker that died, its death is taken care of here."""
@@ -258,7 +260,7 @@ class _Driver:
         done, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
         for reference in done:
             task = self._tasks.pop(reference)
-            task.seat.is_busy = False
+            task.worker.is_busy = False
             try:
                 answer = ray.get(reference)
             except RayTaskError as error:
@@ -266,48 +268,48 @@ class _Driver:
             except RayActorError as error:
                 # Whoever is asked while he is begun again says so at once: that is no other death.
                 if not (isinstance(error, ActorUnavailableError) and "is restarting" in str(error)):
-                    self._bury(task.seat, error)
-                self._hand_out_again(task.seat, set(task.seat.given))
-                task.seat.has_model = task.seat.is_ready = False
-                task.seat.asked_from = time.monotonic() + _POLL_S
+                    self._worker_died(task.worker, error)
+                self._hand_out_again(task.worker, set(task.worker.given))
+                task.worker.has_model = task.worker.is_ready = False
+                task.worker.asked_from = time.monotonic() + _POLL_S
                 continue
             yield task, answer
 
-    def _bury(self, seat: _Seat, error: Exception) -> None:
+    def _worker_died(self, worker: _WorkerState, error: Exception) -> None:
         """A worker has died: Ray begins it again."""
-        seat.deaths += 1
-        if seat.deaths >= MOST_DEATHS:
+        worker.deaths += 1
+        if worker.deaths >= MOST_DEATHS:
             raise WorkerError(
-                f"a worker died {seat.deaths} times in a row without finishing a block "
+                f"a worker died {worker.deaths} times in a row without finishing a block "
                 f"({_reason(error)}): give each more memory, with fewer --workers or a smaller "
                 "--batch-size, and run the same again"
             ) from error
-        self._ended.append(seat.report)
-        seat.report, seat.progress, seat.asked = ExtractReport(), _NO_PROGRESS, None
-        times = f"{seat.deaths} of {MOST_DEATHS} times in a row"
+        self._ended.append(worker.report)
+        worker.report, worker.progress, worker.asked = ExtractReport(), _NO_PROGRESS, None
+        times = f"{worker.deaths} of {MOST_DEATHS} times in a row"
         self._tell(f"a worker died and is begun again ({times})")
 
-    def _hand_out_again(self, seat: _Seat, blocks: Collection[BlockName]) -> None:
+    def _hand_out_again(self, worker: _WorkerState, blocks: Collection[BlockName]) -> None:
         self._waiting.extendleft(sorted(blocks, reverse=True))
-        seat.given.difference_update(blocks)
+        worker.given.difference_update(blocks)
 
     def _take(self, task: _Task, answer: Any) -> None:
-        seat = task.seat
-        seat.has_model = seat.has_begun = True
+        worker = task.worker
+        worker.has_model = worker.has_begun = True
         if task.what == "load":
             return
-        seat.is_ready = True
+        worker.is_ready = True
         if task.what == "lay_out":
             if not self._shapes:
                 self._begin(*answer)
             return
         done: Done = answer
-        if done.life != seat.life:
+        if done.life != worker.life:
             # Who dies between two questions is begun again silently; unwritten blocks are lost.
-            self._hand_out_again(seat, seat.given - {task.arguments})
-            seat.life = done.life
-        seat.report = done.report
-        self._note_written(seat, done.written)
+            self._hand_out_again(worker, worker.given - {task.arguments})
+            worker.life = done.life
+        worker.report = done.report
+        self._note_written(worker, done.written)
         if task.what == "finish":
             self._unverified.discard(task.arguments[0])
 
@@ -321,10 +323,10 @@ class _Driver:
             (n, b) for n, shape in enumerate(shapes) for b in range(len(shape.rows_of_blocks))
         )
 
-    def _note_written(self, seat: _Seat, written: Sequence[BlockName]) -> None:
+    def _note_written(self, worker: _WorkerState, written: Sequence[BlockName]) -> None:
         if written:
-            seat.deaths = 0
-        seat.given.difference_update(written)
+            worker.deaths = 0
+        worker.given.difference_update(written)
         for number, block in written:
             if block in self._unwritten[number]:
                 self._unwritten[number].remove(block)
@@ -338,25 +340,25 @@ class _Driver:
         from ray.exceptions import RayError
 
         answered: set[Any] = set()
-        if references := [seat.asked for seat in self._seats if seat.asked is not None]:
+        if references := [worker.asked for worker in self._workers if worker.asked is not None]:
             answered.update(ray.wait(references, num_returns=len(references), timeout=0)[0])
-        for seat in self._seats:
-            if seat.asked is None:
-                seat.asked = seat.actor.progress.options(concurrency_group="watch").remote()
-            elif seat.asked in answered:
+        for worker in self._workers:
+            if worker.asked is None:
+                worker.asked = worker.actor.progress.options(concurrency_group="watch").remote()
+            elif worker.asked in answered:
                 try:
-                    seat.progress = ray.get(seat.asked)
-                    seat.has_begun = True
+                    worker.progress = ray.get(worker.asked)
+                    worker.has_begun = True
                 except RayError:
-                    seat.progress = _NO_PROGRESS
-                seat.asked = None
-                for message in seat.progress.messages:
+                    worker.progress = _NO_PROGRESS
+                worker.asked = None
+                for message in worker.progress.messages:
                     self._tell(message)
-        absent = sum(not seat.has_begun for seat in self._seats)
+        absent = sum(not worker.has_begun for worker in self._workers)
         if absent and not self._has_told_of_room and time.monotonic() - self._begun > _ROOM_S:
             self._has_told_of_room = True
-            seats = f"{absent} of {len(self._seats)} workers"
-            self._tell(f"{seats} wait for the Ray cluster to have room for them")
+            missing = f"{absent} of {len(self._workers)} workers"
+            self._tell(f"{missing} wait for the Ray cluster to have room for them")
         if self._shapes:
             self._tell()
 
@@ -367,11 +369,13 @@ class _Driver:
             return
         number = next((n for n, left in enumerate(self._unwritten) if left), len(self._shapes) - 1)
         shape, total = self._shapes[number], sum(self._shapes[number].rows_of_blocks)
-        run = [max(seat.progress.rows_run, seat.report.rows_run) for seat in self._seats]
+        run = [max(worker.progress.rows_run, worker.report.rows_run) for worker in self._workers]
         # What workers have run of blocks that are not written counts as done, up to what there is.
-        under_way = [max(0, seat.progress.rows_run - seat.report.rows_run) for seat in self._seats]
+        under_way = [
+            max(0, worker.progress.rows_run - worker.report.rows_run) for worker in self._workers
+        ]
         done = min(self._rows_written[number] + sum(under_way), total)
-        held = (seat.progress.memory_bytes for seat in self._seats)
+        held = (worker.progress.memory_bytes for worker in self._workers)
         memory = [size for size in held if size is not None]
         self._on_progress(
             ExtractProgress(
@@ -382,14 +386,14 @@ class _Driver:
                 message,
                 concepts_done=int(np.searchsorted(shape.last_rows, done)),
                 concepts_total=len(shape.last_rows),
-                tokens_run=sum(seat.progress.tokens_run for seat in self._seats),
+                tokens_run=sum(worker.progress.tokens_run for worker in self._workers),
                 memory_bytes=sum(memory) if memory else None,
             )
         )
 
     def _report(self) -> ExtractReport:
         """The whole run; rows count as often as they were run."""
-        parts = [*self._ended, *(seat.report for seat in self._seats)]
+        parts = [*self._ended, *(worker.report for worker in self._workers)]
         return replace(
             self._first,
             rows=sum(sum(shape.rows_of_blocks) for shape in self._shapes),

@@ -91,12 +91,12 @@ def listen(
     blocks = model.blocks if isinstance(model, LoadedModel) else find_blocks(module)
     model_layers = check_model_layers(listener.model_layers, len(blocks), "this model")
     ends = _end_ids(model) if end_ids is None else set(end_ids)
-    ears = _Ears(module, listener, ends, deepest=model_layers[-1])
+    hooks = _PassHooks(module, listener, ends, deepest=model_layers[-1])
     handles = []
     try:
-        handles.append(module.register_forward_pre_hook(ears.begin, with_kwargs=True))
+        handles.append(module.register_forward_pre_hook(hooks.begin, with_kwargs=True))
         for model_layer in model_layers:
-            handles.append(blocks[model_layer].register_forward_hook(ears.hook_for(model_layer)))
+            handles.append(blocks[model_layer].register_forward_hook(hooks.hook_for(model_layer)))
         yield
         check_not_compiled(module)  # hooks of this context would stay in what was compiled
     finally:
@@ -141,7 +141,7 @@ def read_text(loaded: LoadedModel, text: str, listener: Listener) -> TokenizedTe
     return TokenizedText(pieces, len(token_ids) - len(kept))
 
 
-class _Ears:
+class _PassHooks:
     """Hooks of one `listen`, and what they know of the text so far."""
 
     def __init__(

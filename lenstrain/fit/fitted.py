@@ -53,7 +53,7 @@ class FittedLens:
     weights: Weights
     cut: Cut
     """Its decision threshold, and its metrics there."""
-    calibration: CalibrationRows
+    calibration_rows: CalibrationRows
     """What its probabilities are fitted on, together with those of the other lenses."""
     noise: NoiseFloor
     graded: Ranked

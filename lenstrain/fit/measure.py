@@ -101,7 +101,7 @@ def measure(
         concept=task.concept,
         model_layers=model_layers,
         weights=weights,
-        calibration=CalibrationRows(own.y, signals, dataset.text_number[own.samples]),
+        calibration_rows=CalibrationRows(own.y, signals, dataset.text_number[own.samples]),
         noise=noise,
         graded=graded,
         score=graded.score(prevalence),

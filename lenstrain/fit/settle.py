@@ -53,7 +53,7 @@ def settle(
         for lens, cut in zip(lenses, cuts, strict=True):
             lens.cut = cut
     seed = stable_seed("calibrators", settings.seed, "")
-    found = fit_calibrators([lens.calibration for lens in lenses], seed=seed)
+    found = fit_calibrators([lens.calibration_rows for lens in lenses], seed=seed)
     for lens, (slope, intercept) in zip(lenses, found.lines.tolist(), strict=True):
         slope /= lens.noise.unit
         lens.calibrator = Calibrator("sigmoid", (slope, intercept - slope * lens.noise.mean))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lenscache.concepts.pack import Concept, ConceptPack
-from lenscache.concepts.quality import RULES, CheckSettings, Finding, find_faults
+from lenscache.concepts.quality import RULES, CheckSettings, Fault, find_faults
 
 SMALL = CheckSettings(min_examples=3)
 
@@ -62,7 +62,7 @@ def pack_of(*changed: Concept) -> ConceptPack:
     return ConceptPack("three", "1", tuple(concepts.values()))
 
 
-def found_in(changed: Concept, settings: CheckSettings = SMALL) -> list[Finding]:
+def found_in(changed: Concept, settings: CheckSettings = SMALL) -> list[Fault]:
     return find_faults(pack_of(changed), settings)
 
 
@@ -124,8 +124,8 @@ def test_every_rule_has_its_fault_here() -> None:
 
 
 def test_a_finding_is_a_sentence_of_the_concept_or_of_the_pack() -> None:
-    assert Finding("amount", "bird", "has no examples").sentence() == "bird has no examples"
-    assert Finding("balance", "", "the branch is large").sentence() == "the branch is large"
+    assert Fault("amount", "bird", "has no examples").sentence() == "bird has no examples"
+    assert Fault("balance", "", "the branch is large").sentence() == "the branch is large"
 
 
 def test_confusable_concepts_are_asked_for_only_by_setting() -> None:
