@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
-
 from lens_cli.cache import app as lenscache_cli
 from lens_cli.train import app as lenstrain_cli
+from typer.testing import CliRunner
+
 from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractProgress, ExtractSettings, extract
 from tests.models import tiny_model, tiny_tokenizer

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-
 from lens_cli import meter as progress
+
 from lenstrain.metrics.grade import MIN_TEXTS
 from lenstrain.pack.pack import LensPack
 from tests.cli.conftest import Run

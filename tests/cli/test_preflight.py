@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from lens_cli.cache import preflight as command
 from lens_cli.cache import preflight_lenses
+
 from lenscache.preflight import CheckResult, PreflightReport, Verdict
 from lenscache.preflight.directions import SteeringLenses
 from lenscache.preflight.results import Request

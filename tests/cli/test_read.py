@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
-
 from lens_cli.train import app as lenstrain_cli
 from lens_cli.train import read as read_cli
+from typer.testing import CliRunner
+
 from lenstrain.live.monitor import WINDOW
 from lenstrain.live.naming_rule import MIN_SIGNAL
 from lenstrain.metrics.grade import Grade

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from lens_cli.meter import Meter
 from lens_cli.runlog import RunLog
+
 from tests.cli.conftest import Run
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
-
 from lens_cli import console
 from lens_cli.train.grades import count_reasons
+from rich.console import Console
+
 from lenstrain.metrics.grade import MIN_TEXTS, Grade
 from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack

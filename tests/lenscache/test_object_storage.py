@@ -21,11 +21,11 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+from lens_cli.cache import app as lenscache_cli
+from lens_cli.train import app as lenstrain_cli
 from typer.testing import CliRunner
 from zarr.storage import FsspecStore
 
-from lens_cli.cache import app as lenscache_cli
-from lens_cli.train import app as lenstrain_cli
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import (
     ExportError,
