@@ -263,7 +263,7 @@ class Round:
         StoreAccessError
             If the store was moved away or removed since it was opened.
         """
-        cast("FolderStore | RemoteStore", self._group.store_path.store).check_there()
+        self._check_there()
         rows = self.rows(block)
         present = self._has_position(rows, data.n_completion_tokens)
         encoded = {
@@ -374,10 +374,15 @@ class Round:
                 self._group.store_path, mode="r+", use_consolidated=False
             ).update_attributes(dict(values))
 
+    def _check_there(self) -> None:
+        """Raise StoreAccessError if the store was moved away or removed."""
+        cast("FolderStore | RemoteStore", self._group.store_path.store).check_there()
+
     def _array(self, name: str) -> zarr.Array[Any]:
         if (opened := self._opened.get(name)) is not None:
             return opened
         if (node := cast("zarr.Array[Any] | None", find_node(self._group, name))) is None:
+            self._check_there()
             raise StoreDamagedError(
                 f"{self.name}/{name} is missing from the store: run `lenscache extract` again, "
                 "which writes it anew"

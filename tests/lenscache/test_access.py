@@ -16,7 +16,6 @@ import zarr.storage._local as zarr_local
 from lens_cli import console
 
 from lenscache.errors import StoreAccessError, StoreDamagedError
-from lenscache.extract import extract_top_up
 from lenscache.extract.planned_rounds import TopUp
 from lenscache.store.access import raise_unless_damage
 from lenscache.store.labelsets import add_label_set, read_label_set
@@ -26,7 +25,7 @@ from lenscache.store.verify.verify import verify_store
 from lenscache.store.views.export import export_store
 from lenstrain.data.dataset import open_dataset
 from tests.lenscache.conftest import PACK, SETTINGS, run_small, tree
-from tests.models import tiny_model
+from tests.lenscache.conftest import top_up as run_top_up
 
 ROOT = Path(__file__).parents[2]
 LACKING = {
@@ -43,7 +42,7 @@ def label(store: Path) -> object:
 
 
 def top_up(store: Path) -> object:
-    return extract_top_up(store, PACK, tiny_model(), TopUp(("bird",), samples=3), SETTINGS)
+    return run_top_up(store, TopUp(("bird",), samples=3), SETTINGS)
 
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
