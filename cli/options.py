@@ -54,6 +54,10 @@ Missing = Annotated[
 KeepNa = Annotated[
     bool, Option("--keep-na", help="Tables: labels such as NA, None and null are classes.")
 ]
+AsClasses = Annotated[
+    bool,
+    Option("--as-classes", help="Tables: labels are classes though numbers or nearly all differ."),
+]
 Encoding = Annotated[str, Option(help="Tables: what text files are written in.")]
 Delimiter = Annotated[
     str | None, Option(help="CSV, TSV: between fields. Default: a comma or a tab, by the suffix.")

@@ -41,6 +41,7 @@ def import_pack(
     fold_case: options.FoldCase = False,
     missing: options.Missing = None,
     keep_na: options.KeepNa = False,
+    as_classes: options.AsClasses = False,
     encoding: options.Encoding = "utf-8-sig",
     delimiter: options.Delimiter = None,
     quoting: options.QuotingOption = "auto",
@@ -58,7 +59,7 @@ def import_pack(
 
     if out.exists() and not overwrite:
         raise PackError(f"{out} exists already: choose another --out, or pass --overwrite")
-    meaning = separator, threshold, fold_case, tuple(missing or ()), keep_na
+    meaning = separator, threshold, fold_case, tuple(missing or ()), keep_na, as_classes
     columns = LabelledColumns(text, label, split, concept, *meaning)
     table = TableFormat(encoding, delimiter, quoting)
     imported = _import_any(source, columns, table, root)

@@ -61,6 +61,7 @@ def label(
     fold_case: options.FoldCase = False,
     missing: options.Missing = None,
     keep_na: options.KeepNa = False,
+    as_classes: options.AsClasses = False,
     encoding: options.Encoding = "utf-8-sig",
     delimiter: options.Delimiter = None,
     quoting: options.QuotingOption = "auto",
@@ -75,9 +76,12 @@ def label(
     from lenscache.store.store import open_store
 
     opened = open_store(store, mode="r+")
-    meaning = separator, threshold, fold_case, tuple(missing or ()), keep_na
+    meaning = separator, threshold, fold_case, tuple(missing or ()), keep_na, as_classes
     columns = LabelledColumns(text, label, split, concept, *meaning)
     imported = import_labelled(source, columns, TableFormat(encoding, delimiter, quoting))
+    read = imported.report.lines()
+    for line in [] if json else read:
+        console.say(line)
     added = add_label_set(opened, name, imported.pack, overwrite=overwrite)
     for unknown in added.missing:
         imported.report.leave_out("text that the store does not hold", unknown)
@@ -90,7 +94,7 @@ def label(
         report = imported.report.to_dict()
         console.print_json({"name": name, "digest": kept.digest, **counts, **report})
         return
-    for line in imported.report.lines():
+    for line in imported.report.lines()[len(read) :]:  # what the store lacks
         console.say(line)
     counted = f"{n_samples} samples, {n_labels} labels, {n_concepts} concepts"
     console.say(f"label set {name}: {counted} ({kept.digest})")

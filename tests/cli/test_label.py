@@ -46,7 +46,17 @@ def test_label_says_what_it_added_and_left_out_and_what_comes_next(
         in result.stdout
     )
     assert f"next: lenstrain fit {store} --labels topics" in result.stdout
+    assert result.stdout.count("read: 49 rows") == 1
     assert "label sets: topics" in lenscache("info", store).stdout
+
+
+def test_classes_are_listed_before_anything_is_written(
+    lenscache: Run, store: Path, topics: Path
+) -> None:
+    taken = lenscache("label", store, topics, "--name", "no/name", "--label", "topic")
+    assert taken.exit_code == 1
+    assert "label set name 'no/name' cannot be used" in taken.stderr
+    assert "class: 25 texts: alive\nclass: 24 texts: made\n" in taken.stdout
 
 
 def test_lenses_of_a_label_set_are_fitted_without_the_model(

@@ -104,6 +104,9 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(PackError, match="no column 'text', its columns are 'id', 'said'"):
         read_texts(tmp_path / "texts.csv")
     assert read_texts(tmp_path / "texts.csv", "said") == ("one",)
+    (tmp_path / "texts.csv").write_text("id,said\n1,one\n2,well, two\n")
+    with pytest.raises(PackError, match=r"line 3 \(3 of 2 fields\): row with more fields"):
+        read_texts(tmp_path / "texts.csv", "said")
 
 
 # --- the store -----------------------------------------------------------------------------------

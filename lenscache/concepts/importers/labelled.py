@@ -26,7 +26,7 @@ from lenscache.concepts.importers.labels import (
     refuse_uncertain,
 )
 from lenscache.concepts.importers.report import Imported, ImportReport, is_text
-from lenscache.concepts.importers.tables import TableFormat, read_rows
+from lenscache.concepts.importers.tables import Cells, Ragged, TableFormat, read_rows
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import PackError
 
@@ -44,8 +44,8 @@ def import_labelled(
 ) -> Imported:
     """Make a pack of a table of labelled texts.
 
-    Rows without text or label and texts that a set calls both are left out and counted. Equal texts
-    are joined.
+    Rows without text or label, rows with other than all fields and texts that a set calls both are
+    left out and counted. Equal texts are joined.
 
     Raises
     ------
@@ -54,16 +54,18 @@ def import_labelled(
         more than one thing.
     """
     path, columns, report = Path(path), columns or LabelledColumns(), ImportReport()
+    table = table or TableFormat()
     labels: dict[str, dict[str, None]] = {}
     splits: dict[str, str] = {}
     rows = 0
-    first_row: dict[str, int] = {}
-    is_none = _label_of_none(path, columns, table)
+    known, is_none = _survey(path, columns, table)
     for number, row in read_rows(path, columns.named, table):
         rows += 1
-        if row is None:
-            report.leave_out("row with more fields than columns", f"row {number}")
+        if isinstance(row, Ragged):
+            report.leave_out(row.why, row.place)
             continue
+        if table.may_swallow(path):
+            _refuse_swallowed(f"{path} row {number}", row, columns, known, table.delimiter_of(path))
         text, found = row.get(columns.text), classes_of(row.get(columns.label), columns)
         if not is_text(text):
             report.leave_out("row without text", f"row {number}")
@@ -72,16 +74,16 @@ def import_labelled(
         else:
             if text in labels:
                 report.repair("text that occurs more than once, joined", f"row {number}")
-            first_row.setdefault(text, number)
             labels.setdefault(text, {}).update(dict.fromkeys(found))
             if columns.split is not None:
                 _note_split(splits, text, row.get(columns.split), number, report)
     report.read["rows"] = rows
     if not labels:
+        counts = "".join(f", {len(at)} x {why}: {at[0]}" for why, at in report.left_out.items())
         raise PackError(
             f"{path} holds no row with a text in {columns.text!r} and a label in {columns.label!r}"
+            f"{counts}"
         )
-    _refuse_swallowed(path, labels, first_row, table or TableFormat())
     concepts = _concepts(path, labels, columns, report)
     used = {text for concept in concepts for text in (*concept.examples, *concept.negatives)}
     report.read.update({"texts": len(used), "concepts": len(concepts)})
@@ -96,10 +98,11 @@ def import_labelled(
     return Imported(pack, report)
 
 
-def _label_of_none(
-    path: Path, columns: LabelledColumns, table: TableFormat | None
-) -> frozenset[str]:
-    """Labels that say that a row has none: those named by the caller, and -1 beside 0 and 1.
+def _survey(
+    path: Path, columns: LabelledColumns, table: TableFormat
+) -> tuple[frozenset[str], frozenset[str]]:
+    """All labels; and those that say that a row has none: as the caller names them, and -1 beside
+    0 and 1.
 
     Raises
     ------
@@ -109,36 +112,32 @@ def _label_of_none(
     count: Counter[str] = Counter()
     rows: dict[str, int] = {}
     for number, row in read_rows(path, columns.named, table):
-        if row is not None and is_text(row.get(columns.text)):
+        if not isinstance(row, Ragged) and is_text(row.get(columns.text)):
             for label in classes_of(row.get(columns.label), columns):
                 count[label] += 1
                 rows.setdefault(label, number)
-    found = set(columns.missing)
+    found = {name.casefold() if columns.fold_case else name for name in columns.missing}
     numbers = {label: number_of(label) for label in count}
     whole = [value for value in numbers.values() if value is not None and value == int(value)]
     if len(whole) == len(count) and {-1.0, 0.0, 1.0} <= set(whole) and min(whole) == -1:
         found |= {label for label, value in numbers.items() if value == -1}
     left = {label: n for label, n in count.items() if label not in found}
     refuse_uncertain(path, left, rows, columns)
-    return frozenset(found)
+    return frozenset(count), frozenset(found)
 
 
 def _refuse_swallowed(
-    path: Path, labels: dict[str, dict[str, None]], rows: dict[str, int], table: TableFormat
+    place: str, row: Cells, columns: LabelledColumns, known: frozenset[str], delimiter: str
 ) -> None:
-    """Raise PackError if the lines of a text look like rows: a stray quotation mark at the head of
+    """Raise PackError if the lines of a cell look like rows: a stray quotation mark at the head of
     a field joins what follows up to the next one."""
-    if table.quoting != "auto" or path.suffix.casefold() not in (".csv", ".tsv"):
-        return
-    delimiter = table.delimiter_of(path)
-    known = {label for found in labels.values() for label in found}
-    for text in labels:
-        for line in text.splitlines()[:-1]:
-            fields = [field.strip() for field in line.split(delimiter)]
-            if len(fields) > 1 and known & {fields[0], fields[-1]}:
+    for name, cell in row.items():
+        for line in (cell or "").splitlines() if "\n" in (cell or "") else ():
+            fields = {field.strip() for field in line.split(delimiter)}
+            if name == columns.label or (len(fields) > 1 and known & fields):
                 raise PackError(
-                    f"{path} row {rows[text]}: a text in quotation marks holds what looks like "
-                    f"another row, {line!r:.60}: pass --quoting csv if it belongs to the text, or "
+                    f"{place}: a cell of column {name!r} in quotation marks holds what looks like "
+                    f"another row, {line!r:.60}: pass --quoting csv if it belongs there, or "
                     "--quoting none if the mark before it is text"
                 )
 

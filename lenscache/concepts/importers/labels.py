@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,14 @@ from lenscache.concepts.importers.report import is_text
 from lenscache.errors import PackError
 
 _TRUE, _FALSE = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no"})
-_MISSING = frozenset({"NaN", "nan", "NA", "N/A", "#N/A", "<NA>", "None", "null", "NULL"})
+_MISSING = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "none", "null"})  # in lower case
 _SEPARATORS = ("|", ";", ",")
 _MANY_CLASSES = (
-    20  # of which it is asked whether they are classes, if most rows have one of their own
+    20  # of which it is asked whether they are classes, if they look like something else
 )
+_OPPOSITES = ({"positive", "negative"}, {"pos", "neg"}, {"true", "false"}, {"yes", "no"})
+_LIST = re.compile(r"""[\[{].*['",\d].*[\]}]""", re.DOTALL)  # as lists become text
+_NOT = ("not ", "non ", "no ", "non", "un", "in", "ir", "im", "dis")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class LabelledColumns:
     """Labels that say that a row has none."""
     keep_na: bool = False
     """Whether labels such as NA, None and null are classes like others."""
+    as_classes: bool = False
+    """Whether labels are classes though they are numbers, lists or nearly all different."""
 
     @property
     def named(self) -> list[str]:
@@ -56,7 +62,7 @@ def refuse_uncertain(
     def place(label: str) -> str:
         return f"{label!r:.60} (row {rows[label]})"
 
-    if not columns.keep_na and (absent := [label for label in count if label in _MISSING]):
+    if not columns.keep_na and (absent := [x for x in count if x.casefold() in _MISSING]):
         raise PackError(
             f"{where} the label {place(absent[0])}: pass --missing {absent[0]} if it says that a "
             "row has no label, or --keep-na if it is a class like others"
@@ -71,31 +77,48 @@ def refuse_uncertain(
         )
     if columns.separator is None:
         for mark in _SEPARATORS:
-            parts = {part.strip() for label in count for part in label.split(mark)}
+            parts = {part.strip() for label in count for part in label.split(mark)} - {""}
             several = [label for label in count if mark in label]
-            if len(several) > 1 and len(parts - {""}) <= len(count):
+            # Few parts make many labels, or a part is the whole label of other rows.
+            if (len(several) > 1 and len(parts) <= len(count)) or any(
+                part.strip() in count for label in several for part in label.split(mark)
+            ):
                 raise PackError(
                     f"{where} labels that look like several in one, such as {place(several[0])}: "
                     f"pass --separator {mark!r}, or --separator '' if each is one label"
                 )
-    if columns.threshold is not None or is_binary(count):
-        return
+    if columns.threshold is None and not columns.as_classes and not is_binary(count):
+        _refuse_unlike_classes(where, count)
+
+
+def _refuse_unlike_classes(where: str, count: dict[str, int]) -> None:
+    if written := [label for label in count if _LIST.fullmatch(label)]:
+        raise PackError(
+            f"{where} lists that are written as text, such as {written[0]!r:.60}: write them with "
+            "one mark between the labels and pass it as --separator, or pass --as-classes"
+        )
     values = [value for label in count if (value := number_of(label)) is not None]
-    if len(values) == len(count) and any(value != int(value) for value in values):
+    if 2 * len(values) >= len(count) and any(value != int(value) for value in values):
         raise PackError(
             f"{where} scores from {min(values):g} to {max(values):g}: pass --threshold "
-            f"{_middle(values):g} to take those from there on for true, or name a column of "
-            "classes with --label"
+            f"{_middle(values):g} to take those from there on for true, name a column of classes "
+            "with --label, or pass --as-classes"
         )
     if len(values) == len(count) and set(values) == {-1.0, 1.0}:
         raise PackError(
             f"{where} the labels -1 and 1: pass --threshold 0 if 1 says that the concept is there, "
             "or --missing=-1 if -1 says that a row has no label"
         )
+    if len(values) == len(count) > _MANY_CLASSES:
+        raise PackError(
+            f"{where} {len(count)} different numbers from {min(values):g} to {max(values):g}: pass "
+            f"--threshold {_middle(values):g} if they are scores, or --as-classes if each is a "
+            "class"
+        )
     if len(count) > max(_MANY_CLASSES, sum(count.values()) / 2):
         raise PackError(
             f"{where} {len(count)} different labels in {sum(count.values())} rows: name a column "
-            "of classes with --label"
+            "of classes with --label, or pass --as-classes"
         )
 
 
@@ -127,9 +150,8 @@ def are_opposites(labels: Iterable[str]) -> bool:
     found = {
         " ".join(label.casefold().replace("-", " ").replace("_", " ").split()) for label in labels
     }
-    pairs = ({"positive", "negative"}, {"pos", "neg"}, {"true", "false"}, {"yes", "no"})
-    denied = {f"{word} {label}" for label in found for word in ("not", "non", "no")}
-    return any(pair <= found for pair in pairs) or bool(denied & found)
+    denied = {f"{word}{label}" for label in found for word in _NOT}
+    return any(pair <= found for pair in _OPPOSITES) or bool(denied & found)
 
 
 def number_of(label: str) -> float | None:
@@ -146,12 +168,24 @@ def _middle(values: list[float]) -> float:
 
 
 def classes_of(label: Any, columns: LabelledColumns) -> list[str]:
-    """The labels of one cell; none for an empty one."""
-    if isinstance(label, list | tuple):
-        parts = [str(part) for part in label if part is not None]
-    elif label is None or label != label:  # not a number is how tables say that there is none
-        parts = []
-    else:
-        parts = str(label).split(columns.separator) if columns.separator else [str(label)]
+    """The labels of one cell, without space around them; none for an empty one.
+
+    Raises
+    ------
+    PackError
+        If it holds something that has no name, such as an object.
+    """
+    cells = label if isinstance(label, list | tuple) else [label]
+    # Not a number is how tables say that there is none.
+    cells = [cell for cell in cells if cell is not None and cell == cell]
+    if nameless := [cell for cell in cells if isinstance(cell, dict | list | tuple | bytes)]:
+        raise PackError(
+            f"column {columns.label!r} holds {type(nameless[0]).__name__}, such as "
+            f"{nameless[0]!r:.60}, expected text or numbers: name a field of objects with --label "
+            f"{columns.label}.FIELD, or write the labels as text"
+        )
+    parts = [str(cell) for cell in cells]
+    if columns.separator and cells and not isinstance(label, list | tuple):
+        parts = parts[0].split(columns.separator)
     stripped = [part.strip() for part in parts if is_text(part)]
     return [part.casefold() for part in stripped] if columns.fold_case else stripped

@@ -1,6 +1,6 @@
 """Tables of texts: CSV, TSV, JSON, JSON Lines, Parquet and saved Hugging Face datasets, row by row.
 
-    file --read_rows--> number and cells of each row; None for a row with more fields than columns
+    file --read_rows--> number and cells of each row; Ragged for one with other than all fields
 
 CSV and TSV are read by Python's own reader in its strict mode. pandas and pyarrow take what follows
 a stray quotation mark into one cell and say nothing; this one refuses.
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lenscache.errors import PackError
 
@@ -22,6 +23,26 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".json")
 
 Quoting = Literal["auto", "csv", "none"]
 Cells = dict[str, Any]
+
+
+class Ragged(NamedTuple):
+    """A row of CSV or TSV that has more or fewer fields than the table has columns."""
+
+    line: int
+    n_fields: int
+    n_columns: int
+
+    @property
+    def why(self) -> str:
+        """What is wrong with it."""
+        return (
+            f"row with {'more' if self.n_fields > self.n_columns else 'fewer'} fields than columns"
+        )
+
+    @property
+    def place(self) -> str:
+        """Where it is."""
+        return f"line {self.line} ({self.n_fields} of {self.n_columns} fields)"
 
 
 @dataclass(frozen=True)
@@ -36,15 +57,26 @@ class TableFormat:
     """csv: quotation marks may stand around a field, those inside are doubled. none: quotation
     marks are text. auto: csv; of TSV, none where it does not read as csv."""
 
+    def __post_init__(self) -> None:
+        if self.delimiter not in (None, r"\t") and not re.fullmatch(
+            '[^"\r\n]', self.delimiter or ""
+        ):
+            raise PackError(f"delimiter {self.delimiter!r} cannot be used: give one character")
+
     def delimiter_of(self, path: Path) -> str:
         """Between the fields of a file."""
-        return self.delimiter or ("\t" if path.suffix.casefold() == ".tsv" else ",")
+        by_suffix = "\t" if path.suffix.casefold() == ".tsv" else ","
+        return "\t" if self.delimiter == r"\t" else self.delimiter or by_suffix
+
+    def may_swallow(self, path: Path) -> bool:
+        """Whether a stray quotation mark of the file may have taken rows into a cell."""
+        return self.quoting == "auto" and path.suffix.casefold() in (".csv", ".tsv")
 
 
 def read_rows(
     path: Path, wanted: Sequence[str], table: TableFormat | None = None
-) -> Iterator[tuple[int, Cells | None]]:
-    """Rows of a table, numbered from 1; None for one with more fields than there are columns.
+) -> Iterator[tuple[int, Cells | Ragged]]:
+    """Rows of a table, numbered from 1; empty lines do not count.
 
     The name of a column of JSON or Parquet may lead into objects: `data.text`. The rows of a saved
     dataset with splits have a column `split`.
@@ -56,7 +88,7 @@ def read_rows(
     """
     suffix, its = path.suffix.casefold(), table or TableFormat()
     if path.is_dir() and _is_saved_dataset(path):
-        rows: Iterator[Cells | None] = _read_saved_dataset(path, wanted)
+        rows: Iterator[Cells | Ragged] = _read_saved_dataset(path, wanted)
     elif suffix in (".csv", ".tsv"):
         rows = _read_csv(path, wanted, its)
     elif suffix in (".jsonl", ".ndjson", ".json"):
@@ -68,16 +100,15 @@ def read_rows(
             f"{path} is not one of {', '.join(SUFFIXES)}, nor a folder that a Hugging Face dataset "
             "was saved to"
         )
+    columns: dict[str, None] = {}
+    missing = list(wanted)  # objects of JSON may leave out what they do not have
     try:
         for number, row in enumerate(rows, start=1):
-            if row is not None:
-                if number == 1 and (missing := [name for name in wanted if not _has(row, name)]):
-                    there = ", ".join(repr(str(name)) for name in row)
-                    raise PackError(f"{path} has no column {missing[0]!r}, its columns are {there}")
+            if not isinstance(row, Ragged):
+                columns = columns or dict.fromkeys(map(str, row))
+                missing = [name for name in missing if not _has(row, name)]
                 row |= {name: _lookup(row, name) for name in wanted}
             yield number, row
-    except FileNotFoundError:
-        raise PackError(f"no file at {path}") from None
     except UnicodeDecodeError as error:
         raise PackError(
             f"{path} cannot be read: {_place_of(path, its.encoding)}{error.reason} in "
@@ -86,7 +117,11 @@ def read_rows(
     except LookupError as error:
         raise PackError(f"{error}: give an encoding such as utf-8, latin-1 or utf-16") from error
     except OSError as error:
-        raise PackError(f"{path} cannot be read: {error}") from error
+        what = f"{path} cannot be read: {error}" if path.exists() else f"no file at {path}"
+        raise PackError(what) from error
+    if columns and missing:
+        there = ", ".join(map(repr, columns))
+        raise PackError(f"{path} has no column {missing[0]!r}, its columns are {there}")
 
 
 def _has(row: Cells, name: str) -> bool:
@@ -124,7 +159,7 @@ def _place_of(path: Path, encoding: str) -> str:
 # --- CSV and TSV --------------------------------------------------------------------------------
 
 
-def _read_csv(path: Path, wanted: Sequence[str], table: TableFormat) -> Iterator[Cells | None]:
+def _read_csv(path: Path, wanted: Sequence[str], table: TableFormat) -> Iterator[Cells | Ragged]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # by default, 131,072 characters
     is_plain = table.quoting == "none"
     if table.quoting == "auto" and path.suffix.casefold() == ".tsv":
@@ -137,9 +172,12 @@ def _read_csv(path: Path, wanted: Sequence[str], table: TableFormat) -> Iterator
             _refuse_twice(path, header, wanted)
             opened = reader.line_num + 1
             for row in reader:
-                if row:
-                    cells: Cells = dict.fromkeys(header) | dict(zip(header, row, strict=False))
-                    yield cells if len(row) <= len(header) else None
+                # Delimiters behind the last column, as some programs write them, hold nothing.
+                if len(row) < len(header) or any(row[len(header) :]):
+                    if row:
+                        yield Ragged(opened, len(row), len(header))
+                else:
+                    yield dict(zip(header, row, strict=False))
                 opened = reader.line_num + 1
         except csv.Error as error:
             raise PackError(
@@ -171,7 +209,10 @@ def _reads_as_csv(path: Path, table: TableFormat) -> bool:
 
 def _read_json(path: Path, table: TableFormat) -> Iterator[Cells]:
     with path.open(encoding=table.encoding) as file:
-        if path.suffix.casefold() != ".json":
+        first, second = file.readline().strip(), file.readline().strip()
+        file.seek(0)
+        # Many a file of JSON Lines is called .json.
+        if path.suffix.casefold() != ".json" or (first[:1] + first[-1:] == "{}" and second):
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield _object(_parse(line, f"{path} line {number}"), f"{path} line {number}")
@@ -260,15 +301,26 @@ def _read_saved_dataset(path: Path, wanted: Sequence[str]) -> Iterator[Cells]:
 
 def _named(batches: Iterable[Any], features: dict[str, Any]) -> Iterator[Cells]:
     """Rows of record batches, with the names of classes for their numbers; none for -1."""
-    names = {
-        column: feature["names"]
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    }
+    numbered = {name: each for name, each in features.items() if "ClassLabel" in json.dumps(each)}
     for batch in batches:
         for row in batch.to_pylist():
-            for column, known in names.items():
-                number = row.get(column)
-                if isinstance(number, int):
-                    row[column] = known[number] if 0 <= number < len(known) else None
-            yield row
+            yield row | {
+                name: _with_names(row[name], feature)
+                for name, feature in numbered.items()
+                if name in row
+            }
+
+
+def _with_names(value: Any, feature: Any) -> Any:
+    """A value with the names of classes for their numbers, in lists and objects, too."""
+    if isinstance(value, list):
+        of_each = feature[0] if isinstance(feature, list) else feature.get("feature")
+        return [_with_names(each, of_each) for each in value]
+    if not isinstance(feature, dict):
+        return value
+    if isinstance(value, dict):
+        return {name: _with_names(each, feature.get(name)) for name, each in value.items()}
+    if isinstance(value, int) and feature.get("_type") == "ClassLabel":
+        names = feature["names"]
+        return names[value] if 0 <= value < len(names) else None
+    return value

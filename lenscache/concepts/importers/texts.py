@@ -5,24 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 
 from lenscache.concepts.importers.report import is_text
-from lenscache.concepts.importers.tables import SUFFIXES, read_rows
-from lenscache.errors import PlanError
+from lenscache.concepts.importers.tables import SUFFIXES, Ragged, read_rows
+from lenscache.errors import PackError, PlanError
 
 
 def read_texts(path: str | Path, column: str = "text") -> tuple[str, ...]:
-    """The texts of a file: a column of CSV, JSON Lines or Parquet; else one a line.
+    """The texts of a file: a column of a table; else one a line.
 
     Raises
     ------
     PackError
-        If a table cannot be read or has no such column.
+        If a table cannot be read, has no such column or a row with other than all fields.
     PlanError
         If another file cannot be read.
     """
     path = Path(path)
     if path.suffix.casefold() in SUFFIXES:
-        cells = (row.get(column) for _, row in read_rows(path, [column]) if row is not None)
-        return tuple(cell for cell in cells if is_text(cell))
+        texts = []
+        for _, row in read_rows(path, [column]):
+            if isinstance(row, Ragged):
+                raise PackError(
+                    f"{path} {row.place}: {row.why}: put quotation marks around texts that hold "
+                    "the delimiter"
+                )
+            if is_text(text := row[column]):
+                texts.append(text)
+        return tuple(texts)
     try:
         return tuple(path.read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:

@@ -184,14 +184,29 @@ def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path: Path) -> 
     }
 
 
-def test_a_short_csv_row_has_no_label_and_a_long_one_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("text,label\nalone\na,x\nb,x,too many\n")
+def test_rows_of_a_csv_with_other_than_all_fields_are_left_out_with_their_lines(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "rows.csv").write_text(
+        "label,text,id\nx,a,1\n\nx,a text in\ntwo lines,2\nx,b,3,more\nx,c,4,,\n"
+    )
     result = import_labelled(tmp_path / "rows.csv")
-    assert classes(result.pack) == {"x": ("a",)}
+    assert classes(result.pack) == {"x": ("a", "c")}
+    assert result.report.read["rows"] == 5
     assert result.report.left_out == {
-        "row without label": ["row 1"],
-        "row with more fields than columns": ["row 3"],
+        "row with fewer fields than columns": ["line 4 (2 of 3 fields)", "line 5 (2 of 3 fields)"],
+        "row with more fields than columns": ["line 6 (4 of 3 fields)"],
     }
+    (tmp_path / "rows.csv").write_text("text,label\nx\n")
+    with pytest.raises(PackError, match="1 x row with fewer fields than columns: line 2"):
+        import_labelled(tmp_path / "rows.csv")
+
+
+def test_objects_without_a_field_have_no_label_wherever_they_stand(tmp_path: Path) -> None:
+    rows = [{"text": "a"}, {"text": "b", "label": "x"}]
+    result = imported(tmp_path, rows)
+    assert classes(result.pack) == {"x": ("b",)}
+    assert result.report.left_out == {"row without label": ["row 1"]}
 
 
 def test_a_text_that_occurs_twice_is_joined(tmp_path: Path) -> None:
@@ -417,7 +432,12 @@ def test_minus_one_beside_0_and_1_says_that_there_is_no_label(tmp_path: Path) ->
         (("good", "NaN", "bad"), "--missing NaN if it says that a row has no label, or --keep-na"),
         (("good", "None", "bad"), "--keep-na"),
         (("food", "law", "food|law", "law|food"), r"--separator '\|', or --separator ''"),
-        (tuple(f"id {i}" for i in range(30)), "30 different labels in 30 rows"),
+        (("food", "sport", "food|law"), r"--separator '\|'"),
+        ((0.2, 0.7, 0.9, "unknown"), "--threshold 0.5"),
+        (("['x', 'y']", "['z']"), "lists that are written as text, such as .*--separator"),
+        (("good", "none", "bad"), "--missing none"),
+        (tuple(f"id {i}" for i in range(30)), "30 different labels in 30 rows: .* --as-classes"),
+        (tuple(range(30)) * 5, "30 different numbers from 0 to 29: .* --threshold 15"),
     ],
 )
 def test_labels_that_may_mean_something_else_are_refused_with_what_to_say(
@@ -437,6 +457,12 @@ def test_what_was_asked_for_is_done(tmp_path: Path) -> None:
     left_out = imported(tmp_path, absent, missing=("NaN",)).report.left_out
     assert left_out == {"row without label": ["row 1"]}
     assert list(classes(imported(tmp_path, absent, keep_na=True).pack)) == ["NaN", "x", "y"]
+    folded = imported(tmp_path, absent, missing=("NaN",), fold_case=True)
+    assert list(classes(folded.pack)) == ["x", "y"]
+    for names in (tuple(range(30)), (1.5, 2.5), ("['a']", "['b']")):
+        rows = labelled(*((f"text {name}", name) for name in names))
+        pack = imported(tmp_path, rows, as_classes=True).pack
+        assert list(classes(pack)) == [str(name) for name in names]
     marks = labelled(("a", "x"), ("b", "y"), ("c", "x|y"), ("d", "y|x"))
     assert len(imported(tmp_path, marks, separator="").pack) == 4
     assert len(imported(tmp_path, marks, separator="|").pack) == 2
@@ -447,7 +473,32 @@ def test_a_label_that_is_no_score_is_named(tmp_path: Path) -> None:
         imported(tmp_path, labelled(("a", 0.2), ("b", "high")), threshold=0.5)
 
 
-@pytest.mark.parametrize("pair", [("positive", "negative"), ("toxic", "not toxic"), ("a", "non-a")])
+@pytest.mark.parametrize("value", [{"id": 3, "name": "x"}, [{"name": "x"}], [["x"]]])
+def test_labels_that_are_objects_or_lists_of_lists_are_refused(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(
+        PackError, match=r"column 'label' holds (dict|list), such as .*label\.FIELD"
+    ):
+        imported(tmp_path, labelled(("a", value)))
+    if isinstance(value, dict):
+        pack = imported(tmp_path, labelled(("a", value)), label="label.name").pack
+        assert classes(pack) == {"x": ("a",)}
+
+
+def test_labels_in_bytes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PackError, match="column 'label' holds bytes"):
+        imported(tmp_path, labelled(("a", b"x")), ".parquet")
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("positive", "negative"),
+        ("toxic", "not toxic"),
+        ("a", "non-a"),
+        ("entailment", "not_entailment"),
+        ("Relevant", "irrelevant"),
+    ],
+)
 def test_a_text_that_opposite_classes_claim_is_left_out(
     tmp_path: Path, pair: tuple[str, str]
 ) -> None:
@@ -489,9 +540,24 @@ def test_a_stray_mark_of_a_csv_is_refused_with_its_line(tmp_path: Path, more: st
 
 def test_rows_that_a_stray_mark_joined_are_found_by_their_labels(tmp_path: Path) -> None:
     text = 'text,label\nrain,wet\n"Storm,wet\nsun,dry\nhot",dry\n'
-    with pytest.raises(PackError, match="row 2: a text in quotation marks holds what looks like"):
+    with pytest.raises(PackError, match=r"row 2: a cell of column 'text' .* another row"):
         read_text(tmp_path, "rows.csv", text)
     assert len(read_text(tmp_path, "rows.csv", text, quoting="csv").pack) == 2
+
+
+@pytest.mark.parametrize(
+    ("head", "swallowing", "column"),
+    [
+        ("text,label,id", 'a,wet,1\n"b,dry,2\nc,wet,3\nd",dry,4\n', "text"),
+        ("text,label,note", 'a,wet,1\nb,dry,2\nc,wet,"3\nd,dry,4"\n', "note"),
+        ("text,label", 'a,wet\nb,"dry\nc,wet\nd,fog"\n', "label"),
+    ],
+)
+def test_rows_are_missed_in_whichever_column_a_stray_mark_opens(
+    tmp_path: Path, head: str, swallowing: str, column: str
+) -> None:
+    with pytest.raises(PackError, match=f"a cell of column '{column}' in quotation marks"):
+        read_text(tmp_path, "rows.csv", f"{head}\n{swallowing}")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl"])
@@ -523,6 +589,11 @@ def test_an_encoding_that_does_not_fit_is_told_with_byte_and_line(tmp_path: Path
 def test_another_delimiter_can_be_given(tmp_path: Path) -> None:
     pack = read_text(tmp_path, "rows.csv", "text;label\na, b;x\nc;y\n", delimiter=";").pack
     assert classes(pack) == {"x": ("a, b",), "y": ("c",)}
+    tabs = read_text(tmp_path, "rows.csv", "text\tlabel\na\tx\n", delimiter=r"\t").pack
+    assert classes(tabs) == {"x": ("a",)}
+    for delimiter in ("", ";;", '"', "\n"):
+        with pytest.raises(PackError, match=r"delimiter .* cannot be used: give one character"):
+            TableFormat(delimiter=delimiter)
 
 
 def test_a_json_array_and_nested_fields_are_read(tmp_path: Path) -> None:
@@ -531,6 +602,8 @@ def test_a_json_array_and_nested_fields_are_read(tmp_path: Path) -> None:
     result = import_labelled(tmp_path / "rows.json", LabelledColumns(text="data.text"))
     assert classes(result.pack) == {"x": ("a",)}
     assert result.report.left_out == {"row without text": ["row 2"]}
+    (tmp_path / "rows.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert import_labelled(tmp_path / "rows.json", LabelledColumns(text="data.text")) == result
     (tmp_path / "rows.json").write_text('{"text": "a"}')
     with pytest.raises(PackError, match="is dict, expected an array of objects"):
         import_labelled(tmp_path / "rows.json")
@@ -561,6 +634,29 @@ def test_a_saved_dataset_has_the_names_of_its_classes_and_its_splits(tmp_path: P
     (folder / "train" / "state.json").write_text("{}")
     with pytest.raises(PackError, match="is not a saved dataset"):
         import_labelled(folder)
+    (folder / "train" / "state.json").write_text('{"_data_files": [{"filename": "gone.arrow"}]}')
+    with pytest.raises(PackError, match=r"saved cannot be read: .*gone\.arrow"):
+        import_labelled(folder)
+
+
+@pytest.mark.parametrize("kind", ["List", "Sequence", None])
+def test_lists_of_classes_have_their_names_and_so_have_fields_of_objects(
+    tmp_path: Path, kind: str | None
+) -> None:
+    of_class = {"names": ["calm", "storm"], "_type": "ClassLabel"}
+    several: Any = {"feature": of_class, "_type": kind} if kind else [of_class]
+    rows = [
+        {"text": "a", "label": [0, 1], "meta": {"kind": 1}},
+        {"text": "b", "label": [1], "meta": {"kind": -1}},
+    ]
+    features = {"label": several, "meta": {"kind": of_class}}
+    noted = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata(noted)
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    pack = import_labelled(tmp_path / "rows.parquet").pack
+    assert classes(pack) == {"calm": ("a",), "storm": ("a", "b")}
+    nested = import_labelled(tmp_path / "rows.parquet", LabelledColumns(label="meta.kind")).pack
+    assert classes(nested) == {"storm": ("a",)}
 
 
 # --- size ---------------------------------------------------------------------------------------
