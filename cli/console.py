@@ -6,7 +6,9 @@ import functools
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import typer
 from rich.console import Console
@@ -73,6 +75,20 @@ def print_json(value: Any) -> None:
     # Where a letter cannot be written, JSON has an escape of its own for it.
     is_narrow = not (sys.stdout.encoding or "utf-8").casefold().startswith("utf")
     typer.echo(json.dumps(value, indent=1, ensure_ascii=is_narrow, allow_nan=False, default=str))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file: all of it, or nothing."""
+    if path.exists() and not path.is_file():  # such as /dev/stdout, which must not be replaced
+        path.write_bytes(data)
+        return
+    scratch = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        scratch.write_bytes(data)
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def make_table(*columns: str) -> Table:

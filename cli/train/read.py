@@ -92,7 +92,8 @@ def read(
         notes.append(f"{cut}, the model has no positions for them")
     if html is not None:
         title = f"{pack.name} on {loaded.id}"
-        html.write_text(reading_page(reading, title=title, notes=tuple(notes)), encoding="utf-8")
+        page = reading_page(reading, title=title, notes=tuple(notes))
+        console.write_file(html, page.encode())
     if json:
         console.print_json({**reading.to_json(), "n_cut": reading.n_cut, "notes": notes})
         return

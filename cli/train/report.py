@@ -46,7 +46,7 @@ def report(
     found = make_report(pack, dataset, label=folder.resolve().name, beside=others)
     page = render_page(found).encode()
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(page)
+    console.write_file(out, page)
     _tell(out, len(page), found)
     if show:
         webbrowser.open(out.resolve().as_uri())
