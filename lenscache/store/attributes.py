@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lenscache.concepts.prompts import KINDS
 from lenscache.store.bounded import LARGEST_LENGTH
 from lenscache.store.header import StoreHeader
 from lenscache.store.layout import BACKGROUND
@@ -28,6 +29,8 @@ def attributes_fault(attributes: Mapping[str, Any], header: StoreHeader, level: 
         return f"{attributes['n_samples']} samples in {n_blocks} blocks, more than any store has"
     if not (level != BACKGROUND) <= attributes["n_targets"] <= len(attributes["concepts"]):
         return f"{attributes['n_targets']} target concepts of {len(attributes['concepts'])}"
+    if any(stored != known for stored, known in zip(attributes["kinds"], KINDS, strict=False)):
+        return f"the attribute kinds is {attributes['kinds']!r:.60}, expected {', '.join(KINDS)}"
     if attributes.get("seed") != header.seed:
         return f"the seed is {attributes.get('seed')}, that of the store is {header.seed}"
     return None

@@ -25,7 +25,13 @@ from numpy.typing import NDArray
 from lenscache.concepts.hierarchy import Hierarchy
 from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import SamplePlan
-from lenscache.errors import StoreDamagedError, StoreFormatError, StoreNotFoundError
+from lenscache.errors import (
+    StoreDamagedError,
+    StoreError,
+    StoreFormatError,
+    StoreNotFoundError,
+)
+from lenscache.store.access import raise_unless_damage, type_and_text
 from lenscache.store.columns import HIERARCHY
 from lenscache.store.folder import FolderStore
 from lenscache.store.header import FORMAT_VERSION, StoreHeader
@@ -252,10 +258,14 @@ def open_store(path: str | Path, mode: Literal["r", "r+"] = "r") -> Store:
                 raise StoreFormatError(
                     f"{path} exists but is not a Zarr v3 group: give the path of a store"
                 )
-    except json.JSONDecodeError:
+    except (StoreError, OSError):
+        raise
+    except Exception as error:  # zarr raises anything on metadata that it cannot parse
+        raise_unless_damage(error, f"{path}/zarr.json")
         raise StoreFormatError(
-            f"the metadata of {path} is damaged: its zarr.json is not JSON"
-        ) from None
+            f"the metadata of {path} is damaged: its zarr.json does not parse "
+            f"({type_and_text(error)}): restore it from a copy, or extract into another store"
+        ) from error
     return Store(group, str(path))
 
 

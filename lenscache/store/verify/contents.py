@@ -195,6 +195,8 @@ def _differing_concepts(check: RoundCheck, pack: ConceptPack, seed: int) -> Iter
     if any(column is None for column in columns):
         return  # damage that was reported
     text, sample, concept, role = (np.asarray(column) for column in columns)
+    if not len(sample) == len(concept) == len(role):
+        return  # as above
     if len(sample) and not 0 <= sample.min() <= sample.max() < len(text):
         return  # as above
     known = {entry.id for entry in pack.concepts}

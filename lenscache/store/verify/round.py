@@ -134,6 +134,10 @@ class RoundCheck:
             return  # nothing can be missing or damaged that the next run would not write anyway
         for name, (shape, data_type) in self._expected().items():
             self._open(name, shape, data_type)
+        for column in (c for c in COLUMNS if c.optional and not self.attributes.get(c.name)):
+            if object_names(self.root, f"{self.name}/{column.place}/c"):
+                found = f"{column.place} is there, the attribute {column.name} denies it"
+                self._add_metadata(self.name, found)
         if "complete" in self.arrays:
             self._read_marks()
 
@@ -224,6 +228,8 @@ class RoundCheck:
             fault = f"{array.object_rows} rows an object, expected {self.block_rows}"
         elif name == "complete" and array.object_rows != 1:
             fault = f"{array.object_rows} marks an object, expected 1"
+        elif name == "complete" and array.array.fill_value != 0:
+            fault = "marks that are missing would read as set"
         if fault:
             self._add_metadata(full, fault)
         else:
