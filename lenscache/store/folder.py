@@ -114,12 +114,14 @@ class FolderStore(LocalStore):
         """Write a file beside its place and rename it, so that a reader sees all of it or none."""
         self.check_root()
         path = self.root / key
+        if exclusive and self._is_file(key):  # most often: zarr asks for every group above an array
+            raise FileExistsError(path)
         scratch = path.with_suffix(f".{uuid4().hex}.partial")
         try:
             try:
                 scratch.write_bytes(data)
             except FileNotFoundError:
-                self._make_folders(key)
+                self._make_folder(path.parent)
                 scratch.write_bytes(data)
             if exclusive:
                 _create(scratch, path)
@@ -129,14 +131,16 @@ class FolderStore(LocalStore):
             scratch.unlink(missing_ok=True)
             raise
 
-    def _make_folders(self, key: str) -> None:
-        """The folders between the root and a file; never the root."""
-        for folder in [*reversed(Path(key).parents)][1:]:
-            try:
-                (self.root / folder).mkdir(exist_ok=True)
-            except FileNotFoundError:
-                self.check_root()
-                raise
+    def _make_folder(self, folder: Path) -> None:
+        """A folder below the root, and those between the two; never the root."""
+        if folder == self.root:
+            self.check_root()
+            raise FileNotFoundError(f"{self.root} does not exist")
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileNotFoundError:
+            self._make_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
