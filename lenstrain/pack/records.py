@@ -42,7 +42,15 @@ class Record(Mapping[str, Any]):
         return {key: found[key] for key in dict.fromkeys([*self.order, *found]) if key in found}
 
     def __getitem__(self, key: str) -> Any:
-        return self.to_json()[key]
+        """As `to_json` has it, without making all of it."""
+        if key in self.others:
+            return self.others[key]
+        if key in ("others", "order") or key not in vars(self):
+            raise KeyError(key)
+        value = vars(self)[key]
+        if value is None and (key not in _NULL or (self.order and key not in self.order)):
+            raise KeyError(key)
+        return value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.to_json())
