@@ -1,4 +1,4 @@
-"""No flipped bit of a store does harm unnoticed; benchmarks/faults.py flips one of every byte."""
+"""No flipped bit of a store does harm unnoticed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def test_metadata_that_are_no_text_are_one_line(place: str, store_copy: Path) ->
     ("change", "found"),
     [
         ({"kinds": ["eyample"]}, "the attribute kinds is ['eyample'], expected example"),
-        ({"completion_ids": False}, "samples/completion_ids is there, the attribute says"),
+        (
+            {"completion_ids": False},
+            "samples/completion_ids is there, the attribute",
+        ),
     ],
 )
 def test_attribute_that_changes_what_columns_mean_is_found(

@@ -15,10 +15,12 @@ import zarr
 from zarr.core.array import AsyncArray
 
 from lenscache.errors import StoreDamagedError
+from lenscache.store.columns import COLUMNS
 from lenscache.store.objects import StoredArray, object_names
 
-_BY_PLAN = tuple(f"samples/{name}" for name in ("key", "text", "kind", "split", "repeat"))
-_BY_BLOCK = ("samples/completion", "samples/n_completion_tokens")
+_SAMPLES = [c for c in COLUMNS if c.place.startswith("samples/") and not c.optional]
+_WHOLE = tuple(column.place for column in _SAMPLES if not column.by_block)
+_BY_BLOCK = tuple(column.place for column in _SAMPLES if column.by_block)
 
 
 def contradicted_sizes(
@@ -26,7 +28,7 @@ def contradicted_sizes(
 ) -> Iterator[tuple[str, int]]:
     """The attributes of a round that all its arrays contradict, and what they have instead."""
     for key, arrays, size in (
-        ("n_samples", _BY_PLAN, "n_rows"),
+        ("n_samples", _WHOLE, "n_rows"),
         ("block_rows", _BY_BLOCK, "object_rows"),
     ):
         opened = (_open(root, f"{name}/{array}") for array in arrays)
