@@ -137,7 +137,9 @@ def _fit_provisional(
     except TooFewSamplesError:  # nothing to tell them from yet
         return LensPack([], Provenance(), {})
     lenses = [*before.values(), *new.lenses]
-    return LensPack(lenses, replace(new.provenance, provisional=True), {})
+    # How good probabilities are was measured on the new lenses alone.
+    provenance = replace(new.provenance, provisional=True, calibration=None)
+    return LensPack(lenses, provenance, {})
 
 
 def _teller(

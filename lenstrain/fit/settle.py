@@ -31,7 +31,7 @@ class SharedCalibration(NamedTuple):
     """Of all concepts together, by deviations above the noise floor."""
     intercept: float
     pull: float | None
-    """Calibration texts that these two are worth; None for all the say."""
+    """Calibration texts that these two are worth; None where they alone count."""
     brier: float
     """Mean over lenses."""
     expected_calibration_error: float

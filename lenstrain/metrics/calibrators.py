@@ -22,7 +22,7 @@ import scipy.special
 from numpy.typing import NDArray
 
 Kind = Literal["sigmoid", "temperature", "isotonic"]
-"""Packs of before version 3 hold the other two; sigmoids are what is fitted."""
+"""What is fitted is a sigmoid. Lens packs of earlier versions hold the others, too."""
 
 _KINDS = ("sigmoid", "temperature", "isotonic")
 PULLS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, math.inf)

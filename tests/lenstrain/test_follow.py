@@ -163,6 +163,7 @@ def test_an_extraction_that_stands_still_is_given_up_and_the_provisional_lenses_
     kept = LensPack.load(tmp_path / "out")
     assert len(kept) > 0
     assert kept.provenance["provisional"] is True
+    assert kept.provenance.calibration is None
 
 
 def test_a_folder_that_is_taken_is_refused_before_waiting(tmp_path: Path) -> None:
