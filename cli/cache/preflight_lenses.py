@@ -58,8 +58,13 @@ def _compare(request: Request, tell: Tell) -> Outcome:
 
 def check_steering(request: Request, tell: Tell) -> Outcome:
     """Only extract what lenses to steer along need, and fit those."""
-    store, _ = extract_in(request, "auto", tell)
-    write_steering_lenses(store, request)
+    from lenstrain.errors import LenstrainError
+
+    try:
+        store, _ = extract_in(request, "auto", tell)
+        write_steering_lenses(store, request)
+    except LenstrainError as error:
+        return Outcome.failed(first_line(error))
     return Outcome.passed("lenses to steer along")
 
 

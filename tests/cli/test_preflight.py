@@ -213,12 +213,17 @@ def test_parsing_of_checks() -> None:
     assert command.parse_checks("5,1,1") == (1, 5)
 
 
+@pytest.mark.parametrize("function", ["check", "check_steering"])
 def test_lenses_that_cannot_be_fitted_are_a_failure_in_one_line(
-    model_folder: Path, pack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    function: str,
+    model_folder: Path,
+    pack_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(preflight_lenses, "_SAMPLES", {True: 2})
     request = Request(str(model_folder), "cpu", str(pack_file), str(tmp_path), quick=True)
-    outcome = preflight_lenses.check(request, lambda *_: None)
+    outcome = getattr(preflight_lenses, function)(request, lambda *_: None)
     assert outcome.verdict is Verdict.failed
     assert "samples" in outcome.why
     assert "\n" not in outcome.why
