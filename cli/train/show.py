@@ -109,9 +109,8 @@ def show(
     if (found := pack.provenance.calibration) and found["brier"] is not None:
         error, smooth = found["expected_calibration_error"], found["smooth_calibration_error"]
         grades.say(
-            f"probabilities, on the test samples of all lenses of the fit: {error:.3f} from what "
-            f"was observed, on average ({smooth:.3f} without bins); Brier score "
-            f"{found['brier']:.3f}"
+            f"probabilities: calibration error {error:.3f} ({smooth:.3f} without bins) and Brier "
+            f"score {found['brier']:.3f}, on the test samples of all lenses of the fit"
         )
     if pack.text is not None:
         grades.say(f"text lenses: {grades.summary_line(pack.text)}")
