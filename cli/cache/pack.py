@@ -28,7 +28,7 @@ def import_pack(
         Path,
         Argument(
             help="Labelled texts (CSV, TSV, JSON, Parquet, a saved Hugging Face dataset), "
-            "layerN.json, SUMO KIF or a WordNet folder."
+            "a concept pack of HatCat, SUMO KIF or a WordNet folder."
         ),
     ],
     out: Annotated[Path, Option(help="Pack to write, a JSON file.")],
@@ -211,11 +211,13 @@ def _concept_facts(pack: Any, concept: str) -> dict[str, Any]:
         counted[f"{SPLITS[plan.split[row]]} {KINDS[plan.kind[row]]}"] += 1
     first = ("id", "name", "level", "definition", "aliases", "parents")
     last = ("confusable_with", "examples", "contrasts", "negatives")
+    attributes = [f"{key}: {', '.join(texts)}" for key, texts in entry.attributes.items()]
     return {
         **{name: getattr(entry, name) for name in first},
         "children": pack.hierarchy.children(concept),
         "siblings": sorted(pack.hierarchy.siblings(concept)),
         **{name: getattr(entry, name) for name in last},
+        "attributes": attributes,
         "samples": [f"{n} {what}" for what, n in counted.items() if n],
     }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
-from typer import Option
+from typer import BadParameter, Option
 
 from .. import console, options
 from ..console import visible
@@ -62,6 +62,13 @@ def show(
     concept: Annotated[
         list[str] | None, Option(metavar="ID", help="Id or name of a concept; repeatable.")
     ] = None,
+    where: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME=VALUE",
+            help="With this attribute; repeatable: values of one name are alternatives.",
+        ),
+    ] = None,
     sort: Annotated[
         Sort | None,
         Option(help="Highest or best first, names from A to Z. Default: by level, then by score."),
@@ -79,12 +86,14 @@ def show(
     from lenstrain.pack.pack import LensPack
 
     pack = LensPack.load(folder)
+    wanted = _attributes_wanted(pack, where or [])
     chosen = [
         lens
         for lens in _called(pack, concept)
         if (not grade or (lens.grade or "ungraded") in grade)
         and (not status or lens.status in status)
         and (not level or lens.level in level)
+        and lens.has_attributes(wanted)
     ]
     if sort is not None or not json:
         chosen = _sorted(chosen, sort or "level")
@@ -100,7 +109,7 @@ def show(
     if len(shown) < len(chosen):
         grades.say(
             f"{len(shown)} of {len(chosen)} lenses are shown: --limit {len(chosen)} shows them "
-            "all; --grade, --status, --level, --concept and --sort choose others"
+            "all; --grade, --status, --level, --concept, --where and --sort choose others"
         )
     if len(chosen) < len(pack):
         console.say(f"{len(chosen)} of {len(pack)} lenses were asked for; of the whole pack:")
@@ -128,6 +137,22 @@ def _called(pack: LensPack, concepts: Sequence[str] | None) -> list[Lens]:
         same = [x for x in pack if wanted == x.concept or wanted.casefold() == x.name.casefold()]
         found.update(lens.concept for lens in same or [find_lens(pack, wanted)])
     return [lens for lens in pack if lens.concept in found]
+
+
+def _attributes_wanted(pack: LensPack, where: Sequence[str]) -> dict[str, set[str]]:
+    """Values by the name of an attribute; of NAME=VALUE, each with a name that the pack has."""
+    known = {name for lens in pack for name in lens.attributes}
+    wanted: dict[str, set[str]] = {}
+    for given in where:
+        name, equals, value = given.partition("=")
+        if not equals or name not in known:
+            names = ", ".join(map(visible, sorted(known))) or "none"
+            raise BadParameter(
+                f"--where {visible(given)} is not NAME=VALUE with the name of an attribute of this "
+                f"pack, which has: {names}"
+            )
+        wanted.setdefault(name, set()).add(value)
+    return wanted
 
 
 def _sorted(lenses: Sequence[Lens], by: Sort) -> list[Lens]:
@@ -174,6 +199,7 @@ def _row(lens: Lens) -> dict[str, Any]:
         "capped": lens.is_capped,
         "threshold": lens.threshold,
         "noise_floor": lens.noise._asdict(),
+        "attributes": {name: list(texts) for name, texts in lens.attributes.items()},
         **lens.metrics.to_json(),
     }
 

@@ -17,6 +17,8 @@ class Hierarchy:
     ----------
     levels : level of abstraction by concept id, in pack order.
     parents : ids of the parents by concept id.
+    confusable : ids of concepts that could be mistaken for one, by its id; unknown ones are passed
+        over.
 
     Raises
     ------
@@ -24,8 +26,14 @@ class Hierarchy:
         If a parent is unknown, or the parents form a cycle.
     """
 
-    def __init__(self, levels: Mapping[str, int], parents: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self,
+        levels: Mapping[str, int],
+        parents: Mapping[str, tuple[str, ...]],
+        confusable: Mapping[str, Iterable[str]] | None = None,
+    ) -> None:
         self.levels = dict(levels)
+        self._confusable = confusable or {}
         self._parents = {concept: tuple(parents.get(concept, ())) for concept in self.levels}
         self._children: dict[str, list[str]] = {concept: [] for concept in self.levels}
         for concept, above in self._parents.items():
@@ -73,6 +81,11 @@ class Hierarchy:
         beside = [child for parent in above for child in self._children[parent]]
         roots = [] if above else [c for c, its in self._parents.items() if not its]
         return frozenset(beside + roots) - self.family(concept)
+
+    def confusable(self, concept: str) -> frozenset[str]:
+        """Concepts that the pack says could be mistaken for it; none of its family."""
+        known = (other for other in self._confusable.get(concept, ()) if other in self.levels)
+        return frozenset(known) - self.family(concept)
 
     def branches(self, concept: str) -> frozenset[str]:
         """The concepts without a parent that it falls under; itself if it has none."""

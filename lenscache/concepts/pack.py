@@ -58,6 +58,8 @@ class Concept:
     """Ids of concepts that a reader could mistake for this one."""
     negatives: tuple[str, ...] = ()
     """Texts that the source names as not expressing the concept, as a binary labelled set does."""
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    """What else is known of it, texts by name: lenses are filtered by it, no prompt says it."""
 
     def is_named_in(self, text: str) -> bool:
         """Whether `text` has the name or an alias: whole words, any case, plural or possessive."""
@@ -117,6 +119,7 @@ class ConceptPack:
         return Hierarchy(
             {concept.id: concept.level for concept in self.concepts},
             {concept.id: concept.parents for concept in self.concepts},
+            {concept.id: concept.confusable_with for concept in self.concepts},
         )
 
     @cached_property
@@ -210,8 +213,9 @@ class ConceptPack:
 def _to_entry(concept: Concept) -> dict[str, Any]:
     """A concept as it stands in a file, where its level is called `layer`."""
     entry = {"layer" if key == "level" else key: value for key, value in asdict(concept).items()}
-    if not concept.negatives:  # a field that most packs do not use
-        del entry["negatives"]
+    for key in ("negatives", "attributes"):  # which most packs do not use
+        if not entry[key]:
+            del entry[key]
     return entry
 
 
@@ -242,8 +246,15 @@ def _parse_concept(entry: object, number: int) -> Concept:
         name=entry["name"],
         level=level,
         definition=definition,
+        attributes=_parse_attributes(entry.get("attributes", {}), where),
         **{key: _parse_texts(entry.get(key, []), key, where) for key in lists},
     )
+
+
+def _parse_attributes(value: object, where: str) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, dict) or not all(name.strip() and "=" not in name for name in value):
+        raise PackError(f"{where}: attributes is {value!r:.60}, expected lists of texts by name")
+    return {name: _parse_texts(texts, f"attributes.{name}", where) for name, texts in value.items()}
 
 
 def _parse_choice(value: object, choices: tuple[str, ...], key: str) -> Any:

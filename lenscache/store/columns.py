@@ -31,7 +31,8 @@ class Column(NamedTuple):
     fill: Any = None
     """In rows that are not extracted yet; None for a column that is whole from the start."""
     optional: bool = False
-    """Whether an attribute of the round, of the same name, says if the round has it."""
+    """Of a round: whether an attribute of the round, of the same name, says if the round has it. Of
+    the hierarchy: whether it is there only where the pack has something for it."""
 
     @property
     def name(self) -> str:
@@ -80,4 +81,6 @@ HIERARCHY = (
     Column("hierarchy/definition", "string"),
     Column("hierarchy/layer", "int16"),
     Column("hierarchy/parent_links", "int32", axis="end", width=2),
+    Column("hierarchy/confusable_links", "int32", axis="end", width=2, optional=True),
+    Column("hierarchy/attributes", "string", optional=True),
 )

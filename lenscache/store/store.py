@@ -56,6 +56,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+NO_LINKS = np.zeros((0, 2), np.int32)
+"""Links of a pack that has none."""
+
+
 class Store:
     """A store opened for reading or writing.
 
@@ -82,7 +86,17 @@ class Store:
         ids, levels, links = (
             np.asarray(self._hierarchy_array(key)[:]) for key in ("id", "layer", "parent_links")
         )
-        return make_hierarchy(ids, levels, links)
+        confusable = find_node(self.group, "hierarchy/confusable_links")
+        more = () if confusable is None else (np.asarray(cast("zarr.Array[Any]", confusable)[:]),)
+        return make_hierarchy(ids, levels, links, *more)
+
+    @cached_property
+    def concept_attributes(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """`lenscache.concepts.pack.Concept.attributes` of each concept that has any, by id."""
+        if (node := find_node(self.group, "hierarchy/attributes")) is None:
+            return {}
+        ids = np.asarray(self._hierarchy_array("id")[:])
+        return read_attributes(ids, np.asarray(cast("zarr.Array[Any]", node)[:]))
 
     @cached_property
     def concept_names(self) -> dict[str, str]:
@@ -224,12 +238,45 @@ class Store:
         return cast("zarr.Array[Any]", node)
 
 
-def make_hierarchy(ids: NDArray[Any], levels: NDArray[Any], links: NDArray[Any]) -> Hierarchy:
-    """The hierarchy that the columns `id`, `layer` and `parent_links` of a store describe."""
-    parents: dict[str, tuple[str, ...]] = {}
-    for child, parent in links:
-        parents[str(ids[child])] = (*parents.get(str(ids[child]), ()), str(ids[parent]))
-    return Hierarchy({str(i): int(n) for i, n in zip(ids, levels, strict=True)}, parents)
+def make_hierarchy(
+    ids: NDArray[Any],
+    levels: NDArray[Any],
+    parent_links: NDArray[Any],
+    confusable_links: NDArray[Any] = NO_LINKS,
+) -> Hierarchy:
+    """The hierarchy that these columns of a store describe."""
+    linked: list[dict[str, tuple[str, ...]]] = []
+    for links in (parent_links, confusable_links):
+        others: dict[str, list[str]] = {}
+        for one, other in links:
+            others.setdefault(str(ids[one]), []).append(str(ids[other]))
+        linked.append({concept: tuple(found) for concept, found in others.items()})
+    return Hierarchy({str(i): int(n) for i, n in zip(ids, levels, strict=True)}, *linked)
+
+
+def read_attributes(
+    ids: NDArray[Any], column: NDArray[Any]
+) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Attributes by concept, of the columns `id` and `attributes`.
+
+    Raises
+    ------
+    StoreDamagedError
+        If one is not a JSON object of lists of texts.
+    """
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    for concept, text in zip(ids, column, strict=True):
+        try:
+            data = json.loads(text) if text else {}
+            values = {name: tuple(map(str, texts)) for name, texts in data.items()}
+        except (ValueError, AttributeError, TypeError) as error:
+            raise StoreDamagedError(
+                f"hierarchy/attributes of {concept} is {str(text)!r:.60}, expected a JSON object "
+                "of lists of texts: run `lenscache extract` again, which writes it anew"
+            ) from error
+        if values:
+            found[str(concept)] = values
+    return found
 
 
 def open_store(path: str | Path, mode: Literal["r", "r+"] = "r") -> Store:
@@ -295,15 +342,28 @@ def create_store(path: str | Path, header: StoreHeader, pack: ConceptPack) -> St
 def _write_hierarchy(store: Store, pack: ConceptPack) -> None:
     group = require_group(store.group, "hierarchy")
     number = {concept.id: i for i, concept in enumerate(pack.concepts)}
-    links = [(number[c.id], number[parent]) for c in pack.concepts for parent in c.parents]
+    parents = [(number[c.id], number[parent]) for c in pack.concepts for parent in c.parents]
+    confusable = [
+        (number[c.id], number[o]) for c in pack.concepts for o in c.confusable_with if o in number
+    ]
+    attributes = [
+        json.dumps(c.attributes, ensure_ascii=False) if c.attributes else "" for c in pack.concepts
+    ]
     columns: dict[str, NDArray[Any]] = {
         "id": np.array([c.id for c in pack.concepts], dtype=object),
         "name": np.array([c.name for c in pack.concepts], dtype=object),
         "definition": np.array([c.definition for c in pack.concepts], dtype=object),
         "layer": np.array([c.level for c in pack.concepts]),
-        "parent_links": np.array(links).reshape(-1, 2),
+        "parent_links": np.array(parents).reshape(-1, 2),
     }
+    # Stores of packs without them stay as they were before there were such columns.
+    if confusable:
+        columns["confusable_links"] = np.array(confusable)
+    if any(attributes):
+        columns["attributes"] = np.array(attributes, dtype=object)
     for column in HIERARCHY:
+        if column.name not in columns:
+            continue
         dtype = object if column.dtype == "string" else column.dtype
         axes = ["link", column.axis] if column.axis else ["concept"]
         write_column(group, column.name, columns[column.name].astype(dtype), axes)

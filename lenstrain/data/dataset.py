@@ -209,6 +209,11 @@ class LensDataset:
         return self.store.concept_names
 
     @property
+    def concept_attributes(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """What the pack says of a concept beside its texts, by id; none for a label set."""
+        return {} if self.label_set is not None else self.store.concept_attributes
+
+    @property
     def model_layers(self) -> tuple[int, ...]:
         """Transformer blocks whose activations the store holds."""
         return self.store.header.model_layers

@@ -15,7 +15,7 @@ from lenstrain.data.dataset import NO_ROWS, TRAIN, LensDataset, Rows
 from lenstrain.errors import ShortConceptError, TooFewSamplesError
 
 SIBLING_SHARE = 0.3
-"""Share of a concept's negatives that are samples of its siblings."""
+"""Share of a concept's negatives that are samples of its siblings and confusable concepts."""
 CONTRAST_SHARE = 0.2
 """Share of a concept's negatives, at most, that are its own contrast samples."""
 _SHARES = (CONTRAST_SHARE, SIBLING_SHARE, 1 - CONTRAST_SHARE - SIBLING_SHARE)
@@ -39,10 +39,10 @@ class Task:
 def draw_task(dataset: LensDataset, concept: str, n_negatives: Callable[[int], int]) -> Task:
     """Who is positive, who is negative, and who counts in judging the lens of one concept.
 
-    Negatives cost nothing, they are other concepts' samples: about 30 % of siblings (then of
-    other relatives on the same branch), up to 20 % the concept's own contrast samples, the rest
-    spread evenly over the other branches of level 0. Where the data names negatives of its own,
-    those come first.
+    Negatives cost nothing, they are other concepts' samples: about 30 % of siblings and confusable
+    concepts (then of other relatives on the same branch), up to 20 % the concept's own contrast
+    samples, the rest spread evenly over the other branches of level 0. Where the data names
+    negatives of its own, those come first.
 
     Parameters
     ----------
@@ -89,13 +89,14 @@ def _draw_negatives(
         return rng.permutation(rows[allowed[rows] & (dataset.split[rows] == split)])
 
     branches, by_branch = dataset.hierarchy.branches(concept), dataset.branch_rows[split]
-    siblings = sorted(dataset.hierarchy.siblings(concept))
-    of_siblings = np.unique(_concatenate(map(dataset.positive_rows.get, siblings)))
+    hierarchy = dataset.hierarchy
+    near = sorted(hierarchy.siblings(concept) | hierarchy.confusable(concept))
+    of_near = np.unique(_concatenate(map(dataset.positive_rows.get, near)))
     same_branch = _concatenate(map(by_branch.get, sorted(branches)))
     # Each pool draws from the generator, so their order counts.
     others = [pool(rows) for branch, rows in by_branch.items() if branch not in branches]
     contrasts = pool(dataset.rows_with_role(concept, CONTRAST))
-    related = np.concatenate([pool(of_siblings), pool(same_branch)])
+    related = np.concatenate([pool(of_near), pool(same_branch)])
     rest = _round_robin([others[i] for i in rng.permutation(len(others))])
     given = pool(dataset.rows_with_role(concept, NEGATIVE))
     distinct = dict.fromkeys(given.tolist()[:n])

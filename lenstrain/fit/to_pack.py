@@ -23,7 +23,14 @@ def make_lens_pack(
 ) -> LensPack:
     """The lens pack of a fit, with its provenance; `text` is the pack of its text lenses."""
     names, levels = dataset.concept_names, dataset.hierarchy.levels
-    lenses = [_ship(lens, names[lens.concept], levels[lens.concept]) for lens in result.lenses]
+    attributes = dataset.concept_attributes
+    lenses = [
+        replace(
+            _ship(lens, names[lens.concept], levels[lens.concept]),
+            attributes=attributes.get(lens.concept, {}),
+        )
+        for lens in result.lenses
+    ]
     run = {"iterations": {str(number): spent._asdict() for number, spent in result.times.items()}}
     provenance, vocabulary = pack_provenance(dataset, settings), result.vocabulary
     if result.calibration is not None:

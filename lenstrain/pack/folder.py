@@ -175,6 +175,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 
 def lens_to_json(lens: Lens) -> dict[str, Any]:
     """All of a lens but its weights and directions."""
+    attributes = {name: list(texts) for name, texts in lens.attributes.items()}
     return {
         "concept": lens.concept,
         "name": lens.name,
@@ -190,7 +191,7 @@ def lens_to_json(lens: Lens) -> dict[str, Any]:
         "trajectory": [step._asdict() for step in lens.trajectory],
         "beyond": [step._asdict() for step in lens.beyond],
         "deviations": [direction.deviation for direction in lens.directions],
-    }
+    } | ({"attributes": attributes} if attributes else {})
 
 
 def lens_from_json(data: dict[str, Any], weights: Weights, vectors: NDArray[np.float32]) -> Lens:
@@ -215,6 +216,7 @@ def lens_from_json(data: dict[str, Any], weights: Weights, vectors: NDArray[np.f
         trajectory=tuple(Iteration(**_nan_for_none(step)) for step in data["trajectory"]),
         beyond=tuple(Iteration(**_nan_for_none(step)) for step in data["beyond"]),
         directions=tuple(Direction(*each) for each in found),
+        attributes={name: tuple(texts) for name, texts in data.get("attributes", {}).items()},
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,6 +86,12 @@ class Lens:
     status: Status = "provisional"
     reason: str = ""
     """Why it is ungraded, or what holds its grade down whatever its score is; "" otherwise."""
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    """What the concept pack says of the concept beside its texts, such as its level of risk."""
+
+    def has_attributes(self, wanted: Mapping[str, Collection[str]]) -> bool:
+        """Whether each attribute named in `wanted` has one of the texts given for it."""
+        return all(set(texts) & set(self.attributes.get(k, ())) for k, texts in wanted.items())
 
     @property
     def is_capped(self) -> bool:

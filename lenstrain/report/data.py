@@ -73,6 +73,8 @@ class ConceptLine:
     iterations: int | None = None
     graduated: bool = False
     hungry: bool = False
+    attributes: tuple[str, ...] = ()
+    """What the concept pack says of it, each as "name=value"."""
 
     @property
     def ungraded(self) -> bool:
@@ -273,6 +275,7 @@ def _line(lens: Lens) -> ConceptLine:
         iterations=_count(metrics.iterations),
         graduated=metrics.graduated,
         hungry=metrics.hungry,
+        attributes=tuple(f"{k}={v}" for k, values in lens.attributes.items() for v in values),
     )
 
 

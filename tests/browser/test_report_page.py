@@ -292,6 +292,22 @@ def test_the_table_filters(page: Page, file: Path) -> None:
     page.until(lambda: HOSTILE[0] in (names := [row[0] for row in rows(page)]) and len(names) < 5)
 
 
+def test_the_table_filters_by_attributes(page: Page, tmp_path: Path) -> None:
+    pack = made_up_pack(20)
+    marked = [
+        replace(lens, attributes={"risk_level": ("high" if i % 4 else "<b>&low",)})
+        for i, lens in enumerate(pack)
+    ]
+    report = make_report(LensPack(marked, pack.provenance, {}))
+    (tmp_path / "page.html").write_text(render_page(report), encoding="utf-8")
+    page.open(tmp_path / "page.html", "#table")
+    page.until(lambda: len(rows(page)) == 20)
+    page.choose("Attribute", "risk_level=<b>&low")
+    page.until(lambda: len(rows(page)) == 5)
+    page.choose("Attribute", "")
+    page.until(lambda: len(rows(page)) == 20)
+
+
 def test_names_and_test_texts_have_their_columns(page: Page, file: Path) -> None:
     page.open(file, "#table")
     headings = [h.text.replace("\n", " ") for h in page.until(lambda: page.all("#view-table th"))]

@@ -109,6 +109,39 @@ def test_concepts_are_chosen_by_id_or_name(lenstrain: Run, pack: LensPack, tmp_p
     assert_one_line_error(result, "the pack has no lens of", "did you mean")
 
 
+def test_attributes_choose_lenses(lenstrain: Run, pack: LensPack, tmp_path: Path) -> None:
+    risks = ("high", "low", "none")
+    lenses = [
+        replace(x, attributes={"risk_level": (risks[i % 3],), "impacts": ("consent", str(i))})
+        for i, x in enumerate(pack)
+    ]
+    LensPack([*lenses[:-1], pack.lenses[-1]], pack.provenance, {}).save(tmp_path / "p")
+
+    def ask(*options: Any) -> set[str]:
+        return set(shown(lenstrain("show", tmp_path / "p", "--limit", 99, *options)))
+
+    high, low = names_of(lenses[:-1:3]), names_of(lenses[1:-1:3])
+    assert ask("--where", "risk_level=high") == high
+    assert ask("--where", "risk_level=high", "--where", "risk_level=low") == high | low
+    assert ask("--where", "risk_level=high", "--where", "impacts=3") == {lenses[3].name}
+    found = strict_json(lenstrain("show", tmp_path / "p", "--json", "--where", "impacts=3"))
+    assert [x["attributes"] for x in found["lenses"]] == [
+        {"risk_level": ["high"], "impacts": ["consent", "3"]}
+    ]
+
+
+@pytest.mark.parametrize("given", ["risk_level", "riks=high"])
+def test_an_attribute_that_no_lens_has_is_refused_with_those_that_are_there(
+    lenstrain: Run, pack: LensPack, tmp_path: Path, given: str
+) -> None:
+    lenses = [replace(x, attributes={"risk_level": ("high",)}) for x in pack]
+    LensPack(lenses, pack.provenance, {}).save(tmp_path / "p")
+    result = lenstrain("show", tmp_path / "p", "--where", given)
+    assert result.exit_code == 2
+    told = " ".join(result.stderr.replace("│", " ").split())
+    assert "of this pack, which has: risk_level" in told
+
+
 @pytest.mark.parametrize(
     ("by", "metric"), [("score", "score"), ("f1", "test_f1"), ("samples", "n_samples")]
 )

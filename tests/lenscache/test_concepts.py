@@ -266,6 +266,9 @@ def test_error_inside_a_file_names_the_file_and_the_concept(tmp_path: Path) -> N
         ({"examples": "Wings."}, "concept 'bird': examples is 'Wings.', expected a list of texts"),
         ({"parents": [1]}, r"concept 'bird': parents is \[1\], expected a list of texts"),
         ({"contrasts": ["Fine.", " "]}, "concept 'bird': contrasts holds an empty text"),
+        ({"attributes": []}, r"concept 'bird': attributes is \[\], expected lists of texts"),
+        ({"attributes": {"a=b": ["c"]}}, "concept 'bird': attributes is .*, expected lists"),
+        ({"attributes": {"risk": "high"}}, "concept 'bird': attributes.risk is 'high', expected a"),
         ({"exmaples": []}, "concept 'bird' has the unknown field 'exmaples', expected"),
     ],
 )

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import zarr
 
+from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import SamplePlan, plan_samples
 from lenscache.errors import (
     ModelLayerError,
@@ -259,6 +260,59 @@ def test_hierarchy_needs_no_pack_file(finished_store: Path) -> None:
     for concept in PACK.concepts:
         assert store.hierarchy.ancestors(concept.id) == PACK.hierarchy.ancestors(concept.id)
         assert store.concept_names[concept.id] == concept.name
+
+
+def related_pack() -> ConceptPack:
+    """The small pack, with what few packs have: confusable concepts and attributes."""
+    bird = dataclasses.replace(
+        PACK["bird"],
+        confusable_with=("boat", "nature", "no such"),
+        attributes={"risk_level": ("high",), "impacts": ("\u00e4", "b=c")},
+    )
+    return dataclasses.replace(
+        PACK, concepts=tuple(bird if c.id == "bird" else c for c in PACK.concepts)
+    )
+
+
+def faults_of_hierarchy(path: Path) -> list[str]:
+    return [x.found for x in verify_store(path).findings if x.array.startswith("hierarchy")]
+
+
+def test_confusable_concepts_and_attributes_travel_with_the_store(tmp_path: Path) -> None:
+    pack = related_pack()
+    create_store(tmp_path / "s", dataclasses.replace(HEADER, pack_digest=pack.digest), pack)
+    store = open_store(tmp_path / "s")
+    assert store.hierarchy.confusable("bird") == {"boat"}  # its parent is no confusable concept
+    assert store.hierarchy.confusable("boat") == set()
+    assert store.concept_attributes == {"bird": pack["bird"].attributes}
+
+
+def test_a_store_without_confusable_concepts_and_attributes_has_no_columns_for_them(
+    finished_store: Path,
+) -> None:
+    store = open_store(finished_store)
+    assert not any(
+        (finished_store / "hierarchy" / c).exists() for c in ("confusable_links", "attributes")
+    )
+    assert store.concept_attributes == {}
+    assert all(store.hierarchy.confusable(c) == set() for c in store.hierarchy)
+
+
+def test_attributes_that_are_damaged_are_found(store_copy: Path) -> None:
+    hierarchy: Any = zarr.open_group(store_copy / "hierarchy")
+    column = np.array(["[", *[""] * (len(PACK) - 1)], dtype=object)
+    write_column(hierarchy, "attributes", column, ["concept"])
+    (found,) = faults_of_hierarchy(store_copy)
+    assert "expected a JSON object of lists of texts" in found
+    with pytest.raises(StoreDamagedError, match="hierarchy/attributes of nature"):
+        _ = open_store(store_copy).concept_attributes
+
+
+def test_confusable_links_that_are_damaged_are_found(store_copy: Path) -> None:
+    hierarchy: Any = zarr.open_group(store_copy / "hierarchy")
+    write_column(hierarchy, "confusable_links", np.array([[0, 99]], np.int32), ["link", "end"])
+    found = faults_of_hierarchy(store_copy)
+    assert found == ["confusable_links points outside the concepts"]
 
 
 def test_store_digest_names_its_content(

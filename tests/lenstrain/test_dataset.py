@@ -166,6 +166,19 @@ def test_negatives_are_siblings_contrasts_and_other_branches(
     assert 0.25 <= siblings / 20 <= 0.40
 
 
+def test_samples_of_confusable_concepts_are_negatives_as_those_of_siblings_are(
+    tmp_path: Path,
+) -> None:
+    bird = dataclasses.replace(planted_pack()["bird"], confusable_with=("loom",))
+    sees = []
+    for changes in ([], [bird]):
+        path = tmp_path / str(len(changes))
+        dataset = LensDataset(make_planted_store(path, pack=planted_pack(changes=changes)))
+        negatives = draw_task(dataset, "bird", lambda n: 40).negatives[TRAIN]
+        sees.append(len(text_set(dataset, negatives) & texts_of(dataset, "loom")))
+    assert sees[1] >= sees[0] + 2
+
+
 def test_other_branches_are_drawn_evenly(planted: LensDataset) -> None:
     negatives = draw_task(planted, "bird", lambda n: 40).negatives[TRAIN]
     branches = [planted.hierarchy.branches(leaf_of(planted, row)) for row in negatives[20:]]

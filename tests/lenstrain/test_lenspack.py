@@ -148,6 +148,24 @@ def test_files_are_json_and_safetensors_and_nothing_else(saved: Path) -> None:
     }
 
 
+def test_attributes_of_concepts_come_from_the_pack_and_stay_with_the_lenses(tmp_path: Path) -> None:
+    bird = dataclasses.replace(planted_pack()["bird"], attributes={"risk_level": ("high", "new")})
+    dataset = LensDataset(make_planted_store(tmp_path / "s", pack=planted_pack(changes=[bird])))
+    train(dataset, SETTINGS).save(tmp_path / "lenses")
+    loaded = LensPack.load(tmp_path / "lenses")
+    assert {x.concept: x.attributes for x in loaded if x.attributes} == {"bird": bird.attributes}
+    data = json.loads((tmp_path / "lenses" / "lenses.json").read_text())
+    assert sum("attributes" in lens for lens in data["lenses"]) == 1  # old readers see no change
+
+
+def test_a_lens_has_attributes_if_each_name_has_one_of_its_values(pack: LensPack) -> None:
+    lens = dataclasses.replace(pack.lenses[0], attributes={"risk": ("high",), "of": ("a", "b")})
+    assert lens.has_attributes({})
+    assert lens.has_attributes({"risk": {"low", "high"}, "of": {"b"}})
+    assert not lens.has_attributes({"risk": {"low"}, "of": {"b"}})
+    assert not lens.has_attributes({"other": {"b"}})
+
+
 def test_weights_are_one_float32_matrix(saved: Path, pack: LensPack) -> None:
     tensors = safetensors.numpy.load_file(saved / "lenses.safetensors")
     assert tensors["weight"].shape == (len(pack), 48)

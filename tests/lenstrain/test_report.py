@@ -161,6 +161,15 @@ def test_a_pack_of_before_keeps_the_grades_and_the_rule_that_it_came_with() -> N
     json.dumps([report.overview(), report.rest()], allow_nan=False)
 
 
+def test_attributes_of_a_concept_are_in_its_line(pack: LensPack) -> None:
+    first, *others = pack
+    marked = replace(first, attributes={"impacts": ("consent", "<b>"), "risk_level": ("high",)})
+    report = make_report(LensPack([marked, *others], pack.provenance, {}))
+    shown = report.overview()["columns"]["attributes"]
+    assert shown[0] == ["impacts=consent", "impacts=<b>", "risk_level=high"]
+    assert not any(shown[1:])
+
+
 def test_the_tree_is_that_of_the_store(report: Report, dataset: LensDataset) -> None:
     names = [line.id for line in report.concepts]
     for number, name in enumerate(names):

@@ -1,8 +1,12 @@
-"""SUMO concepts in the layer files of HatCat: a folder of ``layer0.json``, ``layer1.json`` ...
+"""SUMO concepts in a concept pack of HatCat: ``pack.json``, and a layer file for each level.
+
+    pack.json             --> name, version, licence
+    hierarchy/layerN.json --> concepts on level N: names, links, definitions, examples
+        relationships, safety_tags, simplex_mapping --> `hatcat_relations`
 
 Such files are made by machines and untidy: parents and children that do not exist, several entries
 of one name, links in circles, definitions that are missing or say nothing. All of it is mended or
-left out, and reported; only a folder without a single usable concept is an error.
+left out, and reported; only a pack without a single usable concept is an error.
 """
 
 from __future__ import annotations
@@ -10,57 +14,128 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lenscache.concepts.importers.links import cut_cycles, join_links, spoken, with_examples
+from lenscache.concepts.hierarchy import Hierarchy
+from lenscache.concepts.importers.hatcat_relations import read_attributes, read_relations, texts_of
+from lenscache.concepts.importers.links import (
+    cut_cycles,
+    join_links,
+    other_names,
+    spoken,
+    with_examples,
+)
 from lenscache.concepts.importers.report import Imported, ImportReport, is_text
 from lenscache.concepts.pack import Concept, ConceptPack
 from lenscache.errors import PackError
 
+_FOLDER = "hierarchy"
 _LAYER_FILE = re.compile(r"layer(\d+)\.json")
 _SAYS_NOTHING = re.compile(r"(?i)^(grouping|container|umbrella)\s+(category|concept|node)\b")
+_EXAMPLE_OF = re.compile(
+    r"(?i)\W*(?:(?:this|that|it|here|the following)\s(?:(?:text|sentence)\s)?is\s)?(?:not\s)?"
+    r"(?:(?:an?|one|another)\s)?(?:example|instance|illustration)s?\sof\b(?P<what>.+)"
+)
+_HINTS = ("positive_examples", "negative_examples", "confusable_with")
 
 
 def is_hatcat(path: Path) -> bool:
-    """Whether a path is a folder of layer files."""
-    return path.is_dir() and any(_LAYER_FILE.fullmatch(entry.name) for entry in path.iterdir())
+    """Whether a path is a concept pack of HatCat, or a part of one: a folder or a layer file."""
+    if path.is_file():
+        return _LAYER_FILE.fullmatch(path.name) is not None
+    return path.is_dir() and bool(
+        _layer_files(path) or (path / _FOLDER).is_dir() or _folders_with_layers(path)
+    )
 
 
-def import_hatcat(folder: str | Path) -> Imported:
-    """Make a pack of a folder of layer files.
+def import_hatcat(path: str | Path) -> Imported:
+    """Make a pack of a concept pack of HatCat.
+
+    Parameters
+    ----------
+    path : the folder with its ``pack.json``, the folder of the layer files, or one layer file.
 
     Raises
     ------
     PackError
-        If the folder has no layer files, one is not JSON, or they hold no usable concept.
+        If there are no layer files, one is not JSON, or they hold no usable concept.
     """
-    folder, report = Path(folder), ImportReport()
-    entries = _read_entries(folder, report)
+    path, report = Path(path), ImportReport()
+    files = _layer_files(path) or _layer_files(path / _FOLDER)
+    if not files:
+        raise PackError(_what_to_give(path))
+    entries = _read_entries(files, report)
     parents = _parents(entries, report)
     cut_cycles(parents, report)
+    if not entries:
+        raise PackError(f"{path} holds no usable concept")
+    levels = {name: level for name, (level, _) in entries.items()}
+    hierarchy = Hierarchy(levels, {name: tuple(above) for name, above in parents.items()})
+    terms = frozenset(map(_folded, entries))
     concepts = tuple(
-        _concept(name, entry, level, parents[name], entries, report)
-        for name, (level, entry) in entries.items()
+        _concept(name, entry, hierarchy, terms, report) for name, (_, entry) in entries.items()
     )
-    if not concepts:
-        raise PackError(f"{folder} holds no usable concept")
     report.read["concepts"] = len(concepts)
-    name, origin = folder.resolve().name, "HatCat layer files"
-    return Imported(ConceptPack(name=name, version="1", concepts=concepts, origin=origin), report)
+    about = _about(files[0][1].resolve().parent, report)
+    return Imported(ConceptPack(concepts=concepts, origin="HatCat layer files", **about), report)
 
 
 _Entries = dict[str, tuple[int, dict[str, Any]]]  # level and entry by name
 
 
-def _read_entries(folder: Path, report: ImportReport) -> _Entries:
-    named = ((_LAYER_FILE.fullmatch(file.name), file) for file in folder.glob("*.json"))
-    files = [(int(match[1]), file) for match, file in named if match]
-    if not files:
-        hint = "give the folder of the layer files"
-        raise PackError(f"{folder} has no layer0.json, layer1.json ...: {hint}")
+def _layer_files(path: Path) -> list[tuple[int, Path]]:
+    """Levels and files of a folder, or of a single file, general levels first."""
+    files = path.glob("*.json") if path.is_dir() else [path] if path.is_file() else []
+    named = ((_LAYER_FILE.fullmatch(file.name), file) for file in files)
+    return sorted((int(match[1]), file) for match, file in named if match)
+
+
+def _folders_with_layers(path: Path) -> list[str]:
+    """What below a folder is a concept pack of HatCat."""
+    below = sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+    return [e.name for e in below if _layer_files(e) or _layer_files(e / _FOLDER)]
+
+
+def _what_to_give(path: Path) -> str:
+    missing = f"{path} has no layer0.json, layer1.json ..."
+    if found := _folders_with_layers(path):
+        shown = ", ".join(str(path / name) for name in found[:5])
+        return f"{missing}, and {len(found)} folders below it do: give one of them ({shown})"
+    return (
+        f"{missing}: give the folder of a pack, which holds {_FOLDER}/ and pack.json, "
+        f"its {_FOLDER}/, or one layerN.json"
+    )
+
+
+def _about(folder: Path, report: ImportReport) -> dict[str, Any]:
+    """Name, version, description and licence by the pack.json of layer files in `folder`."""
+    home = folder.parent if folder.name == _FOLDER else folder
+    about = {"name": home.name, "version": "1"}
+    if not (file := home / "pack.json").exists():
+        return about
+    try:
+        data = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        report.leave_out("pack.json that is no JSON object", str(file))
+        return about
+    published = data.get("distribution")
+    found = {
+        "name": next((data[key] for key in ("pack_id", "name") if is_text(data.get(key))), None),
+        "version": data.get("version"),
+        "description": data.get("description"),
+        "license": published.get("license") if isinstance(published, dict) else None,
+    }
+    return about | {key: value for key, value in found.items() if is_text(value)}
+
+
+def _read_entries(files: Iterable[tuple[int, Path]], report: ImportReport) -> _Entries:
     entries: _Entries = {}
-    for level, file in sorted(files):
+    for level, file in files:
+        report.read["layer files"] = report.read.get("layer files", 0) + 1
         try:
             data = json.loads(file.read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError) as error:
@@ -77,16 +152,15 @@ def _read_entries(folder: Path, report: ImportReport) -> _Entries:
                 report.leave_out("second entry of a name", f"{name} in {file.name}")
             else:
                 entries[name] = level, entry
-    report.read["layer files"] = len(files)
     return entries
 
 
 def _parents(entries: _Entries, report: ImportReport) -> dict[str, list[str]]:
     """Parents by name."""
-    above = {name: _texts(entry.get("parent_concepts")) for name, (_, entry) in entries.items()}
+    above = {name: texts_of(entry.get("parent_concepts")) for name, (_, entry) in entries.items()}
     below = {
         name: dict.fromkeys(
-            _texts(entry.get("child_concepts")) + _texts(entry.get("category_children"))
+            texts_of(entry.get("child_concepts")) + texts_of(entry.get("category_children"))
         )
         for name, (_, entry) in entries.items()
     }
@@ -100,41 +174,56 @@ def _parents(entries: _Entries, report: ImportReport) -> dict[str, list[str]]:
 def _concept(
     name: str,
     entry: dict[str, Any],
-    level: int,
-    parents: list[str],
-    entries: _Entries,
+    hierarchy: Hierarchy,
+    terms: frozenset[str],
     report: ImportReport,
 ) -> Concept:
     hints = entry.get("training_hints")
     hints = hints if isinstance(hints, dict) else {}
+    for key, value in hints.items():
+        if value and key not in _HINTS:
+            report.leave_out(f"training_hints.{key}, for which a pack has no place", name)
     words = spoken(name) or name
-    others = [*_texts(entry.get("aliases")), *_texts(entry.get("lemmas"))]
-    aliases = dict.fromkeys(other.replace("_", " ").strip() for other in others)
-    confusable = dict.fromkeys(_texts(hints.get("confusable_with")))
+    others = [*texts_of(entry.get("aliases")), *texts_of(entry.get("lemmas"))]
+    aliases = other_names(words, [said for other in others if (said := _said(other))])
+    relations = read_relations(name, words, entry, hierarchy, report)
+    confusable = dict.fromkeys(texts_of(hints.get("confusable_with")))
     confusable.pop(name, None)
     for other in confusable:
-        if other not in entries:
+        if other not in hierarchy:
             report.leave_out("confusable concept that does not exist", f"{other} of {name}")
+    known = terms.union(map(_folded, aliases))
     concept = Concept(
         id=name,
         name=words,
-        level=level,
-        definition=_definition(name, entry, report),
-        parents=tuple(parents),
-        aliases=tuple(a for a in aliases if a and a.casefold() != words.casefold()),
-        confusable_with=tuple(other for other in confusable if other in entries),
-        negatives=tuple(dict.fromkeys(_texts(hints.get("negative_examples")))),
+        level=hierarchy.levels[name],
+        definition=_definition(name, entry, known, report),
+        parents=hierarchy.parents(name),
+        aliases=(*aliases, name),  # in an example, a term says as much as the words of it
+        contrasts=relations.contrasts,
+        confusable_with=tuple(other for other in confusable | relations.near if other in hierarchy),
+        negatives=tuple(_sentences("negative_examples", hints, known, name, report)),
+        attributes=read_attributes(name, entry, report),
     )
-    return with_examples(concept, _texts(hints.get("positive_examples")), report)
+    examples = _sentences("positive_examples", hints, known, name, report)
+    return replace(with_examples(concept, examples, report), aliases=aliases)
 
 
-def _definition(name: str, entry: dict[str, Any], report: ImportReport) -> str:
+def _said(alias: str) -> str:
+    """An alias in words: a term, such as WaterBird, as names are; others as they are written."""
+    is_term = alias[:1].isupper() and alias.isalnum() and " " in spoken(alias)
+    return spoken(alias) if is_term else alias.replace("_", " ").strip()
+
+
+def _definition(
+    name: str, entry: dict[str, Any], known: frozenset[str], report: ImportReport
+) -> str:
     for key in ("definition", "sumo_definition"):
         raw = entry.get(key)
         text = " ".join(raw.replace("&%", "").split()) if is_text(raw) else ""
         if not text:
             continue
-        if _SAYS_NOTHING.match(text):
+        if _SAYS_NOTHING.match(text) or _is_boilerplate(text, known):
             report.leave_out("definition that says nothing", f"{name}: {text}")
             continue
         if text != raw:
@@ -144,7 +233,30 @@ def _definition(name: str, entry: dict[str, Any], report: ImportReport) -> str:
     return ""
 
 
-def _texts(value: Any) -> list[str]:
-    """The texts of a list that may be missing or hold anything."""
-    found: Iterable[Any] = value if isinstance(value, list) else []
-    return [text for text in found if is_text(text)]
+def _sentences(
+    key: str, hints: dict[str, Any], known: frozenset[str], name: str, report: ImportReport
+) -> list[str]:
+    """The texts of a training hint, each once, without those that say of themselves what they are
+    examples of."""
+    kept = []
+    for text in dict.fromkeys(texts_of(hints.get(key))):
+        if _is_boilerplate(text, known):
+            report.leave_out("example that only says what it is an example of", f"{name}: {text}")
+        else:
+            kept.append(text)
+    return kept
+
+
+def _is_boilerplate(text: str, known: frozenset[str]) -> bool:
+    """Whether a text is "This is an example of X." for a concept X in any spelling."""
+    if (found := _EXAMPLE_OF.fullmatch(" ".join(text.split()))) is None:
+        return False
+    what = _folded(found["what"])
+    singular = what.removesuffix("s"), what.removesuffix("es"), f"{what.removesuffix('ies')}y"
+    return what in known or not known.isdisjoint(singular)
+
+
+def _folded(name: str) -> str:
+    """A name without case, article, spaces and punctuation: what its spellings share."""
+    said = re.sub(r"(?i)^\W*(?:an?|the)\s", "", name)
+    return re.sub(r"[\W_]", "", said).casefold()

@@ -19,7 +19,7 @@ from lenscache.errors import LenscacheError
 from lenscache.store.columns import COLUMNS, COMPLETION_IDS
 from lenscache.store.header import StoreHeader
 from lenscache.store.keys import sample_keys
-from lenscache.store.store import make_hierarchy
+from lenscache.store.store import make_hierarchy, read_attributes
 from lenscache.store.token_ids import impossible_rows
 from lenscache.store.verify.findings import WRITE_ANEW, Finding
 from lenscache.store.verify.round import RoundCheck
@@ -133,17 +133,26 @@ def _rows_finding(
 
 def check_hierarchy(columns: Columns) -> Iterator[Finding]:
     """Whether the hierarchy's columns fit together."""
-    ids, levels, links = columns["id"], columns["layer"], columns["parent_links"]
+    ids, levels = columns["id"], columns["layer"]
+    links = {name: column for name, column in columns.items() if name.endswith("_links")}
+    by_concept = [column for name, column in columns.items() if name not in links]
+    outside = [
+        name
+        for name, column in links.items()
+        if column.ndim != 2 or ((column < 0) | (column >= len(ids))).any()
+    ]
     fault = None
-    if not len(ids) == len(columns["name"]) == len(columns["definition"]) == len(levels):
+    if any(len(column) != len(ids) for column in by_concept):
         fault = "columns of unequal length"
-    elif links.ndim != 2 or ((links < 0) | (links >= len(ids))).any():
-        fault = "parent_links points outside the concepts"
+    elif outside:
+        fault = f"{outside[0]} points outside the concepts"
     elif len(set(ids)) < len(ids) or (levels < 0).any():
         fault = "ids that occur twice, or levels below 0"
     else:
         try:
-            make_hierarchy(ids, levels, links)
+            make_hierarchy(ids, levels, **links)
+            if "attributes" in columns:
+                read_attributes(ids, columns["attributes"])
         except LenscacheError as error:
             fault = str(error)
     if fault:

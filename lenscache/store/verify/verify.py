@@ -155,7 +155,9 @@ def _open_hierarchy(store: Store, report: VerifyReport) -> dict[str, StoredArray
             report.findings.append(Finding(place, found_there, advice, path=file, cure="hand"))
             continue
         if array is None:
-            report.findings.append(Finding(place, "the array is missing", WRITE_ANEW, path=file))
+            if not column.optional:
+                missing = Finding(place, "the array is missing", WRITE_ANEW, path=file)
+                report.findings.append(missing)
         elif array.data_type != data_type:
             wrong = f"data type {array.data_type}, expected {data_type}"
             advice = f"remove {file} and extract again"
@@ -188,7 +190,7 @@ def _check_hierarchy(
                 advice = f"remove {file} and {WRITE_ANEW_AFTER}"
                 cut = Finding(array.name, hidden, advice, path=file, cure="hand")
                 run.report.findings.append(cut)
-    if len(columns) == len(HIERARCHY):
+    if all(column.name in columns for column in HIERARCHY if not column.optional):
         run.report.findings += check_hierarchy(columns)
         run.report.findings += check_levels(columns, checks)
 

@@ -232,7 +232,9 @@ class _Writer:
         hierarchy, names = self.store.hierarchy, self.store.concept_names
         for concept, level in hierarchy.levels.items():
             parents = list(hierarchy.parents(concept))
-            yield {"id": concept, "name": names[concept], "level": level, "parents": parents}
+            line = {"id": concept, "name": names[concept], "level": level, "parents": parents}
+            attributes = self.store.concept_attributes.get(concept)
+            yield line | ({"attributes": attributes} if attributes else {})
 
     def _write_lines(self, name: str, lines: Iterator[dict[str, Any]]) -> None:
         count = 0

@@ -1,6 +1,6 @@
 // The table, by DataTables. It reads strings with an ampersand as HTML when it searches: so it gets none.
 
-const tableState = { text: "", grade: "", level: "", modelLayer: "", show: "", order: null };
+const tableState = { text: "", grade: "", level: "", modelLayer: "", show: "", attribute: "", order: null };
 const searchable = (text) => text.replace(/[&<>]/g, " ");
 
 const SHOW = {
@@ -48,10 +48,11 @@ const COLUMNS = [
 ];
 
 async function renderTable(section, query) {
-  for (const key of ["grade", "level", "modelLayer", "show"]) if (query.size) tableState[key] = query.get(key) || "";
+  for (const key of ["grade", "level", "modelLayer", "show", "attribute"]) if (query.size) tableState[key] = query.get(key) || "";
   const distinct = (values) => [...new Set(values)].sort((a, b) => a - b).map((value) => [String(value),
       String(value)]);
   const any = (options) => [["", "any"], ...options];
+  const known = [...new Set(C.attributes.flat())].sort();
   let table;
   const update = (key) => (value) => {
     tableState[key] = value;
@@ -67,12 +68,15 @@ async function renderTable(section, query) {
     select("Level of abstraction", any(distinct(concepts().map((i) => C.level[i]))), tableState.level, update("level")),
     select("Model layer", any(distinct(concepts().flatMap((i) => C.model_layers[i]))), tableState.modelLayer,
         update("modelLayer")),
+    known.length > 0 && select("Attribute", any(known.map((text) => [text, shown(text, 60)])), tableState.attribute,
+        update("attribute")),
     select("Show", [["", "all lenses"], ...Object.entries(SHOW).map(([key, [text]]) => [key, text])], tableState.show,
         update("show"))));
   const keep = (_, i) =>
     (!tableState.grade || C.grade[i] === tableState.grade) &&
     (!tableState.level || C.level[i] === Number(tableState.level)) &&
     (!tableState.modelLayer || C.model_layers[i].includes(Number(tableState.modelLayer))) &&
+    (!tableState.attribute || C.attributes[i].includes(tableState.attribute)) &&
     (!tableState.show || SHOW[tableState.show][1](i));
   const columns = COLUMNS.map(({ title, about, value, text, node, string }) => ({
     title, type: value ? "num" : "string", searchable: title === "Concept",

@@ -380,3 +380,162 @@ def test_8000_untidy_concepts_are_imported_in_seconds_and_alike_each_time(tmp_pa
     assert import_hatcat(tmp_path) == one
     assert len(one.report.lines()) < 15
     assert max(map(len, one.report.lines())) < 300
+
+
+# --- a whole concept pack, written for these tests -----------------------------------------------
+
+HARBOUR = Path(__file__).parent / "harbour-talk"
+"""A concept pack in HatCat's schema, with every key that real ones use."""
+
+
+def test_a_pack_is_read_from_its_folder_its_hierarchy_or_one_layer_file() -> None:
+    whole, below = import_hatcat(HARBOUR), import_hatcat(HARBOUR / "hierarchy")
+    one = import_hatcat(HARBOUR / "hierarchy" / "layer1.json")
+    assert whole == below
+    assert len(whole.pack) == 7
+    assert set(one.pack.hierarchy) == {c.id for c in whole.pack.in_level(1)}
+    assert {pack.name for pack in (whole.pack, below.pack, one.pack)} == {"harbour-talk"}
+    assert all(
+        map(is_hatcat, (HARBOUR, HARBOUR / "hierarchy", HARBOUR / "hierarchy" / "layer1.json"))
+    )
+    assert not is_hatcat(HARBOUR / "pack.json")
+
+
+def test_name_version_and_licence_come_from_pack_json() -> None:
+    pack = import_hatcat(HARBOUR).pack
+    assert (pack.name, pack.version, pack.license) == ("harbour-talk", "0.2.0", "Apache-2.0")
+    assert pack.description.startswith("What is said and done")
+
+
+def test_a_folder_above_packs_says_which_to_give(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "packs" / name / "hierarchy").mkdir(parents=True)
+        (tmp_path / "packs" / name / "hierarchy" / "layer0.json").write_text("[]")
+    assert is_hatcat(tmp_path / "packs")
+    with pytest.raises(PackError, match=r"2 folders below it do: give one of them \(.*one, .*two"):
+        import_hatcat(tmp_path / "packs")
+
+
+def test_a_hierarchy_without_layer_files_says_what_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "hierarchy").mkdir()
+    (tmp_path / "hierarchy" / "layer_b_behaviour.json").write_text("{}")
+    assert is_hatcat(tmp_path)
+    with pytest.raises(PackError, match=r"give the folder of a pack.*hierarchy/, or one layerN"):
+        import_hatcat(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", b"\xff".decode("latin-1")])
+def test_a_pack_json_that_cannot_be_used_is_reported(tmp_path: Path, content: str) -> None:
+    (tmp_path / "pack.json").write_text(content, encoding="latin-1")
+    result = imported(tmp_path, [entry("Real")])
+    assert result.pack.name == tmp_path.name
+    assert list(result.report.left_out) == ["pack.json that is no JSON object"]
+
+
+def test_aliases_that_are_terms_are_spoken_as_names_are(tmp_path: Path) -> None:
+    assert import_hatcat(HARBOUR).pack["Deception"].aliases == (
+        "misleading speech",
+        "Trickery",
+        "deceit",
+    )
+    made = entry("Bird", aliases=["WaterBird", "AIModel", "AI model", "Fowl", "sea_bird", "eBird"])
+    aliases = one(tmp_path, made)[0].aliases
+    assert aliases == ("water bird", "AI model", "Fowl", "sea bird", "eBird")
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "This is an example of WaterBird.",
+        "this is an example of water bird",
+        "This is an Example of a water bird!",
+        'This is an example of "Water_Bird".',
+        "Here is one example of the waterbirds.",
+        "An example of: water-bird",
+        "This text is an instance of WATERBIRD",
+        "This is not an example of water bird.",
+        "Examples of  swimmers.",
+        "This is an example of Other.",
+    ],
+)
+def test_texts_that_only_say_what_they_are_an_example_of_are_left_out(
+    tmp_path: Path, spelling: str
+) -> None:
+    texts = {"positive_examples": [spelling], "negative_examples": [spelling]}
+    made = entry("WaterBird", definition=spelling, lemmas=["swimmer"], training_hints=texts)
+    concept, result = one(tmp_path, made)
+    assert (concept.definition, concept.examples, concept.negatives) == ("", (), ())
+    assert len(result.report.left_out["definition that says nothing"]) == 1
+    assert len(result.report.left_out["example that only says what it is an example of"]) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["This is an example of how not to land.", "The best example of patience is a heron."]
+)
+def test_texts_that_say_more_than_what_they_are_an_example_of_stay(
+    tmp_path: Path, text: str
+) -> None:
+    concept, _ = one(tmp_path, entry("Bird", training_hints={"positive_examples": [text]}))
+    assert concept.examples == (text,)
+
+
+def test_an_example_with_the_term_of_its_concept_names_it(tmp_path: Path) -> None:
+    text = "A WaterBird landed on the pond."
+    made = entry("WaterBird", training_hints={"positive_examples": [text]})
+    concept, result = one(tmp_path, made)
+    assert concept.examples == ()
+    assert result.report.left_out == {"example that names its concept": [f"WaterBird: {text}"]}
+
+
+def test_antonyms_and_opposites_become_contrasts_whether_the_pack_has_them_or_not() -> None:
+    concept = import_hatcat(HARBOUR).pack["Deception"]
+    assert concept.contrasts == (
+        'The opposite of "deception" is "plain speech".',
+        'The opposite of "deception" is "candour".',
+    )
+    assert all(map(concept.is_named_in, concept.contrasts))
+
+
+def test_related_concepts_of_the_pack_become_confusable() -> None:
+    pack = import_hatcat(HARBOUR).pack
+    assert pack["Deception"].confusable_with == ("Flattery", "PlainSpeech")
+    assert pack["WaterVessel"].confusable_with == ("OarBlade",)
+    assert pack["OarBlade"].confusable_with == ("WaterVessel",)
+
+
+def test_safety_tags_and_simplex_mapping_become_attributes() -> None:
+    pack = import_hatcat(HARBOUR).pack
+    assert pack["Deception"].attributes == {
+        "risk_level": ("high",),
+        "impacts": ("deception", "consent"),
+        "treaty_relevant": ("false",),
+        "harness_relevant": ("true",),
+        "simplex_status": ("mapped",),
+        "simplex": ("DeceptionDetector",),
+    }
+    assert pack["PlainSpeech"].attributes["simplex_status"] == ("not_applicable",)
+    assert pack["OarBlade"].attributes == {}
+
+
+def test_what_cannot_be_used_is_counted_by_kind() -> None:
+    report = import_hatcat(HARBOUR).report
+    assert report.to_dict()["left_out"] == {
+        "definition that says nothing": 1,
+        "example that only says what it is an example of": 2,
+        "related that is not in the pack": 1,
+        "related that is above or below its concept": 1,
+        "part_of that is above or below its concept": 1,
+        "has_part that is not in the pack": 1,
+        "relationships.opposite_rationale, for which a pack has no place": 1,
+        "simplex_mapping.mapping_rationale, by which nothing can be filtered": 1,
+        "simplex_mapping.unmapped_justification, by which nothing can be filtered": 1,
+        "training_hints.disambiguation, for which a pack has no place": 1,
+        "training_hints.key_features, for which a pack has no place": 1,
+    }
+
+
+def test_a_hatcat_pack_survives_being_saved(tmp_path: Path) -> None:
+    pack = import_hatcat(HARBOUR).pack
+    pack.save(tmp_path / "pack.json")
+    loaded = ConceptPack.load(tmp_path / "pack.json")
+    assert (loaded, loaded.digest) == (pack, pack.digest)
