@@ -191,27 +191,39 @@ def _request(
 def _say_unnamed(request: Any, *, quiet: bool) -> dict[str, Any]:
     """Say which concepts have too few texts for a grade; of a top-up, with all it could ever add.
 
+    A top-up that cannot be served is refused here, before a model is loaded.
+
     Returns
     -------
     The same for the log; empty where all is well.
     """
     from lenscache.concepts.evidence import count_unnamed
-    from lenscache.concepts.plan import plan_samples, plan_top_up
+    from lenscache.concepts.plan import PackPrompts, plan_samples, plan_top_up
+    from lenscache.extract.planned_rounds import check_top_up
+    from lenscache.store.store import open_store
 
     pack, settings = request.pack, request.settings
     plan: Any
+    lines: list[str] = []
     if request.top_up is None:
         asked = {"limit": request.limit, "samples": settings.samples, "seed": settings.seed}
         plan = plan_samples(pack, request.levels, **asked)
     else:
-        known = [concept for concept in request.top_up.concepts if concept in pack.hierarchy]
-        plan = plan_top_up(pack, known, {}, samples=sys.maxsize, seed=settings.seed, resample=False)
+        added = request.top_up
+        lines = check_top_up(open_store(request.path), pack, added).lines()
+        prompts = PackPrompts(pack, settings.seed)
+        plan = plan_top_up(prompts, added.concepts, {}, samples=sys.maxsize, resample=False)
     unnamed = None if plan is None else count_unnamed(pack, plan)
-    if unnamed is None or not unnamed.lines():
-        return {}
+    if unnamed is not None and not unnamed.lines():
+        unnamed = None
     if not quiet:
-        printing.print_unnamed(unnamed, console.note)
-    return {"message": "\n".join(unnamed.lines()), **unnamed.to_dict()}
+        for line in lines:
+            console.note(line)
+        if unnamed is not None:
+            printing.print_unnamed(unnamed, console.note)
+    if unnamed is None:
+        return {"message": "\n".join(lines)} if lines else {}
+    return {"message": "\n".join([*lines, *unnamed.lines()]), **unnamed.to_dict()}
 
 
 class _Run(NamedTuple):

@@ -1,6 +1,6 @@
 """From concepts to samples: the texts that a round extracts, with their labels and splits.
 
-    ConceptPack --concept_prompts--> prompts of each concept, in a fixed order
+    ConceptPack --PackPrompts------> prompts of each concept in a fixed order, splits of texts
                 --plan_samples-----> SamplePlan: each text once, with every label it carries
                 --plan_top_up------> SamplePlan of a later round: other texts, or sampled again
     label-free texts --plan_background--> SamplePlan of rows that express no concept
@@ -87,6 +87,30 @@ class SamplePlan:
         return digest.hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class PackPrompts:
+    """The prompts of a whole pack: made once, whatever is planned with them."""
+
+    pack: ConceptPack
+    seed: int = 0
+    fractions: Sequence[float] = SPLIT_FRACTIONS
+
+    @cached_property
+    def by_concept(self) -> dict[str, list[Prompt]]:
+        """The prompts of each concept, in its nested order."""
+        concepts = self.pack.concepts
+        return {each.id: concept_prompts(self.pack, each, seed=self.seed) for each in concepts}
+
+    @cached_property
+    def split_of(self) -> dict[str, int]:
+        """The split of each normalised text.
+
+        Splits are assigned over the whole pack, whatever is extracted now: extracting another level
+        later must not find a text that it shares with this one in another split.
+        """
+        return _assign_splits(self.by_concept.values(), self.fractions, self.pack.splits)
+
+
 def select_concepts(
     pack: ConceptPack, levels: Sequence[int] | None = None, limit: int | None = None
 ) -> list[str]:
@@ -151,18 +175,17 @@ def plan_samples(
     if samples is not None and samples < 1:
         raise PlanError(f"samples is {samples}, expected 1 or more prompts a concept")
     targets = select_concepts(pack, levels, limit)
-    prompts = _all_prompts(pack, seed)
-    rows = [(prompt.text, 0) for target in targets for prompt in prompts[target][:samples]]
-    return _make_plan(pack, targets, rows, prompts, seed=seed, fractions=fractions)
+    prompts = PackPrompts(pack, seed, fractions)
+    taken = (prompts.by_concept[target][:samples] for target in targets)
+    return _make_plan(prompts, targets, [(p.text, 0) for found in taken for p in found])
 
 
 def plan_top_up(
-    pack: ConceptPack,
+    prompts: PackPrompts,
     concepts: Sequence[str],
     taken: Mapping[str, int],
     *,
     samples: int,
-    seed: int = 0,
     resample: bool,
 ) -> SamplePlan | None:
     """Plan more samples for some concepts: prompts not extracted yet, then others sampled again.
@@ -179,23 +202,31 @@ def plan_top_up(
 
     Returns
     -------
-    The plan; None if there is nothing left to add.
+    The plan, for the concepts that have anything left to add; None if none has.
     """
-    prompts = _all_prompts(pack, seed)
-    rows: list[tuple[str, int]] = []
-    for concept in concepts:
-        least = min((taken.get(prompt.text, 0) for prompt in prompts[concept]), default=0)
-        most = least + 1 + samples if resample else 1
-        left = (
-            (p.text, time)
-            for time in range(least, most)
-            for p in prompts[concept]
-            if time >= taken.get(p.text, 0)
-        )
-        rows.extend(itertools.islice(left, samples))
-    if not rows:
+    rows = {
+        concept: rows_to_add(prompts.by_concept[concept], taken, samples=samples, resample=resample)
+        for concept in concepts
+    }
+    if not (served := [concept for concept in concepts if rows[concept]]):
         return None
-    return _make_plan(pack, list(concepts), rows, prompts, seed=seed)
+    return _make_plan(prompts, served, [row for concept in served for row in rows[concept]])
+
+
+def rows_to_add(
+    prompts: Sequence[Prompt], taken: Mapping[str, int], *, samples: int, resample: bool
+) -> list[tuple[str, int]]:
+    """What a top-up adds for the concept of some prompts: texts, and how often each was sampled
+    before. See `plan_top_up`."""
+    least = min((taken.get(prompt.text, 0) for prompt in prompts), default=0)
+    most = least + 1 + samples if resample else 1
+    left = (
+        (p.text, time)
+        for time in range(least, most)
+        for p in prompts
+        if time >= taken.get(p.text, 0)
+    )
+    return list(itertools.islice(left, samples))
 
 
 def plan_background(pack: ConceptPack, texts: Iterable[str], *, seed: int = 0) -> SamplePlan:
@@ -210,7 +241,8 @@ def plan_background(pack: ConceptPack, texts: Iterable[str], *, seed: int = 0) -
     PlanError
         If fewer than `MIN_BACKGROUND` texts are left.
     """
-    known = {_normalised(p.text) for found in _all_prompts(pack, seed).values() for p in found}
+    prompts = PackPrompts(pack, seed).by_concept
+    known = {_normalised(p.text) for found in prompts.values() for p in found}
     kept: list[str] = []
     given = list(texts)
     for text in given:
@@ -262,23 +294,11 @@ def _sampling(
     )
 
 
-def _all_prompts(pack: ConceptPack, seed: int) -> dict[str, list[Prompt]]:
-    return {concept.id: concept_prompts(pack, concept, seed=seed) for concept in pack.concepts}
-
-
 def _make_plan(
-    pack: ConceptPack,
-    targets: Sequence[str],
-    rows: Iterable[tuple[str, int]],
-    prompts: Mapping[str, Sequence[Prompt]],
-    *,
-    seed: int,
-    fractions: Sequence[float] = SPLIT_FRACTIONS,
+    made: PackPrompts, targets: Sequence[str], rows: Iterable[tuple[str, int]]
 ) -> SamplePlan:
     """The plan of some (text, time) rows; `time` counts how often the text was sampled before."""
-    # Splits are assigned over the whole pack, whatever is extracted now: extracting another level
-    # later must not find a text that it shares with this one in another split.
-    split_of = _assign_splits(prompts.values(), fractions, pack.splits)
+    prompts = made.by_concept
     row_of = {place: number for number, place in enumerate(dict.fromkeys(rows))}
     rows_of_text: dict[str, list[int]] = {}
     for (text, _), row in row_of.items():
@@ -298,13 +318,13 @@ def _make_plan(
         for row in rows_of_text.get(prompt.text, ())
     ]
     label_sample, label_concept, label_role = zip(*labels, strict=True)
-    seeds, temperatures = _sampling(seed, [*row_of])
+    seeds, temperatures = _sampling(made.seed, [*row_of])
     return SamplePlan(
         concepts=concepts,
         n_targets=len(targets),
         texts=tuple(text for text, _ in row_of),
         kind=np.array([kind_of[text] for text, _ in row_of], np.uint8),
-        split=np.array([split_of[_normalised(text)] for text, _ in row_of], np.uint8),
+        split=np.array([made.split_of[_normalised(text)] for text, _ in row_of], np.uint8),
         repeat=np.array([time for _, time in row_of], np.uint16),
         sampling_seed=seeds,
         temperature=temperatures,

@@ -1,6 +1,7 @@
 """Top-up: more samples, in a further round of a level, for concepts whose lenses asked for them.
 
     hungry.json of a lens pack --read_top_up--> TopUp
+        --check_top_up--> what it adds, or why it adds nothing: before a model is loaded
         --plan_rounds--> one SamplePlan a level, for round k
 
 Rounds are immutable, so more samples are another round. Which round a request belongs to is
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
 from lenscache.concepts.pack import ConceptPack
-from lenscache.concepts.plan import SamplePlan, plan_top_up
+from lenscache.concepts.plan import PackPrompts, SamplePlan, plan_top_up, rows_to_add
+from lenscache.concepts.prompts import concept_prompts
 from lenscache.errors import PlanError, StoreIncompleteError
 from lenscache.store.round import Round
 from lenscache.store.store import Store
@@ -79,6 +81,82 @@ def read_top_up(path: str | Path, samples: int | None = None) -> TopUp:
     return TopUp(concepts, DEFAULT_SAMPLES if samples is None else samples, origin)
 
 
+@dataclass(frozen=True)
+class TopUpOutlook:
+    """What a request adds to a store: known without a model, and without the prompts of others."""
+
+    levels: Mapping[int, Sequence[str]]
+    """Concepts by level, those without anything left included."""
+    exhausted: tuple[str, ...]
+    """Concepts with nothing left to add."""
+    new: int
+    """Texts that are to be sampled for the first time, counted for each concept."""
+    again: int
+    """Texts that are to be sampled again."""
+
+    def lines(self) -> list[str]:
+        """For people: what further completions are not; empty where there are none."""
+        if not self.again:
+            return []
+        return [
+            f"{self.again} of the {self.new + self.again} samples to add are further completions "
+            "of texts that are in the store. They are no further samples: grades, splits and "
+            f"graduation count texts. {_MORE_TEXTS}"
+        ]
+
+
+_MORE_TEXTS = (
+    "For more texts, add examples to the pack or prompts of your own (--templates), and extract "
+    "into another store, with --reuse for what is in this one"
+)
+
+
+def check_top_up(store: Store, pack: ConceptPack, request: TopUp) -> TopUpOutlook:
+    """Refuse a request that cannot be served, before any work.
+
+    Raises
+    ------
+    StoreMismatchError
+        If the store was extracted with another pack.
+    PlanError
+        If a concept is not in the pack or was never extracted, or nothing is left to add.
+    StoreIncompleteError
+        If an earlier round of a level is not finished.
+    """
+    given = replace(store.header, pack_name=pack.name, pack_digest=pack.digest)
+    store.header.check_equal(given)
+    if unknown := [concept for concept in request.concepts if concept not in pack.hierarchy]:
+        raise PlanError(
+            f"concept {unknown[0]!r} asks for more samples and is not in pack {pack.name!r}"
+        )
+    levels: dict[int, list[str]] = {}
+    for concept in request.concepts:
+        levels.setdefault(pack[concept].level, []).append(concept)
+    exhausted: list[str] = []
+    times: list[int] = []
+    for level, concepts in sorted(levels.items()):
+        _, before = _place(store, level, request)
+        if strange := [c for c in concepts if not any(c in entry.targets for entry in before)]:
+            raise PlanError(
+                f"concept {strange[0]!r} was never extracted into {store.path}: extract its level "
+                "first"
+            )
+        taken = _taken(before)
+        for concept in concepts:
+            prompts = concept_prompts(pack, pack[concept], seed=store.header.seed)
+            added = rows_to_add(prompts, taken, **_how(store, request))
+            times.extend(time for _, time in added)
+            if not added:
+                exhausted.append(concept)
+    if len(exhausted) == len(request.concepts):
+        raise PlanError(
+            f"every prompt of the {len(exhausted)} concepts is in the store, and in prompt mode "
+            f"sampling them again gives nothing new. {_MORE_TEXTS}"
+        )
+    again = sum(time > 0 for time in times)
+    return TopUpOutlook(dict(sorted(levels.items())), tuple(exhausted), len(times) - again, again)
+
+
 def plan_rounds(
     store: Store, pack: ConceptPack, request: TopUp
 ) -> tuple[list[PlannedRound], list[str]]:
@@ -86,48 +164,28 @@ def plan_rounds(
 
     Raises
     ------
-    PlanError
-        If a concept is not in the pack or was never extracted, or nothing is left to add.
-    StoreIncompleteError
-        If an earlier round of a level is not finished.
+    StoreMismatchError, PlanError, StoreIncompleteError
+        As `check_top_up`.
     """
-    if unknown := [concept for concept in request.concepts if concept not in pack.hierarchy]:
-        raise PlanError(
-            f"concept {unknown[0]!r} asks for more samples and is not in pack {pack.name!r}"
-        )
-    by_level: dict[int, list[str]] = {}
-    for concept in request.concepts:
-        by_level.setdefault(pack[concept].level, []).append(concept)
+    outlook = check_top_up(store, pack, request)
+    prompts = PackPrompts(pack, store.header.seed)
     planned: list[PlannedRound] = []
-    exhausted: list[str] = []
-    for level, concepts in sorted(by_level.items()):
+    for level, concepts in outlook.levels.items():
         index, before = _place(store, level, request)
-        if strange := [c for c in concepts if not any(c in entry.targets for entry in before)]:
-            raise PlanError(
-                f"concept {strange[0]!r} was never extracted into {store.path}: extract its level "
-                "first"
-            )
-        plan_more = partial(
-            plan_top_up,
-            pack,
-            taken=_taken(before),
-            samples=request.samples,
-            seed=store.header.seed,
-            resample=store.header.mode != "prompt",
-        )
-        plans = {concept: plan_more([concept]) for concept in concepts}
-        exhausted.extend(concept for concept, plan in plans.items() if plan is None)
-        served = [concept for concept, plan in plans.items() if plan is not None]
-        if served and (plan := plan_more(served)) is not None:
+        plan = plan_top_up(prompts, concepts, _taken(before), **_how(store, request))
+        if plan is not None:
             asked = {"samples": request.samples, "top_up": request.digest}
             planned.append(PlannedRound(level, index, plan, asked))
-    if not planned:
-        raise PlanError(
-            f"every prompt of the {len(exhausted)} concepts is in the store, and in prompt mode "
-            "sampling them again gives nothing new: "
-            "add examples to the pack and extract with --reuse"
-        )
-    return planned, exhausted
+    return planned, list(outlook.exhausted)
+
+
+class _How(TypedDict):
+    samples: int
+    resample: bool
+
+
+def _how(store: Store, request: TopUp) -> _How:
+    return {"samples": request.samples, "resample": store.header.mode != "prompt"}
 
 
 def _place(store: Store, level: int, request: TopUp) -> tuple[int, list[Round]]:

@@ -10,6 +10,7 @@ import pytest
 from lenscache.concepts.prompts import KINDS
 from lenscache.store.store import open_store
 from tests.cli.conftest import Run
+from tests.cli.test_lenscache import assert_one_line_error
 from tests.packs import small_pack
 
 
@@ -80,6 +81,33 @@ def test_hungry_concepts_are_topped_up_and_fitted_again(
     ):
         result = lenstrain(command[0], store, *command[1:])
         assert "left out: layer_1/round_1 is not finished" in " ".join(result.stderr.split())
+
+
+def test_a_top_up_that_adds_nothing_is_refused_before_the_model_is_loaded(
+    lenscache: Run, extract_options: list[str], tmp_path: Path
+) -> None:
+    store, hungry = tmp_path / "s.zarr", tmp_path / "hungry.json"
+    prompts = [*extract_options, "--mode", "prompt"]
+    assert lenscache("extract", store, *prompts).exit_code == 0
+    no_model = [*prompts, "--model", str(tmp_path / "no model")]
+    for concept, told in (("bird", "every prompt of the 1 concepts"), ("ghost", "'ghost'")):
+        hungry.write_text(json.dumps({"concepts": [concept]}))
+        result = lenscache("extract", store, *no_model, "--top-up", hungry)
+        assert_one_line_error(result, told)
+
+
+def test_further_completions_are_not_called_more_samples(
+    lenscache: Run, extract_options: list[str], tmp_path: Path
+) -> None:
+    store, hungry = tmp_path / "s.zarr", tmp_path / "hungry.json"
+    assert lenscache("extract", store, *extract_options, "--level", "1").exit_code == 0
+    hungry.write_text(json.dumps({"concepts": ["bird"]}))
+    options = [*extract_options, "--samples", "3", "--top-up", hungry]
+    result = lenscache("extract", store, *options)
+    assert result.exit_code == 0, result.stderr
+    told = " ".join(result.stderr.split())
+    assert "3 of the 3 samples to add are further completions of texts" in told
+    assert "(--templates)" in told
 
 
 def test_top_up_with_layers_of_its_own_is_one_line(

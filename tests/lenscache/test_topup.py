@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lenscache.concepts.plan import plan_samples, plan_top_up
+from lenscache.concepts import plan as plan_module
+from lenscache.concepts.plan import PackPrompts, plan_samples, plan_top_up
 from lenscache.concepts.prompts import concept_prompts
 from lenscache.errors import PlanError, StoreIncompleteError, StoreMismatchError
-from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings
-from lenscache.extract.planned_rounds import TopUp, plan_rounds, read_top_up
+from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, planned_rounds
+from lenscache.extract.planned_rounds import TopUp, check_top_up, plan_rounds, read_top_up
 from lenscache.store.round import Round
 from lenscache.store.store import Store, open_store
 from lenstrain.data.dataset import LensDataset
@@ -138,7 +139,9 @@ def test_in_prompt_mode_nothing_is_sampled_again(tmp_path: Path) -> None:
     settings = replace(SETTINGS, mode="prompt", samples=N_PROMPTS - 1)
     run_small(tmp_path / "s", settings=settings, limit=None)
     assert top_up(tmp_path / "s", TopUp(("bird",)), settings).rows_run == 1
-    with pytest.raises(PlanError, match="every prompt of the 1 concepts is in the store"):
+    with pytest.raises(
+        PlanError, match=r"every prompt of the 1 concepts is in the store.*--templates.*--reuse"
+    ):
         top_up(tmp_path / "s", TopUp(("bird",), origin="later"), settings)
 
 
@@ -159,13 +162,49 @@ def test_topping_up_gives_the_prompts_that_extracting_them_all_would_have_given(
     first = plan_samples(PACK, [1], samples=6)
     targets = list(first.concepts[: first.n_targets])
     taken = dict.fromkeys(first.texts, 1)
-    more = plan_top_up(PACK, targets, taken, samples=N_PROMPTS, resample=False)
+    more = plan_top_up(PackPrompts(PACK), targets, taken, samples=N_PROMPTS, resample=False)
     assert more is not None
     split = dict(zip(whole.texts, whole.split, strict=True))
     assert {*first.texts, *more.texts} == set(whole.texts)
     assert not {*first.texts} & {*more.texts}
     for plan in (first, more):
         assert [split[text] for text in plan.texts] == list(plan.split)
+
+
+def test_the_prompts_of_a_pack_are_made_once_however_many_concepts_ask(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Counter[str] = Counter()
+
+    def counted(pack: Any, concept: Any, *, seed: int = 0) -> Any:
+        made[concept.id] += 1
+        return concept_prompts(pack, concept, seed=seed)
+
+    for module in (plan_module, planned_rounds):
+        monkeypatch.setattr(module, "concept_prompts", counted, raising=False)
+    asked = ("bird", "fish", "tree", "boat", "oven")
+    plan_rounds(open_store(store), PACK, TopUp(asked, samples=2))
+    assert sum(made.values()) <= len(PACK) + len(asked)
+
+
+def test_what_a_request_adds_is_known_before_it_is_served(store: Path) -> None:
+    request = TopUp(("bird", "fish"), samples=N_PROMPTS)
+    assert check_top_up(open_store(store), PACK, TopUp(("bird",), samples=2)).lines() == []
+    outlook = check_top_up(open_store(store), PACK, request)
+    report = top_up(store, request)
+    repeat = open_store(store).rounds(1)[1].samples().repeat
+    assert report.rows == len(repeat) == outlook.new + outlook.again
+    assert outlook.again == (repeat > 0).sum() == 12
+    (line,) = outlook.lines()
+    assert line.startswith("12 of the ")
+    assert "They are no further samples" in line
+    assert "--templates" in line
+
+
+def test_a_top_up_with_another_pack_is_refused_without_a_model(store: Path) -> None:
+    pack = replace(PACK, templates=("Tell me about {name}.",))
+    with pytest.raises(StoreMismatchError, match=r"pack digest.*with --reuse"):
+        check_top_up(open_store(store), pack, TopUp(("bird",)))
 
 
 # --- hungry.json --------------------------------------------------------------------------------
