@@ -137,10 +137,7 @@ def fit(
         int,
         _schedule(min=1, help="Samples added at the second iteration."),
     ] = 5,
-    increment: Annotated[
-        int,
-        _schedule(min=1, help="Samples added at later iterations."),
-    ] = 10,
+    increment: Annotated[int, _schedule(min=1, help="Samples added at later iterations.")] = 10,
     max_samples: Annotated[
         int,
         _schedule(min=1, help="Positive training samples at most."),
@@ -180,16 +177,20 @@ def fit(
             "--follow", help="Start while extract still runs, and end when the store is complete."
         ),
     ] = False,
+    partial_store: Annotated[
+        bool,
+        Option(
+            "--partial",
+            help="Fit what is extracted by now, marked as provisional; again replaces it.",
+        ),
+    ] = False,
     patience: Annotated[
         float,
         Option(
             min=1, metavar="SECONDS", help="With --follow: how long to wait for the next block."
         ),
     ] = 900,
-    engine: Annotated[
-        Engine,
-        _where(help="This process, or the workers of a Ray cluster."),
-    ] = "local",
+    engine: Annotated[Engine, _where(help="This process, or workers of a Ray cluster.")] = "local",
     workers: Annotated[
         int | None,
         _where(
@@ -214,6 +215,7 @@ def fit(
     of its own, and a table. Packs that are there already and would be written again just so are
     kept.
     """
+    from lenstrain.fit.follow import is_superseded
     from lenstrain.fit.train import text_settings
     from lenstrain.metrics.grade import Grade
     from lenstrain.settings import FitSettings
@@ -258,14 +260,20 @@ def fit(
         concepts=None if concept is None else tuple(concept),
         text=text_settings(settings, text_f1, **changed) if text else None,
         refine=refine,
+        partial=partial_store,
     )
-    if follow and (engine == "ray" or not grid.is_single):
+    if follow and partial_store:
+        raise BadParameter("--follow waits for the whole store, --partial does not: pass one")
+    alone = "--follow" if follow else "--partial" if partial_store else ""
+    if alone and (engine == "ray" or not grid.is_single):
         raise BadParameter(
-            "--follow fits one combination in this process: leave --engine and all others out"
+            f"{alone} fits one combination in this process: leave --engine and all others out"
         )
     if not grid.is_single:
         grid = grid.settled()  # folders are named by family
     new_engine = partial(_engine, engine, workers, address, jobs)
+    if alone:  # takes the place of provisional lenses of the same store
+        overwrite = overwrite or is_superseded(out, store)
     shown = {"overwrite": overwrite, "log_json": log_json, "json": json}
     if not grid.is_single:
         fit_combinations(grid, out, engine=new_engine, **shown, debug=debug)
@@ -307,6 +315,8 @@ def _fit_single(
         return
     for reason in pack.skipped.values():
         console.note(f"left out: {reason}")
+    if (line := grades.provisional_line(pack)) is not None:
+        grades.say(line)
     grades.say(f"{grades.summary_line(pack)}; {elapsed:.0f} s")
     grades.tell_standing(pack)
     console.say(f"written to {out}; next: lenstrain show {out}")

@@ -123,6 +123,19 @@ MORE_EXAMPLES = (
 )
 
 
+def provisional_line(pack: LensPack) -> str | None:
+    """How much of the store a pack was fitted on; None for all of it."""
+    if not pack.provenance.provisional:
+        return None
+    if (part := pack.provenance.extracted) is None:
+        return "provisional: extraction was still running, these lenses saw part of the store"
+    return (
+        f"provisional: {part['concepts']} of {part['of_concepts']} concepts, on "
+        f"{part['blocks']} of {part['of_blocks']} blocks of the store that were extracted then; "
+        "fit again when all are"
+    )
+
+
 def tell_standing(pack: LensPack) -> None:
     """What to know before these lenses are trusted, a line each."""
     if (line := natural_line(pack)) is not None:

@@ -205,8 +205,8 @@ def _row(lens: Lens) -> dict[str, Any]:
 
 
 def _print_head(folder: Path, pack: LensPack) -> None:
-    if pack.provenance.provisional:
-        console.say("provisional: extraction was still running, these lenses saw part of the store")
+    if (line := grades.provisional_line(pack)) is not None:
+        grades.say(line)
     settings = pack.provenance.settings
     console.say(
         f"{folder}: {pack.provenance.model['id']}, {pack.family} lenses, "

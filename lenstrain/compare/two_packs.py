@@ -116,6 +116,8 @@ def compare(
 def open_for(pack: LensPack, store: str) -> LensDataset:
     """A store as a pack was fitted on it: the same levels, phase, labels and negatives.
 
+    For provisional lenses, that is what of it is complete by now.
+
     Raises
     ------
     StoreError
@@ -128,6 +130,7 @@ def open_for(pack: LensPack, store: str) -> LensDataset:
         phase=settings["phase"],
         seed=settings["seed"],
         labels=None if labels is None else labels["name"],
+        partial=bool(pack.provenance.provisional),
     )
 
 

@@ -42,6 +42,16 @@ _COLUMNS = ("key", "text", "kind", "split", "n_prompt_tokens", "n_completion_tok
 Rows = NDArray[np.intp]
 
 
+class ExtractedPart(NamedTuple):
+    """How much of what a store is to hold was complete."""
+
+    blocks: int
+    of_blocks: int
+    concepts: int
+    """With every sample."""
+    of_concepts: int
+
+
 class LensDataset:
     """The complete rounds of a store, joined.
 
@@ -83,11 +93,18 @@ class LensDataset:
         self.label_set = None if labels is None else read_label_set(store, labels)
         self._rounds = _rounds_of(store, levels) if partial else _complete_rounds(store, levels)
         # Which blocks are complete is read first: others may be written while the rest is read.
+        is_complete = all(entry.is_complete for entry in self._rounds)
         self._done = [entry.complete_blocks() for entry in self._rounds]
         keys, texts = self._join()
         self._label(texts)
         if self.label_set is not None:
             self._use_label_set(self.label_set, keys)
+        self.extracted = None if is_complete else self._extracted()
+        """How much there was when it was opened; None if everything was."""
+
+    def _extracted(self) -> ExtractedPart:
+        done = np.concatenate(self._done)
+        return ExtractedPart(int(done.sum()), len(done), len(self.concepts), self.n_concepts)
 
     def _join(self) -> tuple[NDArray[np.uint8], list[list[str]]]:
         """Keep the first complete row of each sample.
@@ -417,6 +434,11 @@ def extraction_state(path: str | Path, levels: Sequence[int] | None = None) -> E
     done = sum(int(entry.complete_blocks().sum()) for entry in rounds)
     total = sum(entry.n_blocks for entry in rounds)
     return ExtractionState(done, total, all(entry.is_complete for entry in rounds))
+
+
+def header_of(path: str | Path) -> dict[str, Any]:
+    """The header of the store at `path`, as packs record it."""
+    return open_store(path).header.to_attributes()
 
 
 def stable_seed(*parts: object) -> int:

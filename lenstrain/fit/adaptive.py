@@ -221,8 +221,10 @@ def _tasks(
 ) -> tuple[list[Task], dict[str, str], tuple[str, ...]]:
     """What each concept is fitted on, why some are not, and which of these lack samples."""
     if concepts is not None and (unknown := [c for c in concepts if c not in dataset.concepts]):
+        has_part = "" if dataset.extracted is None else ", or not with all of its samples yet"
         raise SettingsError(
-            f"concept {unknown[0]!r} was not extracted into the store: see `lenscache info`"
+            f"concept {unknown[0]!r} was not extracted into the store{has_part}: see `lenscache "
+            "info`"
         )
     tasks, left_out = [], {}
     for concept in dataset.concepts if concepts is None else concepts:

@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from lenstrain.data.dataset import LensDataset, extraction_state, open_dataset
-from lenstrain.errors import StalledError, TooFewSamplesError
+from lenstrain.data.dataset import LensDataset, extraction_state, header_of, open_dataset
+from lenstrain.errors import LensPackError, StalledError, TooFewSamplesError
 from lenstrain.families.kinds import FAMILIES
 from lenstrain.fit.choice import settled
 from lenstrain.fit.train import train
@@ -80,11 +80,13 @@ def fit_following(
     Raises
     ------
     StalledError
-        If no block was completed for `patience_s`: the provisional lenses are kept.
+        If no block was completed for `patience_s`: the provisional lenses are kept, and the same
+        call goes on from there.
     SettingsError, TooFewSamplesError, LensPackExistsError
         As `fit_lenses` and `LensPack.save`.
     """
     settings, waiting, out = settings or FitSettings(), waiting or FollowSettings(), Path(out)
+    overwrite = overwrite or is_superseded(out, path)
     check_output(out, overwrite=overwrite)
     opened = partial(
         open_dataset, path, levels=levels, phase=settings.phase, seed=settings.seed, labels=labels
@@ -121,9 +123,19 @@ def fit_following(
             raise StalledError(
                 f"{path}: {state.blocks_done} of {state.blocks_total} blocks are complete and none "
                 f"was added for {waiting.patience_s:.0f} s{kept}: is `lenscache extract` still "
-                "running? Run both again to go on"
+                "running? Run both again, as they were, to go on"
             )
         time.sleep(waiting.poll_s)
+
+
+def is_superseded(out: str | Path, store: str | Path) -> bool:
+    """Whether `out` holds provisional lenses of this store, which later ones take the place of."""
+    try:
+        found = LensPack.load(out).provenance
+    except LensPackError:
+        return False
+    recorded = {key: value for key, value in found.store.items() if key != "digest"}
+    return bool(found.provisional) and recorded == header_of(store)
 
 
 def _fit_provisional(

@@ -126,5 +126,7 @@ def pack_provenance(dataset: LensDataset, settings: FitSettings) -> Provenance:
         settings=settings_to_json(settled(settings, dataset.n_concepts)),
         rounds=list(dataset.rounds),
         layers=sorted({dataset.hierarchy.levels[concept] for concept in dataset.concepts}),
+        provisional=None if dataset.extracted is None else True,
+        extracted=None if dataset.extracted is None else dataset.extracted._asdict(),
         versions={"python": platform.python_version()} | {name: version(name) for name in packages},
     )

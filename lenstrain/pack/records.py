@@ -150,7 +150,9 @@ class Provenance(Record):
     """`lenstrain.fit.settle.SharedCalibration` of its probabilities."""
     refined: bool | None = None
     provisional: bool | None = None
-    """Whether the extraction was still running."""
+    """Whether it was fitted on a part of a store, whose extraction was not finished."""
+    extracted: Mapping[str, int] | None = None
+    """`lenstrain.data.dataset.ExtractedPart`: how much of the store that part was."""
     imported: Mapping[str, Any] | None = None
     """From which program, and what is unknown for that reason."""
 

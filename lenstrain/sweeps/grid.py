@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from lenstrain.data.dataset import LensDataset, open_dataset
-from lenstrain.errors import LensPackExistsError, LenstrainError, SettingsError
+from lenstrain.errors import (
+    LensPackExistsError,
+    LenstrainError,
+    SettingsError,
+    TooFewSamplesError,
+)
 from lenstrain.fit.choice import ranges, settled
 from lenstrain.fit.train import check_family, train_targets
 from lenstrain.pack.folder import check_output
@@ -72,6 +77,8 @@ class Grid:
     text: FitSettings | None = None
     """As for `train`."""
     refine: bool = False
+    partial: bool = False
+    """Fit what is complete, though the extraction is not finished."""
 
     def __post_init__(self) -> None:
         if not (self.families and self.targets and self.model_layers):
@@ -114,14 +121,29 @@ class Grid:
         return len(self.cells) == len(self.cells[0].targets) == 1
 
     def open(self) -> LensDataset:
-        """The store as training data."""
-        return open_dataset(
+        """The store as training data.
+
+        Raises
+        ------
+        StoreIncompleteError
+            If extraction is not finished, and `partial` is not set.
+        TooFewSamplesError
+            If it is, and no concept is complete.
+        """
+        dataset = open_dataset(
             self.store,
             levels=self.levels,
             phase=self.settings.phase,
             seed=self.settings.seed,
             labels=self.labels,
+            partial=self.partial,
         )
+        if (part := dataset.extracted) is not None and not part.concepts:
+            raise TooFewSamplesError(
+                f"{self.store}: {part.blocks} of {part.of_blocks} blocks are extracted, and not "
+                f"one of {part.of_concepts} concepts has all of its samples in them: fit later"
+            )
+        return dataset
 
 
 class GridProgress(NamedTuple):

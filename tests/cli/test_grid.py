@@ -108,6 +108,8 @@ def test_a_pack_that_was_fitted_otherwise_is_refused_and_overwritten_on_request(
         (["--workers", "2"], "--engine ray"),
         (["--follow", "--f1", "0.9"], "--follow fits one combination"),
         (["--follow", "--engine", "ray"], "--follow fits one combination"),
+        (["--partial", "--f1", "0.9"], "--partial fits one combination"),
+        (["--partial", "--follow"], "--follow waits for the whole store, --partial does not"),
     ],
 )
 def test_options_that_do_not_go_together_are_a_usage_error(

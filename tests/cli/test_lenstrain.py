@@ -110,6 +110,25 @@ def test_options_reach_the_provenance(lenstrain: Run, finished_store: Path, tmp_
     )
 
 
+def test_a_part_of_a_store_is_fitted_marked_shown_and_fitted_again(
+    lenstrain: Run, interrupted_store: Path, tmp_path: Path
+) -> None:
+    out, page = tmp_path / "now", tmp_path / "page.html"
+    for _ in range(2):  # the same command again takes the place of what it wrote
+        result = lenstrain("fit", interrupted_store, "--partial", "--out", out)
+        assert result.exit_code == 0, result.stderr
+        assert "provisional: " in result.stdout
+    part = LensPack.load(out).provenance.extracted
+    assert part is not None
+    assert 0 < part["concepts"] < part["of_concepts"] == 5
+    assert 0 < part["blocks"] < part["of_blocks"]
+    told = " ".join(lenstrain("show", out).stdout.split())
+    assert f"provisional: {part['concepts']} of 5 concepts, on {part['blocks']} of" in told
+    result = lenstrain("report", out, "--store", interrupted_store, "--out", page)
+    assert result.exit_code == 0, result.stderr
+    assert page.exists()
+
+
 def test_an_unfinished_store_says_how_far_it_is_and_how_to_go_on(
     lenstrain: Run, interrupted_store: Path, tmp_path: Path
 ) -> None:

@@ -3,9 +3,11 @@ gives."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,16 @@ import pytest
 from lenscache.concepts.plan import plan_samples
 from lenscache.store.round import Round
 from lenscache.store.store import Store, create_store, open_store
+from lenstrain.compare.two_packs import open_for
 from lenstrain.data.dataset import LensDataset
-from lenstrain.errors import LensPackExistsError, SettingsError, StalledError
+from lenstrain.errors import LensPackExistsError, SettingsError, StalledError, TooFewSamplesError
 from lenstrain.fit.adaptive import FitSettings, fit_lenses
-from lenstrain.fit.follow import FollowProgress, FollowSettings, fit_following
+from lenstrain.fit.follow import FollowProgress, FollowSettings, fit_following, is_superseded
 from lenstrain.fit.to_pack import make_lens_pack
+from lenstrain.fit.train import train
 from lenstrain.pack.pack import LensPack
+from lenstrain.report import make_report
+from lenstrain.sweeps.grid import Grid
 from tests.lenstrain.conftest import make_planted_store, plant_round, planted_header, planted_pack
 
 PACK = planted_pack()
@@ -164,6 +170,86 @@ def test_an_extraction_that_stands_still_is_given_up_and_the_provisional_lenses_
     assert len(kept) > 0
     assert kept.provenance["provisional"] is True
     assert kept.provenance.calibration is None
+
+
+def test_a_follow_that_ended_early_goes_on_with_the_same_call(tmp_path: Path) -> None:
+    store = begin(tmp_path / "s", 3)
+    impatient = FollowSettings(poll_s=0.01, patience_s=0.2)
+    again = partial(fit_following, tmp_path / "s", tmp_path / "out", SETTINGS)
+    for _ in range(2):
+        with pytest.raises(StalledError, match="Run both again, as they were, to go on"):
+            again(waiting=impatient)
+    assert LensPack.load(tmp_path / "out").provenance.provisional
+    finish(store)
+    pack = again(waiting=EAGER)
+    assert LensPack.load(tmp_path / "out").provenance == pack.provenance
+    assert pack.provenance.provisional is None
+    assert pack.provenance.extracted is None
+    with pytest.raises(LensPackExistsError):  # what is whole is not replaced
+        again(waiting=EAGER)
+
+
+def test_provisional_lenses_of_another_store_are_not_replaced(tmp_path: Path) -> None:
+    begin(tmp_path / "s", 3)
+    other = dataclasses.replace(planted_header(PACK), model_fingerprint="another")
+    create_store(tmp_path / "other", other, PACK)
+    with pytest.raises(StalledError):
+        fit_following(
+            tmp_path / "s",
+            tmp_path / "out",
+            SETTINGS,
+            waiting=FollowSettings(poll_s=0.01, patience_s=0.2),
+        )
+    assert is_superseded(tmp_path / "out", tmp_path / "s")
+    assert not is_superseded(tmp_path / "out", tmp_path / "other")
+    assert not is_superseded(tmp_path / "nothing", tmp_path / "s")
+    with pytest.raises(LensPackExistsError):
+        fit_following(tmp_path / "other", tmp_path / "out", SETTINGS, waiting=EAGER)
+
+
+def test_provisional_lenses_say_of_how_much_and_can_be_reported_with_their_store(
+    tmp_path: Path,
+) -> None:
+    store = begin(tmp_path / "s", 3)
+    n_blocks = store.rounds(1)[0].n_blocks
+    dataset = LensDataset(store, partial=True)
+    pack = train(dataset, SETTINGS)
+    pack.save(tmp_path / "out")
+    loaded = LensPack.load(tmp_path / "out")
+    assert loaded.provenance.provisional is True
+    assert loaded.provenance.extracted == {
+        "blocks": 3,
+        "of_blocks": n_blocks,
+        "concepts": len(dataset.concepts),
+        "of_concepts": 9,
+    }
+    for _ in range(2):  # while it grows, and when it is complete
+        report = make_report(loaded, open_for(loaded, str(tmp_path / "s")))
+        assert report.has_store
+        assert report.about["provisional"]
+        assert any(detail.best for detail in report.details)
+        finish(store)
+
+
+def test_a_partial_fit_of_a_whole_store_is_not_marked(tmp_path: Path) -> None:
+    store = make_planted_store(tmp_path / "s", pack=PACK)
+    whole, part = (train(LensDataset(store, partial=p), SETTINGS) for p in (False, True))
+    assert part.provenance == whole.provenance
+    assert "provisional" not in part.provenance
+
+
+def test_a_part_without_a_complete_concept_is_refused(tmp_path: Path) -> None:
+    begin(tmp_path / "s", 0)
+    grid = Grid(str(tmp_path / "s"), SETTINGS, ("linear",), (0.9,), partial=True)
+    with pytest.raises(TooFewSamplesError, match=r"0 of \d+ blocks.*not one of 9 concepts"):
+        grid.open()
+
+
+def test_a_concept_that_is_not_complete_is_refused_by_name(tmp_path: Path) -> None:
+    dataset = LensDataset(begin(tmp_path / "s", 3), partial=True)
+    missing = next(c for c in ("loom", "oven", "boat") if c not in dataset.concepts)
+    with pytest.raises(SettingsError, match=f"{missing}.*or not with all of its samples yet"):
+        fit_lenses(dataset, SETTINGS, concepts=[missing])
 
 
 def test_a_folder_that_is_taken_is_refused_before_waiting(tmp_path: Path) -> None:

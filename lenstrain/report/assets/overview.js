@@ -27,7 +27,7 @@ function renderOverview(section) {
   })));
   if (about.provisional)
     section.append(el("p", { className: "warning" },
-        "Provisional: extraction was still running, these lenses saw part of the store."));
+        `Provisional: extraction was still running, these lenses saw part of the store${partOf(about.provenance)}.`));
   for (const { which, n, text } of R.warnings)
     section.append(el("p", { className: "warning" },
       el("a", { href: `#table?show=${which}` }, `${n.toLocaleString("en")} of ${R.nLenses.toLocaleString("en")}`),
@@ -40,6 +40,10 @@ function renderOverview(section) {
   perIteration(pair);
   impactTable(section);
   section.append(origin(about.provenance));
+}
+
+function partOf({ extracted: part }) {
+  return part ? `: ${part.blocks} of ${part.of_blocks} blocks, ${part.concepts} of ${part.of_concepts} concepts` : "";
 }
 
 function gradesByLevel(parent) {
