@@ -120,7 +120,7 @@ def check(
         else:
             printing.print_rules(found, f"lenscache pack check {pack}")
             if unnamed is not None:
-                printing.print_unnamed(unnamed)
+                printing.print_unnamed(unnamed, brief=True)
         head = f"{concepts.name} {concepts.version} ({concepts.digest}): {len(concepts)} concepts"
         n_examples = sum(len(concept.examples) for concept in concepts.concepts)
         console.say(f"{head}, {n_examples} examples; {len(found)} findings")

@@ -137,9 +137,11 @@ def print_summary(summary: dict[str, Any]) -> None:
         say(f"label sets: {', '.join(summary['label_sets'])}")
 
 
-def print_unnamed(unnamed: Any, say: Callable[[str], None] = console.say) -> None:
+def print_unnamed(
+    unnamed: Any, say: Callable[[str], None] = console.say, *, brief: bool = False
+) -> None:
     """Which concepts have too few texts that do not name them; nothing where all is well."""
-    for line in unnamed.lines():
+    for line in unnamed.lines(brief=brief):
         say(console.visible(line))
 
 

@@ -186,6 +186,7 @@ def tell_evidence(
     dataset: LensDataset, concepts: Sequence[str] | None, tell: Callable[[str], None]
 ) -> None:
     """Say which concepts cannot get a grade, before the work; nothing where all of them can."""
+    from lenscache.concepts.evidence import FEW_TEXTS, use_of_few_texts
     from lenstrain.data.evidence import count_texts
     from lenstrain.metrics.grade import MIN_TEXTS
 
@@ -197,6 +198,11 @@ def tell_evidence(
             f"{MIN_TEXTS} test texts that do not name the concept: {counts.no_text} have no "
             f"unnamed text, {counts.no_test_text - counts.no_text} have some and none for "
             f"testing, {counts.one_test_text} have one test text"
+        )
+    if counts.few_texts and dataset.label_set is None:
+        tell(
+            f"{counts.few_texts} of {counts.n_concepts} concepts have {FEW_TEXTS} unnamed texts or "
+            f"fewer: {use_of_few_texts()}"
         )
     if counts.no_calibration_text:
         tell(

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lenscache.concepts.pack import Concept, ConceptPack, naming
 from lenscache.concepts.plan import SPLIT_FRACTIONS, SPLITS, SamplePlan, plan_samples
@@ -21,6 +22,9 @@ from lenscache.concepts.prompts import EXAMPLE, POSITIVE
 
 MIN_TEXTS = 3
 """Distinct unnamed test texts that a grade asks for; the same as in `lenstrain.metrics.grade`."""
+
+FEW_TEXTS = 3
+"""So many unnamed texts in all, or fewer, are good to learn from and not to judge by."""
 
 _FIRST = 5  # names that are kept
 _WIDTH = 80  # columns of a line
@@ -70,6 +74,8 @@ class UnnamedTexts(NamedTuple):
     """All others that lack something."""
     has_given_splits: bool
     """Whether the pack says itself which texts are for testing."""
+    few: Lack = Lack(0, ())
+    """With 1 to `FEW_TEXTS` unnamed texts in all."""
 
     @property
     def ungraded(self) -> int:
@@ -90,11 +96,14 @@ class UnnamedTexts(NamedTuple):
             "examples_needed": examples_needed(),
         }
 
-    def lines(self) -> list[str]:
-        """For people, at most 80 columns wide; none where all is well."""
+    def lines(self, *, brief: bool = False) -> list[str]:
+        """For people, at most 80 columns wide; none where all is well.
+
+        If `brief`, what few texts are good for is left out.
+        """
         if not self.to_write + self.to_sample:
             return []
-        return [*self._found(), *self._advice()]
+        return [*self._found(), *([] if brief else self._about_few()), *self._advice()]
 
     def _found(self) -> Iterator[str]:
         if self.ungraded:
@@ -114,6 +123,11 @@ class UnnamedTexts(NamedTuple):
         if self.no_calibration.concepts:
             yield self.no_calibration.line("no unnamed calibration text")
             yield "          (no vote on the model layer; named texts choose their thresholds)"
+
+    def _about_few(self) -> Iterator[str]:
+        if self.few.concepts and not self.has_given_splits:
+            yield self.few.line(f"{FEW_TEXTS} unnamed texts or fewer")
+            yield f"          ({use_of_few_texts()})"
 
     def _advice(self) -> Iterator[str]:
         shares = "/".join(f"{100 * share:.0f}" for share in SPLIT_FRACTIONS)
@@ -172,7 +186,23 @@ def count_unnamed(pack: ConceptPack, plan: SamplePlan) -> UnnamedTexts:
         to_sample=to_sample,
         to_write=len(lacking) - to_sample,
         has_given_splits=bool(pack.splits),
+        few=where(0 < len(each) <= FEW_TEXTS for each in splits),
     )
+
+
+def use_of_few_texts() -> str:
+    """What few unnamed texts are good for, as `benchmarks/few_texts.py` found; one line."""
+    learned = np.cumsum(_splits_of_many() == SPLITS.index("train"))[:FEW_TEXTS].tolist()
+    numbers, uses = (", ".join(map(str, each)) for each in (range(1, FEW_TEXTS + 1), learned))
+    return f"of {numbers} the fit learns from {uses}; none judges: docs/grades.md"
+
+
+@cache
+def _splits_of_many() -> NDArray[np.uint8]:
+    """Splits of many unnamed examples; those of the first n do not depend on what follows them."""
+    many = tuple(map(str, range(10 * MIN_TEXTS * len(SPLITS))))
+    concept = Concept("concept", "concept", 0, examples=many)
+    return plan_samples(ConceptPack("pack", "1", (concept,), prompts="examples")).split
 
 
 @cache
@@ -181,10 +211,7 @@ def examples_needed() -> int:
 
     So many, and no fewer, put `MIN_TEXTS` of them into the test split and one into calibration.
     """
-    many = tuple(map(str, range(10 * MIN_TEXTS * len(SPLITS))))
-    concept = Concept("concept", "concept", 0, examples=many)
-    # The splits of the first n do not depend on what follows them.
-    split = plan_samples(ConceptPack("pack", "1", (concept,), prompts="examples")).split
+    split = _splits_of_many()
     enough = (np.cumsum(split == _TEST) >= MIN_TEXTS) & (np.cumsum(split == _CALIBRATION) >= 1)
     return int(np.argmax(enough)) + 1
 

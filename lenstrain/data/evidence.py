@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lenscache.concepts.evidence import FEW_TEXTS
 from lenscache.concepts.plan import SPLITS
 from lenstrain.data.dataset import CALIBRATION, TEST, LensDataset
 from lenstrain.metrics.grade import MIN_TEXTS
@@ -30,6 +31,8 @@ class TextCounts(NamedTuple):
     """With fewer than `MIN_TEXTS` there: the status of their lenses is "ungraded" at best."""
     no_calibration_text: int
     """Without one in the calibration split: they have no vote on the model layer."""
+    few_texts: int = 0
+    """With 1 to `FEW_TEXTS` in all splits together: good to learn from, not to judge by."""
 
 
 def count_texts(dataset: LensDataset, concepts: Sequence[str] | None = None) -> TextCounts:
@@ -42,14 +45,15 @@ def count_texts(dataset: LensDataset, concepts: Sequence[str] | None = None) -> 
     chosen = [concept for concept in dataset.concepts if concepts is None or concept in concepts]
     counts = np.array([unnamed_texts(dataset, concept) for concept in chosen], np.intp)
     by_split = counts.reshape(len(chosen), len(SPLITS))
-    test = by_split[:, TEST]
+    test, total = by_split[:, TEST], by_split.sum(axis=1)
     return TextCounts(
         n_concepts=len(chosen),
-        no_text=int((by_split.sum(axis=1) == 0).sum()),
+        no_text=int((total == 0).sum()),
         no_test_text=int((test == 0).sum()),
         one_test_text=int((test == 1).sum()),
         too_few_test_texts=int((test < MIN_TEXTS).sum()),
         no_calibration_text=int((by_split[:, CALIBRATION] == 0).sum()),
+        few_texts=int(((total > 0) & (total <= FEW_TEXTS)).sum()),
     )
 
 

@@ -11,6 +11,7 @@ from lenstrain.metrics.grade import MIN_TEXTS
 from lenstrain.pack.pack import LensPack
 from tests.cli.conftest import Run
 from tests.cli.test_lenscache import assert_one_line_error, tree
+from tests.packs import small_pack
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +247,20 @@ def test_fit_says_before_and_after_which_concepts_can_have_no_grade_and_what_to_
         if (entry := json.loads(line))["event"] == "message"
     ]
     assert [message in " ".join(before.split()) for message in messages] == [True] * 3
+
+
+def test_fit_says_what_few_unnamed_texts_are_good_for(
+    lenstrain: Run, lenscache: Run, extract_options: list[str], tmp_path: Path
+) -> None:
+    pack = small_pack(n_examples=12).to_dict()
+    pack["concepts"][2]["examples"] = pack["concepts"][2]["examples"][:3]
+    (tmp_path / "p.json").write_text(json.dumps(pack))
+    options = [*extract_options, "--pack", str(tmp_path / "p.json"), "--level", "1"]
+    assert lenscache("extract", tmp_path / "s", *options).exit_code == 0
+    result = lenstrain("fit", tmp_path / "s", "--out", tmp_path / "l")
+    told = " ".join(result.stderr.split())
+    use = "of 1, 2, 3 the fit learns from 1, 1, 2; none judges: docs/grades.md"
+    assert f"1 of 5 concepts have 3 unnamed texts or fewer: {use}" in told
 
 
 def test_fit_counts_the_concepts_that_it_is_asked_for(

@@ -150,6 +150,29 @@ def test_the_lines_say_how_many_what_status_and_what_to_do() -> None:
     ]
 
 
+def test_what_few_texts_are_good_for_is_said_where_concepts_have_so_few() -> None:
+    found = counted(
+        *(concept(name, n) for n, name in enumerate(("owl", "fox", "elk", "bee", "ant")))
+    )
+    assert found.few == Lack(3, ("fox", "elk", "bee"))
+    lines = found.lines()
+    at = lines.index("       3  3 unnamed texts or fewer: fox, elk, bee")
+    use = "of 1, 2, 3 the fit learns from 1, 1, 2; none judges: docs/grades.md"
+    assert lines[at + 1] == f"          ({use})"
+    assert max(map(len, lines)) <= 80
+    assert "none judges" not in " ".join(counted(concept("owl", 4)).lines())
+    assert found.lines(brief=True) == [*lines[:at], *lines[at + 2 :]]
+
+
+@pytest.mark.parametrize(("n", "learned"), [(1, 1), (2, 1), (3, 2)])
+def test_the_fit_learns_from_as_many_of_few_texts_as_is_said(n: int, learned: int) -> None:
+    pack = ConceptPack("one", "1", (concept("owl", n),))
+    plan = plan_samples(pack)
+    unnamed = [split for text, split in zip(plan.texts, plan.split, strict=True) if "lwo" in text]
+    assert len(unnamed) == n
+    assert unnamed.count(SPLITS.index("train")) == learned
+
+
 def test_a_lack_of_calibration_texts_alone_is_said_too() -> None:
     texts = SENTENCES[:12]
     splits = {"train": texts[:8], "test": texts[8:], "calibration": ("Another one.",)}

@@ -76,8 +76,10 @@ def test_concepts_are_counted_by_what_they_lack(poor: LensDataset) -> None:
         one_test_text=int((counts[:, TEST] == 1).sum()),
         too_few_test_texts=3,
         no_calibration_text=int((counts[:, CALIBRATION] == 0).sum()),
+        few_texts=int(((counts.sum(axis=1) > 0) & (counts.sum(axis=1) <= 3)).sum()),
     )
     assert count_texts(poor) == expected
+    assert expected.few_texts >= 1
     assert expected.no_calibration_text >= 2
     assert expected.one_test_text >= 1
     assert count_texts(poor, ["none"]) == TextCounts(1, 1, 1, 0, 1, 1)
