@@ -279,8 +279,11 @@ def bare_lenses() -> Iterator[None]:
         def __init__(self, *_: Any) -> None:
             pass
 
+        def shuffled(self, *_: Any) -> None:
+            pass
+
         def measure(
-            self, _trainer: Any, _features: Any, tasks: Sequence[TaskRows], *_: Any
+            self, _draws: Any, tasks: Sequence[TaskRows], _counts: Any
         ) -> list[MeasuredControls]:
             return [MeasuredControls({}, "", nobody) for _ in tasks]
 
@@ -330,9 +333,9 @@ def train(
         logits = fit(rows, task.training.targets[:end], C)
         chosen = deciding(task, LEVEL_SETTINGS)
         threshold = decide(chosen, logits(held_out[CALIBRATION][chosen.rows]), LEVEL_SETTINGS)
-        step = judge(
-            task, logits(rows), threshold, logits(held_out[TEST]), LEVEL_SETTINGS, iteration
-        )
+        test = logits(held_out[TEST])
+        own, among = test[task.drawn(TEST).rows], test[task.dataset.sampled_rows[TEST]]
+        step = judge(task, logits(rows), threshold, own, among, LEVEL_SETTINGS, iteration)
         if iteration == task.last_iteration or LEVEL_SETTINGS.graduates(step, iteration):
             return step
     raise AssertionError("unreachable")

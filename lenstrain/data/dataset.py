@@ -31,11 +31,14 @@ from lenscache.store.round import Round
 from lenscache.store.store import Store, open_store
 from lenscache.terms import Phase
 from lenstrain.data.background import Background
+from lenstrain.data.sampling import spread_sample
 from lenstrain.errors import SettingsError
 from lenstrain.settings import PhaseChoice
 
 TRAIN, CALIBRATION, TEST = range(len(SPLITS))
 
+SAMPLED_ROWS = 8192
+"""Rows of a split that lenses are judged among as they train; see `LensDataset.sampled_rows`."""
 _SPAN_BYTES = 64 * 2**20
 _COLUMNS = ("key", "text", "kind", "split", "n_prompt_tokens", "n_completion_tokens", "temperature")
 
@@ -272,6 +275,11 @@ class LensDataset:
     def _has_examples_alone(self) -> bool:
         return bool((self.kind == EXAMPLE).all())
 
+    @property
+    def has_two_classes(self) -> bool:
+        """Whether its texts are labelled in two classes, as those of a binary labelled set."""
+        return self._has_examples_alone and self.n_concepts <= 2
+
     @cached_property
     def background(self) -> Background | None:
         """Vectors of texts that express no concept; None if the store has none that is complete."""
@@ -307,6 +315,25 @@ class LensDataset:
         """The places of each split in `split_order`."""
         ends = np.cumsum(np.bincount(self.split[self.vector_sample], minlength=len(SPLITS)))
         return tuple(slice(int(start), int(end)) for start, end in pairwise([0, *ends]))
+
+    @cached_property
+    def sampled_rows(self) -> tuple[Rows, ...]:
+        """For each split, rows counted from its first that lenses are judged among as they train.
+
+        All of them, or `SAMPLED_ROWS` that are spread evenly over the concepts, so that to judge a
+        lens costs as much in a store of 5,000 concepts as in one of 500.
+        """
+        concept = np.full(self.n_samples, -1)
+        for number, rows in enumerate(self.positive_rows.values()):
+            concept[rows] = number
+        return tuple(
+            spread_sample(
+                concept[self.samples_by_split[rows]],
+                SAMPLED_ROWS,
+                np.random.default_rng(stable_seed("sampled rows", self.seed, split)),
+            )
+            for split, rows in enumerate(self.split_slices)
+        )
 
     def vectors(self, model_layer: int, place: Rows | None = None) -> NDArray[np.float32]:
         """(vectors, hidden) raw activations of one model layer.

@@ -54,6 +54,7 @@ class Features:
         self.natural: torch.Tensor | None = None
         """(vectors, features) texts of no concept to judge by."""
         self.finite = np.ones(Z.shape[0], np.bool_) if finite is None else finite
+        self._samples: dict[int, Matrix] = {}
 
     @classmethod
     def of_model_layers(
@@ -139,21 +140,43 @@ class Features:
 
         A product with 4 columns costs as much as with 60, so linear lenses are put side by side.
         """
-        wide, rows = side_by_side(fits), self.dataset.split_slices[split]
-        step = _SLICE if self._is_on_cpu else max(1, rows.stop - rows.start)
-        starts = range(rows.start, rows.stop, step)
-        slices = [slice(start, min(start + step, rows.stop)) for start in starts]
+        return self._product(fits, self.Z[self.dataset.split_slices[split]], pool)
+
+    def sampled_logits(
+        self, fits: Sequence[Scores], split: int, pool: Executor | None = None
+    ) -> NDArray[np.float64]:
+        """(lenses, rows) as `logits`, on `LensDataset.sampled_rows`."""
+        return self._product(fits, self._sampled(split), pool)
+
+    def _sampled(self, split: int) -> Matrix:
+        if split not in self._samples:
+            here, rows = self.dataset.split_slices[split], self.dataset.sampled_rows[split]
+            is_all = len(rows) == here.stop - here.start
+            self._samples[split] = self.Z[here] if is_all else self.rows_of(split, rows)
+        return self._samples[split]
+
+    def _product(
+        self, fits: Sequence[Scores], Z: Matrix, pool: Executor | None
+    ) -> NDArray[np.float64]:
+        wide = side_by_side(fits)
+        step = _SLICE if self._is_on_cpu else max(1, Z.shape[0])
+        slices = [slice(start, start + step) for start in range(0, Z.shape[0], step)]
 
         def of(some: slice) -> NDArray[np.float64]:
-            return np.vstack([decide(self.Z[some]).T for decide in wide])
+            return np.vstack([decide(Z[some]).T for decide in wide])
 
         return np.hstack([*(pool.map if pool else map)(of, slices)])
 
+    def rows_of(self, split: int, rows: Rows) -> Matrix:
+        """(rows, features) some rows of a split, counted from its first."""
+        chosen = self.dataset.split_slices[split].start + rows
+        return (
+            self.Z[torch.from_numpy(chosen)] if isinstance(self.Z, torch.Tensor) else self.Z[chosen]
+        )
+
     def logits_of(self, fit: Scores, number: int, split: int, rows: Rows) -> NDArray[np.float64]:
         """(rows,) logits of one lens of a fit on a few rows of a split; for many see `logits`."""
-        chosen = self.dataset.split_slices[split].start + rows
-        Z = self.Z[torch.from_numpy(chosen)] if isinstance(self.Z, torch.Tensor) else self.Z[chosen]
-        return fit.some([number]).decision_function(Z)[:, 0]
+        return fit.some([number]).decision_function(self.rows_of(split, rows))[:, 0]
 
     @property
     def _is_on_cpu(self) -> bool:

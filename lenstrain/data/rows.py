@@ -174,20 +174,53 @@ class TaskRows:
         logits : (rows of the split,)
         which : the positives that do not name the concept, those that do, or all.
         """
-        sides = self.sides(split)
-        chosen = sides.positives
-        if which != "all":
-            chosen = chosen[sides.is_unnamed == (which == "unnamed")]
-        own = logits[chosen]
+        sides, (chosen, texts) = self.sides(split), self.chosen(split, which)
+        own = logits[sides.positives[chosen]]
         # Negatives below all positives, nearly all of them, do not count.
         lowest = own.min(initial=np.inf)  # NaN if there is one among them
         reaching = sides.is_negative
         if not np.isnan(lowest):
             reaching = reaching & (logits >= lowest)
-        texts = self._texts(split)[chosen]
         return rank_positives(
             own, texts, logits[reaching], sides.n_negative, sides.n_negative_texts
         )
+
+    def ranked_in_sample(
+        self,
+        split: int,
+        own: NDArray[np.float64],
+        sampled: NDArray[np.float64],
+        which: Which = "unnamed",
+    ) -> Ranked:
+        """Its positives ranked among a sample of what it is judged by.
+
+        Parameters
+        ----------
+        own : (positive rows of the split,) logits.
+        sampled : (rows of `LensDataset.sampled_rows`,) logits.
+        """
+        chosen, texts = self.chosen(split, which)
+        negative = sampled[self.sampled_negatives(split)]
+        n_texts = min(self.sides(split).n_negative_texts, len(negative))
+        return rank_positives(own[chosen], texts, negative, len(negative), n_texts)
+
+    def sampled_negatives(self, split: int) -> NDArray[np.bool_]:
+        """(rows of `LensDataset.sampled_rows`,) which of them are negatives."""
+        return self.sides(split).is_negative[self.dataset.sampled_rows[split]]
+
+    def counted(self, split: int) -> Which:
+        """The positives that a lens is judged by in a split: those that do not name the concept; of
+        the calibration split, where there are none, all."""
+        has_any = split == TEST or self.sides(split).is_unnamed.any()
+        return "unnamed" if has_any else "all"
+
+    def chosen(self, split: int, which: Which) -> tuple[NDArray[np.bool_], Rows]:
+        """(positive rows of the split,) which of them count, and the text of each of these."""
+        sides = self.sides(split)
+        every = np.ones(len(sides.positives), np.bool_)
+        chosen = every if which == "all" else sides.is_unnamed == (which == "unnamed")
+        samples = _samples(self.dataset, split)[sides.positives[chosen]]
+        return chosen, self.dataset.text_number[samples]
 
     def ranked_among_natural(
         self, test: NDArray[np.float64], natural: NDArray[np.float64]
@@ -199,11 +232,10 @@ class TaskRows:
         test : (rows of the test split,) logits.
         natural : (background vectors to judge by,) logits, see `LensDataset.background`.
         """
-        sides, source = self.sides(TEST), self.dataset.background
-        chosen = sides.positives[sides.is_unnamed]
+        (chosen, texts), source = self.chosen(TEST, "unnamed"), self.dataset.background
+        own = test[self.sides(TEST).positives[chosen]]
         n_texts = 0 if source is None else source.n_texts
-        texts = self._texts(TEST)[chosen]
-        return rank_positives(test[chosen], texts, natural, len(natural), n_texts)
+        return rank_positives(own, texts, natural, len(natural), n_texts)
 
     def score(
         self, split: int, logits: NDArray[np.float64], prevalence: float, which: Which = "unnamed"

@@ -1,37 +1,45 @@
 """What a lens has to beat: shuffled labels, a random direction, text length, the prompt's words.
 
-A concept whose prompts are longer than others', or that is always named, gets a good lens from any
-model. The controls are judged exactly as the lens is, on the same rows (Hewitt and Liang,
+    training texts, all of them --means of classes--> text length, words of the prompt: a lens each
+    rows of a chunk of concepts, labels shuffled --the family's own fit--> lenses of no concept
+    random directions, the same for all concepts ----------------------> lenses of no concept
+
+A concept whose prompts are longer than others', or whose texts share words, gets a good lens from
+any model. So controls are judged on the texts that the lens is judged on (Hewitt and Liang,
 "Designing and Interpreting Probes with Control Tasks", 2019).
+
+What a single random lens gets on three test texts is luck. So those of all concepts that are fitted
+together judge each of them: the score of such a control is the mean over these draws, and a lead
+over it is one over all of them. What reads texts learns from all negatives, not from those that
+were drawn for a lens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import product
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
-from lenstrain.data.dataset import CALIBRATION, TEST, LensDataset, stable_seed
+from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Rows, stable_seed
 from lenstrain.data.features import Features
 from lenstrain.data.rows import TaskRows
 from lenstrain.data.words import word_features
 from lenstrain.families.contract import Scores, Trainer
-from lenstrain.families.linear import LinearFit, LinearTrainer
+from lenstrain.families.linear import LinearFit
 from lenstrain.fit.fitted import Control
-from lenstrain.fit.measure import calibration_score, decide, deciding
-from lenstrain.metrics.score import Ranked
-from lenstrain.metrics.thresholds import classify
+from lenstrain.metrics.score import Ranked, rank_draws
 from lenstrain.settings import FitSettings
 
 CONTROLS = ("shuffled labels", "random direction", "text length", "words of the prompt")
 
-_WORDS_C = 10.0  # in the middle of what text lenses choose from
-_LENGTH_C = 1.0
+_DIRECTIONS = 32
+_SHUFFLES = 8  # at least, where few concepts are fitted together
 
 
 class MeasuredControls(NamedTuple):
@@ -52,12 +60,12 @@ class Controls:
         self.dataset, self.settings = dataset, settings
 
     @cached_property
-    def words(self) -> Features:
+    def words(self) -> _OfTexts:
         """TF-IDF of the prompts."""
-        return word_features(self.dataset, self.dataset.texts)[0]
+        return _OfTexts(word_features(self.dataset, self.dataset.texts)[0])
 
     @cached_property
-    def lengths(self) -> Features:
+    def lengths(self) -> _OfTexts:
         """Logarithm of each text's length in tokens, and its square: texts of a concept may be of
         middling length."""
         dataset, samples = self.dataset, self.dataset.samples_by_split
@@ -69,96 +77,216 @@ class Controls:
         )
         length = np.log1p(counts.astype(np.float32))
         centred = length - length.mean()
-        return Features.of_dense(dataset, np.stack([centred, centred**2], axis=1))
+        return _OfTexts(Features.of_dense(dataset, np.stack([centred, centred**2], axis=1)))
 
     def measure(
+        self,
+        draws: tuple[Draws, Draws],
+        tasks: Sequence[TaskRows],
+        counts: Sequence[int],
+    ) -> list[MeasuredControls]:
+        """All controls of some lenses.
+
+        Parameters
+        ----------
+        draws : lenses of shuffled labels, and random directions.
+        tasks : the concept of each lens.
+        counts : how many of its training rows each lens learned.
+        """
+        shuffled, directions = draws
+        learned = [
+            task.training.rows[:count][task.training.targets[:count]]
+            for task, count in zip(tasks, counts, strict=True)
+        ]
+        by_control = (
+            shuffled.judge(tasks),
+            directions.judge(tasks, directions.pointing_at(learned)),
+            self.lengths.judge(tasks, learned),
+            self.words.judge(tasks, learned),
+        )
+        return [
+            self._with_best(dict(zip(CONTROLS, ranked, strict=True)))
+            for ranked in zip(*by_control, strict=True)
+        ]
+
+    def _with_best(self, ranked: dict[str, _BySplit]) -> MeasuredControls:
+        prevalence = self.settings.prevalence
+        chosen_by = {name: each.calibration.score(prevalence) for name, each in ranked.items()}
+        best = max(CONTROLS, key=lambda name: np.nan_to_num(chosen_by[name], nan=-1.0))
+        scores = {name: Control(each.test.score(prevalence)) for name, each in ranked.items()}
+        return MeasuredControls(scores, best, ranked[best].test)
+
+    def shuffled(
         self,
         trainer: Trainer,
         features: Features,
         tasks: Sequence[TaskRows],
-        which: Sequence[int],
-        counts: Sequence[int],
         strengths: Sequence[float],
-    ) -> list[MeasuredControls]:
-        """All controls of some concepts.
+    ) -> Draws:
+        """Lenses of all rows of some concepts with shuffled labels, each as often as it takes.
 
         Parameters
         ----------
         trainer : holds the rows of `tasks`, with their Gram matrices: shuffled labels are more
             right-hand sides.
-        which : numbers of the concepts in `trainer`, one for each of `tasks`.
-        counts : how many of its rows each concept's lens learned.
-        strengths : inverse L2 strength of each lens.
+        strengths : inverse L2 strength of each concept's lens.
         """
-        learned = [*zip(tasks, counts, strict=True)]
-        rows = [task.training.rows[:count] for task, count in learned]
-        targets = [task.training.targets[:count] for task, count in learned]
+        times = -(-_SHUFFLES // len(tasks))
+        targets = [self._shuffle(task, time) for time in range(times) for task in tasks]
+        which, counts = [*range(len(tasks))] * times, [*map(len, tasks)] * times
+        return Draws(features, trainer.fit(which, counts, [*strengths] * times, targets))
 
-        def fit_alone(other: Features, C: float) -> LinearFit:
-            return LinearTrainer(other.Z, rows, targets).path([C])[
-                0
-            ]  # compared with, never shipped
-
-        shuffled = [self._shuffled(task, count) for task, count in learned]
-        of_features: dict[str, Scores] = {
-            "shuffled labels": trainer.fit(which, counts, strengths, shuffled),
-            "random direction": self._random_directions(features, tasks, rows, targets),
-        }
-        fits: list[tuple[Features, dict[str, Scores]]] = [
-            (features, of_features),
-            (self.lengths, {"text length": fit_alone(self.lengths, _LENGTH_C)}),
-            (self.words, {"words of the prompt": fit_alone(self.words, _WORDS_C)}),
-        ]
-        measured: list[dict[str, tuple[float, Ranked, Control]]] = [{} for _ in tasks]
-        prevalence = self.settings.prevalence
-        for seen, named in fits:
-            test, calibration = (seen.logits([*named.values()], s) for s in (TEST, CALIBRATION))
-            for column, (name, number) in enumerate(product(named, range(len(tasks)))):
-                task, drawn, logits = tasks[number], tasks[number].drawn(TEST), test[column]
-                held, chosen = deciding(task, self.settings), calibration[column]
-                threshold = decide(held, chosen[held.rows], self.settings)
-                ranked = task.ranked(TEST, logits)
-                f1 = classify(drawn.y, logits[drawn.rows], threshold).f1
-                control = Control(ranked.score(prevalence), f1)
-                by = calibration_score(task, chosen, prevalence)
-                measured[number][name] = by, ranked, control
-        return [_with_best(each) for each in measured]
-
-    def _shuffled(self, task: TaskRows, count: int) -> NDArray[np.bool_]:
+    def _shuffle(self, task: TaskRows, time: int) -> NDArray[np.bool_]:
         """Targets of the rows, shuffled among samples: both phases of a sample stay alike."""
-        samples, target = task.training.samples[:count], task.training.targets[:count]
+        samples, target = task.training.samples, task.training.targets
         distinct, first, place = np.unique(samples, return_index=True, return_inverse=True)
-        rng = np.random.default_rng(stable_seed("shuffled", self.settings.seed, task.task.concept))
+        seed = stable_seed("shuffled", self.settings.seed, task.task.concept, time)
+        rng = np.random.default_rng(seed)
         return np.asarray(target[first][rng.permutation(len(distinct))][place])
 
-    def _random_directions(
-        self,
-        features: Features,
-        tasks: Sequence[TaskRows],
-        rows: Sequence[NDArray[np.intp]],
-        targets: Sequence[NDArray[np.bool_]],
-    ) -> LinearFit:
-        """A direction for each concept, along which its training positives lie above its
-        negatives."""
-        Z, weight = features.Z, np.empty((len(tasks), features.Z.shape[1]))
-        for number, (task, chosen, target) in enumerate(zip(tasks, rows, targets, strict=True)):
-            seed = stable_seed("direction", self.settings.seed, task.task.concept)
-            direction = np.random.default_rng(seed).normal(size=weight.shape[1])
-            direction /= np.sqrt(weight.shape[1])
-            part = Z[torch.from_numpy(chosen)] if isinstance(Z, torch.Tensor) else Z[chosen]
-            along = _unfitted(direction[None]).decision_function(part)[:, 0]
-            is_right = along[target].mean() >= along[~target].mean()
-            weight[number] = direction if is_right else -direction
-        return _unfitted(weight)
+
+class _BySplit(NamedTuple):
+    """What a control makes of the texts that a lens is judged on."""
+
+    calibration: Ranked
+    test: Ranked
+
+
+_HELD_OUT = (CALIBRATION, TEST)
+
+
+class Draws:
+    """Lenses that know nothing of any concept, judged on the texts of each."""
+
+    def __init__(self, features: Features, fit: Scores) -> None:
+        self._features, self.fit = features, fit
+        self._sampled = {split: features.sampled_logits([fit], split) for split in _HELD_OUT}
+        self._sorted = {split: np.sort(logits) for split, logits in self._sampled.items()}
+        self._every = np.arange(len(self._sampled[TEST]))
+
+    @cached_property
+    def _mean(self) -> NDArray[np.float64]:
+        """(lenses,) mean logit of all training rows."""
+        training = self._features.Z[self._features.dataset.split_slices[TRAIN]]
+        mean = _sums(training)[None] / training.shape[0]
+        return np.asarray(self.fit.decision_function(mean)[0])
+
+    def pointing_at(self, learned: Sequence[Rows]) -> list[Rows]:
+        """For each concept, of each random direction and its opposite, the one along which its
+        training rows `learned` lie above the mean of all training rows."""
+        mean, own = self._mean, _logits_of_each(self._features, self.fit, TRAIN, learned)
+        first = np.arange(len(mean) // 2)
+        return [
+            np.where((logits.mean(axis=1) >= mean)[: len(first)], first, first + len(first))
+            for logits in own
+        ]
+
+    def judge(
+        self, tasks: Sequence[TaskRows], chosen: Sequence[Rows] | None = None
+    ) -> list[_BySplit]:
+        """What the lenses make of the texts of some concepts; `chosen` are some of the lenses, for
+        each concept."""
+        chosen = chosen or [self._every] * len(tasks)
+        calibration, test = (self._judge(tasks, chosen, split) for split in _HELD_OUT)
+        return [*map(_BySplit, calibration, test)]
+
+    def _judge(self, tasks: Sequence[TaskRows], chosen: Sequence[Rows], split: int) -> list[Ranked]:
+        positives = [task.sides(split).positives for task in tasks]
+        own = _logits_of_each(self._features, self.fit, split, positives)
+        return [
+            self._ranked(task, split, lenses, logits[lenses])
+            for task, lenses, logits in zip(tasks, chosen, own, strict=True)
+        ]
+
+    def _ranked(
+        self, task: TaskRows, split: int, lenses: Rows, logits: NDArray[np.float64]
+    ) -> Ranked:
+        counted, texts = task.chosen(split, task.counted(split))
+        own, negative = logits[:, counted], task.sampled_negatives(split)
+        apart = np.sort(self._sampled[split][np.ix_(lenses, ~negative)])
+        above = [
+            (len(every) - np.searchsorted(every, its))
+            - (len(others) - np.searchsorted(others, its))
+            for every, others, its in zip(
+                (self._sorted[split][lens] for lens in lenses), apart, own, strict=True
+            )
+        ]
+        n_rows = int(negative.sum())
+        n_texts = min(task.sides(split).n_negative_texts, n_rows)
+        return rank_draws(own, texts, np.array(above).reshape(own.shape), n_rows, n_texts)
+
+
+def random_directions(features: Features, seed: int) -> Draws:
+    """Random directions, then their opposites."""
+    width = features.Z.shape[1]
+    rng = np.random.default_rng(stable_seed("directions", seed, width))
+    weight = rng.normal(size=(_DIRECTIONS, width)) / np.sqrt(width)
+    return Draws(features, _unfitted(np.concatenate([weight, -weight])))
+
+
+class _OfTexts:
+    """Lenses that read texts instead of activations: by the means of a concept's training texts
+    and of all others, each feature over its variance."""
+
+    def __init__(self, features: Features) -> None:
+        self._features = features
+        self._training: Any = features.Z[features.dataset.split_slices[TRAIN]]
+        self._total = _sums(self._training)
+        squares = self._training * self._training
+        n = self._training.shape[0]
+        variance = _sums(squares) / n - (self._total / n) ** 2
+        scale = variance + variance.mean()
+        self._scale = np.where(scale > 0, scale, 1.0)  # texts may all be of one length
+
+    def judge(self, tasks: Sequence[TaskRows], learned: Sequence[Rows]) -> list[_BySplit]:
+        """What they make of the texts of some concepts, whose lenses learned some rows."""
+        fit = self._fit([task.apart for task in tasks], learned)
+        calibration, test = (self._judge(fit, tasks, split) for split in _HELD_OUT)
+        return [*map(_BySplit, calibration, test)]
+
+    def _judge(self, fit: LinearFit, tasks: Sequence[TaskRows], split: int) -> list[Ranked]:
+        sampled = self._features.sampled_logits([fit], split)
+        positives = [task.sides(split).positives for task in tasks]
+        own = _logits_of_each(self._features, fit, split, positives)
+        return [
+            task.ranked_in_sample(split, own[i][i], sampled[i], task.counted(split))
+            for i, task in enumerate(tasks)
+        ]
+
+    def _fit(self, apart: Sequence[Rows], learned: Sequence[Rows]) -> LinearFit:
+        n_rest = np.array([self._training.shape[0] - len(rows) for rows in apart])
+        rest = (self._total - self._sums_of(apart)) / np.maximum(n_rest, 1)[:, None]
+        mean = self._sums_of(learned) / np.array([*map(len, learned)])[:, None]
+        return _unfitted((mean - rest) / self._scale)
+
+    def _sums_of(self, rows: Sequence[Rows]) -> NDArray[np.float64]:
+        """(concepts, features) sums of some training rows of each concept."""
+        numbers = np.repeat(np.arange(len(rows)), [*map(len, rows)])
+        shape = len(rows), self._training.shape[0]
+        ones = np.ones(len(numbers), np.float32)
+        chosen = csr_array((ones, (numbers, np.concatenate(rows))), shape)
+        dense = isinstance(self._training, torch.Tensor)
+        found = chosen @ (self._training.cpu().numpy() if dense else self._training)
+        return np.asarray(found if dense else found.toarray(), np.float64)
+
+
+def _logits_of_each(
+    features: Features, fit: Scores, split: int, rows: Sequence[Rows]
+) -> list[NDArray[np.float64]]:
+    """For each concept, (lenses, rows) logits of all lenses on its rows of a split."""
+    logits = fit.decision_function(features.rows_of(split, np.concatenate(rows))).T
+    ends = np.cumsum([0, *map(len, rows)])
+    return [logits[:, start:end] for start, end in pairwise(ends)]
+
+
+def _sums(matrix: Any) -> NDArray[np.float64]:
+    """(features,) sums over the rows of a tensor or a sparse matrix."""
+    if isinstance(matrix, torch.Tensor):
+        return np.asarray(matrix.sum(0, dtype=torch.float64).cpu())
+    return np.asarray(matrix.sum(0), np.float64).ravel()
 
 
 def _unfitted(weight: NDArray[np.float64]) -> LinearFit:
     """Weights (lenses, features) as a fit, without biases."""
     n = len(weight)
     return LinearFit(weight, np.zeros(n), [], np.ones(n, np.bool_))
-
-
-def _with_best(measured: dict[str, tuple[float, Ranked, Control]]) -> MeasuredControls:
-    best = max(CONTROLS, key=lambda name: np.nan_to_num(measured[name][0], nan=-1.0))
-    controls = {name: control for name, (_, _, control) in measured.items()}
-    return MeasuredControls(controls, best, measured[best][1])

@@ -29,7 +29,6 @@ class Control(NamedTuple):
     """What something that knows nothing of the concept gets on the same samples."""
 
     score: float
-    test_f1: float
 
 
 class ProbabilityQuality(NamedTuple):

@@ -13,7 +13,7 @@ of a chunk than with all sixty.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, groupby, repeat
@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, stable_seed
 from lenstrain.data.features import Features
-from lenstrain.data.rows import TaskRows, training_classes
+from lenstrain.data.rows import HeldOut, TaskRows, training_classes
 from lenstrain.families.contract import Fitted, Job, PathTrainer, Trainer
 from lenstrain.families.kinds import FAMILIES
 from lenstrain.families.linear import LinearFit
 from lenstrain.fit.choice import best_for_each, calibration_scores, settled
-from lenstrain.fit.controls import Controls
+from lenstrain.fit.controls import Controls, random_directions
 from lenstrain.fit.directions import steering_directions
 from lenstrain.fit.fitted import FittedLens
 from lenstrain.fit.measure import decide, deciding, judge, measure
@@ -45,7 +45,7 @@ BACKGROUND_WEIGHT = 0.25
 """Share of texts of no concept in the mean negative (`benchmarks/quality.py`)."""
 BACKGROUND_WEIGHT_OF_NAMES = 0.1
 """The same of a concept whose training texts all name it."""
-_DECIDED = 16  # lenses that a core finds the thresholds of before it takes the next
+_SOME = 16  # lenses that a core takes at a time
 
 
 class IterationTime(NamedTuple):
@@ -174,8 +174,6 @@ class _Ended(NamedTuple):
     number: int
     """Of the lens in the fit."""
     threshold: float
-    test: NDArray[np.float64]
-    """(rows of the test split,) logits."""
 
 
 class AdaptiveTraining:
@@ -216,6 +214,7 @@ class AdaptiveTraining:
         iteration cost."""
         with cores(self.jobs) as pool:
             self._shared = self._share(pool)
+            self._directions = random_directions(self.features, self.settings.seed)
             strengths = strengths or self._choose_strengths(pool)
             for wave in self.waves:
                 for found in self._train(self._chunks(wave, strengths, pool), pool, times):
@@ -339,48 +338,72 @@ class AdaptiveTraining:
         """Judge the lenses of some fits; those that are the last of their concept."""
         lenses = [(fit, number) for fit in fits for number in range(len(fit.places))]
         thresholds = self._thresholds(fits, lenses, pool)
-        test = self.features.logits([fit.fitted for fit in fits], TEST, pool)
+        sampled = self.features.sampled_logits([fit.fitted for fit in fits], TEST, pool)
+        drawn = self._drawn(lenses, sampled, pool)
         ended = []
         # Not shared out: it is Python's own work, of which threads do one at a time.
-        for (fit, number), threshold, logits in zip(lenses, thresholds, test, strict=True):
+        for (fit, number), threshold, own, among in zip(
+            lenses, thresholds, drawn, sampled, strict=True
+        ):
             run, training_logits = fit.run(number), fit.fitted.training_logits[number]
-            step = judge(run.rows, training_logits, threshold, logits, self.settings, iteration)
+            step = judge(run.rows, training_logits, threshold, own, among, self.settings, iteration)
             if run.record(step):
-                ended.append(_Ended(fit, number, threshold, logits))
+                ended.append(_Ended(fit, number, threshold))
         return ended
+
+    def _drawn(
+        self, lenses: Sequence[tuple[_Fit, int]], sampled: NDArray[np.float64], pool: Executor
+    ) -> list[NDArray[np.float64]]:
+        """For each lens, its logits on the rows drawn for it of the test split."""
+        test = self.features.dataset.split_slices[TEST]
+        if sampled.shape[1] == test.stop - test.start:  # the sample is everything
+            held = [fit.run(number).rows.drawn(TEST) for fit, number in lenses]
+            return [logits[its.rows] for its, logits in zip(held, sampled, strict=True)]
+        found = self._on_few_rows(lenses, lambda rows: rows.drawn(TEST), TEST, pool)
+        return [logits for _, logits in found]
 
     def _thresholds(
         self, fits: Sequence[_Fit], lenses: Sequence[tuple[_Fit, int]], pool: Executor
-    ) -> Iterable[float]:
-        settings = self.settings
-        # For a false positive rate nearly all rows count: one product for all lenses.
-        if settings.fpr is not None:
+    ) -> list[float]:
+        def held(rows: TaskRows) -> HeldOut:
+            return deciding(rows, self.settings)
+
+        if self.settings.fpr is None:
+            found = self._on_few_rows(lenses, held, CALIBRATION, pool)
+        else:  # nearly all rows count: one product for all lenses
             every = self.features.logits([fit.fitted for fit in fits], CALIBRATION, pool)
-            judged = (deciding(fit.run(number).rows, settings) for fit, number in lenses)
+            judged = [held(fit.run(number).rows) for fit, number in lenses]
+            found = [(its, logits[its.rows]) for its, logits in zip(judged, every, strict=True)]
+        return [decide(rows, logits, self.settings) for rows, logits in found]
+
+    def _on_few_rows(
+        self,
+        lenses: Sequence[tuple[_Fit, int]],
+        which: Callable[[TaskRows], HeldOut],
+        split: int,
+        pool: Executor,
+    ) -> list[tuple[HeldOut, NDArray[np.float64]]]:
+        """For each lens, a few rows of a split and its logits there."""
+
+        def on(some: Sequence[tuple[_Fit, int]]) -> list[tuple[HeldOut, NDArray[np.float64]]]:
+            held = [which(fit.run(number).rows) for fit, number in some]
             return [
-                decide(held, logits[held.rows], settings)
-                for held, logits in zip(judged, every, strict=True)
+                (its, self.features.logits_of(fit.fitted, number, split, its.rows))
+                for its, (fit, number) in zip(held, some, strict=True)
             ]
 
-        def on_few_rows(some: Sequence[tuple[_Fit, int]]) -> list[float]:
-            found = []
-            for fit, number in some:
-                held = deciding(fit.run(number).rows, settings)
-                logits = self.features.logits_of(fit.fitted, number, CALIBRATION, held.rows)
-                found.append(decide(held, logits, settings))
-            return found
-
-        parts = [lenses[start : start + _DECIDED] for start in range(0, len(lenses), _DECIDED)]
-        return chain.from_iterable(pool.map(on_few_rows, parts))
+        parts = [lenses[start : start + _SOME] for start in range(0, len(lenses), _SOME)]
+        return [*chain.from_iterable(pool.map(on, parts))]
 
     def _keep(self, ended: Sequence[_Ended], pool: Executor, iteration: int) -> None:
         """Measure lenses that are the last of their concept."""
         for some in _blocks(ended, lambda _: 1):
             lenses = [each.fit.fitted.some([each.number]) for each in some]
+            test = self.features.logits(lenses, TEST, pool)
             calibration = self.features.logits(lenses, CALIBRATION, pool)
             natural = self.features.natural_logits(lenses)
             by_model_layer = self._scores_by_model_layer(some, pool)
-            found = pool.map(self._measure, some, calibration, natural)
+            found = pool.map(self._measure, some, test, calibration, natural)
             for each, lens, scores in zip(some, found, by_model_layer, strict=True):
                 lens.score_by_model_layer = scores
                 fit, place = each.fit, each.fit.places[each.number]
@@ -408,9 +431,13 @@ class AdaptiveTraining:
         return scores
 
     def _measure(
-        self, ended: _Ended, calibration: NDArray[np.float64], natural: NDArray[np.float64]
+        self,
+        ended: _Ended,
+        test: NDArray[np.float64],
+        calibration: NDArray[np.float64],
+        natural: NDArray[np.float64],
     ) -> FittedLens:
-        fit, number, threshold, test = ended
+        fit, number, threshold = ended
         run, C = fit.run(number), fit.chunk.C[fit.places[number]]
         return measure(
             run.rows,
@@ -429,18 +456,15 @@ class AdaptiveTraining:
     def _finish(self, chunk: _Chunk) -> list[list[FittedLens]]:
         """Controls and directions for all lenses of a chunk at once, and its lenses."""
         runs, ends = chunk.runs, sorted(chunk.ends, key=lambda end: (end.place, end.n_rows))
-        which = [end.place for end in ends]
-        tasks, strengths = [runs[i].rows for i in which], [chunk.C[i] for i in which]
-        counts = [end.n_rows for end in ends]
-        controls = self.controls.measure(
-            chunk.trainer, self.features, tasks, which, counts, strengths
-        )
         every = [run.rows for run in runs]
+        shuffled = self.controls.shuffled(chunk.trainer, self.features, every, chunk.C)
+        tasks, counts = [runs[end.place].rows for end in ends], [end.n_rows for end in ends]
+        controls = self.controls.measure((shuffled, self._directions), tasks, counts)
         directions = steering_directions(self.features, every, self.model_layers)
         for end, found in zip(ends, controls, strict=True):
             lens = end.lens
             lens.controls, lens.directions = found.controls, directions[end.place]
-            seed = stable_seed("lead", self.settings.seed, lens.concept)
+            seed = stable_seed("lead", lens.concept)
             lens.best_control = found.best
             lens.lead = lens.graded.lead_over(found.ranked, self.settings.prevalence, seed=seed)
         for run in runs:

@@ -45,21 +45,26 @@ def judge(
     rows: TaskRows,
     training_logits: NDArray[np.float64],
     threshold: float,
-    test: NDArray[np.float64],
+    drawn: NDArray[np.float64],
+    sampled: NDArray[np.float64],
     settings: FitSettings,
     iteration: int,
 ) -> Iteration:
     """What one iteration is worth; cheap, and done after every one of them.
 
+    The score is that among a sample of the test split where that is large, see
+    `LensDataset.sampled_rows`; that of the lens which is kept is measured among all rows.
+
     Parameters
     ----------
     training_logits : (training rows of the iteration,)
-    test : (rows of the test split,) logits.
+    drawn : (its own rows of the test split,) logits, see `TaskRows.drawn`.
+    sampled : (rows of `LensDataset.sampled_rows`,) logits.
     """
-    training, drawn = rows.training, rows.drawn(TEST)
+    training, own = rows.training, rows.drawn(TEST)
     train_f1 = classify(training.targets[: len(training_logits)], training_logits, threshold).f1
-    test_f1 = classify(drawn.y, test[drawn.rows], threshold).f1
-    score = rows.score(TEST, test, settings.prevalence)
+    test_f1 = classify(own.y, drawn, threshold).f1
+    score = rows.ranked_in_sample(TEST, drawn[own.y], sampled).score(settings.prevalence)
     grade = "ungraded" if lack_of_texts(rows.n_graded) else Grade.of(score).value
     counts = training.n_positives[iteration - 1], training.n_negatives[iteration - 1]
     return Iteration(*counts, train_f1, test_f1, score, grade, False)
@@ -83,7 +88,7 @@ def measure(
     task, dataset, prevalence = rows.task, features.dataset, settings.prevalence
     test, calibration = logits[TEST], logits[CALIBRATION]
     drawn, judged = rows.drawn(TEST), rows.judged(TEST)
-    seed = stable_seed("measure", settings.seed, task.concept)
+    seed = stable_seed("measure", task.concept)  # other lenses, the same draws: they are paired
     own, unrelated = rows.drawn(CALIBRATION), rows.judged(CALIBRATION)
     negative = calibration[unrelated.rows[~unrelated.y]]
     noise = NoiseFloor(float(negative.mean()), float(negative.std()))
@@ -130,5 +135,4 @@ def measure(
 
 def calibration_score(rows: TaskRows, logits: NDArray[np.float64], prevalence: float) -> float:
     """Score on the unnamed calibration samples; on all of them where there are none."""
-    score = rows.score(CALIBRATION, logits, prevalence)
-    return rows.score(CALIBRATION, logits, prevalence, "all") if np.isnan(score) else score
+    return rows.score(CALIBRATION, logits, prevalence, rows.counted(CALIBRATION))

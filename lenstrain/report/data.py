@@ -315,8 +315,7 @@ def _detail(
 
 def _controls(lens: Lens) -> list[list[Any]]:
     return [
-        [name, _figure(control.get("score")), _figure(control.get("test_f1"))]
-        for name, control in lens.metrics.controls.items()
+        [name, _figure(control.get("score"))] for name, control in lens.metrics.controls.items()
     ]
 
 

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from lenscache.concepts.pack import Concept
-from lenstrain.data.dataset import LensDataset
+from lenscache.store.store import Store
+from lenstrain.data.dataset import TEST, LensDataset
+from lenstrain.data.features import Features
+from lenstrain.data.rows import TaskRows
+from lenstrain.data.tasks import draw_task
 from lenstrain.fit.adaptive import FitResult, FitSettings, fit_lenses
-from lenstrain.fit.controls import CONTROLS
+from lenstrain.fit.controls import CONTROLS, random_directions
 from tests.lenstrain.conftest import BRANCHES, Planting, make_planted_store, planted_pack
 
 SETTINGS = FitSettings(model_layers=(1,))
@@ -44,6 +48,42 @@ def test_controls_do_not_depend_on_activations_where_they_read_texts(
     for one, other in zip(a.lenses, b.lenses, strict=True):
         for control in ("text length", "words of the prompt"):
             assert one.controls[control] == other.controls[control]
+
+
+def test_controls_that_read_texts_learn_from_all_negatives_whichever_were_drawn(
+    planted_store: Store,
+) -> None:
+    settings = dataclasses.replace(SETTINGS, initial_samples=200)
+    a, b = (
+        fit_lenses(LensDataset(planted_store, seed=seed), dataclasses.replace(settings, seed=seed))
+        for seed in (0, 1)
+    )
+    for one, other in zip(a.lenses, b.lenses, strict=True):
+        for control in ("text length", "words of the prompt"):
+            assert one.controls[control] == other.controls[control]
+
+
+def test_a_random_control_is_the_mean_of_many_draws_so_another_seed_hardly_changes_it(
+    planted: LensDataset,
+) -> None:
+    settings = dataclasses.replace(SETTINGS, initial_samples=200)
+    a, b = (fit_lenses(planted, dataclasses.replace(settings, seed=seed)) for seed in (0, 1))
+    for one, other in zip(a.lenses, b.lenses, strict=True):
+        for control in ("shuffled labels", "random direction"):
+            assert abs(one.controls[control].score - other.controls[control].score) < 0.06
+
+
+def test_a_random_direction_is_ranked_as_any_lens_would_be(planted: LensDataset) -> None:
+    task = TaskRows(
+        planted, draw_task(planted, planted.concepts[0], SETTINGS.n_negatives), SETTINGS
+    )
+    features = Features.of_model_layers(planted, (1,))
+    draws = random_directions(features, 0)
+    chosen = np.array([0, 3, 5])
+    (found,) = draws.judge([task], [chosen])
+    logits = features.logits([draws.fit], TEST)
+    expected = [task.ranked(TEST, logits[number]).score() for number in chosen]
+    assert found.test.score() == pytest.approx(np.mean(expected))
 
 
 @pytest.fixture(scope="module")

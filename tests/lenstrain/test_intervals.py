@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lenstrain.metrics.score import (
     REFERENCE_PREVALENCE,
     Interval,
+    rank_draws,
     rank_positives,
     rank_texts,
     ranking,
@@ -192,3 +193,44 @@ def test_without_a_class_there_is_no_lead() -> None:
     nothing = rank_texts(np.zeros(5, np.bool_), np.arange(5.0), np.arange(5))
     assert np.isnan(nothing.lead_over(nothing))
     assert np.isnan(nothing.interval()).all()
+
+
+# --- several draws of what is compared with -----------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 99), st.integers(1, 6), st.booleans())
+def test_draws_are_ranked_one_by_one_ties_included(seed: int, n: int, tied: bool) -> None:
+    rng = np.random.default_rng(seed)
+    positives, negatives = rng.normal(size=(4, n)), rng.normal(size=(4, 30))
+    if tied:
+        positives, negatives = positives.round(), negatives.round()
+    texts = np.arange(n)
+    above = (negatives[:, None, :] >= positives[:, :, None]).sum(axis=2)
+    found = rank_draws(positives, texts, above, 30, 30)
+    alone = [
+        rank_positives(own, texts, among, 30, 30).score()
+        for own, among in zip(positives, negatives, strict=True)
+    ]
+    assert found.score() == pytest.approx(np.mean(alone))
+
+
+def test_a_lead_over_draws_that_are_alike_is_that_over_one_of_them() -> None:
+    rng = np.random.default_rng(0)
+    texts, negatives = np.arange(5), rng.normal(size=900)
+    own = rank_positives(rng.normal(size=5) + 3, texts, negatives, 900, 900)
+    positives = rng.normal(size=5) + 1
+    one = rank_positives(positives, texts, negatives, 900, 900)
+    above = np.array([(negatives >= its).sum() for its in positives])
+    many = rank_draws(np.tile(positives, (7, 1)), texts, np.tile(above, (7, 1)), 900, 900)
+    assert own.lead_over(many) == pytest.approx(own.lead_over(one))
+
+
+def test_a_lead_counts_negatives_of_a_sample_for_as_many_as_there_are() -> None:
+    rng = np.random.default_rng(0)
+    texts, negatives = np.arange(5), rng.normal(size=900)
+    own = rank_positives(rng.normal(size=5) + 3, texts, negatives, 900, 900)
+    positives = rng.normal(size=5) + 1
+    every = rank_positives(positives, texts, negatives, 900, 900)
+    third = every._replace(cuts=every.cuts._replace(above=every.cuts.above / 3), n_rows=300)
+    assert own.lead_over(third) == pytest.approx(own.lead_over(every))
