@@ -153,8 +153,7 @@ Fpr = Annotated[
         min=0.0,
         max=1.0,
         metavar="SHARE",
-        help="Set each threshold to let through this share of unrelated samples. "
-        "Default: the best F1.",
+        help="Set each threshold to let through this share of unrelated samples.",
     ),
 ]
 StoreOption = Annotated[

@@ -13,6 +13,7 @@ from lenstrain.metrics.score import REFERENCE_PREVALENCE
 Validation = Literal["advisory", "blocking", "falloff"]
 PhaseChoice = Literal["both", "prompt", "completion"]
 Stage = Literal["choosing model layers", "fitting", "fitting text lenses", "refining", "checking"]
+ThresholdRule = Literal["auto", "f1", "accuracy", "fpr"]
 FamilyName = Literal["auto", "linear", "mlp", "discriminant", "mean-difference", "ensemble", "text"]
 
 
@@ -69,9 +70,12 @@ class FitSettings:
     background_weight: float | None = None
     """Share that texts of no concept, where the store has any, have in the mean negative of
     "discriminant"; None for 0.25, and 0.1 of a concept whose training texts all name it."""
+    threshold: ThresholdRule = "auto"
+    """What decision thresholds are chosen for: the best F1 or accuracy on the concept's own
+    calibration samples, both classes alike in prevalence, or a false positive rate. "auto" is "fpr"
+    where `fpr` is given, "accuracy" for texts that are labelled in two classes, else "f1"."""
     fpr: float | None = None
-    """Share of all unrelated calibration samples that the decision threshold may let through; None
-    for the threshold with the best F1 on the concept's own calibration samples."""
+    """Share of all unrelated calibration samples that the decision threshold may let through."""
     beyond_graduation: bool = True
     """Whether to go on after graduation, for the record, as long as other modes would have."""
     phase: PhaseChoice = "both"
@@ -101,6 +105,13 @@ class FitSettings:
             )
         if self.fpr is not None and not 0 < self.fpr < 1:
             raise SettingsError(f"the false-positive rate is {self.fpr}, expected between 0 and 1")
+        if (self.threshold == "fpr" and self.fpr is None) or (
+            self.threshold in ("f1", "accuracy") and self.fpr is not None
+        ):
+            raise SettingsError(
+                f"threshold is {self.threshold!r} and fpr {self.fpr}: a threshold for a false "
+                "positive rate takes both, any other none"
+            )
         if self.max_samples < self.initial_samples:
             raise SettingsError(
                 f"max_samples {self.max_samples} is below initial_samples {self.initial_samples}"
@@ -127,6 +138,7 @@ class FitSettings:
         for what, choices in (
             ("validation", get_args(Validation)),
             ("family", get_args(FamilyName)),
+            ("threshold", get_args(ThresholdRule)),
         ):
             if (value := getattr(self, what)) not in choices:
                 raise SettingsError(f"{what} is {value!r}, expected {', '.join(choices)}")

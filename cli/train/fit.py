@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Phase = Literal["both", "prompt", "completion"]
 Validation = Literal["advisory", "blocking", "falloff"]
 MinGrade = Literal["A", "B"]
+Threshold = Literal["auto", "f1", "accuracy", "fpr"]
 # typer takes no list of literals.
 Family = StrEnum(
     "Family",
@@ -106,6 +107,13 @@ def fit(
         Option(help="Whether a low grade holds graduation back: never, always, or less and less."),
     ] = "advisory",
     min_grade: Annotated[MinGrade, Option(help="Grade that blocking validation asks for.")] = "B",
+    threshold: Annotated[
+        Threshold,
+        Option(
+            help="What thresholds are chosen for; fpr with --fpr. Default: accuracy for texts "
+            "that are labelled in two classes, else f1."
+        ),
+    ] = "auto",
     fpr: options.Fpr = None,
     background_weight: Annotated[
         float | None,
@@ -237,6 +245,7 @@ def fit(
         background_weight=background_weight,
         unit_norm=unit_norm,
         n_model_layers=n_model_layers,
+        threshold=threshold,
         fpr=fpr,
         beyond_graduation=beyond,
         phase=phase,

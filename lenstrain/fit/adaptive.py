@@ -122,7 +122,8 @@ def fit_targets(
     SettingsError, TooFewSamplesError
         As `fit_lenses`.
     """
-    tell, settings = on_progress or (lambda _: None), settled(settings, dataset.n_concepts)
+    tell = on_progress or (lambda _: None)
+    settings = settled(settings, dataset.n_concepts, has_two_classes=dataset.has_two_classes)
     wanted = [replace(settings, target_f1=target) for target in targets]
     if not wanted:
         raise SettingsError("no target F1 to train for: name at least one")
@@ -184,7 +185,7 @@ def fit_again(
     ----------
     strengths : inverse L2 strength of each concept.
     """
-    settings = settled(settings, dataset.n_concepts)
+    settings = settled(settings, dataset.n_concepts, has_two_classes=dataset.has_two_classes)
     features, controls = _features(dataset, model_layers, settings)[0], Controls(dataset, settings)
     once = [replace(settings, beyond_graduation=False)]
     training = AdaptiveTraining(features, tasks, model_layers, once, controls, jobs, {})

@@ -19,7 +19,7 @@ from lenstrain.families.contract import Scores
 from lenstrain.families.kinds import FAMILIES, Family
 from lenstrain.families.linear import LinearTrainer
 from lenstrain.parallel import chunks_by_size, in_parallel
-from lenstrain.settings import FitProgress, FitSettings, OnProgress
+from lenstrain.settings import FitProgress, FitSettings, OnProgress, ThresholdRule
 
 _MIDDLE_STRENGTH = 0.1  # for choosing the model layer, before the strength is chosen
 # Average precision at 1 % depends on the few best negatives, and a calibration split is small. At
@@ -36,11 +36,19 @@ MANY_CONCEPTS = 30
 three (`benchmarks/RESULTS.md`)."""
 
 
-def settled(settings: FitSettings, n_concepts: int) -> FitSettings:
-    """The settings with the family that "auto" stands for in a store of so many concepts.
+def settled(
+    settings: FitSettings, n_concepts: int, *, has_two_classes: bool | None = None
+) -> FitSettings:
+    """The settings with what "auto" stands for in a store of so many concepts.
 
-    It is "linear" below `MANY_CONCEPTS`, and where an L2 strength is asked for.
+    The family is "linear" below `MANY_CONCEPTS`, and where an L2 strength is asked for. Thresholds
+    are chosen for accuracy where texts are labelled in two classes: there, to call a negative a
+    negative counts as much. `has_two_classes` is None where that is not known yet.
     """
+    if settings.threshold == "auto" and has_two_classes is not None:
+        rule: ThresholdRule = "accuracy" if has_two_classes else "f1"
+        rule = rule if settings.fpr is None else "fpr"
+        settings = replace(settings, threshold=rule)
     if settings.family != "auto":
         return settings
     is_shared = n_concepts >= MANY_CONCEPTS and settings.C is None

@@ -30,6 +30,7 @@ class AtThreshold(NamedTuple):
     f1: float
     precision: float
     recall: float
+    accuracy: float
     f1_unnamed: float
     """Of positives that do not name the concept, against the same negatives; NaN without any."""
     f1_named: float
@@ -131,10 +132,10 @@ def _measure(drawn: Drawn, threshold: float, rate: float) -> AtThreshold:
         some = kept | ~y
         return classify(y[some], logits[some], threshold).f1 if kept.any() else np.nan
 
-    f1, precision, recall = classify(y, logits, threshold)
+    found = classify(y, logits, threshold)
     by_name = f1_of(is_unnamed), f1_of(y & ~is_unnamed)
     in_natural = float((natural >= threshold).mean()) if len(natural) else np.nan
-    return AtThreshold(f1, precision, recall, *by_name, rate, in_natural)
+    return AtThreshold(*found, *by_name, rate, in_natural)
 
 
 def _deviation(noise: NoiseFloor) -> float:

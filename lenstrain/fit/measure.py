@@ -20,7 +20,7 @@ from lenstrain.fit.fitted import FittedLens
 from lenstrain.metrics.calibrators import CalibrationRows
 from lenstrain.metrics.grade import Grade, lack_of_texts
 from lenstrain.metrics.score import ranking
-from lenstrain.metrics.thresholds import best_threshold, classify, threshold_for_fpr
+from lenstrain.metrics.thresholds import Best, best_threshold, classify, threshold_for_fpr
 from lenstrain.pack.lens import Iteration, NoiseFloor
 from lenstrain.pack.records import LensMetrics
 from lenstrain.settings import FitSettings
@@ -37,7 +37,8 @@ def deciding(rows: TaskRows, settings: FitSettings) -> HeldOut:
 def decide(held: HeldOut, logits: NDArray[np.float64], settings: FitSettings) -> float:
     """The decision threshold, by the logits of the rows that `deciding` names."""
     if settings.fpr is None:
-        return best_threshold(held.y, logits)
+        best: Best = "accuracy" if settings.threshold == "accuracy" else "f1"
+        return best_threshold(held.y, logits, best)
     return threshold_for_fpr(held.y, logits, settings.fpr)
 
 

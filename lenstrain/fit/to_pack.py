@@ -79,6 +79,7 @@ def _metrics(lens: FittedLens) -> LensMetrics:
         test_f1=lens.test_f1,
         test_f1_unnamed=cut.f1_unnamed,
         test_f1_named=cut.f1_named,
+        test_accuracy=cut.accuracy,
         precision=cut.precision,
         recall=cut.recall,
         false_positive_rate=cut.false_positive_rate,
@@ -123,7 +124,9 @@ def pack_provenance(dataset: LensDataset, settings: FitSettings) -> Provenance:
         labels=labels,
         background=None if background is None else {"texts_to_judge_by": background.n_texts},
         grading_rule=RULE,
-        settings=settings_to_json(settled(settings, dataset.n_concepts)),
+        settings=settings_to_json(
+            settled(settings, dataset.n_concepts, has_two_classes=dataset.has_two_classes)
+        ),
         rounds=list(dataset.rounds),
         layers=sorted({dataset.hierarchy.levels[concept] for concept in dataset.concepts}),
         provisional=None if dataset.extracted is None else True,

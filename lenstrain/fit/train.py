@@ -93,7 +93,7 @@ def train_targets(
         As `train`.
     """
     tell, start = on_progress or (lambda _: None), time.perf_counter()
-    settings = settled(settings, dataset.n_concepts)
+    settings = settled(settings, dataset.n_concepts, has_two_classes=dataset.has_two_classes)
     check_family(settings.family, text=text is not None, refine=refine)
     own = dataset
     if settings.family == "text":

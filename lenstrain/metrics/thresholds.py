@@ -1,8 +1,8 @@
-"""Where to cut logits: F1, the threshold of the best F1, and that of a false positive rate."""
+"""Where to cut logits: by the best F1, the best accuracy, or a false positive rate."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,15 @@ class Classification(NamedTuple):
     f1: float
     precision: float
     recall: float
+    accuracy: float
+
+
+Best = Literal["f1", "accuracy"]
+"""What a threshold makes as high as it can be, both classes alike in prevalence."""
 
 
 def classify(y: NDArray[np.bool_], logits: NDArray[np.float64], threshold: float) -> Classification:
-    """F1, precision and recall of `logits >= threshold` at a prevalence of one half.
+    """F1, precision, recall and accuracy of `logits >= threshold` at a prevalence of one half.
 
     Negatives cost nothing here, so there are more of them than positives, and F1 would depend on
     how many. Weighting the classes alike gives the F1 of a balanced test set with the precision of
@@ -32,11 +37,17 @@ def classify(y: NDArray[np.bool_], logits: NDArray[np.float64], threshold: float
     n_negative = len(y) - n_positive
     false_rate = (n_passed - found) / n_negative if n_negative else np.nan
     precision = recall / (recall + false_rate) if recall else 0.0
-    return Classification(2 * recall / (recall + false_rate + 1), precision, recall)
+    f1, accuracy = 2 * recall / (recall + false_rate + 1), (recall + 1 - false_rate) / 2
+    return Classification(f1, precision, recall, accuracy)
 
 
-def best_threshold(y: NDArray[np.bool_], logits: NDArray[np.float64]) -> float:
-    """The logit that maximises F1 as `classify` defines it; among equals the one nearest to 0."""
+def best_threshold(y: NDArray[np.bool_], logits: NDArray[np.float64], best: Best = "f1") -> float:
+    """The logit that maximises F1 or accuracy as `classify` defines them; among equals the one
+    nearest to 0.
+
+    F1 does not count negatives that are told right: on overlapping classes it takes a lower
+    threshold than accuracy does.
+    """
     order = np.argsort(logits)
     ascending = logits[order]
     positives_below = np.concatenate([[0], np.cumsum(y[order])])
@@ -48,9 +59,10 @@ def best_threshold(y: NDArray[np.bool_], logits: NDArray[np.float64]) -> float:
     # In the arithmetic of `classify`: what ties there must tie here.
     recall = (n_positive - positives_below[below]) / n_positive
     false_rate = (n_negative - (below - positives_below[below])) / n_negative
-    f1 = 2 * recall / (recall + false_rate + 1)
-    best = cuts[f1 == f1.max()]
-    return float(best[np.abs(best).argmin()])
+    f1, accuracy = 2 * recall / (recall + false_rate + 1), (recall + 1 - false_rate) / 2
+    worth = f1 if best == "f1" else accuracy
+    equal = cuts[worth == worth.max()]
+    return float(equal[np.abs(equal).argmin()])
 
 
 def threshold_for_fpr(y: NDArray[np.bool_], logits: NDArray[np.float64], fpr: float) -> float:

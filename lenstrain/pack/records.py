@@ -70,6 +70,8 @@ class LensMetrics(Record):
     """At its threshold, both classes alike in prevalence; so are precision and recall."""
     test_f1_unnamed: float | None = None
     test_f1_named: float | None = None
+    test_accuracy: float | None = None
+    """None in packs of before it was measured."""
     train_f1: float = math.nan
     precision: float = math.nan
     recall: float = math.nan
@@ -93,7 +95,7 @@ class LensMetrics(Record):
     score_by_model_layer: Mapping[str, float] | None = None
     """Calibration scores at the model layers, as text, that it was chosen from."""
     controls: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """`score` and `test_f1` of each control."""
+    """`score` of each control."""
     unbeaten_controls: Sequence[str] = ()
     best_control: str | None = None
     """By the calibration split."""

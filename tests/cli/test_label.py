@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lenstrain.pack.pack import LensPack
 from tests.cli.conftest import Run
 from tests.packs import small_pack
 
@@ -74,6 +75,23 @@ def test_lenses_of_a_label_set_are_fitted_without_the_model(
         "digest": added["digest"],
         "source": "topics.csv",
     }
+
+
+def test_thresholds_of_two_classes_are_chosen_for_accuracy_unless_asked_otherwise(
+    lenscache: Run, lenstrain: Run, store: Path, topics: Path, tmp_path: Path
+) -> None:
+    lenscache("label", store, topics, "--name", "t", "--label", "topic")
+    rules = {}
+    for name, more in (("auto", []), ("f1", ["--threshold", "f1"]), ("fpr", ["--fpr", "0.05"])):
+        out = tmp_path / name
+        lenstrain("fit", store, "--labels", "t", "--out", out, *more)
+        pack = LensPack.load(out)
+        rules[name] = pack.provenance.settings["threshold"]
+        assert all(0 <= (lens.metrics.test_accuracy or -1) <= 1 for lens in pack)
+    assert rules == {"auto": "accuracy", "f1": "f1", "fpr": "fpr"}
+    refused = lenstrain("fit", store, "--threshold", "fpr", "--out", tmp_path / "none")
+    assert refused.exit_code == 1
+    assert "takes both" in refused.stderr
 
 
 def test_an_unknown_label_set_is_one_line(lenstrain: Run, store: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import (
     average_precision_score,
+    balanced_accuracy_score,
     f1_score,
     precision_score,
     recall_score,
@@ -15,7 +16,7 @@ from sklearn.metrics import (
 
 from lenstrain.metrics.grade import Grade
 from lenstrain.metrics.score import ranking, score_interval
-from lenstrain.metrics.thresholds import best_threshold, classify, threshold_for_fpr
+from lenstrain.metrics.thresholds import Best, best_threshold, classify, threshold_for_fpr
 
 Judged = tuple[NDArray[np.bool_], NDArray[np.float64]]
 
@@ -355,20 +356,35 @@ def test_f1_is_sklearns_on_a_balanced_set() -> None:
     )
 
 
+@pytest.mark.parametrize("best", ["f1", "accuracy"])
 @given(judgements())
-def test_best_threshold_beats_every_other(judged: Judged) -> None:
+def test_best_threshold_beats_every_other(best: Best, judged: Judged) -> None:
     y, logits = judged
-    best = classify(y, logits, best_threshold(y, logits)).f1
+    found = getattr(classify(y, logits, best_threshold(y, logits, best)), best)
     cuts = [*np.unique(logits), logits.max() + 1]
-    assert best == pytest.approx(max(classify(y, logits, cut).f1 for cut in cuts), abs=1e-12)
+    every = [getattr(classify(y, logits, cut), best) for cut in cuts]
+    assert found == pytest.approx(max(every), abs=1e-12)
 
 
+@pytest.mark.parametrize("best", ["f1", "accuracy"])
 @given(judgements())
-def test_best_threshold_is_0_where_0_is_as_good(judged: Judged) -> None:
+def test_best_threshold_is_0_where_0_is_as_good(best: Best, judged: Judged) -> None:
     y, logits = judged
-    threshold = best_threshold(y, logits)
-    at_zero, at_best = classify(y, logits, 0.0).f1, classify(y, logits, threshold).f1
+    threshold = best_threshold(y, logits, best)
+    at_zero, at_best = (getattr(classify(y, logits, cut), best) for cut in (0.0, threshold))
     assert threshold == 0.0 or at_best > at_zero
+
+
+def test_the_threshold_for_accuracy_of_overlapping_classes_is_higher_and_more_accurate() -> None:
+    y, logits = overlapping(2000, shift=1.0, share=0.5)
+    of_f1, of_accuracy = (best_threshold(y, logits, best) for best in ("f1", "accuracy"))
+    assert of_accuracy > of_f1 + 0.2
+    new, by_accuracy = overlapping(2000, shift=1.0, share=0.5, seed=1), []
+    for threshold in (of_f1, of_accuracy):
+        by_accuracy.append(classify(*new, threshold).accuracy)
+        expected = balanced_accuracy_score(new[0], new[1] >= threshold)
+        assert by_accuracy[-1] == pytest.approx(expected)
+    assert by_accuracy[1] > by_accuracy[0] + 0.01
 
 
 def test_best_threshold_lies_between_the_classes() -> None:

@@ -131,12 +131,13 @@ def check(
     natural: NDArray[np.float64],
 ) -> None:
     """All metrics at a threshold, from the raw logits."""
-    f1, precision, recall = classify(y, logits, threshold)
+    f1, precision, recall, accuracy = classify(y, logits, threshold)
     without_named, without_unnamed = ~y | is_unnamed, ~is_unnamed
     expected = {
         "f1": f1,
         "precision": precision,
         "recall": recall,
+        "accuracy": accuracy,
         "f1_unnamed": classify(y[without_named], logits[without_named], threshold).f1,
         "f1_named": classify(y[without_unnamed], logits[without_unnamed], threshold).f1,
         "false_positive_rate": float((unrelated >= threshold).mean()),

@@ -1,6 +1,6 @@
 const FIGURES = {
   score_by_phase: "score",
-  train_f1: "train F1", precision: "precision on test samples", recall: "recall on test samples",
+  train_f1: "train F1", test_accuracy: "test accuracy", precision: "precision on test samples", recall: "recall on test samples",
   false_positive_rate: "share of unrelated samples it fires on",
       average_precision: "average precision, as in the store",
   auroc: "AUROC", score_all: "score on all test samples, named or not", score_unnamed: "score on unnamed samples", brier: "Brier score (0 is best)",
