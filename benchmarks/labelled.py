@@ -67,6 +67,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lenscache.concepts.importers.labelled import LabelledColumns, import_labelled
+from lenscache.concepts.importers.tables import TableFormat
 from lenscache.concepts.plan import SPLITS
 from lenscache.errors import LenscacheError
 from lenscache.extract import ExtractSettings, extract
@@ -230,7 +231,10 @@ def make_dataset(
         writer = csv.writer(file)
         writer.writerow(["text", "label", "split"])
         writer.writerows(texts.rows)
-    imported = import_labelled(source, LabelledColumns(split="split", concept=texts.name))
+    # a text of several lines may hold one that looks like a row
+    table = TableFormat(quoting="csv")
+    columns = LabelledColumns(split="split", concept=texts.name)
+    imported = import_labelled(source, columns, table)
     for line in imported.report.lines():
         if not line.startswith("read:"):
             print(f"  {line}")

@@ -3,7 +3,7 @@ unknown.
 
     python benchmarks/quality.py [--model smollm2-135m] [--quick] [--families linear mlp]
                                  [--background FILE|N] [--learn N ...] [--natural FOLDER]
-                                 [--work DIR] [--json FILE]
+                                 [--public FOLDER] [--work DIR] [--json FILE]
 
 The foundation pack is extracted in prompt mode (levels 0-3, with `--quick` 0-2) with a background
 of texts of no concept (`--background`, 0 for none) and fitted with every family, on all training
@@ -20,12 +20,15 @@ noise      grades of 200 concepts of sentences that were drawn by lot
 ece        expected calibration error of the test samples of all lenses together, classes alike;
            without bins (`smooth`), of lenses that share nothing (`alone`), and at the prevalence
            that the test split has; Brier scores, their difference with its interval
-changed    share of graded lenses that get another grade with another seed, at the same splits
+changed    share of graded lenses that get another grade with another seed, at the same splits; and
+           with other splits of the same texts
 
 Natural texts are what the model itself writes from its beginning-of-sequence token, at temperature
 1, with another seed than the background; none is part of any fit. With `--natural FOLDER` they are
 the lines of the text files there.
 Differences from the linear family are paired over concepts, with 95 % bootstrap intervals.
+
+With `--public`, lenses on public labelled sets instead, see `public_sets.py`.
 
 With `--learn`, discriminant lenses instead, which learn from the first N background texts each
 time: how many a store needs.
@@ -47,6 +50,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
+import public_sets
 import torch
 from names import ROOT, SENTENCES, noise_concepts, with_examples
 from numpy.typing import NDArray
@@ -127,6 +131,7 @@ def main() -> None:
         "--learn", type=int, nargs="+", help="background texts to learn from, a fit for each"
     )
     parser.add_argument("--natural", type=Path, help="folder of text files, a text a line")
+    parser.add_argument("--public", type=Path, help="folder with the package sae-probes")
     parser.add_argument("--work", type=Path, help="folder for the stores (default: temporary)")
     parser.add_argument("--json", type=Path, help="write the figures to a file, too")
     arguments = parser.parse_args()
@@ -134,6 +139,9 @@ def main() -> None:
     families = [*dict.fromkeys(["linear", *(arguments.families or FAST)])]
     with tempfile.TemporaryDirectory() as scratch:
         work, model = arguments.work or Path(scratch), load_model(arguments.model)
+        if arguments.public:
+            finish(public_sets.compare(arguments.public, model, work), arguments.json)
+            return
         given = arguments.background
         background = int(given) or None if given.isdecimal() else read_texts(given)
         top = 2 if arguments.quick else 3
@@ -142,9 +150,14 @@ def main() -> None:
             learn_from_few(stores, arguments.learn)
             return
         figures = measure(stores, families)
-    print(", ".join(f"{name} {value:.3g}" for name, value in figures.items()))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    finish(figures | {"public_auc_minus_lrcv": None}, arguments.json)
+
+
+def finish(figures: dict[str, Any], file: Path | None) -> None:
+    """Print the figures, and write them to a file if there is one."""
+    print(", ".join(f"{name} {value:.3g}" for name, value in figures.items() if value is not None))
+    if file:
+        file.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def make_stores(
@@ -234,6 +247,7 @@ def measure(stores: Stores, families: Sequence[str]) -> dict[str, float]:
                 print(line, flush=True)
                 told = probabilities(pack, stores.whole, settings)
                 told["grades_changed_by_seed"] = changed_by_seed(pack, stores.whole, settings)
+                told["grades_changed_by_split"] = changed_by_split(pack, stores.whole, settings)
                 print("  " + ", ".join(f"{name} {value:.4f}" for name, value in told.items()))
                 figures |= told if family == DEFAULT else {}
             else:
@@ -277,9 +291,28 @@ def probabilities(pack: LensPack, dataset: LensDataset, settings: FitSettings) -
 def changed_by_seed(pack: LensPack, dataset: LensDataset, settings: FitSettings) -> float:
     """Share of graded lenses that get another grade from other negatives, folds and controls, at
     the same splits."""
-    again = train(open_dataset(dataset.store.path, seed=1), replace(settings, seed=1))
-    both = [(a.grade, b.grade) for a, b in zip(pack, again, strict=True) if a.grade or b.grade]
-    return float(np.mean([a is not b for a, b in both]))
+    again = (
+        train(open_dataset(dataset.store.path, seed=seed), replace(settings, seed=seed))
+        for seed in (1, 2)
+    )
+    return float(np.mean([_changed(pack, other) for other in again]))
+
+
+def changed_by_split(pack: LensPack, dataset: LensDataset, settings: FitSettings) -> float:
+    """Share of the lenses graded in both that get another grade where other texts of each concept
+    are held out, about as many as before."""
+    split = dataset.split.copy()
+    rng = np.random.default_rng(1)
+    for rows in dataset.positive_rows.values():
+        split[rows] = rng.permutation(split[rows])
+    again = train(dataset.with_splits(split), settings)
+    return _changed(pack, again)
+
+
+def _changed(pack: LensPack, other: LensPack) -> float:
+    grades = {lens.concept: lens.grade for lens in other}
+    both = [(lens.grade, grades.get(lens.concept)) for lens in pack]
+    return float(np.mean([a is not b for a, b in both if a and b]))
 
 
 def learn_from_few(stores: Stores, sizes: Sequence[int]) -> None:

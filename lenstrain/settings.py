@@ -12,7 +12,9 @@ from lenstrain.metrics.score import REFERENCE_PREVALENCE
 
 Validation = Literal["advisory", "blocking", "falloff"]
 PhaseChoice = Literal["both", "prompt", "completion"]
-Stage = Literal["choosing model layers", "fitting", "fitting text lenses", "refining", "checking"]
+Stage = Literal[
+    "choosing model layers", "fitting", "fitting text lenses", "refining", "refitting", "checking"
+]
 ThresholdRule = Literal["auto", "f1", "accuracy", "fpr"]
 FamilyName = Literal["auto", "linear", "mlp", "discriminant", "mean-difference", "ensemble", "text"]
 
@@ -76,6 +78,9 @@ class FitSettings:
     where `fpr` is given, "accuracy" for texts that are labelled in two classes, else "f1"."""
     fpr: float | None = None
     """Share of all unrelated calibration samples that the decision threshold may let through."""
+    refit: bool | None = None
+    """Whether lenses are fitted once more, on the calibration split as well, when nothing is left
+    to choose (`lenstrain.fit.refit`); None for texts that are labelled in two classes alone."""
     beyond_graduation: bool = True
     """Whether to go on after graduation, for the record, as long as other modes would have."""
     phase: PhaseChoice = "both"

@@ -130,6 +130,14 @@ def fit(
             "--refine", help="Fit lenses that others outrank once more, against those concepts."
         ),
     ] = False,
+    refit: Annotated[
+        bool | None,
+        Option(
+            "--refit/--no-refit",
+            help="Fit once more, on the calibration split as well, when all is chosen. Default: "
+            "for texts that are labelled in two classes.",
+        ),
+    ] = None,
     c: Annotated[
         float | None,
         Option("--C", help="Inverse L2 strength. Default: chosen for each concept."),
@@ -246,6 +254,7 @@ def fit(
         unit_norm=unit_norm,
         n_model_layers=n_model_layers,
         threshold=threshold,
+        refit=refit,
         fpr=fpr,
         beyond_graduation=beyond,
         phase=phase,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from copy import copy
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -189,6 +190,15 @@ class LensDataset:
         if _phases(self.store, phase) == self.phases:
             return self
         return LensDataset(self.store, phase=phase, **self._options)
+
+    def with_splits(self, split: NDArray[np.uint8]) -> LensDataset:
+        """The same samples and labels in other splits (samples,)."""
+        other = copy(self)
+        for name, value in vars(LensDataset).items():
+            if isinstance(value, cached_property):
+                vars(other).pop(name, None)
+        other.split = split
+        return other
 
     @property
     def rounds(self) -> tuple[str, ...]:

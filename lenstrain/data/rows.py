@@ -98,10 +98,10 @@ class TaskRows:
 
     @property
     def apart(self) -> Rows:
-        """Rows of the training split that are no negatives: its own, its ancestors' and
-        descendants'."""
+        """Rows of the training split that are no negatives: its own, taken up or not, and its
+        ancestors' and descendants'."""
         mark = np.zeros(self.dataset.n_samples, np.bool_)
-        mark[self.task.positives[TRAIN]] = mark[self.task.related] = True
+        mark[self.dataset.positives(self.task.concept)] = mark[self.task.related] = True
         return np.flatnonzero(mark[_samples(self.dataset, TRAIN)])
 
     def drawn_from(self, split: int, positives: Rows) -> HeldOut:

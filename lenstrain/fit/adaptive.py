@@ -144,7 +144,7 @@ def fit_targets(
     lenses: dict[str, list[FittedLens]] = {}
     vocabulary = None
     for model_layers in sorted({each.model_layers for each in chosen}):
-        features, vocabulary = _features(dataset, model_layers, settings)
+        features, vocabulary = features_of(dataset, model_layers, settings)
         here = [t for t, its in zip(tasks, chosen, strict=True) if its.model_layers == model_layers]
         training = AdaptiveTraining(
             features, here, model_layers, wanted, controls, jobs, skipped, on_through=on_through
@@ -186,7 +186,8 @@ def fit_again(
     strengths : inverse L2 strength of each concept.
     """
     settings = settled(settings, dataset.n_concepts, has_two_classes=dataset.has_two_classes)
-    features, controls = _features(dataset, model_layers, settings)[0], Controls(dataset, settings)
+    features, _ = features_of(dataset, model_layers, settings)
+    controls = Controls(dataset, settings)
     once = [replace(settings, beyond_graduation=False)]
     training = AdaptiveTraining(features, tasks, model_layers, once, controls, jobs, {})
     known = [strengths[task.task.concept] for task in training.tasks]
@@ -202,7 +203,7 @@ def _progress(through: Sequence[Sequence[FittedLens]], total: int) -> FitProgres
     return FitProgress("fitting", len(first), total, graduated, grades)
 
 
-def _features(
+def features_of(
     dataset: LensDataset, model_layers: tuple[int, ...], settings: FitSettings
 ) -> tuple[Features, Vocabulary | None]:
     """Activations of some model layers, or without any the words of the completions."""

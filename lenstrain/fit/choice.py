@@ -49,6 +49,8 @@ def settled(
         rule: ThresholdRule = "accuracy" if has_two_classes else "f1"
         rule = rule if settings.fpr is None else "fpr"
         settings = replace(settings, threshold=rule)
+    if settings.refit is None and has_two_classes is not None:
+        settings = replace(settings, refit=has_two_classes)
     if settings.family != "auto":
         return settings
     is_shared = n_concepts >= MANY_CONCEPTS and settings.C is None

@@ -78,6 +78,8 @@ class FittedLens:
     controls: dict[str, Control] = field(default_factory=dict)
     best_control: str = ""
     """The control with the best score on the calibration split."""
+    rival: Ranked | None = None
+    """What that control makes of the graded texts."""
     lead: float = np.nan
     """Lower end of the 95 % interval of its score minus that of this control; NaN before there are
     controls."""

@@ -32,7 +32,7 @@ from lenstrain.fit.choice import best_for_each, calibration_scores, settled
 from lenstrain.fit.controls import Controls, random_directions
 from lenstrain.fit.directions import steering_directions
 from lenstrain.fit.fitted import FittedLens
-from lenstrain.fit.measure import decide, deciding, judge, measure
+from lenstrain.fit.measure import Calibrated, decide, deciding, judge, measure
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Iteration
 from lenstrain.parallel import chunks_by_size, cores
@@ -219,6 +219,18 @@ class AdaptiveTraining:
             for wave in self.waves:
                 for found in self._train(self._chunks(wave, strengths, pool), pool, times):
                     yield from found
+
+    def fit_once(self, strengths: Sequence[float]) -> Iterator[tuple[list[TaskRows], list[Fitted]]]:
+        """Fit each task on the rows of its first iteration, and judge none: the tasks of a wave,
+        and their fits in the same order."""
+        with cores(self.jobs) as pool:
+            self._shared = self._share(pool)
+            for wave in self.waves:
+                chunks = self._chunks(wave, strengths, pool)
+                going = [_Going(chunk, list(range(len(chunk.runs)))) for chunk in chunks]
+                fits = [*pool.map(self._fit, _pieces(going, 1), repeat(1))]
+                tasks = [fit.run(number).rows for fit in fits for number in range(len(fit.places))]
+                yield tasks, [fit.fitted for fit in fits]
 
     def _share(self, pool: Executor) -> Any:
         """What the concepts share, of a family in which they share something."""
@@ -443,7 +455,8 @@ class AdaptiveTraining:
             run.rows,
             self.features,
             fit.fitted.ship(number, self.features.standardizer),
-            {CALIBRATION: calibration, TEST: test},
+            Calibrated.of(run.rows, calibration, self.settings.prevalence),
+            test,
             natural,
             run.steps[-1],
             threshold,
@@ -465,7 +478,7 @@ class AdaptiveTraining:
             lens = end.lens
             lens.controls, lens.directions = found.controls, directions[end.place]
             seed = stable_seed("lead", lens.concept)
-            lens.best_control = found.best
+            lens.best_control, lens.rival = found.best, found.ranked
             lens.lead = lens.graded.lead_over(found.ranked, self.settings.prevalence, seed=seed)
         for run in runs:
             run.rows.forget()

@@ -6,7 +6,7 @@ says is reported and used for nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,28 @@ from lenstrain.pack.lens import Iteration, NoiseFloor
 from lenstrain.pack.records import LensMetrics
 from lenstrain.settings import FitSettings
 
-Logits = Mapping[int, NDArray[np.float64]]
-"""(rows of the split,) logits of one lens, by held-out split."""
+
+class Calibrated(NamedTuple):
+    """What the calibration split says of a lens."""
+
+    noise: NoiseFloor
+    rows: CalibrationRows
+    score: float
+    """As `calibration_score`."""
+    n_texts: int
+    """Distinct texts that express the concept there."""
+
+    @classmethod
+    def of(cls, rows: TaskRows, logits: NDArray[np.float64], prevalence: float) -> Calibrated:
+        """By the logits of one lens (rows of the calibration split,)."""
+        own, unrelated = rows.drawn(CALIBRATION), rows.judged(CALIBRATION)
+        negative = logits[unrelated.rows[~unrelated.y]]
+        noise = NoiseFloor(float(negative.mean()), float(negative.std()))
+        signals = (logits[own.rows] - noise.mean) / noise.unit
+        text = rows.dataset.text_number[own.samples]
+        score = calibration_score(rows, logits, prevalence)
+        found = CalibrationRows(own.y, signals, text)
+        return cls(noise, found, score, rows.n_texts(CALIBRATION))
 
 
 def deciding(rows: TaskRows, settings: FitSettings) -> HeldOut:
@@ -75,7 +95,8 @@ def measure(
     rows: TaskRows,
     features: Features,
     weights: Weights,
-    logits: Logits,
+    calibrated: Calibrated,
+    test: NDArray[np.float64],
     natural: NDArray[np.float64],
     step: Iteration,
     threshold: float,
@@ -85,15 +106,16 @@ def measure(
     C: float | None,
     converged: bool,
 ) -> FittedLens:
-    """Everything else about a lens, once; `natural` are its logits on texts of no concept."""
+    """Everything else about a lens, once.
+
+    Parameters
+    ----------
+    test : (rows of the test split,) logits.
+    natural : its logits on texts of no concept.
+    """
     task, dataset, prevalence = rows.task, features.dataset, settings.prevalence
-    test, calibration = logits[TEST], logits[CALIBRATION]
     drawn, judged = rows.drawn(TEST), rows.judged(TEST)
     seed = stable_seed("measure", task.concept)  # other lenses, the same draws: they are paired
-    own, unrelated = rows.drawn(CALIBRATION), rows.judged(CALIBRATION)
-    negative = calibration[unrelated.rows[~unrelated.y]]
-    noise = NoiseFloor(float(negative.mean()), float(negative.std()))
-    signals = (calibration[own.rows] - noise.mean) / noise.unit
     in_test = dataset.split_slices[TEST]
     phase, graded = dataset.phases_by_split[in_test], rows.ranked(TEST, test)
     is_unnamed = dataset.unnamed(task.concept, drawn.samples)
@@ -107,20 +129,20 @@ def measure(
         concept=task.concept,
         model_layers=model_layers,
         weights=weights,
-        calibration_rows=CalibrationRows(own.y, signals, dataset.text_number[own.samples]),
-        noise=noise,
+        calibration_rows=calibrated.rows,
+        noise=calibrated.noise,
         graded=graded,
         score=graded.score(prevalence),
         score_interval=graded.interval(prevalence, seed=seed),
         ranking=ranking(judged.y, test[judged.rows], prevalence),
         cut=Cut.make(
             threshold,
-            noise,
+            calibrated.noise,
             Drawn(drawn.y, drawn.y & is_unnamed, test[drawn.rows], natural),
             test[judged.rows[~judged.y]],
-            rows.n_texts(CALIBRATION),
+            calibrated.n_texts,
         ),
-        calibration_score=calibration_score(rows, calibration, prevalence),
+        calibration_score=calibrated.score,
         n_test_unnamed=rows.n_graded,
         metrics=LensMetrics(
             natural_score=rows.ranked_among_natural(test, natural).score(prevalence),

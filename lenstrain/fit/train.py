@@ -20,6 +20,7 @@ from lenstrain.errors import SettingsError
 from lenstrain.fit.adaptive import FitResult, fit_targets
 from lenstrain.fit.choice import settled
 from lenstrain.fit.refine import refine_lenses
+from lenstrain.fit.refit import refit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FamilyName, FitProgress, FitSettings, OnProgress
@@ -116,6 +117,8 @@ def train_targets(
         if refine:
             checks = check_pack(make_lens_pack(result, own, its), own, CALIBRATION)
             result = refine_lenses(own, its, result, checks, jobs=jobs, on_progress=tell)
+        if settings.refit:
+            result = refit_lenses(own, its, result, jobs=jobs, on_progress=tell)
         packs.append(_finished(result, own, its, beside, texts, tell))
         if refine:
             packs[-1].provenance = replace(packs[-1].provenance, refined=True)

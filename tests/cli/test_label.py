@@ -87,6 +87,7 @@ def test_thresholds_of_two_classes_are_chosen_for_accuracy_unless_asked_otherwis
         lenstrain("fit", store, "--labels", "t", "--out", out, *more)
         pack = LensPack.load(out)
         rules[name] = pack.provenance.settings["threshold"]
+        assert pack.provenance.settings["refit"] is True
         assert all(0 <= (lens.metrics.test_accuracy or -1) <= 1 for lens in pack)
     assert rules == {"auto": "accuracy", "f1": "f1", "fpr": "fpr"}
     refused = lenstrain("fit", store, "--threshold", "fpr", "--out", tmp_path / "none")
