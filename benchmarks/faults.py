@@ -1,7 +1,11 @@
-"""What becomes of a store when something goes wrong: each fault a number of times, on a small
-extraction.
+"""What becomes of stores, lens packs and files when something goes wrong.
 
-    python benchmarks/faults.py [--tries N] [--quick] [--json FILE]
+    python benchmarks/faults.py [--part PART ...] [--tries N] [--kills N] [--jobs N] [--quick]
+                                [--json FILE]
+
+Parts, all unless asked for: `faults`, on a small extraction; `calls`, every writing system call of
+every command killed and failed once; `moments`, commands killed at random moments (--kills); and
+`flips`, one bit of every byte of a store of less than 16 kB.
 
 A random transformer of three blocks is extracted into a store of 20 rows in three blocks. Each try
 applies one fault at a random, seeded place or moment and then goes the way a user goes: `verify`,
@@ -15,6 +19,14 @@ right           in the end the store was clean and byte for byte that of an unin
 
 Faults that stop a writer (kill, full disk, failing write) must be right at once; damage must be
 named. --quick tries each three times.
+
+For `calls` and `moments` (`kills.py`) each run is a forked process that has imported everything;
+calls are hit by strace where it is installed and may attach, else by Python's audit hooks. Columns:
+
+hit             runs that were stopped, or whose call failed; the others had ended before
+half-written    what counted as written and was not whole
+lost            runs after which the same command did not come to what an undisturbed one leaves
+thrown away     sound blocks that were complete before the run and no longer are
 """
 
 from __future__ import annotations
@@ -22,24 +34,31 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import multiprocessing
 import os
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the faults are those of the tests
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import kills
 import torch
 
 from lenscache.errors import StoreWriteError
-from tests.lenscache import faults
+from tests.lenscache import bitflips, faults
 from tests.lenscache.conftest import ROUND, run_small, tree
 
 ROWS, BLOCK_ROWS = 20, 8
+PARTS = ("calls", "moments", "flips", "faults")
 
 
 @dataclass
@@ -71,33 +90,104 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--part", action="append", choices=PARTS)
     parser.add_argument("--tries", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    parts, report = arguments.part or PARTS, dict[str, Any]()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run_small(folder / "finished.zarr")
-        finished = folder / "finished.zarr"
-        bench = Bench(folder, finished, tree(finished), 3 if arguments.quick else arguments.tries)
-        tallies = []
-        print(f"{'fault':46} tries  right at once  named  repaired  right", flush=True)
-        for fault in all_faults(bench):
-            tallies.append(fault)
-            repaired = f"{fault.repaired} ({fault.needless})"
+        # First: what comes later starts threads, which a forked process does not have.
+        if {"calls", "moments"} & set(parts):
+            report |= hit_commands(folder, arguments, parts)
+        if "flips" in parts:
+            report["flips"] = flip_every_byte(folder, arguments)
+        if "faults" in parts:
+            report["faults"] = small_extraction(folder, arguments)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1))
+
+
+def hit_commands(
+    folder: Path, arguments: argparse.Namespace, parts: Sequence[str]
+) -> dict[str, Any]:
+    """Commands whose calls are killed and failed, and that are killed at random moments."""
+    traced, shop = kills.can_trace(), kills.Workshop(folder)
+    shown, n_commands = dict[str, Any](), len(shop.commands)
+    for part in ("calls", "moments"):
+        if part not in parts:
+            continue
+        if part == "calls":
+            chosen = kills.every_call(kills.count_calls(shop, traced))
+            chosen = chosen[:: 25 if arguments.quick else 1]
+            print(f"calls, by {'strace' if traced else 'audit hooks'}", flush=True)
+        else:
+            n = n_commands if arguments.quick else arguments.kills
+            chosen = kills.random_moments(n, n_commands)
+            print("kills at random moments", flush=True)
+        start = time.perf_counter()
+        found = kills.try_all(shop, chosen, traced=traced, jobs=arguments.jobs)
+        elapsed_s = time.perf_counter() - start
+        print(f"{'command':24} runs  hit  half-written  lost  thrown away")
+        for label, each in [*found.items(), ("all", kills.summed(found))]:
             print(
-                f"{fault.fault:46} {fault.tries:5}  {fault.right_at_once:13}  {fault.named:5}  "
-                f"{repaired:>8}  {fault.right:5}",
-                flush=True,
+                f"{label:24} {each.runs:4} {each.hit:4}  {each.half_written:12}  {each.lost:4}  "
+                f"{each.thrown_away:11}"
             )
+            for note in each.notes[:3]:
+                print(f"    {note}")
+        print(f"{elapsed_s:.0f} s", flush=True)
+        shown[part] = {label: asdict(each) for label, each in found.items()}
+    return shown
+
+
+def flip_every_byte(folder: Path, arguments: argparse.Namespace) -> dict[str, int]:
+    """One bit of every byte of a store: found by verify, or harmless."""
+    step, jobs = 97 if arguments.quick else 1, arguments.jobs
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn) as pool:
+        runs = [pool.submit(_flip_share, str(folder), n, jobs, step) for n in range(jobs)]
+        flips = [flip for run in runs for flip in run.result()]
+    counted = Counter(flip.outcome for flip in flips)
+    print(f"{len(flips)} bits flipped: {dict(counted)}", flush=True)
+    for flip in flips:
+        if flip.outcome not in ("found", "harmless"):
+            print(f"    {flip.outcome}: {flip.place}")
+    return dict(counted)
+
+
+def _flip_share(folder: str, number: int, count: int, step: int) -> list[bitflips.Flip]:
+    torch.set_num_threads(1)
+    store = Path(folder) / f"flips {number}.zarr"
+    bitflips.make_store(store)
+    return list(bitflips.flip_bits(store, share=(number, count), step=step))
+
+
+def small_extraction(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every fault on a small extraction."""
+    run_small(folder / "finished.zarr")
+    finished = folder / "finished.zarr"
+    bench = Bench(folder, finished, tree(finished), 3 if arguments.quick else arguments.tries)
+    tallies = []
+    print(f"{'fault':46} tries  right at once  named  repaired  right", flush=True)
+    for fault in all_faults(bench):
+        tallies.append(fault)
+        repaired = f"{fault.repaired} ({fault.needless})"
+        print(
+            f"{fault.fault:46} {fault.tries:5}  {fault.right_at_once:13}  {fault.named:5}  "
+            f"{repaired:>8}  {fault.right:5}",
+            flush=True,
+        )
     total = sum(tally.tries for tally in tallies)
     print(
         f"{total} faults: {sum(t.right for t in tallies)} ended right, "
         f"{sum(t.needless for t in tallies)} blocks extracted again needlessly"
     )
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(tally) for tally in tallies], indent=1))
+    return [asdict(tally) for tally in tallies]
 
 
 def all_faults(bench: Bench) -> Iterator[Tally]:
