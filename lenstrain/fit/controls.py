@@ -281,6 +281,9 @@ def _logits_of_each(
 
 def _sums(matrix: Any) -> NDArray[np.float64]:
     """(features,) sums over the rows of a tensor or a sparse matrix."""
+    if isinstance(matrix, torch.Tensor) and matrix.device.type == "cpu":
+        # torch would make a float64 copy of all of it first
+        return np.asarray(matrix.numpy().sum(axis=0, dtype=np.float64))
     if isinstance(matrix, torch.Tensor):
         return np.asarray(matrix.sum(0, dtype=torch.float64).cpu())
     return np.asarray(matrix.sum(0), np.float64).ravel()
