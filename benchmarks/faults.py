@@ -1,7 +1,7 @@
 """What becomes of stores, lens packs and files when something goes wrong.
 
-    python benchmarks/faults.py [--part PART ...] [--tries N] [--kills N] [--jobs N] [--quick]
-                                [--json FILE]
+    python benchmarks/faults.py [--part PART ...] [--tries N] [--kills N] [--every N] [--jobs N]
+                                [--quick] [--json FILE]
 
 Parts, all unless asked for: `faults`, on a small extraction; `calls`, every writing system call of
 every command killed and failed once; `moments`, commands killed at random moments (--kills); and
@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--part", action="append", choices=PARTS)
     parser.add_argument("--tries", type=int, default=20)
     parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--every", type=int, default=1, help="of the calls, every Nth alone")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -123,7 +124,7 @@ def hit_commands(
             continue
         if part == "calls":
             chosen = kills.every_call(kills.count_calls(shop, traced))
-            chosen = chosen[:: 25 if arguments.quick else 1]
+            chosen = chosen[:: 25 if arguments.quick else arguments.every]
             print(f"calls, by {'strace' if traced else 'audit hooks'}", flush=True)
         else:
             n = n_commands if arguments.quick else arguments.kills

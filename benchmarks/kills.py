@@ -216,7 +216,7 @@ class Workshop:
 _EXTRACT = (
     *("--pack", "BASE/pack.json", "--model", "BASE/model", "--dtype", "float32"),
     *("--max-new-tokens", "3", "--block-rows", "16", "--background", "0"),
-    *("--level", "1", "--limit", "3"),
+    *("--model-layers", "1", "--level", "1", "--limit", "3"),
 )
 _FIT = ("--jobs", "1", "--max-iterations", "1", "--no-beyond")
 _DAMAGED = "layer_1/round_0/samples/completion/c/1"

@@ -149,7 +149,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    "examples", [15, pytest.param(200, marks=pytest.mark.slow)], ids=["short", "long"]
+    "examples", [5, pytest.param(200, marks=pytest.mark.slow)], ids=["short", "long"]
 )
 def test_writers_follower_and_repairer_keep_each_block_whole(examples: int) -> None:
     hypothesis.stateful.run_state_machine_as_test(
