@@ -169,12 +169,16 @@ def test_a_pack_of_shared_lenses_tells_natural_figures_and_no_chart_of_bars_alik
     for lens in pack:
         natural = replace(lens.metrics, natural_score=0.67, natural_false_positive_rate=0.048)
         lenses.append(replace(lens, model_layers=(4, 9, 14), metrics=natural))
-    shared = LensPack(lenses, pack.provenance, pack.skipped, run=pack.run)
+    calibration = {"expected_calibration_error": 0.0217, "brier": 0.0708}
+    provenance = replace(pack.provenance, calibration=calibration)
+    shared = LensPack(lenses, provenance, pack.skipped, run=pack.run)
     path = tmp_path / "shared.html"
     path.write_text(render_page(make_report(shared)), encoding="utf-8")
     page.open(path)
     page.charts(3)
     assert "0.67\nnatural score · fires on 4.8 % of texts of no concept" in page.text(".tiles")
+    said = "0.022\ncalibration error of probabilities · Brier score 0.071"
+    assert said in page.text(".tiles")
     assert "Which model layers the lenses read" not in page.text("body")
 
 

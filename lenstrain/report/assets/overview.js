@@ -1,5 +1,6 @@
 function renderOverview(section) {
   const { summary, about } = R;
+  const { calibration } = about.provenance;
   const blocking = R.impact.find((mode) => mode.mode === "blocking, grade B");
   const share = (n) => `${Math.round((100 * n) / R.nLenses)} %`;
   const tiles = [
@@ -15,6 +16,8 @@ function renderOverview(section) {
       : `mean test F1 · ${fixed(summary.mean_test_f1_unnamed)} unnamed, ${fixed(summary.mean_test_f1_named)} named`],
     "mean_natural_score" in summary && [fixed(summary.mean_natural_score), "natural score · fires on "
       + `${fixed(100 * summary.mean_natural_false_positive_rate, 1)} % of texts of no concept`],
+    calibration && [fixed(calibration.expected_calibration_error, 3),
+        `calibration error of probabilities · Brier score ${fixed(calibration.brier, 3)}`],
     [fixed(summary.mean_samples, 1), "training samples on average"],
     [duration(about.elapsed_s), "to fit the pack"],
     blocking && [`+${blocking.extra_iterations.toLocaleString("en")}`, "iterations, had grade B been asked for"],
