@@ -39,7 +39,8 @@ test: lint
 # Tests that test-newest leaves out: no other library decides how they end. Who imports what, which names are public, what
 # documents, releases and CI say; and the longest that check arithmetic of lenstrain on arrays of numpy made up by the test.
 OWN := test_ci test_data test_imports test_public_names test_readme test_release \
-	$(addprefix lenstrain/test_,adaptive agreement audit calibration controls follow impact iterations probability refine transfer)
+	$(addprefix lenstrain/test_,adaptive agreement audit calibration controls cut follow impact intervals iterations probability refine refit \
+	sampling transfer)
 
 test-newest: $(NEWEST)/installed
 	@# what users get today, where `make test` has versions that stay the same; no linters, mypy has one answer a version

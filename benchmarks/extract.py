@@ -129,7 +129,14 @@ def as_pack(prompts: Sequence[str]) -> ConceptPack:
         "contrasts": [],
     }
     return ConceptPack.from_dict(
-        {"format_version": 1, "name": "bench", "version": "1", "concepts": [concept]}
+        # no further prompts that name the concept: the other sides do not run them
+        {
+            "format_version": 1,
+            "name": "b",
+            "version": "1",
+            "prompts": "examples",
+            "concepts": [concept],
+        }
     )
 
 

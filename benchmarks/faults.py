@@ -123,7 +123,7 @@ def hit_commands(
         if part not in parts:
             continue
         if part == "calls":
-            chosen = kills.every_call(kills.count_calls(shop, traced))
+            chosen = kills.every_call(shop, traced=traced)
             chosen = chosen[:: 25 if arguments.quick else arguments.every]
             print(f"calls, by {'strace' if traced else 'audit hooks'}", flush=True)
         else:

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -49,6 +50,7 @@ CALLS = (
 )
 _EVENTS = {"os.rename", "os.link", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", "os.chmod"}
 """Audit events of the same kind; `open` for writing is another."""
+KINDS = ("kill", "fail")
 _PATIENCE_S = 120
 
 
@@ -85,6 +87,8 @@ class Fault(NamedTuple):
     """`kill`, `fail`, or `moment` for a kill at a random moment."""
     at: float
     """Which call, from 1 on; or the share of an undisturbed run."""
+    call: str = ""
+    """Of which system call; strace counts each by itself. "" for all that Python makes."""
     thread: int = 0
     """Which of the threads of `_threads` makes the call."""
 
@@ -274,29 +278,20 @@ def can_trace() -> bool:
     return attached
 
 
-def count_calls(shop: Workshop, traced: bool) -> list[list[int]]:
-    """For each command, the writing calls of each of its threads, in an undisturbed run."""
-    counts = []
+def every_call(shop: Workshop, *, traced: bool) -> list[Fault]:
+    """Every writing call of every command, killed and failed once, as undisturbed runs make
+    them."""
+    faults = []
     for number, command in enumerate(shop.commands):
         work = shop.work(command, f"counted {number}")
         its = [_Run(shop, command, work, log=work.with_suffix(f".{i}")) for i in range(2)]
-        if traced:
-            counts.append([one.count(thread) for thread, one in enumerate(its)])
-        else:
-            counts.append([its[0].count_audited()])
+        for thread, one in enumerate(its[: 2 if traced else 1]):
+            times: Counter[str] = Counter()
+            for call in one.calls(thread) if traced else [""] * one.count_audited():
+                times[call] += 1
+                faults += [Fault(number, kind, times[call], call, thread) for kind in KINDS]
         shutil.rmtree(work)
-    return counts
-
-
-def every_call(counts: list[list[int]]) -> list[Fault]:
-    """Every call of every command, killed and failed once."""
-    return [
-        Fault(command, kind, call, thread)
-        for command, of_threads in enumerate(counts)
-        for thread, n in enumerate(of_threads)
-        for call in range(1, n + 1)
-        for kind in ("kill", "fail")
-    ]
+    return faults
 
 
 def random_moments(n: int, n_commands: int, seed: int = 0) -> list[Fault]:
@@ -345,15 +340,14 @@ class _Run:
             os.close(go)
             return finish(pid) != 0
 
-    def count(self, thread: int) -> int:
-        """Writing calls of one thread."""
+    def calls(self, thread: int) -> list[str]:
+        """The writing calls of one thread, in order."""
         shutil.rmtree(self.work)
         self.work = self.shop.work(self.command, self.work.name)
         self.trace(thread)
-        names = tuple(f"{call}(" for call in CALLS.split(","))
-        lines = self.log.read_text(errors="replace").splitlines()
+        names, lines = CALLS.split(","), self.log.read_text(errors="replace").splitlines()
         self.log.unlink()
-        return sum(line.startswith(names) for line in lines)
+        return [name for line in lines if (name := line.partition("(")[0]) in names]
 
     def count_audited(self) -> int:
         """Calls that Python makes to change files."""
@@ -412,7 +406,7 @@ def befall(shop: Workshop, fault: Fault, work: Path, *, traced: bool) -> bool:
     call = int(fault.at)
     if traced:
         how = "signal=KILL" if fault.kind == "kill" else "error=EIO"
-        ended = one.trace(fault.thread, "-e", f"inject={CALLS}:{how}:when={call}")
+        ended = one.trace(fault.thread, "-e", f"inject={fault.call}:{how}:when={call}")
         return ended or fault.kind == "fail"  # some failures are nothing to a command
     seen = iter(range(1, 10**9))
 

@@ -10,6 +10,7 @@ held-out split are counted from its first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -253,15 +254,19 @@ def training_classes(dataset: LensDataset, usable: NDArray[np.bool_]) -> Any:
     """Sparse (training rows, concepts + 1): 1 where a row expresses a concept, in the last column
     where it expresses none; nothing for rows that are not `usable` (training rows,)."""
     concepts = [*dataset.positive_rows.values()]
-    numbers = np.repeat(np.arange(len(concepts)), [len(rows) for rows in concepts])
-    places = np.concatenate([NO_ROWS, *concepts]), numbers
-    shape = dataset.n_samples, len(concepts)
-    expressed = csr_array((np.ones(len(numbers), np.float32), places), shape)
+    expressed = as_matrix(concepts, dataset.n_samples).T.tocsr()
     none = csr_array((np.diff(expressed.indptr) == 0)[:, None].astype(np.float32))
     rows = scipy.sparse.hstack([expressed, none], format="csr")[_samples(dataset, TRAIN)]
     rows.data[np.repeat(~usable, np.diff(rows.indptr))] = 0
     rows.eliminate_zeros()
     return rows
+
+
+def as_matrix(rows: Sequence[Rows], n: int) -> Any:
+    """Sparse (lists, n): 1 where a number is in a list of row numbers below n."""
+    numbers = np.repeat(np.arange(len(rows)), [*map(len, rows)])
+    places = numbers, np.concatenate([NO_ROWS, *rows])
+    return csr_array((np.ones(len(numbers), np.float32), places), (len(rows), n))
 
 
 def _samples(dataset: LensDataset, split: int) -> Rows:

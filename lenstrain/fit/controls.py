@@ -24,11 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from lenstrain.data.dataset import CALIBRATION, TEST, TRAIN, LensDataset, Rows, stable_seed
 from lenstrain.data.features import Features
-from lenstrain.data.rows import TaskRows
+from lenstrain.data.rows import TaskRows, as_matrix
 from lenstrain.data.words import word_features
 from lenstrain.families.contract import Scores, Trainer
 from lenstrain.families.linear import LinearFit
@@ -261,10 +260,7 @@ class _OfTexts:
 
     def _sums_of(self, rows: Sequence[Rows]) -> NDArray[np.float64]:
         """(concepts, features) sums of some training rows of each concept."""
-        numbers = np.repeat(np.arange(len(rows)), [*map(len, rows)])
-        shape = len(rows), self._training.shape[0]
-        ones = np.ones(len(numbers), np.float32)
-        chosen = csr_array((ones, (numbers, np.concatenate(rows))), shape)
+        chosen = as_matrix(rows, self._training.shape[0])
         dense = isinstance(self._training, torch.Tensor)
         found = chosen @ (self._training.cpu().numpy() if dense else self._training)
         return np.asarray(found if dense else found.toarray(), np.float64)
