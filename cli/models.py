@@ -45,10 +45,8 @@ def load_for(
     lenstrain.errors.SettingsError
         If it is another model than the lenses were made for.
     """
-    from lenstrain.live.reading import check_model
+    from lenstrain.live.read import check_loaded
 
     loaded = load(model, dtype, device, device_map)
-    facts = ("id", "fingerprint", "dtype", "n_layers", "hidden")
-    found = {name: getattr(loaded, name) for name in facts}
-    note = check_model(pack, found, loaded.tokenizer_fingerprint, allow_other=allow_other)
+    note = check_loaded(pack, loaded, allow_other=allow_other)
     return loaded, [] if note is None else [note]

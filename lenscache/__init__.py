@@ -1,8 +1,8 @@
 """lenscache: run a model once over all prompts of a concept pack, keep activations in a Zarr store.
 
 The names below are the public interface. They load on first use: reading a store needs no torch,
-and importing the package loads neither torch nor zarr. Extraction itself is
-`lenscache.extract.extract`.
+and importing the package loads neither torch nor zarr. Extraction itself is `extract_texts` of
+labelled texts, and `lenscache.extract.extract` of a concept pack.
 """
 
 from importlib import import_module
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lenscache.concepts.plan import SamplePlan, plan_samples
     from lenscache.errors import LenscacheError
     from lenscache.extract.settings import ExtractProgress, ExtractReport, ExtractSettings
+    from lenscache.extract.texts import extract_texts
     from lenscache.live.listening import listen
     from lenscache.live.steering import Intervention, steer, steer_all
     from lenscache.model.loading import LoadedModel, load_model
@@ -28,6 +29,7 @@ _MODULES = {
     "concepts.plan": "SamplePlan plan_samples",
     "errors": "LenscacheError",
     "extract.settings": "ExtractProgress ExtractReport ExtractSettings",
+    "extract.texts": "extract_texts",
     "live.listening": "listen",
     "live.steering": "Intervention steer steer_all",
     "model.loading": "LoadedModel load_model",
@@ -52,6 +54,7 @@ __all__ = [
     "Store",
     "StoreHeader",
     "__version__",
+    "extract_texts",
     "listen",
     "load_model",
     "open_store",

@@ -5,7 +5,7 @@
     api: `extract`, what users call      ray_driver, ray_worker: the same on many machines
     extraction: the rounds of a run      identity: model + pack + settings -> StoreHeader
     round: the blocks of a round         reuse: rows of other stores
-    background: texts of no concept
+    background: texts of no concept      texts: `extract_texts`, of labelled texts
     batch_check, comparison, mismatch,   estimate: what a run costs, timed
     tolerance: rows one by one
 

@@ -269,6 +269,24 @@ def _spread(name: str, device_map: str | Mapping[str, Any], how: dict[str, Any])
     return model
 
 
+def as_loaded(model: str | Path | LoadedModel) -> LoadedModel:
+    """A model that is loaded, or `load_model` of its path, id or built-in name.
+
+    Raises
+    ------
+    ModelError
+        If it is something else, or cannot be loaded.
+    """
+    if isinstance(model, LoadedModel):
+        return model
+    if isinstance(model, str | Path):
+        return load_model(str(model))
+    raise ModelError(
+        f"the model is {type(model).__name__}, expected a path, an id or a loaded model: pass "
+        "lenscache.wrap_model(model, tokenizer)"
+    )
+
+
 def flat_ids(*entries: Any) -> frozenset[int]:
     """Token ids from settings, each of which is an id, a list of ids or None."""
     lists = (entry if isinstance(entry, list | tuple) else [entry] for entry in entries)

@@ -483,9 +483,9 @@ def stable_seed(*parts: object) -> int:
     return stable_hash(*parts)
 
 
-def open_dataset(path: str | Path, **options: Any) -> LensDataset:
-    """Open the store at `path` as training data; `options` as for `LensDataset`."""
-    return LensDataset(open_store(path), **options)
+def open_dataset(store: str | Path | Store, **options: Any) -> LensDataset:
+    """Open a store, or the one at a path, as training data; `options` as for `LensDataset`."""
+    return LensDataset(store if isinstance(store, Store) else open_store(store), **options)
 
 
 NO_ROWS: Rows = np.zeros(0, np.intp)

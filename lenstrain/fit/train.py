@@ -11,11 +11,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lenstrain.compare.agreement import agreements
 from lenstrain.compare.rivals import check_pack
-from lenstrain.data.dataset import CALIBRATION, LensDataset
+from lenstrain.data.dataset import CALIBRATION, LensDataset, open_dataset
 from lenstrain.errors import SettingsError
 from lenstrain.fit.adaptive import FitResult, fit_targets
 from lenstrain.fit.choice import settled
@@ -24,6 +25,9 @@ from lenstrain.fit.refit import refit_lenses
 from lenstrain.fit.to_pack import make_lens_pack
 from lenstrain.pack.pack import LensPack
 from lenstrain.settings import FamilyName, FitProgress, FitSettings, OnProgress
+
+if TYPE_CHECKING:
+    from lenscache.store.store import Store
 
 TEXT_TARGET_F1 = 0.80
 """Default target of text lenses: the words that a model writes tell less than its activations."""
@@ -41,7 +45,7 @@ def text_settings(
 
 
 def train(
-    dataset: LensDataset,
+    dataset: LensDataset | Store | str | Path,
     settings: FitSettings | None = None,
     *,
     text: FitSettings | None = None,
@@ -49,16 +53,22 @@ def train(
     concepts: Sequence[str] | None = None,
     jobs: int | None = None,
     on_progress: OnProgress | None = None,
+    **changes: Any,
 ) -> LensPack:
-    """Fit, calibrate, grade and check a lens for every concept of a dataset.
+    """Fit, calibrate, grade and check a lens for every concept of a store.
+
+    The lenses equal those of ``lenstrain fit`` with the same settings.
 
     Parameters
     ----------
+    dataset : a store, its path, or a dataset of it where not all of the store is to be read.
+    settings : how to fit; None for the defaults.
     text : `text_settings` for lenses that read the completions, trained beside the others; None for
         none.
     refine : whether to fit lenses again with their confusers as extra negatives.
     concepts : which concepts; None for all that the store was extracted for.
     jobs : threads; None for one a core, 8 at most. It changes no bit of the lenses.
+    changes : fields of `FitSettings` to have instead, such as ``target_f1=0.9``.
 
     Raises
     ------
@@ -66,8 +76,12 @@ def train(
         If a concept, model layer or phase that is asked for is not in the store.
     TooFewSamplesError
         If not one concept has enough samples.
+    StoreIncompleteError
+        If a round of the store is not finished.
     """
-    settings = settings or FitSettings()
+    settings = replace(settings or FitSettings(), **changes)
+    if not isinstance(dataset, LensDataset):
+        dataset = open_dataset(dataset, phase=settings.phase, seed=settings.seed)
     shared: dict[str, Any] = {"concepts": concepts, "jobs": jobs, "on_progress": on_progress}
     (pack,) = train_targets(
         dataset, settings, [settings.target_f1], text=text, refine=refine, **shared

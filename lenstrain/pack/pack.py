@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,11 @@ from lenstrain.families.standardizer import Standardizer
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.folder import PackContent, read_folder, write_beside, write_folder
 from lenstrain.pack.lens import Lens, shared_norm
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lenscache.model.loading import LoadedModel
 
 _NATURAL = ("natural_score", "natural_false_positive_rate")  # of a store with a background
 
@@ -184,6 +189,37 @@ class LensPack(PackContent):
             norm = shared_norm(self.lenses, model_layer)
             self._by_model_layer[model_layer] = _Readers(linear, weight, norm, others, alone)
         return self._by_model_layer[model_layer]
+
+    def predict(
+        self,
+        model: str | LoadedModel,
+        texts: Any,
+        *,
+        text: str = "text",
+        concepts: Sequence[str] | None = None,
+        prevalence: float = 0.5,
+        allow_other_model: bool = False,
+    ) -> pd.DataFrame:
+        """Calibrated probabilities that texts express the concepts; see `lenstrain.quick.predict`.
+
+        Parameters
+        ----------
+        model : the model that the pack was made for.
+        texts : a list of texts, or a table whose column `text` is read.
+        concepts : whose lenses to use; None for all.
+        prevalence : share of texts that express a concept where the lenses are used.
+        allow_other_model : go on with another model whose activations mean the same.
+        """
+        from lenstrain.quick import predict  # not above: it needs pandas, and packs do not
+
+        asked: dict[str, Any] = {"text": text, "concepts": concepts, "prevalence": prevalence}
+        return predict(self, model, texts, **asked, allow_other_model=allow_other_model)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The lenses as a table, one a row: grade, scores and sample counts, by concept."""
+        from lenstrain.quick import pack_frame
+
+        return pack_frame(self)
 
     def grades(self) -> dict[str, int]:
         """How many lenses have each grade, and how many have none."""

@@ -13,8 +13,10 @@ mean.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lenscache.concepts.importers.labels import (
     LabelledColumns,
@@ -53,19 +55,43 @@ def import_labelled(
         If the file cannot be read, lacks a column, holds no usable row, or has labels that may mean
         more than one thing.
     """
-    path, columns, report = Path(path), columns or LabelledColumns(), ImportReport()
-    table = table or TableFormat()
+    path, columns, table = Path(path), columns or LabelledColumns(), table or TableFormat()
+    rows = Rows(str(path), path.stem, partial(read_rows, path, columns.named, table), path.name)
+    delimiter = table.delimiter_of(path) if table.may_swallow(path) else None
+    return import_rows(rows, columns, delimiter)
+
+
+class Rows(NamedTuple):
+    """Labelled rows, wherever they come from."""
+
+    where: str
+    """What messages call them."""
+    name: str
+    """Of the pack that is made of them."""
+    read: Callable[[], Iterable[tuple[int, Cells | Ragged]]]
+    """Begins anew at each call."""
+    origin: str = ""
+
+
+def import_rows(rows: Rows, columns: LabelledColumns, delimiter: str | None = None) -> Imported:
+    """Make a pack of labelled rows; see `import_labelled`.
+
+    Parameters
+    ----------
+    delimiter : between fields, where a stray quotation mark may have taken rows into a cell; None
+        where none may.
+    """
+    where, report = rows.where, ImportReport()
     labels: dict[str, dict[str, None]] = {}
     splits: dict[str, str] = {}
-    rows = 0
-    known, is_none = _survey(path, columns, table)
-    for number, row in read_rows(path, columns.named, table):
-        rows += 1
+    known, is_none = _survey(rows, columns)
+    number = 0
+    for number, row in rows.read():
         if isinstance(row, Ragged):
             report.leave_out(row.why, row.place)
             continue
-        if table.may_swallow(path):
-            _refuse_swallowed(f"{path} row {number}", row, columns, known, table.delimiter_of(path))
+        if delimiter is not None:
+            _refuse_swallowed(f"{where} row {number}", row, columns, known, delimiter)
         text, found = row.get(columns.text), classes_of(row.get(columns.label), columns)
         if not is_text(text):
             report.leave_out("row without text", f"row {number}")
@@ -77,14 +103,20 @@ def import_labelled(
             labels.setdefault(text, {}).update(dict.fromkeys(found))
             if columns.split is not None:
                 _note_split(splits, text, row.get(columns.split), number, report)
-    report.read["rows"] = rows
+    report.read["rows"] = number
     if not labels:
         counts = "".join(f", {len(at)} x {why}: {at[0]}" for why, at in report.left_out.items())
         raise PackError(
-            f"{path} holds no row with a text in {columns.text!r} and a label in {columns.label!r}"
-            f"{counts}"
+            f"{where} holds no row with a text in {columns.text!r} and a label in "
+            f"{columns.label!r}{counts}"
         )
-    concepts = _concepts(path, labels, columns, report)
+    concepts = _concepts(where, labels, columns, report)
+    return Imported(_pack(rows, concepts, splits, report), report)
+
+
+def _pack(
+    rows: Rows, concepts: tuple[Concept, ...], splits: dict[str, str], report: ImportReport
+) -> ConceptPack:
     used = {text for concept in concepts for text in (*concept.examples, *concept.negatives)}
     report.read.update({"texts": len(used), "concepts": len(concepts)})
     report.classes.update({concept.id: len(concept.examples) for concept in concepts})
@@ -94,13 +126,12 @@ def import_labelled(
     for name in ("train", "calibration", "test"):
         if texts := tuple(t for t, split in splits.items() if split == name and t in used):
             given[name] = texts
-    pack = ConceptPack(path.stem, "1", concepts, origin=path.name, prompts="examples", splits=given)
-    return Imported(pack, report)
+    return ConceptPack(
+        rows.name, "1", concepts, origin=rows.origin, prompts="examples", splits=given
+    )
 
 
-def _survey(
-    path: Path, columns: LabelledColumns, table: TableFormat
-) -> tuple[frozenset[str], frozenset[str]]:
+def _survey(rows: Rows, columns: LabelledColumns) -> tuple[frozenset[str], frozenset[str]]:
     """All labels; and those that say that a row has none: as the caller names them, and -1 beside
     0 and 1.
 
@@ -110,19 +141,19 @@ def _survey(
         If the labels may mean more than one thing.
     """
     count: Counter[str] = Counter()
-    rows: dict[str, int] = {}
-    for number, row in read_rows(path, columns.named, table):
+    first: dict[str, int] = {}
+    for number, row in rows.read():
         if not isinstance(row, Ragged) and is_text(row.get(columns.text)):
             for label in classes_of(row.get(columns.label), columns):
                 count[label] += 1
-                rows.setdefault(label, number)
+                first.setdefault(label, number)
     found = {name.casefold() if columns.fold_case else name for name in columns.missing}
     numbers = {label: number_of(label) for label in count}
     whole = [value for value in numbers.values() if value is not None and value == int(value)]
     if len(whole) == len(count) and {-1.0, 0.0, 1.0} <= set(whole) and min(whole) == -1:
         found |= {label for label, value in numbers.items() if value == -1}
     left = {label: n for label, n in count.items() if label not in found}
-    refuse_uncertain(path, left, rows, columns)
+    refuse_uncertain(rows.where, left, first, columns)
     return frozenset(count), frozenset(found)
 
 
@@ -143,7 +174,7 @@ def _refuse_swallowed(
 
 
 def _concepts(
-    path: Path,
+    where: str,
     labels: dict[str, dict[str, None]],
     columns: LabelledColumns,
     report: ImportReport,
@@ -155,7 +186,7 @@ def _concepts(
             del labels[text]
         texts_of = {label: tuple(t for t in labels if label in labels[t]) for label in classes}
         return tuple(Concept(label, label, level=0, examples=texts_of[label]) for label in classes)
-    said = {t: {is_true(path, x, columns) for x in found} for t, found in labels.items()}
+    said = {t: {is_true(where, x, columns) for x in found} for t, found in labels.items()}
     for text in (text for text, values in said.items() if len(values) > 1):
         report.leave_out("text labelled both ways", text)
     true, false = (tuple(t for t in said if said[t] == {value}) for value in (True, False))

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lenscache.concepts.importers.report import is_text
@@ -54,10 +53,10 @@ class LabelledColumns:
 
 
 def refuse_uncertain(
-    path: Path, count: dict[str, int], rows: dict[str, int], columns: LabelledColumns
+    source: str, count: dict[str, int], rows: dict[str, int], columns: LabelledColumns
 ) -> None:
     """Raise PackError, with what to say, if labels of a column may mean more than one thing."""
-    where = f"{path}: column {columns.label!r} has"
+    where = f"{source}: column {columns.label!r} has"
 
     def place(label: str) -> str:
         return f"{label!r:.60} (row {rows[label]})"
@@ -127,7 +126,7 @@ def is_binary(labels: Iterable[str]) -> bool:
     return {label.casefold() for label in labels} <= _TRUE | _FALSE
 
 
-def is_true(path: Path, label: str, columns: LabelledColumns) -> bool:
+def is_true(source: str, label: str, columns: LabelledColumns) -> bool:
     """What a label of a binary set says, or a score beside its threshold.
 
     Raises
@@ -139,7 +138,7 @@ def is_true(path: Path, label: str, columns: LabelledColumns) -> bool:
         return label.casefold() in _TRUE
     if (value := number_of(label)) is None:
         raise PackError(
-            f"{path}: column {columns.label!r} has the label {label!r:.60}, expected numbers "
+            f"{source}: column {columns.label!r} has the label {label!r:.60}, expected numbers "
             "with --threshold"
         )
     return value >= columns.threshold

@@ -12,7 +12,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -120,8 +120,20 @@ def read_rows(
         what = f"{path} cannot be read: {error}" if path.exists() else f"no file at {path}"
         raise PackError(what) from error
     if columns and missing:
-        there = ", ".join(map(repr, columns))
-        raise PackError(f"{path} has no column {missing[0]!r}, its columns are {there}")
+        raise _no_column(str(path), missing[0], columns)
+
+
+def check_columns(source: str, columns: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise PackError if a wanted column is missing, or stands twice."""
+    _refuse_twice(source, columns, wanted)
+    for name in wanted:
+        if name not in columns:
+            raise _no_column(source, name, columns)
+
+
+def _no_column(source: str, name: str, columns: Iterable[str]) -> PackError:
+    there = ", ".join(map(repr, columns))
+    return PackError(f"{source} has no column {name!r}, its columns are {there}")
 
 
 def _has(row: Cells, name: str) -> bool:
@@ -137,12 +149,12 @@ def _lookup(row: Cells, name: str) -> Any:
     return _lookup(row[head], rest) if isinstance(row.get(head), dict) else None
 
 
-def _refuse_twice(path: Path, columns: Iterable[str], wanted: Sequence[str]) -> None:
+def _refuse_twice(source: Path | str, columns: Iterable[str], wanted: Sequence[str]) -> None:
     names = list(columns)
     if twice := [name for name in wanted if names.count(name) > 1]:
         raise PackError(
-            f"{path} has {names.count(twice[0])} columns {twice[0]!r}: rename all but the one that "
-            "is meant"
+            f"{source} has {names.count(twice[0])} columns {twice[0]!r}: rename all but the one "
+            "that is meant"
         )
 
 
@@ -301,14 +313,21 @@ def _read_saved_dataset(path: Path, wanted: Sequence[str]) -> Iterator[Cells]:
 
 def _named(batches: Iterable[Any], features: dict[str, Any]) -> Iterator[Cells]:
     """Rows of record batches, with the names of classes for their numbers; none for -1."""
-    numbered = {name: each for name, each in features.items() if "ClassLabel" in json.dumps(each)}
+    numbered = class_features(features)
     for batch in batches:
         for row in batch.to_pylist():
-            yield row | {
-                name: _with_names(row[name], feature)
-                for name, feature in numbered.items()
-                if name in row
-            }
+            yield with_class_names(row, numbered)
+
+
+def class_features(features: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the features of a dataset, by column, those that hold numbers of classes."""
+    return {name: each for name, each in features.items() if "ClassLabel" in json.dumps(each)}
+
+
+def with_class_names(row: Cells, numbered: Mapping[str, Any]) -> Cells:
+    """A row with the names of classes for their numbers; None for -1."""
+    named = {name: _with_names(row[name], numbered[name]) for name in numbered if name in row}
+    return row | named
 
 
 def _with_names(value: Any, feature: Any) -> Any:
