@@ -12,6 +12,7 @@ def load(
     dtype: str,
     device: str,
     device_map: str | None = None,
+    adapter: str | None = None,
 ) -> Any:
     """The model, with a line on stderr before and after."""
     from lenscache.model.loading import load_model, silence
@@ -23,6 +24,7 @@ def load(
         dtype=dtype,
         device=device,
         device_map=None if device_map is None else str(device_map),
+        adapter=adapter,
     )
     shape = f"{loaded.n_layers} transformer blocks of size {loaded.hidden}"
     console.note(f"{loaded.id}: {shape}, {loaded.dtype} on {loaded.placement}")
@@ -35,6 +37,7 @@ def load_for(
     dtype: str,
     device: str,
     device_map: str | None = None,
+    adapter: str | None = None,
     *,
     allow_other: bool = False,
 ) -> tuple[Any, list[str]]:
@@ -47,6 +50,6 @@ def load_for(
     """
     from lenstrain.live.read import check_loaded
 
-    loaded = load(model, dtype, device, device_map)
+    loaded = load(model, dtype, device, device_map, adapter)
     note = check_loaded(pack, loaded, allow_other=allow_other)
     return loaded, [] if note is None else [note]

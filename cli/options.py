@@ -91,6 +91,10 @@ DeviceMapOption = Annotated[
         "needs accelerate.",
     ),
 ]
+Adapter = Annotated[
+    str | None,
+    Option(metavar="PATH", help="LoRA or another adapter that peft saved: put it into the model."),
+]
 AllowOtherModel = Annotated[
     bool, Option("--allow-other-model", help="Go on with a model that the pack was not made for.")
 ]

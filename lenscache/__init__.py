@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lenscache.live.listening import listen
     from lenscache.live.steering import Intervention, steer, steer_all
     from lenscache.model.loading import LoadedModel, load_model
+    from lenscache.model.wrapping import wrap_model
     from lenscache.store.header import StoreHeader
     from lenscache.store.round import Round
     from lenscache.store.store import Store, open_store
@@ -33,6 +34,7 @@ _MODULES = {
     "live.listening": "listen",
     "live.steering": "Intervention steer steer_all",
     "model.loading": "LoadedModel load_model",
+    "model.wrapping": "wrap_model",
     "store.header": "StoreHeader",
     "store.round": "Round",
     "store.store": "Store open_store",
@@ -61,6 +63,7 @@ __all__ = [
     "plan_samples",
     "steer",
     "steer_all",
+    "wrap_model",
 ]
 
 

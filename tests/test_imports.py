@@ -113,10 +113,11 @@ OUTSIDE = {
     ),
     "transformers": (
         "lenscache/model/loading.py lenscache/model/outline.py lenscache/model/builtin.py "
-        "lenscache/model/checkpoint.py lenscache/model/caches.py"
+        "lenscache/model/checkpoint.py lenscache/model/caches.py lenscache/model/wrapping.py"
     ),
     "huggingface_hub": "lenscache/model/names.py",
     "accelerate": "lenscache/model/placement.py",
+    "peft": "lenscache/model/adapter.py",
     "platformdirs": "lenscache/model/builtin.py",
     "safetensors": (
         "lenscache/model/loading.py lenscache/model/loading_errors.py lenstrain/pack "

@@ -52,6 +52,7 @@ def extract(
     store_dtype: options.StoreDtypeOption = "bfloat16",
     device: options.Device = "auto",
     device_map: options.DeviceMapOption = None,
+    adapter: options.Adapter = None,
     seed: options.Seed = 0,
     limit: options.Limit = None,
     samples: options.Samples = None,
@@ -132,9 +133,9 @@ def extract(
     request = _request(store, concepts, settings, level, limit, reuse or [], top_up, beside)
     said = _say_unnamed(request, quiet=log_json)
     if engine == "local":
-        run = _local_run(request, partial(load, model, dtype, device, device_map))
+        run = _local_run(request, partial(load, model, dtype, device, device_map, adapter))
     else:
-        run = _ray_run(request, model, dtype, device, workers, address)
+        run = _ray_run(request, model, dtype, device, adapter, workers, address)
     asked = {"levels": level, "limit": limit, "pack": f"{concepts.name} ({concepts.digest})"}
     log = RunLog(
         "extract",
@@ -143,6 +144,7 @@ def extract(
         device=run.device,
         **asked,
         model=model,
+        adapter=adapter,
         settings=asdict(settings),
     )
     with log, Meter(log).running() as meter:
@@ -246,7 +248,13 @@ def _local_run(request: Any, new_model: Callable[[], Any]) -> _Run:
 
 
 def _ray_run(
-    request: Any, model: str, dtype: Dtype, device: str, workers: int | None, address: str | None
+    request: Any,
+    model: str,
+    dtype: Dtype,
+    device: str,
+    adapter: str | None,
+    workers: int | None,
+    address: str | None,
 ) -> _Run:
     from lenscache.extract.ray_driver import extract_with_ray
     from lenscache.model.loading import load_model, silence
@@ -257,16 +265,22 @@ def _ray_run(
         )
     silence()
     # The absolute path of a folder: workers start in other folders.
-    place = str(Path(model).absolute()) if Path(model).is_dir() else model
+    place = _absolute(model)
+    beside = None if adapter is None else _absolute(adapter)
     start = partial(
         extract_with_ray,
         request,
-        partial(load_model, place, dtype=dtype, device=device),
+        partial(load_model, place, dtype=dtype, device=device, adapter=beside),
         workers=workers,
         address=address,
         use_gpu=None if device == "auto" else device == "cuda",
     )
     return _Run(f"ray, {device}", lambda on_progress: start(on_progress=on_progress))
+
+
+def _absolute(name: str) -> str:
+    """A name of the hub, or the absolute path of a folder."""
+    return str(Path(name).absolute()) if Path(name).is_dir() else name
 
 
 def _show_progress(meter: Meter, begun: float, progress: Any) -> None:

@@ -62,6 +62,7 @@ def read(
     dtype: options.DtypeOption = "auto",
     device: options.Device = "auto",
     device_map: options.DeviceMapOption = None,
+    adapter: options.Adapter = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -81,7 +82,7 @@ def read(
     chosen = choose_lenses(lenses, concept)
     content = _content(file, text)
     loaded, notes = load_for(
-        lenses, model, dtype, device, device_map, allow_other=allow_other_model
+        lenses, model, dtype, device, device_map, adapter, allow_other=allow_other_model
     )
     notes += _about_grades(lenses, chosen, rule)
     reading = read_with(

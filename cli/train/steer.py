@@ -63,6 +63,7 @@ def steer(
     dtype: options.DtypeOption = "auto",
     device: options.Device = "auto",
     device_map: options.DeviceMapOption = None,
+    adapter: options.Adapter = None,
     allow_other_model: options.AllowOtherModel = False,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -82,7 +83,9 @@ def steer(
         its = directions_of(lens, direction, allow_grade_c=allow_grade is not None)
         # Pushes at several model layers add up. To ablate is to project out at each of them.
         found += its if ablate and at is None else directions_at(its, at)
-    loaded, notes = load_for(pack, model, dtype, device, device_map, allow_other=allow_other_model)
+    loaded, notes = load_for(
+        pack, model, dtype, device, device_map, adapter, allow_other=allow_other_model
+    )
     notes += [line] if (line := old_rule(pack)) is not None else []
     if len(found) < sum(len(lens.model_layers) for lens in lenses):
         where = ", ".join(str(i) for i in sorted({each.model_layer for each in found}))

@@ -36,7 +36,11 @@ def load_weights(name: str, **how: Any) -> Any:
     WeightsError
         If weights are missing, left over, or of another shape.
     """
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+    kind = transformers.AutoModelForCausalLM
+    if "gguf_file" not in how:
+        place = how["pretrained_model_name_or_path"]
+        kind = auto_class(transformers.AutoConfig.from_pretrained(place, trust_remote_code=False))
+    model, report = kind.from_pretrained(
         **how,
         trust_remote_code=False,
         output_loading_info=True,
@@ -44,6 +48,22 @@ def load_weights(name: str, **how: Any) -> Any:
     )
     check_weights(name, model, report)
     return model
+
+
+def auto_class(config: Any) -> Any:
+    """What loads a model of a configuration that writes text: a causal language model, or one that
+    reads pictures beside, of which the text side is used."""
+    also_sees = transformers.AutoModelForImageTextToText
+    is_causal = type(config) in transformers.AutoModelForCausalLM._model_mapping
+    if not is_causal and type(config) in also_sees._model_mapping:
+        return also_sees
+    return transformers.AutoModelForCausalLM
+
+
+def model_quantization(model: Any) -> str:
+    """The method by which the weights of a model are quantised; "" for none."""
+    method = getattr(model, "quantization_method", None)
+    return "" if method is None else str(getattr(method, "value", method))
 
 
 def check_weights(name: str, model: nn.Module, report: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lenscache.model.adapter import adapter_facts
 from lenscache.model.placement import whole_weights
 
 _CONFIG_OF_NO_CONSEQUENCE = {
@@ -19,7 +20,8 @@ _CONFIG_OF_NO_CONSEQUENCE = {
 
 
 def model_fingerprint(model: Any, *, at_once: int | None = None) -> str:
-    """SHA-256 over configuration and weights (names, shapes, dtypes, every byte); 16 hex digits.
+    """SHA-256 over configuration, adapters and weights (names, shapes, dtypes, every byte); 16 hex
+    digits.
 
     Parameters
     ----------
@@ -37,7 +39,8 @@ def model_fingerprint(model: Any, *, at_once: int | None = None) -> str:
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         while some := dict(islice(tensors, at_once)):
             digests += zip(some, pool.map(_tensor_digest, some.values()), strict=True)
-    return _digest([config, digests])
+    adapters = adapter_facts(model)
+    return _digest([config, digests, adapters] if adapters else [config, digests])
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -58,6 +61,10 @@ def _digest(content: object) -> str:
 
 
 def _tensor_digest(tensor: torch.Tensor) -> str:
+    if hasattr(tensor, "__tensor_flatten__"):  # quantised: several tensors that stand for one
+        names, _ = tensor.__tensor_flatten__()
+        parts = [(name, _tensor_digest(getattr(tensor, name))) for name in names]
+        return _digest([type(tensor).__name__, parts])
     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     digest.update(data.data)

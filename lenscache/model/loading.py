@@ -6,7 +6,7 @@ import inspect
 import logging
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ import transformers
 from torch import nn
 
 from lenscache.errors import ModelError, ModelLayerError, UnsupportedModelError, first_line
+from lenscache.model.adapter import adapter_label, add_adapter
 from lenscache.model.builtin import BUILT_IN, built_in_folder
 from lenscache.model.caches import cache_argument, returned_cache, short_rope_positions
-from lenscache.model.checkpoint import load_weights
+from lenscache.model.checkpoint import load_weights, model_quantization
 from lenscache.model.fingerprint import model_fingerprint, tokenizer_fingerprint
 from lenscache.model.loading_errors import loading_error
 from lenscache.model.names import check_name, local_folder
@@ -168,9 +169,11 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     device_map: str | Mapping[str, Any] | None = None,
+    adapter: str | Path | None = None,
+    quantization_config: Any = None,
     cache_dir: Path | None = None,
 ) -> LoadedModel:
-    """Load a causal language model and its tokenizer.
+    """Load a causal language model and its tokenizer; of one that reads pictures, the text side.
 
     No code from a model repository is run (``trust_remote_code`` is off).
 
@@ -183,6 +186,9 @@ def load_model(
     device_map : how to spread the blocks over all devices, one of `placement.DEVICE_MAPS`; or which
         part goes where, as accelerate takes it. What no card holds stays in memory or on the disk
         and is fetched when it is needed: slow.
+    adapter : folder or Hugging Face id of an adapter that peft saved, such as LoRA.
+    quantization_config : how to quantise the weights, as transformers takes it, such as
+        ``TorchAoConfig(Int8WeightOnlyConfig())``. Weights that were saved quantised need none.
     cache_dir : where built-in models are converted to, once; None for the user's cache folder.
 
     Raises
@@ -194,9 +200,9 @@ def load_model(
     WeightsError
         If weights are missing, left over, or of another shape.
     UnsupportedModelError
-        If its transformer blocks cannot be found.
+        If its transformer blocks cannot be found, or the adapter is of another kind.
     MissingPackageError
-        If a device map is given without accelerate.
+        If a device map is given without accelerate, or an adapter without peft.
     """
     if device_map is not None:
         if device != "auto":
@@ -208,7 +214,17 @@ def load_model(
     dtype = _native_dtype(place) if dtype == "auto" else dtype
     if dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}, expected auto, {', '.join(DTYPES)}")
-    return _load(name, dtype, place, device_map, cache_dir)
+    check_name(name)
+    more = {} if quantization_config is None else {"quantization_config": quantization_config}
+    if more and device_map is None and place.type != "cpu":
+        device_map = {"": place}  # not every kind of quantised weights can be moved afterwards
+    loaded = _load(name, dtype, place, device_map, cache_dir, more)
+    if adapter is not None:
+        model = add_adapter(loaded.model, str(adapter), loaded.device)
+        model.eval().requires_grad_(False)
+        label = f"{loaded.id} with {adapter_label(str(adapter))}"
+        loaded = replace(loaded, model=model, id=label, blocks=list(find_blocks(model)))
+    return loaded
 
 
 def _load(
@@ -217,16 +233,13 @@ def _load(
     place: torch.device,
     device_map: Any,
     cache_dir: Path | None,
+    more: Mapping[str, Any],
 ) -> LoadedModel:
-    check_name(name)
     folder: str | Path = name
     try:
         folder = built_in_folder(name, cache_dir) if name in BUILT_IN else name
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        how: dict[str, Any] = {
-            "pretrained_model_name_or_path": folder,
-            "dtype": DTYPES[dtype],
-        }
+        how = {"pretrained_model_name_or_path": folder, "dtype": DTYPES[dtype], **more}
         if device_map is not None:
             model = _spread(name, device_map, how)
             place = input_device(model)
@@ -250,6 +263,8 @@ def _load(
             raise
         raise loading_error(error, name, local_folder(str(folder))) from error
     label = Path(name).name if Path(name).exists() else name
+    if more:
+        label = f"{label} ({model_quantization(model)})"
     return LoadedModel(model, tokenizer, label, dtype, place, list(find_blocks(model)))
 
 
@@ -322,12 +337,20 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
         If there is none, or more than one.
     """
     config: Any = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} reads a text with one stack of blocks and writes with "
+            "another, expected a causal language model"
+        )
     n_layers = config.get_text_config().num_hidden_layers
     found = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == n_layers
     }
+    # The text side of a model that reads pictures, which may have a tower of as many blocks.
+    if len(found) > 1 and (text := _text_side(model)):
+        found = {name: module for name, module in found.items() if name.startswith(text)}
     # A list inside a block (experts, say) may be as long by chance; the blocks are the outermost.
     inner = {name for name in found if any(name.startswith(f"{other}.") for other in found)}
     outermost = {name: module for name, module in found.items() if name not in inner}
@@ -337,6 +360,13 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
             f"({sorted(outermost)}), expected one list of transformer blocks"
         )
     return next(iter(outermost.values()))
+
+
+def _text_side(model: Any) -> str:
+    """The name of the part of a model that reads text, with a dot; "" if it has no parts."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    names = [name for name, module in model.named_modules() if module is decoder and name]
+    return f"{names[0]}." if names else ""
 
 
 def silence() -> None:

@@ -10,6 +10,7 @@ import transformers
 
 from lenscache.errors import ModelError, first_line
 from lenscache.model.builtin import BUILT_IN, built_in_folder
+from lenscache.model.checkpoint import auto_class
 from lenscache.model.loading import DTYPES, LoadedModel, find_blocks
 from lenscache.model.loading_errors import loading_error
 from lenscache.model.names import check_name, local_folder
@@ -52,7 +53,7 @@ def outline_model(name: str, *, dtype: str = "auto", cache_dir: Path | None = No
         folder = built_in_folder(name, cache_dir) if name in BUILT_IN else name
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(
+            model = auto_class(config).from_config(
                 config, dtype=DTYPES[dtype], trust_remote_code=False
             )
     except ImportError as error:
