@@ -139,7 +139,7 @@ OUTSIDE = {
         "lenstrain/metrics lenstrain/families lenstrain/data lenstrain/audit "
         "lenstrain/pack/tensors.py lenstrain/compare lenstrain/estimators.py"
     ),
-    "sklearn": "lenstrain/data/words.py lenstrain/audit/twins.py",
+    "sklearn": "lenstrain/data/words.py lenstrain/audit/twins.py lenstrain/estimators.py",
     "threadpoolctl": "lenstrain/parallel.py",
     "gguf": "lenstrain/exchange/gguf.py",
     "typer": "cli",

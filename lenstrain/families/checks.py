@@ -29,6 +29,16 @@ def check_rows(X: ArrayLike, y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.boo
     return X, target
 
 
+def plain_rows(values: Any) -> Any:
+    """Values as numpy or scipy can take them: a tensor of torch as an array, and bfloat16, which
+    numpy lacks, as float32; whatever else as it is."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        return (values.float() if values.is_floating_point() else values).numpy()
+    is_narrow = str(getattr(values, "dtype", "")) == "bfloat16"
+    return values.astype(np.float32) if is_narrow else values
+
+
 def check_both_classes(targets: Sequence[NDArray[np.bool_]]) -> None:
     """Check that the training rows of each concept hold positives and negatives.
 
@@ -40,7 +50,7 @@ def check_both_classes(targets: Sequence[NDArray[np.bool_]]) -> None:
     for number, target in enumerate(targets):
         if not 0 < target.sum() < len(target):
             found = f"{target.sum()} of {len(target)} training rows are positive"
-            raise TooFewSamplesError(f"concept number {number}: {found}")
+            raise TooFewSamplesError(f"concept number {number}: {found}, which is one class alone")
 
 
 def first_targets(
