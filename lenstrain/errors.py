@@ -8,6 +8,7 @@
       StalledError (TimeoutError)        a store that is followed does not grow any more
       WorkerError (RuntimeError)         a worker process died each time, or could not begin
       NotFittedError (ValueError)        a lens was used before `fit`
+      UnknownNameError (KeyError)        a pack has no such lens, or a lens no such metric
       LensPackError
         LensPackNotFoundError (FileNotFoundError)
         LensPackExistsError (FileExistsError)
@@ -17,6 +18,13 @@
 
 What lenscache raises while a store is read (`lenscache.errors`) passes through unchanged.
 """
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+_NAMED = 8  # names that a message lists
 
 
 class LenstrainError(Exception):
@@ -49,6 +57,34 @@ class WorkerError(LenstrainError, RuntimeError):
 
 class NotFittedError(LenstrainError, ValueError):
     """A lens was asked for scores before it was fitted."""
+
+
+class UnknownNameError(LenstrainError, KeyError):
+    """Nothing has this name; the message says which names are near.
+
+    Parameters
+    ----------
+    what : the kind of thing, such as "lens".
+    name : what was asked for.
+    known : the names that there are.
+    """
+
+    def __init__(self, what: str, name: object, known: Iterable[str]) -> None:
+        super().__init__(what, name, tuple(known))
+
+    def __str__(self) -> str:
+        """The message; composed when it is shown, since `get` of a mapping swallows the error."""
+        what, name, known = self.args
+        return f"there is no {what} {name!r}: {near_names(name, known)}"
+
+
+def near_names(name: object, known: Iterable[str]) -> str:
+    """Which of the known names may be meant, or how many there are."""
+    names = list(known)
+    if near := difflib.get_close_matches(str(name), names, n=3):
+        return f"did you mean {', '.join(near)}?"
+    few = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" * (len(names) > _NAMED))
+    return f"expected one of {few}" if names else "there is none at all"
 
 
 class LensPackError(LenstrainError):

@@ -38,6 +38,7 @@ from lenstrain.inspection import (
     recorded_by_model_layer,
     siblings_of,
 )
+from lenstrain.metrics.grade import COLOURS as GRADE_COLOURS
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Iteration, Lens
 from lenstrain.pack.pack import LensPack
@@ -313,7 +314,7 @@ def plot_grades(pack: LensPack, *, ax: Axes | None = None) -> Axes:
     ax = make_axes(ax, height=max(3.0, 1.8 + _ROW_INCHES * len(lenses)) if named else 8.0)
     for number, grade in enumerate(Grade):
         own = [(row, lens) for row, lens in enumerate(lenses) if lens.grade is grade]
-        y, colour = [row for row, _ in own], COLOURS[number]
+        y, colour = [row for row, _ in own], GRADE_COLOURS[grade]
         x, low, high = (
             [getattr(lens.metrics, name) for _, lens in own]
             for name in ("score", "score_low", "score_high")

@@ -1,25 +1,30 @@
 """The front door: texts to probabilities, and a lens pack as a table.
 
 LensPack, model, texts --predict----> data frame of probabilities, a column a concept
-LensPack               --pack_frame-> data frame of its lenses
+LensPack               --pack_frame-> data frame of its lenses; --pack_html-> for notebooks
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from lenscache.drawing import visible
 from lenstrain.errors import SettingsError
 from lenstrain.live.naming_rule import choose_lenses
 from lenstrain.live.read import check_loaded, read_whole
+from lenstrain.metrics.grade import COLOURS, INKS
 
 if TYPE_CHECKING:
     from lenscache.model.loading import LoadedModel
+    from lenstrain.pack.lens import Lens
     from lenstrain.pack.pack import LensPack
 
+_SHOWN = 20  # lenses of a pack in a notebook
 _METRICS = ("score", "score_low", "score_high", "score_named", "test_f1", "n_samples", "n_test")
 _COLUMNS = ("name", "level", "model_layers", "grade", "status", "reason", "threshold")
 
@@ -104,3 +109,28 @@ def pack_frame(pack: LensPack) -> pd.DataFrame:
     index = pd.Index([lens.concept for lens in pack], name="concept")
     columns = [*_COLUMNS, *_METRICS, "n_test_unnamed", "graduated"]
     return pd.DataFrame(rows, index=index, columns=columns)
+
+
+def pack_html(pack: LensPack) -> str:
+    """A pack as a table of HTML: its first lenses, with their grades in the report's colours."""
+    head = ("concept", "grade", "status", "score", "95 %", "test F1", "model layers", "reason")
+    rows = "".join(_html_row(lens) for lens in list(pack)[:_SHOWN])
+    more = f"<p>{len(pack) - _SHOWN} more: see to_frame()</p>" if len(pack) > _SHOWN else ""
+    return (
+        f"<p>{escape(visible(repr(pack), 200))}</p><table><thead><tr>"
+        f"{''.join(f'<th>{each}</th>' for each in head)}</tr></thead>"
+        f"<tbody>{rows}</tbody></table>{more}"
+    )
+
+
+def _html_row(lens: Lens) -> str:
+    m, grade = lens.metrics, lens.grade_shown
+    style = f"background: {COLOURS[lens.grade]}; color: {INKS[lens.grade]}; text-align: center"
+    cells = [
+        *(lens.status, f"{m.score:.2f}", f"{m.score_low:.2f}-{m.score_high:.2f}"),
+        *(f"{m.test_f1:.2f}", ", ".join(map(str, lens.model_layers)), visible(lens.reason, 80)),
+    ]
+    return (
+        f'<tr><td>{escape(visible(lens.name))}</td><td style="{style}">{grade}</td>'
+        f"{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+    )

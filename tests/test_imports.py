@@ -43,7 +43,7 @@ RULES = {
     "lenscache/concepts/importers": "concepts",
     "lenscache/model": "terms.py",
     "lenscache/inference": "terms.py memory.py model",
-    "lenscache/store": "terms.py bfloat16.py concepts",
+    "lenscache/store": "terms.py bfloat16.py concepts drawing.py",
     "lenscache/store/store.py": "store/views",  # for Store.to_xarray
     "lenscache/store/verify": "terms.py concepts store",
     "lenscache/store/views": "terms.py folders.py concepts store",
@@ -71,7 +71,9 @@ RULES = {
     "lenstrain/audit": "settings.py data",
     "lenstrain/pack": "metrics families data lenscache/folders.py",
     "lenstrain/pack/pack.py": "quick.py lenscache/model",  # for LensPack.predict
-    "lenstrain/quick.py": "live pack lenscache/concepts/importers lenscache/model",
+    "lenstrain/quick.py": (
+        "metrics live pack lenscache/concepts/importers lenscache/model lenscache/drawing.py"
+    ),
     "lenstrain/compare": "metrics settings.py data pack",
     "lenstrain/live": "metrics families pack",
     "lenstrain/live/read.py": "lenscache/live lenscache/model",

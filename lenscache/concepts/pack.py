@@ -107,6 +107,10 @@ class ConceptPack:
         object.__setattr__(self, "_by_id", by_id)
         _ = self.hierarchy  # a pack that contradicts itself must not come into being
 
+    def __repr__(self) -> str:
+        levels = ", ".join(map(str, self.levels))
+        return f"ConceptPack({self.name!r}: {len(self)} concepts on levels {levels})"
+
     def __getitem__(self, concept: str) -> Concept:
         return self._by_id[concept]
 

@@ -46,6 +46,10 @@ class LoadedModel:
     blocks: Sequence[nn.Module]
     """The transformer blocks, in order."""
 
+    def __repr__(self) -> str:
+        shape = f"{self.n_layers} transformer blocks of size {self.hidden}, {self.dtype}"
+        return f"{type(self).__name__}({self.id!r}: {shape} on {self.placement})"
+
     @property
     def n_layers(self) -> int:
         """Number of transformer blocks."""
@@ -285,13 +289,7 @@ def _spread(name: str, device_map: str | Mapping[str, Any], how: dict[str, Any])
 
 
 def as_loaded(model: str | Path | LoadedModel) -> LoadedModel:
-    """A model that is loaded, or `load_model` of its path, id or built-in name.
-
-    Raises
-    ------
-    ModelError
-        If it is something else, or cannot be loaded.
-    """
+    """A model that is loaded, or `load_model` of its name; ModelError if it is something else."""
     if isinstance(model, LoadedModel):
         return model
     if isinstance(model, str | Path):

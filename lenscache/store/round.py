@@ -112,6 +112,10 @@ class Round:
         self._columns_seen: set[str] = set()
         self._seen_complete = np.zeros(self.n_blocks, np.bool_)
 
+    def __repr__(self) -> str:
+        held = f"{self.n_samples} samples in {self.n_blocks} blocks"
+        return f"Round({self.name}: {held}, {len(self.targets)} concepts)"
+
     @property
     def name(self) -> str:
         """Path of the round inside the store."""

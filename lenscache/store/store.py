@@ -48,7 +48,7 @@ from lenscache.store.layout import (
 from lenscache.store.objects import object_names
 from lenscache.store.remote import RemoteStore, create_place, open_place
 from lenscache.store.round import Round
-from lenscache.store.summary import summarize
+from lenscache.store.summary import store_html, summarize
 from lenscache.terms import Phase
 
 if TYPE_CHECKING:
@@ -79,6 +79,14 @@ class Store:
             )
         self.group, self.path = group, path
         self.header = StoreHeader.from_attributes(group.attrs)
+
+    def __repr__(self) -> str:
+        its = self.header
+        layers = f"model layers {its.model_layers[0]} to {its.model_layers[-1]}"
+        return f"Store({self.path!r}: {its.model_id}, {layers}, pack {its.pack_name!r})"
+
+    def _repr_html_(self) -> str:
+        return store_html(repr(self), self.all_rounds)
 
     @cached_property
     def hierarchy(self) -> Hierarchy:

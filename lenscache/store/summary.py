@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from zarr.core.common import concurrent_map
 from zarr.core.sync import sync
 
+from lenscache.drawing import visible
 from lenscache.store.attributes import is_verified
 from lenscache.store.header import StoreHeader
 from lenscache.store.layout import NATIVE_DTYPES
@@ -37,6 +39,20 @@ def summarize(
         },
         "raw_bytes": sum(entry["raw_bytes"] for entry in entries),
     }
+
+
+def store_html(title: str, rounds: Sequence[Round]) -> str:
+    """The rounds of a store as a table of HTML, for notebooks."""
+    rows = [
+        (r.name, len(r.targets), r.n_samples, "complete" if r.is_complete else "not finished")
+        for r in rounds
+    ]
+    cells = "".join(f"<tr>{''.join(f'<td>{each}</td>' for each in row)}</tr>" for row in rows)
+    head = "".join(f"<th>{each}</th>" for each in ("round", "concepts", "samples", "state"))
+    return (
+        f"<p>{escape(visible(title, 200))}</p><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{cells}</tbody></table>"
+    )
 
 
 def summarize_round(target: Round, header: StoreHeader) -> dict[str, Any]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lenstrain.errors import TooFewSamplesError
+from lenstrain.errors import SettingsError, TooFewSamplesError
+
+if TYPE_CHECKING:
+    import torch
+
+    Activations: TypeAlias = NDArray[Any] | torch.Tensor
 
 
 def check_rows(X: ArrayLike, y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -37,6 +42,23 @@ def plain_rows(values: Any) -> Any:
         return (values.float() if values.is_floating_point() else values).numpy()
     is_narrow = str(getattr(values, "dtype", "")) == "bfloat16"
     return values.astype(np.float32) if is_narrow else values
+
+
+def activation_rows(X: Activations, width: int) -> NDArray[Any]:
+    """Raw activations X (n, width), of numpy or torch, as an array.
+
+    Raises
+    ------
+    SettingsError
+        If they have another shape.
+    """
+    rows: NDArray[Any] = np.asarray(plain_rows(X))
+    if rows.ndim != 2 or rows.shape[1] != width:
+        raise SettingsError(
+            f"X has shape {rows.shape}, expected (n, {width}): a row for each text, its positions "
+            "pooled, and the model layers of a lens side by side"
+        )
+    return rows
 
 
 def check_both_classes(targets: Sequence[NDArray[np.bool_]]) -> None:

@@ -10,6 +10,11 @@ Weights = LinearWeights | MlpWeights
 """A lens as it is shipped: all have `decision_function` on raw activations."""
 
 
+def n_inputs(weights: Weights) -> int:
+    """Raw features that a lens reads, of all its model layers together."""
+    return len(weights.weight if isinstance(weights, LinearWeights) else weights.w1)
+
+
 def norm_of(weights: Weights, place: int = 0, n: int = 1) -> Standardizer | None:
     """What a lens that reads `n` model layers does to activations of one of them first, before its
     weights are plainly linear; None for nothing."""

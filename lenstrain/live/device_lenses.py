@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.mlp import MlpWeights
 from lenstrain.families.standardizer import Standardizer
+from lenstrain.families.weights import n_inputs
 from lenstrain.pack.lens import Lens, shared_norm
 
 _CHUNK_BYTES = 256 * 2**20  # of the first hidden layer of many networks
@@ -77,9 +78,7 @@ class LensScorer:
 
 def hidden_size(lens: Lens) -> int:
     """Size of the activations that a lens reads."""
-    weights = lens.weights
-    n_inputs = len(weights.weight if isinstance(weights, LinearWeights) else weights.w1)
-    return n_inputs // len(lens.model_layers)
+    return n_inputs(lens.weights) // len(lens.model_layers)
 
 
 def _weights(

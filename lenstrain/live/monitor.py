@@ -100,6 +100,14 @@ class Monitor:
         self._scorer: LensScorer | None = None
         self._forget()
 
+    def __repr__(self) -> str:
+        read = f"{int(self._n_read.max())} positions read" if self._kept else "nothing read yet"
+        layers = ", ".join(map(str, self.model_layers))
+        return (
+            f"Monitor({len(self.concepts)} lenses, model layers {layers}, window {self.window}, "
+            f"{read})"
+        )
+
     def _forget(self) -> None:
         self._trail = Trail(self._pooling, self.window)
         self._kept: list[torch.Tensor] = []  # (batch, position, lenses)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.errors import SettingsError
+from lenstrain.errors import SettingsError, near_names
 from lenstrain.metrics.grade import Grade, Status
 from lenstrain.pack.lens import Lens
 from lenstrain.pack.pack import LensPack
@@ -117,10 +117,8 @@ def choose_lenses(pack: LensPack, concepts: Sequence[str] | None) -> list[Lens]:
     known = {lens.concept for lens in pack}
     wanted = known if concepts is None else set(concepts)
     if unknown := sorted(wanted - known):
-        raise SettingsError(
-            f"no lens for the concept {unknown[0]!r} in this pack: `lenstrain show` lists its "
-            "concepts"
-        )
+        near = near_names(unknown[0], [lens.concept for lens in pack])
+        raise SettingsError(f"no lens for the concept {unknown[0]!r} in this pack: {near}")
     if not wanted:
         raise SettingsError(
             "there is no lens to read with: the pack or the choice of concepts is empty"

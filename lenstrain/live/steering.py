@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lenstrain.errors import SettingsError
+from lenstrain.errors import SettingsError, near_names
 from lenstrain.families.linear import LinearWeights
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.lens import Direction, Lens
@@ -52,9 +51,8 @@ def find_lens(pack: LensPack, concept: str) -> Lens:
         raise SettingsError(
             f"{concept!r} is the name of {len(named)} concepts: give the id of one of them: {ids}"
         )
-    alike = difflib.get_close_matches(concept, [lens.concept for lens in pack], n=3)
-    hint = f"did you mean {', '.join(alike)}?" if alike else "see them with `lenstrain show`"
-    raise SettingsError(f"the pack has no lens of {concept!r}: {hint}")
+    near = near_names(concept, [lens.concept for lens in pack])
+    raise SettingsError(f"the pack has no lens of {concept!r}: {near}")
 
 
 def directions_of(

@@ -53,6 +53,12 @@ class Grade(StrEnum):
         return self.value <= wanted.value
 
 
+COLOURS = {Grade.A: "#0072b2", Grade.B: "#e69f00", Grade.C: "#d55e00", None: "#cc79a7"}
+"""Of each grade and of none, on white, wherever lenses are drawn: Okabe and Ito's palette."""
+INKS = {Grade.A: "#ffffff", Grade.B: "#000000", Grade.C: "#000000", None: "#000000"}
+"""Of text on them."""
+
+
 class Evidence(NamedTuple):
     """What is known of a lens when it is graded; all of it from the test split."""
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lenstrain.errors import SettingsError
+from lenstrain.families.checks import activation_rows
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.standardizer import Standardizer
-from lenstrain.families.weights import Weights, norm_of
+from lenstrain.families.weights import Weights, n_inputs, norm_of
 from lenstrain.metrics.calibrators import Calibrator
 from lenstrain.metrics.grade import Grade, Status
 from lenstrain.pack.records import LensMetrics
+
+if TYPE_CHECKING:
+    from lenstrain.families.checks import Activations
 
 
 class Iteration(NamedTuple):
@@ -89,6 +93,14 @@ class Lens:
     attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     """What the concept pack says of the concept beside its texts, such as its level of risk."""
 
+    def __repr__(self) -> str:
+        reads = ", ".join(map(str, self.model_layers)) or "what the model wrote"
+        layers = f"model layer{'s' * (len(self.model_layers) > 1)} " if self.model_layers else ""
+        grade = "ungraded" if self.grade is None else f"grade {self.grade.value}"
+        capped = ", capped" if self.is_capped else f", {self.status}" if self.grade else ""
+        score = f"score {self.metrics.score:.2f}"
+        return f"Lens({self.concept!r}: {grade}{capped}, {score}, reads {layers}{reads})"
+
     def has_attributes(self, wanted: Mapping[str, Collection[str]]) -> bool:
         """Whether each attribute named in `wanted` has one of the texts given for it."""
         return all(set(texts) & set(self.attributes.get(k, ())) for k, texts in wanted.items())
@@ -153,14 +165,21 @@ class Lens:
             raise TypeError(f"the lens of {self.concept} is not linear: use its decision_function")
         return self.weights
 
-    def decision_function(self, X: NDArray[Any]) -> NDArray[np.float32]:
+    def decision_function(self, X: Activations) -> NDArray[np.float32]:
         """(n,) logits of raw activations X (n, hidden).
 
         Those of several model layers lie side by side: (n, model layers * hidden).
-        """
-        return np.asarray(self.weights.decision_function(np.asarray(X)), np.float32)
 
-    def predict_proba(self, X: NDArray[Any], prevalence: float = 0.5) -> NDArray[np.float64]:
+        Raises
+        ------
+        SettingsError
+            If X has another shape.
+        """
+        # A lens that reads text takes the counts of its words.
+        rows: Any = activation_rows(X, n_inputs(self.weights)) if self.model_layers else X
+        return np.asarray(self.weights.decision_function(rows), np.float32)
+
+    def predict_proba(self, X: Activations, prevalence: float = 0.5) -> NDArray[np.float64]:
         """(n, 2) calibrated probabilities of absence and presence of raw activations X (n, hidden).
 
         Parameters
@@ -172,7 +191,7 @@ class Lens:
         present = self.calibrator(self.decision_function(X).astype(np.float64), prevalence)
         return np.stack([1 - present, present], axis=1)
 
-    def predict(self, X: NDArray[Any]) -> NDArray[np.bool_]:
+    def predict(self, X: Activations) -> NDArray[np.bool_]:
         """(n,) whether the concept counts as present."""
         return self.decision_function(X) >= self.threshold
 

@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lenstrain.errors import SettingsError, UnknownNameError
+from lenstrain.families.checks import activation_rows
 from lenstrain.families.linear import LinearWeights
 from lenstrain.families.standardizer import Standardizer
+from lenstrain.families.weights import n_inputs
 from lenstrain.metrics.grade import Grade
 from lenstrain.pack.folder import PackContent, read_folder, write_beside, write_folder
 from lenstrain.pack.lens import Lens, shared_norm
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lenscache.model.loading import LoadedModel
+    from lenstrain.families.checks import Activations
 
 _NATURAL = ("natural_score", "natural_false_positive_rate")  # of a store with a background
 
@@ -77,7 +81,19 @@ class LensPack(PackContent):
         return iter(self.lenses)
 
     def __getitem__(self, concept: str) -> Lens:
+        if concept not in self._by_concept:
+            raise UnknownNameError("lens of the concept", concept, self._by_concept)
         return self._by_concept[concept]
+
+    def __repr__(self) -> str:
+        grades = ", ".join(f"{n} {grade}" for grade, n in self.grades().items())
+        model = self.provenance.model.get("id", "an unknown model")
+        return f"LensPack({len(self)} {self.family} lenses of {model}: {grades})"
+
+    def _repr_html_(self) -> str:
+        from lenstrain.quick import pack_html
+
+        return pack_html(self)
 
     def __contains__(self, concept: object) -> bool:
         return concept in self._by_concept
@@ -101,29 +117,51 @@ class LensPack(PackContent):
         """The lenses that read one model layer alone, in the order of `score`'s columns."""
         return [lens for lens in self.lenses if lens.model_layers == (model_layer,)]
 
-    def score(self, X: NDArray[Any], model_layer: int) -> NDArray[np.float32]:
-        """(n, lenses at this model layer) logits of raw activations X (n, hidden)."""
-        X = np.asarray(X)
-        scores = self.no_scores(len(X))
-        self.add_scores(scores, X, model_layer)
+    def score(self, X: Activations, model_layer: int) -> NDArray[np.float32]:
+        """(n, lenses at this model layer) logits of raw activations X (n, hidden).
+
+        Raises
+        ------
+        SettingsError
+            If no lens reads this model layer alone, or X has another shape.
+        """
+        if not self._readers(model_layer).alone:
+            read = ", ".join(map(str, self.model_layers)) or "none"
+            several = any(model_layer in lens.model_layers for lens in self)
+            hint = ": use score_all, with the activations of all of them" if several else ""
+            raise SettingsError(
+                f"no lens of this pack reads model layer {model_layer} alone, its lenses read "
+                f"{read}{hint}"
+            )
+        rows = activation_rows(X, n_inputs(self.at(model_layer)[0].weights))
+        scores = self.no_scores(len(rows))
+        self.add_scores(scores, rows, model_layer)
         here = self._readers(model_layer).alone
         return scores if len(here) == len(self) else scores[:, here]
 
-    def score_all(self, activations: Mapping[int, NDArray[Any]]) -> NDArray[np.float32]:
+    def score_all(self, activations: Mapping[int, Activations]) -> NDArray[np.float32]:
         """(n, lenses) logits of raw activations (n, hidden) of every model layer that lenses read.
 
         Raises
         ------
-        KeyError
+        UnknownNameError
             If a model layer is missing.
-        ValueError
-            If the lenses read text.
+        SettingsError
+            If the lenses read text, or activations do not have the shape that they read.
         """
         if self.vocabulary is not None:
-            raise ValueError("the lenses of this pack read text: use `score_texts`")
-        scores = self.no_scores(len(next(iter(activations.values()), ())))
-        for model_layer in self.model_layers:
-            self.add_scores(scores, np.asarray(activations[model_layer]), model_layer)
+            raise SettingsError("the lenses of this pack read text: use `score_texts`")
+        if missing := [i for i in self.model_layers if i not in activations]:
+            known = map(str, sorted(activations))
+            raise UnknownNameError("activation of model layer", missing[0], known)
+        hidden = [n_inputs(x.weights) // len(x.model_layers) for x in self.lenses[:1]]
+        rows = {i: activation_rows(activations[i], *hidden) for i in self.model_layers}
+        counts = {len(X) for X in rows.values()}
+        if len(counts) > 1:
+            raise SettingsError(f"model layers have {sorted(counts)} rows, expected as many each")
+        scores = self.no_scores(max(counts, default=0))
+        for model_layer, its in rows.items():
+            self.add_scores(scores, its, model_layer)
         return scores
 
     def no_scores(self, n: int) -> NDArray[np.float32]:

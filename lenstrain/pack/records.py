@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from lenstrain.errors import UnknownNameError
+
 _NULL = ("C", "labels")  # None has a meaning of its own: no L2 strength, no label set
 
 
@@ -45,11 +47,10 @@ class Record(Mapping[str, Any]):
         """As `to_json` has it, without making all of it."""
         if key in self.others:
             return self.others[key]
-        if key in ("others", "order") or key not in vars(self):
-            raise KeyError(key)
-        value = vars(self)[key]
-        if value is None and (key not in _NULL or (self.order and key not in self.order)):
-            raise KeyError(key)
+        value = None if key in ("others", "order") else vars(self).get(key)
+        is_null = value is None and key in _NULL and (not self.order or key in self.order)
+        if value is None and not is_null:
+            raise UnknownNameError("entry", key, self)
         return value
 
     def __iter__(self) -> Iterator[str]:

@@ -240,7 +240,7 @@ def test_packs_of_every_family_are_read(
         (["no-such-file.txt"], ["no-such-file.txt"]),
         (
             ["--text", "a", "--concept", "ghost"],
-            ["no lens for the concept 'ghost'", "lenstrain show"],
+            ["no lens for the concept 'ghost'", "expected one of nature"],
         ),
     ],
 )
