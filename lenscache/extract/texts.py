@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,8 @@ def extract_texts(
 ) -> Store:
     """Extract the activations of labelled texts into a store.
 
-    The store equals that of ``lenscache pack import`` and ``lenscache extract --mode prompt
+    Rows without a text or label, and texts that a set calls both, are left out with a warning. The
+    store equals that of ``lenscache pack import`` and ``lenscache extract --mode prompt
     --background 0`` on the same texts and labels.
 
     Parameters
@@ -72,8 +74,11 @@ def extract_texts(
         kitchen   sea
     0      0.04  0.97
     """
-    pack = import_texts(texts, labels, negatives=negatives, text=text, **meaning).pack
-    loaded = as_loaded(model)
+    imported = import_texts(texts, labels, negatives=negatives, text=text, **meaning)
+    for line in imported.report.lines():
+        if line.startswith("left out"):
+            warnings.warn(line, stacklevel=2)
+    pack, loaded = imported.pack, as_loaded(model)
     settings = settings or ExtractSettings(mode="prompt")
     asked: dict[str, Any] = {"background": background, "on_progress": on_progress}
     if path is not None:

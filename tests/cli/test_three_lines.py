@@ -207,6 +207,8 @@ def test_a_missing_label_leaves_a_row_out() -> None:
     labels = pd.Series([*LABELS[:-1], pd.NA], dtype="string")
     report = import_texts(TEXTS, labels).report
     assert report.left_out == {"row without label": [f"row {len(TEXTS)}"]}
+    with pytest.warns(UserWarning, match="left out: 1 x row without label: row 60"):
+        lenscache.extract_texts(TEXTS, tiny_model(), labels=labels)
 
 
 @pytest.mark.parametrize(
