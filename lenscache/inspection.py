@@ -6,6 +6,8 @@
           --principal_components------> points of a concept and its siblings in the plane
           --phase_similarity----------> a line a model layer
 
+`visible` shows a text on one line, with nothing hidden in it.
+
 Lines are named tuples, so that `pandas.DataFrame(lines)` is a table with named columns; nothing
 here needs pandas, matplotlib or torch. Only rows of complete blocks are read, a block at a time.
 """
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from lenscache.drawing import visible as visible
 from lenscache.errors import PlanError, StoreIncompleteError
 from lenscache.store.round import Round
 from lenscache.store.views.selection import Selection, select

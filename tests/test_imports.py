@@ -50,7 +50,7 @@ RULES = {
     "lenscache/live": "terms.py model inference",
     "lenscache/extract": "terms.py concepts model inference store cluster.py memory.py",
     "lenscache/extract/texts.py": "concepts/importers",
-    "lenscache/inspection.py": "terms.py store store/views",
+    "lenscache/inspection.py": "terms.py drawing.py store store/views",
     "lenscache/plots.py": "terms.py store inspection.py drawing.py",
     "lenscache/forecast.py": "memory.py concepts model store extract",
     "lenscache/preflight": "memory.py concepts model inference live",

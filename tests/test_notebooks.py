@@ -3,6 +3,7 @@ printed."""
 
 from __future__ import annotations
 
+import ast
 import html
 import json
 import re
@@ -117,6 +118,22 @@ def test_a_notebook_is_committed_without_outputs(path: Path) -> None:
     assert len({cell.id for cell in book.cells}) == len(book.cells)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_uses_public_names_alone(path: Path) -> None:
+    """Those of the two libraries, and of the modules that docs/api.md lists."""
+    listed = (FOLDER.parent / "docs/api.md").read_text("utf-8")
+    modules = {"lenscache", "lenstrain", *re.findall(r"^\| `(lens\w+\.\w+)`", listed, re.MULTILINE)}
+    book = nbformat.read(path, as_version=4)
+    source = "\n".join(c.source for c in book.cells if c.cell_type == "code")
+    tree = ast.parse(source.replace("%matplotlib inline", ""))
+    used = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    used |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    ours = {str(name) for name in used if str(name).startswith("lens")}
+    assert ours
+    assert ours <= modules
+    assert not re.search(r"\._\w", source)
+
+
 def test_own_labels_take_ten_cells() -> None:
     book = nbformat.read(FOLDER / "bring_your_own_labels.ipynb", as_version=4)
     assert sum(cell.cell_type == "code" for cell in book.cells) <= 10
@@ -168,18 +185,9 @@ def test_the_lens_pack_notebook_shows_a_pack(
     assert len(shown(cells, "image/png")) == 10
     tables = columns(cells)
     assert [
-        "concept",
-        "level",
-        "model layer",
-        "samples",
-        "test F1",
-        "test texts",
-        "unnamed",
-        "score",
-        "names",
-        "grade",
-        "status",
-        "reason",
+        *("name", "level", "model_layers", "grade", "status", "reason", "threshold"),
+        *("score", "score_low", "score_high", "score_named", "test_f1"),
+        *("n_samples", "n_test", "n_test_unnamed", "graduated"),
     ] in tables
     assert ["test_f1", "score"] in tables
     assert any("&lt;script&gt;" in page for page in shown(cells, "text/html"))
@@ -210,8 +218,7 @@ def test_own_labels_become_lenses(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     assert_harmless(cells)
     text = printed(cells)
-    assert "read: 80 rows\nread: 80 texts\nread: 4 concepts\n" in text
-    assert "model layers 0, 1, 2\n" in text
+    assert "80 texts through model, model layers 0, 1, 2\n" in text
     for topic in ("kitchen", "sea", "court"):
         assert re.search(
             rf"^{topic}: grade [ABC], model layer [012], \d+ samples$", text, re.MULTILINE
@@ -222,9 +229,10 @@ def test_own_labels_become_lenses(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         *("test_f1", "score", "score_low", "score_high", "auroc"),
         *("best control", "lead"),
     ] in tables
+    assert ["round", "concepts", "samples", "state"] in tables
     assert ["kitchen", "sea", "court"] in tables
     (folder,) = tmp_path.glob("own-labels-*")
-    assert {file.name for file in folder.iterdir()} == {"topics.csv", "store.zarr", "lenses"}
+    assert {file.name for file in folder.iterdir()} == {"lenses"}
 
 
 def test_the_check_for_harm_can_fail() -> None:

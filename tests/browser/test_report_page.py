@@ -577,14 +577,14 @@ def test_packs_are_compared(page: Page, file: Path) -> None:
         "other",
         "other",
     ]
-    assert "B is better on" in page.text("#view-compare")
+    assert "The second pack is better on" in page.text("#view-compare")
     matrix = page.all("#view-compare .pair table")[0]
     assert matrix.text.split("\n")[0].split() == ["A", "B", "C", "ungraded"]
     assert matrix.text.split("\n")[-1].split() == ["ungraded", "0", "0", "0", "12"]
-    page.choose("A", "2")
-    page.until(lambda: "B is worse on" in page.text("#view-compare"))
+    page.choose("First pack", "2")
+    page.until(lambda: "The second pack is worse on" in page.text("#view-compare"))
     page.choose("Metric", "test_f1")
-    page.until(lambda: "test F1 of A: other 2" in page.text("#view-compare .xtitle"))
+    page.until(lambda: "test F1 of the first: other 2" in page.text("#view-compare .xtitle"))
 
 
 def test_without_store_model_layers_and_other_packs_each_view_says_how_to_get_them(

@@ -21,8 +21,8 @@ function renderCompare(section) {
     compareState[key] = key === "metric" ? value : Number(value);
     redraw();
   };
-  section.append(el("div", { className: "filters" }, select("A", names, String(compareState.a), choose("a")),
-      select("B", names, String(compareState.b), choose("b")),
+  section.append(el("div", { className: "filters" }, select("First pack", names, String(compareState.a), choose("a")),
+      select("Second pack", names, String(compareState.b), choose("b")),
     select("Metric", [["score", "score"], ["test_f1", "test F1"]], compareState.metric, choose("metric"))));
   const [a, b, metric] = [packs[compareState.a], packs[compareState.b], compareState.metric];
   const both = concepts().filter((i) => a[metric][i] !== null && b[metric][i] !== null);
@@ -39,13 +39,13 @@ function renderCompare(section) {
   const better = both.filter((i) => gain(i) > 0).length;
   const worse = both.filter((i) => gain(i) < 0).length;
   right.append(el("h3", {}, "In short"), el("p", {},
-      `B minus A: ${signed(mean(both.map(gain)), 3)} on average over ${plural(both.length, "concept")}; B is higher on ${better}, lower on ${worse}.`),
+      `Second minus first: ${signed(mean(both.map(gain)), 3)} on average over ${plural(both.length, "concept")}; the second pack is higher on ${better}, lower on ${worse}.`),
     el("p", { className: "quiet" },
-        say("`lenstrain compare A B --store STORE` measures both on the very same samples, with an interval.")),
-        el("h3", {}, "Grades: rows of A, columns of B"), gradeTable(a, b));
+        say("`lenstrain compare FIRST SECOND --store STORE` measures both on the very same samples, with an interval.")),
+        el("h3", {}, "Grades: rows of the first pack, columns of the second"), gradeTable(a, b));
   const changed = [...both].filter((i) => gain(i) !== 0).sort((x, y) => gain(y) - gain(x));
-  for (const [title, numbers] of [["B is better on", changed.filter((i) => gain(i) > 0).slice(0, 8)],
-      ["B is worse on", changed.filter((i) => gain(i) < 0).reverse().slice(0, 8)]])
+  for (const [title, numbers] of [["The second pack is better on", changed.filter((i) => gain(i) > 0).slice(0, 8)],
+      ["The second pack is worse on", changed.filter((i) => gain(i) < 0).reverse().slice(0, 8)]])
     if (numbers.length) right.append(el("h3", {}, title),
         el("ul", { className: "plain" }, numbers.map((i) => el("li", {}, link(i, 40),
         ` ${signed(gain(i))} (${fixed(a[metric][i])} to ${fixed(b[metric][i])})`))));
@@ -72,17 +72,17 @@ function scatterOf(parent, a, b, metric, both) {
   const symbols = { A: "circle", B: "square", C: "triangle-up", U: "x" };
   const traces = GRADES.map((grade) => {
     const numbers = both.filter((i) => b.grade[i] === grade);
-    return { type: "scatter", mode: "markers", name: `${gradeName(grade)} in B`, x: numbers.map((i) => a[metric][i]),
+    return { type: "scatter", mode: "markers", name: `${gradeName(grade)} in the second`, x: numbers.map((i) => a[metric][i]),
         y: numbers.map((i) => b[metric][i]), customdata: numbers,
       marker: { color: colour(grade), symbol: symbols[grade], size: both.length > 1000 ? 5 : 8, opacity: 0.75,
           line: { width: 0 } },
-      hovertext: numbers.map((i) => `${plotText(C.name[i], 50)}<br>A ${fixed(a[metric][i])}, B ${fixed(b[metric][i])}`),
+      hovertext: numbers.map((i) => `${plotText(C.name[i], 50)}<br>first ${fixed(a[metric][i])}, second ${fixed(b[metric][i])}`),
           hoverinfo: "text" };
   });
-  chart(parent, `Every concept in both packs: above the dashed line B has the better ${title}. Click one to open it`,
+  chart(parent, `Every concept in both packs: above the dashed line the second has the better ${title}. Click one to open it`,
       traces,
-    { xaxis: axis(`${title} of A: ${plotText(a.label, 26)} (0 to 1)`, { range: [-0.02, 1.04] }),
-        yaxis: axis(`${title} of B: ${plotText(b.label, 26)} (0 to 1)`, { range: [-0.02, 1.04] }),
+    { xaxis: axis(`${title} of the first: ${plotText(a.label, 26)} (0 to 1)`, { range: [-0.02, 1.04] }),
+        yaxis: axis(`${title} of the second: ${plotText(b.label, 26)} (0 to 1)`, { range: [-0.02, 1.04] }),
       shapes: [{ type: "line", x0: 0, y0: 0, x1: 1, y1: 1,
           line: { color: colour("quiet"), dash: "dash", width: 1 } }] },
     { height: 460, on: { plotly_click: (event) => open(event.points[0].customdata) } });
