@@ -56,8 +56,11 @@ def reports_errors(command: Function, *, interrupted: str = "nothing was written
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        from lenscache.errors import in_a_command
+
         try:
-            return command(*args, **kwargs)
+            with in_a_command():
+                return command(*args, **kwargs)
         except KeyboardInterrupt:
             err().print(f"interrupted: {interrupted}")
             raise typer.Exit(130) from None

@@ -32,6 +32,39 @@ Each class also inherits the builtin a caller would expect, so both styles of ``
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_commands: list[None] = []  # that run in this process
+
+
+@contextmanager
+def in_a_command() -> Iterator[None]:
+    """While it is open, `argument` says how a command is called, and not how a function is."""
+    _commands.append(None)
+    try:
+        yield
+    finally:
+        _commands.pop()
+
+
+def argument(name: str, value: object = True, option: str | None = None) -> str:
+    """How the caller passes an argument: `overwrite=True` in Python, `--overwrite` to a command.
+
+    Parameters
+    ----------
+    value : what to pass, True for a switch; None to name the argument alone.
+    option : what the command calls it, if it is not the name with hyphens.
+    """
+    if not _commands:
+        return name if value is None else f"{name}={value!r}"
+    flag = f"--{option or name.replace('_', '-')}"
+    if value is None or value is True:
+        return flag
+    given = shlex.quote(str(value[0] if isinstance(value, tuple) else value))
+    return f"{flag}={given}" if given.startswith("-") else f"{flag} {given}"
+
 
 class LenscacheError(Exception):
     """Base class: `except LenscacheError` catches whatever the package refuses to do."""

@@ -69,17 +69,17 @@ RULES = {
         "lenscache/errors.py lenscache/memory.py"
     ),
     "lenstrain/audit": "settings.py data",
-    "lenstrain/pack": "metrics families data lenscache/folders.py",
+    "lenstrain/pack": "metrics families data lenscache/folders.py lenscache/errors.py",
     "lenstrain/pack/pack.py": "quick.py lenscache/model",  # for LensPack.predict
     "lenstrain/quick.py": (
         "metrics live pack lenscache/concepts/importers lenscache/model lenscache/drawing.py"
     ),
     "lenstrain/compare": "metrics settings.py data pack",
-    "lenstrain/live": "metrics families pack",
+    "lenstrain/live": "metrics families pack lenscache/errors.py",
     "lenstrain/live/read.py": "lenscache/live lenscache/model",
     "lenstrain/live/steering.py": "lenscache/live lenscache/model",
     "lenstrain/fit": "metrics parallel.py settings.py families data pack compare",
-    "lenstrain/fit/train.py": "lenscache/store",
+    "lenstrain/fit/train.py": "lenscache/store lenscache/errors.py",
     "lenstrain/report": "metrics data pack compare",
     "lenstrain/exchange": "metrics settings.py families pack live",
     "lenstrain/sweeps": "settings.py data pack fit",
@@ -88,7 +88,7 @@ RULES = {
     "lenstrain/plots.py": "metrics data pack inspection.py lenscache/drawing.py",
     # console, options < runlog, models < meter < cache, train
     "cli/__init__.py": "",
-    "cli/console.py": "",
+    "cli/console.py": "lenscache/errors.py",
     "cli/options.py": "lenscache",
     "cli/group.py": "console.py",
     "cli/runlog.py": "console.py",

@@ -33,7 +33,7 @@ from lenscache.concepts.prompts import (
     group_of,
     stable_hash,
 )
-from lenscache.errors import PlanError
+from lenscache.errors import PlanError, argument
 
 SPLITS = ("train", "calibration", "test")
 SPLIT_FRACTIONS = (0.6, 0.2, 0.2)
@@ -131,8 +131,9 @@ def select_concepts(
         if level not in pack.levels:
             raise PlanError(
                 f"level {level} is not in pack {pack.name!r}, which has the levels "
-                f"{list(pack.levels)}; --level selects levels of abstraction in the concept "
-                "hierarchy, --model-layers transformer blocks"
+                f"{list(pack.levels)}; {argument('levels', None, 'level')} selects levels of "
+                f"abstraction in the concept hierarchy, {argument('model_layers', None)} "
+                "transformer blocks"
             )
     if limit is not None and limit < 1:
         raise PlanError(f"limit is {limit}, expected 1 or more concepts")

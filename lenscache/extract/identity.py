@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lenscache.concepts.pack import ConceptPack
-from lenscache.errors import PromptTooLongError
+from lenscache.errors import PromptTooLongError, argument
 from lenscache.extract.settings import ExtractSettings
 from lenscache.model.loading import LoadedModel
 from lenscache.store.header import StoreHeader
@@ -50,12 +50,13 @@ def _prompt_limit(loaded: LoadedModel, asked: int | None, new_tokens: int) -> in
     if room < 1:
         raise PromptTooLongError(
             f"{new_tokens} new tokens are asked for, {loaded.id} has {loaded.max_positions} "
-            "positions: there is no room for a prompt, lower --max-new-tokens"
+            "positions: there is no room for a prompt, lower "
+            f"{argument('max_new_tokens', None)}"
         )
     if asked is not None and asked > room:
         raise PromptTooLongError(
             f"prompts of up to {asked} tokens are asked for, the {loaded.max_positions} positions "
             f"of {loaded.id} leave room for {room} beside {new_tokens} new ones: "
-            "lower --max-prompt-tokens"
+            f"lower {argument('max_prompt_tokens', None)}"
         )
     return asked or room

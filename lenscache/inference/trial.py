@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lenscache.errors import NonFiniteError, UnsupportedModelError, first_line
+from lenscache.errors import NonFiniteError, UnsupportedModelError, argument, first_line
 from lenscache.inference.runner import FAILURES, Row, Runner
 from lenscache.model.loading import LoadedModel
 from lenscache.terms import Mode
@@ -30,7 +30,7 @@ def check_model_runs(loaded: LoadedModel, model_layers: Sequence[int], mode: Mod
     except NonFiniteError:
         pass  # of these tokens; what real rows give is looked at when they are stored
     except FAILURES as error:
-        other = "" if mode == "prompt" else ", try --mode prompt"
+        other = "" if mode == "prompt" else f", try {argument('mode', 'prompt')}"
         raise UnsupportedModelError(
             f"{loaded.id} cannot run a batch of two texts: {first_line(error)}{other}"
         ) from error

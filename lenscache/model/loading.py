@@ -16,7 +16,13 @@ import torch
 import transformers
 from torch import nn
 
-from lenscache.errors import ModelError, ModelLayerError, UnsupportedModelError, first_line
+from lenscache.errors import (
+    ModelError,
+    ModelLayerError,
+    UnsupportedModelError,
+    argument,
+    first_line,
+)
 from lenscache.model.adapter import adapter_label, add_adapter
 from lenscache.model.builtin import BUILT_IN, built_in_folder
 from lenscache.model.caches import cache_argument, returned_cache, short_rope_positions
@@ -127,7 +133,7 @@ class LoadedModel:
         if found is None:
             raise UnsupportedModelError(
                 f"the forward pass of {self.id} takes no cache of keys and values "
-                f"({', '.join(sorted(self._arguments))}): use --mode prompt"
+                f"({', '.join(sorted(self._arguments))}): use {argument('mode', 'prompt')}"
             )
         return found
 
@@ -143,7 +149,7 @@ class LoadedModel:
         if found is None:
             raise UnsupportedModelError(
                 f"{self.id} was asked for its cache of keys and values and returned none as "
-                f"{self.cache_argument}: use --mode prompt"
+                f"{self.cache_argument}: use {argument('mode', 'prompt')}"
             )
         return found
 
@@ -260,7 +266,7 @@ def _load(
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"{name!r} in {dtype} does not fit the memory of {place}: choose another dtype or "
-            "device, or spread it with --device-map auto"
+            f"device, or spread it with {argument('device_map', 'auto')}"
         ) from error
     except Exception as error:
         if not _is_of_files(error):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lenscache.errors import TokenError
+from lenscache.errors import TokenError, argument
 from lenscache.model.loading import LoadedModel
 
 _SHOWN = 60  # characters of a text in a message
@@ -66,7 +66,7 @@ class TokenCheck:
                 f"{n} prompt{'s'[: n != 1]} ({_shown(self._ended[0])}) {verb} with the "
                 "end-of-sequence token (eos), and the model would go on after the end: remove it "
                 "from the texts, set add_eos_token to false in tokenizer_config.json, or use "
-                "--mode prompt where there is a choice"
+                f"{argument('mode', 'prompt')} where there is a choice"
             )
 
 

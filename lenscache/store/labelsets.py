@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.pack import ConceptPack
 from lenscache.concepts.plan import plan_samples
-from lenscache.errors import LabelSetError
+from lenscache.errors import LabelSetError, argument
 from lenscache.store.access import raise_unless_damage
 from lenscache.store.layout import find_node, require_group, write_column
 from lenscache.store.objects import object_names
@@ -105,7 +105,8 @@ def add_label_set(store: Store, name: str, pack: ConceptPack, *, overwrite: bool
     taken = name in label_set_names(store) and not overwrite
     if taken and read_label_set(store, name).digest != label_set.digest:
         raise LabelSetError(
-            f"{store.path} has a label set {name!r} already: choose another --name, or --overwrite"
+            f"{store.path} has a label set {name!r} already: choose another name, or pass "
+            f"{argument('overwrite')}"
         )
     _write(store, label_set)
     return Added(label_set, missing, lost)

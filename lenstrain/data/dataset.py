@@ -25,7 +25,7 @@ from lenscache.concepts.hierarchy import Hierarchy
 from lenscache.concepts.pack import naming
 from lenscache.concepts.plan import SPLITS
 from lenscache.concepts.prompts import EXAMPLE, POSITIVE, stable_hash
-from lenscache.errors import StoreIncompleteError
+from lenscache.errors import StoreIncompleteError, argument
 from lenscache.store.labelsets import LabelSet, read_label_set
 from lenscache.store.layout import BACKGROUND
 from lenscache.store.round import Round
@@ -501,7 +501,7 @@ def _phases(store: Store, phase: PhaseChoice) -> tuple[Phase, ...]:
     if phase not in held:
         raise SettingsError(
             f"the store holds the phase {held[0]} only, {phase} was asked for: "
-            "extract with --mode combined"
+            f"extract with {argument('mode', 'combined')}"
         )
     return (phase,)
 
@@ -530,8 +530,9 @@ def _rounds_of(store: Store, levels: Sequence[int] | None) -> list[Round]:
     for level in levels or ():
         if level not in held:
             raise SettingsError(
-                f"level {level} is not in the store, which has the levels {held}; --level selects "
-                "levels of abstraction, transformer blocks are selected with --model-layers"
+                f"level {level} is not in the store, which has the levels {held}; "
+                f"{argument('levels', None, 'level')} selects levels of abstraction, transformer "
+                f"blocks are selected with {argument('model_layers', None)}"
             )
     return [r for level in (levels or held) for r in store.rounds(level)]
 
@@ -544,6 +545,7 @@ def _complete_rounds(store: Store, levels: Sequence[int] | None) -> list[Round]:
             raise StoreIncompleteError(
                 f"{store.path}: {r.name} is not finished, {int(done.sum())} of {done.size} blocks "
                 f"are extracted{' but not verified' if done.all() else ''}: run the same "
-                "`lenscache extract` again to continue, or fit other levels with --level"
+                "`lenscache extract` again to continue, or fit other levels with "
+                f"{argument('levels', None, 'level')}"
             )
     return [r for r in rounds if r.is_complete]

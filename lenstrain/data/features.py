@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lenscache.errors import first_line
+from lenscache.errors import argument, first_line
 from lenscache.memory import available_bytes
 from lenstrain.data.dataset import TRAIN, LensDataset, Rows
 from lenstrain.errors import SettingsError
@@ -199,7 +199,7 @@ def _check_memory(n_rows: int, hidden: int, n_model_layers: int) -> None:
         raise SettingsError(
             f"{n_rows} vectors of {n_model_layers} model layers take {needed / 1e9:.1f} GB, "
             f"{available / 1e9:.1f} GB of memory are free: fit fewer levels, or read fewer with "
-            "--n-model-layers"
+            f"{argument('n_model_layers', None)}"
         )
 
 

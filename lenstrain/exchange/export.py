@@ -136,7 +136,7 @@ def select_lenses(
 def _check_apart(folder: Path, out: Path) -> None:
     """Refuse to replace a folder by its own export: what that format cannot hold would be lost."""
     if out.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise LensPackExistsError(f"{out} holds the lenses that are read: choose another --out")
+        raise LensPackExistsError(f"{out} holds the lenses that are read: choose another folder")
 
 
 def _wanted(pack: LensPack, concepts: Sequence[str] | None) -> list[Lens]:

@@ -74,7 +74,7 @@ def write_export(out: Path, write: Callable[[Path], None], *, overwrite: bool) -
     """
     if (out / "lenses.safetensors").exists():
         raise LensPackExistsError(
-            f"{out} is a lens pack, which an export never replaces: choose another --out"
+            f"{out} is a lens pack, which an export never replaces: choose another folder"
         )
     write_beside(out, write, overwrite=overwrite)
 

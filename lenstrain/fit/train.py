@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lenscache.errors import argument
 from lenstrain.compare.agreement import agreements
 from lenstrain.compare.rivals import check_pack
 from lenstrain.data.dataset import CALIBRATION, LensDataset, open_dataset
@@ -150,8 +151,8 @@ def check_family(family: FamilyName, *, text: bool, refine: bool) -> None:
         )
     if family == "text" and refine:
         raise SettingsError(
-            "text lenses are not refined: leave --refine out, or choose a family that reads "
-            "activations"
+            f"text lenses are not refined: leave {argument('refine')} out, or choose a family that "
+            "reads activations"
         )
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lenscache.errors import argument
 from lenstrain.errors import SettingsError
 from lenstrain.live.naming_rule import Finding, Presence, Rule
 from lenstrain.pack.pack import LensPack
@@ -148,8 +149,8 @@ def check_model(
     if not allow_other:
         raise SettingsError(
             f"the pack was made with another {what}: {ours}, not {theirs}: read with the one it "
-            "was made for, or pass --allow-other-model if you know that the activations mean the "
-            "same"
+            f"was made for, or pass {argument('allow_other_model')} if you know that the "
+            "activations mean the same"
         )
     last = max(pack.model_layers, default=0)
     if made.get("hidden") != model["hidden"] or last >= int(model["n_layers"]):

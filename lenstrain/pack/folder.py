@@ -26,6 +26,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from lenscache.errors import argument
 from lenscache.folders import replacing
 from lenstrain.data.words import Vocabulary
 from lenstrain.errors import LensPackExistsError, LensPackFormatError, LensPackNotFoundError
@@ -165,11 +166,11 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         raise LensPackFormatError(
             f"a lens pack cannot be written to a URL ({folder}): choose a folder, and copy it"
         )
-    is_pack = (folder / "lenses.json").exists()
+    is_pack, or_overwrite = (folder / "lenses.json").exists(), f", or pass {argument('overwrite')}"
     if folder.exists() and not (overwrite and is_pack):
         raise LensPackExistsError(
-            f"the output folder {folder} exists already: choose another --out"
-            f"{', or pass --overwrite' if is_pack else ''}"
+            f"the output folder {folder} exists already: choose another folder"
+            f"{or_overwrite if is_pack else ''}"
         )
 
 

@@ -97,7 +97,7 @@ def test_rows_are_the_same_whatever_the_cache_is_called() -> None:
 
 def test_a_model_that_takes_no_cache_is_refused_for_completions_and_fine_for_prompts() -> None:
     loaded, row = loaded_as(Stateful), Row([5, 17, 240, 33])
-    with pytest.raises(UnsupportedModelError, match=r"takes no cache .*use --mode prompt"):
+    with pytest.raises(UnsupportedModelError, match=r"takes no cache .*use mode='prompt'"):
         Runner(loaded, [0], max_new_tokens=5).run([row])
     (read,) = Runner(loaded, [0], mode="prompt").run([row])
     assert list(read.pooled) == ["prompt"]

@@ -419,7 +419,7 @@ def test_interrupted_export_leaves_nothing_behind(
 def test_existing_folder_is_refused(store: Store, tmp_path: Path) -> None:
     export_store(store, tmp_path / "out", "npz")
     before = tree(tmp_path / "out")
-    with pytest.raises(ExportError, match=r"out exists: choose another folder, or --overwrite"):
+    with pytest.raises(ExportError, match=r"exists: choose another folder, or pass overwrite=True"):
         export_store(store, tmp_path / "out", "safetensors")
     assert tree(tmp_path / "out") == before
 

@@ -159,7 +159,7 @@ def test_a_taken_name_is_refused_unless_the_labels_are_the_same_or_overwrite_is_
     add_label_set(store, "topics", topics())
     other = replace(topics(), concepts=topics().concepts[:1])
     with pytest.raises(
-        LabelSetError, match="'topics' already: choose another --name, or --overwrite"
+        LabelSetError, match="'topics' already: choose another name, or pass overwrite=True"
     ):
         add_label_set(store, "topics", other)
     add_label_set(store, "topics", other, overwrite=True)

@@ -378,7 +378,8 @@ def test_level_named_twice_is_planned_once() -> None:
 
 def test_unknown_level_names_the_levels_and_the_other_option() -> None:
     with pytest.raises(
-        PlanError, match=r"level 5 is not in pack 'small', .* \[0, 1\]; --level .* --model-layers"
+        PlanError,
+        match=r"level 5 is not in pack .* \[0, 1\]; levels selects .* model_layers",
     ):
         plan_samples(small_pack(), [5])
 

@@ -142,7 +142,7 @@ class Forgetful(nn.Module):
 
 def test_a_state_that_cannot_be_continued_is_refused_before_a_store_is_made(tmp_path: Path) -> None:
     loaded = dataclasses.replace(tiny_model(), model=Forgetful(tiny_model().model))
-    wanted = "cannot run a batch of two texts: tuple index out of range, try --mode prompt"
+    wanted = "cannot run a batch of two texts: tuple index out of range, try mode='prompt'"
     with pytest.raises(UnsupportedModelError, match=wanted):
         extract(tmp_path / "s", small_pack(), loaded)
     assert not (tmp_path / "s").exists()
@@ -174,7 +174,7 @@ def test_a_recurrent_model_that_reads_padding_is_refused(kind: str, tmp_path: Pa
         for parameter in loaded.model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.15)
-    with pytest.raises(UnsupportedModelError, match="--mode prompt"):
+    with pytest.raises(UnsupportedModelError, match="mode='prompt'"):
         extract(tmp_path / "s", small_pack(), loaded)
     assert not (tmp_path / "s").exists()
     with pytest.raises(BatchMismatchError, match=r"does not batch.*--batch-size 1"):

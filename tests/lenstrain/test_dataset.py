@@ -553,7 +553,7 @@ def test_finished_level_is_read_while_another_is_not(tmp_path: Path) -> None:
     store = make_planted_store(tmp_path / "s", levels=[0])
     plant_round(store, 1, 0, plan_samples(planted_pack(), [1]), n_blocks=1, verified=False)
     assert LensDataset(store, levels=[0]).concepts == BRANCHES
-    with pytest.raises(StoreIncompleteError, match="or fit other levels with --level"):
+    with pytest.raises(StoreIncompleteError, match="or fit other levels with levels"):
         LensDataset(store, levels=[0, 1])
 
 
@@ -567,7 +567,7 @@ def test_store_without_a_round_asks_for_extraction(tmp_path: Path) -> None:
 
 def test_unknown_level_names_those_of_the_store_and_the_other_option(planted_store: Store) -> None:
     with pytest.raises(
-        SettingsError, match=r"level 15 is not in the store, .* \[0, 1\]; .* with --model-layers"
+        SettingsError, match=r"level 15 is not in the store, .* \[0, 1\]; .* with model_layers"
     ):
         LensDataset(planted_store, levels=[15])
 
@@ -582,7 +582,7 @@ def test_unknown_phase_names_the_choices(planted_store: Store) -> None:
 def test_phase_that_was_not_extracted_says_how_to_get_it(tmp_path: Path) -> None:
     store = make_planted_store(tmp_path / "s", levels=[1], mode="prompt")
     with pytest.raises(
-        SettingsError, match=r"holds the phase prompt only, completion .* --mode combined"
+        SettingsError, match=r"holds the phase prompt only, completion .* mode='combined'"
     ):
         LensDataset(store, phase="completion")
 

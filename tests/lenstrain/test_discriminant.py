@@ -297,7 +297,7 @@ def test_activations_that_do_not_fit_the_memory_are_refused_before_they_are_read
     one = 4 * planted.vectors(0).size
     monkeypatch.setattr("lenstrain.data.features.available_bytes", lambda: 2 * one)
     monkeypatch.setattr(LensDataset, "vectors", None)
-    with pytest.raises(SettingsError, match=r"2 model layers take .* read fewer with --n-model-la"):
+    with pytest.raises(SettingsError, match=r"2 model layers take .* read fewer with n_model_la"):
         Features.of_model_layers(planted, (0, 1))
     monkeypatch.undo()
     monkeypatch.setattr("lenstrain.data.features.available_bytes", lambda: one)

@@ -305,7 +305,7 @@ def test_an_earlier_export_is_replaced_only_if_asked_and_anything_else_never(
     pack: LensPack, tmp_path: Path
 ) -> None:
     write_gguf(pack, tmp_path / "out")
-    with pytest.raises(LensPackExistsError, match="or pass --overwrite"):
+    with pytest.raises(LensPackExistsError, match="or pass overwrite=True"):
         write_gguf(pack, tmp_path / "out")
     write_gguf(of(pack, pack["bird"]), tmp_path / "out", overwrite=True)
     assert [path.name for path in (tmp_path / "out").glob("*.gguf")] == ["bird.gguf"]

@@ -624,7 +624,7 @@ def test_an_earlier_export_is_replaced_only_if_asked(linear: LensPack, tmp_path:
     write_hatcat(linear, tmp_path / "out")
     before = contents(tmp_path)
     with pytest.raises(
-        LensPackExistsError, match="exists already: choose another --out, or pass --overwrite"
+        LensPackExistsError, match="exists already: choose another folder, or pass overwrite=True"
     ):
         write_hatcat(linear, tmp_path / "out")
     assert contents(tmp_path) == before
@@ -644,7 +644,7 @@ def test_anything_else_is_never_replaced(
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     before = contents(tmp_path)
-    with pytest.raises(LensPackExistsError, match="choose another --out"):
+    with pytest.raises(LensPackExistsError, match="choose another"):
         write_hatcat(linear, tmp_path / what, overwrite=overwrite)
     assert contents(tmp_path) == before
 

@@ -301,7 +301,7 @@ def test_existing_pack_is_refused_and_left_untouched(pack: LensPack, saved: Path
     before = contents(saved)
     with pytest.raises(
         LensPackExistsError,
-        match=r"lenses exists already: choose another --out, or pass --overwrite",
+        match=r"lenses exists already: choose another folder, or pass overwrite=True",
     ):
         pack.save(saved)
     assert contents(saved) == before
@@ -313,7 +313,7 @@ def test_folder_of_something_else_is_never_replaced(
 ) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(LensPackExistsError, match=r"thesis exists already: choose another --out$"):
+    with pytest.raises(LensPackExistsError, match=r"thesis exists already: choose another folder$"):
         pack.save(tmp_path / "thesis", overwrite=overwrite)
     assert contents(tmp_path) == {"thesis/chapter.txt": b"years of work"}
 
@@ -326,7 +326,7 @@ def test_file_in_the_way_is_never_replaced(pack: LensPack, tmp_path: Path) -> No
 
 
 def test_output_is_checked_before_the_work(saved: Path) -> None:
-    with pytest.raises(LensPackExistsError, match="pass --overwrite"):
+    with pytest.raises(LensPackExistsError, match="pass overwrite=True"):
         check_output(saved, overwrite=False)
     check_output(saved, overwrite=True)
     check_output(saved.with_name("new"), overwrite=False)

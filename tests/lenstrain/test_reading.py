@@ -139,7 +139,7 @@ def test_the_same_model_in_another_dtype_is_taken_with_a_remark() -> None:
 def test_another_model_is_refused_with_what_to_do(
     changes: dict[str, Any], tokenizer: str, words: str
 ) -> None:
-    with pytest.raises(SettingsError, match=f"{words}.*--allow-other-model"):
+    with pytest.raises(SettingsError, match=f"{words}.*allow_other_model=True"):
         check_model(PACK, {**MODEL, **changes}, tokenizer)
 
 

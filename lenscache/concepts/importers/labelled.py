@@ -30,7 +30,7 @@ from lenscache.concepts.importers.labels import (
 from lenscache.concepts.importers.report import Imported, ImportReport, is_text
 from lenscache.concepts.importers.tables import Cells, Ragged, TableFormat, read_rows
 from lenscache.concepts.pack import Concept, ConceptPack
-from lenscache.errors import PackError
+from lenscache.errors import PackError, argument
 
 __all__ = ["LabelledColumns", "import_labelled"]
 
@@ -168,8 +168,8 @@ def _refuse_swallowed(
             if name == columns.label or (len(fields) > 1 and known & fields):
                 raise PackError(
                     f"{place}: a cell of column {name!r} in quotation marks holds what looks like "
-                    f"another row, {line!r:.60}: pass --quoting csv if it belongs there, or "
-                    "--quoting none if the mark before it is text"
+                    f"another row, {line!r:.60}: pass {argument('quoting', 'csv')} if it belongs "
+                    f"there, or {argument('quoting', 'none')} if the mark before it is text"
                 )
 
 

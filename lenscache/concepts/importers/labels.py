@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lenscache.concepts.importers.report import is_text
-from lenscache.errors import PackError
+from lenscache.errors import PackError, argument
 
 _TRUE, _FALSE = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no"})
 _MISSING = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "none", "null"})  # in lower case
@@ -63,8 +63,8 @@ def refuse_uncertain(
 
     if not columns.keep_na and (absent := [x for x in count if x.casefold() in _MISSING]):
         raise PackError(
-            f"{where} the label {place(absent[0])}: pass --missing {absent[0]} if it says that a "
-            "row has no label, or --keep-na if it is a class like others"
+            f"{where} the label {place(absent[0])}: pass {argument('missing', (absent[0],))} if it "
+            f"says that a row has no label, or {argument('keep_na')} if it is a class like others"
         )
     spellings: dict[str, list[str]] = {}
     for label in count:
@@ -72,7 +72,7 @@ def refuse_uncertain(
     if not is_binary(count) and (same := [its for its in spellings.values() if len(its) > 1]):
         raise PackError(
             f"{where} labels that differ in case only, {place(same[0][0])} and "
-            f"{place(same[0][1])}: pass --fold-case to make them one, or rename one"
+            f"{place(same[0][1])}: pass {argument('fold_case')} to make them one, or rename one"
         )
     if columns.separator is None:
         for mark in _SEPARATORS:
@@ -84,7 +84,8 @@ def refuse_uncertain(
             ):
                 raise PackError(
                     f"{where} labels that look like several in one, such as {place(several[0])}: "
-                    f"pass --separator {mark!r}, or --separator '' if each is one label"
+                    f"pass {argument('separator', mark)}, or {argument('separator', '')} if each "
+                    "is one label"
                 )
     if columns.threshold is None and not columns.as_classes and not is_binary(count):
         _refuse_unlike_classes(where, count)
@@ -94,30 +95,32 @@ def _refuse_unlike_classes(where: str, count: dict[str, int]) -> None:
     if written := [label for label in count if _LIST.fullmatch(label)]:
         raise PackError(
             f"{where} lists that are written as text, such as {written[0]!r:.60}: write them with "
-            "one mark between the labels and pass it as --separator, or pass --as-classes"
+            f"one mark between the labels and pass it as {argument('separator', None)}, or pass "
+            f"{argument('as_classes')}"
         )
     values = [value for label in count if (value := number_of(label)) is not None]
     if 2 * len(values) >= len(count) and any(value != int(value) for value in values):
         raise PackError(
-            f"{where} scores from {min(values):g} to {max(values):g}: pass --threshold "
-            f"{_middle(values):g} to take those from there on for true, name a column of classes "
-            "with --label, or pass --as-classes"
+            f"{where} scores from {min(values):g} to {max(values):g}: pass "
+            f"{argument('threshold', _middle(values))} to take those from there on for true, name "
+            f"a column of classes, or pass {argument('as_classes')}"
         )
     if len(values) == len(count) and set(values) == {-1.0, 1.0}:
         raise PackError(
-            f"{where} the labels -1 and 1: pass --threshold 0 if 1 says that the concept is there, "
-            "or --missing=-1 if -1 says that a row has no label"
+            f"{where} the labels -1 and 1: pass {argument('threshold', 0)} if 1 says that the "
+            f"concept is there, or {argument('missing', ('-1',))} if -1 says that a row has no "
+            "label"
         )
     if len(values) == len(count) > _MANY_CLASSES:
         raise PackError(
             f"{where} {len(count)} different numbers from {min(values):g} to {max(values):g}: pass "
-            f"--threshold {_middle(values):g} if they are scores, or --as-classes if each is a "
-            "class"
+            f"{argument('threshold', _middle(values))} if they are scores, or "
+            f"{argument('as_classes')} if each is a class"
         )
     if len(count) > max(_MANY_CLASSES, sum(count.values()) / 2):
         raise PackError(
             f"{where} {len(count)} different labels in {sum(count.values())} rows: name a column "
-            "of classes with --label, or pass --as-classes"
+            f"of classes, or pass {argument('as_classes')}"
         )
 
 
@@ -139,7 +142,7 @@ def is_true(source: str, label: str, columns: LabelledColumns) -> bool:
     if (value := number_of(label)) is None:
         raise PackError(
             f"{source}: column {columns.label!r} has the label {label!r:.60}, expected numbers "
-            "with --threshold"
+            f"with {argument('threshold', None)}"
         )
     return value >= columns.threshold
 
@@ -163,7 +166,9 @@ def number_of(label: str) -> float | None:
 
 
 def _middle(values: list[float]) -> float:
-    return 0.5 if min(values) >= 0 and max(values) <= 1 else sorted(values)[len(values) // 2]
+    middle = 0.5 if min(values) >= 0 and max(values) <= 1 else sorted(values)[len(values) // 2]
+    middle = float(f"{middle:g}")
+    return int(middle) if middle.is_integer() else middle
 
 
 def classes_of(label: Any, columns: LabelledColumns) -> list[str]:
@@ -180,7 +185,7 @@ def classes_of(label: Any, columns: LabelledColumns) -> list[str]:
     if nameless := [cell for cell in cells if isinstance(cell, dict | list | tuple | bytes)]:
         raise PackError(
             f"column {columns.label!r} holds {type(nameless[0]).__name__}, such as "
-            f"{nameless[0]!r:.60}, expected text or numbers: name a field of objects with --label "
+            f"{nameless[0]!r:.60}, expected text or numbers: name a field of objects, as "
             f"{columns.label}.FIELD, or write the labels as text"
         )
     parts = [str(cell) for cell in cells]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lenscache.errors import PackError
+from lenscache.errors import PackError, argument
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".json")
 
@@ -112,7 +112,8 @@ def read_rows(
     except UnicodeDecodeError as error:
         raise PackError(
             f"{path} cannot be read: {_place_of(path, its.encoding)}{error.reason} in "
-            f"{error.encoding}: say what it is written in, such as --encoding latin-1"
+            f"{error.encoding}: say what it is written in, such as "
+            f"{argument('encoding', 'latin-1')}"
         ) from error
     except LookupError as error:
         raise PackError(f"{error}: give an encoding such as utf-8, latin-1 or utf-16") from error
@@ -195,8 +196,8 @@ def _read_csv(path: Path, wanted: Sequence[str], table: TableFormat) -> Iterator
             raise PackError(
                 f"{path} line {opened}: a quotation mark opens a field here, and in line "
                 f"{reader.line_num} the field does not end as it should ({error}): put marks "
-                "around the whole field and double those inside, or pass --quoting none if marks "
-                "are text"
+                "around the whole field and double those inside, or pass "
+                f"{argument('quoting', 'none')} if marks are text"
             ) from error
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lenscache.errors import ExportError, MissingPackageError, StoreIncompleteError
+from lenscache.errors import ExportError, MissingPackageError, StoreIncompleteError, argument
 from lenscache.folders import replacing
 from lenscache.store.disk import require_room
 from lenscache.store.remote import local_folder
@@ -133,7 +133,8 @@ def check_target(out: Path, store_path: str, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ExportError(
-            f"{out} exists: choose another folder, or --overwrite if it is an earlier export"
+            f"{out} exists: choose another folder, or pass {argument('overwrite')} if it is an "
+            "earlier export"
         )
     listed = _listed_files(out)
     if listed is None:
@@ -171,7 +172,7 @@ def _check_disk_space(out: Path, store: Store, selection: Selection, to: ExportF
     itemsize = 4 if to != "safetensors" or store.header.store_dtype in ("float32", "int8") else 2
     share = _PARQUET_SHARE if to == "parquet" else 1
     needed = int(selection.n_vectors * store.header.hidden * itemsize * share)
-    advice = "choose another disk, or fewer --model-layers"
+    advice = "choose another disk, or fewer model layers"
     require_room(out, needed, "the export needs about {}", advice)
 
 

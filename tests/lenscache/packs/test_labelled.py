@@ -426,18 +426,18 @@ def test_minus_one_beside_0_and_1_says_that_there_is_no_label(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("labels", "advice"),
     [
-        ((1, -1, 1), "--threshold 0"),
-        ((0.2, 0.7, 0.9), "--threshold 0.5"),
-        (("good", "Good", "bad"), "--fold-case"),
-        (("good", "NaN", "bad"), "--missing NaN if it says that a row has no label, or --keep-na"),
-        (("good", "None", "bad"), "--keep-na"),
-        (("food", "law", "food|law", "law|food"), r"--separator '\|', or --separator ''"),
-        (("food", "sport", "food|law"), r"--separator '\|'"),
-        ((0.2, 0.7, 0.9, "unknown"), "--threshold 0.5"),
-        (("['x', 'y']", "['z']"), "lists that are written as text, such as .*--separator"),
-        (("good", "none", "bad"), "--missing none"),
-        (tuple(f"id {i}" for i in range(30)), "30 different labels in 30 rows: .* --as-classes"),
-        (tuple(range(30)) * 5, "30 different numbers from 0 to 29: .* --threshold 15"),
+        ((1, -1, 1), "threshold=0"),
+        ((0.2, 0.7, 0.9), "threshold=0.5"),
+        (("good", "Good", "bad"), "fold_case=True"),
+        (("good", "NaN", "bad"), r"missing=\('NaN',\) if it says .* no label, or keep_na=True"),
+        (("good", "None", "bad"), "keep_na=True"),
+        (("food", "law", "food|law", "law|food"), r"separator='\|', or separator=''"),
+        (("food", "sport", "food|law"), r"separator='\|'"),
+        ((0.2, 0.7, 0.9, "unknown"), "threshold=0.5"),
+        (("['x', 'y']", "['z']"), "lists that are written as text, such as .*as separator"),
+        (("good", "none", "bad"), "missing="),
+        (tuple(f"id {i}" for i in range(30)), "30 different labels in 30 rows: .* as_classes=True"),
+        (tuple(range(30)) * 5, "30 different numbers from 0 to 29: .* threshold=15 "),
     ],
 )
 def test_labels_that_may_mean_something_else_are_refused_with_what_to_say(
@@ -469,7 +469,7 @@ def test_what_was_asked_for_is_done(tmp_path: Path) -> None:
 
 
 def test_a_label_that_is_no_score_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PackError, match="has the label 'high', expected numbers with --threshold"):
+    with pytest.raises(PackError, match="has the label 'high', expected numbers with threshold"):
         imported(tmp_path, labelled(("a", 0.2), ("b", "high")), threshold=0.5)
 
 
@@ -578,7 +578,7 @@ def test_a_column_that_stands_twice_is_refused(tmp_path: Path, suffix: str) -> N
 def test_an_encoding_that_does_not_fit_is_told_with_byte_and_line(tmp_path: Path) -> None:
     text = "text,label\none,x\ncaf\xe9,y\n"
     (tmp_path / "rows.csv").write_bytes(text.encode("latin-1"))
-    with pytest.raises(PackError, match=r"byte 20, line 3: .* --encoding latin-1"):
+    with pytest.raises(PackError, match=r"byte 20, line 3: .* encoding='latin-1'"):
         import_labelled(tmp_path / "rows.csv")
     pack = read_text(tmp_path, "rows.csv", text, encoding="latin-1").pack
     assert classes(pack)["y"] == ("café",)
