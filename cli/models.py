@@ -19,13 +19,7 @@ def load(
 
     silence()
     console.note(f"loading {model}")
-    loaded = load_model(
-        model,
-        dtype=dtype,
-        device=device,
-        device_map=None if device_map is None else str(device_map),
-        adapter=adapter,
-    )
+    loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, adapter=adapter)
     shape = f"{loaded.n_layers} transformer blocks of size {loaded.hidden}"
     console.note(f"{loaded.id}: {shape}, {loaded.dtype} on {loaded.placement}")
     return loaded

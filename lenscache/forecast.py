@@ -31,7 +31,7 @@ from lenscache.extract.rows import tokenize
 from lenscache.extract.settings import ExtractSettings
 from lenscache.memory import available_bytes
 from lenscache.model.loading import LoadedModel
-from lenscache.store.disk import COMPRESSED_SHARE, estimate_bytes
+from lenscache.store.disk import estimate_bytes, estimate_stored_bytes
 from lenscache.store.header import StoreHeader
 from lenscache.store.layout import default_block_rows
 
@@ -345,7 +345,6 @@ def forecast_run(
         for its in device.efficiencies
     ]
     seconds = [loading + -(-blocks // copies) * each for each in a_block]
-    raw = estimate_bytes(header, work.prompts)
     return Forecast(
         levels=work.levels,
         concepts=work.concepts,
@@ -367,8 +366,8 @@ def forecast_run(
         device_hours=devices * seconds[0] / 3600,
         seconds_to_load=loading,
         seconds_a_block=a_block[0],
-        raw_bytes=raw,
-        stored_bytes=int(raw * (COMPRESSED_SHARE if header.store_dtype == "bfloat16" else 1.0)),
+        raw_bytes=estimate_bytes(header, work.prompts),
+        stored_bytes=estimate_stored_bytes(header, work.prompts),
     )
 
 

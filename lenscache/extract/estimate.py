@@ -20,7 +20,7 @@ from lenscache.extract.settings import ExtractSettings
 from lenscache.inference.runner import Row, Runner
 from lenscache.inference.trial import check_model_runs
 from lenscache.model.loading import LoadedModel
-from lenscache.store.disk import COMPRESSED_SHARE, estimate_bytes
+from lenscache.store.disk import estimate_bytes, estimate_stored_bytes
 
 TIMED_BATCHES = 4
 """Batches that are run to measure the pace, after one that warms up."""
@@ -88,8 +88,7 @@ def estimate_run(
     tokenized = [tokenize(loaded, plan.texts, cut_at, continued=goes_on) for plan in plans]
     rows = [PlannedRows(plan, found) for plan, found in zip(plans, tokenized, strict=True)]
     n_rows = sum(map(len, rows))
-    raw = estimate_bytes(header, n_rows)
-    stored = int(raw * (COMPRESSED_SHARE if header.store_dtype == "bfloat16" else 1.0))
+    stored = estimate_stored_bytes(header, n_rows)
     batch_size, batch_tokens, overhead = settings.batch_size, None, None
     if batch_size == "auto":
         choice = choose_batch(partial(make_runner, loaded, header), rows, most=_BLOCK_ROWS)
@@ -104,7 +103,7 @@ def estimate_run(
         prompt_tokens=sum(int(each.lengths.sum()) for each in rows),
         new_tokens=header.max_new_tokens * n_rows,
         model_layers=len(header.model_layers),
-        raw_bytes=raw,
+        raw_bytes=estimate_bytes(header, n_rows),
         stored_bytes=stored,
         bytes_per_model_layer=stored // len(header.model_layers),
         seconds=seconds_a_row * n_rows + seconds_to_write,

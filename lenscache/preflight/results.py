@@ -73,5 +73,3 @@ class CheckResult:
 
 Tell = Callable[[str, int, int], None]
 """How a check says where it stands: what it does, how much is done, of how much."""
-
-CheckFunction = Callable[[Request, Tell], Outcome]

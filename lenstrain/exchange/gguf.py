@@ -78,7 +78,6 @@ def write_gguf(
     out: Path,
     *,
     kind: Kind = "mean-difference",
-    model_hint: str | None = None,
     overwrite: bool = False,
 ) -> Written:
     """Write a folder of control vectors, ``<concept>.gguf``, that llama.cpp and repeng read.
@@ -86,7 +85,6 @@ def write_gguf(
     Parameters
     ----------
     kind : what to steer along, as for `steering_vectors`.
-    model_hint : name of the model; None for that of the pack.
 
     Raises
     ------
@@ -108,7 +106,7 @@ def write_gguf(
     if not vectors:
         raise SettingsError(next(iter(left_out.values()), "there is no lens to export"))
     files = {concept: f"{stem}.gguf" for concept, stem in file_stems(vectors).items()}
-    hint = model_hint or str(pack.provenance.model.get("id", "unknown"))
+    hint = str(pack.provenance.model.get("id", "unknown"))
 
     def write(folder: Path) -> None:
         for concept, file in files.items():

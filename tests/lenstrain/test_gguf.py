@@ -144,12 +144,12 @@ def test_llama_cpp_and_repeng_add_each_vector_after_our_model_layer(
 
 
 def test_metadata_is_that_of_a_control_vector(pack: LensPack, tmp_path: Path) -> None:
-    write_gguf(of(pack, moved(pack["bird"], 3, 14, 29)), tmp_path / "out", model_hint="llama")
+    write_gguf(of(pack, moved(pack["bird"], 3, 14, 29)), tmp_path / "out")
     metadata, tensors = parse(tmp_path / "out" / "bird.gguf")
     assert metadata == {
         "general.architecture": "controlvector",
         "general.name": "bird",
-        "controlvector.model_hint": "llama",
+        "controlvector.model_hint": "planted",
         "controlvector.layer_count": 3,
     }
     assert {name: (shape, kind) for name, (shape, kind, _) in tensors.items()} == {

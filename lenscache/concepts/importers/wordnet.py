@@ -42,7 +42,6 @@ def import_wordnet(
     *,
     roots: Sequence[str] = ("entity.n.01",),
     max_depth: int = 5,
-    max_concepts: int | None = None,
 ) -> Imported:
     """Make a pack of the nouns below some synsets.
 
@@ -53,18 +52,15 @@ def import_wordnet(
     folder : where data.noun and index.noun are, or a folder `dict` with them.
     roots : ids of the synsets on level 0.
     max_depth : the last level, counted in links from the nearest root.
-    max_concepts : take the first so many; None for all.
 
     Raises
     ------
     PackError
-        If a file is missing or cannot be read, a root is unknown, or a limit leaves nothing.
+        If a file is missing or cannot be read, a root is unknown, or nothing is to be taken.
     """
     folder, report = Path(folder), ImportReport()
-    if not roots or max_depth < 0 or (max_concepts is not None and max_concepts < 1):
-        raise PackError(
-            "nothing to take: give at least one root, a depth of 0 or more and a limit of 1 or more"
-        )
+    if not roots or max_depth < 0:
+        raise PackError("nothing to take: give at least one root and a depth of 0 or more")
     database = _database(folder)
     synsets = _read_synsets(database / "data.noun", report)
     ids = _ids(synsets, database / "index.noun", report)
@@ -76,9 +72,7 @@ def import_wordnet(
     parents = _parents(synsets, ids, report)
     depths = depths_below((offsets[root] for root in roots), children_of(parents))
     taken = sorted((depth, offset) for offset, depth in depths.items() if depth <= max_depth)
-    for _, offset in taken[max_concepts:] if max_concepts is not None else ():
-        report.leave_out("concept over the limit", ids[offset])
-    levels = {offset: depth for depth, offset in taken[:max_concepts]}
+    levels = {offset: depth for depth, offset in taken}
     concepts = tuple(
         _concept(synsets[offset], levels, parents[offset], ids, report) for offset in levels
     )
