@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from lenscache.extract.tolerance import TOKEN_DISTANCE, TOLERANCE, TOLERANCE_OF_ONE
 from lenscache.inference.alone import Alone, decode_alone, read_alone
+from lenscache.inference.batches import BatchLimits
 from lenscache.inference.runner import Row, RowResult, Runner
 from lenscache.model.loading import LoadedModel, load_model, silence
 from lenscache.terms import Phase, Pooling
@@ -69,7 +70,7 @@ def measure(loaded: LoadedModel, pooling: Pooling, n: int, batch_size: int) -> d
     ]
     blocks = range(loaded.n_layers)
     runner = Runner(
-        loaded, blocks, max_new_tokens=NEW_TOKENS, batch_size=batch_size, pooling=pooling
+        loaded, blocks, max_new_tokens=NEW_TOKENS, limits=BatchLimits(batch_size), pooling=pooling
     )
     batched = runner.run(rows)
     followed = [

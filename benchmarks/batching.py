@@ -35,6 +35,7 @@ from lenscache.extract.batch_size import choose_batch, make_runner
 from lenscache.extract.identity import make_header
 from lenscache.extract.rows import PlannedRows, tokenize
 from lenscache.extract.settings import ExtractSettings
+from lenscache.inference.batches import BatchLimits
 from lenscache.inference.capture import Capture
 from lenscache.inference.sampling import sample_tokens
 from lenscache.model.loading import LoadedModel, load_model, silence
@@ -96,17 +97,18 @@ def cuts(loaded: LoadedModel, n: int, turns: int) -> dict[str, Any]:
         header, plan = make_header(loaded, pack, settings), plan_samples(pack, [0])
         rows = PlannedRows(plan, tokenize(loaded, plan.texts))
         choice = choose_batch(partial(make_runner, loaded, header), [rows], most=256)
-        print(f"{mode}, {len(rows)} prompts; found: {choice}, overhead {choice.overhead} positions")
+        overhead = choice.limits.overhead
+        print(f"{mode}, {len(rows)} prompts; found: {choice}, overhead {overhead} positions")
         every = rows[:]
         runners = {
-            "cut": make_runner(loaded, header, 64, overhead=choice.overhead),
-            "32 rows": make_runner(loaded, header, 32),
-            "64 rows": make_runner(loaded, header, 64),
+            "cut": make_runner(loaded, header, BatchLimits(64, overhead=overhead)),
+            "32 rows": make_runner(loaded, header, BatchLimits(32)),
+            "64 rows": make_runner(loaded, header, BatchLimits(64)),
         }
         figures[mode] = in_turns(
             {side: partial(runner.run, every) for side, runner in runners.items()}, turns, "cut"
         )
-        figures[mode]["overhead"] = choice.overhead
+        figures[mode]["overhead"] = overhead
     return figures
 
 

@@ -57,6 +57,7 @@ from fit import LEVEL, LEVEL_SETTINGS, SMALL_LEVEL, planted
 
 from lenscache.extract import ExtractSettings, extract
 from lenscache.inference import decoding
+from lenscache.inference.batches import BatchLimits
 from lenscache.inference.recording import recorder_for
 from lenscache.inference.runner import Row, Runner
 from lenscache.live.steering import steer
@@ -272,7 +273,7 @@ def step(loaded: LoadedModel) -> dict[str, Any]:
 
 def _seconds(loaded: LoadedModel, batch_size: int, new_tokens: int, replay: bool) -> float:
     rows = [Row(list(range(2, 34)), seed, 0.7) for seed in range(batch_size)]
-    how: dict[str, Any] = {"max_new_tokens": new_tokens, "batch_size": batch_size}
+    how: dict[str, Any] = {"max_new_tokens": new_tokens, "limits": BatchLimits(batch_size)}
     runner, times = Runner(loaded, range(loaded.n_layers), replay=replay, **how), []
     for _ in range(6):
         synchronise(loaded.device)
@@ -291,7 +292,9 @@ def batches(loaded: LoadedModel) -> dict[str, Any]:
     ]
 
     def run(some: list[Row], batch_size: int) -> list[Any]:
-        runner = Runner(loaded, range(loaded.n_layers), max_new_tokens=20, batch_size=batch_size)
+        runner = Runner(
+            loaded, range(loaded.n_layers), max_new_tokens=20, limits=BatchLimits(batch_size)
+        )
         return runner.run(some)
 
     together = run(rows[:8], 8)
@@ -320,12 +323,12 @@ def memory(loaded: LoadedModel) -> dict[str, Any]:
     rows = [Row(list(range(2, 2 + n)), n, 0.7) for n in (30, 90, 150, 210) for _ in range(128)]
     torch.cuda.set_per_process_memory_fraction(0.3)
     try:
-        runner = Runner(loaded, range(loaded.n_layers), max_new_tokens=20, batch_size=128)
+        runner = Runner(loaded, range(loaded.n_layers), max_new_tokens=20, limits=BatchLimits(128))
         runner.run(rows)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     return {
-        "batch_size_after": runner.batch_size,
+        "batch_size_after": runner.limits.rows,
         "out_of_memory": runner.out_of_memory,
         "shapes_recorded": len(runner.recordings.by_shape),
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
@@ -341,12 +344,12 @@ def ends(device: torch.device, times: int) -> dict[str, Any]:
     loaded = replace(tiny("llama"), model=model, device=device, blocks=list(find_blocks(model)))
     all_end = replace(loaded)
     vars(all_end)["eos_ids"] = frozenset(range(300))
-    runner = Runner(all_end, [0], mode="completion", max_new_tokens=8, batch_size=4)
+    runner = Runner(all_end, [0], mode="completion", max_new_tokens=8, limits=BatchLimits(4))
     rows = [Row([5, 6, 7], seed, 0.7) for seed in range(4)]
     wrong = sum(any(result.completion_ids for result in runner.run(rows)) for _ in range(times))
     with steer(loaded, torch.ones(32), 1, 5.0, positions="completion"):
-        steered = Runner(loaded, [3], max_new_tokens=8, batch_size=4).run(rows)
-    plain = Runner(loaded, [3], max_new_tokens=8, batch_size=4).run(rows)
+        steered = Runner(loaded, [3], max_new_tokens=8, limits=BatchLimits(4)).run(rows)
+    plain = Runner(loaded, [3], max_new_tokens=8, limits=BatchLimits(4)).run(rows)
     same_prompt = all(
         np.array_equal(a.pooled["prompt"], b.pooled["prompt"])
         for a, b in zip(steered, plain, strict=True)

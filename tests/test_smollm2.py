@@ -11,6 +11,7 @@ import torch
 
 from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractSettings, extract
+from lenscache.inference.batches import BatchLimits
 from lenscache.inference.runner import Row, Runner
 from lenscache.live.steering import steer
 from lenscache.model.loading import LoadedModel, load_model
@@ -89,7 +90,7 @@ def test_steering_moves_a_lens_of_grade_a_the_way_it_pushes(
         ((model_layer, vector, deviation),) = lens.directions
         held_out = draw_task(dataset, lens.concept, lambda n: n).positives[TEST]
         rows = [Row(loaded.tokenizer(dataset.texts[i])["input_ids"]) for i in held_out]
-        runner = Runner(loaded, [model_layer], mode="prompt", batch_size=8)
+        runner = Runner(loaded, [model_layer], mode="prompt", limits=BatchLimits(8))
         logits = []
         for strength in (-8, -4, -2, -1, 0, 1, 2, 4, 8):
             with steer(loaded, vector, model_layer, strength, deviation=deviation):

@@ -16,6 +16,7 @@ from lenscache.concepts.prompts import stable_hash
 from lenscache.errors import PlanError, StoreNotFoundError, UnsupportedModelError
 from lenscache.extract.planned_rounds import PlannedRound
 from lenscache.extract.settings import ExtractProgress, ExtractSettings, OnProgress
+from lenscache.inference.batches import BatchLimits
 from lenscache.inference.runner import Row, Runner
 from lenscache.model.loading import LoadedModel
 from lenscache.store.layout import BACKGROUND
@@ -78,7 +79,9 @@ def write_texts(
         If it has no such token, too few are asked for, or it repeats itself.
     """
     start, size = first_token(loaded), 16 if settings.batch_size == "auto" else settings.batch_size
-    runner = Runner(loaded, [0], mode="completion", max_new_tokens=WRITTEN_TOKENS, batch_size=size)
+    runner = Runner(
+        loaded, [0], mode="completion", max_new_tokens=WRITTEN_TOKENS, limits=BatchLimits(size)
+    )
     if n < MIN_BACKGROUND:
         raise PlanError(f"{n} background texts are asked for, expected {MIN_BACKGROUND} or more")
     on_progress(ExtractProgress(BACKGROUND, 0, n, 0, f"writing {n} background texts"))

@@ -118,7 +118,7 @@ def check_batches(
         "token_distance": compared.token_distance,
         "max_relative_error": {str(layer): error for layer, error in compared.errors.items()},
     }
-    target.update_attributes({"verification": verification, "batch_size": runner.batch_size})
+    target.update_attributes({"verification": verification, "batch_size": runner.limits.rows})
     return max(compared.errors.values())
 
 
@@ -145,7 +145,7 @@ def _compare_again(
     """Compare rows whose tokens are unknown by way of another run; how many wrote another text."""
     header, runner, other_texts = compared.header, compared.runner, 0
     # Full batches: only they run what was recorded.
-    n_more = min(-len(numbers) % runner.batch_size, len(rows) - len(numbers))
+    n_more = min(-len(numbers) % runner.limits.rows, len(rows) - len(numbers))
     more = [n for n in range(len(numbers) + n_more) if n not in set(numbers)][:n_more]
     results = runner.run([rows[number] for number in (*numbers, *more)])
     for number, result in zip(numbers, results, strict=False):

@@ -1,7 +1,7 @@
 """How many rows a forward pass takes: the most that fit and that pay, found by trying.
 
     rows --growing batches of the longest (GPU) or of middling (CPU) prompts--> rows a second
-        --> batch size, overhead
+        --> BatchLimits
 
 On a GPU memory is the limit, so the longest prompts are tried, whole; on a CPU it is arithmetic,
 and a few tokens of middling prompts tell. A batch twice as large only takes memory unless it is
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from lenscache.extract.rows import PlannedRows
 from lenscache.extract.settings import ExtractProgress, ExtractSettings, OnProgress
+from lenscache.inference.batches import DEFAULT_LIMITS, BatchLimits
 from lenscache.inference.runner import Row, Runner
 from lenscache.model.loading import LoadedModel
 from lenscache.store.header import StoreHeader
@@ -41,29 +42,27 @@ _MOST_IN_VAIN = 2  # sizes that may not pay, one after the other: one may be slo
 class BatchChoice(NamedTuple):
     """What was tried, and what came of it."""
 
-    rows: int
-    tokens: int | None
-    """Positions that a batch may have where memory is the limit; None where it is not."""
+    limits: BatchLimits
+    """With a limit of positions where memory ran out, and an overhead where the sizes show one."""
     tried: dict[int, float]
     """Rows a second by batch size."""
-    overhead: float | None = None
-    """Fixed cost of a batch, in positions, as `grouping` takes it; None to fill batches."""
 
     def __str__(self) -> str:
         """One line for people."""
         tried = ", ".join(f"{size}: {rate:.1f}" for size, rate in self.tried.items())
-        limit = "" if self.tokens is None else f", {self.tokens} positions at most"
-        return f"batches of up to {self.rows}{limit} (rows/s by batch size: {tried})"
+        rows, positions, _ = self.limits
+        limit = "" if positions is None else f", {positions} positions at most"
+        return f"batches of up to {rows}{limit} (rows/s by batch size: {tried})"
 
 
 def choose_batch(
-    new_runner: Callable[..., Runner], rows: Sequence[PlannedRows], *, most: int
+    new_runner: Callable[[BatchLimits], Runner], rows: Sequence[PlannedRows], *, most: int
 ) -> BatchChoice:
     """Try batches of growing size.
 
     Parameters
     ----------
-    new_runner : makes a runner as for `rows`; takes `batch_size`.
+    new_runner : makes a runner as for `rows`.
     rows : what is to be extracted, by round.
     most : rows of a batch at most.
 
@@ -72,7 +71,8 @@ def choose_batch(
     ModelError
         If not even one row fits the device's memory.
     """
-    on_gpu = new_runner(batch_size=1).loaded.device.type == "cuda"
+    single = new_runner(BatchLimits(1))
+    on_gpu = single.loaded.device.type == "cuda"
     n = sum(map(len, rows))
     most = min(most, n, n if on_gpu else MOST_ON_A_CPU)
     by_length = _longest(rows, most) if on_gpu else _middling(rows, most)
@@ -80,12 +80,14 @@ def choose_batch(
     positions: dict[int, int] = {}
     size, limit, in_vain = min(_SMALLEST, most), None, 0
     while in_vain < _MOST_IN_VAIN:
-        runner = new_runner(batch_size=size) if on_gpu else _shortened(new_runner, size)
+        runner = new_runner(BatchLimits(size))
+        if not on_gpu:
+            runner.max_new_tokens = min(runner.max_new_tokens, _TRIED_TOKENS_ON_A_CPU)
         fastest = max(tried.values(), default=0.0)
         rate = _second_rate(runner, by_length[-size:], fastest)
         if runner.out_of_memory:
             longest = len(by_length[-1].token_ids) + runner.max_new_tokens
-            limit = max(tried, default=runner.batch_size) * longest
+            limit = max(tried, default=runner.limits.rows) * longest
             break
         in_vain = in_vain + 1 if rate < PAYS * fastest else 0
         tried[size] = rate
@@ -93,13 +95,14 @@ def choose_batch(
         if size == most:
             break
         size = min(2 * size, most)
-    n_passes, overhead = new_runner(batch_size=1).n_passes, None
+    n_passes, overhead = single.n_passes, None
     # Where steps are recorded (several passes on a GPU), full batches gain more than padding costs.
     if not (on_gpu and n_passes > 1):
         overhead = _overhead(positions, tried, runner.n_passes)
     if overhead is not None:
         overhead = float(round(overhead * n_passes))
-    return BatchChoice(_best(tried, runner.batch_size), limit, tried, overhead)
+    best = _best(tried, runner.limits.rows)
+    return BatchChoice(BatchLimits(best, limit, overhead), tried)
 
 
 def _overhead(positions: dict[int, int], rates: dict[int, float], passes: int) -> float | None:
@@ -119,12 +122,6 @@ def _best(tried: dict[int, float], otherwise: int) -> int:
         return otherwise
     fastest = max(tried.values())
     return min(size for size, rate in tried.items() if rate * PAYS >= fastest)
-
-
-def _shortened(new_runner: Callable[..., Runner], size: int) -> Runner:
-    runner = new_runner(batch_size=size)
-    runner.max_new_tokens = min(runner.max_new_tokens, _TRIED_TOKENS_ON_A_CPU)
-    return runner
 
 
 def _longest(rows: Sequence[PlannedRows], n: int) -> list[Row]:
@@ -172,14 +169,7 @@ def _wait(runner: Runner) -> None:
         torch.cuda.synchronize(runner.loaded.device)
 
 
-def make_runner(
-    loaded: LoadedModel,
-    header: StoreHeader,
-    batch_size: int,
-    *,
-    batch_tokens: int | None = None,
-    overhead: float | None = None,
-) -> Runner:
+def make_runner(loaded: LoadedModel, header: StoreHeader, limits: BatchLimits) -> Runner:
     """A runner that does what a store's header says."""
     return Runner(
         loaded,
@@ -188,13 +178,8 @@ def make_runner(
         max_new_tokens=header.max_new_tokens,
         pooling=header.pooling,
         pool_first_position=header.pool_first_position,
-        batch_size=batch_size,
-        batch_tokens=batch_tokens,
-        overhead=overhead,
+        limits=limits,
     )
-
-
-_BATCH_OF_NOTHING = 4  # where no row is left to run
 
 
 def runner_for_rounds(
@@ -208,20 +193,19 @@ def runner_for_rounds(
     """A runner of the batch size asked for, found by an interrupted run, or found now."""
     new_runner = partial(make_runner, loaded, header)
     if settings.batch_size != "auto":
-        return new_runner(settings.batch_size)
+        return new_runner(BatchLimits(settings.batch_size))
     pairs = zip(rounds, rows, strict=True)
     unfinished = [(target, its) for target, its in pairs if not target.is_complete]
     # The same batches make the same bytes: the choice for a round holds until the round is done.
     known = [found for target, _ in unfinished if (found := target.attributes.get("auto_batch"))]
     if known or not unfinished:
-        size, tokens, *more = known[0] if known else (_BATCH_OF_NOTHING, None)
-        return new_runner(size, batch_tokens=tokens, overhead=more[0] if more else None)
+        # Where no row is left to run, any limits do.
+        return new_runner(BatchLimits(*known[0]) if known else DEFAULT_LIMITS)
     most = max(target.block_rows for target, _ in unfinished)
     choice = choose_batch(new_runner, [its for _, its in unfinished], most=most)
     first, its_rows = unfinished[0]
     tell(ExtractProgress(first.level, 0, len(its_rows), 0, str(choice)))
     rates = {str(size): rate for size, rate in choice.tried.items()}
     for target, _ in unfinished:
-        chosen = [choice.rows, choice.tokens, choice.overhead]
-        target.update_attributes({"auto_batch": chosen, "auto_batch_rates": rates})
-    return new_runner(choice.rows, batch_tokens=choice.tokens, overhead=choice.overhead)
+        target.update_attributes({"auto_batch": list(choice.limits), "auto_batch_rates": rates})
+    return new_runner(choice.limits)

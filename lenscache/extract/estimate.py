@@ -17,6 +17,7 @@ from lenscache.extract.batch_size import choose_batch, make_runner
 from lenscache.extract.identity import make_header
 from lenscache.extract.rows import PlannedRows, tokenize
 from lenscache.extract.settings import ExtractSettings
+from lenscache.inference.batches import BatchLimits
 from lenscache.inference.runner import Row, Runner
 from lenscache.inference.trial import check_model_runs
 from lenscache.model.loading import LoadedModel
@@ -89,11 +90,12 @@ def estimate_run(
     rows = [PlannedRows(plan, found) for plan, found in zip(plans, tokenized, strict=True)]
     n_rows = sum(map(len, rows))
     stored = estimate_stored_bytes(header, n_rows)
-    batch_size, batch_tokens, overhead = settings.batch_size, None, None
-    if batch_size == "auto":
-        choice = choose_batch(partial(make_runner, loaded, header), rows, most=_BLOCK_ROWS)
-        batch_size, batch_tokens, overhead = choice.rows, choice.tokens, choice.overhead
-    runner = make_runner(loaded, header, batch_size, batch_tokens=batch_tokens, overhead=overhead)
+    if settings.batch_size == "auto":
+        new_runner = partial(make_runner, loaded, header)
+        limits = choose_batch(new_runner, rows, most=_BLOCK_ROWS).limits
+    else:
+        limits = BatchLimits(settings.batch_size)
+    runner = make_runner(loaded, header, limits)
     seconds_a_row = _pace(runner, [row for each in rows for row in each])
     return RunEstimate(
         levels=tuple(levels or pack.levels),
@@ -108,7 +110,7 @@ def estimate_run(
         bytes_per_model_layer=stored // len(header.model_layers),
         seconds=seconds_a_row * n_rows + seconds_to_write,
         prompts_per_second=1 / seconds_a_row,
-        batch_size=batch_size,
+        batch_size=limits.rows,
         background=0 if background is None else len(plans[-1]),
     )
 
@@ -129,7 +131,7 @@ def _background_texts(
 def _pace(runner: Runner, rows: Sequence[Row]) -> float:
     """Seconds a row: batches from short to long prompts, as a block would run them."""
     by_length = sorted(rows, key=lambda row: len(row.token_ids))
-    size = min(runner.batch_size, len(rows))
+    size = min(runner.limits.rows, len(rows))
     last = len(rows) - size
     starts = sorted({round(last * (i + 0.5) / TIMED_BATCHES) for i in range(TIMED_BATCHES)})
     runner.run(by_length[starts[0] : starts[0] + size])

@@ -70,7 +70,7 @@ class Extraction:
         for its in self._rounds:
             its.run(self._partition)
         self.report.elapsed_s = time.perf_counter() - self._start
-        self.report.batch_size = self.runner.batch_size
+        self.report.batch_size = self.runner.limits.rows
         return self.report
 
     @property

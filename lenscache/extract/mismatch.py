@@ -63,7 +63,7 @@ def _cause(compared: Comparison, rows: Sequence[Row]) -> Cause:
     assert compared.worst is not None and compared.suspect is not None  # noqa: S101, PT018
     header, runner = compared.header, compared.runner
     row = replace(compared.suspect.row, completion_ids=None)
-    batch, padded = _batches(row, rows, runner.batch_size)
+    batch, padded = _batches(row, rows, runner.limits.rows)
 
     def differs(batch: Sequence[Row], *, replay: bool) -> bool:
         again = Comparison(header, runner)

@@ -102,5 +102,5 @@ class Worker:
 
     def _done(self, written: list[BlockName]) -> Done:
         extraction = self._laid_out()
-        extraction.report.batch_size = extraction.runner.batch_size
+        extraction.report.batch_size = extraction.runner.limits.rows
         return Done(written, extraction.report, self._life)

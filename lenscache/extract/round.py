@@ -159,7 +159,7 @@ class RoundExtraction:
             return lambda: copied.block
         results = self.runner.run(missing, on_rows=self._advance)
         if self.runner.out_of_memory > tries:
-            self._tell(f"out of memory: going on with batches of {self.runner.batch_size}")
+            self._tell(f"out of memory: going on with batches of {self.runner.limits.rows}")
         if why := self.runner.recordings.told_once():
             self._tell(f"decode steps are not recorded as a CUDA graph, which is slower: {why}")
         # Whoever runs blocks of a round checks the first before it is written: what is there was

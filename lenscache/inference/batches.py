@@ -1,6 +1,6 @@
 """Which rows share a batch: rows of about the same length, so that little of it is padding.
 
-    lengths, ascending --the cheapest cuts--> sizes of the batches
+    lengths, ascending; BatchLimits --the cheapest cuts--> sizes of the batches
 
 A batch costs its positions, padding included, and a fixed overhead: each pass reads every weight
 and launches every operation once, however many rows there are. Where the overhead is known, it is
@@ -11,29 +11,38 @@ batches are filled, and halved where that is more positions than they may have.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 
+class BatchLimits(NamedTuple):
+    """How large a batch may be, and what another batch costs."""
+
+    rows: int
+    """Most rows of a batch."""
+    positions: int | None = None
+    """Most positions of a batch of several rows, padding and completions included; None for no
+    limit."""
+    overhead: float | None = None
+    """Fixed cost of a batch: positions that cost as much; None to fill every batch."""
+
+
+DEFAULT_LIMITS = BatchLimits(rows=4)
+
+
 def batch_sizes(
-    lengths: Sequence[int] | NDArray[np.integer],
-    *,
-    most: int,
-    new_tokens: int = 0,
-    max_positions: int | None = None,
-    overhead: float | None = None,
+    lengths: Sequence[int] | NDArray[np.integer], limits: BatchLimits, *, new_tokens: int = 0
 ) -> list[int]:
     """Rows of each batch, one after the other.
 
     Parameters
     ----------
     lengths : tokens of each prompt, ascending.
-    most : rows of a batch at most.
     new_tokens : positions that every row gets beside its prompt.
-    max_positions : most positions of a batch of several rows, with padding; None for no limit.
-    overhead : positions that cost as much as a batch does beside its own; None to fill every batch.
     """
+    most, max_positions, overhead = limits
     n, widths = len(lengths), np.asarray(lengths, np.int64) + new_tokens
     if max_positions is None:
         max_positions = int(most * widths.max(initial=0))

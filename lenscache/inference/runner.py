@@ -25,7 +25,7 @@ from lenscache.errors import (
     UnsupportedModelError,
     first_line,
 )
-from lenscache.inference.batches import batch_sizes, full_sizes
+from lenscache.inference.batches import DEFAULT_LIMITS, BatchLimits, batch_sizes, full_sizes
 from lenscache.inference.capture import Capture
 from lenscache.inference.decoding import Decoding, Growing, Replayed, model_inputs
 from lenscache.inference.hooks import check_not_compiled
@@ -77,9 +77,7 @@ class Runner:
     mode : phases to pool; "prompt" generates nothing and stops after the deepest captured block.
     max_new_tokens : tokens to generate a row, at most.
     pooling, pool_first_position : how and over which prompt positions to pool.
-    batch_size : rows a forward pass. Halved, for good, whenever the device runs out of memory.
-    batch_tokens : positions a batch may have, padding and completions included; None for no limit.
-    overhead : positions that cost as much as a batch does beside its own, see `batch_sizes`.
+    limits : of a batch. Its rows are halved, for good, whenever the device runs out of memory.
     replay : whether to decode in fixed tensors, recorded as a CUDA graph; None: if there is CUDA.
 
     Raises
@@ -97,17 +95,14 @@ class Runner:
         max_new_tokens: int = 20,
         pooling: Pooling = "mean",
         pool_first_position: bool = False,
-        batch_size: int = 4,
-        batch_tokens: int | None = None,
-        overhead: float | None = None,
+        limits: BatchLimits = DEFAULT_LIMITS,
         replay: bool | None = None,
     ) -> None:
         check_not_compiled(loaded.model)
         self.loaded, self.model_layers = loaded, model_layers
         self.mode, self.max_new_tokens = mode, max_new_tokens
         self.pooling, self.pool_first_position = pooling, pool_first_position
-        self.batch_size, self.batch_tokens, self.overhead = batch_size, batch_tokens, overhead
-        self.out_of_memory = 0
+        self.limits, self.out_of_memory = limits, 0
         self.tokens_run = 0
         """Tokens put through the model so far, without padding."""
         on_one_gpu = loaded.device.type == "cuda" and loaded.is_whole
@@ -191,13 +186,8 @@ class Runner:
             )
 
     def _batch_sizes(self, rows: Sequence[Row], order: Sequence[int]) -> list[int]:
-        return batch_sizes(
-            [len(rows[row].token_ids) for row in order],
-            most=self.batch_size,
-            max_positions=self.batch_tokens,
-            new_tokens=self.n_passes - 1,
-            overhead=self.overhead,
-        )
+        lengths = [len(rows[row].token_ids) for row in order]
+        return batch_sizes(lengths, self.limits, new_tokens=self.n_passes - 1)
 
     def _make_room(self, error: Exception, n_rows: int) -> None:
         """Give up recorded steps and their caches, once a batch; else halve the batch."""
@@ -213,7 +203,7 @@ class Runner:
                 f"one row does not fit the memory of {self.loaded.device}: use a smaller dtype, "
                 "fewer new tokens or another device"
             ) from error
-        self.batch_size = -(-n_rows // 2)
+        self.limits = self.limits._replace(rows=-(-n_rows // 2))
         self.out_of_memory += 1
 
     def _new_capture(self) -> Capture:
@@ -229,8 +219,8 @@ class Runner:
 
     def _comes_again(self, n_rows: int) -> bool:
         """Whether many batches have this size, so that a recorded step is worth its making."""
-        sizes = full_sizes(self.batch_size)
-        return n_rows in (sizes if self.batch_tokens is not None else sizes[:1])
+        sizes = full_sizes(self.limits.rows)
+        return n_rows in (sizes if self.limits.positions is not None else sizes[:1])
 
     def _run_fixed(self, rows: Sequence[Row], fixed: Replayed) -> _Pending:
         """A batch in fixed tensors; with a growing cache if that fails, or is not the same.

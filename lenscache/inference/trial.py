@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lenscache.errors import NonFiniteError, UnsupportedModelError, argument, first_line
+from lenscache.inference.batches import BatchLimits
 from lenscache.inference.runner import FAILURES, Row, Runner
 from lenscache.model.loading import LoadedModel
 from lenscache.terms import Mode
@@ -24,7 +25,7 @@ def check_model_runs(loaded: LoadedModel, model_layers: Sequence[int], mode: Mod
         If the model fails: its blocks put out something else than a residual stream, it was
         compiled, or it keeps a state that cannot be continued.
     """
-    runner = Runner(loaded, model_layers, mode=mode, max_new_tokens=3, batch_size=2)
+    runner = Runner(loaded, model_layers, mode=mode, max_new_tokens=3, limits=BatchLimits(2))
     try:
         runner.run(_ROWS, replay=False)
     except NonFiniteError:

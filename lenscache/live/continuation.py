@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from lenscache.errors import PromptTooLongError
+from lenscache.inference.batches import BatchLimits
 from lenscache.inference.runner import Row, Runner
 from lenscache.live.steering import Intervention, steer_all
 from lenscache.model.loading import LoadedModel
@@ -66,7 +67,9 @@ def continue_prompt(
     """
     prompt_ids = _token_ids(loaded, prompt, max_new_tokens)
     blocks = sorted(set(model_layers))
-    writer = Runner(loaded, blocks, mode="completion", max_new_tokens=max_new_tokens, batch_size=1)
+    writer = Runner(
+        loaded, blocks, mode="completion", max_new_tokens=max_new_tokens, limits=BatchLimits(1)
+    )
     with steer_all(loaded, interventions):
         (written,) = writer.run([Row(prompt_ids, seed, temperature)])
     completion = tuple(written.completion_ids)

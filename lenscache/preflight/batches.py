@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lenscache.errors import ModelError
+from lenscache.inference.batches import BatchLimits
 from lenscache.inference.runner import Row, Runner
 from lenscache.memory import (
     available_bytes,
@@ -64,7 +65,9 @@ class _Probe:
     def run(self, batch: int) -> bool:
         """Run one batch; false if it does not fit the card."""
         blocks = range(self.loaded.n_layers)
-        runner = Runner(self.loaded, blocks, max_new_tokens=self.new_tokens, batch_size=batch)
+        runner = Runner(
+            self.loaded, blocks, max_new_tokens=self.new_tokens, limits=BatchLimits(batch)
+        )
         try:
             runner.run([self.row] * batch)
         except ModelError:

@@ -98,8 +98,8 @@ def _generation_fault(
     loaded: LoadedModel, prompts: list[list[int]], new_tokens: int, tell: Tell
 ) -> str | None:
     """The fault in writing a completion of each prompt, in batches of 4; None if there is none."""
-    how: dict[str, Any] = {"pool_first_position": True, "batch_size": 4}
-    runner = Runner(loaded, range(loaded.n_layers), max_new_tokens=new_tokens, **how)
+    blocks = range(loaded.n_layers)
+    runner = Runner(loaded, blocks, max_new_tokens=new_tokens, pool_first_position=True)
     rows = [Row(ids, seed, 0.8) for seed, ids in enumerate(prompts)]
     done = 0
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lenscache.errors import ModelError, ModelNotFoundError
+from lenscache.inference.batches import BatchLimits
 from lenscache.inference.runner import Row, Runner
 from lenscache.memory import available_bytes, peak_resident_bytes, resident_bytes
 from lenscache.model.loading import LoadedModel
@@ -135,11 +136,11 @@ class _Bench:
     def runner(self, loaded: LoadedModel, batch: int) -> Runner:
         """What `lenscache extract` runs prompts with."""
         blocks, new_tokens = range(loaded.n_layers), self._new_tokens
-        return Runner(loaded, blocks, max_new_tokens=new_tokens, batch_size=batch)
+        return Runner(loaded, blocks, max_new_tokens=new_tokens, limits=BatchLimits(batch))
 
     def rate(self, runner: Runner, n: int) -> float:
         """Prompts a second over about `n` prompts, in whole batches; 0 if a batch does not fit."""
-        batch, loaded = runner.batch_size, runner.loaded
+        batch, loaded = runner.limits.rows, runner.loaded
         prompts = itertools.cycle(self._prompts(loaded))
         rows = list(itertools.islice(prompts, -(-n // batch) * batch))
         _synchronise(loaded)

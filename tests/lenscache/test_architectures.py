@@ -18,6 +18,7 @@ import torch
 from lenscache.extract import ExtractSettings, batch_size, extract
 from lenscache.inference import decoding
 from lenscache.inference.alone import read_alone
+from lenscache.inference.batches import BatchLimits
 from lenscache.inference.hooks import residual_stream
 from lenscache.inference.runner import Row, RowResult, Runner
 from lenscache.live.steering import steer
@@ -43,7 +44,7 @@ def ends_early(loaded: LoadedModel) -> LoadedModel:
 
 
 def runner_of(loaded: LoadedModel, **settings: Any) -> Runner:
-    given = {"max_new_tokens": NEW_TOKENS, "batch_size": 4, **settings}
+    given = {"max_new_tokens": NEW_TOKENS, **settings}
     return Runner(loaded, range(loaded.n_layers), **given)
 
 
@@ -62,7 +63,7 @@ def largest_error(found: Sequence[RowResult], expected: Sequence[RowResult]) -> 
 
 def alone(loaded: LoadedModel, rows: Sequence[Row], found: Sequence[RowResult]) -> list[RowResult]:
     """Each row by itself, following what it wrote."""
-    runner = runner_of(loaded, batch_size=1, replay=False)
+    runner = runner_of(loaded, limits=BatchLimits(1), replay=False)
     return [
         runner.run([dataclasses.replace(row, completion_ids=tuple(result.completion_ids))])[0]
         for row, result in zip(rows, found, strict=True)

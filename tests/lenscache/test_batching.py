@@ -16,6 +16,7 @@ import lenscache.extract.batch_size
 from lenscache.extract import ExtractProgress, ExtractSettings, extract
 from lenscache.extract.batch_size import BatchChoice, choose_batch
 from lenscache.extract.rows import PlannedRows, Tokenized
+from lenscache.inference.batches import BatchLimits
 from lenscache.inference.runner import Row, Runner
 from lenscache.store.store import open_store
 from tests.models import tiny_model
@@ -37,8 +38,8 @@ def planned(lengths: Sequence[int]) -> PlannedRows:
 ROWS = [planned(range(3, 23)), planned(range(42, 22, -1))]
 
 
-def new_runner(batch_size: int) -> Runner:
-    return Runner(tiny_model(), (0,), max_new_tokens=3, batch_size=batch_size)
+def new_runner(limits: BatchLimits) -> Runner:
+    return Runner(tiny_model(), (0,), max_new_tokens=3, limits=limits)
 
 
 @pytest.fixture
@@ -67,8 +68,8 @@ class Clock:
         watch = SimpleNamespace(perf_counter=lambda: self.now)
         monkeypatch.setattr(lenscache.extract.batch_size, "time", watch)
 
-    def new_runner(self, batch_size: int) -> Runner:
-        runner = new_runner(batch_size)
+    def new_runner(self, limits: BatchLimits) -> Runner:
+        runner = new_runner(limits)
 
         def run(rows: Sequence[Row]) -> None:
             self.runs.append(len(rows))
@@ -87,7 +88,7 @@ def test_the_second_run_of_a_size_is_timed(monkeypatch: pytest.MonkeyPatch) -> N
     choice = clock.choose()
     assert clock.runs == [4, 4, 8, 8, 16, 16]
     assert choice.tried == pytest.approx({4: 10.0, 8: 10.0, 16: 10.0})
-    assert choice.rows == 4
+    assert choice.limits.rows == 4
 
 
 def test_a_size_that_is_slower_than_a_smaller_one_is_timed_again(
@@ -99,21 +100,22 @@ def test_a_size_that_is_slower_than_a_smaller_one_is_timed_again(
     choice = clock.choose()
     assert clock.runs == [4, 4, 8, 8, 8, 16, 16, 16, 32, 32]
     assert choice.tried == pytest.approx({4: 10.0, 8: 16.0, 16: 20.0, 32: 40.0})
-    assert choice.rows == 32
+    assert choice.limits.rows == 32
 
 
 def test_a_size_that_is_slower_twice_counts_as_slower(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, {4: [1, 0.4], 8: [1, 2.0, 1.0], 16: [1, 4.0, 5.0]})
     choice = clock.choose()
     assert choice.tried == pytest.approx({4: 10.0, 8: 8.0, 16: 4.0})
-    assert choice.rows == 4
+    assert choice.limits.rows == 4
 
 
 def test_batches_grow_as_long_as_that_pays(pace: Any) -> None:
     rates = {4: 10.0, 8: 18.0, 16: 24.0, 32: 24.5, 40: 24.9}
     tried = pace(rates)
     choice = choose_batch(new_runner, ROWS, most=256)
-    assert choice[:3] == BatchChoice(16, None, rates)[:3]
+    assert choice.limits[:2] == (16, None)
+    assert choice.tried == rates
     assert tried == [4, 8, 16, 32, 40]
 
 
@@ -126,43 +128,43 @@ def test_what_a_batch_costs_beside_its_positions_is_read_off_the_sizes_tried(
 
     monkeypatch.setattr(lenscache.extract.batch_size, "_rate", rate)
     # a whole run of 3 new tokens
-    assert choose_batch(new_runner, ROWS, most=256).overhead == 25 * 3
-    assert choose_batch(new_runner, ROWS, most=8).overhead is None  # two sizes make no line
+    assert choose_batch(new_runner, ROWS, most=256).limits.overhead == 25 * 3
+    assert choose_batch(new_runner, ROWS, most=8).limits.overhead is None  # two sizes make no line
 
 
 def test_a_batch_ends_where_the_next_rows_are_much_longer() -> None:
     rows = [Row([5] * length, number) for number, length in enumerate([4, 4, 4, 4, 90, 90])]
     seen: list[int] = []
-    runner = Runner(tiny_model(), (0,), mode="prompt", batch_size=8, overhead=40.0)
+    runner = Runner(tiny_model(), (0,), mode="prompt", limits=BatchLimits(8, overhead=40.0))
     runner.run(rows, on_rows=seen.append)
     assert seen == [4, 2]
-    runner.overhead = 1000.0
+    runner.limits = BatchLimits(8, overhead=1000.0)
     runner.run(rows, on_rows=seen.append)
     assert seen[2:] == [6]
 
 
 def test_after_two_sizes_that_do_not_pay_no_more_are_tried(pace: Any) -> None:
     tried = pace({4: 10.0, 8: 10.1, 16: 10.2, 32: 99.0})
-    assert choose_batch(new_runner, ROWS, most=256).rows == 4
+    assert choose_batch(new_runner, ROWS, most=256).limits.rows == 4
     assert max(tried) == 16
 
 
 def test_one_size_that_was_slow_by_chance_does_not_end_it(pace: Any) -> None:
     pace({4: 10.0, 8: 9.0, 16: 20.0, 32: 30.0, 40: 31.0})
-    assert choose_batch(new_runner, ROWS, most=256).rows == 32
+    assert choose_batch(new_runner, ROWS, most=256).limits.rows == 32
 
 
 def test_a_larger_batch_that_is_slower_is_not_taken(pace: Any) -> None:
     pace({4: 10.0, 8: 9.0, 16: 9.5})
-    assert choose_batch(new_runner, ROWS, most=256).rows == 4
+    assert choose_batch(new_runner, ROWS, most=256).limits.rows == 4
 
 
 def test_no_batch_has_more_rows_than_a_block_or_than_there_are(pace: Any) -> None:
     pace({4: 1.0, 8: 2.0, 16: 4.0, 12: 3.0, 32: 8.0, 40: 9.0})
-    assert choose_batch(new_runner, ROWS, most=12).rows == 12
-    assert choose_batch(new_runner, ROWS, most=256).rows == 40
+    assert choose_batch(new_runner, ROWS, most=12).limits.rows == 12
+    assert choose_batch(new_runner, ROWS, most=256).limits.rows == 40
     pace({3: 1.0})
-    assert choose_batch(new_runner, [planned([4, 5, 6])], most=256).rows == 3
+    assert choose_batch(new_runner, [planned([4, 5, 6])], most=256).limits.rows == 3
 
 
 def test_on_a_cpu_middling_prompts_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,9 +190,9 @@ def test_what_does_not_fit_sets_a_limit_of_positions(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Runner, "_run_batch", out_of_memory)
     monkeypatch.setattr(lenscache.extract.batch_size, "_MOST_IN_VAIN", 9)
     choice = choose_batch(new_runner, ROWS, most=256)
-    assert choice.rows in choice.tried
+    assert choice.limits.rows in choice.tried
     assert set(choice.tried) == {4, 8}
-    assert choice.tokens == 8 * (42 + 3)
+    assert choice.limits.positions == 8 * (42 + 3)
 
 
 def test_the_choice_is_told_kept_and_taken_up_again(

@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 
 from lenscache.errors import ModelError, UnsupportedModelError
+from lenscache.inference.batches import BatchLimits
 from lenscache.inference.runner import Row, Runner
 from lenscache.live.listening import listen
 from lenscache.live.steering import Positions, steer
@@ -87,7 +88,7 @@ def test_a_name_without_an_annotation_is_known_and_no_cache_is_none() -> None:
 def test_rows_are_the_same_whatever_the_cache_is_called() -> None:
     row = Row([5, 17, 240, 33], 0, 1.0)
     runs = [
-        Runner(loaded, [0, 2], max_new_tokens=5, batch_size=1).run([row])[0]
+        Runner(loaded, [0, 2], max_new_tokens=5, limits=BatchLimits(1)).run([row])[0]
         for loaded in (tiny_model(), loaded_as(Renamed))
     ]
     assert runs[0].completion_ids == runs[1].completion_ids

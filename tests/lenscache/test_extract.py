@@ -32,6 +32,7 @@ from lenscache.errors import (
 )
 from lenscache.extract import TOLERANCE, ExtractProgress, ExtractSettings, extract
 from lenscache.extract.identity import make_header
+from lenscache.inference.batches import BatchLimits
 from lenscache.inference.runner import Row, Runner
 from lenscache.model.loading import LoadedModel, find_blocks
 from lenscache.store.disk import estimate_bytes
@@ -125,7 +126,7 @@ def test_completions_are_those_of_each_row_run_alone(finished_store: Path) -> No
     samples, loaded = the_round(finished_store).samples(), tiny_model()
     plan = plan_samples(PACK, [1], limit=2)
     stored = the_round(finished_store).read("completion", 2).astype(np.float32)
-    runner = Runner(loaded, (2,), max_new_tokens=5, batch_size=1)
+    runner = Runner(loaded, (2,), max_new_tokens=5, limits=BatchLimits(1))
     for row, text in enumerate(samples.text):
         ids = loaded.tokenizer(text)["input_ids"]
         (alone,) = runner.run(

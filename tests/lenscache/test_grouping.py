@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lenscache.inference.batches import batch_sizes, full_sizes
+from lenscache.inference.batches import BatchLimits, batch_sizes, full_sizes
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=9).map(sorted)
 
@@ -40,7 +40,7 @@ def every_way(lengths: Sequence[int], most: int, max_positions: int) -> list[lis
 def test_no_other_way_to_cut_costs_less(
     lengths: list[int], most: int, max_positions: int, overhead: int
 ) -> None:
-    sizes = batch_sizes(lengths, most=most, max_positions=max_positions, overhead=overhead)
+    sizes = batch_sizes(lengths, BatchLimits(most, max_positions, overhead))
     ways = every_way(lengths, most, max_positions)
     assert sizes in ways
     assert cost(lengths, sizes, 0, overhead) == min(cost(lengths, way, 0, overhead) for way in ways)
@@ -55,9 +55,7 @@ def test_no_other_way_to_cut_costs_less(
 def test_every_row_is_in_one_batch(
     lengths: list[int], most: int, max_positions: int | None, overhead: int | None
 ) -> None:
-    sizes = batch_sizes(
-        lengths, most=most, max_positions=max_positions, new_tokens=3, overhead=overhead
-    )
+    sizes = batch_sizes(lengths, BatchLimits(most, max_positions, overhead), new_tokens=3)
     assert sum(sizes) == len(lengths)
     assert 1 <= min(sizes) <= max(sizes) <= most
 
@@ -69,22 +67,17 @@ def test_every_row_is_in_one_batch(
 def test_a_batch_ends_where_padding_costs_more_than_another_batch(
     overhead: float | None, expected: list[int]
 ) -> None:
-    assert batch_sizes([10, 10, 30, 30, 90, 90], most=8, overhead=overhead) == expected
+    assert batch_sizes([10, 10, 30, 30, 90, 90], BatchLimits(8, overhead=overhead)) == expected
 
 
 def test_without_a_known_cost_batches_are_filled_up_to_the_limit_of_positions() -> None:
-    assert batch_sizes([5, 5, 10, 20, 40, 100], most=3, max_positions=60, new_tokens=2) == [
-        3,
-        1,
-        1,
-        1,
-    ]
+    assert batch_sizes([5, 5, 10, 20, 40, 100], BatchLimits(3, 60), new_tokens=2) == [3, 1, 1, 1]
 
 
 def test_batches_that_are_cut_short_have_half_as_many_rows() -> None:
     """Or a quarter: sizes that come again, unlike 23 rows here and 22 there."""
     lengths = [10] * 40 + [20] * 40 + [45] * 40
-    assert batch_sizes(lengths, most=32, max_positions=700) == [32, 32, 16, 8, 8, 8, 8, 8]
+    assert batch_sizes(lengths, BatchLimits(32, 700)) == [32, 32, 16, 8, 8, 8, 8, 8]
     assert full_sizes(32) == [32, 16, 8, 4, 2, 1]
     assert full_sizes(40) == [40, 20, 10, 5, 2, 1]
 
@@ -93,10 +86,10 @@ def test_batches_that_are_cut_short_have_half_as_many_rows() -> None:
 def test_filled_batches_keep_to_the_limits_and_to_few_sizes(
     lengths: list[int], most: int, max_positions: int
 ) -> None:
-    sizes = batch_sizes(lengths, most=most, max_positions=max_positions)
+    sizes = batch_sizes(lengths, BatchLimits(most, max_positions))
     assert sizes in every_way(lengths, most, max_positions)
     assert set(sizes[:-1]) <= set(full_sizes(most))
 
 
 def test_no_rows_make_no_batch() -> None:
-    assert batch_sizes([], most=4, overhead=3.0) == batch_sizes([], most=4) == []
+    assert batch_sizes([], BatchLimits(4, overhead=3.0)) == batch_sizes([], BatchLimits(4)) == []

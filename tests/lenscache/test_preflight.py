@@ -454,7 +454,7 @@ def test_the_best_batch_size_is_looked_for_as_long_as_it_pays(
     monkeypatch: pytest.MonkeyPatch, rates: dict[int, float], best: int
 ) -> None:
     bench = speed._Bench(small_pack(), Request("m"), 4)
-    monkeypatch.setattr(bench, "rate", lambda runner, n: rates[runner.batch_size])
+    monkeypatch.setattr(bench, "rate", lambda runner, n: rates[runner.limits.rows])
     assert bench.best_batch(tiny_model(), {1: 2.0, 4: 5.0}, 1000.0, SILENT)[0] == best
 
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from lenscache.errors import ModelError
+from lenscache.inference.batches import DEFAULT_LIMITS, BatchLimits
 from lenscache.inference.runner import Row, RowResult, Runner
 from lenscache.live.steering import steer
 from lenscache.model.caches import fixed_cache
@@ -42,11 +43,13 @@ def with_eos(loaded: LoadedModel, eos_ids: Collection[int]) -> LoadedModel:
 
 
 def run(
-    loaded: LoadedModel, rows: Sequence[Row], *, batch_size: int = 4, **settings: Any
+    loaded: LoadedModel,
+    rows: Sequence[Row],
+    *,
+    limits: BatchLimits = DEFAULT_LIMITS,
+    **settings: Any,
 ) -> list[RowResult]:
-    runner = Runner(
-        loaded, (0, 1, 2), batch_size=batch_size, **{"max_new_tokens": NEW_TOKENS, **settings}
-    )
+    runner = Runner(loaded, (0, 1, 2), limits=limits, **{"max_new_tokens": NEW_TOKENS, **settings})
     return runner.run(rows)
 
 
@@ -124,7 +127,7 @@ def test_fixed_tensors_serve_all_full_batches_of_their_length() -> None:
 
 def test_batches_that_a_limit_of_positions_cuts_are_recorded_too() -> None:
     loaded, rows = tiny_model(), rows_of([9] * 8 + [40] * 4 + [90] * 4)
-    settings: dict[str, Any] = {"batch_size": 8, "batch_tokens": 8 * 33}
+    settings: dict[str, Any] = {"limits": BatchLimits(8, 8 * 33)}
     expected = run(loaded, rows, replay=False, **settings)
     runner = Runner(loaded, (0, 1, 2), max_new_tokens=NEW_TOKENS, replay=True, **settings)
     assert_same_results(runner.run(rows), expected)
@@ -150,7 +153,7 @@ def test_a_fixed_cache_keeps_every_position_also_of_a_model_with_a_window() -> N
 def test_rows_that_have_ended_leave_the_batch() -> None:
     loaded = with_eos(tiny_model(), HALF_OF_THE_VOCABULARY)
     with batch_sizes_seen(loaded) as sizes:
-        run(loaded, rows_of([9] * 16), batch_size=16)
+        run(loaded, rows_of([9] * 16), limits=BatchLimits(16))
     assert sizes[0] == 16
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] <= 12
@@ -158,11 +161,11 @@ def test_rows_that_have_ended_leave_the_batch() -> None:
 
 def test_a_batch_has_no_more_positions_than_its_budget() -> None:
     loaded, rows = tiny_model(), rows_of((4, 4, 4, 4, 20, 20, 20, 60))
-    runner = Runner(loaded, (0, 1, 2), max_new_tokens=NEW_TOKENS, batch_size=8, batch_tokens=60)
+    runner = Runner(loaded, (0, 1, 2), max_new_tokens=NEW_TOKENS, limits=BatchLimits(8, 60))
     told: list[int] = []
     results = runner.run(rows, on_rows=told.append)
     assert told == [4, 2, 1, 1]  # 4 * 12, 2 * 28, 28, and one row that is longer than the budget
-    assert_same_results(results, run(loaded, rows, batch_size=1))
+    assert_same_results(results, run(loaded, rows, limits=BatchLimits(1)))
 
 
 @pytest.mark.parametrize(
@@ -174,14 +177,15 @@ def test_batch_of_4_equals_four_batches_of_1(architecture: str, eos_ids: Collect
     rows = rows_of(UNEQUAL)
     together = run(loaded, rows)
     assert set(together[0].pooled) == {"prompt", "completion"}
-    assert_same_results(together, run(loaded, rows, batch_size=1))
+    assert_same_results(together, run(loaded, rows, limits=BatchLimits(1)))
 
 
 @pytest.mark.parametrize("pooling", ["max", "last"])
 def test_batch_equals_its_rows_for_every_pooling(pooling: str) -> None:
     loaded, rows = with_eos(tiny_model("gpt2"), HALF_OF_THE_VOCABULARY), rows_of(UNEQUAL)
     assert_same_results(
-        run(loaded, rows, pooling=pooling), run(loaded, rows, batch_size=1, pooling=pooling)
+        run(loaded, rows, pooling=pooling),
+        run(loaded, rows, limits=BatchLimits(1), pooling=pooling),
     )
 
 
@@ -277,7 +281,7 @@ def test_order_of_rows_does_not_matter() -> None:
 def test_rows_are_batched_in_order_of_length_and_reported() -> None:
     loaded = tiny_model()
     seen: list[int] = []
-    runner = Runner(loaded, (0,), mode="prompt", batch_size=4)
+    runner = Runner(loaded, (0,), mode="prompt", limits=BatchLimits(4))
     with batch_sizes_seen(loaded) as sizes:
         runner.run(rows_of((9, 2, 30, 9, 2, 30)), on_rows=seen.append)
     assert (sizes, seen) == ([4, 2], [4, 2])
@@ -322,10 +326,10 @@ def test_out_of_memory_halves_the_batch_and_gives_the_same_results() -> None:
     loaded, rows = tiny_model(), rows_of((4, 5, 6, 7, 8, 9, 10))
     expected = run(loaded, rows)
     told: list[int] = []
-    runner = Runner(loaded, (0, 1, 2), max_new_tokens=NEW_TOKENS, batch_size=7)
+    runner = Runner(loaded, (0, 1, 2), max_new_tokens=NEW_TOKENS, limits=BatchLimits(7))
     with batch_sizes_seen(loaded, memory_for=2) as sizes:
         results = runner.run(rows, on_rows=told.append)
-    assert (runner.batch_size, runner.out_of_memory) == (2, 2)  # 7, 4, 2
+    assert (runner.limits.rows, runner.out_of_memory) == (2, 2)  # 7, 4, 2
     assert (sizes[:3], told) == ([7, 4, 2], [2, 2, 2, 1])
     assert max(sizes[3:]) == 2  # and never larger again
     assert_same_results(results, expected)
@@ -338,7 +342,7 @@ def test_out_of_memory_with_a_single_row_is_an_error() -> None:
         batch_sizes_seen(loaded, memory_for=0),
         pytest.raises(ModelError, match="one row does not fit the memory"),
     ):
-        run(loaded, rows_of((4, 5)), batch_size=2)
+        run(loaded, rows_of((4, 5)), limits=BatchLimits(2))
     assert [len(block._forward_hooks) for block in loaded.blocks] == before
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from lenscache.errors import BatchMismatchError, PromptTooLongError, UnsupportedModelError
 from lenscache.extract import ExtractSettings, extract
 from lenscache.extract.estimate import estimate_run
+from lenscache.inference.batches import BatchLimits
 from lenscache.inference.runner import Row, Runner
 from lenscache.inference.trial import check_model_runs
 from lenscache.live.listening import listen
@@ -185,7 +186,7 @@ def test_a_model_with_long_rope_has_the_positions_of_its_short_factors(tmp_path:
     """Beyond them, one row changes the keys of all others of its batch."""
     loaded = tiny("phi4-long-rope")
     assert loaded.max_positions == 128
-    runner = Runner(loaded, [0], max_new_tokens=8, batch_size=2)
+    runner = Runner(loaded, [0], max_new_tokens=8, limits=BatchLimits(2))
     with pytest.raises(PromptTooLongError, match=r"122 tokens and 7 more .* takes 128 positions"):
         runner.run([Row([5] * 122), Row([5] * 3)])
     assert len(runner.run([Row([5] * 121), Row([5] * 3)])) == 2

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lenscache.concepts.plan import plan_samples
 from lenscache.extract import ExtractSettings, extract
+from lenscache.inference.batches import BatchLimits
 from lenscache.inference.runner import Row, Runner
 from lenscache.live.listening import listen, read_text
 from lenscache.model.loading import LoadedModel
@@ -267,7 +268,7 @@ def test_a_stored_sample_run_live_scores_as_from_the_store_in_both_phases(
         open_store(tmp_path / "s.zarr").rounds()[0],
         plan_samples(concepts, [0]),
     )
-    runner = Runner(loaded, [0], max_new_tokens=5, batch_size=1)
+    runner = Runner(loaded, [0], max_new_tokens=5, limits=BatchLimits(1))
     for number, text in enumerate(stored.samples().text[:12]):
         assert text == plan.texts[number]
         row = Row(
