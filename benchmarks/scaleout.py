@@ -40,8 +40,9 @@ import torch
 from extract import as_pack, texts
 
 from lenscache.cluster import connected
-from lenscache.extract.extraction import Request
-from lenscache.extract.ray_driver import _Driver, extract_with_ray
+from lenscache.extract.extraction import LocalEngine, lay_out
+from lenscache.extract.ray_driver import RayEngine, _Driver
+from lenscache.extract.request import Request
 from lenscache.extract.settings import ExtractSettings
 from lenscache.model.loading import LoadedModel, load_model, silence
 from lenscache.store.store import open_store
@@ -117,7 +118,7 @@ def overhead(load: Callable[[], LoadedModel], n: int, turns: int) -> dict[str, A
 
 def local(request: Request, loaded: LoadedModel) -> float:
     """Seconds of the local engine for all blocks."""
-    with request.lay_out(loaded) as extraction:
+    with lay_out(request, loaded) as extraction:
         start = time.perf_counter()
         for number, shape in enumerate(extraction.shapes):
             for block in range(len(shape.rows_of_blocks)):
@@ -148,7 +149,7 @@ def on_ray(request: Request, load: Callable[[], LoadedModel], workers: int) -> f
         patch.object(_Driver, "_note_written", note_and_time),
     ):
         try:
-            extract_with_ray(request, load, workers=workers)
+            RayEngine(load, workers).run(request)
         except _AllWritten:
             return times[-1] - times[0]
     raise AssertionError("unreachable")
@@ -172,12 +173,10 @@ def kills(load: Callable[[], LoadedModel], times: int, *, tiny: bool) -> dict[st
         with patch.dict(os.environ, environment), connected(None, workers=2):
             s3_server.connect(url).create_bucket(Bucket="stores")
             undisturbed = Path(folder) / "s.zarr"
-            with Request(undisturbed, pack, settings).lay_out(load()) as extraction:
-                extraction.run()
+            LocalEngine(load()).run(Request(undisturbed, pack, settings))
             killer, start = Killer(times), time.perf_counter()
-            report = extract_with_ray(
-                Request("s3://stores/s", pack, settings), load, workers=2, on_progress=killer
-            )
+            request = Request("s3://stores/s", pack, settings)
+            report = RayEngine(load, workers=2).run(request, killer)
             seconds = time.perf_counter() - start
         # the store is checked without the proxy
         with patch.dict(os.environ, s3_server.environment(url)):

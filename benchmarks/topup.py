@@ -61,7 +61,7 @@ from lenscache import ConceptPack, load_model, open_store
 from lenscache.concepts.plan import plan_samples
 from lenscache.errors import PlanError
 from lenscache.extract import ExtractReport, ExtractSettings, extract
-from lenscache.extract.extraction import lay_out
+from lenscache.extract.extraction import LocalEngine
 from lenscache.extract.planned_rounds import read_top_up
 from lenscache.extract.request import Request
 from lenscache.model.loading import LoadedModel, silence
@@ -173,8 +173,7 @@ class Bench:
                 top_up=read_top_up(lenses / "hungry.json", self.more),
             )
             try:
-                with lay_out(request, self.loaded) as extraction:
-                    report = extraction.run()
+                report = LocalEngine(self.loaded).run(request)
             except PlanError:  # every prompt of every hungry concept is there
                 break
             if self.settings["mode"] != "prompt" and sum(

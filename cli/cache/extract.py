@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import BadParameter, Option
 
@@ -18,6 +17,13 @@ from ..models import load
 from ..options import Dtype, Engine, Mode
 from ..runlog import RunLog
 from . import printing
+
+if TYPE_CHECKING:
+    from lenscache.concepts.pack import ConceptPack
+    from lenscache.concepts.plan import SamplePlan
+    from lenscache.extract.extraction import Engine as ExtractEngine
+    from lenscache.extract.request import Request
+    from lenscache.extract.settings import ExtractProgress, ExtractSettings
 
 Pooling = Literal["mean", "max", "last"]
 
@@ -125,23 +131,28 @@ def extract(
         samples=samples,
         partition=None if partition is None else Partition.parse(partition),
     )
-    beside: Any
+    beside: int | tuple[str, ...] | None = None
     if background is not None:
         beside = options.parse_background(background, background_column)
-    else:
-        beside = default_background(store) if top_up is None else None
+    elif top_up is None:
+        beside = default_background(store)
     request = _request(store, concepts, settings, level, limit, reuse or [], top_up, beside)
     said = _say_unnamed(request, quiet=log_json)
+    runs: ExtractEngine
     if engine == "local":
-        run = _local_run(request, partial(load, model, dtype, device, device_map, adapter))
+        from lenscache.extract.extraction import LocalEngine
+
+        loaded = load(model, dtype, device, device_map, adapter)
+        runs, place = LocalEngine(loaded), loaded.placement
     else:
-        run = _ray_run(request, model, dtype, device, adapter, workers, address)
+        runs = _ray_engine(model, dtype, device, adapter, workers, address)
+        place = f"ray, {device}"
     asked = {"levels": level, "limit": limit, "pack": f"{concepts.name} ({concepts.digest})"}
     log = RunLog(
         "extract",
         store,
         to_stderr=log_json,
-        device=run.device,
+        device=place,
         **asked,
         model=model,
         adapter=adapter,
@@ -150,7 +161,7 @@ def extract(
     with log, Meter(log).running() as meter:
         if said:
             log.event("message", **said)
-        report = run.start(partial(_show_progress, meter, time.monotonic()))
+        report = runs.run(request, partial(_show_progress, meter, time.monotonic()))
         log.result(report=asdict(report))
     if json:
         console.print_json(asdict(report))
@@ -160,14 +171,14 @@ def extract(
 
 def _request(
     store: str,
-    concepts: Any,
-    settings: Any,
+    concepts: ConceptPack,
+    settings: ExtractSettings,
     levels: list[int] | None,
     limit: int | None,
     reuse: list[str],
     top_up: Path | None,
     background: int | tuple[str, ...] | None,
-) -> Any:
+) -> Request:
     """What is asked for, checked as far as it can be before a model is loaded."""
     from lenscache.concepts.plan import select_concepts
     from lenscache.errors import PlanError
@@ -190,7 +201,7 @@ def _request(
     return Request(store, concepts, settings, chosen, limit, tuple(reuse), added, background)
 
 
-def _say_unnamed(request: Any, *, quiet: bool) -> dict[str, Any]:
+def _say_unnamed(request: Request, *, quiet: bool) -> dict[str, Any]:
     """Say which concepts have too few texts for a grade; of a top-up, with all it could ever add.
 
     A top-up that cannot be served is refused here, before a model is loaded.
@@ -205,11 +216,11 @@ def _say_unnamed(request: Any, *, quiet: bool) -> dict[str, Any]:
     from lenscache.store.store import open_store
 
     pack, settings = request.pack, request.settings
-    plan: Any
+    plan: SamplePlan | None
     lines: list[str] = []
     if request.top_up is None:
-        asked = {"limit": request.limit, "samples": settings.samples, "seed": settings.seed}
-        plan = plan_samples(pack, request.levels, **asked)
+        seed, samples = settings.seed, settings.samples
+        plan = plan_samples(pack, request.levels, seed=seed, limit=request.limit, samples=samples)
     else:
         added = request.top_up
         lines = check_top_up(open_store(request.path), pack, added).lines()
@@ -218,45 +229,24 @@ def _say_unnamed(request: Any, *, quiet: bool) -> dict[str, Any]:
     unnamed = None if plan is None else count_unnamed(pack, plan)
     if unnamed is not None and not unnamed.lines():
         unnamed = None
+    facts: dict[str, Any] = {}
+    if unnamed is not None:
+        lines, facts = [*lines, *unnamed.lines()], unnamed.to_dict()
     if not quiet:
         for line in lines:
-            console.note(line)
-        if unnamed is not None:
-            printing.print_unnamed(unnamed, console.note)
-    if unnamed is None:
-        return {"message": "\n".join(lines)} if lines else {}
-    return {"message": "\n".join([*lines, *unnamed.lines()]), **unnamed.to_dict()}
+            console.note(console.visible(line, len(line)))
+    return {"message": "\n".join(lines), **facts} if lines else {}
 
 
-class _Run(NamedTuple):
-    """An engine, ready to begin. `start` takes what to call with progress and gives the report."""
-
-    device: str
-    start: Callable[[Any], Any]
-
-
-def _local_run(request: Any, new_model: Callable[[], Any]) -> _Run:
-    from lenscache.extract.extraction import lay_out
-
-    loaded = new_model()
-
-    def start(on_progress: Any) -> Any:
-        with lay_out(request, loaded, on_progress) as extraction:
-            return extraction.run()
-
-    return _Run(loaded.placement, start)
-
-
-def _ray_run(
-    request: Any,
+def _ray_engine(
     model: str,
     dtype: Dtype,
     device: str,
     adapter: str | None,
     workers: int | None,
     address: str | None,
-) -> _Run:
-    from lenscache.extract.ray_driver import extract_with_ray
+) -> ExtractEngine:
+    from lenscache.extract.ray_driver import RayEngine
     from lenscache.model.loading import load_model, silence
 
     if device.startswith("cuda:"):
@@ -267,15 +257,9 @@ def _ray_run(
     # The absolute path of a folder: workers start in other folders.
     place = _absolute(model)
     beside = None if adapter is None else _absolute(adapter)
-    start = partial(
-        extract_with_ray,
-        request,
-        partial(load_model, place, dtype=dtype, device=device, adapter=beside),
-        workers=workers,
-        address=address,
-        use_gpu=None if device == "auto" else device == "cuda",
-    )
-    return _Run(f"ray, {device}", lambda on_progress: start(on_progress=on_progress))
+    new_model = partial(load_model, place, dtype=dtype, device=device, adapter=beside)
+    use_gpu = None if device == "auto" else device == "cuda"
+    return RayEngine(new_model, workers, address, use_gpu)
 
 
 def _absolute(name: str) -> str:
@@ -283,7 +267,7 @@ def _absolute(name: str) -> str:
     return str(Path(name).absolute()) if Path(name).is_dir() else name
 
 
-def _show_progress(meter: Meter, begun: float, progress: Any) -> None:
+def _show_progress(meter: Meter, begun: float, progress: ExtractProgress) -> None:
     if progress.message:
         meter.say(progress.message)
     if not progress.rows_total:  # nothing is under way yet

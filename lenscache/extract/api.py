@@ -6,7 +6,7 @@
 A block is the unit of loss: whatever happens, the blocks marked complete stay, and the same call
 continues after them. For one device, dtype and batch size the result is the same, byte for byte, as
 that of an uninterrupted run, because the batches of a block depend on nothing outside it. The loop
-itself is in `extraction.py`; `ray_driver.py` drives it in many processes.
+itself is in `extraction.py`; `RayEngine` of `ray_driver.py` runs it in many processes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lenscache.concepts.pack import ConceptPack
-from lenscache.extract.extraction import lay_out
+from lenscache.extract.extraction import LocalEngine
 from lenscache.extract.request import Request
 from lenscache.extract.settings import ExtractReport, ExtractSettings, OnProgress
 from lenscache.model.loading import LoadedModel
@@ -59,5 +59,4 @@ def extract(
     settings, chosen = settings or ExtractSettings(), None if levels is None else tuple(levels)
     texts = background if background is None or isinstance(background, int) else tuple(background)
     request = Request(path, pack, settings, chosen, limit, tuple(reuse), background=texts)
-    with lay_out(request, loaded, on_progress) as extraction:
-        return extraction.run()
+    return LocalEngine(loaded).run(request, on_progress)

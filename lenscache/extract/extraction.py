@@ -4,10 +4,10 @@
                          do(block):    --Runner--> results --writer thread--> Round.write_block
                          finish(round): some rows again, one by one
 
-An `Extraction` is what one process with one model holds. `run` drives it from beginning to end; an
-engine that has many of them (`ray_driver.py`) hands out blocks and finishes rounds in an order of
-its own. The batches of a block depend on nothing outside it, so whoever extracts it, its bytes are
-the same.
+An `Extraction` is what one process with one model holds. `LocalEngine` runs it from beginning to
+end; `RayEngine` (`ray_driver.py`) has many of them, hands out blocks and finishes rounds in an
+order of its own. The batches of a block depend on nothing outside it, so whoever extracts it, its
+bytes are the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 from lenscache.concepts.plan import plan_samples
 from lenscache.extract.background import plan_own_round
@@ -37,6 +38,31 @@ from lenscache.store.keys import sample_keys
 from lenscache.store.layout import BACKGROUND, round_name
 from lenscache.store.round import Round
 from lenscache.store.store import Store, create_store, open_store
+
+
+class Engine(Protocol):
+    """Where a request is extracted."""
+
+    def run(self, request: Request, on_progress: OnProgress | None = None) -> ExtractReport:
+        """Extract what is asked for, or continue doing so.
+
+        Raises
+        ------
+        LenscacheError
+            As `lenscache.extract.extract` does. Complete blocks are kept.
+        """
+
+
+@dataclass(frozen=True)
+class LocalEngine:
+    """Extracts in this process."""
+
+    loaded: LoadedModel
+
+    def run(self, request: Request, on_progress: OnProgress | None = None) -> ExtractReport:
+        """As `Engine.run`; of a request for a partition, its blocks. Tells after every batch."""
+        with lay_out(request, self.loaded, on_progress) as extraction:
+            return extraction.run()
 
 
 class Extraction:

@@ -1,8 +1,8 @@
 """Extraction by many processes, on Ray.
 
-    extract_with_ray --Request, load---> workers: actors, each with a model on its own GPU or cores
-                     --(round, block)--> Extraction.do: model -> store, straight from the worker
-                     <--blocks written, progress--
+    RayEngine.run --Request, load---> workers: actors, each with a model on its own GPU or cores
+                  --(round, block)--> Extraction.do: model -> store, straight from the worker
+                  <--blocks written, progress--
 
 This process plans nothing, loads no model and sees no activation: it hands out blocks and notes
 which are written. A worker that dies is begun again by Ray, and the blocks that it had not finished
@@ -46,64 +46,67 @@ _POLL_S = 0.5
 _ROOM_S = 60.0  # until a worker that has not begun is missed
 
 
-def extract_with_ray(
-    request: Request,
-    load: Callable[[], LoadedModel],
-    *,
-    workers: int | None = None,
-    address: str | None = None,
-    use_gpu: bool | None = None,
-    on_progress: OnProgress | None = None,
-) -> ExtractReport:
-    """Extract what is asked for with several workers, or continue doing so.
+@dataclass(frozen=True)
+class RayEngine:
+    """Extracts with several workers.
 
     A Ray that this process is connected to already is used as it is, and left running.
 
     Parameters
     ----------
-    request : what to extract and where to; a path is one that every worker knows.
     load : called by every worker for its model. Ray pickles it.
     workers : how many; None for one for every GPU of the cluster, or one where there is none.
     address : of a running cluster, as for `ray.init`; None to start one on this machine for the
         time of the run.
     use_gpu : whether each worker gets a GPU of its own; None for wherever the cluster has some.
-    on_progress : called about twice a second.
-
-    Raises
-    ------
-    MissingPackageError
-        If Ray is not installed.
-    PlanError
-        If the request names a partition, or no cluster answers at the address.
-    WorkerError
-        If a worker dies again and again without finishing a block.
-    LenscacheError
-        Whatever `lenscache.extract.extract` raises, from whichever worker. Complete blocks are
-        kept.
     """
-    if request.settings.partition is not None:
-        raise PlanError(
-            "--partition divides a run by hand, --engine ray does it itself: leave one of them out"
-        )
-    # Workers start in other folders.
-    reuse = tuple(_place(e.path if isinstance(e, Store) else e) for e in request.reuse)
-    request = replace(request, path=_place(request.path), reuse=reuse)
-    start = time.perf_counter()
-    with connected(address, workers):
-        gpus = resource("GPU") if use_gpu is not False else 0
-        if use_gpu and not gpus:
+
+    load: Callable[[], LoadedModel]
+    workers: int | None = None
+    address: str | None = None
+    use_gpu: bool | None = None
+
+    def run(self, request: Request, on_progress: OnProgress | None = None) -> ExtractReport:
+        """As `Engine.run`. The paths of the request are those that every worker knows. Tells about
+        twice a second.
+
+        Raises
+        ------
+        MissingPackageError
+            If Ray is not installed.
+        PlanError
+            If the request names a partition, or no cluster answers at the address.
+        WorkerError
+            If a worker dies again and again without finishing a block.
+        LenscacheError
+            Whatever `lenscache.extract.extract` raises, from whichever worker. Complete blocks are
+            kept.
+        """
+        if request.settings.partition is not None:
             raise PlanError(
-                "a GPU for each worker is asked for, the Ray cluster has none: pass --device cpu"
+                "--partition divides a run by hand, --engine ray does it itself: leave one of them "
+                "out"
             )
-        n = workers or max(1, gpus)
-        tell = on_progress or (lambda _: None)
-        driver = _Driver(request, load, n, cores_of_a_worker(n), bool(gpus), tell)
-        try:
-            report = driver.run()
-        finally:  # a cluster that is left running is not left extracting
-            driver.stop()
-    report.elapsed_s = time.perf_counter() - start
-    return report
+        # Workers start in other folders.
+        reuse = tuple(_place(e.path if isinstance(e, Store) else e) for e in request.reuse)
+        request = replace(request, path=_place(request.path), reuse=reuse)
+        start = time.perf_counter()
+        with connected(self.address, self.workers):
+            gpus = resource("GPU") if self.use_gpu is not False else 0
+            if self.use_gpu and not gpus:
+                raise PlanError(
+                    "a GPU for each worker is asked for, the Ray cluster has none: pass --device "
+                    "cpu"
+                )
+            n = self.workers or max(1, gpus)
+            tell = on_progress or (lambda _: None)
+            driver = _Driver(request, self.load, n, cores_of_a_worker(n), bool(gpus), tell)
+            try:
+                report = driver.run()
+            finally:  # a cluster that is left running is not left extracting
+                driver.stop()
+        report.elapsed_s = time.perf_counter() - start
+        return report
 
 
 def _place(path: str | Path) -> str:

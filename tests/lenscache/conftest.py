@@ -11,7 +11,7 @@ import pytest
 
 from lenscache.concepts.pack import ConceptPack
 from lenscache.extract import ExtractReport, ExtractSettings, OnProgress, extract
-from lenscache.extract.extraction import lay_out
+from lenscache.extract.extraction import LocalEngine
 from lenscache.extract.planned_rounds import TopUp
 from lenscache.extract.request import Request
 from lenscache.model.loading import LoadedModel
@@ -55,8 +55,7 @@ def top_up(
 ) -> ExtractReport:
     """Add samples as `lenscache extract --top-up` does."""
     whole = Request(path, pack, settings, top_up=request)
-    with lay_out(whole, tiny_model(), on_progress) as extraction:
-        return extraction.run()
+    return LocalEngine(tiny_model()).run(whole, on_progress)
 
 
 def tree(path: Path) -> dict[str, bytes]:

@@ -21,10 +21,10 @@ import torch
 from lenscache.cluster import connected, resource
 from lenscache.errors import NonFiniteError, PlanError, StoreMismatchError, WorkerError
 from lenscache.extract import ExtractProgress, ExtractReport, ExtractSettings, extract
-from lenscache.extract.extraction import lay_out
+from lenscache.extract.extraction import Engine, LocalEngine
 from lenscache.extract.partitions import Partition
 from lenscache.extract.planned_rounds import TopUp
-from lenscache.extract.ray_driver import MOST_DEATHS, _Driver, extract_with_ray
+from lenscache.extract.ray_driver import MOST_DEATHS, RayEngine, _Driver
 from lenscache.extract.request import Request
 from lenscache.model.loading import LoadedModel
 from lenscache.store.store import open_store
@@ -93,7 +93,7 @@ def with_ray(
     **changes: Any,
 ) -> ExtractReport:
     request = Request(path, PACK, settings, **changes)
-    return extract_with_ray(request, load, workers=workers, on_progress=on_progress)
+    return RayEngine(load, workers).run(request, on_progress)
 
 
 def arrays(path: Path) -> dict[str, bytes]:
@@ -294,13 +294,13 @@ def test_top_up_and_reuse_are_those_of_one_process(expected: Path, tmp_path: Pat
     extract(tmp_path / "local.zarr", PACK, tiny_model(), few)
     with_ray(tmp_path / "ray.zarr", settings=few)
     hungry = open_store(tmp_path / "local.zarr").rounds()[0].targets[:1]
-    for path, run in (("local.zarr", None), ("ray.zarr", with_ray)):
+    engines: dict[str, Engine] = {
+        "local.zarr": LocalEngine(tiny_model()),
+        "ray.zarr": RayEngine(tiny_model, workers=2),
+    }
+    for path, engine in engines.items():
         request = Request(tmp_path / path, PACK, few, top_up=TopUp(tuple(hungry), 2, "test"))
-        if run is None:
-            with lay_out(request, tiny_model()) as extraction:
-                extraction.run()
-        else:
-            extract_with_ray(request, tiny_model, workers=2)
+        engine.run(request)
     assert arrays(tmp_path / "ray.zarr") == arrays(tmp_path / "local.zarr")
     report = with_ray(tmp_path / "again.zarr", reuse=(str(expected),))
     assert (report.rows_run, report.rows_reused) == (0, report.rows)
