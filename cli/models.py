@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from . import console
+
+if TYPE_CHECKING:
+    from lenscache.model.loading import LoadedModel
+    from lenstrain.pack.pack import LensPack
 
 
 def load(
@@ -13,7 +17,7 @@ def load(
     device: str,
     device_map: str | None = None,
     adapter: str | None = None,
-) -> Any:
+) -> LoadedModel:
     """The model, with a line on stderr before and after."""
     from lenscache.model.loading import load_model, silence
 
@@ -26,7 +30,7 @@ def load(
 
 
 def load_for(
-    pack: Any,
+    pack: LensPack,
     model: str,
     dtype: str,
     device: str,
@@ -34,7 +38,7 @@ def load_for(
     adapter: str | None = None,
     *,
     allow_other: bool = False,
-) -> tuple[Any, list[str]]:
+) -> tuple[LoadedModel, list[str]]:
     """The model that the lenses of a pack are to be used with, and notes on how well it fits.
 
     Raises

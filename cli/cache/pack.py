@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, BadParameter, Exit, Option
 
 from .. import console, options
 from . import printing
+
+if TYPE_CHECKING:
+    from lenscache.concepts.evidence import UnnamedTexts
+    from lenscache.concepts.importers.labelled import LabelledColumns
+    from lenscache.concepts.importers.report import Imported
+    from lenscache.concepts.importers.tables import TableFormat
+    from lenscache.concepts.pack import ConceptPack
+    from lenscache.concepts.quality import Fault
 
 app = typer.Typer(
     help="Make, check and show concept packs.", no_args_is_help=True, rich_markup_mode="rich"
@@ -154,7 +162,9 @@ def show_pack(
                 console.say(f"{key if number == 0 else '':16} {line}")
 
 
-def _import_any(source: Path, columns: Any, table: Any, roots: list[str] | None) -> Any:
+def _import_any(
+    source: Path, columns: LabelledColumns, table: TableFormat, roots: list[str] | None
+) -> Imported:
     """Import a source as the kind that its files show."""
     from lenscache.concepts.importers.hatcat import import_hatcat, is_hatcat
     from lenscache.concepts.importers.kif import import_kif, is_kif
@@ -170,7 +180,7 @@ def _import_any(source: Path, columns: Any, table: Any, roots: list[str] | None)
     return import_labelled(source, columns, table)
 
 
-def _first_of_each(findings: Sequence[Any], limit: int | None) -> list[Any]:
+def _first_of_each(findings: Sequence[Fault], limit: int | None) -> list[Fault]:
     """The first findings of each rule, in pack order."""
     if limit is None:
         return [*findings]
@@ -183,7 +193,7 @@ def _first_of_each(findings: Sequence[Any], limit: int | None) -> list[Any]:
     return first
 
 
-def _unnamed_texts(pack: Any) -> Any:
+def _unnamed_texts(pack: ConceptPack) -> UnnamedTexts | None:
     """What of the pack a grade could rest on; None for a pack of which no prompt can be made."""
     from lenscache.concepts.evidence import count_unnamed
     from lenscache.concepts.plan import plan_samples
@@ -194,7 +204,7 @@ def _unnamed_texts(pack: Any) -> Any:
     return count_unnamed(pack, plan_samples(pack))
 
 
-def _concept_facts(pack: Any, concept: str) -> dict[str, Any]:
+def _concept_facts(pack: ConceptPack, concept: str) -> dict[str, Any]:
     from lenscache.concepts.plan import SPLITS, plan_samples
     from lenscache.concepts.prompts import KINDS
     from lenscache.errors import PackError
@@ -222,7 +232,7 @@ def _concept_facts(pack: Any, concept: str) -> dict[str, Any]:
     }
 
 
-def _print_tree(pack: Any) -> None:
+def _print_tree(pack: ConceptPack) -> None:
     from rich.markup import escape
     from rich.tree import Tree
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 from typer import BadParameter, Option
 
@@ -11,6 +13,12 @@ from .. import console, options
 from ..models import load
 from ..options import Dtype, Mode
 from . import printing
+
+if TYPE_CHECKING:
+    from lenscache.extract.estimate import RunEstimate
+    from lenscache.forecast import Device as ForecastDevice
+    from lenscache.forecast import Forecast
+    from lenscache.model.loading import LoadedModel
 
 
 @console.reports_errors
@@ -80,30 +88,31 @@ def plan(
     select_concepts(concepts, level, limit)  # before the model is loaded
     texts = plan_samples(concepts, level, seed=settings.seed, limit=limit, samples=samples)
     unnamed = count_unnamed(concepts, texts)
-    estimate: Any
+    estimate: RunEstimate | Forecast
+    show: Callable[[], None]
     if devices is None and device_kind is None:
         from lenscache.extract.estimate import estimate_run
 
         loaded = load(model, dtype, device, device_map)
-        estimate = estimate_run(
-            concepts, loaded, settings, levels=level, limit=limit, background=its
-        )
-        show = printing.print_estimate
+        timed = estimate_run(concepts, loaded, settings, levels=level, limit=limit, background=its)
+        estimate, show = timed, partial(printing.print_estimate, timed)
     else:
         from lenscache.forecast import forecast_run, outline_work
 
         outline, kind = _outline(model, dtype, device, device_kind or "here")
         work = outline_work(concepts, outline, settings, levels=level, limit=limit, background=its)
-        estimate = forecast_run(work, settings, kind, devices or 1)
-        show = printing.print_forecast
+        forecast = forecast_run(work, settings, kind, devices or 1)
+        estimate, show = forecast, partial(printing.print_forecast, forecast)
     if json:
         console.print_json(asdict(estimate) | {"unnamed_texts": unnamed.to_dict()})
     else:
-        show(estimate)
+        show()
         printing.print_unnamed(unnamed)
 
 
-def _outline(model: str, dtype: Dtype, device: str, kind: str) -> tuple[Any, Any]:
+def _outline(
+    model: str, dtype: Dtype, device: str, kind: str
+) -> tuple[LoadedModel, ForecastDevice]:
     """A model, loaded only if this device is meant, and the figures of the device."""
     from lenscache.forecast import find_device, measure_device
     from lenscache.model.loading import silence

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import BadParameter, Exit, Option
 
 from .. import console, options
 from ..meter import Meter
+
+if TYPE_CHECKING:
+    from lenscache.preflight.run import CheckProgress
 
 _LENS_MODULE = "lens_cli.cache.preflight_lenses"
 
@@ -80,7 +83,7 @@ def parse_checks(text: str | None) -> tuple[int, ...] | None:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def _show_progress(meter: Meter, progress: Any) -> None:
+def _show_progress(meter: Meter, progress: CheckProgress) -> None:
     what = f"check {progress.number} ({progress.name}): {progress.what}"
     if progress.total > 1:
         meter.update(what, progress.done, progress.total, "steps")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from .. import console
 
+if TYPE_CHECKING:
+    from lenscache.preflight.run import PreflightReport
+
 _STYLES = {"passed": "green", "failed": "bold red", "crashed": "bold red", "skipped": "yellow"}
 
 
-def print_preflight(report: Any) -> None:
+def print_preflight(report: PreflightReport) -> None:
     """All checks, then what follows from them."""
     out = console.out()
     tables = {

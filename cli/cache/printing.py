@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from .. import console
 from ..meter import clock
+
+if TYPE_CHECKING:
+    from lenscache.concepts.evidence import UnnamedTexts
+    from lenscache.concepts.quality import Fault
+    from lenscache.extract.estimate import RunEstimate
+    from lenscache.extract.settings import ExtractReport
+    from lenscache.forecast import Forecast
+    from lenscache.store.store import Store
+    from lenscache.store.verify.findings import VerifyReport
+    from lenscache.store.verify.repair import RepairReport
 
 _TABLE_COLUMNS = 5
 _MOST_FINDINGS = 3  # of a rule in a table
@@ -19,7 +29,7 @@ _LONG = 400  # characters of a finding by itself: all that it says
 _FINDING_WIDTH = 58  # beside rule and count, of 80 columns
 
 
-def print_estimate(estimate: Any) -> None:
+def print_estimate(estimate: RunEstimate) -> None:
     """What an extraction would cost."""
     size = console.megabytes
     console.say(
@@ -41,7 +51,7 @@ def print_estimate(estimate: Any) -> None:
     )
 
 
-def print_forecast(estimate: Any) -> None:
+def print_forecast(estimate: Forecast) -> None:
     """What an extraction would cost on other devices."""
     size = console.megabytes
     guessed = ", guessed from their letters" if estimate.are_tokens_guessed else ""
@@ -65,7 +75,7 @@ def print_forecast(estimate: Any) -> None:
         console.say(line)
 
 
-def print_report(store: Any, report: Any) -> None:
+def print_report(store: Store, report: ExtractReport) -> None:
     """What an extraction did."""
     summary, say = store.summary(), console.say
     line = f"{store.path}: {report.rows} rows on {_levels(report)}; {report.rows_run} extracted now"
@@ -138,14 +148,14 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def print_unnamed(
-    unnamed: Any, say: Callable[[str], None] = console.say, *, brief: bool = False
+    unnamed: UnnamedTexts, say: Callable[[str], None] = console.say, *, brief: bool = False
 ) -> None:
     """Which concepts have too few texts that do not name them; nothing where all is well."""
     for line in unnamed.lines(brief=brief):
         say(console.visible(line))
 
 
-def print_rules(findings: Sequence[Any], command: str) -> None:
+def print_rules(findings: Sequence[Fault], command: str) -> None:
     """Findings of a pack by rule, with the first few of each, and the `command` for the rest."""
     if not findings:
         return
@@ -166,7 +176,7 @@ def print_rules(findings: Sequence[Any], command: str) -> None:
     console.say(f"all of a rule: {command} --rule {rules[0]}")
 
 
-def print_findings(shown: Sequence[Any], chosen: Sequence[Any]) -> None:
+def print_findings(shown: Sequence[Fault], chosen: Sequence[Fault]) -> None:
     """Findings of a pack, one a line, and how many of those that were `chosen` are left out."""
     for finding in shown:
         console.say(f"{finding.rule}: {console.visible(finding.sentence(), _LONG)}")
@@ -177,7 +187,7 @@ def print_findings(shown: Sequence[Any], chosen: Sequence[Any]) -> None:
             console.say(f"{rule}: {count} more")
 
 
-def print_verified(report: Any) -> None:
+def print_verified(report: VerifyReport) -> None:
     """What a check found."""
     for line in (
         *(finding.line() for finding in report.findings),
@@ -197,7 +207,7 @@ def print_verified(report: Any) -> None:
         console.say(f"next: lenscache repair {report.path}")
 
 
-def print_repaired(report: Any) -> None:
+def print_repaired(report: RepairReport) -> None:
     """What a repair did, and what is left to do."""
     for line in (
         *(f"unmarked: {block}" for block in report.unmarked),
@@ -213,7 +223,7 @@ def print_repaired(report: Any) -> None:
     console.say(f"{report.path}: {done}; {again}")
 
 
-def _model_layer_table(summary: dict[str, Any]) -> Any:
+def _model_layer_table(summary: dict[str, Any]) -> Table:
     """Sizes by model layer; five to a row, since there may be eighty."""
     stored = summary["stored_bytes_by_model_layer"]
     raw = summary["raw_bytes"] / max(len(stored), 1)
@@ -233,6 +243,6 @@ def _sizes(summary: dict[str, Any]) -> str:
     return f"{n_model_layers} model layers x {phases}: {size(stored)} stored, {share}"
 
 
-def _levels(found: Any) -> str:
+def _levels(found: RunEstimate | Forecast | ExtractReport) -> str:
     """The levels of an estimate or a report in words: level 1, levels 0, 2."""
     return f"level{'s' * (len(found.levels) > 1)} {', '.join(map(str, found.levels))}"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from rich.markup import escape
 from typer import Exit, Option
 
 from .. import console, options
 from ..console import visible
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lenstrain.audit.audit import AuditReport
 
 _MAX_FINDINGS = 20
 
@@ -43,7 +48,7 @@ def audit(
         raise Exit(1)
 
 
-def _print_report(report: Any) -> None:
+def _print_report(report: AuditReport) -> None:
     out = console.out()
     line = f"{report.path}: {report.n_samples} samples, {len(report.names)} concepts"
     if report.left_out:
@@ -65,14 +70,14 @@ def _print_report(report: Any) -> None:
     console.say(report.verdict)
 
 
-def _split_table(report: Any) -> Any:
+def _split_table(report: AuditReport) -> Table:
     table = console.make_table("splits", "exact twins", "near twins")
     for pair in report.splits:
         table.add_row(" and ".join(pair.splits), str(pair.exact), str(pair.near))
     return table
 
 
-def _factor_table(report: Any) -> Any:
+def _factor_table(report: AuditReport) -> Table:
     table = console.make_table(
         "factor", "concepts", "mean |r|", "by chance", "worst", "concept", "flagged"
     )

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument
 
 from .. import console, options
 from .grades import cell, figure, named
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lenstrain.compare.two_packs import Pair
+    from lenstrain.pack.pack import LensPack
 
 
 @console.reports_errors
@@ -97,7 +104,7 @@ def compare(
     )
 
 
-def _pair_table(pairs: Any, a: Any, b: Any) -> Any:
+def _pair_table(pairs: Sequence[Pair], a: LensPack, b: LensPack) -> Table:
     table = console.make_table(
         "concept", "F1 of A", "F1 of B", "score of A", "score of B", "B - A", "grades"
     )
@@ -113,7 +120,7 @@ def _pair_table(pairs: Any, a: Any, b: Any) -> Any:
     return table
 
 
-def _grade_table(packs: dict[str, Any]) -> Any:
+def _grade_table(packs: dict[str, LensPack]) -> Table:
     table = console.make_table("pack", "lenses", "A", "B", "C", "ungraded", "capped")
     for label, pack in packs.items():
         summary = pack.summary()

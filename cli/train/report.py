@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import webbrowser
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
 from .. import console, options
+
+if TYPE_CHECKING:
+    from lenstrain.report.data import Report
 
 _LARGE_BYTES = 30e6  # what browsers and mail programs still take in their stride
 
@@ -64,7 +67,7 @@ def _labels(others: list[Path], first: Path) -> dict[str, Path]:
     return dict(zip(labels[1:], others, strict=True))
 
 
-def _tell(out: Path, size: int, found: Any) -> None:
+def _tell(out: Path, size: int, found: Report) -> None:
     console.say(f"written to {out}: {len(found.details)} lenses, {console.megabytes(size)}")
     if size > _LARGE_BYTES:
         console.say("large for a browser: leave out --store or some of --beside")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lenscache.concepts.pack import ConceptPack
 from lenscache.errors import ModelError, ModelNotFoundError
 from lenscache.inference.batches import BatchLimits
 from lenscache.inference.runner import Row, Runner
@@ -129,7 +130,7 @@ def summarise(
 class _Bench:
     """Prompts to time."""
 
-    def __init__(self, pack: Any, request: Request, new_tokens: int) -> None:
+    def __init__(self, pack: ConceptPack, request: Request, new_tokens: int) -> None:
         self._pack, self._request, self._new_tokens = pack, request, new_tokens
         self._rows: list[Row] = []
 
