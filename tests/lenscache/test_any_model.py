@@ -112,7 +112,7 @@ def test_an_adapter_runs_in_the_model_and_is_part_of_its_fingerprint(
     assert adapted.id == "tiny with lora"
     assert adapted.fingerprint != plain.fingerprint
     assert np.abs(vectors(adapted) - vectors(plain)).max() > 0.1
-    theirs = peft.PeftModel.from_pretrained(fresh(folder), str(lora))
+    theirs: Any = peft.PeftModel.from_pretrained(fresh(folder), str(lora))
     wrapped = lenscache.wrap_model(theirs, tiny_tokenizer())
     assert wrapped.fingerprint == adapted.fingerprint
     assert (vectors(wrapped) == vectors(adapted)).all()
@@ -155,13 +155,13 @@ def test_adapters_that_do_not_fit_are_refused(folder: Path, lora: Path, tmp_path
     with pytest.raises(ModelNotFoundError, match=r"no adapter at .*adapter_config\.json"):
         load(tmp_path)
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-    peft.get_peft_model(fresh(folder), config).save_pretrained(tmp_path / "short")
+    peft.get_peft_model(fresh(folder), config).save_pretrained(str(tmp_path / "short"))
     weights = tmp_path / "short" / "adapter_model.safetensors"
     weights.write_bytes((lora / weights.name).read_bytes())
     with pytest.raises(WeightsError, match="12 of its weights are missing or left over"):
         load(tmp_path / "short")
     prefix = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
-    peft.get_peft_model(fresh(folder), prefix).save_pretrained(tmp_path / "prefix")
+    peft.get_peft_model(fresh(folder), prefix).save_pretrained(str(tmp_path / "prefix"))
     with pytest.raises(UnsupportedModelError, match="PREFIX_TUNING, which puts tokens before"):
         load(tmp_path / "prefix")
 
