@@ -111,7 +111,7 @@ def test_text_family_is_judged_on_samples_with_a_completion_alone_now_and_later(
 def test_store_without_completions_is_refused_before_the_work(tmp_path: Path) -> None:
     dataset = LensDataset(make_planted_store(tmp_path / "s", mode="prompt", levels=[1]))
     told: list[FitProgress] = []
-    wanted = "holds the phase prompt only, completion was asked for: extract with --mode combined"
+    wanted = "holds the phase prompt only, completion was asked for: extract with mode='combined'"
     with pytest.raises(SettingsError, match=wanted):
         train(dataset, SETTINGS, text=text_settings(SETTINGS), on_progress=told.append)
     with pytest.raises(SettingsError, match=wanted):
