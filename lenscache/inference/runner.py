@@ -77,6 +77,7 @@ class Runner:
     mode : phases to pool; "prompt" generates nothing and stops after the deepest captured block.
     max_new_tokens : tokens to generate a row, at most.
     pooling, pool_first_position : how and over which prompt positions to pool.
+    batch_size : rows of a batch, where it has no other limits.
     limits : of a batch. Its rows are halved, for good, whenever the device runs out of memory.
     replay : whether to decode in fixed tensors, recorded as a CUDA graph; None: if there is CUDA.
 
@@ -95,14 +96,15 @@ class Runner:
         max_new_tokens: int = 20,
         pooling: Pooling = "mean",
         pool_first_position: bool = False,
-        limits: BatchLimits = DEFAULT_LIMITS,
+        batch_size: int = DEFAULT_LIMITS.rows,
+        limits: BatchLimits | None = None,
         replay: bool | None = None,
     ) -> None:
         check_not_compiled(loaded.model)
         self.loaded, self.model_layers = loaded, model_layers
         self.mode, self.max_new_tokens = mode, max_new_tokens
         self.pooling, self.pool_first_position = pooling, pool_first_position
-        self.limits, self.out_of_memory = limits, 0
+        self.limits, self.out_of_memory = limits or BatchLimits(batch_size), 0
         self.tokens_run = 0
         """Tokens put through the model so far, without padding."""
         on_one_gpu = loaded.device.type == "cuda" and loaded.is_whole
