@@ -119,6 +119,13 @@ def test_fixed_tensors_hold_nothing_of_the_batch_before(pooling: str) -> None:
     assert_same_results(runner.run(rows), run(loaded, rows, pooling=pooling, replay=False))
 
 
+def test_a_batch_size_is_the_only_limit_unless_others_are_given() -> None:
+    loaded = tiny_model()
+    assert Runner(loaded, (0,), batch_size=3).limits == BatchLimits(3)
+    assert Runner(loaded, (0,)).limits == DEFAULT_LIMITS
+    assert Runner(loaded, (0,), limits=BatchLimits(5, 90)).limits == BatchLimits(5, 90)
+
+
 def test_fixed_tensors_serve_all_full_batches_of_their_length() -> None:
     runner = Runner(tiny_model(), (0,), max_new_tokens=NEW_TOKENS, replay=True)
     runner.run(rows_of((9, 12, 15, 18, 21, 24, 27, 30, 5)))
