@@ -45,7 +45,7 @@ from tests.models import tiny_model, tiny_tokenizer
 from tests.packs import small_pack
 
 CALLS = (
-    "write,pwrite64,writev,rename,renameat,renameat2,link,linkat,mkdir,mkdirat,rmdir,unlink,"
+    "openat,write,pwrite64,writev,rename,renameat,renameat2,link,linkat,mkdir,mkdirat,rmdir,unlink,"
     "unlinkat,ftruncate,truncate,chmod,fchmod,fchmodat,symlink,symlinkat,sendfile,copy_file_range"
 )
 _EVENTS = {"os.rename", "os.link", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", "os.chmod"}
@@ -286,10 +286,8 @@ def every_call(shop: Workshop, *, traced: bool) -> list[Fault]:
         work = shop.work(command, f"counted {number}")
         its = [_Run(shop, command, work, log=work.with_suffix(f".{i}")) for i in range(2)]
         for thread, one in enumerate(its[: 2 if traced else 1]):
-            times: Counter[str] = Counter()
-            for call in one.calls(thread) if traced else [""] * one.count_audited():
-                times[call] += 1
-                faults += [Fault(number, kind, times[call], call, thread) for kind in KINDS]
+            for call, at in one.calls(thread) if traced else one.audited_calls():
+                faults += [Fault(number, kind, at, call, thread) for kind in KINDS]
         shutil.rmtree(work)
     return faults
 
@@ -340,17 +338,25 @@ class _Run:
             os.close(go)
             return finish(pid) != 0
 
-    def calls(self, thread: int) -> list[str]:
-        """The writing calls of one thread, in order."""
+    def calls(self, thread: int) -> list[tuple[str, int]]:
+        """The writing calls of one thread, in order: which system call, and the how many-th of
+        its kind."""
         shutil.rmtree(self.work)
         self.work = self.shop.work(self.command, self.work.name)
         self.trace(thread)
         names, lines = CALLS.split(","), self.log.read_text(errors="replace").splitlines()
         self.log.unlink()
-        return [name for line in lines if (name := line.partition("(")[0]) in names]
+        times: Counter[str] = Counter()
+        found = []
+        for line in lines:
+            if (name := line.partition("(")[0]) in names:
+                times[name] += 1
+                if name != "openat" or "O_CREAT" in line:  # others only read
+                    found.append((name, times[name]))
+        return found
 
-    def count_audited(self) -> int:
-        """Calls that Python makes to change files."""
+    def audited_calls(self) -> list[tuple[str, int]]:
+        """Calls that Python makes to change files, as `calls`."""
         read, write = os.pipe()
         pid, _, go = self.start(lambda: os.write(write, b"x") and None)
         os.close(write)
@@ -359,7 +365,7 @@ class _Run:
         while data := os.read(read, 10_000):
             n += len(data)
         finish(pid)
-        return n
+        return [("", at) for at in range(1, n + 1)]
 
 
 def _threads() -> list[int]:
@@ -395,7 +401,7 @@ def finish(pid: int) -> int:
 def befall(shop: Workshop, fault: Fault, work: Path, *, traced: bool) -> bool:
     """Let a fault befall a run; whether it did."""
     command = shop.commands[fault.command]
-    one = _Run(shop, command, work, log=Path(os.devnull))
+    one = _Run(shop, command, work, log=work.with_suffix(".strace"))
     if fault.kind == "moment":
         pid, _, go = one.start()
         os.write(go, b"x")
@@ -407,7 +413,9 @@ def befall(shop: Workshop, fault: Fault, work: Path, *, traced: bool) -> bool:
     if traced:
         how = "signal=KILL" if fault.kind == "kill" else "error=EIO"
         ended = one.trace(fault.thread, "-e", f"inject={fault.call}:{how}:when={call}")
-        return ended or fault.kind == "fail"  # some failures are nothing to a command
+        is_hit = ended or "(INJECTED)" in one.log.read_text(errors="replace")
+        one.log.unlink()
+        return is_hit
     seen = iter(range(1, 10**9))
 
     def strike() -> None:
@@ -447,7 +455,7 @@ def judge(shop: Workshop, fault: Fault, work: Path) -> dict[str, Any]:
 def look_at_store(shop: Workshop, command: Command, store: Path) -> tuple[list[str], int]:
     """Damage that the fault left, and how many sound blocks of before are no longer complete."""
     if not (store / "zarr.json").exists():
-        return [], 0
+        return [], 0 if command.begins_with is None else _complete(shop.base / "store.zarr")
     known = [] if command.begins_with != "damaged.zarr" else [_DAMAGED]
     findings = [f for f in verify_store(store, jobs=1).findings if f.path not in known]
     if command.begins_with is None:
@@ -458,6 +466,11 @@ def look_at_store(shop: Workshop, command: Command, store: Path) -> tuple[list[s
         gone = set((~now[before.name]).nonzero()[0].tolist())
         thrown += len(gone - ({1} if known else set()))
     return [finding.line() for finding in findings], thrown
+
+
+def _complete(store: Path) -> int:
+    """Complete blocks of a store."""
+    return int(sum(target.complete_blocks().sum() for target in open_store(store).rounds()))
 
 
 def differing(

@@ -32,6 +32,9 @@ from lenscache.model.loading_errors import loading_error
 from lenscache.model.names import check_name, local_folder
 from lenscache.model.placement import check_device_map, input_device, offload_folder
 
+# transformers imports torchao where it is there, which does what newer versions of torch deprecate.
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 _HASHED_AT_ONCE = 8  # tensors that a model in parts has to bring to where they are read

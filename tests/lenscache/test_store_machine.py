@@ -30,7 +30,7 @@ PACK = planted_pack(n_examples=3)
 HEADER = planted_header(PACK)
 PLAN = plan_samples(PACK, [1])
 BLOCK_ROWS = -(-len(PLAN) // 3)
-ROUND, ARRAY = "layer_1/round_0", "activations/prompt"
+ROUND = "layer_1/round_0"
 BLOCKS = range(3)
 PLACES: list[tuple[Any, int]] = [(p, i) for p in HEADER.phases for i in HEADER.model_layers]
 

@@ -136,7 +136,7 @@ def test_a_pack_that_cannot_be_written_fails_alone(grid: Grid, tmp_path: Path) -
     assert [str(error) for error in result.failures.values()] == [
         (
             f"the output folder {tmp_path}/out/mean-difference-f1-0.5-layers-0 exists already: "
-            "choose another --out"
+            "choose another folder"
         )
     ]
 
