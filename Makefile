@@ -44,7 +44,7 @@ OWN := test_ci test_data test_imports test_public_names test_readme test_release
 
 test-newest: $(NEWEST)/installed
 	@# what users get today, where `make test` has versions that stay the same; no linters, mypy has one answer a version
-	OMP_NUM_THREADS=1 $(NEWEST)/bin/pytest -n auto --dist loadfile -m 'not slow and not gpu' $(OWN:%=--ignore=tests/%.py)
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/pytest -n auto --dist loadfile --ignore=tests/browser -m 'not slow and not gpu' $(OWN:%=--ignore=tests/%.py)
 
 newest:
 	@# looks for newer releases; `make test-newest` then installs and tries them

@@ -32,8 +32,10 @@ from lenscache.model.loading_errors import loading_error
 from lenscache.model.names import check_name, local_folder
 from lenscache.model.placement import check_device_map, input_device, offload_folder
 
-# transformers imports torchao where it is there, which does what newer versions of torch deprecate.
-logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+# transformers imports torchao where it is installed, which does what newer versions of torch
+# deprecate, and misses kernels for cards that are not there.
+for _name, _level in (("torch.utils._pytree", logging.ERROR), ("torchao", logging.CRITICAL)):
+    logging.getLogger(_name).setLevel(_level)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
